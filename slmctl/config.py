@@ -1,0 +1,602 @@
+"""`slmctl.yaml` in, a checked `Config` out, or every fault in it at once.
+
+One pydantic model a section. Default, unit and help are written here and nowhere else: the flags'
+help, the JSON Schema and the README's table are derived from these models or tested against them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from slmctl.artifact import fingerprint
+from slmctl.errors import UsageError
+
+FILENAME = "slmctl.yaml"
+
+
+class Content:
+    """Marks a path whose content, not its name, is part of a recipe."""
+
+
+class Outside:
+    """Marks a field that is no part of a recipe: it changes where a result goes, not what it is."""
+
+
+class Inherited:
+    """Marks a field that a section takes from the top of the file; it cannot be written in the section."""
+
+
+def _as_text(value: object) -> object:
+    """`version: 1.0` means the text `1.0` where a text is asked for."""
+    return getattr(value, "raw", value)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
+Share = Annotated[float, Field(gt=0, lt=0.5)]
+QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are faults, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Task(Section):
+    """What the model is to do: `classify`, `extract` or `generate`."""
+
+    kind: Literal["classify", "extract", "generate"] = Field(
+        "generate", description="classify: one of a set of labels; extract: JSON; generate: free text"
+    )
+    labels: Literal["from-data"] | list[Text] = Field(
+        "from-data", description="classify: the labels, or from-data for every label in the sources"
+    )
+    json_schema: SourcePath | None = Field(
+        None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
+    )
+    system: Text = Field("", description="the system prompt, the same in training and in use")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Task:
+        if self.kind == "extract" and self.json_schema is None:
+            raise ValueError("extract needs 'schema', the path of a JSON Schema file")
+        if self.kind != "extract" and self.json_schema is not None:
+            raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
+        if self.kind != "classify" and self.labels != "from-data":
+            raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
+        return self
+
+
+class PullConfig(Section):
+    """Fetch and check the base model."""
+
+    base: Annotated[Text, Content(), Inherited()] = ""
+    file: Text | None = Field(None, description="which .gguf, when the package or folder holds several")
+    sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="sha256 that the model file (.gguf or .safetensors) must have"
+    )
+
+
+class Source(Section):
+    """One file of raw rows."""
+
+    path: SourcePath = Field(description="CSV or JSONL file, relative to slmctl.yaml")
+    input: Text = Field("input", description="column that holds what the model is given")
+    output: Text = Field("output", description="column that holds the answer wanted")
+    group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
+    split: Literal["train", "validation", "calibration", "test"] | None = Field(
+        None, description="put every row of this source on one side"
+    )
+
+
+class Splits(Section):
+    """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
+
+    validation: Share = Field(0.10, description="share of rows that stop training and choose settings")
+    calibration: Share = Field(0.15, description="share of rows that set thresholds")
+    test: Share = Field(0.15, description="share of rows that only report")
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Splits:
+        if self.validation + self.calibration + self.test > 0.8:
+            raise ValueError("the held-out shares leave less than 0.2 of the rows for training")
+        return self
+
+
+class PrepareConfig(Section):
+    """Turn raw rows into training, validation, calibration and test records."""
+
+    task: Annotated[Task, Inherited()] = Task()
+    sources: Annotated[list[Source], Field(min_length=1)] = Field(
+        default_factory=list, description="the files to read, in order", validate_default=False
+    )
+    splits: Splits = Field(default_factory=Splits, description="shares of rows that are held out")
+    near_duplicate: float = Field(
+        0.85, gt=0.5, le=1, description="similarity (0.5 to 1) from which a training row is too near a held-out one"
+    )
+
+
+class Lora(Section):
+    """The adapter's shape."""
+
+    rank: int = Field(16, ge=1, le=1024, description="rank of the update matrices")
+    alpha: float = Field(32, gt=0, description="scale of the update; the weight is alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the update, a share")
+    targets: Literal["all-linear"] | list[Text] = Field(
+        "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
+    )
+
+
+class FinetuneConfig(Section):
+    """Train a LoRA adapter on the training records."""
+
+    backend: Literal["auto", "transformers", "unsloth"] = Field(
+        "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
+    )
+    epochs: float = Field(2.0, gt=0, le=1000, description="passes over the training records")
+    learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
+    batch: int = Field(16, ge=1, description="records a step")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_length: int = Field(1024, ge=16, description="longest record in tokens; a longer one stops the stage")
+    seed: int = Field(0, ge=0, description="seed of initial weights and order")
+    lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
+
+
+class MergeConfig(Section):
+    """Fold the adapter into the base's weights."""
+
+    dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
+        "base", description="type of the merged weights; base keeps the base's own"
+    )
+
+
+class QuantizeConfig(Section):
+    """Write GGUF files that llama.cpp runs."""
+
+    project: Annotated[Text, Inherited()] = ""
+    version: Annotated[Text, Inherited()] = ""
+    types: Annotated[list[QuantType], Field(min_length=1)] = Field(
+        ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
+    )
+
+
+class PredictConfig(Section):
+    """Answer every row of one split with one model."""
+
+    split: Literal["validation", "calibration", "test"] = Field("test", description="which records to answer")
+    type: Text | None = Field(None, description="which GGUF file, when the model has several")
+    max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
+
+
+class EvaluateConfig(Section):
+    """Measure models on held-out rows, beside the baselines."""
+
+    models: Annotated[list[Literal["base", "adapter", "merged", "gguf"]], Field(min_length=1)] = Field(
+        ["base", "adapter", "gguf"], description="which models of this pipeline to measure"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
+
+
+class Gate(Section):
+    """One condition that a release must meet."""
+
+    metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
+    model: Text = Field(description="base, adapter, merged, or a GGUF type such as Q4_K_M")
+    min: float | None = Field(None, description="smallest value that passes")
+    against: Text | None = Field(None, description="the model to compare with")
+    max_drop: float | None = Field(
+        None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="one-sided confidence of the bound for max_drop")
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Gate:
+        if (self.min is None) == (self.max_drop is None):
+            raise ValueError("a gate has either 'min', or 'max_drop' with 'against'")
+        if (self.against is None) != (self.max_drop is None):
+            raise ValueError("'max_drop' and 'against' come together")
+        return self
+
+
+class PublishConfig(Section):
+    """Lay out a release and copy it to a registry."""
+
+    project: Annotated[Text, Inherited()] = ""
+    version: Annotated[Text, Inherited()] = ""
+    to: Annotated[Text, Field(pattern=r"^dir:.+$"), Outside()] = Field(
+        "dir:./registry", description="where releases go: dir:FOLDER, relative to slmctl.yaml"
+    )
+
+
+class ServeConfig(Section):
+    """Serve a model over HTTP."""
+
+    host: Text = Field("127.0.0.1", description="address to bind; only the loopback is served without a key")
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
+    context: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
+    max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
+
+
+class Config(Section):
+    """The whole file."""
+
+    project: Annotated[Text, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
+        description="name of the project: small letters, digits and hyphens"
+    )
+    version: Annotated[Text, Field(pattern=r"^[0-9]+(\.[0-9]+){0,2}$")] = Field(
+        "0.1", description="version of the release, such as 1.0"
+    )
+    base: Text = Field(
+        description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file"
+    )
+    task: Task = Field(default_factory=Task, description="what the model is to do")
+    pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
+    predict: PredictConfig = Field(default_factory=PredictConfig, description="stage predict")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage evaluate")
+    gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
+    publish: PublishConfig = Field(default_factory=PublishConfig, description="stage publish")
+    serve: ServeConfig = Field(default_factory=ServeConfig, description="the server")
+
+
+    def as_written(self) -> dict[str, Any]:
+        """The config as `slmctl.yaml` would say it, every default filled in."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for section, key in _inherited():
+            values[section].pop(key, None)
+        return values
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, with `section.key=value` overrides on top.
+
+    Raises:
+        UsageError: Every fault in the file and in the overrides, one line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist", hint="slmctl init support-triage, or name the folder with -C"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return parse(text, overrides, name=path.name, root=path.parent)
+
+
+def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()) -> Config:
+    """`load` for a text; paths in it are taken relative to `root`."""
+    lines = _Lines(name)
+    values = lines.read(text)
+    if not isinstance(values, dict):
+        raise UsageError(f"{name} does not hold a mapping of sections", hint="slmctl init shows one")
+    for override in overrides:
+        lines.override(values, override)
+    faults = lines.faults + list(_misplaced(values, lines))
+    try:
+        config = Config.model_validate(_inherit(values))
+    except ValidationError as error:
+        faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item, values)]
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
+    return _resolve(config, root)
+
+
+def stage_config(config: Config, stage: str) -> Section:
+    """The section of one stage, with what it inherits from the top."""
+    section: Section = getattr(config, stage)
+    return section
+
+
+def recipe(section: BaseModel) -> dict[str, Any]:
+    """A section as it enters a recipe: JSON values, each path replaced by what it holds.
+
+    Raises:
+        UsageError: A file that is named does not exist.
+    """
+    result: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if any(isinstance(mark, Outside) for mark in field.metadata):
+            continue
+        value = getattr(section, name)
+        marked = any(isinstance(mark, Content) for mark in _marks(field))
+        result[name] = _recipe_value(value, marked=marked)
+    return result
+
+
+def _recipe_value(value: Any, *, marked: bool) -> Any:
+    if isinstance(value, BaseModel):
+        return recipe(value)
+    if isinstance(value, list):
+        return [_recipe_value(item, marked=marked) for item in value]
+    if marked and value is not None and not is_remote(str(value)):
+        path = Path(value)
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", hint="paths are relative to the folder of slmctl.yaml")
+        return fingerprint(path)
+    return str(value) if isinstance(value, Path) else value
+
+
+def is_remote(base: str) -> bool:
+    """Whether a base is named by package index or hub, not by a path."""
+    return base.startswith(("pypi:", "hf:"))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `slmctl.yaml`, for editors; without what sections inherit."""
+    document = Config.model_json_schema(by_alias=True)
+    for model in _sections():
+        for name, field in model.model_fields.items():
+            if _is_inherited(field):
+                document["$defs"][model.__name__]["properties"].pop(name)
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return document
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """Every key of the config as (dotted name, default, help), in order; for the README."""
+    yield from _table(Config, "")
+
+
+def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        if _is_inherited(field):
+            continue
+        dotted = prefix + (field.alias or name)
+        inner = _model_in(field.annotation)
+        if inner is None:
+            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+            yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
+        else:
+            listed = typing.get_origin(_bare(field.annotation)) is list
+            yield from _table(inner, dotted + ("[]." if listed else "."))
+
+
+def _sections() -> Iterator[type[BaseModel]]:
+    for field in Config.model_fields.values():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            yield inner
+
+
+def _bare(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, directly or in a list."""
+    annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
+    return None
+
+
+def _marks(field: Any) -> list[Any]:
+    """A field's own marks, and those of the alternatives in a union such as `SourcePath | None`."""
+    found = list(field.metadata)
+    for choice in typing.get_args(field.annotation):
+        if typing.get_origin(choice) is Annotated:
+            found += typing.get_args(choice)[1:]
+    return found
+
+
+def _is_inherited(field: Any) -> bool:
+    return any(isinstance(mark, Inherited) for mark in field.metadata)
+
+
+def _inherited() -> Iterator[tuple[str, str]]:
+    """(section, key) of every field that comes from the top of the file."""
+    for section, field in Config.model_fields.items():
+        inner = _model_in(field.annotation)
+        for key, inner_field in inner.model_fields.items() if inner else ():
+            if _is_inherited(inner_field):
+                yield section, key
+
+
+def _misplaced(values: Mapping[str, Any], lines: _Lines) -> Iterator[str]:
+    for section, key in _inherited():
+        if isinstance(values.get(section), dict) and key in values[section]:
+            yield lines.fault((section, key), f"'{key}' belongs at the top of the file, not in '{section}'")
+
+
+def _inherit(values: dict[str, Any]) -> dict[str, Any]:
+    """Hand each section what it takes from the top; a section left empty becomes an empty mapping."""
+    values = {key: {} if value is None and key in Config.model_fields else value for key, value in values.items()}
+    for section, key in _inherited():
+        inner = values.setdefault(section, {})
+        if isinstance(inner, dict) and key in values:
+            values[section] = {**inner, key: values[key]}
+    return values
+
+
+def _own(item: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a fault is where the user wrote it, and not its echo in a section that inherits it."""
+    loc = item["loc"]
+    return not (len(loc) > 1 and (loc[0], loc[1]) in set(_inherited()))
+
+
+def _resolve(config: Config, root: Path) -> Config:
+    """Make the paths in a config absolute."""
+    root = root.resolve()
+
+    def walk(model: BaseModel) -> BaseModel:
+        changes: dict[str, Any] = {}
+        for name, field in type(model).model_fields.items():
+            value = getattr(model, name)
+            marked = any(isinstance(mark, Content) for mark in _marks(field))
+            if isinstance(value, BaseModel):
+                changes[name] = walk(value)
+            elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+                changes[name] = [walk(item) for item in value]
+            elif isinstance(value, Path):
+                changes[name] = root / value.expanduser()
+            elif marked and isinstance(value, str) and value and not is_remote(value):
+                changes[name] = str(root / Path(value).expanduser())
+        return model.model_copy(update=changes)
+
+    resolved = walk(config)
+    assert isinstance(resolved, Config)
+    return resolved
+
+
+def _explain(item: Any, values: Mapping[str, Any]) -> str:
+    """One fault of pydantic's in the words of the person who wrote the file."""
+    loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
+    found = _found(values, loc)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
+        known = ", ".join(_keys_at(loc[:-1]))
+        return f"unknown key; did you mean '{near[0]}'?" if near else f"unknown key; known here: {known}"
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":
+        return str(context.get("error", item["msg"]))
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        more = f"; did you mean '{near[0]}'?" if near else ""
+        return f"found {found!r}, wants {context['expected']}{more}"
+    if kind == "too_short":
+        return "must not be empty"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"found {found!r}: {message}" if found is not None else message
+
+
+def _found(values: Any, loc: Sequence[int | str]) -> Any:
+    for key in loc:
+        if isinstance(values, dict) and key in values:
+            values = values[key]
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        elif isinstance(values, dict | list):
+            return None
+    return getattr(values, "raw", values)
+
+
+def _keys_at(loc: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for key in loc:
+        if isinstance(key, str) and key in model.model_fields:
+            model = _model_in(model.model_fields[key].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items() if not _is_inherited(field)]
+
+
+class _Int(int):
+    raw: str
+
+
+class _Float(float):
+    raw: str
+
+
+class _Lines:
+    """Reads strict YAML and remembers the line of every key.
+
+    Strict: a key twice is a fault, `1e-4` is a number, `no` is a text, tags are refused. YAML 1.1's
+    surprises (`no`, `on`, `12:30`) do not exist, as in YAML 1.2's core schema.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.faults: list[str] = []
+        self._at: dict[tuple[int | str, ...], int] = {}
+        self._flags: set[tuple[int | str, ...]] = set()
+
+    def read(self, text: str) -> Any:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise UsageError(f"{self.name}{line}: not valid YAML: {error.problem}") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{self.name}: not valid YAML: {error}") from None
+        return None if node is None else self._value(node, (), depth=0)
+
+    def override(self, values: dict[str, Any], assignment: str) -> None:
+        """Put `section.key=value` into `values`."""
+        dotted, sign, text = assignment.partition("=")
+        keys = dotted.strip().split(".")
+        if not sign or not all(keys):
+            raise UsageError(f"--set {assignment}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+        inner = values
+        for key in keys[:-1]:
+            if inner.get(key) is None:
+                inner[key] = {}
+            inner = inner[key]
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {assignment}: '{key}' is not a section")
+        inner[keys[-1]] = _Lines("--set").read(text)
+        self._flags.add(tuple(keys))
+
+    def fault(self, loc: Sequence[int | str], message: str) -> str:
+        """`slmctl.yaml:12: finetune.epochs: message`, with the nearest line that is known."""
+        place, where = tuple(loc), self.name
+        if any(place[: len(flag)] == flag for flag in self._flags):
+            where = "--set"
+        else:
+            while place and place not in self._at:
+                place = place[:-1]
+            where += f":{self._at[place]}" if place in self._at else ""
+        dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
+        return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
+
+    def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
+        if depth > 20:
+            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than 20 deep")
+        self._at.setdefault(loc, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, loc, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*loc, k), depth=depth + 1) for k, item in enumerate(node.value)]
+        return self._scalar(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in result:
+                first = self._at[(*loc, key)]
+                self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
+                continue
+            self._at[(*loc, key)] = line
+            result[key] = self._value(value_node, (*loc, key), depth=depth + 1)
+        return result
+
+    def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
+        text: str = node.value
+        if node.tag.startswith("!") or "python" in node.tag:
+            self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
+        if getattr(node, "style", None) is not None:
+            return text
+        if text in ("", "~", "null"):
+            return None
+        if text in ("true", "false"):
+            return text == "true"
+        number: _Int | _Float
+        if re.fullmatch(r"[-+]?[0-9]+", text) and len(text) < 20:
+            number = _Int(text)
+        elif re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+            number = _Float(text)
+        else:
+            return text
+        number.raw = text
+        return number

@@ -1,0 +1,151 @@
+"""What slmctl says while it works: progress, tables and one-line notes, all on stderr.
+
+On a terminal rich draws them; elsewhere (a log, a pipe, CI) the same facts come as plain lines, not
+more often than every few seconds. Text that comes from data or a model is cleaned of control
+sequences first, since a terminal would obey them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
+SHOW_AFTER_S = 2.0  # work that is over before this needs no progress
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_level = 0  # -1 quiet, 0 normal, 1 verbose
+
+# C0 except tab and newline, DEL, C1, and the bidirectional overrides that reorder what is shown
+_CONTROL = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def set_level(level: int) -> None:
+    """-1: errors only; 0: what happens; 1: details too."""
+    global _level
+    _level = level
+
+
+def clean(text: str) -> str:
+    """Text from data, safe to show: control sequences removed, line breaks and tabs kept."""
+    return _CONTROL.sub("", text)
+
+
+def say(text: str = "") -> None:
+    """One line about what happens."""
+    if _level >= 0:
+        _err.print(clean(text), markup=False)
+
+
+def detail(text: str) -> None:
+    """One line that only `-v` shows."""
+    if _level >= 1:
+        _err.print(clean(text), markup=False, style="dim" if _err.is_terminal else None)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """An error and what to do about it; shown even when quiet."""
+    _err.print(f"error: {clean(message)}", markup=False, style="red" if _err.is_terminal else None)
+    if hint:
+        _err.print(f" hint: {clean(hint)}", markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; the first column is text, the others are figures set to the right."""
+    if _level < 0:
+        return
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*map(clean, row))
+    _err.print(drawn)
+
+
+class Meter:
+    """Counts work done and says how fast it goes and how long it will take."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.note = ""
+        self._start = self._last = time.monotonic()
+        self._bar: Progress | None = None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more units are done; `note` replaces the words at the end of the line."""
+        self.done += count
+        self.note = note or self.note
+        now = time.monotonic()
+        if _level < 0 or now - self._start < SHOW_AFTER_S:
+            return
+        if _err.is_terminal:
+            self._draw()
+        elif now - self._last >= PLAIN_EVERY_S and self.done < self.total:
+            self._last = now
+            say(f"  {self.label}: {self.done}/{self.total} {self.unit}, {self._rate()}{self._tail()}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _draw(self) -> None:
+        if self._bar is None:
+            columns = [TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()]
+            columns += [TextColumn("{task.fields[unit]}  {task.fields[rate]}{task.fields[note]}"), TimeRemainingColumn()]
+            self._bar = Progress(*columns, console=_err, transient=True)
+            self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit, rate="", note="")
+            self._bar.start()
+        note = f", {self.note}" if self.note else ""
+        self._bar.update(self._task, completed=self.done, rate=self._rate(), note=note)
+
+    def _rate(self) -> str:
+        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        return f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s"
+
+    def _tail(self) -> str:
+        left = (time.monotonic() - self._start) / max(self.done, 1) * (self.total - self.done)
+        return f", {duration(left)} left" + (f", {self.note}" if self.note else "")
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Meter]:
+    """A meter for `total` units of work, drawn once it has lasted two seconds."""
+    meter = Meter(label, total, unit)
+    try:
+        yield meter
+    finally:
+        meter.close()
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float) -> str:
+    """`512 B`, `98.4 MB`, `1.20 GB` (powers of ten)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def write(text: str) -> None:
+    """A result, on stdout, as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Stages from raw material to records: pull, prepare."""

@@ -1,0 +1,294 @@
+"""A GGUF in a child process: many requests at once, shared prefix, constrained answers, probabilities.
+
+One llama.cpp in the product: quantize's check, predict, chat and serve all answer through this
+class, so what is measured is what is served. llama.cpp runs in a child, since a crash of native code
+must not take the caller along; the child gets no secrets in its environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmctl.errors import MissingError, StageError
+
+# What the child may know of the environment: where programs and libraries are, how many threads.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
+             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+        prompt: The rendered prompt.
+        prefix: Text at its start that other requests share; computed once.
+        labels: The only answers allowed, or none for free text.
+        end: What ends a label, such as `<|im_end|>`.
+        max_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token.
+        top_p: Share of the probability that is sampled from.
+        stop: Texts that end an answer and are not part of it.
+    """
+
+    prompt: str
+    prefix: str = ""
+    labels: tuple[str, ...] = ()
+    end: str = ""
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
+        confidence: Product of the probabilities of the choices made, each among what was allowed.
+    """
+
+    text: str
+    finish: str
+    confidence: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class EngineError(StageError):
+    """The engine could not answer: a request that does not fit, or a child that died."""
+
+
+Event = dict[str, Any]  # {"piece": text} …, then {"finish": …} or {"error": …}
+
+
+class Engine:
+    """One GGUF file, loaded in a child process that is started again when it dies.
+
+    Args:
+        gguf: The file.
+        sequences: Requests answered at the same time.
+        context: Longest prompt with its answer, in tokens.
+        threads: CPU threads; the cores this process may use, by default.
+
+    Raises:
+        MissingError: llama-cpp-python is not installed.
+        EngineError: The file cannot be loaded.
+    """
+
+    def __init__(self, gguf: Path, *, sequences: int = 16, context: int = 2048, threads: int | None = None) -> None:
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise MissingError(
+                "running a GGUF needs the package 'llama_cpp', which is not installed", hint="pip install 'slmctl[gguf]'"
+            )
+        self.gguf = gguf
+        self.sequences, self.context = sequences, context
+        self._settings = {"sequences": sequences, "context": context, "threads": threads or usable_cores()}
+        self._ids = itertools.count()
+        self._lock = threading.RLock()
+        self._pending: dict[str, Callable[[Event], None]] = {}
+        self._child: subprocess.Popen[str] | None = None
+        self.info: Event = {}
+        self._start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            with contextlib.suppress(OSError):
+                assert child.stdin is not None
+                child.stdin.close()
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+        """Start answering; `on_event` is called from another thread until `finish` or `error` has come.
+
+        Returns:
+            A function that cancels the request and frees its place; no event follows.
+        """
+        id = str(next(self._ids))
+        with self._lock:
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+            self._pending[id] = on_event
+            self._write({"id": id, **request.__dict__})
+
+        def cancel() -> None:
+            with self._lock:
+                if self._pending.pop(id, None) is not None:
+                    self._write({"cancel": id})
+
+        return cancel
+
+    def stream(self, request: Request) -> Iterator[str | Answer]:
+        """Pieces of the answer as they come, then the whole Answer; leaving early cancels.
+
+        Raises:
+            EngineError: The request does not fit, or the child died.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        cancel = self.submit(request, events.put)
+        text = ""
+        try:
+            while "finish" not in (event := events.get()):
+                if "error" in event:
+                    raise EngineError(event["error"])
+                text += event["piece"]
+                yield event["piece"]
+            yield answer_of(event, text)
+        finally:
+            cancel()
+
+    def ask(self, request: Request) -> Answer:
+        """The whole answer to one request."""
+        *_, answer = self.stream(request)
+        assert isinstance(answer, Answer)
+        return answer
+
+    def ask_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer | EngineError]]:
+        """Answer many requests together, each with its index, in the order in which they finish.
+
+        A request that cannot be answered gives its error in place of an answer.
+        """
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        texts: dict[int, str] = {}
+        waiting = enumerate(requests)
+
+        def feed() -> bool:
+            index, request = next(waiting, (-1, None))
+            if request is None:
+                return False
+            texts[index] = ""
+            self.submit(request, lambda event: events.put((index, event)))
+            return True
+
+        for _ in range(self.sequences * 2):  # enough that a freed place is taken at once
+            feed()
+        while texts:
+            index, event = events.get()
+            if "piece" in event:
+                texts[index] += event["piece"]
+                continue
+            text = texts.pop(index)
+            yield index, EngineError(event["error"]) if "error" in event else answer_of(event, text)
+            feed()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt, as the engine reads it."""
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        id = str(next(self._ids))
+        with self._lock:
+            self._pending[id] = events.put
+            self._write({"id": id, "tokenize": text})
+        event = events.get()
+        if "error" in event:
+            raise EngineError(event["error"])
+        tokens: list[int] = event["tokens"]
+        return tokens
+
+    def _start(self) -> None:
+        self._log = tempfile.TemporaryFile()
+        child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=self._log)
+        self._child = child
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            child.wait()
+            raise EngineError(f"{self.gguf.name} cannot be loaded: {self._last_words()}")
+        self.info = json.loads(line)
+        threading.Thread(target=self._listen, args=(child,), daemon=True).start()
+
+    def _listen(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            event = json.loads(line)
+            id = event.pop("id")
+            with self._lock:
+                last = "piece" not in event
+                on_event = self._pending.pop(id, None) if last else self._pending.get(id)
+            if on_event is not None:
+                on_event(event)
+        code = child.wait()
+        with self._lock:
+            if self._child is not None and self._child is not child:
+                return  # a fresh child has taken over, and its requests are not this one's
+            lost, self._pending = self._pending, {}
+        for id, on_event in lost.items():
+            on_event({"error": f"the engine died (exit {code}) while it answered request {id}"})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._child is not None and self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(message) + "\n")
+            self._child.stdin.flush()
+        except OSError:
+            pass  # the child has died; the listening thread says so to every request
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        errors = [line for line in lines if "error" in line.lower()] or lines
+        return errors[-1] if errors else "the engine said nothing"
+
+
+def answer_of(event: Event, text: str) -> Answer:
+    """An Answer from the text so far and the event that ended it."""
+    return Answer(text, event["finish"], event["confidence"], event["prompt_tokens"], event["completion_tokens"])
+
+
+def quantize(source: Path, target: Path, type_name: str) -> None:
+    """Write a quantization of a GGUF file, in a child process.
+
+    Raises:
+        StageError: llama.cpp does not know the type, or could not write the file.
+    """
+    with tempfile.TemporaryFile() as log:
+        child = _python("quantize", str(source), str(target), type_name, stderr=log)
+        if child.wait() != 0:
+            log.seek(0)
+            words = log.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise StageError(f"quantizing to {type_name} failed: {words[-1]}", hint="is the disk full? df -h .")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "slmctl._llama", *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        encoding="utf-8",
+        env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    )

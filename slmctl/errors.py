@@ -1,0 +1,83 @@
+"""The failures slmctl expects, and the exit code of each.
+
+SlmctlError
+├── UsageError         2   a flag, a name or the config is wrong
+├── DataError          3   the input data cannot be used
+├── MissingError       4   a package or tool is not installed
+├── GateError          5   a gate was measured and failed
+├── StageError         6   a stage failed: diverged, out of memory, disk full
+├── IntegrityError     7   an artifact is missing, unfinished or changed
+├── LockedError        8   another process holds the lock
+└── NetworkError       9   the network was refused or failed
+
+Each carries one sentence (what and where) and a hint (what to type next). Anything else that is
+raised is a bug: it keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SlmctlError(Exception):
+    """An expected failure.
+
+    Args:
+        message: One sentence: what is wrong, and where.
+        hint: What the user can type or change next; empty when there is nothing to say.
+    """
+
+    code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(SlmctlError):
+    """A flag, a name or the config is wrong."""
+
+    code = 2
+
+
+class DataError(SlmctlError):
+    """The input data cannot be used."""
+
+    code = 3
+
+
+class MissingError(SlmctlError):
+    """A package or a tool is missing; the hint is the one command that installs it."""
+
+    code = 4
+
+
+class GateError(SlmctlError):
+    """A gate was measured and failed."""
+
+    code = 5
+
+
+class StageError(SlmctlError):
+    """A stage failed while it ran."""
+
+    code = 6
+
+
+class IntegrityError(SlmctlError):
+    """An artifact is missing, unfinished or changed."""
+
+    code = 7
+
+
+class LockedError(SlmctlError):
+    """Another process holds the lock."""
+
+    code = 8
+
+
+class NetworkError(SlmctlError):
+    """The network was refused or failed."""
+
+    code = 9

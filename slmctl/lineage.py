@@ -1,0 +1,114 @@
+"""What came from what: `show` draws an artifact's ancestry, `verify` proves that nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl import artifact
+from slmctl.artifact import MANIFEST, Artifact
+from slmctl.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact of an ancestry; `found` is None for one that lies nowhere here."""
+
+    digest: str
+    role: str
+    found: Artifact | None
+    parents: tuple[Node, ...] = ()
+    sources: tuple[dict[str, str], ...] = field(default=())
+
+
+def show(root: Path, release: Artifact) -> Node:
+    """The ancestry of an artifact, back to the base model and the data files."""
+    return _node(release.digest, "", {a.digest: a for a in known(root)} | {release.digest: release})
+
+
+def known(root: Path) -> Iterator[Artifact]:
+    """Every readable artifact below `runs/`; a damaged one is left to `verify`."""
+    for path in sorted((root / "runs").glob("*/*/" + MANIFEST)):
+        if not path.parent.name.startswith("."):
+            try:
+                yield artifact.load(path.parent)
+            except IntegrityError:
+                continue
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of all artifacts below `runs/`, whole or not."""
+    return sorted(
+        path for path in (root / "runs").glob("*/*") if path.is_dir() and not path.name.startswith(".") and not path.parent.name.startswith(".")
+    )
+
+
+def verify(folders: list[Path]) -> dict[str, list[str]]:
+    """The faults of each folder: files that are extra, missing or changed."""
+    return {str(folder): artifact.verify_folder(folder) for folder in folders}
+
+
+def lines(node: Node, *, indent: str = "", last: bool = True, top: bool = True) -> Iterator[str]:
+    """The ancestry as a drawing, one artifact a line."""
+    branch = "" if top else indent + ("└─ " if last else "├─ ")
+    yield branch + _title(node)
+    indent = "" if top else indent + ("   " if last else "│  ")
+    children: list[Any] = [*node.parents, *node.sources]
+    for k, child in enumerate(children):
+        at_end = k == len(children) - 1
+        if isinstance(child, Node):
+            yield from lines(child, indent=indent, last=at_end, top=False)
+        else:
+            yield f"{indent}{'└─ ' if at_end else '├─ '}file {child['file']}  sha256:{child['sha256'][:12]}"
+
+
+def to_json(node: Node) -> dict[str, Any]:
+    """The ancestry as JSON values."""
+    found = node.found
+    return {
+        "role": node.role,
+        "digest": node.digest,
+        "kind": found.kind if found else None,
+        "path": str(found.path) if found else None,
+        "stage": found.manifest.stage if found else None,
+        "started": found.manifest.started if found else None,
+        "inputs": [to_json(parent) for parent in node.parents],
+        "sources": list(node.sources),
+    }
+
+
+def _node(digest: str, role: str, by_digest: dict[str, Artifact]) -> Node:
+    found = by_digest.get(digest)
+    if found is None:
+        return Node(digest, role, None)
+    parents = []
+    for name, value in found.manifest.inputs.items():
+        for one in value if isinstance(value, list) else [value]:
+            parents.append(_node(one, name, by_digest))
+    return Node(digest, role, found, tuple(parents), tuple(_sources(found)))
+
+
+def _sources(found: Artifact) -> list[dict[str, str]]:
+    """The files from outside that an artifact was made of."""
+    if found.kind == "base":
+        return [{"file": name, "sha256": value} for name, value in found.metrics.get("source_sha256", {}).items()]
+    listed: list[dict[str, str]] = found.metrics.get("sources", [])
+    return listed
+
+
+def _title(node: Node) -> str:
+    if node.found is None:
+        return f"{node.role}  {node.digest[:19]}  (not here)"
+    manifest = node.found.manifest
+    about = {
+        "base": ("name", "source", "license"),
+        "prepared": ("train", "validation", "calibration", "test"),
+        "adapter": ("backend", "steps", "validation_loss"),
+        "predictions": ("model", "split", "n"),
+        "published": ("project", "version", "license"),
+        "report": ("n", "split"),
+    }.get(manifest.kind, ())
+    facts = ", ".join(f"{key} {manifest.metrics[key]}" for key in about if manifest.metrics.get(key) not in (None, ""))
+    return f"{manifest.kind}  {node.digest[:19]}  {manifest.started}" + (f"  {facts}" if facts else "")

@@ -1,0 +1,1 @@
+"""Stages from records to a measured model: finetune, merge, quantize, predict, evaluate."""

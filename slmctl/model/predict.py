@@ -1,0 +1,246 @@
+"""one model + rows -> predictions: every answer, row by row, with how sure the model was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmctl import console, engine
+from slmctl.artifact import Artifact, FileEntry
+from slmctl.config import PredictConfig
+from slmctl.errors import DataError, StageError, UsageError
+from slmctl.records import Record, Row, read_records, read_rows, write_jsonl
+from slmctl.task import Task
+
+LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: the rendered prompt, and the text at its start that all questions share."""
+
+    text: str
+    prefix: str = ""
+
+
+class Answerer(Protocol):
+    """A model that answers prompts, many together, in any order."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...
+
+
+def run(
+    config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None
+) -> dict[str, Any]:
+    """Answer every record of one split, and write `predictions.jsonl` in the records' order.
+
+    Raises:
+        UsageError: The model has several GGUF files and none is chosen.
+        StageError: The model could not answer a row.
+    """
+    task = Task.read(prepared.path)
+    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    untuned = model.kind == "base"  # it never saw the labels, so it is told them
+    name = config.type if model.kind in ("gguf", "published") else model.kind
+    with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
+        prompts = [prompt(task, record.input, list_labels=untuned) for record in records]
+        latency = _latency(answerer, prompts[:LATENCY_ROWS])
+        begun = time.monotonic()
+        answers: list[engine.Answer | None] = [None] * len(records)
+        with console.progress(f"predict {name}", len(records), "rows") as meter:
+            for index, answer in answerer.answer(prompts):
+                if isinstance(answer, engine.EngineError):
+                    raise StageError(f"row {records[index].id} could not be answered: {answer.message}")
+                answers[index] = answer
+                meter.advance()
+        seconds = time.monotonic() - begun
+    write_jsonl(out / "predictions.jsonl", (_line(record, answer) for record, answer in zip(records, answers, strict=True)))
+    return {
+        "model": name or Path(weights.path).stem,
+        "kind": model.kind,
+        "split": config.split,
+        "n": len(records),
+        "size": weights.size,
+        "sha256": weights.sha256,
+        "prompt_lists_labels": untuned and bool(task.labels),
+        "latency_ms": latency,
+        "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
+    }
+
+
+def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
+    """The prompt for one input, and how much of it does not depend on the input."""
+    mark = "\x00"
+    rendered = task.prompt(task.messages(text, list_labels=list_labels))
+    return Prompt(rendered, task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0])
+
+
+class opened:  # noqa: N801 - reads as a verb in `with`
+    """Open a model for answering: `with opened(model, task) as (answerer, weights)`.
+
+    `weights` is the file that answers: the GGUF itself, or the safetensors of an HF model.
+    """
+
+    def __init__(
+        self, model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256
+    ) -> None:
+        self.model, self.task, self.base = model, task, base
+        self.type, self.max_tokens = type, max_tokens
+        self._engine: engine.Engine | None = None
+
+    def __enter__(self) -> tuple[Answerer, FileEntry]:
+        if self.model.kind in ("gguf", "published"):
+            entry = choose_gguf(self.model, self.type)
+            self._engine = engine.Engine(self.model.file(entry.path))
+            return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
+        from slmctl.model._hf import HfAnswerer  # torch is needed for HF models alone
+
+        answerer = HfAnswerer(self.model, self.task, base=self.base, max_tokens=self.max_tokens)
+        return answerer, _whole(self.model, self.base)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
+    """The GGUF file of a model that `--type` picks, or the only one.
+
+    Raises:
+        UsageError: None fits, or several do.
+    """
+    entries = model.files(".gguf")
+    chosen = [entry for entry in entries if type is None or entry.path.removesuffix(".gguf").endswith(type)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(entry.path for entry in entries) or "none"
+    raise UsageError(f"{model.path.name} has these GGUF files: {names}", hint="--type Q4_K_M picks one")
+
+
+class GgufAnswerer:
+    """Answers through the engine."""
+
+    def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
+        self.model, self.task, self.max_tokens = model, task, max_tokens
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        return self.model.ask_all(request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
+
+
+def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
+    """What the engine is asked so that the answer is one that the task allows."""
+    return engine.Request(
+        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,)
+    )
+
+
+def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
+    """The weights of an HF model as one entry: an adapter counts with its base, since it needs it."""
+    size = sum(entry.size for entry in model.files(".safetensors"))
+    if model.kind == "adapter" and base is not None:
+        size += sum(entry.size for entry in base.files(".safetensors"))
+    return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
+
+
+def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """What one caller waits for one answer, in ms, over some rows asked one at a time after a warm-up."""
+    times = []
+    for prompt in [*prompts[:1], *prompts]:
+        begun = time.monotonic()
+        for _ in answerer.answer([prompt]):
+            pass
+        times.append((time.monotonic() - begun) * 1000)
+    measured = sorted(times[1:])
+    p95 = measured[min(len(measured) - 1, int(len(measured) * 0.95))]
+    return {"median": round(statistics.median(measured), 1), "p95": round(p95, 1), "n": len(measured)}
+
+
+def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
+    assert answer is not None
+    return {
+        "id": record.id,
+        "answer": answer.text,
+        "expected": record.answer,
+        "confidence": answer.confidence,
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+    }
+
+
+# A user's own file
+
+
+def answer_file(answerer: Answerer, task: Task, *, source: Path, target: Path, column: str, list_labels: bool) -> tuple[int, int]:
+    """Answer every row of a CSV or JSONL file, in order, columns kept, `answer` and `confidence` added.
+
+    A bad row becomes a row with an `error`. `-` as the target is stdout, as JSONL. The file appears
+    under its name only when it is whole.
+
+    Returns:
+        Rows written, and how many of them have an error.
+
+    Raises:
+        DataError: The file has no such column, or cannot be read.
+        UsageError: The target is of an unknown kind.
+    """
+    rows = list(read_rows(source))
+    good = [row for row in rows if not row.fault]
+    if not rows:
+        raise DataError(f"{source.name} holds no rows")
+    if good and column not in good[0].columns:
+        known = ", ".join(good[0].columns)
+        raise DataError(f"{source.name} has no column '{column}'", hint=f"--column NAME; its columns: {known}")
+    results: list[dict[str, Any]] = [dict(row.columns) for row in rows]
+    asked = [k for k, row in enumerate(rows) if _askable(row, column, results[k])]
+    prompts = [prompt(task, str(rows[k].columns[column]).strip(), list_labels=list_labels) for k in asked]
+    with console.progress("predict", len(prompts), "rows") as meter:
+        for index, answer in answerer.answer(prompts):
+            fields = results[asked[index]]
+            if isinstance(answer, engine.EngineError):
+                fields |= {"answer": None, "confidence": None, "error": answer.message}
+            else:
+                fields |= {"answer": answer.text.strip(), "confidence": answer.confidence, "error": None}
+            meter.advance()
+    _write(target, results)
+    return len(results), sum(bool(fields["error"]) for fields in results)
+
+
+def _askable(row: Row, column: str, fields: dict[str, Any]) -> bool:
+    problem = row.fault or ("" if str(row.columns.get(column) or "").strip() else f"'{column}' is empty")
+    if problem:
+        fields |= {"answer": None, "confidence": None, "error": problem}
+    return not problem
+
+
+def _write(target: Path, results: list[dict[str, Any]]) -> None:
+    if str(target) == "-":
+        console.write("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in results))
+        return
+    writers: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": _as_csv, ".jsonl": _as_jsonl}
+    if target.suffix not in writers:
+        raise UsageError(f"{target.name} is of an unknown kind", hint=f"known: {', '.join(writers)}, or - for stdout")
+    half = target.with_name(f".{target.name}.part")
+    half.write_text(writers[target.suffix](results), encoding="utf-8", newline="")
+    os.replace(half, target)
+
+
+def _as_jsonl(results: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in results)
+
+
+def _as_csv(results: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for fields in results for name in fields))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(results)
+    return stream.getvalue()

@@ -1,0 +1,93 @@
+"""What keeps data on this machine: switches for the libraries that phone home, and a guard on sockets.
+
+The switches act on the Hugging Face libraries only when set before their first import, so `cli`
+calls `seal` before any stage module is loaded. The guard is a second, independent line: CPython's
+audit events see every `connect` and name look-up made through the `socket` module, whichever
+library makes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+
+from slmctl.errors import NetworkError
+
+# Which library each switch silences is listed in docs/privacy.md.
+SWITCHES = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # a fork after its threads have started would warn on stderr
+}
+
+_open_for = ""  # what the user asked that needs the network; empty: the guard is up
+_installed = False
+contacted: set[str] = set()
+
+
+def seal() -> None:
+    """Turn every switch off and raise the guard, for this process and the children it starts."""
+    global _installed
+    os.environ.update(SWITCHES)
+    if not _installed:
+        sys.addaudithook(_audit)
+        _installed = True
+
+
+@contextlib.contextmanager
+def network(purpose: str) -> Iterator[None]:
+    """Let this process use the network inside the block, because the user asked for `purpose`.
+
+    The Hub's client reads its offline switch when it is imported, so the caller imports it inside.
+    """
+    global _open_for
+    kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    _open_for = purpose
+    try:
+        yield
+    finally:
+        _open_for = ""
+        os.environ.update({name: value for name, value in kept.items() if value is not None})
+
+
+def _audit(event: str, args: tuple[object, ...]) -> None:
+    """Refuse what leaves the machine. Audit hooks cannot be removed, so this one stays cheap."""
+    if event == "socket.connect":
+        host = _host(args[1])
+    elif event == "socket.getaddrinfo":
+        host = str(args[0] or "")
+    else:
+        return
+    if _is_local(host):
+        return
+    if not _open_for:
+        raise NetworkError(
+            f"refused a connection to '{host}': nothing leaves this machine unasked",
+            hint="only `slmctl pull` and `slmctl doctor --fix` use the network",
+        )
+    contacted.add(host)
+
+
+def _host(address: object) -> str:
+    """The host of an address as `socket.connect` takes it; a Unix socket has none."""
+    return str(address[0]) if isinstance(address, tuple) and address else ""
+
+
+def _is_local(host: str) -> bool:
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback or host in ("0.0.0.0", "::")
+    except ValueError:
+        return False

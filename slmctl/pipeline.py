@@ -1,0 +1,426 @@
+"""The table of stages, and the one function that runs a stage.
+
+Stages meet only on disk. Naming, hashing, atomicity, locking, skipping and verification are done
+here, once; a stage module only reads its inputs, fills an empty folder and returns its metrics.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl import __version__, artifact, config, gates, offline
+from slmctl.artifact import Artifact, Manifest
+from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
+
+TASK = "task.json"  # travels from artifact to artifact, see `task`
+
+
+@dataclass(frozen=True)
+class Role:
+    """One input of a stage: what kinds may fill it, and whether none or many may."""
+
+    name: str
+    kinds: tuple[str, ...]
+    optional: bool = False
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table: what a stage takes, what it leaves, and where its code is."""
+
+    name: str  # the subcommand, the section of the config, the last part of the module
+    takes: tuple[Role, ...]
+    leaves: str
+    module: str  # imported only when the stage runs
+    uses: tuple[str, ...] = ()  # packages whose versions go into the manifest
+    version: int = 1  # raise it when the same recipe should give another result
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+_BASE, _PREPARED = Role("base", ("base",)), Role("prepared", ("prepared",))
+_HF = ("torch", "transformers", "tokenizers")
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
+        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
+        Stage("finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune", (*_HF, "trl", "peft", "unsloth")),
+        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch", "safetensors")),
+        Stage(
+            "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
+            ("llama_cpp_python", "gguf", "transformers"),
+        ),
+        Stage(
+            "predict",
+            (
+                Role("model", ("gguf", "base", "adapter", "merged", "published")),
+                _PREPARED,
+                Role("base", ("base",), optional=True),  # an adapter answers on top of it
+            ),
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", *_HF, "peft"),
+        ),
+        Stage(
+            "evaluate", (Role("predictions", ("predictions",), many=True), _PREPARED), "report",
+            "slmctl.model.evaluate", ("scikit-learn",),
+        ),
+        Stage(
+            "publish", (_BASE, Role("gguf", ("gguf",)), Role("report", ("report",))), "published",
+            "slmctl.release.publish",
+        ),
+    )
+}  # fmt: skip
+BY_KIND = {stage.leaves: stage for stage in STAGES.values()}
+
+# Which extra brings a package that may be missing.
+EXTRAS = {
+    "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
+    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
+    "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf", "sklearn": "evaluate",
+    "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+}  # fmt: skip
+
+
+@dataclass
+class Project:
+    """A folder with a config, and the artifacts beside it."""
+
+    root: Path
+    config: config.Config
+    wait: bool = True
+    on_wait: Callable[[str], None] = lambda holder: None
+    given: dict[str, Path] = field(default_factory=dict)  # paths named by the user, by role
+    _found: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def forget(self) -> None:
+        """Look for artifacts anew."""
+        self._found.clear()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a stage is asked to do, resolved: its config, its inputs, its recipe and where that leads."""
+
+    stage: Stage
+    section: config.Section
+    recipe: dict[str, Any]
+    inputs: dict[str, Artifact | list[Artifact]]
+    recipe_id: str
+    path: Path
+
+    @property
+    def digests(self) -> dict[str, str | list[str]]:
+        return _digests(self.inputs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running a stage gave."""
+
+    artifact: Artifact
+    current: bool  # it was there already
+    seconds: float
+
+
+def ask(
+    project: Project,
+    name: str,
+    inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
+    section: config.Section | None = None,
+) -> Ask:
+    """Resolve a stage: every input found, every source hashed.
+
+    Args:
+        project: Where.
+        name: Which stage.
+        inputs: Artifacts for roles that should not be looked up.
+        section: A config to use in place of the project's.
+
+    Raises:
+        IntegrityError: An input has not been made yet, or is damaged.
+        UsageError: A source file does not exist.
+    """
+    stage = STAGES[name]
+    section = section or config.stage_config(project.config, name)
+    filled = dict(inputs or {})
+    for role in stage.takes:
+        if role.name not in filled and not (role.optional or role.many):
+            filled[role.name] = find(project, role)
+    recipe = config.recipe(section)
+    recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
+    folder = recipe_id.removeprefix("sha256:")[:12]
+    return Ask(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+
+
+def expected(project: Project, name: str) -> Ask:
+    """What the config asks of a stage; for a report, that is a report on the models it lists."""
+    if name != "evaluate":
+        return ask(project, name)
+    listed: list[Artifact] = []
+    for model in project.config.evaluate.models:
+        for asked in predictions_of(project, model):
+            if not asked.path.exists():
+                raise IntegrityError(f"{model} has not been measured with this config and data", hint="slmctl evaluate")
+            listed.append(artifact.load(asked.path))
+    return ask(project, name, {"predictions": listed})
+
+
+def find(project: Project, role: Role) -> Artifact:
+    """The artifact that fills a role: the path the user gave, else the one the config's recipes name.
+
+    Raises:
+        IntegrityError: It has not been made yet, or is damaged.
+    """
+    if role.name not in project._found:
+        if role.name in project.given:
+            project._found[role.name] = open_model(project.given[role.name], role.kinds)
+        else:
+            stage = BY_KIND[role.kinds[0]]
+            path = expected(project, stage.name).path
+            if not path.exists():
+                raise IntegrityError(
+                    f"no current artifact '{stage.leaves}': stage {stage.name} has not run with this config and data",
+                    hint=f"slmctl run --until {stage.name}",
+                )
+            project._found[role.name] = artifact.load(path)
+    return project._found[role.name]
+
+
+def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
+    """An artifact folder, a published folder, a bare `.gguf` or an HF folder, as an artifact.
+
+    Raises:
+        IntegrityError: There is nothing at `path`, or it is damaged.
+        UsageError: What is there is of another kind.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise IntegrityError(f"{path} does not exist", hint=f"a {' or '.join(kinds)} artifact is wanted there")
+    if (path / artifact.MANIFEST).exists():
+        found = artifact.load(path)
+    elif path.suffix == ".gguf":
+        found = artifact.foreign(path, "gguf")
+    elif (path / "adapter_config.json").exists():
+        found = artifact.foreign(path, "adapter")
+    elif (path / "config.json").exists():
+        found = artifact.foreign(path, "merged")
+    else:
+        raise IntegrityError(f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}")
+    if found.kind not in kinds:
+        raise UsageError(f"{path} is of kind '{found.kind}'", hint=f"wanted here: {', '.join(kinds)}")
+    return found
+
+
+def run(project: Project, asked: Ask) -> Outcome:
+    """Run a stage, or find that its recipe has an artifact already.
+
+    Raises:
+        IntegrityError: An input is not what its manifest says.
+        LockedError: Another process makes the same artifact and `project.wait` is false.
+        MissingError: A package that the stage needs is not installed.
+        StageError: The disk or the memory is full.
+    """
+    begun = time.monotonic()
+    lock = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}"
+    if asked.path.exists():
+        return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
+        if asked.path.exists():  # made while this process waited
+            return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
+        for given in _flat(asked.inputs):
+            _require_whole(given)
+        made = _make(asked)
+    return Outcome(made, False, time.monotonic() - begun)
+
+
+def _make(asked: Ask) -> Artifact:
+    started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    stage = asked.stage
+    offline.contacted.clear()
+    with artifact.draft(asked.path) as place:
+        try:
+            module = importlib.import_module(stage.module)
+            metrics = module.run(asked.section, out=place, **asked.inputs)
+            _pass_on(TASK, asked.inputs, place)
+            return artifact.publish_draft(
+                place,
+                asked.path,
+                lambda files, digest: Manifest(
+                    kind=stage.leaves,
+                    stage=stage.id,
+                    digest=digest,
+                    recipe_id=asked.recipe_id,
+                    config=asked.recipe,
+                    inputs=asked.digests,
+                    files=files,
+                    metrics=metrics,
+                    environment=environment(stage.uses),
+                    started=started,
+                    seconds=round(time.monotonic() - begun, 3),
+                ),
+            )
+        except ModuleNotFoundError as error:
+            raise missing(error, stage.name) from error
+        except MemoryError:
+            raise StageError(f"{stage.name} ran out of memory", hint="a smaller batch or a smaller base") from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StageError(f"{stage.name}: the disk is full ({asked.path.parent})", hint="df -h .") from None
+            raise
+
+
+def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFoundError:
+    """Turn a package that an extra brings into a sentence; anything else stays the bug it is."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    extra = EXTRAS[package]
+    return MissingError(
+        f"{what} needs the package '{package}', which is not installed", hint=f"pip install 'slmctl[{extra}]'"
+    )
+
+
+def environment(packages: Sequence[str]) -> dict[str, Any]:
+    """Versions and machine, as a manifest records them; nothing is imported for it."""
+    versions = {"slmctl": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions | {"machine": platform.machine(), "hosts_contacted": sorted(offline.contacted)}
+
+
+def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
+    """Carry a file that every later artifact needs, unless the stage wrote its own."""
+    for given in _flat(inputs):
+        if not (place / name).exists() and (given.path / name).is_file():
+            shutil.copyfile(given.path / name, place / name)
+
+
+def _require_whole(given: Artifact) -> None:
+    faults = artifact.verify(given)
+    if faults:
+        raise IntegrityError(
+            f"{given.path} ({given.kind}) is damaged: {'; '.join(faults)}",
+            hint=f"remove it and run its stage again: rm -r {given.path}",
+        )
+
+
+def _flat(inputs: Mapping[str, Artifact | list[Artifact]]) -> list[Artifact]:
+    result: list[Artifact] = []
+    for value in inputs.values():
+        result += value if isinstance(value, list) else [value]
+    return result
+
+
+def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str | list[str]]:
+    return {
+        role: [one.digest for one in value] if isinstance(value, list) else value.digest
+        for role, value in inputs.items()
+    }
+
+
+# Chains of stages
+
+
+def evaluate(project: Project, models: Sequence[str | Path], split: str | None = None) -> Outcome:
+    """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
+
+    Args:
+        project: Where.
+        models: Kinds of this pipeline (base, adapter, merged, gguf), or paths of models.
+        split: Rows to answer, when not those of the config.
+
+    Raises:
+        What `ask` and `run` raise.
+    """
+    predictions = [run(project, asked).artifact for model in models for asked in predictions_of(project, model, split)]
+    return run(project, ask(project, "evaluate", {"predictions": predictions}))
+
+
+def predictions_of(project: Project, model: str | Path, split: str | None = None, type: str | None = None) -> list[Ask]:
+    """What to ask `predict` for one model: once, or once a GGUF file when it has several."""
+    role = STAGES["predict"].takes[0]
+    if isinstance(model, str) and model in role.kinds:
+        found = find(project, Role(model, (model,)))
+    else:
+        found = open_model(Path(model), role.kinds)
+    section = config.stage_config(project.config, "predict")
+    change: dict[str, Any] = {"split": split} if split else {}
+    inputs: dict[str, Artifact | list[Artifact]] = {"model": found}
+    if found.kind == "adapter":
+        inputs["base"] = base_of(project, found)
+    types: list[str | None] = [None]
+    if found.kind in ("gguf", "published"):
+        listed = found.metrics.get("files")
+        types = [type] if type else list(listed) if listed else [None]
+    return [ask(project, "predict", inputs, section.model_copy(update=change | {"type": name})) for name in types]
+
+
+def base_of(project: Project, adapter: Artifact) -> Artifact:
+    """The base that an adapter was trained on.
+
+    Raises:
+        IntegrityError: It is not among this project's artifacts.
+    """
+    wanted = adapter.manifest.inputs.get("base")
+    if wanted is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
+        return find(project, Role("base", ("base",)))
+    for path in sorted((project.runs / "base").glob("*/" + artifact.MANIFEST)):
+        found = artifact.load(path.parent)
+        if found.digest == wanted:
+            return found
+    raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
+
+
+def publish(project: Project) -> tuple[Outcome, Path, bool]:
+    """Check the gates, lay out the release, and copy it to the registry.
+
+    Returns:
+        The outcome of the stage, where the release lies, and whether it was there already.
+
+    Raises:
+        GateError: A gate failed, or no report measured a file.
+    """
+    enforce_gates(project, find(project, Role("report", ("report",))))
+    outcome = run(project, ask(project, "publish"))
+    module = importlib.import_module(STAGES["publish"].module)
+    target, there = module.deliver(outcome.artifact, project.config.publish, project.root)
+    return outcome, target, there
+
+
+def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:
+    """Every gate of the config against a report.
+
+    Args:
+        project: Where the gates stand.
+        report: What was measured.
+        only_measured: Leave out gates about models that this report did not measure.
+
+    Raises:
+        GateError: At least one failed.
+    """
+    measured = set(report.metrics["models"])
+    wanted = [
+        gate
+        for gate in project.config.gates
+        if not only_measured or {gate.model, gate.against or gate.model} <= measured
+    ]
+    return gates.enforce(wanted, report.metrics)

@@ -1,0 +1,1 @@
+"""Stages from a measured model to a release: publish."""

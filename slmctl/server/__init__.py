@@ -1,0 +1,1 @@
+"""`slmctl serve`: an OpenAI-compatible server over one model."""

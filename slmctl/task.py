@@ -1,0 +1,168 @@
+"""The task contract: what the model is asked, how an answer is read. It travels as `task.json`.
+
+`prepare` writes it, every later artifact and release carries it, and finetune, predict and serve
+all render their prompts here: that is why what is trained is what is measured and served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jsonschema
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from slmctl.artifact import canonical
+from slmctl.errors import DataError, IntegrityError
+
+FILENAME = "task.json"
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model does, and the exact form in which it is asked.
+
+    Attributes:
+        kind: classify, extract or generate.
+        labels: The allowed answers (classify).
+        schema: The JSON Schema of an answer (extract).
+        system: The system prompt; empty for none.
+        chat_template: Jinja source that turns messages into the prompt.
+        bos_token, eos_token: The base's tokens, for the template.
+        special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
+        end: The text that ends an answer, such as `<|im_end|>`.
+    """
+
+    kind: str
+    chat_template: str
+    end: str
+    labels: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
+    system: str = ""
+    bos_token: str = ""
+    eos_token: str = ""
+    special_tokens: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """The contract in an artifact's folder.
+
+        Raises:
+            IntegrityError: The folder carries none.
+        """
+        path = folder / FILENAME
+        if not path.is_file():
+            raise IntegrityError(
+                f"{folder} carries no {FILENAME}, so what its model is asked is unknown",
+                hint="take a model that slmctl made, or name a prepared data set beside it",
+            )
+        fields = json.loads(path.read_bytes())
+        fields["labels"], fields["special_tokens"] = tuple(fields["labels"]), tuple(fields["special_tokens"])
+        return cls(**fields)
+
+    def write(self, folder: Path) -> None:
+        (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
+
+    def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, str]]:
+        """The conversation that asks for one answer.
+
+        `list_labels` names the labels in the system prompt: a model that was never trained on them
+        cannot know them, one that was needs no reminder.
+        """
+        system = self.system
+        if list_labels and self.labels:
+            system = f"{system}\nAnswer with one of: {', '.join(self.labels)}.".strip()
+        head = [{"role": "system", "content": system}] if system else []
+        return [*head, {"role": "user", "content": text}]
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text that the model continues with its answer."""
+        return self.render(messages, add_generation_prompt=True)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Messages through the chat template.
+
+        A control token spelled out in a message is data, not control: it is broken up by a
+        zero-width space, so that no customer can close their own turn and open the system's.
+
+        Raises:
+            DataError: The template refuses these messages.
+        """
+        safe = [{**message, "content": self._defuse(message["content"])} for message in messages]
+        try:
+            return _compile(self.chat_template).render(
+                messages=safe,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.bos_token,
+                eos_token=self.eos_token,
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template refuses the messages: {error}") from None
+
+    def _defuse(self, text: str) -> str:
+        for token in self.special_tokens:
+            if token in text:
+                text = text.replace(token, token[0] + "\u200b" + token[1:])
+        return text
+
+    def read_answer(self, text: str) -> Any:
+        """The value in an answer: a label, the parsed JSON, or the text itself.
+
+        Raises:
+            DataError: The answer is not one of the labels, or not JSON.
+        """
+        text = text.strip()
+        if self.kind == "classify" and text not in self.labels:
+            raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
+        if self.kind != "extract":
+            return text
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise DataError("the answer is not JSON") from None
+
+    def fits_schema(self, value: Any) -> bool:
+        """Whether a parsed answer satisfies the task's JSON Schema."""
+        return not any(_validator(json.dumps(self.schema)).iter_errors(value))
+
+
+def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
+    """What a chat template puts right after an assistant's words: the text that must end an answer.
+
+    Raises:
+        DataError: The template puts nothing there, so a model trained with it would never stop.
+    """
+    task = Task("generate", template, "", bos_token=bos_token, eos_token=eos_token)
+    ask = {"role": "user", "content": "question"}
+    whole = task.render([ask, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False)
+    end = whole.rpartition("ANSWER")[2].strip()
+    if not end:
+        raise DataError("the chat template has no end of turn", hint="a model trained with it would never stop")
+    token = re.match(r"<[^<>\s]+>|\S+", end)
+    return token.group() if token else end
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> jinja2.Template:
+    """Compile a template in the sandbox, with what chat templates expect to find there."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _refuse
+    return environment.from_string(source)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@functools.lru_cache(maxsize=8)
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(schema))

@@ -1,0 +1,1 @@
+"""What `slmctl init` copies and what commands render."""
