@@ -20,6 +20,16 @@ def accelerator() -> str:
     return {"": "", "/dev/kfd": "rocm"}.get(found, "cuda")
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words, such as `avx512_bf16`; empty where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, "").partition(":")[2].split())
+
+
 def choose(wanted: str) -> str:
     """`unsloth` or `transformers`, from what the config wants and what is here.
 

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from slmctl.artifact import fingerprint
+from slmctl.backend import cpu_flags
 from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
@@ -44,6 +45,10 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
 Share = Annotated[float, Field(gt=0, lt=0.5)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
+
+
+def _fast_products() -> str:
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
 class Section(BaseModel):
@@ -151,6 +156,10 @@ class FinetuneConfig(Section):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens; a longer one stops the stage")
     seed: int = Field(0, ge=0, description="seed of initial weights and order")
+    products: Literal["float32", "bfloat16"] = Field(
+        default_factory=_fast_products,
+        description="how a CPU multiplies frozen weights; bfloat16 where the processor does so natively",
+    )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
 
 

@@ -8,7 +8,6 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from slmctl import __version__, backend, converter
 from slmctl.console import size
@@ -48,8 +47,7 @@ def fix() -> list[str]:
 def _machine() -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     disk = shutil.disk_usage(".").free
-    has = set(_cpu_flags())
-    flags = [flag for flag in FLAGS if flag in has]
+    flags = [flag for flag in FLAGS if flag in backend.cpu_flags()]
     gpu = backend.accelerator()
     return [
         Finding("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
@@ -59,16 +57,6 @@ def _machine() -> list[Finding]:
         Finding("accelerator", gpu or "none (training and serving run on the processor)"),
         Finding("training backend", backend.choose("auto")),
     ]
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                return line.partition(":")[2].split()
-    except OSError:
-        pass
-    return []
 
 
 def _packages() -> list[Finding]:

@@ -5,12 +5,15 @@ The one place that loads with transformers; it is imported by stages only.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; read when tqdm is imported
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmctl.errors import DataError

@@ -27,6 +27,8 @@ SEED = 4127
 NEAR = 82.0  # two fresh tickets are never as alike as this, in percent (indel ratio)
 NEAR_DUPLICATES = 106
 EXACT_DUPLICATES = 26
+USUAL = 2  # the smaller, the more often the first phrases of a list are chosen
+MISSPELT = 0.13  # share of tickets with typos
 SLOT = re.compile(r"\[(\w+)\]")
 
 
@@ -45,6 +47,11 @@ def expand(phrase: str, rng: random.Random) -> str:
         if found is None:
             return phrase
         phrase = phrase[: found.start()] + rng.choice(found.group(1).split("|")) + phrase[found.end() :]
+
+
+def usual(phrases: Sequence[str], rng: random.Random) -> str:
+    """Choose a phrase: the first of a list are the usual ones, the rest its long tail."""
+    return rng.choices(phrases, [1 / (rank + USUAL) for rank in range(len(phrases))])[0]
 
 
 @dataclass
@@ -206,12 +213,12 @@ class Ticket:
 VOICES = {"plain": 33, "polite": 16, "terse": 24, "angry": 10, "rambling": 6, "nonnative": 11}
 # How often a voice has an opening, a filler, a passing mention, an ask and a closing.
 HABITS: dict[str, tuple[float, float, float, float, float]] = {
-    "plain": (0.15, 0.08, 0.26, 0.11, 0.12),
-    "polite": (0.70, 0.12, 0.26, 0.20, 0.55),
-    "terse": (0.05, 0.02, 0.20, 0.08, 0.04),
-    "angry": (0.35, 0.08, 0.26, 0.16, 0.25),
+    "plain": (0.15, 0.08, 0.29, 0.14, 0.12),
+    "polite": (0.70, 0.12, 0.29, 0.22, 0.55),
+    "terse": (0.05, 0.02, 0.24, 0.10, 0.04),
+    "angry": (0.35, 0.08, 0.29, 0.18, 0.25),
     "rambling": (0.80, 1.00, 0.60, 0.45, 0.60),
-    "nonnative": (0.35, 0.08, 0.26, 0.12, 0.25),
+    "nonnative": (0.35, 0.08, 0.29, 0.16, 0.25),
 }
 NEIGHBOURS = {
     "a": "s", "e": "r", "i": "o", "o": "p", "n": "m", "t": "r", "s": "d", "r": "e", "l": "k", "d": "f",
@@ -227,15 +234,15 @@ def mention(category: str, slots: Slots) -> str:
     """Write a sentence that only touches, settles or declines the topic of another category."""
     rng = slots.rng
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.14:
         topic = rng.choice(support.GOOD_FITS[category])
         return slots.fill(rng.choice(support.GOOD[topic]))
     topic = rng.choice([name for name in support.COUNTS if name != category])
     frames, contents = (
-        (support.TOPIC_FRAMES, support.TOPICS) if kind < 0.65 else (support.ACTION_FRAMES, support.ACTIONS)
+        (support.TOPIC_FRAMES, support.TOPICS) if kind < 0.62 else (support.ACTION_FRAMES, support.ACTIONS)
     )
-    content = slots.fill(rng.choice(contents[topic]), keep=False)
-    return slots.fill(rng.choice(frames)).replace("@", content)
+    content = slots.fill(usual(contents[topic], rng), keep=False)
+    return slots.fill(usual(frames, rng)).replace("@", content)
 
 
 def typo(word: str, rng: random.Random) -> str:
@@ -276,7 +283,7 @@ def join(parts: Sequence[str], voice: str, rng: random.Random) -> str:
     style = rng.random()
     sloppy = {"plain": 0.3, "polite": 0.04, "terse": 0.55, "angry": 0.3, "rambling": 0.4, "nonnative": 0.3}
     if style < sloppy[voice]:
-        glue = rng.choice((" ", ", ", ". ", " - ", "... ", " and "))
+        glue = rng.choice((" ", ", ", ". ", " - ", "... "))
         text = parts[0]
         for part in parts[1:]:
             text += (" " if text[-1] in "?!.," else glue) + part
@@ -298,14 +305,15 @@ def write_ticket(category: str, rng: random.Random) -> str:
     voice = rng.choices(list(VOICES), weights=list(VOICES.values()))[0]
     opening, filler, aside, ask, closing = HABITS[voice]
     slots = Slots(rng)
-    parts = [slots.fill(rng.choice(support.CORES[category]))]
+    cores = support.CORES[category]  # the first of them are the usual ones, the rest the long tail
+    parts = [slots.fill(usual(cores, rng))]
     if rng.random() < aside:
-        parts.insert(rng.randrange(2), mention(category, slots))
+        parts.insert(0 if rng.random() < 0.75 else 1, mention(category, slots))
     if rng.random() < filler:
         for phrase in rng.sample(support.FILLERS, rng.choice((1, 2, 3)) if voice == "rambling" else 1):
             parts.insert(rng.randrange(len(parts) + 1), slots.fill(phrase))
     if rng.random() < ask:
-        asks = support.ASKS["*" if rng.random() < 0.6 else category]
+        asks = support.ASKS["*" if rng.random() < 0.45 else category]
         parts.append(slots.fill(rng.choice(asks)))
     if rng.random() < opening:
         parts.insert(0, slots.fill(rng.choice(support.OPENINGS[voice])))
@@ -314,7 +322,7 @@ def write_ticket(category: str, rng: random.Random) -> str:
     if voice == "nonnative":
         parts = [nonnative(part, rng) for part in parts]
     text = join(parts, voice, rng)
-    if rng.random() < 0.22:
+    if rng.random() < MISSPELT:
         text = with_typos(text, rng.choice((1, 1, 2, 3)), rng)
     return text
 

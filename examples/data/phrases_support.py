@@ -67,13 +67,15 @@ CORES: dict[str, tuple[str, ...]] = {
         it keeps {sliding|moving}: first [day], then {the weekend|next week}, now no date at all
         {how come|why is} something from a warehouse {forty|sixty} km away {takes a month|is not here after \
             [span]}
-        parcel shop sent it back and forth, {I want to know when I finally get it|it's now on its second tour}
+        the courier sent my parcel back and forth, {I want to know when it finally arrives|it still isn't \
+            here}
         you wrote "{a short hold-up|slight delay}" {[ago]|on [day]} and since then {silence|not one word}
         {expected|estimated} arrival was [date], {we're well past that|that came and went}
         {is my package lost|has my parcel vanished}? last scan was [ago] in [city]
         still no [thing] {here|at my door}
         what's the hold up with [order]
-        I keep refreshing the map and the {little van|dot} {doesn't budge|sits in [city] since [day]}
+        I keep refreshing the map and the {van with my parcel|courier's dot} {doesn't budge|sits in [city] \
+            since [day]}
     """),
     "refund_request": lines("""
         {I'd like|I want} my money back for the [thing]
@@ -112,8 +114,8 @@ CORES: dict[str, tuple[str, ...]] = {
         can I {return|bring back} the [thing] for a full refund? {it's still sealed|only opened once|never \
             used}
         {you owe me|I'm owed} [amount] for the [thing] I {posted|mailed} back
-        {shipping costs should be paid back too|you forgot the postage when paying me back}, I'm \
-            still {4.90|5.90|6.50} short from the return
+        {shipping costs should be paid back too|you forgot the postage when paying me back}, I'm still \
+            {4.90|5.90|6.50} short from the return
         {not happy with|disappointed by} the [thing], {what are the steps to get my money|I'd like to undo \
             the purchase and be paid back}
         the gift wasn't {liked|wanted}. {refund to the buyer possible?|can the [amount] return to my card?}
@@ -142,8 +144,8 @@ CORES: dict[str, tuple[str, ...]] = {
         {it's leaking|water drips} from the {bottom|base} {since last week|after [span] of normal use}
         my [device] {shows wrong numbers|reads five degrees too high|gives nonsense values} {lately|these \
             days}
-        {smoke|a burnt smell} came out of the [device] {yesterday|while heating}, {unplugged it|is that \
-            covered by warranty}
+        {smoke|a burnt smell} came out of my [device] {after [span]|while heating}, {it no longer runs|is \
+            that covered by warranty}
         {is this a warranty case|does the guarantee cover this}? the [device] {quit|conked out} \
             {[ago]|after [span]}
         since the {last update|new firmware} the [device] {freezes|hangs|crashes}, {it was fine \
@@ -158,7 +160,7 @@ CORES: dict[str, tuple[str, ...]] = {
             heat|makes that noise}
         second [device] in a year that {packs up|fails on me}, {do you repair these|I need it fixed}
         the lid sensor {thinks it's open|plays mad}, so {nothing starts|it beeps all day}
-        {the screen|half of the display} has {faded|gone dark|dead lines}, everything else {runs|works}
+        after [span] {the screen|half of the display} of the [device] has {faded|gone dark|dead lines}
         {the timer|its clock} {loses|forgets} {ten minutes a day|the schedule at night}, {it never used \
             to|new problem since [month]}
         no steam, no heat, {no nothing|just a click}. {yesterday it was fine|had been ok for [span]}
@@ -172,7 +174,7 @@ CORES: dict[str, tuple[str, ...]] = {
             the job|takes twice as long}
         {blade|motor|spring} {seized|snapped|jammed} during {normal use|breakfast}, {[span] after \
             buying|the thing is not even a year old}
-        do you {service|fix} a [device] that {overheats|cuts out|has no power}?
+        do you {repair|fix} a [device] that {overheats|keeps cutting out|has no power anymore}?
         {the app shows it offline forever, although|it says offline even though} {the same setup worked all \
             spring|nothing changed here in [span]}
         [device] {broken|kaput}, still under {warranty|guarantee}
@@ -201,7 +203,8 @@ CORES: dict[str, tuple[str, ...]] = {
         {downgrade isn't enough|pausing doesn't help me}, I want {to be out entirely|the contract closed}
         {it got too expensive|the price went up}, {so I'm leaving the [plan]|I will not carry on with the \
             [plan]}
-        the [plan] {isn't for us anymore|has run its course}, {thanks for two nice years|please close it}
+        the [plan] {isn't for us anymore|has run its course}, {please end it, thanks for two nice \
+            years|please close it}
         {terminate|discontinue} {the [plan]|my membership} {effective immediately|by end of [month]|please}
         {I have two|somehow there are two} [plan] contracts, {one must go|please end the second, keep the \
             first}
@@ -209,9 +212,9 @@ CORES: dict[str, tuple[str, ...]] = {
         can I {stop|quit} {mid-term|before the year is up}? {the [plan] I mean|it's about the [plan]}
         my {flatmate|ex} started the [plan] {in my name|on my card}, I {want it ended|do not want it to go on}
         {please confirm in writing that|is it certain that} my [plan] {ends on [date]|won't roll over}
-        {last box, please|that was the last one}. {I'm switching to a local roaster|I'll buy when I need \
-            something}
-        {I'm not using|nobody here uses} what comes every month, {let's call it a day|time to say goodbye}
+        {no further boxes please|please end the [plan]}, {I'm switching to a local roaster|I'd rather buy \
+            when I need something}
+        {I'm not using|nobody here uses} what comes every month, {let's end it|please stop the [plan]}
         stop sending me {filters|beans|seeds|tea} every month
         {quit|ending} the membership, {what do I need to do|how}
         {don't prepare|please don't pack} another [plan] for us{, ever|}, we've had enough
@@ -296,15 +299,15 @@ CORES: dict[str, tuple[str, ...]] = {
         {what does|why is there} the blinking blue light {mean while I'm setting it up|on first start}?
         {the light should turn green, says the manual|manual says wait for a beep}, {nothing so far, am I \
             doing it wrong|did I miss a step} installing this?
-        {I bought it second hand|got it from a friend}, how do I {clear the old owner and start fresh|make \
-            it mine in the app}?
+        {I bought my [device] second hand|got the [device] from a friend}, how do I {pair it afresh|set it \
+            up in the app}?
         {which app|what is the app called that} do I {download|need} for the [device]{ on an older tablet|}?
         the app {wants|asks for} {a serial number|a hub name} {to register it|when adding the [device]}, \
             where's that?
         {can someone|could anybody} {talk me through|explain} {getting started|the first start} with the \
             [device]?
-        {it's out of the box and on the counter|unpacked and plugged in}, {now what|and how do I get it \
-            talking to the wifi}?
+        the [device] is {out of the box and on the counter|unpacked and plugged in}, {how do I start|and \
+            how do I get it talking to the wifi}?
         {how far|how high} should the [device] {be placed|hang}{ from the router|} {for a good start|when \
             installing it}?
         {moved|changed} to a new phone: {how do I bring my [device] over|do I have to pair all over again}?
@@ -326,9 +329,10 @@ CORES: dict[str, tuple[str, ...]] = {
         you took {the money|[amount]} {two times|twice} {on the same day|within a minute}
         {there is|I see} an extra {9.90|4.50|12.00} on my {card|statement} {that nobody can explain|I never \
             agreed to}
-        the [plan] costs {12|15|19} a month, {why do I see|how come you took} {24|30|38} {this time|in \
+        the [plan] costs {12|15|19} a month, {why was I charged|how come you took} {24|30|38} {this time|in \
             [month]}
-        {shipping was supposed to be free|I picked free shipping} yet {5.90 got added|you debited postage}
+        {shipping was supposed to be free|I picked free shipping} yet {5.90 got charged to my card|you \
+            debited postage}
         {you billed|charged} me in {dollars|another currency}, {should be euros|it cost me a fee at the bank}
         {the total|your sum} {doesn't add up|is wrong}: {two|three} items and {somehow|yet} [amount]
         {my order|[order]} {failed at checkout|didn't go through} but the {money left my account \
@@ -338,7 +342,7 @@ CORES: dict[str, tuple[str, ...]] = {
         {tax was added|VAT was counted} twice {on [order]|in the total}
         {paid by transfer|I paid already on [date]} and {now there's a reminder|you send a dunning letter} \
             {as if I hadn't|with a late fee}
-        {the family plan price|the yearly price} {was agreed|is what I signed}, you {collect|take} {the \
+        {the family plan price|the yearly price} was agreed, {you charged me|my card was debited} {the \
             single rate|monthly fees} instead
         I {ended|left} the [plan] in [month], {yet you keep taking [amount]|why is there still a monthly \
             debit}
@@ -392,8 +396,7 @@ CORES: dict[str, tuple[str, ...]] = {
         {my daughter|someone|I must have} changed the {login|password} and {now nobody knows it|I cannot \
             get at my orders}
         {"account temporarily blocked"|"too many attempts"}, {for how long|what do I have to do}?
-        {tried|typed} every {combination|variation} I {know|ever use}, {the door stays shut|still on the \
-            outside}
+        {tried|typed} every {password|variation} I {know|ever use}, {the login stays shut|still can't get in}
         {authenticator|the code app} {lost|was wiped}, {help me back in|how do I prove it's me}?
         {I never set|there never was} a password, {I ordered as guest|my friend made the account}, {how do \
             I enter now|and now it asks for one}
@@ -409,7 +412,7 @@ CORES: dict[str, tuple[str, ...]] = {
         {it logs me into|I land in} {an empty profile|my wife's profile}, {not my own|my own won't open}
         {please trigger|can you send} {a new activation mail|another recovery link}, {the first one ran \
             out|I was too slow}
-        {the app|website} {forgot me|signed me out} and {won't take me back|does not accept my details}
+        {the app|website} {forgot me|signed me out} and {won't let me log in again|does not accept my login}
         my {mother|dad} {can't get into|is shut out of} {her|the} account{, she is sure about the \
             spelling|, says unknown user}
     """),
@@ -419,10 +422,10 @@ CORES: dict[str, tuple[str, ...]] = {
             [thing]|}
         {you sent|I got} the {black|white|green} one, {I'd chosen|order says} {red|blue|cream}
         {wrong|incorrect} {size|colour|model|plug} {in the box|in my parcel}, [order]
-        {the parcel holds|inside is} {somebody else's order|things for a person in [city]}
+        the parcel {holds|has in it} {somebody else's order|things meant for a person in [city]}
         {one|a} [thing] is missing {from|in} the {box|parcel}, {the slip lists it|everything else is there}
-        {I bought|it should be} {two|four|six} {jars|mugs|refills}, {there's only one|only half are in the \
-            carton}
+        {I ordered|it should be} {two|four|six} {jars|mugs|refills}, {the box has only one|only half are in \
+            the carton}
         {ground|decaf} {instead of whole beans|though we always take regular}, {mix-up in this month's \
             box|someone grabbed the wrong bag}
         the {power adapter|lid|manual|hose} {wasn't in the box|is not included although it should be}
@@ -454,7 +457,8 @@ CORES: dict[str, tuple[str, ...]] = {
             confirmation|that's not on my order}
         {who packs these|do you check before packing}? {a [thing], really|I'm looking at a [thing]} when I \
             chose a [thing]
-        {the colour in the box is|it's} {grey|pink|yellow}{, not the blue I paid for|, I had clicked on mint}
+        {the colour in the box is|you sent it in} {grey|pink|yellow}{, not the blue I paid for|, I had \
+            clicked on mint}
         {spare|extra} {lid|blade} {was part of the set|belongs in the set}, {not there|set is incomplete}
         {item missing|something missing} from [order]
     """),
@@ -476,8 +480,8 @@ CORES: dict[str, tuple[str, ...]] = {
             signed up [ago]}
         {"not valid for this basket"|"minimum not reached"}, {why|what's wrong with the coupon}? {only a \
             [thing] in it|it's full price stuff}
-        {how long|until when} {is [code] good|can I use my voucher}?
-        {scratch-off code|the number} on my gift card {is unreadable|got rubbed away}
+        {how long|until when} {is code [code] valid|can I use my voucher}?
+        {the code|the number} on my gift card {is unreadable|got rubbed away}
         {the black friday|summer sale|spring} price {shows on the product page|is advertised}, {not in my \
             cart|the basket ignores it}
         {used my points|loyalty points}, {but the total stays the same|the rebate isn't deducted}
@@ -553,16 +557,16 @@ CORES: dict[str, tuple[str, ...]] = {
         {sold out|greyed out} for [span] now, {is the [thing] gone for good|will you get more}?
         {do you still|will you keep} {sell|make|carry} {spare lids|replacement seals|filters} for the \
             {older|first} [device]?
-        {how many|are there enough} [thing]s {do you have|on hand}? {I'd need|we want} {12|20|35} {for our \
-            office|for a wedding}
+        {how many|are there enough} [thing]s {do you have|are there} in stock? {I'd need|we want} \
+            {12|20|35} {for our office|for a wedding}
         {can you|could you} {put one aside|reserve a [thing]} {till [day]|for me}?
-        {the site says|page says} "coming soon" {since [month]|}, {how soon|any date} for the [thing]?
+        {the site says|page says} "coming soon" {since [month]|for weeks}, {how soon|any date} for the [thing]?
         {have you discontinued|are you dropping} the [thing]? {can't find it in the shop|it vanished from \
             the page}
         {email me|let me know} {when|as soon as} the [thing] {can be bought again|returns}
         {is there a|any} waiting list for the [thing]?
-        {looking for|I'm after} a [thing] {like the one from 2022|in cream}, {does that exist|do you have \
-            it somewhere}?
+        {looking for|I'm after} a [thing] {like the one from 2022|in cream}, {do you still have any|can it \
+            still be bought}?
         {will|is} the {new version|next generation} of the [device] {be out before christmas|planned}? {I'd \
             wait with buying|}
         {does your [city] store|do your shops} {have|carry} the [thing]{ on the shelf|}?
@@ -583,8 +587,7 @@ CORES: dict[str, tuple[str, ...]] = {
         {are the|do you offer} {gluten free|organic|decaf} {versions|sorts} {regularly|again soon}? {I see \
             none at the moment|shelf looks empty online}
         {restock|new batch} {of the [thing]|} {planned|this month}?
-        before I {order|decide}: is the [thing] {ready to ship|really there} or {only on backorder|made on \
-            demand}?
+        before I {order|decide}: is the [thing] {in stock|really available} or {only on backorder|sold out}?
     """),
     "invoice_copy": lines("""
         {I need|please send} {an invoice|a receipt|a proper bill} for [order]
@@ -592,7 +595,7 @@ CORES: dict[str, tuple[str, ...]] = {
         {can you|could you} {email|send} me {the bill|the receipt} {again|once more}? {lost mine|deleted it}
         {the invoice|bill} {must|has to} {show|carry} our {company name|VAT number|cost centre}
         {where can I|how do I} {download|print} {my invoices|last year's receipts}?
-        {no pdf|there was no paper} {was attached|in the parcel}, {my employer pays me back only with \
+        {no pdf was attached|there was no bill in the parcel}, {my employer pays me back only with \
             one|expenses are due [day]}
         {please issue|issue} {the bill|it} {to my firm|to [surname] & Partners}, {not to me \
             privately|instead of my name}
@@ -648,7 +651,7 @@ CORES: dict[str, tuple[str, ...]] = {
             {keep|know} {about me|}
         {my ex|somebody} {used|entered} my {email|name}, {I want it purged|please scrub it from your system}
         {how long|for how many years} do you {keep|hold on to} {old orders and names|recordings of calls}?
-        {forget me|please forget me}{, completely|: name, orders, the lot}
+        {forget me|please forget me}{, all my data|: erase name, orders, the lot}
         {I see|it shows me} another person's {name and street|orders} in my profile, {that's a data \
             leak|can they see mine}?
         {your reviews page|website} shows my {full name|surname}, {take it down|make me anonymous}
@@ -658,8 +661,8 @@ CORES: dict[str, tuple[str, ...]] = {
             ones about orders}
         {my son is 12|a minor registered}, {remove his profile|I object to you holding his details}
         {who is|how do I reach} your data protection officer?
-        {where are|in which country are} the {servers|recordings} {from the [device]|with my readings}? {I \
-            worry about who looks at them|}
+        {where is|in which country is} my personal data {from the [device]|} stored? {I worry about who \
+            looks at it|}
         {a caller knew|somebody phoned me knowing} what I {bought|ordered} from you, {was there a \
             breach|how did that get out}
         {delete|get rid of} {the card details|my saved card} {you store|in your system}, {I don't want them \

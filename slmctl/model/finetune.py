@@ -22,6 +22,7 @@ from slmctl.artifact import Artifact, canonical
 from slmctl.base import Base
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, StageError
+from slmctl.model._frozen import freeze_to_bfloat16
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 
@@ -214,6 +215,8 @@ def _trainer(
 
 def _transformers(config: FinetuneConfig, folder: Path) -> PeftModel:
     model = weights.load_model(folder, attn_implementation="sdpa")
+    if config.products == "bfloat16" and not torch.cuda.is_available():
+        freeze_to_bfloat16(model)
     lora = config.lora
     return get_peft_model(
         model,
@@ -224,6 +227,7 @@ def _transformers(config: FinetuneConfig, folder: Path) -> PeftModel:
             target_modules=lora.targets,
             task_type="CAUSAL_LM",
         ),
+        autocast_adapter_dtype=True,  # the adapter itself is float32, whatever it adapts
     )
 
 
