@@ -176,7 +176,9 @@ class Scheduler:
         model = self.model
         prompt = model.tokenize(request["prompt"])
         head = model.tokenize(request["prefix"])
-        shared = next((k for k, (a, b) in enumerate(zip(prompt, head, strict=False)) if a != b), min(len(head), len(prompt)))
+        shared = next(
+            (k for k, (a, b) in enumerate(zip(prompt, head, strict=False)) if a != b), min(len(head), len(prompt))
+        )
         node = self._trie(request["labels"], request["end"]) if request["labels"] else None
         sequence = Sequence(
             id=request["id"],

@@ -41,7 +41,9 @@ def choose(wanted: str) -> str:
         if not installed:
             raise MissingError("backend unsloth is not installed", hint="pip install 'slmctl[cuda]'")
         if not accelerator():
-            raise MissingError("backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers")
+            raise MissingError(
+                "backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers"
+            )
     if wanted == "transformers":
         return "transformers"
     return "unsloth" if installed and accelerator() else "transformers"

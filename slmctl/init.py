@@ -38,7 +38,9 @@ def init(template: str, folder: Path) -> list[Path]:
         wanted[path.name] = resources.files("slmctl.examples").joinpath("data").joinpath(path.name)
     in_the_way = [name for name in wanted if (folder / name).exists()]
     if in_the_way:
-        raise UsageError(f"{folder / in_the_way[0]} exists already", hint="name another folder: slmctl init TEMPLATE DIR")
+        raise UsageError(
+            f"{folder / in_the_way[0]} exists already", hint="name another folder: slmctl init TEMPLATE DIR"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, entry in wanted.items():
         with resources.as_file(entry) as path:

@@ -41,7 +41,9 @@ def known(root: Path) -> Iterator[Artifact]:
 def folders(root: Path) -> list[Path]:
     """The folders of all artifacts below `runs/`, whole or not."""
     return sorted(
-        path for path in (root / "runs").glob("*/*") if path.is_dir() and not path.name.startswith(".") and not path.parent.name.startswith(".")
+        path
+        for path in (root / "runs").glob("*/*")
+        if path.is_dir() and not path.name.startswith(".") and not path.parent.name.startswith(".")
     )
 
 

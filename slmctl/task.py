@@ -153,7 +153,9 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     """Compile a template in the sandbox, with what chat templates expect to find there."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = _refuse
     return environment.from_string(source)

@@ -12,8 +12,8 @@ from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; read when tqdm is imported
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmctl.errors import DataError
@@ -35,7 +35,9 @@ def refuse_code(folder: Path) -> None:
                 hint="take a base whose architecture transformers knows",
             )
     if not any(folder.glob("*.safetensors")):
-        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+        pickles = [
+            path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+        ]
         found = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
         raise DataError(f"the base has {found}", hint="take a base with .safetensors, or a .gguf file")
 

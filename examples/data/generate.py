@@ -86,7 +86,7 @@ class Slots:
         text = SLOT.sub(value, expand(phrase, self.rng))
         text = re.sub(r"\b([Aa]) (?=[aeio](?!ne))", r"\1n ", text)
         text = re.sub(r"\b([Oo]rder|[Nn]umber) order\b", r"\1", text.replace("boxs", "boxes"))
-        return re.sub(r" +", " ", text).strip()
+        return re.sub(r" +", " ", re.sub(r" +([,:?.](?: |$))", r"\1", text)).strip()
 
     def make(self, name: str) -> str:
         """Make up one value for a slot."""
@@ -105,9 +105,7 @@ class Slots:
                 return f"C-{rng.randrange(10000, 99999)}"
             case "amount":
                 euros, cents = rng.randrange(9, 240), rng.choice(("00", "50", "90", "95", "99"))
-                return rng.choice(
-                    (f"{euros}.{cents}", f"{euros} euros", f"EUR {euros}.{cents}", f"{euros},{cents}")
-                )
+                return rng.choice((f"{euros}.{cents}", f"{euros} euros", f"EUR {euros}.{cents}", f"{euros},{cents}"))
             case "code":
                 return rng.choice(words.CODES)
             case "date":
@@ -141,9 +139,7 @@ class Slots:
     def email(self) -> str:
         """Make up an e-mail address in a domain that is reserved for examples."""
         first, last = (name.lower() for name in self.person)
-        local = self.rng.choice(
-            (f"{first}.{last}", f"{first[0]}{last}", f"{first}{self.rng.randrange(10, 99)}")
-        )
+        local = self.rng.choice((f"{first}.{last}", f"{first[0]}{last}", f"{first}{self.rng.randrange(10, 99)}"))
         return f"{local}@example.{self.rng.choice(('com', 'org', 'net'))}"
 
 
@@ -262,9 +258,7 @@ def typo(word: str, rng: random.Random) -> str:
 def with_typos(text: str, count: int, rng: random.Random) -> str:
     """Misspell up to ``count`` longer words of a text."""
     parts = text.split(" ")
-    able = [
-        i for i, part in enumerate(parts) if len(part.strip(".,?!:;")) > 4 and part.strip(".,?!:;").isalpha()
-    ]
+    able = [i for i, part in enumerate(parts) if len(part.strip(".,?!:;")) > 4 and part.strip(".,?!:;").isalpha()]
     for i in rng.sample(able, min(count, len(able))):
         bare = parts[i].strip(".,?!:;")
         parts[i] = parts[i].replace(bare, typo(bare, rng))
@@ -292,9 +286,7 @@ def join(parts: Sequence[str], voice: str, rng: random.Random) -> str:
         if rng.random() < 0.4:
             text = re.sub(r"[',?]", "", text)
         return text
-    text = " ".join(
-        sentence(part) + ("" if part[-1] in "?!." else "!" if voice == "angry" else ".") for part in parts
-    )
+    text = " ".join(sentence(part) + ("" if part[-1] in "?!." else "!" if voice == "angry" else ".") for part in parts)
     if voice == "angry" and rng.random() < 0.35:
         return text.upper()
     return text
@@ -447,9 +439,7 @@ def order_email(intent: str, rng: random.Random) -> tuple[str, Fields]:
     request = sentence(request).replace("#", number or "")
     ends_with_items = request.endswith(": @.")
     listed = item_list(items, rng, as_lines=ends_with_items) if items else ""
-    body = [
-        sentence(request.replace(": @.", ":" + listed) if ends_with_items else request.replace("@", listed))
-    ]
+    body = [sentence(request.replace(": @.", ":" + listed) if ends_with_items else request.replace("@", listed))]
     if not body[0].endswith((".", "?")):
         body[0] += "\n"
     if rng.random() < 0.2:
@@ -587,9 +577,7 @@ def build_all() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the data files and say which."""
     parser = argparse.ArgumentParser(description="Write the example data of slmctl.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
     folder: Path = parser.parse_args(arguments).out
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in build_all().items():

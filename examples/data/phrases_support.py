@@ -368,7 +368,7 @@ CORES: dict[str, tuple[str, ...]] = {
             for}
         {my account|my card} was {debited|drawn} on the {first|third} instead of the {fifteenth|twentieth}, \
             {and for the wrong sum|with an odd amount}
-        {bill is higher than|you took more than} {what we agreed|the quote}, [amount] {instead of|and not} \
+        {bill is not|you didn't take} {what we agreed|the quote}, [amount] {instead of|and not} \
             [amount]
     """),
     "password_reset": lines("""
@@ -560,7 +560,8 @@ CORES: dict[str, tuple[str, ...]] = {
         {how many|are there enough} [thing]s {do you have|are there} in stock? {I'd need|we want} \
             {12|20|35} {for our office|for a wedding}
         {can you|could you} {put one aside|reserve a [thing]} {till [day]|for me}?
-        {the site says|page says} "coming soon" {since [month]|for weeks}, {how soon|any date} for the [thing]?
+        {the site says|page says} "coming soon" {since [month]|for weeks}, {how soon|any date} for the \
+            [thing]?
         {have you discontinued|are you dropping} the [thing]? {can't find it in the shop|it vanished from \
             the page}
         {email me|let me know} {when|as soon as} the [thing] {can be bought again|returns}

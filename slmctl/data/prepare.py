@@ -34,7 +34,9 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         DataError: A source is unusable, or too few rows are left to train and to measure.
     """
     if not config.sources:
-        raise DataError("no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]")
+        raise DataError(
+            "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
+        )
     rejected: list[Reject] = []
     records = list(_read(config, rejected))
     rows_in = len(records) + len(rejected)
@@ -51,7 +53,9 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         write_jsonl(out / f"{split}.jsonl", (record.to_json() for record in sides[split]))
     write_jsonl(out / "rejected.jsonl", rejected)
     counts = {split: len(sides[split]) for split in SPLITS}
-    console.say(f"  {rows_in} rows: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f", {len(rejected)} left out")
+    console.say(
+        f"  {rows_in} rows: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f", {len(rejected)} left out"
+    )
     return {
         "rows_in": rows_in,
         **counts,
@@ -61,7 +65,9 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         "near_duplicates_of_held_out": near,
         "labels": dict(sorted(Counter(record.label for record in records if record.label).items())),
         "tokens": _lengths(task, sides["train"], base.path),
-        "sources": [{"file": s.path.name, "sha256": sha256_file(s.path).removeprefix("sha256:")} for s in config.sources],
+        "sources": [
+            {"file": s.path.name, "sha256": sha256_file(s.path).removeprefix("sha256:")} for s in config.sources
+        ],
     }
 
 
@@ -72,7 +78,9 @@ def _read(config: PrepareConfig, rejected: list[Reject]) -> Iterator[Record]:
             if column not in known:
                 near = difflib.get_close_matches(column, known, n=1)
                 more = f"; did you mean '{near[0]}'?" if near else ""
-                raise DataError(f"{source.path.name} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}")
+                raise DataError(
+                    f"{source.path.name} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}"
+                )
         for row in read_rows(source.path):
             where = {"file": source.path.name, "row": row.number}
             try:
@@ -117,7 +125,8 @@ def _labels(task: TaskConfig, records: Sequence[Record]) -> tuple[str, ...]:
     labels = tuple(sorted({record.answer for record in records}))
     if len(labels) > 1000:
         raise DataError(
-            f"the answers hold {len(labels)} different labels", hint="is 'output' the right column, or the task 'generate'?"
+            f"the answers hold {len(labels)} different labels",
+            hint="is 'output' the right column, or the task 'generate'?",
         )
     return labels
 

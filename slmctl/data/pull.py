@@ -165,7 +165,9 @@ def _from_folder(folder: Path, source: str, out: Path) -> Base:
     parameters = sum(_count(path) for path in sorted(out.glob("*.safetensors")))
     card = _front_matter(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
-    return _describe(out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note="")
+    return _describe(
+        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note=""
+    )
 
 
 def _from_gguf(path: Path, source: str, out: Path) -> Base:

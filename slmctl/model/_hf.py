@@ -76,13 +76,21 @@ class HfAnswerer:
                 still.append(row)
             asking = still
         return [
-            Answer(self.task.labels[chosen[row]], "stop", round(probability[row], 6), len(batch[row]), len(ends[chosen[row]]))
+            Answer(
+                self.task.labels[chosen[row]],
+                "stop",
+                round(probability[row], 6),
+                len(batch[row]),
+                len(ends[chosen[row]]),
+            )
             for row in range(len(batch))
         ]
 
     def _last_logits(self, rows: list[list[int]]) -> torch.Tensor:
         """Logits of the token after each row, (rows, vocabulary)."""
-        logits: torch.Tensor = self.model(**self._padded(rows), logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
+        logits: torch.Tensor = (
+            self.model(**self._padded(rows), logits_to_keep=1, use_cache=False).logits[:, -1].float().cpu()
+        )
         return logits
 
     def _free_text(self, batch: list[list[int]]) -> list[Answer]:

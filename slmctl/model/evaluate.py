@@ -77,7 +77,12 @@ def _answers(artifact: Artifact, records: Sequence[Record]) -> list[str]:
 
 
 def _model(
-    artifact: Artifact, task: Task, records: Sequence[Record], texts: list[str], right: list[bool], config: EvaluateConfig
+    artifact: Artifact,
+    task: Task,
+    records: Sequence[Record],
+    texts: list[str],
+    right: list[bool],
+    config: EvaluateConfig,
 ) -> dict[str, Any]:
     metrics = _scores(task, records, texts) | {PRIMARY[task.kind]: sum(right) / len(right)}
     low, high = wilson(sum(right), len(right), config.confidence)
@@ -190,7 +195,9 @@ def _pairs(right: dict[str, list[bool]]) -> dict[str, dict[str, int]]:
 # Baselines
 
 
-def _baselines(task: Task, train: Sequence[Record], records: Sequence[Record], config: EvaluateConfig) -> dict[str, Any]:
+def _baselines(
+    task: Task, train: Sequence[Record], records: Sequence[Record], config: EvaluateConfig
+) -> dict[str, Any]:
     """What costs nothing: a model that does not beat it is not worth its price."""
     ways: dict[str, Callable[[], list[str]]]
     if task.kind == "classify":
@@ -226,7 +233,9 @@ def _linear(train: Sequence[Record], records: Sequence[Record]) -> list[str]:
     if len({record.answer for record in train}) < 2:
         return _majority(train, records)
     # C from 5-fold cross-validation would be fairer to it still; 10 is near its best on short texts.
-    linear = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
+    linear = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)
+    )
     linear.fit([record.input for record in train], [record.answer for record in train])
     return [str(label) for label in np.asarray(linear.predict([record.input for record in records]))]
 

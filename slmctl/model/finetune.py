@@ -261,7 +261,9 @@ def _require_finite(model: Any, loss: float) -> None:
 
 def _logged(entry: dict[str, Any]) -> dict[str, Any]:
     """The columns of a log entry that a rerun reproduces: speeds are left to the manifest."""
-    return {key: entry[key] for key in ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm") if key in entry}
+    return {
+        key: entry[key] for key in ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm") if key in entry
+    }
 
 
 def _save(model: Any, base: Artifact, out: Path) -> None:
@@ -272,5 +274,7 @@ def _save(model: Any, base: Artifact, out: Path) -> None:
     settings = model.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = Base.read(base.path).name
     settings["inference_mode"] = True
-    plain = json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    plain = json.loads(
+        json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    )
     (out / "adapter_config.json").write_bytes(canonical(plain))

@@ -48,7 +48,9 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
             (out / entry.path).chmod(0o644)
     if used != updates.keys():
         missing = sorted(updates.keys() - used)
-        raise StageError(f"the adapter does not fit the base: it has no layer '{missing[0]}'", hint="give the base it was trained on")
+        raise StageError(
+            f"the adapter does not fit the base: it has no layer '{missing[0]}'", hint="give the base it was trained on"
+        )
     for entry in base.manifest.files:
         if not entry.path.endswith((".safetensors", ".md")):
             shutil.copyfile(base.file(entry.path), out / entry.path)
@@ -90,7 +92,9 @@ def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scale: fl
         raise StageError(f"the adapter does not fit the base at '{name}': {tuple(weight.shape)}")
     merged = weight.float() + scale * (b.float() @ a.float())
     if not bool(torch.isfinite(merged.to(weight.dtype)).all()):
-        raise StageError(f"merging '{name}' gives values that {weight.dtype} cannot hold", hint="--set merge.dtype=float32")
+        raise StageError(
+            f"merging '{name}' gives values that {weight.dtype} cannot hold", hint="--set merge.dtype=float32"
+        )
     return merged.to(weight.dtype)
 
 

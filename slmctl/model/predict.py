@@ -62,7 +62,9 @@ def run(
                 answers[index] = answer
                 meter.advance()
         seconds = time.monotonic() - begun
-    write_jsonl(out / "predictions.jsonl", (_line(record, answer) for record, answer in zip(records, answers, strict=True)))
+    write_jsonl(
+        out / "predictions.jsonl", (_line(record, answer) for record, answer in zip(records, answers, strict=True))
+    )
     return {
         "model": name or Path(weights.path).stem,
         "kind": model.kind,
@@ -90,7 +92,13 @@ class opened:  # noqa: N801 - reads as a verb in `with`
     """
 
     def __init__(
-        self, model: Artifact, task: Task, *, base: Artifact | None = None, type: str | None = None, max_tokens: int = 256
+        self,
+        model: Artifact,
+        task: Task,
+        *,
+        base: Artifact | None = None,
+        type: str | None = None,
+        max_tokens: int = 256,
     ) -> None:
         self.model, self.task, self.base = model, task, base
         self.type, self.max_tokens = type, max_tokens
@@ -179,7 +187,9 @@ def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
 # A user's own file
 
 
-def answer_file(answerer: Answerer, task: Task, *, source: Path, target: Path, column: str, list_labels: bool) -> tuple[int, int]:
+def answer_file(
+    answerer: Answerer, task: Task, *, source: Path, target: Path, column: str, list_labels: bool
+) -> tuple[int, int]:
     """Answer every row of a CSV or JSONL file, in order, columns kept, `answer` and `confidence` added.
 
     A bad row becomes a row with an `error`. `-` as the target is stdout, as JSONL. The file appears

@@ -42,7 +42,11 @@ def run(config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, out: Pa
             measured |= _must_answer(target, task, probes)
             files[name] = {"file": target.name, "size": target.stat().st_size, **measured}
             files[name]["sha256"] = sha256_file(target).removeprefix("sha256:")
-            note = f", {measured['fallback_tensors']} tensors kept at a higher type" if measured["fallback_tensors"] else ""
+            note = (
+                f", {measured['fallback_tensors']} tensors kept at a higher type"
+                if measured["fallback_tensors"]
+                else ""
+            )
             console.say(
                 f"  {name}: {console.size(files[name]['size'])}, {measured['bits_per_weight']:.2f} bits a weight{note}"
             )

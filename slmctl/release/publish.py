@@ -76,7 +76,7 @@ def deliver(release: Artifact, config: PublishConfig, root: Path) -> tuple[Path,
             for entry in release.manifest.files:
                 (place / entry.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(release.file(entry.path), place / entry.path)
-            artifact.publish_draft(place, target, lambda files, digest: release.manifest)
+            artifact.publish_draft(place, target, lambda _files, _digest: release.manifest)
     return target, False
 
 

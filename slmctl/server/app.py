@@ -1,4 +1,4 @@
-"""The HTTP side of `slmctl serve`: OpenAI's chat completions over one engine, in task mode where the model has a task."""
+"""The HTTP side of `slmctl serve`: OpenAI's chat completions over one engine, answers kept to the task."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Served:
     max_tokens: int
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """What is wrong with a request, in OpenAI's words: a message and the option at fault."""
 
     def __init__(self, message: str, param: str = "") -> None:
@@ -57,7 +57,7 @@ def application(served: Served) -> Starlette:
             Route("/v1/models", _models),
             Route("/healthz", _health),
         ],
-        exception_handlers={BadRequest: _bad_request, HTTPException: _http_error},
+        exception_handlers={BadRequestError: _bad_request, HTTPException: _http_error},
     )
     app.state.served = served
     app.state.created = int(time.time())
@@ -71,7 +71,9 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: The address is not the loopback, or the port is taken.
     """
     if host not in ("127.0.0.1", "::1", "localhost"):
-        raise UsageError(f"refused to serve on {host}: only the loopback is served, anyone could ask there", hint="--host 127.0.0.1")
+        raise UsageError(
+            f"refused to serve on {host}: only the loopback is served, anyone could ask there", hint="--host 127.0.0.1"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,7 +81,9 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise UsageError(f"port {port} on {host} cannot be bound: {error.strerror}", hint="--port 0 takes a free one") from None
+        raise UsageError(
+            f"port {port} on {host} cannot be bound: {error.strerror}", hint="--port 0 takes a free one"
+        ) from None
     return sock
 
 
@@ -110,7 +114,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _health(request: HttpRequest) -> Response:
+async def _health(_: HttpRequest) -> Response:
     return JSONResponse({"status": "ok"})
 
 
@@ -138,7 +142,13 @@ async def _completions(http: HttpRequest) -> Response:
         last = event
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": last["finish"]}
     return JSONResponse(
-        {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(last), "slmctl": _extra(last, served)}
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": _usage(last),
+            "slmctl": _extra(last, served),
+        }
     )
 
 
@@ -151,9 +161,9 @@ async def _body(http: HttpRequest) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
-        raise BadRequest("the body is not valid JSON") from None
+        raise BadRequestError("the body is not valid JSON") from None
     if not isinstance(body, dict):
-        raise BadRequest("the body is not a JSON object")
+        raise BadRequestError("the body is not a JSON object")
     return {key: value for key, value in body.items() if value is not None}
 
 
@@ -161,26 +171,28 @@ def _request(body: dict[str, Any], served: Served) -> Request:
     """What the engine is asked; an option that is not supported is refused by its name."""
     for name in body:
         if name not in KNOWN:
-            raise BadRequest(f"option '{name}' is not supported", name)
+            raise BadRequestError(f"option '{name}' is not supported", name)
     if body.get("model", served.name) != served.name:
-        raise BadRequest(f"model '{body['model']}' is not served here; '{served.name}' is", "model")
+        raise BadRequestError(f"model '{body['model']}' is not served here; '{served.name}' is", "model")
     if _number(body, "n", 1, 1, 1) != 1:
-        raise BadRequest("only n=1 is supported", "n")
+        raise BadRequestError("only n=1 is supported", "n")
     task, conversation = served.task, _messages(body)
     if task.system:  # the model was trained with it, so no other is of use
         conversation = [{"role": "system", "content": task.system}] + [m for m in conversation if m["role"] != "system"]
     wanted = body.get("max_completion_tokens", body.get("max_tokens"))
-    length = served.max_tokens if wanted is None else _number({"max_tokens": wanted}, "max_tokens", 1, 1, served.max_tokens)
+    length = (
+        served.max_tokens if wanted is None else _number({"max_tokens": wanted}, "max_tokens", 1, 1, served.max_tokens)
+    )
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not (isinstance(stops, list) and len(stops) <= 4 and all(isinstance(s, str) and s for s in stops)):
-        raise BadRequest("'stop' must be a text or up to four texts", "stop")
+        raise BadRequestError("'stop' must be a text or up to four texts", "stop")
     try:
         prompt = task.prompt(conversation)
         head = [m for m in conversation[:1] if m["role"] == "system"]
         prefix = task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
     except DataError as error:
-        raise BadRequest(error.message, "messages") from None
+        raise BadRequestError(error.message, "messages") from None
     return Request(
         prompt=prompt,
         prefix=prefix,
@@ -197,36 +209,40 @@ def _request(body: dict[str, Any], served: Served) -> Request:
 def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("'messages' must be a list that is not empty", "messages")
+        raise BadRequestError("'messages' must be a list that is not empty", "messages")
     result = []
     for k, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ("system", "developer", "user", "assistant"):
-            raise BadRequest(f"messages[{k}] needs a role: system, user or assistant", "messages")
+            raise BadRequestError(f"messages[{k}] needs a role: system, user or assistant", "messages")
         content = message.get("content")
         if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+            parts = [
+                part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+            ]
             content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
         if not isinstance(content, str):
-            raise BadRequest(f"messages[{k}] needs content: a text", "messages")
+            raise BadRequestError(f"messages[{k}] needs content: a text", "messages")
         result.append({"role": "system" if message["role"] == "developer" else message["role"], "content": content})
     if result[-1]["role"] != "user":
-        raise BadRequest("the last message must be the user's", "messages")
+        raise BadRequestError("the last message must be the user's", "messages")
     return result
 
 
 def _number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadRequest(f"'{name}' must be a number from {low} to {high}", name)
+        raise BadRequestError(f"'{name}' must be a number from {low} to {high}", name)
     return value
 
 
 async def _events(engine: Engine, request: Request) -> AsyncIterator[Event]:
     """The engine's events in this event loop; leaving early, as when a client hangs up, cancels."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-    cancel = await asyncio.to_thread(
-        engine.submit, request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-    )
+
+    def pass_on(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    cancel = await asyncio.to_thread(engine.submit, request, pass_on)
     try:
         while True:
             event = await events.get()
@@ -274,7 +290,7 @@ def _extra(event: Event, served: Served) -> dict[str, Any]:
 def _raise_refusal(event: Event) -> None:
     if "error" in event:
         if "does not fit" in event["error"]:
-            raise BadRequest(event["error"], "messages")
+            raise BadRequestError(event["error"], "messages")
         raise HTTPException(503, event["error"])
 
 
@@ -282,12 +298,12 @@ def _error(message: str, kind: str, param: str = "") -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param or None, "code": None}}
 
 
-async def _bad_request(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, BadRequest)
+async def _bad_request(_: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, BadRequestError)
     return JSONResponse(_error(error.message, "invalid_request_error", error.param), status_code=400)
 
 
-async def _http_error(http: HttpRequest, error: Exception) -> Response:
+async def _http_error(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     return JSONResponse(_error(error.detail, kind), status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,55 @@
+# make demo   installs and runs the whole pipeline on the example data
+# make test   installs and runs the tests
+#
+# On Linux, PyPI's torch is a CUDA build of several GB. On a machine without a GPU, name the index of
+# torch's CPU wheels (pytorch.org's install page has it):  make demo TORCH_INDEX=URL
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test slow lint types readme clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m examples.demo $(DEMO)
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow and not gpu"
+
+slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+readme: $(VENV)/.dev
+	$(BIN)/python docs/readme.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	@echo "installing torch$(if $(TORCH_INDEX), from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of its CPU wheels saves GBs)"
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10'
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.torch
+	@echo "installing slmctl; llama-cpp-python compiles for some minutes"
+	$(BIN)/pip install --quiet --editable '.[all]'
+	$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.demo
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	touch $@
