@@ -70,7 +70,7 @@ class Manifest:
         """
         try:
             fields = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{where} is not readable JSON: {error}") from None
         if not isinstance(fields, dict):
             raise IntegrityError(f"{where} does not hold a manifest")
@@ -80,7 +80,11 @@ class Manifest:
                 hint="pip install --upgrade slmctl",
             )
         own = fields.pop("self", None)
-        if raw != canonical(fields | {"self": own}) or own != sha256_bytes(canonical(fields)):
+        try:
+            same = raw == canonical(fields | {"self": own}) and own == sha256_bytes(canonical(fields))
+        except ValueError:  # NaN, an infinity or half a surrogate pair: read, but never written
+            same = False
+        if not same:
             raise IntegrityError(f"{where} has changed since it was written")
         try:
             files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
