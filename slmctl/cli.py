@@ -32,7 +32,7 @@ class Options:
         self.directory = Path()
         self.level = 0
         self.json = False
-        self.wait = True
+        self.no_wait = False
         self.sets: list[str] = []
 
 
@@ -48,38 +48,47 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     return callback
 
 
+def _option(*names: str, store: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option that goes into Options and not to the callback."""
+    return click.option(*names, expose_value=False, callback=_store(store), **settings)
+
+
 def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
     """-C, -q and -v: before or after the command's name."""
     for decorate in (
-        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_store("level"), help="Say more, on stderr."),
-        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_store("level"), help="Say nothing but errors."),
-        click.option(
-            "-C", "--directory", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-            expose_value=False, callback=_store("directory"), help="Work in DIR, the folder of slmctl.yaml.",
+        _option("-v", "--verbose", store="level", is_flag=True, help="Say more, on stderr."),
+        _option("-q", "--quiet", store="level", is_flag=True, help="Say nothing but errors."),
+        _option(
+            "-C",
+            "--directory",
+            store="directory",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            metavar="DIR",
+            help="Work in DIR, the folder of slmctl.yaml.",
         ),
-    ):  # fmt: skip
+    ):
         command = decorate(command)
     return command
 
 
 def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """What commands that read slmctl.yaml take too."""
-    decorate = click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=_store("sets"),
+    decorate = _option(
+        "--set",
+        store="sets",
+        multiple=True,
+        metavar="KEY=VALUE",
         help="Set a key of the config, such as finetune.epochs=3; again for more.",
-    )  # fmt: skip
+    )
     return _everywhere(decorate(command))
 
 
 def _stage(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every stage takes too."""
     for decorate in (
-        click.option(
-            "--no-wait", is_flag=True, expose_value=False, help="Exit with 8 when another process makes the same artifact.",
-            callback=lambda context, parameter, value: setattr(context.ensure_object(Options), "wait", not value),
-        ),
-        click.option("--json", is_flag=True, expose_value=False, callback=_store("json"), help="Print the manifest in place of the path."),
-    ):  # fmt: skip
+        _option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
+        _option("--json", store="json", is_flag=True, help="Print the manifest in place of the path."),
+    ):
         command = decorate(command)
     return _configured(command)
 
@@ -351,7 +360,7 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
 
 @cli.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--json", is_flag=True, expose_value=False, callback=_store("json"), help="Print it as JSON.")
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
 @_configured
 @click.pass_obj
 def show(options: Options, path: Path | None) -> None:
@@ -492,7 +501,7 @@ def _project(options: Options, **given: Path | None) -> Project:
     return pipeline.Project(
         root=root,
         config=config.load(root / config.FILENAME, options.sets),
-        wait=options.wait,
+        wait=not options.no_wait,
         on_wait=lambda holder: _console().say(f"waiting for {holder}"),
         given={role: path for role, path in given.items() if path is not None},
     )
@@ -663,7 +672,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:  # `slmctl show | head`: the reader has enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(0)
 
 

@@ -47,7 +47,7 @@ Share = Annotated[float, Field(gt=0, lt=0.5)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 
 
-def _fast_products() -> str:
+def _fast_products() -> Literal["float32", "bfloat16"]:
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
@@ -298,7 +298,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
     try:
         config = Config.model_validate(_inherit(values))
     except ValidationError as error:
-        faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item, values)]
+        faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
     return _resolve(config, root)
@@ -435,7 +435,7 @@ def _inherit(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _own(item: Any, values: Mapping[str, Any]) -> bool:
+def _own(item: Any) -> bool:
     """Whether a fault is where the user wrote it, and not its echo in a section that inherits it."""
     loc = item["loc"]
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(_inherited()))
@@ -489,9 +489,8 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
 
 def _found(values: Any, loc: Sequence[int | str]) -> Any:
     for key in loc:
-        if (isinstance(values, dict) and key in values) or (
-            isinstance(values, list) and isinstance(key, int) and key < len(values)
-        ):
+        inside = key in values if isinstance(values, dict) else isinstance(values, list) and key in range(len(values))
+        if inside:
             values = values[key]
         elif isinstance(values, dict | list):
             return None

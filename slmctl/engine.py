@@ -215,7 +215,7 @@ class Engine:
         return tokens
 
     def _start(self) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=self._log)
         self._child = child
         assert child.stdout is not None

@@ -85,11 +85,12 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact]) -> Node:
     found = by_digest.get(digest)
     if found is None:
         return Node(digest, role, None)
-    parents = []
-    for name, value in found.manifest.inputs.items():
-        for one in value if isinstance(value, list) else [value]:
-            parents.append(_node(one, name, by_digest))
-    return Node(digest, role, found, tuple(parents), tuple(_sources(found)))
+    parents = tuple(
+        _node(one, name, by_digest)
+        for name, value in found.manifest.inputs.items()
+        for one in (value if isinstance(value, list) else [value])
+    )
+    return Node(digest, role, found, parents, tuple(_sources(found)))
 
 
 def _sources(found: Artifact) -> list[dict[str, str]]:

@@ -88,6 +88,6 @@ def _is_local(host: str) -> bool:
     if host in ("", "localhost"):
         return True
     try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback or host in ("0.0.0.0", "::")
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback or host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
     except ValueError:
         return False

@@ -58,7 +58,7 @@ STAGES = {
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
         Stage("finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune", (*_HF, "trl", "peft", "unsloth")),
-        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch", "safetensors")),
+        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",)),
         Stage(
             "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
             ("llama_cpp_python", "gguf", "transformers"),

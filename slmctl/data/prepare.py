@@ -202,9 +202,10 @@ def _reject(record: Record, rule: str, reason: str) -> Reject:
 def _require_rows(sides: dict[str, list[Record]], rows_in: int, rejected: list[Reject]) -> None:
     for split in SPLITS:
         if not sides[split]:
-            reasons = ", ".join(f"{n} {rule}" for rule, n in Counter(row["rule"] for row in rejected).most_common(3))
+            counts = Counter(row["rule"] for row in rejected).most_common(3)
+            reasons = ", ".join(f"{n} {rule}" for rule, n in counts) or "none"
             raise DataError(
-                f"no rows are left for '{split}': {rows_in} came in, {len(rejected)} were left out ({reasons or 'none'})",
+                f"no rows are left for '{split}': {rows_in} came in, {len(rejected)} were left out ({reasons})",
                 hint="a data set needs some hundred usable rows",
             )
 

@@ -99,7 +99,7 @@ class AnswerTrainer(SFTTrainer):
     `logits_to_keep` limits the head to the longest answer, whatever the architecture does after it.
     """
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels = inputs["labels"]  # (batch, length)
@@ -222,7 +222,7 @@ def _transformers(config: FinetuneConfig, folder: Path) -> PeftModel:
         model,
         LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.targets,
             task_type="CAUSAL_LM",
