@@ -1,0 +1,68 @@
+"""Fill the marked parts of README.md from the code: `python docs/readme.py`, or `--check` to only compare."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from slmctl import cli, config, pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def stages() -> str:
+    """The table of stages."""
+    lines = ["| stage | takes | leaves | what it does |", "|---|---|---|---|"]
+    for stage in pipeline.STAGES.values():
+        takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
+        takes += " + sources" if stage.name == "prepare" else ""
+        about = cli.cli.commands[stage.name].get_short_help_str(200)
+        lines.append(f"| `{stage.name}` | {takes} | `runs/{stage.leaves}/` | {about} |")
+    return "\n".join(lines)
+
+
+def keys() -> str:
+    """The table of config keys."""
+    lines = ["| key | default | what it is |", "|---|---|---|"]
+    for name, default, about in config.table():
+        shown = f"`{default}`" if default not in ("", "required") else default
+        lines.append(f"| `{name}` | {shown} | {about.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def help_text() -> str:
+    """`slmctl --help`, as it is printed."""
+    context = click.Context(cli.cli, info_name="slmctl", max_content_width=100, terminal_width=100)
+    with context:
+        text = cli.cli.get_help(context)
+    return "\n".join(["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())])
+
+
+def demo() -> str:
+    """The table of the demo, as it was measured."""
+    return (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").strip()
+
+
+def filled(text: str) -> str:
+    """README.md with every marked part made anew."""
+    for name, make in (("demo", demo), ("stages", stages), ("config", keys), ("help", help_text)):
+        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Write README.md, or say whether it is current."""
+    now = README.read_text(encoding="utf-8")
+    wanted = filled(now)
+    if "--check" in sys.argv:
+        sys.exit("README.md is not current: make readme" if now != wanted else 0)
+    README.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
