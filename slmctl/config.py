@@ -47,10 +47,6 @@ Share = Annotated[float, Field(gt=0, lt=0.5)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 
 
-def _fast_products() -> Literal["float32", "bfloat16"]:
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
-
-
 class Section(BaseModel):
     """What all sections share: unknown keys are faults, values never change."""
 
@@ -156,9 +152,8 @@ class FinetuneConfig(Section):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens; a longer one stops the stage")
     seed: int = Field(0, ge=0, description="seed of initial weights and order")
-    products: Literal["float32", "bfloat16"] = Field(
-        default_factory=_fast_products,
-        description="how a CPU multiplies frozen weights; bfloat16 where the processor does so natively",
+    products: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="how a CPU multiplies frozen weights; auto takes bfloat16 where the processor has it"
     )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
 
@@ -301,7 +296,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
-    return _resolve(config, root)
+    return _settle(_resolve(config, root))
 
 
 def stage_config(config: Config, stage: str) -> Section:
@@ -463,6 +458,15 @@ def _resolve(config: Config, root: Path) -> Config:
     resolved = walk(config)
     assert isinstance(resolved, Config)
     return resolved
+
+
+def _settle(config: Config) -> Config:
+    """Replace what the machine decides by its decision, so that the recipe says what was done."""
+    if config.finetune.products != "auto":
+        return config
+    native = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    chosen = config.finetune.model_copy(update={"products": "bfloat16" if native else "float32"})
+    return config.model_copy(update={"finetune": chosen})
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
