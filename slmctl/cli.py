@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -658,6 +659,9 @@ def _root_of(options: Options, path: Path | None) -> Path:
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
     offline.seal()
+    # Threads that wait by spinning steal the cores of whoever else is there: on 2 shared cores, a
+    # busy neighbour made training ten times slower. OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli.main(standalone_mode=False)

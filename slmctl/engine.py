@@ -20,13 +20,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slmctl.errors import MissingError, StageError
 
 # What the child may know of the environment: where programs and libraries are, how many threads.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # fmt: skip
+             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ class Engine:
         self._settings = {"sequences": sequences, "context": context, "threads": threads or usable_cores()}
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        self._pending: dict[str, Callable[[Event], None]] = {}
+        # each request with the child that answers it: when that one dies, these are told and no others
+        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Event], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
+        self._listener: threading.Thread | None = None
         self.info: Event = {}
         self._start()
 
@@ -119,6 +121,7 @@ class Engine:
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
+            assert self._listener is not None
             with contextlib.suppress(OSError):
                 assert child.stdin is not None
                 child.stdin.close()
@@ -127,6 +130,7 @@ class Engine:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            self._listener.join(timeout=5)
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
         """Start answering; `on_event` is called from another thread until `finish` or `error` has come.
@@ -134,16 +138,11 @@ class Engine:
         Returns:
             A function that cancels the request and frees its place; no event follows.
         """
-        id = str(next(self._ids))
-        with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._start()
-            self._pending[id] = on_event
-            self._write({"id": id, **request.__dict__})
+        id = self._send(request.__dict__, on_event)
 
         def cancel() -> None:
             with self._lock:
-                if self._pending.pop(id, None) is not None:
+                if self._pending.pop(id, None) is not None and self._child is not None:
                     self._write({"cancel": id})
 
         return cancel
@@ -204,59 +203,65 @@ class Engine:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, as the engine reads it."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        id = str(next(self._ids))
-        with self._lock:
-            self._pending[id] = events.put
-            self._write({"id": id, "tokenize": text})
+        self._send({"tokenize": text}, events.put)
         event = events.get()
         if "error" in event:
             raise EngineError(event["error"])
         tokens: list[int] = event["tokens"]
         return tokens
 
+    def _send(self, message: dict[str, Any], on_event: Callable[[Event], None]) -> str:
+        """Have the child do something, in a fresh one when it has died; returns the id of what was asked."""
+        id = str(next(self._ids))
+        with self._lock:
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+            assert self._child is not None
+            self._pending[id] = self._child, on_event
+            self._write({"id": id, **message})
+        return id
+
     def _start(self) -> None:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-        child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=self._log)
-        self._child = child
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            child.wait()
-            raise EngineError(f"{self.gguf.name} cannot be loaded: {self._last_words()}")
+        with tempfile.TemporaryFile() as log:
+            child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
+            assert child.stdout is not None
+            line = child.stdout.readline()
+            if not line:
+                child.communicate()
+                raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
         self.info = json.loads(line)
-        threading.Thread(target=self._listen, args=(child,), daemon=True).start()
+        self._child = child
+        self._listener = threading.Thread(target=self._listen, args=(child,), daemon=True)
+        self._listener.start()
 
     def _listen(self, child: subprocess.Popen[str]) -> None:
-        assert child.stdout is not None
+        assert child.stdout is not None and child.stdin is not None
         for line in child.stdout:
             event = json.loads(line)
             id = event.pop("id")
             with self._lock:
-                last = "piece" not in event
-                on_event = self._pending.pop(id, None) if last else self._pending.get(id)
+                _, on_event = self._pending.get(id, (None, None))
+                if "piece" not in event:
+                    self._pending.pop(id, None)
             if on_event is not None:
                 on_event(event)
         code = child.wait()
         with self._lock:
-            if self._child is not None and self._child is not child:
-                return  # a fresh child has taken over, and its requests are not this one's
-            lost, self._pending = self._pending, {}
+            for pipe in (child.stdout, child.stdin):
+                with contextlib.suppress(OSError):
+                    pipe.close()
+            lost = {id: on_event for id, (owner, on_event) in self._pending.items() if owner is child}
+            for id in lost:
+                del self._pending[id]
         for id, on_event in lost.items():
             on_event({"error": f"the engine died (exit {code}) while it answered request {id}"})
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self._child is not None and self._child.stdin is not None
-        try:
+        # an OSError or a closed pipe: the child has died; the listening thread says so to every request
+        with contextlib.suppress(OSError, ValueError):
             self._child.stdin.write(json.dumps(message) + "\n")
             self._child.stdin.flush()
-        except OSError:
-            pass  # the child has died; the listening thread says so to every request
-
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        errors = [line for line in lines if "error" in line.lower()] or lines
-        return errors[-1] if errors else "the engine said nothing"
 
 
 def answer_of(event: Event, text: str) -> Answer:
@@ -272,15 +277,21 @@ def quantize(source: Path, target: Path, type_name: str) -> None:
     """
     with tempfile.TemporaryFile() as log:
         child = _python("quantize", str(source), str(target), type_name, stderr=log)
-        if child.wait() != 0:
-            log.seek(0)
-            words = log.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise StageError(f"quantizing to {type_name} failed: {words[-1]}", hint="is the disk full? df -h .")
+        child.communicate()
+        if child.returncode != 0:
+            raise StageError(f"quantizing to {type_name} failed: {_last_words(log)}", hint="is the disk full? df -h .")
 
 
 def usable_cores() -> int:
     """Cores that this process may run on, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0))
+
+
+def _last_words(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if "error" in line.lower()] or lines
+    return errors[-1] if errors else "no reason given"
 
 
 def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
