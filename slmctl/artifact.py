@@ -266,6 +266,7 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
 def draft(final: Path) -> Iterator[Path]:
     """An empty folder beside `final` to fill; gone again unless `publish_draft` moved it.
 
+    A stage that needs scratch space takes it inside the draft, so that nothing else can be left over.
     The caller holds the lock of `final`, so a draft that is already there belongs to a dead process.
     """
     place = final.parent / f".draft-{final.name}"

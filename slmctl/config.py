@@ -22,6 +22,7 @@ from slmctl.backend import cpu_flags
 from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
+MAX_VALUES = 100_000  # values in one file
 
 
 class Content:
@@ -529,6 +530,7 @@ class _Lines:
         self.faults: list[str] = []
         self._at: dict[tuple[int | str, ...], int] = {}
         self._flags: set[tuple[int | str, ...]] = set()
+        self._values = 0
 
     def read(self, text: str) -> Any:
         try:
@@ -571,6 +573,9 @@ class _Lines:
     def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
         if depth > 20:
             raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than 20 deep")
+        self._values += 1
+        if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
+            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values")
         self._at.setdefault(loc, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc, depth)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from slmctl.errors import DataError
 
+# The libraries' deprecations are addressed to who calls them, which is slmctl and not its user.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

@@ -51,7 +51,7 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
         DataError: It has pickles, code or no weights, or the wrong sha256.
         NetworkError: It could not be fetched.
     """
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         found = _fetch(config, Path(scratch))
         hashes = _check_hash(found, config)
         if found.is_file():
@@ -176,6 +176,7 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         fields = gguf.GGUFReader(path).fields
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} is not a readable GGUF file: {error}") from None
+    console.say(f"  dequantising {path.name}")
     tokenizer = weights.load_tokenizer(path.parent, gguf_file=path.name)
     loaded = weights.load_model(path.parent, gguf_file=path.name)
     del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised

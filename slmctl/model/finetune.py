@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,14 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     validation = encode(read_records(prepared.file("validation.jsonl")), task, tokenizer, config.max_length)
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the libraries' deprecations are not the user's to act on
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         trainer = _trainer(config, model, tokenizer, train, validation, Path(scratch))
         before = trainer.evaluate()["eval_loss"]
         console.say(f"  {chosen} backend; validation loss before training {before:.3f}")
         result = trainer.train()
-        after = trainer.evaluate()["eval_loss"]
-    _require_finite(trainer.model, after)
     history = [_logged(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    after = history[-1]["eval_loss"]  # the last epoch ends with a validation, whether it is a whole one or not
+    _require_finite(trainer.model, after)
     write_jsonl(out / "metrics.jsonl", history)
     _save(trainer.model, base, out)
     tokens = sum(len(row["input_ids"]) for row in train)

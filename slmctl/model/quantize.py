@@ -32,7 +32,7 @@ def run(config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, out: Pa
     base, task = Base.read(merged.path), Task.read(merged.path)
     probes = read_records(prepared.file("validation.jsonl"))[:PROBES]
     files: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         lossless, dtype = Path(scratch) / "lossless.gguf", _dtype(merged.path)
         converter.convert(merged.path, lossless, dtype=dtype, metadata=_metadata(config, base))
         for name in dict.fromkeys(config.types):
