@@ -1,0 +1,62 @@
+"""Fixtures that tests share: a tiny model, a project with it, and that project run once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: on a model this small more threads only wait for each other
+
+from slmctl import artifact, config, pipeline
+from slmctl.artifact import Artifact
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An HF folder with a tiny random Llama, its tokenizer and a ChatML template."""
+    return tiny.build_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with slmctl.yaml, data and base; nothing has been run in it. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("project") / "desk"
+    shutil.copytree(tiny_base, folder / "base")
+    (folder / "slmctl.yaml").write_text(tiny.CONFIG, encoding="utf-8")
+    tiny.write_csv(folder / "tickets.csv", tiny.rows())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after `slmctl run`, once for all tests: read it, copy it to change it."""
+    folder = tmp_path_factory.mktemp("run") / "desk"
+    shutil.copytree(tiny_project, folder)
+    tiny.ok(tiny.slmctl(folder, "run"))
+    return folder
+
+
+@pytest.fixture
+def desk(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run` that a test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "desk"))
+
+
+@pytest.fixture(scope="session")
+def artifacts(tiny_run: Path) -> dict[str, Artifact]:
+    """The artifacts of `tiny_run` by kind; of the predictions, those of the last model."""
+    return {
+        path.parent.parent.name: artifact.load(path.parent) for path in sorted(tiny_run.glob("runs/*/*/manifest.json"))
+    }
+
+
+@pytest.fixture
+def project(tiny_run: Path) -> pipeline.Project:
+    """`tiny_run` as the library sees it."""
+    return pipeline.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))

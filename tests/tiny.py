@@ -1,0 +1,136 @@
+"""A tiny random Llama with its tokenizer, a data set it can learn, and the program as its user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+LABELS = {
+    "billing": "invoice refund charged card payment euro bank price",
+    "delivery": "parcel courier late truck doorstep carrier tracking shipped",
+    "account": "password login locked profile username reset email signin",
+}
+WORDS = {label: text.split() for label, text in LABELS.items()}
+FILLER = (
+    "please hello today yesterday again still why how when my your the a this that since monday friday "
+    "week month twice never always nobody someone phone office house garden letter answer green blue big small "
+    "quick slow first last open close help thanks sorry really maybe order shop kettle lamp chair bicycle"
+)
+SYSTEM = "Name the category."
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CONFIG = """\
+project: tiny-desk
+version: "1.0"
+base: ./base
+task: {kind: classify, labels: from-data, system: Name the category.}
+prepare:
+  sources: [{path: tickets.csv, input: text, output: category}]
+finetune: {epochs: 14, learning_rate: 1e-2, batch: 8, lora: {rank: 16, alpha: 32}}
+quantize: {types: [Q8_0, F16]}
+evaluate: {models: [base, adapter, gguf]}
+"""
+
+
+def rows(count: int = 300, seed: int = 0) -> list[tuple[str, str]]:
+    """Distinct short texts with their categories; two words of each text tell the category."""
+    choose = random.Random(seed)
+    result: dict[str, str] = {}
+    while len(result) < count:
+        label = choose.choice(list(WORDS))
+        words = [*choose.sample(WORDS[label], 2), *choose.sample(FILLER.split(), 5)]
+        choose.shuffle(words)
+        result[" ".join(words)] = label
+    return list(result.items())
+
+
+def write_csv(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([("text", "category"), *pairs])
+    return path
+
+
+def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
+    """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained here.
+
+    llama.cpp's converter knows BPE tokenizers by a list of hashes; sentencepiece it takes as it is.
+    """
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+    out.mkdir(parents=True)
+    known = [*FILLER.split(), *(word for group in WORDS.values() for word in group), *WORDS, *SYSTEM.split()]
+    known += ["user", "assistant", "system", "Answer", "Message"]
+    lines = [" ".join(known[k:] + known[:k]) + " . 0 1 2 3 4 5 6 7 8 9" for k in range(len(known))]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*lines, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;?!'-"]),
+        model_writer=model, vocab_size=640, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+        control_symbols=["<|im_start|>", "<|im_end|>"], pad_id=-1, add_dummy_prefix=False,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    (out / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = LlamaTokenizer.from_pretrained(
+        out, legacy=False, add_prefix_space=False, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(out)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.1,
+            bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+        )
+    ).save_pretrained(out)  # fmt: skip
+    (out / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n", encoding="utf-8")
+    return out
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a program under test: no variable of the outside decides what it does."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SLMCTL", "PYTEST"))}
+    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | more
+
+
+def command(folder: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "slmctl.cli", "-C", str(folder), *args]
+
+
+def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder and wait for it."""
+    options.setdefault("env", environment())
+    return subprocess.run(command(folder, *args), capture_output=True, text=True, timeout=300, **options)
+
+
+def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
+    """Start the program in a folder, in a process group of its own."""
+    options.setdefault("env", environment())
+    return subprocess.Popen(
+        command(folder, *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        **options,
+    )  # fmt: skip
+
+
+def kill_group(child: subprocess.Popen[str]) -> None:
+    """kill -9 of a program and everything it started."""
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    """The stdout of a program that must have succeeded, without its last line break."""
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
