@@ -555,7 +555,9 @@ class _Lines:
             inner = inner[key]
             if not isinstance(inner, dict):
                 raise UsageError(f"--set {assignment}: '{key}' is not a section")
-        inner[keys[-1]] = _Lines("--set").read(text)
+        lines = _Lines("--set")
+        inner[keys[-1]] = lines.read(text)
+        self.faults += lines.faults
         self._flags.add(tuple(keys))
 
     def fault(self, loc: Sequence[int | str], message: str) -> str:
@@ -577,6 +579,8 @@ class _Lines:
         if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
             raise UsageError(f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values")
         self._at.setdefault(loc, node.start_mark.line + 1)
+        if node.tag.startswith("!") or "python" in node.tag:
+            self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -597,8 +601,6 @@ class _Lines:
 
     def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
         text: str = node.value
-        if node.tag.startswith("!") or "python" in node.tag:
-            self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
         if getattr(node, "style", None) is not None:
             return text
         if text in ("", "~", "null"):
