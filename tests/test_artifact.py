@@ -271,20 +271,6 @@ def test_digest_holds_names_and_contents(tmp_path: Path) -> None:
     assert len({make(tmp_path / str(k), files).digest for k, files in enumerate(contents)}) == len(contents)
 
 
-@given(
-    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.binary(max_size=20), min_size=1, max_size=5).flatmap(
-        lambda files: st.tuples(st.just(files), st.permutations(sorted(files)))
-    )
-)
-@settings(deadline=None, max_examples=40)
-def test_digest_is_a_function_of_what_is_there(drawn: tuple[dict[str, bytes], list[str]]) -> None:
-    files, order = drawn
-    entries = [FileEntry(name, len(files[name]), artifact.sha256_bytes(files[name])) for name in order]
-    by_name = tuple(sorted(entries, key=lambda entry: entry.path))
-    again = tuple(sorted(entries[::-1], key=lambda entry: entry.path))
-    assert artifact.digest_of(by_name) == artifact.digest_of(again)
-
-
 # Loading and verifying
 
 
