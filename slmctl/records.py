@@ -120,7 +120,8 @@ def columns_of(path: Path) -> list[str]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        # strict: a quote that is never closed would else take the rest of the file as one field
+        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header = next(reader, None)
         if header is None:
             return
