@@ -104,7 +104,7 @@ class Task:
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses the messages: {error}") from None
 
     def _defuse(self, text: str) -> str:
@@ -126,7 +126,7 @@ class Task:
             return text
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError("the answer is not JSON") from None
 
     def fits_schema(self, value: Any) -> bool:
