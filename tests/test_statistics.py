@@ -1,0 +1,136 @@
+"""Intervals, against published values and what must hold of any of them."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmctl.statistics import _tango, drop_bound, wilson
+
+counts = st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+confidences = st.floats(0.5, 0.999)
+# rows only the first answered right, only the second, and all rows
+pairs = st.integers(1, 500).flatmap(
+    lambda n: st.integers(0, n).flatmap(lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n)))
+)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [
+        # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_published_values(right: int, total: int, low: float, high: float) -> None:
+    assert wilson(right, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_nothing_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("total", [1, 5, 50, 1000])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_closed_form_at_the_ends(total: int, confidence: float) -> None:
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    assert wilson(0, total, confidence) == pytest.approx((0.0, z2 / (total + z2)))
+    assert wilson(total, total, confidence) == pytest.approx((total / (total + z2), 1.0))
+
+
+@given(counts, confidences)
+@settings(deadline=None, max_examples=150)
+def test_wilson_holds_the_share_and_mirrors(drawn: tuple[int, int], confidence: float) -> None:
+    right, total = drawn
+    low, high = wilson(right, total, confidence)
+    assert 0 <= low <= right / total + 1e-12
+    assert right / total - 1e-12 <= high <= 1
+    mirrored = wilson(total - right, total, confidence)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
+
+
+@given(counts, confidences, confidences)
+@settings(deadline=None, max_examples=100)
+def test_wilson_widens_with_confidence(drawn: tuple[int, int], one: float, other: float) -> None:
+    narrow, wide = wilson(*drawn, min(one, other)), wilson(*drawn, max(one, other))
+    assert wide[0] <= narrow[0] + 1e-12
+    assert narrow[1] <= wide[1] + 1e-12
+
+
+@pytest.mark.parametrize("total", [1, 10, 59, 400, 10_000])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_drop_bound_without_any_difference(total: int, confidence: float) -> None:
+    # b = c = 0: the statistic is -n d / sqrt(n d (1 - d)), which meets -z where d = z^2 / (n + z^2)
+    z2 = NormalDist().inv_cdf(confidence) ** 2
+    assert drop_bound(0, 0, total, confidence) == pytest.approx(z2 / (total + z2), rel=1e-9)
+
+
+@given(pairs, st.floats(0.6, 0.999))
+@settings(deadline=None, max_examples=100)
+def test_drop_bound_is_where_the_statistic_meets_z(drawn: tuple[int, int, int], confidence: float) -> None:
+    b, c, n = drawn
+    bound, z = drop_bound(b, c, n, confidence), NormalDist().inv_cdf(confidence)
+    assert _tango(b, c, n, bound - 1e-6) > -z - 1e-3
+    assert bound == 1 or _tango(b, c, n, min(bound + 1e-6, 1)) <= -z + 1e-3
+
+
+def score(b: int, c: int, n: int, drop: float) -> float:
+    """Tango's statistic with its nuisance share found by search, not by the closed form."""
+    low, high = max(0.0, -drop), (1 - drop) / 2 if drop >= 0 else 1.0
+    best, nuisance = -math.inf, low
+    for k in range(20_001):  # the likelihood of (b, c) given the drop, over the share of the second kind
+        q = low + (high - low) * k / 20_000
+        p = q + drop
+        rest = 1 - p - q
+        if (p <= 0 < b) or (q <= 0 < c) or (rest <= 0 < n - b - c):
+            continue
+        value = sum(count * math.log(share) for count, share in ((b, p), (c, q), (n - b - c, rest)) if count)
+        if value > best:
+            best, nuisance = value, q
+    return (b - c - n * drop) / math.sqrt(n * (2 * nuisance + drop - drop * drop))
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 44), (5, 3, 60), (3, 9, 100), (1, 1, 20), (30, 20, 400)])
+@pytest.mark.parametrize("drop", [0.05, 0.2, 0.35])
+def test_statistic_uses_the_most_likely_nuisance_share(b: int, c: int, n: int, drop: float) -> None:
+    assert _tango(b, c, n, drop) == pytest.approx(score(b, c, n, drop), abs=2e-3)
+
+
+def test_drop_bound_of_nothing_excludes_nothing() -> None:
+    assert drop_bound(0, 0, 0) == 1.0
+
+
+@given(pairs, confidences)
+@settings(deadline=None, max_examples=150)
+def test_drop_bound_lies_above_the_drop_that_was_seen(drawn: tuple[int, int, int], confidence: float) -> None:
+    b, c, n = drawn
+    assert (b - c) / n - 1e-9 <= drop_bound(b, c, n, confidence) <= 1
+
+
+@given(pairs, confidences, confidences)
+@settings(deadline=None, max_examples=100)
+def test_drop_bound_rises_with_confidence(drawn: tuple[int, int, int], one: float, other: float) -> None:
+    assert drop_bound(*drawn, min(one, other)) <= drop_bound(*drawn, max(one, other)) + 1e-9
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=100)
+def test_drop_bound_rises_with_each_row_the_second_loses(drawn: tuple[int, int, int]) -> None:
+    b, c, n = drawn
+    if b + c < n:
+        assert drop_bound(b, c, n) <= drop_bound(b + 1, c, n) + 1e-9
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+@settings(deadline=None, max_examples=60)
+def test_drop_bound_tightens_with_more_rows_of_the_same_kind(b: int, c: int, rest: int) -> None:
+    n = b + c + rest
+    if b >= c:
+        assert drop_bound(4 * b, 4 * c, 4 * n) <= drop_bound(b, c, n) + 1e-9
