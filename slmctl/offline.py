@@ -2,8 +2,9 @@
 
 The switches act on the Hugging Face libraries only when set before their first import, so `cli`
 calls `seal` before any stage module is loaded. The guard is a second, independent line: CPython's
-audit events see every `connect` and name look-up made through the `socket` module, whichever
-library makes it.
+audit events see what is made through the `socket` module, whichever library makes it: every
+connection and datagram, and every name look-up but the one inside `connect` to a bare name, whose
+connection is then refused.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def network(purpose: str) -> Iterator[None]:
 
 def _audit(event: str, args: tuple[object, ...]) -> None:
     """Refuse what leaves the machine. Audit hooks cannot be removed, so this one stays cheap."""
-    if event == "socket.connect":
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         host = _host(args[1])
-    elif event == "socket.getaddrinfo":
-        host = str(args[0] or "")
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        host = args[0].decode(errors="replace") if isinstance(args[0], bytes) else str(args[0] or "")
     else:
         return
     if _is_local(host):
