@@ -1,0 +1,173 @@
+"""Nothing leaves the machine unasked: switches and a guard on sockets.
+
+The guard cannot be taken down again, so every test is a process of its own. 192.0.2.1 is an address
+that belongs to nobody (RFC 5737), and names below .invalid exist nowhere (RFC 2606).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from slmctl.offline import SWITCHES
+
+
+def run(code: str, **environment: str) -> dict[str, object]:
+    """What a script leaves in `found`, in a process whose environment has no switch set."""
+    bare = {key: value for key, value in os.environ.items() if key not in (*SWITCHES, "CI")}
+    whole = f"import json, os, socket, sys\nfrom slmctl import offline\nfound = {{}}\n{textwrap.dedent(code)}\n"
+    whole += "sys.stdout.write(json.dumps(found))\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", whole],
+        env=bare | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+REFUSED = """
+from slmctl.errors import NetworkError
+offline.seal()
+with socket.socket(socket.{family}, socket.{kind}) as one:
+    try:
+        {call}
+        found["message"] = "went through"
+    except NetworkError as error:
+        found |= {{"message": error.message, "hint": error.hint, "code": error.code}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "host"),
+    [
+        ("one.connect(('192.0.2.1', 443))", "192.0.2.1"),
+        ("one.connect_ex(('192.0.2.1', 443))", "192.0.2.1"),
+        ("socket.create_connection(('192.0.2.1', 443))", "192.0.2.1"),
+        ("socket.getaddrinfo('example.invalid', 443)", "example.invalid"),
+        ("socket.getaddrinfo(b'example.invalid', 443)", "example.invalid"),
+        ("socket.gethostbyname('example.invalid')", "example.invalid"),
+        ("socket.gethostbyaddr('192.0.2.1')", "192.0.2.1"),
+        ("import urllib.request; urllib.request.urlopen('https://example.invalid')", "example.invalid"),
+    ],
+)
+def test_what_leaves_the_machine_is_refused(call: str, host: str) -> None:
+    found = run(REFUSED.format(call=call, family="AF_INET", kind="SOCK_STREAM"))
+    assert found["message"] == f"refused a connection to '{host}': nothing leaves this machine unasked"
+    assert found["code"] == 9
+    assert "slmctl pull" in str(found["hint"])
+
+
+@pytest.mark.parametrize(
+    "call", ["one.sendto(b'x', ('192.0.2.1', 53))", "one.sendmsg([b'x'], [], 0, ('192.0.2.1', 53))"]
+)
+def test_datagrams_are_refused_too(call: str) -> None:
+    found = run(REFUSED.format(call=call, family="AF_INET", kind="SOCK_DGRAM"))
+    assert found["message"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"
+
+
+def test_this_machine_is_reached() -> None:
+    found = run("""
+        offline.seal()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            for host in ("127.0.0.1", "localhost"):
+                with socket.create_connection((host, server.getsockname()[1])) as one:
+                    found[host] = one.getpeername()[0]
+        one, two = socket.socketpair()
+        with one, two:
+            one.sendall(b"x")
+            found["pair"] = two.recv(1).decode()
+        found["contacted"] = sorted(offline.contacted)
+    """)
+    assert found == {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "pair": "x", "contacted": []}
+
+
+def test_unix_socket_is_this_machine(tmp_path: object) -> None:
+    found = run(f"""
+        offline.seal()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind({f"{tmp_path}/s"!r})
+            server.listen()
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect({f"{tmp_path}/s"!r})
+                found["reached"] = True
+    """)
+    assert found == {"reached": True}
+
+
+def test_network_opens_for_its_block_only_and_keeps_a_receipt() -> None:
+    found = run("""
+        from slmctl.errors import NetworkError
+        offline.seal()
+        with offline.network("pull"):
+            found["inside"] = os.environ.get("HF_HUB_OFFLINE", "unset")
+            try:
+                socket.getaddrinfo("example.invalid", 443)
+            except OSError:
+                pass  # nowhere to be found, but it was asked for
+        found["after"] = os.environ["HF_HUB_OFFLINE"]
+        found["contacted"] = sorted(offline.contacted)
+        try:
+            socket.getaddrinfo("example.invalid", 443)
+        except NetworkError:
+            found["closed"] = True
+    """)
+    assert found == {"inside": "unset", "after": "1", "contacted": ["example.invalid"], "closed": True}
+
+
+def test_network_closes_after_an_exception() -> None:
+    found = run("""
+        from slmctl.errors import NetworkError
+        offline.seal()
+        try:
+            with offline.network("pull"):
+                raise RuntimeError
+        except RuntimeError:
+            pass
+        try:
+            socket.getaddrinfo("example.invalid", 443)
+        except NetworkError:
+            found |= {"closed": True, "switch": os.environ["HF_HUB_OFFLINE"]}
+    """)
+    assert found == {"closed": True, "switch": "1"}
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "0", "DO_NOT_TRACK": "0"}, {"CI": "1"}], ids=str)
+def test_every_switch_is_set_whatever_was_there(environment: dict[str, str]) -> None:
+    found = run("offline.seal(); found |= {name: os.environ[name] for name in offline.SWITCHES}", **environment)
+    assert found == SWITCHES
+
+
+def test_children_inherit_the_switches() -> None:
+    found = run("""
+        import subprocess
+        offline.seal()
+        code = "import os, sys; sys.stdout.write(os.environ['TRANSFORMERS_OFFLINE'])"
+        found["child"] = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    """)
+    assert found == {"child": "1"}
+
+
+def test_importing_alone_seals_nothing() -> None:
+    assert run("found |= {name: name in os.environ for name in offline.SWITCHES}") == dict.fromkeys(SWITCHES, False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "", "0.0.0.0", "::", "::1%lo"])
+def test_local_hosts(host: str) -> None:
+    assert run(f"found['local'] = offline._is_local({host!r})") == {"local": True}
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "192.0.2.1", "fe80::1%eth0", "localhost.example.invalid", "2130706433", "::2"]
+)
+def test_other_hosts(host: str) -> None:
+    assert run(f"found['local'] = offline._is_local({host!r})") == {"local": False}
