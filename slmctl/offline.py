@@ -14,6 +14,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from slmctl.errors import NetworkError
 
@@ -50,16 +51,26 @@ def seal() -> None:
 def network(purpose: str) -> Iterator[None]:
     """Let this process use the network inside the block, because the user asked for `purpose`.
 
-    The Hub's client reads its offline switch when it is imported, so the caller imports it inside.
+    The Hub's client reads its offline switch when it is imported, and transformers may have imported it long ago:
+    its own copy of the switch is turned too.
     """
     global _open_for
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    client: Any = sys.modules.get("huggingface_hub.constants")
+    client_kept = client.HF_HUB_OFFLINE if client else True
+    if client:
+        client.HF_HUB_OFFLINE = False
     _open_for = purpose
     try:
         yield
     finally:
         _open_for = ""
         os.environ.update({name: value for name, value in kept.items() if value is not None})
+        client = client or sys.modules.get(
+            "huggingface_hub.constants"
+        )  # imported inside the block: turn it back on too
+        if client:
+            client.HF_HUB_OFFLINE = client_kept
 
 
 def _audit(event: str, args: tuple[object, ...]) -> None:

@@ -118,7 +118,7 @@ def _from_hub(name: str, scratch: Path) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UsageError(f"base 'hf:{name}' is malformed", hint="base: hf:ORG/NAME@COMMIT")
     with offline.network(f"pull hf:{name}"):
-        from huggingface_hub import HfApi, snapshot_download  # its offline switch is read when it is imported
+        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -130,9 +130,14 @@ def _from_hub(name: str, scratch: Path) -> Path:
                 )
             console.say(f"  fetching {repo} at {commit[:12]} from the hub")
             snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, *_transport_errors()) as error:
             raise NetworkError(f"the hub gave no {repo}: {str(error).splitlines()[0]}") from None
     return scratch / "hub"
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when there is no connection: httpx's errors up to 1.x, httpx2's from 2.0 on."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def _choose_gguf(folder: Path, wanted: str | None) -> Path:
