@@ -62,7 +62,7 @@ class Base:
 def size_label(parameters: int) -> str:
     """`360K`, `135M`, `1.2B` (GGUF naming convention)."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= limit:
+        if parameters >= 0.9995 * limit:  # what would be rounded to 1000 takes the next unit
             count = parameters / limit
             return f"{count:.1f}".removesuffix(".0") + unit if count < 10 else f"{count:.0f}{unit}"
     return str(parameters)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
 SHOW_AFTER_S = 2.0  # work that is over before this needs no progress
@@ -63,11 +64,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table; the first column is text, the others are figures set to the right."""
     if _level < 0:
         return
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(clean(title), style="bold"), title_justify="left")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        drawn.add_column(Text(clean(column)), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*map(clean, row))
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
     _err.print(drawn)
 
 
@@ -144,7 +145,7 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """`512 B`, `98.4 MB`, `1.20 GB` (powers of ten)."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.95:  # what would be rounded to 1000.0 takes the next unit
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
