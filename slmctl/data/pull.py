@@ -121,6 +121,7 @@ def _from_hub(name: str, scratch: Path) -> Path:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
 
+        failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
         try:
             if not re.fullmatch(r"[0-9a-f]{40}", commit):
                 pinned = HfApi().model_info(repo, revision=commit or None).sha
@@ -130,7 +131,7 @@ def _from_hub(name: str, scratch: Path) -> Path:
                 )
             console.say(f"  fetching {repo} at {commit[:12]} from the hub")
             snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
-        except (HfHubHTTPError, OSError, *_transport_errors()) as error:
+        except failures as error:
             raise NetworkError(f"the hub gave no {repo}: {str(error).splitlines()[0]}") from None
     return scratch / "hub"
 
