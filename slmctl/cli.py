@@ -374,10 +374,8 @@ def show(options: Options, path: Path | None) -> None:
     from slmctl import artifact, lineage
     from slmctl.pipeline import Role, find
 
-    if path is None:
-        found = find(_project(options), Role("published", ("published",)))
-    else:
-        found = artifact.load(path)
+    release = Role("published", ("published",))
+    found = artifact.load(path) if path is not None else find(_project(options), release)
     node = lineage.show(_root_of(options, path), found)
     text = json.dumps(lineage.to_json(node), indent=1) if options.json else "\n".join(lineage.lines(node))
     _console().write(_console().clean(text) + "\n")
