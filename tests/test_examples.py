@@ -1,0 +1,104 @@
+"""The example data: generated, the same everywhere, and as its README says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jsonschema
+
+DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
+FILES = ("support_tickets.csv", "order_emails.jsonl", "order_emails.schema.json", "replies.jsonl")
+
+
+def tickets() -> list[dict[str, str]]:
+    with (DATA / "support_tickets.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def usable() -> list[dict[str, str]]:
+    return [row for row in tickets() if row["text"].strip() and row["category"].strip()]
+
+
+def jsonl(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+def readme() -> str:
+    return (DATA / "README.md").read_text(encoding="utf-8")
+
+
+def test_generator_writes_the_same_bytes(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-W", "error", DATA / "generate.py", "--out", tmp_path],
+        env=os.environ | {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0"},
+        check=True,
+        capture_output=True,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
+
+
+def test_enough_rows_and_categories() -> None:
+    rows = usable()
+    assert len(rows) >= 2400
+    assert len({row["category"] for row in rows}) >= 12
+    assert min(Counter(row["category"] for row in rows).values()) >= 100
+
+
+def test_readme_counts_the_rows() -> None:
+    stated = re.search(r"`support_tickets\.csv` \| ([\d,]+) \(([\d,]+) usable\) \| classification into (\d+)", readme())
+    assert stated
+    categories = {row["category"] for row in usable()}
+    assert [int(text.replace(",", "")) for text in stated.groups()] == [len(tickets()), len(usable()), len(categories)]
+    for name in ("order_emails", "replies"):
+        found = re.search(rf"`{name}\.jsonl`.*? \| (\d+) \|", readme())
+        assert found
+        assert int(found[1]) == len(jsonl(f"{name}.jsonl"))
+
+
+def test_readme_counts_the_categories() -> None:
+    stated = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme(), re.MULTILINE)}
+    assert stated == Counter(row["category"] for row in usable())
+
+
+def test_readme_counts_the_faults() -> None:
+    rows = tickets()
+    stated = re.search(r"- (\d+) rows have no text or no category", readme())
+    assert stated
+    assert int(stated[1]) == len(rows) - len(usable())
+    stated = re.search(r"- (\d+) rows repeat another row exactly", readme())
+    assert stated
+    texts = Counter((row["text"], row["category"]) for row in usable())
+    assert int(stated[1]) == sum(count - 1 for count in texts.values())
+
+
+def test_tickets_have_ids_of_their_own() -> None:
+    ids = [row["ticket_id"] for row in tickets()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_extracted_fields_satisfy_their_schema() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads((DATA / "order_emails.schema.json").read_text()))
+    for row in jsonl("order_emails.jsonl"):
+        assert list(row) == ["id", "email", "fields"]
+        assert not list(validator.iter_errors(row["fields"])), row["id"]
+
+
+def test_replies_answer_messages() -> None:
+    for row in jsonl("replies.jsonl"):
+        assert list(row) == ["id", "message", "reply"]
+        assert all(str(value).strip() for value in row.values())
+
+
+def test_personal_data_is_invented() -> None:
+    text = "".join((DATA / name).read_text(encoding="utf-8") for name in FILES)
+    hosts = {host.lower().rstrip(".") for host in re.findall(r"[\w.+-]+@([\w.-]+)", text)}
+    assert hosts <= {"example.com", "example.org", "example.net"}
