@@ -490,7 +490,10 @@ def _console() -> Any:
 
 def _set(options: Options, section: str, **values: Any) -> None:
     """Named flags are overrides like `--set`; one that was left out is None, whatever the default is."""
-    options.sets += [f"{section}.{key}={value}" for key, value in values.items() if value is not None]
+    import json
+
+    # JSON is YAML without surprises: `--host ::` stays a text
+    options.sets += [f"{section}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
 def _project(options: Options, **given: Path | None) -> Project:

@@ -30,6 +30,8 @@ GRACE_S = 5  # seconds that running answers get when the server is told to stop
 KNOWN = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
          "top_p", "seed", "stop", "n", "user"}  # fmt: skip
 
+WHOLE = {"n", "max_tokens", "seed"}
+
 
 @dataclass(frozen=True)
 class Served:
@@ -79,6 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(2048)  # from now on a client may connect, and no other server can take the port
     except OSError as error:
         sock.close()
         raise UsageError(
@@ -230,6 +233,8 @@ def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
 
 def _number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = body.get(name, default)
+    if name in WHOLE and isinstance(value, float):
+        raise BadRequestError(f"'{name}' must be a whole number", name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise BadRequestError(f"'{name}' must be a number from {low} to {high}", name)
     return value
