@@ -17,6 +17,9 @@ from slmctl.base import Base
 from slmctl.config import MergeConfig
 from slmctl.errors import StageError
 
+# Forms in which W + scale * B A is not the merged weight, or not all of it
+REFUSED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices",
+           "fan_in_fan_out", "lora_bias", "layer_replication")  # fmt: skip
 PREFIX = "base_model.model."  # what PEFT puts before a module's own name
 
 
@@ -38,12 +41,13 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
             with safe_open(base.file(entry.path), framework="pt") as source:
                 for name in source.keys():  # noqa: SIM118 - safe_open is no mapping
                     weight = source.get_tensor(name)
+                    dtype = weight.dtype if config.dtype == "base" else getattr(torch, config.dtype)
                     module = name.removesuffix(".weight")
                     if module in updates:
                         weight = _merged(weight, *updates[module], scale=scale, name=module)
                         used.add(module)
                         meter.advance()
-                    tensors[name] = weight if config.dtype == "base" else weight.to(getattr(torch, config.dtype))
+                    tensors[name] = _cast(weight, dtype, name=module)
             save_file(tensors, out / entry.path, metadata={"format": "pt"})
             (out / entry.path).chmod(0o644)
     if used != updates.keys():
@@ -63,7 +67,7 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
 def _refuse_other_forms(settings: dict[str, Any]) -> None:
     if settings.get("peft_type") != "LORA":
         raise StageError(f"an adapter of type {settings.get('peft_type')} cannot be merged", hint="LoRA adapters can")
-    for form in ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices"):
+    for form in REFUSED:
         if settings.get(form):
             raise StageError(f"an adapter with {form} cannot be merged", hint="train it without")
     if settings.get("bias", "none") != "none":
@@ -87,15 +91,17 @@ def _pairs(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torc
 
 
 def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scale: float, name: str) -> torch.Tensor:
-    """weight (out, in), a (rank, in), b (out, rank) -> (out, in) in the weight's own type."""
+    """weight (out, in), a (rank, in), b (out, rank) -> (out, in) in float32."""
     if weight.shape != (b.shape[0], a.shape[1]):
         raise StageError(f"the adapter does not fit the base at '{name}': {tuple(weight.shape)}")
-    merged = weight.float() + scale * (b.float() @ a.float())
-    if not bool(torch.isfinite(merged.to(weight.dtype)).all()):
-        raise StageError(
-            f"merging '{name}' gives values that {weight.dtype} cannot hold", hint="--set merge.dtype=float32"
-        )
-    return merged.to(weight.dtype)
+    return weight.float() + scale * (b.float() @ a.float())
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tensor:
+    cast = weight.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        raise StageError(f"merging '{name}' gives values that {dtype} cannot hold", hint="--set merge.dtype=float32")
+    return cast
 
 
 def _write_card(base: Base, out: Path) -> None:
