@@ -566,6 +566,7 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
     from slmctl import pipeline
     from slmctl.artifact import verify
+    from slmctl.engine import is_type
     from slmctl.task import Task
 
     if model is None:
@@ -576,7 +577,7 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     if faults:
         raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
     entries = found.files(".gguf")
-    chosen = [entry for entry in entries if type_name is None or entry.path.removesuffix(".gguf").endswith(type_name)]
+    chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
     if not chosen:
         raise UsageError(
             f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"

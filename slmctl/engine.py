@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -280,6 +281,11 @@ def quantize(source: Path, target: Path, type_name: str) -> None:
         child.communicate()
         if child.returncode != 0:
             raise StageError(f"quantizing to {type_name} failed: {_last_words(log)}", hint="is the disk full? df -h .")
+
+
+def is_type(path: str, type_name: str) -> bool:
+    """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
+    return re.search(rf"(^|[-._]){re.escape(type_name)}\.gguf$", path) is not None
 
 
 def usable_cores() -> int:

@@ -126,7 +126,7 @@ def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
         UsageError: None fits, or several do.
     """
     entries = model.files(".gguf")
-    chosen = [entry for entry in entries if type is None or entry.path.removesuffix(".gguf").endswith(type)]
+    chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(entry.path for entry in entries) or "none"
@@ -202,6 +202,7 @@ def answer_file(
         DataError: The file has no such column, or cannot be read.
         UsageError: The target is of an unknown kind.
     """
+    write = _writer(target)
     rows = list(read_rows(source))
     good = [row for row in rows if not row.fault]
     if not rows:
@@ -220,7 +221,7 @@ def answer_file(
             else:
                 fields |= {"answer": answer.text.strip(), "confidence": answer.confidence, "error": None}
             meter.advance()
-    _write(target, results)
+    write(results)
     return len(results), sum(bool(fields["error"]) for fields in results)
 
 
@@ -231,16 +232,20 @@ def _askable(row: Row, column: str, fields: dict[str, Any]) -> bool:
     return not problem
 
 
-def _write(target: Path, results: list[dict[str, Any]]) -> None:
+def _writer(target: Path) -> Callable[[list[dict[str, Any]]], None]:
+    """What writes rows to a target; a target of an unknown kind is refused before anything is asked."""
     if str(target) == "-":
-        console.write("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in results))
-        return
-    writers: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": _as_csv, ".jsonl": _as_jsonl}
-    if target.suffix not in writers:
-        raise UsageError(f"{target.name} is of an unknown kind", hint=f"known: {', '.join(writers)}, or - for stdout")
-    half = target.with_name(f".{target.name}.part")
-    half.write_text(writers[target.suffix](results), encoding="utf-8", newline="")
-    os.replace(half, target)
+        return lambda results: console.write(_as_jsonl(results))
+    forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": _as_csv, ".jsonl": _as_jsonl}
+    if target.suffix not in forms:
+        raise UsageError(f"{target.name} is of an unknown kind", hint=f"known: {', '.join(forms)}, or - for stdout")
+
+    def write(results: list[dict[str, Any]]) -> None:
+        half = target.with_name(f".{target.name}.part")
+        half.write_text(forms[target.suffix](results), encoding="utf-8", newline="")
+        os.replace(half, target)
+
+    return write
 
 
 def _as_jsonl(results: list[dict[str, Any]]) -> str:

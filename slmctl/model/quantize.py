@@ -57,7 +57,7 @@ def run(config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, out: Pa
 
 def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
     """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`."""
-    stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1)[0]
+    stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE)[0]
     return f"{stem}-{base.size_label}-{config.project}-v{config.version}-{type_name}.gguf"
 
 
