@@ -13,7 +13,7 @@ DEMO := demo
 .PHONY: demo test slow lint types readme clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m examples.demo $(DEMO)
+	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow and not gpu"
@@ -35,21 +35,21 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: | $(VENV)/bin/python
 	@echo "installing torch$(if $(TORCH_INDEX), from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of its CPU wheels saves GBs)"
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10'
-	touch $@
+	@$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10'
+	@touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	@echo "installing slmctl; llama-cpp-python compiles for some minutes"
-	$(BIN)/pip install --quiet --editable '.[all]'
-	$(BIN)/slmctl --quiet doctor --fix > /dev/null
-	touch $@
+	@$(BIN)/pip install --quiet --editable '.[all]'
+	@$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	$(BIN)/slmctl --quiet doctor --fix > /dev/null
-	touch $@
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	@touch $@

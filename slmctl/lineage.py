@@ -81,12 +81,12 @@ def to_json(node: Node) -> dict[str, Any]:
     }
 
 
-def _node(digest: str, role: str, by_digest: dict[str, Artifact]) -> Node:
+def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()) -> Node:
     found = by_digest.get(digest)
-    if found is None:
+    if found is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
         return Node(digest, role, None)
     parents = tuple(
-        _node(one, name, by_digest)
+        _node(one, name, by_digest, below | {digest})
         for name, value in found.manifest.inputs.items()
         for one in (value if isinstance(value, list) else [value])
     )
