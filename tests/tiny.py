@@ -112,7 +112,7 @@ def command(folder: Path, *args: str) -> list[str]:
 def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the program in a folder and wait for it."""
     options.setdefault("env", environment())
-    return subprocess.run(command(folder, *args), capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command(folder, *args), capture_output=True, text=True, **{"timeout": 300, **options})
 
 
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
