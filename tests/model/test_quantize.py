@@ -140,7 +140,10 @@ def test_an_end_of_turn_that_is_no_token_is_caught(
         run(config("Q8_0"), merged, artifacts, tmp_path / "out" / "made")
 
 
-def test_a_model_that_never_stops_is_caught(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_model_that_never_stops_is_caught(
+    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "FREE_TOKENS", 16)
     shutil.copyfile(artifacts["base"].file("model.safetensors"), merged / "model.safetensors")  # untrained
     with pytest.raises(StageError, match="never ends an answer: 0 of 8 held-out prompts") as caught:
         run(config("F16"), merged, artifacts, tmp_path / "out" / "made")
