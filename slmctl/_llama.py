@@ -36,6 +36,11 @@ class Node:
     next: dict[int, Node] = field(default_factory=dict)
     label: str | None = None
 
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest answer below this node."""
+        return max((1 + node.depth for node in self.next.values()), default=0)
+
 
 class Text:
     """Bytes of tokens in, text out: never half a character, never a stop string or what might become one."""
@@ -184,7 +189,8 @@ class Scheduler:
             id=request["id"],
             prompt=prompt,
             shared=min(shared, len(prompt) - 1),  # the last token must be decoded, to have its logits
-            max_tokens=request["max_tokens"],
+            # a label needs no more room than the longest one has tokens
+            max_tokens=node.depth if node else request["max_tokens"],
             temperature=request["temperature"],
             top_p=request["top_p"],
             random=np.random.default_rng(request["seed"]),
