@@ -6,8 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import click
-
 from slmctl import cli, config, pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +34,7 @@ def keys() -> str:
 
 def help_text() -> str:
     """`slmctl --help`, as it is printed."""
-    context = click.Context(cli.cli, info_name="slmctl", max_content_width=100, terminal_width=100)
+    context = cli.cli.make_context("slmctl", [], resilient_parsing=True, max_content_width=100, terminal_width=100)
     with context:
         text = cli.cli.get_help(context)
     return "\n".join(["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())])

@@ -27,7 +27,8 @@ from slmctl.errors import MissingError, StageError
 
 # What the child may know of the environment: where programs and libraries are, how many threads.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # fmt: skip
+             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+             "GOMP_SPINCOUNT")  # fmt: skip
 
 
 @dataclass(frozen=True)
