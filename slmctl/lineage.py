@@ -52,16 +52,23 @@ def verify(folders: list[Path]) -> dict[str, list[str]]:
     return {str(folder): artifact.verify_folder(folder) for folder in folders}
 
 
-def lines(node: Node, *, indent: str = "", last: bool = True, top: bool = True) -> Iterator[str]:
-    """The ancestry as a drawing, one artifact a line."""
+def lines(
+    node: Node, *, indent: str = "", last: bool = True, top: bool = True, drawn: set[str] | None = None
+) -> Iterator[str]:
+    """The ancestry as a drawing, one artifact a line; one that occurs again is drawn once and then named."""
     branch = "" if top else indent + ("└─ " if last else "├─ ")
+    drawn = set() if drawn is None else drawn
+    if node.digest in drawn:
+        yield f"{branch}{node.found.kind if node.found else node.role}  {node.digest[:19]}  (above)"
+        return
+    drawn.add(node.digest)
     yield branch + _title(node)
     indent = "" if top else indent + ("   " if last else "│  ")
     children: list[Any] = [*node.parents, *node.sources]
     for k, child in enumerate(children):
         at_end = k == len(children) - 1
         if isinstance(child, Node):
-            yield from lines(child, indent=indent, last=at_end, top=False)
+            yield from lines(child, indent=indent, last=at_end, top=False, drawn=drawn)
         else:
             yield f"{indent}{'└─ ' if at_end else '├─ '}file {child['file']}  sha256:{child['sha256'][:12]}"
 

@@ -8,6 +8,9 @@ from typing import Any
 from slmctl import console
 
 
+ORDER = ("base", "adapter", "merged", "gguf", "published")  # kinds, in the order of the pipeline
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown table."""
     head, rows = table(report)
@@ -25,7 +28,11 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     others = [name for name in next(iter(report["models"].values()))["metrics"] if name != metric]
     head = ["model", "size", metric, f"{report['confidence']:.0%} interval", *others, "latency"]
     rows = [_line(name, entry, metric, others) for name, entry in report["baselines"].items()]
-    rows += [_line(name, entry, metric, others) for name, entry in report["models"].items()]
+    # in the order of the pipeline, the larger file first: a report read back from disk is sorted by name
+    models = sorted(
+        report["models"].items(), key=lambda item: (ORDER.index(item[1]["kind"]), -item[1]["size"], item[0])
+    )
+    rows += [_line(name, entry, metric, others) for name, entry in models]
     return head, rows
 
 
