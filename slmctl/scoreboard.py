@@ -7,7 +7,6 @@ from typing import Any
 
 from slmctl import console
 
-
 ORDER = ("base", "adapter", "merged", "gguf", "published")  # kinds, in the order of the pipeline
 
 

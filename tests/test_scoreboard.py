@@ -16,12 +16,18 @@ REPORT: dict[str, Any] = {
     "baselines": {"majority": {"metrics": {"accuracy": 0.125, "macro_f1": 0.01}, "interval": [0.1, 0.16]}},
     "models": {
         "adapter": {
+            "kind": "adapter",
             "metrics": {"macro_f1": 0.9504, "accuracy": 0.965},
             "interval": [0.942, 0.979],
             "size": 4_884_480,
             "latency_ms": {"median": 81.7},
         },
-        "Q4_K_M": {"metrics": {"macro_f1": 0.94, "accuracy": 1.0}, "interval": [0.99, 1.0], "size": 105_453_920},
+        "Q4_K_M": {
+            "kind": "gguf",
+            "metrics": {"macro_f1": 0.94, "accuracy": 1.0},
+            "interval": [0.99, 1.0],
+            "size": 105_453_920,
+        },
     },
 }
 HEAD = ["model", "size", "accuracy", "95% interval", "macro_f1", "latency"]
@@ -34,6 +40,12 @@ ROWS = [
 
 def test_table_has_the_baselines_first_and_the_primary_metric_before_the_others() -> None:
     assert table(REPORT) == (HEAD, ROWS)
+
+
+def test_models_stand_in_the_order_of_the_pipeline_even_when_the_report_is_sorted_by_name() -> None:
+    report = REPORT | {"models": dict(sorted(REPORT["models"].items()))}
+    assert list(report["models"]) == ["Q4_K_M", "adapter"]
+    assert table(report) == (HEAD, ROWS)
 
 
 def test_markdown_is_the_table_with_its_remarks() -> None:
