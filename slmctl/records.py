@@ -122,7 +122,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         # strict: a quote that is never closed would else take the rest of the file as one field
         reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        header = next(reader, None)
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{path.name}: the header is not valid CSV: {error}") from None
         if header is None:
             return
         if len(set(header)) < len(header):

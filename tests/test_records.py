@@ -239,6 +239,7 @@ def test_jsonl_round_trip(tmp_path: Path, values: list[dict[str, Any]]) -> None:
 @example(b"\xef\xbb\xbf", "a.jsonl")
 @example(b"\xff\xfea\x00", "a.csv")
 @example(b"a\r\rb\r", "a.csv")
+@example(b'"', "a.csv")  # a header whose quote is never closed raised csv's own error
 def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: bytes, name: str) -> None:
     try:
         found = rows(tmp_path, name, content)
