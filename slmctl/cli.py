@@ -44,6 +44,8 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             options.sets += value
         elif value is not None and value is not False:
             setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
+            if name == "level":
+                _console()  # from now on: a stage speaks before any callback asks for the console
         return value
 
     return callback
@@ -666,6 +668,7 @@ def main() -> None:
     # on an idle machine (SmolLM2: 420 tokens/s, against 464 spinning and 355 not). libgomp reads
     # this when it is loaded; whoever has set a policy of their own keeps it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli.main(standalone_mode=False)

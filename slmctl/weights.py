@@ -5,13 +5,10 @@ The one place that loads with transformers; it is imported by stages only.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; read when tqdm is imported
 
 import torch
 import transformers
