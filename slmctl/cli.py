@@ -145,7 +145,10 @@ def prepare(options: Options, base: Path | None) -> None:
 @cli.command()
 @click.option("--epochs", type=float, help="passes over the training records")
 @click.option("--learning-rate", type=float, help="peak learning rate")
-@click.option("--seed", type=int, help="seed of initial weights and order")
+@click.option("--seed", type=int, help="seed of initial weights, order and dropout")
+@click.option(
+    "--preview", type=click.IntRange(min=1), metavar="N", help="Print N training records token by token, and stop."
+)
 @_role("base", "A base to use in place of the config's.")
 @_role("prepared", "A prepared data set to use in place of the config's.")
 @_stage
@@ -155,12 +158,17 @@ def finetune(
     epochs: float | None,
     learning_rate: float | None,
     seed: int | None,
+    preview: int | None,
     base: Path | None,
     prepared: Path | None,
 ) -> None:
     """Train a LoRA adapter on the training records."""
     _set(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
-    _import_first(_project(options))
+    project = _project(options, base=base, prepared=prepared)
+    _import_first(project)
+    if preview is not None:
+        _preview(project, preview)
+        return
     _run_stage(options, "finetune", base=base, prepared=prepared)
 
 
@@ -534,6 +542,18 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
 
 
+def _preview(project: Project, count: int) -> None:
+    from slmctl import pipeline
+
+    asked: Any = pipeline.ask(project, "finetune")
+    try:
+        from slmctl.model import finetune as module
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "finetune") from error
+    text = module.preview(asked.section, **asked.inputs, count=count)
+    _console().write(_console().clean(text) + "\n")
+
+
 def _publish(project: Project) -> Outcome:
     from slmctl import pipeline
 
@@ -663,11 +683,11 @@ def _root_of(options: Options, path: Path | None) -> Path:
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
     offline.seal()
-    # Threads that wait by spinning steal the cores of whoever else is there: on 2 shared cores, a
-    # busy neighbour made training ten times slower. A short spin keeps most of what spinning gains
-    # on an idle machine (SmolLM2: 420 tokens/s, against 464 spinning and 355 not). libgomp reads
-    # this when it is loaded; whoever has set a policy of their own keeps it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Threads that wait by spinning steal the cores of whoever else is there, and threads that sleep
+    # wake up slowly between thousands of small operations. A short spin serves both: on 2 idle cores
+    # SmolLM2 trains as fast as with an endless one, beside a busy neighbour it loses a third less.
+    # libgomp reads this when it is loaded; whoever has set a policy of their own keeps it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

@@ -137,6 +137,8 @@ class Lora(Section):
     targets: Literal["all-linear"] | list[Text] = Field(
         "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
     )
+    rslora: bool = Field(False, description="weigh the update by alpha / sqrt(rank) instead")
+    dora: bool = Field(False, description="learn each row's length apart from its direction (slower)")
 
 
 class FinetuneConfig(Section):
@@ -145,18 +147,51 @@ class FinetuneConfig(Section):
     backend: Literal["auto", "transformers", "unsloth"] = Field(
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
+    load_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)")
     epochs: float = Field(2.0, gt=0, le=1000, description="passes over the training records")
+    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="how the rate falls after the warm-up"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
-    batch: int = Field(16, ge=1, description="records a step")
+    batch: int = Field(16, ge=1, description="records a step, over all processes")
+    accumulation: int = Field(1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    max_length: int = Field(1024, ge=16, description="longest record in tokens; a longer one stops the stage")
-    seed: int = Field(0, ge=0, description="seed of initial weights and order")
+    max_length: int = Field(1024, ge=16, description="longest record in tokens")
+    too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="what becomes of a longer record; truncate takes tokens off its prompt's start"
+    )
+    seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
     products: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="how a CPU multiplies frozen weights; auto takes bfloat16 where the processor has it"
     )
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations; twice an epoch when left out"
+    )
+    patience: int | None = Field(
+        6, ge=1, description="stop after so many validations without a better one; null goes to the end"
+    )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
+    processes: Annotated[int, Outside()] = Field(
+        1, ge=1, description="processes that train together, through accelerate"
+    )
+    machines: Annotated[int, Outside()] = Field(1, ge=1, description="machines they are spread over")
+    machine_rank: Annotated[int, Outside()] = Field(0, ge=0, description="this machine's number, from 0")
+    address: Annotated[Text, Outside()] = Field("127.0.0.1", description="address of machine 0")
+    port: Annotated[int, Outside()] = Field(29500, ge=1, le=65535, description="port on machine 0 to meet at")
+    report_to: Annotated[list[Text], Outside()] = Field(
+        default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> FinetuneConfig:
+        if self.batch % (self.accumulation * self.processes):
+            raise ValueError(f"batch {self.batch} does not divide by accumulation and processes")
+        if self.machine_rank >= self.machines:
+            raise ValueError(f"machine_rank {self.machine_rank} is not below machines {self.machines}")
+        return self
 
 
 class MergeConfig(Section):

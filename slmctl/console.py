@@ -75,9 +75,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 class Meter:
     """Counts work done and says how fast it goes and how long it will take."""
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self._before = done  # what was done before, in an earlier run, took none of this one's time
         self.note = ""
         self._start = self._last = time.monotonic()
         self._bar: Progress | None = None
@@ -114,11 +114,11 @@ class Meter:
         self._bar.update(self._task, completed=self.done, rate=self._rate(), note=note)
 
     def _rate(self) -> str:
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        rate = (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
         return f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s"
 
     def _tail(self) -> str:
-        left = (time.monotonic() - self._start) / max(self.done, 1) * (self.total - self.done)
+        left = (time.monotonic() - self._start) / max(self.done - self._before, 1) * (self.total - self.done)
         return f", {duration(left)} left" + (f", {self.note}" if self.note else "")
 
 

@@ -6,11 +6,14 @@ here, once; a stage module only reads its inputs, fills an empty folder and retu
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import importlib.metadata
+import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from slmctl import __version__, artifact, config, gates, offline
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
+ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
 TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 
@@ -44,6 +48,7 @@ class Stage:
     module: str  # imported only when the stage runs
     uses: tuple[str, ...] = ()  # packages whose versions go into the manifest
     version: int = 1  # raise it when the same recipe should give another result
+    resumes: bool = False  # it goes on where an unfinished run of the same recipe stopped
 
     @property
     def id(self) -> str:
@@ -57,7 +62,10 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
-        Stage("finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune", (*_HF, "trl", "peft", "unsloth")),
+        Stage(
+            "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
+            (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
+        ),
         Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",)),
         Stage(
             "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
@@ -237,6 +245,8 @@ def run(project: Project, asked: Ask) -> Outcome:
         StageError: The disk or the memory is full.
     """
     begun = time.monotonic()
+    if asked.stage.resumes and int(os.environ.get("RANK", "0")) > 0 and not asked.path.exists():
+        return Outcome(_assist(asked), False, time.monotonic() - begun)
     lock = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}"
     if asked.path.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
@@ -253,12 +263,15 @@ def _make(asked: Ask) -> Artifact:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     stage = asked.stage
     offline.contacted.clear()
+    keep = _keep(asked)
+    more = {"keep": keep} if stage.resumes else {}
+    keep.mkdir(parents=True, exist_ok=True)
     with artifact.draft(asked.path) as place:
         try:
             module = importlib.import_module(stage.module)
-            metrics = module.run(asked.section, out=place, **asked.inputs)
+            metrics = module.run(asked.section, out=place, **more, **asked.inputs)
             _pass_on(TASK, asked.inputs, place)
-            return artifact.publish_draft(
+            made = artifact.publish_draft(
                 place,
                 asked.path,
                 lambda files, digest: Manifest(
@@ -275,6 +288,8 @@ def _make(asked: Ask) -> Artifact:
                     seconds=round(time.monotonic() - begun, 3),
                 ),
             )
+            shutil.rmtree(keep, ignore_errors=True)
+            return made
         except ModuleNotFoundError as error:
             raise missing(error, stage.name) from error
         except MemoryError:
@@ -283,6 +298,25 @@ def _make(asked: Ask) -> Artifact:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StageError(f"{stage.name}: the disk is full ({asked.path.parent})", hint="df -h .") from None
             raise
+        finally:
+            with contextlib.suppress(OSError):
+                keep.rmdir()  # unless something in it is worth keeping
+
+
+def _assist(asked: Ask) -> Artifact:
+    """Be one of several processes that torchrun or Slurm started: do the work, leave the writing to the first."""
+    module = importlib.import_module(asked.stage.module)
+    with tempfile.TemporaryDirectory() as place:
+        module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)
+    waited = time.monotonic()
+    while not asked.path.exists() and time.monotonic() - waited < ASSISTANTS_WAIT_S:
+        time.sleep(0.2)
+    return artifact.load(asked.path)
+
+
+def _keep(asked: Ask) -> Path:
+    """Where a stage that resumes leaves what an unfinished run got done."""
+    return asked.path.parent / f".resume-{asked.path.name}"
 
 
 def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFoundError:

@@ -96,7 +96,7 @@ class Task:
         Raises:
             DataError: The template refuses these messages.
         """
-        safe = [{**message, "content": self._defuse(message["content"])} for message in messages]
+        safe = [{**message, "content": self.defused(message["content"])} for message in messages]
         try:
             return _compile(self.chat_template).render(
                 messages=safe,
@@ -107,7 +107,8 @@ class Task:
         except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses the messages: {error}") from None
 
-    def _defuse(self, text: str) -> str:
+    def defused(self, text: str) -> str:
+        """A message's text as it is rendered: control tokens spelled out in it are broken up."""
         for token in self.special_tokens:
             if token in text:
                 text = text.replace(token, token[0] + "\u200b" + token[1:])

@@ -4,257 +4,353 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from slmctl import backend, console, weights
+from slmctl import backend, console, offline, weights
 from slmctl.artifact import Artifact, canonical
 from slmctl.base import Base
 from slmctl.config import FinetuneConfig
-from slmctl.errors import DataError, StageError
-from slmctl.model._frozen import freeze_to_bfloat16
+from slmctl.errors import DataError, MissingError, StageError
+from slmctl.model import _checkpoint, _curve, _fast, _launch, _memory
+from slmctl.model._packing import IGNORED, Row
+from slmctl.model._trainer import DIVERGED, AnswerTrainer, LeftPadded, Pieces
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 
-IGNORED = -100  # the label of a token that is no part of the answer; cross_entropy skips it
 LOG_EVERY = 10  # steps
+OVERFITTED = 1.02  # the last validation loss over the best one, from which a run is said to overfit
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
-    """Train, and write `adapter_model.safetensors`, `adapter_config.json` and `metrics.jsonl`.
+def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
+    """Train, and write the adapter, `metrics.jsonl` and `loss.svg`.
+
+    Args:
+        config: The recipe.
+        base: What is adapted.
+        prepared: The records.
+        out: The empty folder to fill.
+        keep: Where checkpoints outlive a run that does not end; the next run goes on from there.
 
     Raises:
-        DataError: A record is longer than `max_length` tokens.
-        StageError: The loss or a weight is no longer a number.
+        DataError: A record is longer than `max_length` tokens, or has nothing to learn.
+        MissingError: 4-bit weights are asked for, and unsloth or a GPU is missing.
+        StageError: The training diverged, or cannot fit the memory.
     """
+    if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
+        return _launch.several(config, base=base, prepared=prepared, out=out, keep=keep)
     task = Task.read(prepared.path)
     chosen = backend.choose(config.backend)
+    if config.load_4bit and chosen != "unsloth":
+        raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_4bit=false")
     tokenizer = weights.load_tokenizer(base.path)
-    train = encode(read_records(prepared.file("train.jsonl")), task, tokenizer, config.max_length)
-    validation = encode(read_records(prepared.file("validation.jsonl")), task, tokenizer, config.max_length)
+    train, cut = encode(read_records(prepared.file("train.jsonl")), task, tokenizer, config)
+    validation, validation_cut = encode(read_records(prepared.file("validation.jsonl")), task, tokenizer, config)
+    on_gpu = torch.cuda.is_available()
+    leads = os.environ.get("RANK", "0") == "0"
+    estimate = None
+    if not on_gpu:
+        longest = max(len(row["input_ids"]) for row in [*train, *validation])
+        estimate = _memory.estimate(base.path, config, longest)
+        _memory.require(estimate)
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        trainer = _trainer(config, model, tokenizer, train, validation, Path(scratch))
-        before = trainer.evaluate()["eval_loss"]
-        console.say(f"  {chosen} backend; validation loss before training {before:.3f}")
-        result = trainer.train()
+    layers = _fast.install(model) if not on_gpu else {}
+    trainer = _trainer(config, model, tokenizer, train, validation, keep)
+    found = _checkpoint.newest(keep)
+    if found is None:
+        trainer.evaluate()
+        before = trainer.progress.before or math.nan
+        if leads:
+            expected = f", about {console.size(estimate)} of memory" if estimate else ""
+            console.say(f"  {chosen} backend{expected}; validation loss before training {before:.3f}")
+    elif leads:
+        console.say(f"  going on from {found.name} of an earlier run")
+    with offline.network("finetune.report_to") if config.report_to else offline.sealed():
+        result = trainer.train(resume_from_checkpoint=str(found) if found else None)
+    progress = trainer.progress
     history = [_logged(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    after = history[-1]["eval_loss"]  # the last epoch ends with a validation, whether it is a whole one or not
-    _require_finite(trainer.model, after)
-    write_jsonl(out / "metrics.jsonl", history)
-    _save(trainer.model, base, out)
-    tokens = sum(len(row["input_ids"]) for row in train)
+    last = next(entry["eval_loss"] for entry in reversed(history) if "eval_loss" in entry)
+    before = progress.before or math.nan
+    trainer.restore_best()
+    _require_finite(trainer.model)
     seconds = result.metrics["train_runtime"]
     steps = trainer.state.global_step
-    console.say(f"  {steps} steps in {console.duration(seconds)}; validation loss {before:.3f} -> {after:.3f}")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    overfitted = last > OVERFITTED * progress.best and losses[-1] < losses[0]
+    learned = progress.best < before
+    if leads:
+        write_jsonl(out / "metrics.jsonl", history)
+        (out / "loss.svg").write_text(_curve.svg(history, progress.best_step), encoding="utf-8")
+        _save(trainer.model, base, out)
+        remarks = _remarks(progress, steps, last, before, overfitted=overfitted, learned=learned, cut=cut)
+        console.say(
+            f"  {steps} steps in {console.duration(seconds)}; validation loss {before:.3f} -> {progress.best:.3f}"
+        )
+        for remark in remarks:
+            console.say(f"  note: {remark}")
+    done = max(steps - (int(found.name.removeprefix("step-")) if found else 0), 1)
     return {
         "backend": chosen,
         "steps": steps,
-        "train_loss": round(result.training_loss, 6),
-        "validation_loss": round(after, 6),
+        "best_step": progress.best_step,
+        "stopped_early": progress.stopped_early,
+        "train_loss": round(losses[-1], 6),
+        "validation_loss": round(progress.best, 6),
+        "validation_loss_last": round(last, 6),
         "validation_loss_before": round(before, 6),
-        "learned": after < before,
+        "learned": learned,
+        "overfitted": overfitted,
+        "too_long": {"train": cut, "validation": validation_cut},
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "tokens_per_s": round(tokens * config.epochs / seconds, 1),
+        "processes": trainer.accelerator.num_processes,
+        "tokens_per_s": round(progress.real / max(steps, 1) * done / seconds, 1),
+        "computed_tokens": progress.computed,
+        "record_tokens": progress.real,
+        "padding": round(trainer.padding, 4),
+        "memory_estimate": estimate,
+        "memory_peak": _memory.peak(),
+        **layers,
     }
 
 
-def encode(records: Sequence[Record], task: Task, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
-    """Token ids of prompt and answer, the prompt's labels ignored.
-
-    The prompt is rendered and tokenized just as predict and serve do it, and the answer is tokenized
-    by itself, so the boundary between the two is the one that generation sees.
-    """
-    rows = []
+def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
+    """The first training records token by token, as the model will see them: `*` marks what it is to learn."""
+    task, tokenizer = Task.read(prepared.path), weights.load_tokenizer(base.path)
+    records = read_records(prepared.file("train.jsonl"))[:count]
+    lines = []
     for record in records:
-        prompt = tokenizer(task.prompt(record.prompt_messages), add_special_tokens=False).input_ids
-        answer = tokenizer(record.answer + task.end, add_special_tokens=False).input_ids
-        if len(prompt) + len(answer) > max_length:
-            raise DataError(
-                f"record {record.id} ({record.source['file']} row {record.source['row']}) has "
-                f"{len(prompt) + len(answer)} tokens, max_length is {max_length}",
-                hint="--set finetune.max_length=N, or shorten the row",
-            )
-        rows.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer})
-    return rows
+        (row,), _ = encode([record], task, tokenizer, config.model_copy(update={"too_long": "truncate"}))
+        learned = sum(label != IGNORED for label in row["labels"])
+        place = f"{record.id} ({record.source['file']} row {record.source['row']})"
+        lines.append(f"{place}: {len(row['input_ids'])} tokens, {learned} to learn")
+        for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
+            mark = " " if label == IGNORED else "*"
+            more = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
+            lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{more}")
+    return "\n".join(lines)
 
 
-class AnswerTrainer(SFTTrainer):
-    """TRL's trainer with the LM head computed only where an answer may be.
+def encode(
+    records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig
+) -> tuple[list[Row], dict[str, int]]:
+    """Records as token ids, the labels of everything but the answers ignored; and what became of the long ones.
 
-    TRL projects every position through the head; with a large vocabulary that is most of the work.
-    Batches are padded on the left, so all answers end in the last column, and the model's own
-    `logits_to_keep` limits the head to the longest answer, whatever the architecture does after it.
+    Raises:
+        DataError: A record is longer than `max_length` and the policy is `error`, or is so whatever is
+            cut; or records have no answer to learn.
     """
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = inputs["labels"]  # (batch, length)
-        answered = (labels != IGNORED).any(dim=0).nonzero()
-        keep = labels.shape[1] - int(answered[0])  # columns from the first answer token on
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            logits_to_keep=keep + 1,  # a token is predicted at the position before it
-            use_cache=False,
-        )
-        logits = outputs.logits[:, :-1].float()  # (batch, keep, vocabulary)
-        wanted = labels[:, -keep:]
-        chosen = wanted != IGNORED
-        loss = torch.nn.functional.cross_entropy(logits[chosen], wanted[chosen], reduction="sum")
-        loss = loss / (num_items_in_batch if num_items_in_batch is not None else chosen.sum())
-        return (loss, outputs) if return_outputs else loss
-
-
-class LeftPadding:
-    """Rows of token ids -> tensors (batch, length), padded on the left."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), length), self.pad)
-        labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
-        for k, row in enumerate(rows):
-            size = len(row["input_ids"])
-            ids[k, -size:] = torch.tensor(row["input_ids"])
-            labels[k, -size:] = torch.tensor(row["labels"])
-            mask[k, -size:] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
-
-
-class Watch(TrainerCallback):
-    """Shows progress, and stops at once when the loss is no longer a number."""
-
-    def __init__(self) -> None:
-        self.meter: console.Meter | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.meter = console.Meter("finetune", state.max_steps, "steps")
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.meter is not None
-        last = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-        self.meter.advance(1, note=f"loss {last:.3f}" if last is not None else "")
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm", "eval_loss"):
-            value = float((logs or {}).get(name, 0.0))
-            if not math.isfinite(value):
-                raise StageError(
-                    f"training diverged: {name} is {value} at step {state.global_step}",
-                    hint="--set finetune.learning_rate=1e-4",
+    rows, empty = [], []
+    cut = {"dropped": 0, "truncated": 0}
+    for record in records:
+        row = _encode(record.messages, task, tokenizer)
+        if len(row["input_ids"]) > config.max_length:
+            where = f"record {record.id} ({record.source['file']} row {record.source['row']})"
+            if config.too_long == "error":
+                raise DataError(
+                    f"{where} has {len(row['input_ids'])} tokens, max_length is {config.max_length}",
+                    hint="--set finetune.max_length=N, or finetune.too_long=drop or truncate",
                 )
+            if config.too_long == "drop":
+                cut["dropped"] += 1
+                continue
+            row = _truncated(record, task, tokenizer, config.max_length, where)
+            cut["truncated"] += 1
+        if all(label == IGNORED for label in row["labels"]):
+            empty.append(f"{record.source['file']} row {record.source['row']}")
+        rows.append(row)
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise DataError(
+            f"nothing to learn in {', '.join(empty[:3])}{more}: no assistant message with a weight above 0",
+            hint="leave these rows out, or give their answers a weight",
+        )
+    if not rows:
+        raise DataError(f"no record is left: all {len(records)} are longer than max_length {config.max_length}")
+    return rows, cut
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.meter is not None
-        self.meter.close()
+
+def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any) -> Row:
+    """One conversation: prompt and answer are tokenized apart, which is the boundary that generation sees.
+
+    The prompt is rendered just as predict and serve do it. Of several turns, each assistant message
+    is an answer, unless its weight is 0.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    shares: list[float] = []
+    written = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        head = task.prompt([{k: v for k, v in m.items() if k != "weight"} for m in messages[:at]])
+        if not head.startswith(written):
+            raise DataError(
+                "the chat template changes earlier turns when later ones follow, so they cannot be learned together",
+                hint="split such conversations into one record a turn",
+            )
+        prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
+        answer = tokenizer(message["content"] + task.end, add_special_tokens=False).input_ids
+        weight = float(message.get("weight", 1))
+        written = head + task.defused(message["content"]) + task.end
+        ids += prompt + answer
+        labels += [IGNORED] * len(prompt) + (answer if weight else [IGNORED] * len(answer))
+        shares += [0.0] * len(prompt) + [weight] * len(answer)
+    return Row(input_ids=ids, labels=labels, weights=shares)
+
+
+def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: str) -> Row:
+    """The record with the end of its longest question cut off; template and answers stay whole.
+
+    Raises:
+        DataError: It does not fit with nothing left of that question.
+    """
+    messages = [dict(message) for message in record.messages]
+    asked = [message for message in messages if message["role"] not in ("assistant", "system")]
+    longest = max(asked, key=lambda message: len(message["content"]))
+    row = _encode(messages, task, tokenizer)
+    while len(row["input_ids"]) > limit:
+        tokens = tokenizer(longest["content"], add_special_tokens=False).input_ids
+        if not tokens:
+            raise DataError(
+                f"{where} is longer than max_length {limit} whatever is cut", hint="--set finetune.too_long=drop"
+            )
+        excess = len(row["input_ids"]) - limit
+        longest["content"] = tokenizer.decode(tokens[:-excess] if excess < len(tokens) else [])
+        row = _encode(messages, task, tokenizer)
+    return row
 
 
 def _trainer(
-    config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Any], validation: list[Any], scratch: Path
+    config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Row], validation: list[Row], keep: Path
 ) -> AnswerTrainer:
     on_gpu = torch.cuda.is_available()
-    steps = math.ceil(len(train) / config.batch) * config.epochs
+    per_epoch = math.ceil(len(train) / config.batch)
+    steps = config.steps or math.ceil(per_epoch * config.epochs)
+    every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = SFTConfig(
-        output_dir=str(scratch),
-        num_train_epochs=config.epochs,
+        output_dir=str(keep),
+        max_steps=steps,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup),
-        per_device_train_batch_size=config.batch,
-        per_device_eval_batch_size=config.batch,
+        per_device_train_batch_size=config.batch // config.accumulation // world,
+        gradient_accumulation_steps=config.accumulation,
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
-        train_sampling_strategy="group_by_length",  # like lengths together: what is computed is not padding
         seed=config.seed,
-        data_seed=config.seed,
         use_cpu=not on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),  # on a CPU, bf16 everywhere is slower than fp32
         gradient_checkpointing=on_gpu,  # on a CPU it trades time for memory that is there
         dataset_kwargs={"skip_prepare_dataset": True},  # the records are tokenized already
         max_length=None,
         remove_unused_columns=False,
-        eval_strategy="epoch",
-        save_strategy="no",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
         logging_steps=LOG_EVERY,
         logging_nan_inf_filter=False,  # true would log a diverged loss as 0.0
-        report_to="none",
+        report_to=config.report_to or "none",
         disable_tqdm=True,
     )
-    trainer = AnswerTrainer(
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return AnswerTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
-        data_collator=LeftPadding(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
-        callbacks=[Watch()],
+        rows=validation,
+        pieces=LeftPadded(pad) if on_gpu else Pieces(),
+        checkpoints=keep,
+        patience=config.patience,
     )
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)  # it prints every log entry to stdout
-    return trainer
 
 
-def _transformers(config: FinetuneConfig, folder: Path) -> PeftModel:
-    model = weights.load_model(folder, attn_implementation="sdpa")
-    if config.products == "bfloat16" and not torch.cuda.is_available():
-        freeze_to_bfloat16(model)
+def lora_config(config: FinetuneConfig) -> LoraConfig:
+    """The adapter's shape as PEFT takes it."""
     lora = config.lora
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets,
-            task_type="CAUSAL_LM",
-        ),
-        autocast_adapter_dtype=True,  # the adapter itself is float32, whatever it adapts
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        task_type="CAUSAL_LM",
     )
+
+
+def _transformers(config: FinetuneConfig, folder: Path) -> Any:
+    on_gpu = torch.cuda.is_available()
+    half = on_gpu or config.products == "bfloat16"
+    model = weights.load_model(folder, dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa")
+    # the adapter itself is float32, whatever it adapts
+    return get_peft_model(model, lora_config(config), autocast_adapter_dtype=True)
+
+
+def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What unsloth's `from_pretrained` and `get_peft_model` are given."""
+    lora = config.lora
+    load = {
+        "model_name": str(folder),
+        "max_seq_length": config.max_length,
+        "load_in_4bit": config.load_4bit,
+        "local_files_only": True,
+    }
+    shape = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(MODULES) if lora.targets == "all-linear" else lora.targets,
+        "use_rslora": lora.rslora,
+        "use_dora": lora.dora,
+        "random_state": config.seed,
+        "use_gradient_checkpointing": "unsloth",
+    }
+    return load, shape
 
 
 def _unsloth(config: FinetuneConfig, folder: Path) -> Any:
     from unsloth import FastLanguageModel
 
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(folder), max_seq_length=config.max_length, load_in_4bit=False, local_files_only=True
-    )
-    lora = config.lora
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return FastLanguageModel.get_peft_model(
-        model,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=names if lora.targets == "all-linear" else lora.targets,
-        random_state=config.seed,
-    )
+    load, shape = unsloth_options(config, folder)
+    model, _ = FastLanguageModel.from_pretrained(**load)
+    return FastLanguageModel.get_peft_model(model, **shape)
 
 
-def _require_finite(model: Any, loss: float) -> None:
+def _require_finite(model: Any) -> None:
     """safetensors saves NaN without a word, so this is asked before."""
     broken = [name for name, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
-    if broken or not math.isfinite(loss):
-        raise StageError(
-            f"training diverged: validation loss {loss}, {len(broken)} weights are not finite",
-            hint="--set finetune.learning_rate=1e-4",
-        )
+    if broken:
+        raise StageError(f"training diverged: {len(broken)} weights are not finite", hint=DIVERGED)
+
+
+def _remarks(
+    progress: Any, steps: int, last: float, before: float, *, overfitted: bool, learned: bool, cut: dict[str, int]
+) -> list[str]:
+    """What the user should know of a run that ended well."""
+    remarks = []
+    if not learned:
+        remarks.append(f"it learned nothing: validation loss is {progress.best:.3f}, before training {before:.3f}")
+    if overfitted:
+        rose = f"validation loss rose to {last:.3f} while training loss fell"
+        remarks.append(f"it overfitted: {rose}; kept is step {progress.best_step}")
+    if progress.stopped_early:
+        remarks.append(f"stopped early at step {steps}: {progress.worse} validations without a better one")
+    remarks += [f"{count} records longer than max_length were {what}" for what, count in cut.items() if count]
+    return remarks
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, Any]:

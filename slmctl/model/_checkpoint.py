@@ -1,0 +1,127 @@
+"""Checkpoints of a training: whole or not there, without pickles, and resumed exactly.
+
+    step-00000120/ weights.safetensors optimizer.safetensors best.safetensors
+                   trainer_state.json progress.json hashes.json
+
+A checkpoint is put together in a draft, synced and renamed; `hashes.json`, written last, holds the
+sha256 of every file. Resuming takes the newest one whose hashes agree, else the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from slmctl.artifact import canonical, sha256_file
+
+KEEP = 2  # checkpoints; an older one serves when the newest is damaged
+HASHES = "hashes.json"
+
+
+def save(trainer: Any) -> Path:
+    """Write a checkpoint of a trainer's present state; returns its folder."""
+    folder: Path = trainer.checkpoints
+    final = folder / f"step-{trainer.state.global_step:08d}"
+    place = folder / f".draft-{final.name}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    weights = trainer.trained()
+    _write(weights, place / "weights.safetensors")
+    _write(trainer.best_weights, place / "best.safetensors")
+    states = trainer.optimizer.state
+    tensors = {
+        f"{name}/{key}": torch.as_tensor(value) for name, p in weights.items() for key, value in states[p].items()
+    }
+    random_states = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random_states |= {f"random/cuda{k}": state for k, state in enumerate(torch.cuda.get_rng_state_all())}
+    _write(tensors | random_states, place / "optimizer.safetensors")
+    trainer.state.save_to_json(str(place / "trainer_state.json"))
+    schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
+    known = dataclasses.asdict(trainer.progress)
+    known["best"] = known["best"] if trainer.best_weights else None  # infinity is no JSON
+    (place / "progress.json").write_bytes(canonical({"progress": known, "schedule": schedule}))
+    hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
+    (place / HASHES).write_bytes(canonical(hashes))
+    for path in [*place.iterdir(), place]:
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    place.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, if there is one."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is there, and is what was written."""
+    try:
+        hashes = json.loads((path / HASHES).read_bytes())
+        return all(sha256_file(path / name) == value for name, value in hashes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def load_weights(trainer: Any, path: Path) -> None:
+    """Weights, best weights and progress."""
+    with torch.no_grad():
+        for name, value in load_file(path / "weights.safetensors").items():
+            trainer.trained()[name].copy_(value)
+    trainer.best_weights = {
+        name: value.to(trainer.args.device) for name, value in load_file(path / "best.safetensors").items()
+    }
+    known = json.loads((path / "progress.json").read_bytes())["progress"]
+    if known["best"] is None:
+        del known["best"]
+    trainer.progress = dataclasses.replace(trainer.progress, **known)
+
+
+def load_optimizer(trainer: Any, path: Path) -> None:
+    """The optimizer's moments and the place in the schedule; the loss was logged just before the checkpoint."""
+    tensors = load_file(path / "optimizer.safetensors")
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    for name, p in trainer.trained().items():
+        prefix = f"{name}/"
+        optimizer.state[p] = {
+            key.removeprefix(prefix): value if key == f"{prefix}step" else value.to(p.device)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+    known = json.loads((path / "progress.json").read_bytes())
+    scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    scheduler.last_epoch = known["schedule"]["last_epoch"]
+    scheduler._last_lr = known["schedule"]["rates"]
+    for group, rate in zip(optimizer.param_groups, known["schedule"]["rates"], strict=True):
+        group["lr"] = rate
+
+
+def load_random(path: Path) -> None:
+    """The states of the random generators, so that dropout goes on as it would have."""
+    states = load_file(path / "optimizer.safetensors")
+    torch.set_rng_state(states["random/cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([states[key] for key in sorted(states) if key.startswith("random/cuda")])
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

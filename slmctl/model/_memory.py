@@ -1,0 +1,95 @@
+"""How much memory a training on a CPU will take, estimated before it starts."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from slmctl.config import FinetuneConfig
+from slmctl.console import size
+from slmctl.errors import StageError
+from slmctl.model._trainer import PIECE
+
+SPARE = 1.2  # what the allocator holds beside what is in use
+FIXED = 150e6  # bytes: optimizer code, thread pools, tokenized records
+
+
+def estimate(folder: Path, config: FinetuneConfig, longest: int) -> int:
+    """Peak resident bytes of this process: what it has now, the weights, what backward needs, the adapter.
+
+    `longest` is the longest record in tokens. The terms of a layer follow what `_fast` saves.
+    """
+    width = 2 if config.products == "bfloat16" else 4
+    model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    parameters = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                count = 1
+                for dimension in file.get_slice(name).get_shape():
+                    count *= dimension
+                parameters += count
+    hidden, inner = model.hidden_size, model.intermediate_size
+    heads = model.num_attention_heads
+    kv = getattr(model, "num_key_value_heads", None) or heads
+    head = getattr(model, "head_dim", None) or hidden // heads
+    saved = (
+        4 * 4 * hidden  # residual stream and what is normed
+        + width * (2 * hidden + heads * head)  # inputs of the products
+        + 4 * head * (2 * heads + 4 * kv)  # attention: queries, keys, values with the prefix, result
+        + width * 4 * inner  # gate, up, active, and the input of the last product
+    )
+    rank = config.lora.rank
+    adapter = (
+        model.num_hidden_layers * rank * (hidden + heads * head + 2 * (hidden + kv * head) + heads * head + hidden)
+    )
+    adapter += model.num_hidden_layers * rank * 3 * (hidden + inner)
+    tokens = max(PIECE, longest)
+    activations = tokens * (model.num_hidden_layers * saved + 8 * (4 * inner + 4 * hidden))
+    slow = 4 if config.lora.dora or config.lora.dropout else 1  # PEFT's own layers keep more
+    return int(_now() + FIXED + parameters * width + 20 * adapter + SPARE * slow * activations)
+
+
+def require(needed: int) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        StageError: The estimate is more than the memory that is free.
+    """
+    have = available() + _now()
+    if needed > have:
+        raise StageError(
+            f"training needs about {size(needed)} of memory, and {size(have)} are free",
+            hint="a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more",
+        )
+
+
+def available() -> int:
+    """Bytes that this process can still take: the machine's, or its control group's where that is less."""
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        if line.startswith("MemAvailable")
+    )
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def peak() -> int:
+    """The most this process has held so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _now() -> int:
+    """Bytes this process holds."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

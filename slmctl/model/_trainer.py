@@ -1,0 +1,348 @@
+"""TRL's trainer, with batches, loss, validation and checkpoints that suit a small model on any machine.
+
+There is one training loop, that of transformers. What is changed is what it is fed (packed batches
+on a CPU, cut into pieces that fit the memory), what it watches, and how it saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTTrainer
+
+from slmctl import console
+from slmctl.errors import StageError
+from slmctl.model import _checkpoint
+from slmctl.model._packing import IGNORED, Packing, Row
+
+PIECE = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
+ESTIMATE_AFTER = 5  # steps
+DIVERGED = "--set finetune.learning_rate=1e-4"
+
+
+@dataclass
+class Progress:
+    """What is known of a run beside the trainer's own state; it is part of every checkpoint."""
+
+    before: float | None = None  # validation loss of the base
+    best: float = math.inf
+    best_step: int = 0
+    worse: int = 0  # validations since the best one
+    real: int = 0  # tokens of records, as if each were computed alone
+    computed: int = 0  # tokens computed: padding included, a shared prefix counted once
+    stopped_early: bool = False
+
+
+class AnswerTrainer(SFTTrainer):
+    """SFTTrainer whose loss is on the answers only, and computed only there.
+
+    Args:
+        rows: Encoded validation records.
+        pieces: Turns rows into the batches that the model is given.
+        checkpoints: Where to save; None saves nothing.
+        patience: Validations without a better one before it stops; None for never.
+    """
+
+    def __init__(
+        self, *args: Any, rows: Sequence[Row], pieces: Pieces | LeftPadded,
+        checkpoints: Path | None, patience: int | None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self.rows, self.pieces, self.checkpoints = rows, pieces, checkpoints
+        self.progress = Progress()
+        self.control: TrainerControl
+        self.best_weights: dict[str, torch.Tensor] = {}
+        super().__init__(*args, data_collator=self._collate, callbacks=[Watch(self, patience)], **kwargs)
+        self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
+        self.model_accepts_loss_kwargs = True  # the count of answer tokens in a step reaches compute_loss
+        self.order = Order(
+            [len(ids) for ids in self.train_dataset["input_ids"]], self.args, self.accelerator.num_processes
+        )
+
+    def _collate(self, rows: list[Row]) -> dict[str, Any]:
+        parts = self.pieces(rows)
+        return {"pieces": parts, "real": sum(len(row["input_ids"]) for row in rows)}
+
+    @property
+    def padding(self) -> float:
+        """Share of what is computed that is padding."""
+        return self.pieces.padded / max(self.pieces.filled, 1)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
+        return self.order
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
+        count = sum(int((piece["labels"] != IGNORED).sum()) for batch in batch_samples for piece in batch["pieces"])
+        total: torch.Tensor = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        return total
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one batch, piece by piece; the loss is checked before it can do harm."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=self.args.device)
+        for k, piece in enumerate(inputs["pieces"]):
+            last = k == len(inputs["pieces"]) - 1
+            with (
+                contextlib.nullcontext() if last else self.accelerator.no_sync(model),
+                self.compute_loss_context_manager(),
+            ):
+                loss = self.compute_loss(model, piece, num_items_in_batch=num_items_in_batch)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    self.diverged("loss", value)
+                total += value
+                self.accelerator.backward(loss)
+            self.progress.computed += piece["input_ids"].numel()
+        self.progress.real += inputs["real"]
+        return total
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy of the answer tokens of a piece, over the count of answer tokens in the whole step."""
+        loss = model(**inputs).loss if "layout" in inputs else padded_loss(model, inputs)
+        if num_items_in_batch is not None:
+            # every process averages over all of them, and accelerate then averages over the processes
+            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            self.diverged("gradient", float(norm))
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss a token over all validation records, each weighed by its answer's length."""
+        self.model.eval()
+        mine = sorted(self.rows, key=lambda row: len(row["input_ids"]))
+        mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        size = 2 * self.args.per_device_train_batch_size
+        for start in range(0, len(mine), size):
+            for piece in self.pieces(mine[start : start + size]):
+                piece = self._prepare_inputs(piece)
+                sums[0] += self.compute_loss(self.model, piece).double()
+                sums[1] += int((piece["labels"] != IGNORED).sum())
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        metrics = {"eval_loss": float(sums[0] / sums[1])}
+        if not math.isfinite(metrics["eval_loss"]):
+            self.diverged("validation loss", metrics["eval_loss"])
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def diverged(self, what: str, value: float) -> None:
+        """Stop at once: nothing is saved of a training that is no longer a number.
+
+        Raises:
+            StageError: Always.
+        """
+        kept = _checkpoint.newest(self.checkpoints) if self.checkpoints else None
+        good = f"; the last good checkpoint is {kept}" if kept else ""
+        raise StageError(
+            f"training diverged: the {what} is {value} at step {self.state.global_step + 1}{good}", hint=DIVERGED
+        )
+
+    # Weights, as names and tensors
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def keep_best(self) -> None:
+        self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put the weights of the best validation back into the model."""
+        for name, p in self.trained().items():
+            p.copy_(self.best_weights[name])
+
+    # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.checkpoints is not None and self.is_world_process_zero():
+            _checkpoint.save(self)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        _checkpoint.load_weights(self, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            _checkpoint.load_optimizer(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            _checkpoint.load_random(Path(checkpoint))
+
+
+class Order(torch.utils.data.Sampler[int]):
+    """Records of an epoch: shuffled, then sorted by length inside windows, so that a batch pads little.
+
+    The order is a function of seed and epoch alone, which is what makes resuming exact.
+    """
+
+    WINDOW = 20  # batches sorted together
+
+    def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
+        self.lengths, self.seed, self.epoch = lengths, args.seed, 0
+        self.batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        choose = random.Random(f"{self.seed}:{self.epoch}")  # noqa: S311 - a shuffle, not a secret
+        order = list(range(len(self.lengths)))
+        choose.shuffle(order)
+        batches: list[list[int]] = []
+        for start in range(0, len(order), self.batch * self.WINDOW):
+            window = sorted(order[start : start + self.batch * self.WINDOW], key=self.lengths.__getitem__)
+            batches += [window[k : k + self.batch] for k in range(0, len(window), self.batch)]
+        short = batches.pop() if len(batches[-1]) < self.batch else []  # a batch that is not full comes last
+        choose.shuffle(batches)
+        return iter([index for batch in [*batches, short] for index in batch])
+
+
+class Watch(TrainerCallback):
+    """Shows progress, keeps the best weights, and ends a training that no longer helps."""
+
+    def __init__(self, trainer: AnswerTrainer, patience: int | None) -> None:
+        self.trainer, self.patience = trainer, patience
+        self.meter: console.Meter | None = None
+        self._begun = self._real = self._first = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.meter = console.Meter("finetune", state.max_steps, "steps", done=state.global_step)
+        self._begun, self._real, self._first = time.monotonic(), self.trainer.progress.real, state.global_step
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        order = self.trainer.order
+        order.epoch = state.global_step // math.ceil(len(order) / order.batch)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+        elif control.should_evaluate:
+            control.should_log = True
+        if self.meter is None:
+            return
+        self.meter.advance(1, note=self._note(state))
+        done = state.global_step - self._first
+        if done == ESTIMATE_AFTER and state.max_steps > 10 * ESTIMATE_AFTER:
+            left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
+            console.say(f"  {state.max_steps} steps, about {console.duration(left)} and the validations")
+
+    def _note(self, state: TrainerState) -> str:
+        progress = self.trainer.progress
+        known = {key: entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry}
+        parts = [f"loss {known['loss']:.3f}"] if "loss" in known else []
+        parts += [f"validation {known['eval_loss']:.3f}"] if "eval_loss" in known else []
+        rate = (progress.real - self._real) / max(time.monotonic() - self._begun, 1e-9)
+        parts.append(f"{rate:.0f} tokens/s")
+        parts.append(f"{self.trainer.padding:.0%} padding")
+        return ", ".join(parts)
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        progress, loss = self.trainer.progress, metrics["eval_loss"]
+        if progress.before is None:
+            progress.before = loss
+            return
+        if loss < progress.best:
+            progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
+            self.trainer.keep_best()
+            return
+        progress.worse += 1
+        if self.patience is not None and progress.worse >= self.patience and state.global_step < state.max_steps:
+            progress.stopped_early = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.meter is not None:
+            self.meter.close()
+
+
+@dataclass
+class Pieces:
+    """Rows -> packed batches of at most `PIECE` computed tokens, or one record."""
+
+    packing: Packing = field(default_factory=Packing)
+    limit: int = PIECE
+    padded: int = 0
+    filled: int = 0
+
+    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        count = max(1, min(len(rows), self.limit // longest))
+        parts = math.ceil(len(rows) / count)  # of nearly the same size
+        bounds = [round(k * len(rows) / parts) for k in range(parts + 1)]
+        batches = [self.packing(rows[a:b]) for a, b in itertools.pairwise(bounds)]
+        for batch, part in zip(batches, (rows[a:b] for a, b in itertools.pairwise(bounds)), strict=True):
+            prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
+            self.filled += tokens
+            self.padded += tokens - prefix - sum(len(row["input_ids"]) - prefix for row in part)
+        return batches
+
+
+class LeftPadded:
+    """Rows -> one batch (records, length), padded on the left: what unsloth's kernels expect."""
+
+    padded, filled = 0, 0
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        length = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), length), self.pad)
+        labels, mask, weights = torch.full_like(ids, IGNORED), torch.zeros_like(ids), torch.zeros(ids.shape)
+        for k, row in enumerate(rows):
+            size = len(row["input_ids"])
+            ids[k, -size:] = torch.tensor(row["input_ids"])
+            labels[k, -size:] = torch.tensor(row["labels"])
+            weights[k, -size:] = torch.tensor(row["weights"])
+            mask[k, -size:] = 1
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        self.filled += ids.numel()
+        self.padded += int(ids.numel() - mask.sum())
+        return [
+            {"input_ids": ids, "labels": labels, "weights": weights, "attention_mask": mask, "position_ids": positions}
+        ]
+
+
+def padded_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Weighted sum of the cross-entropies of a left-padded batch, the LM head computed for the last columns only.
+
+    All answers end in the last column, so the model's own `logits_to_keep` limits the head to the
+    longest answer, whatever the architecture does after it.
+    """
+    labels = inputs["labels"]  # (records, length)
+    keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).nonzero()[0])  # columns from the first answer token on
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        position_ids=inputs["position_ids"],
+        logits_to_keep=keep + 1,  # a token is predicted at the position before it
+        use_cache=False,
+    )
+    logits = outputs.logits[:, :-1].float()  # (records, keep, vocabulary)
+    wanted = labels[:, -keep:]
+    chosen = wanted != IGNORED
+    losses = torch.nn.functional.cross_entropy(logits[chosen], wanted[chosen], reduction="none")
+    return (losses * inputs["weights"][:, -keep:][chosen]).sum()
