@@ -5,7 +5,11 @@ Decided without importing torch, since unsloth asks to be imported before everyt
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from slmctl.errors import MissingError
@@ -49,7 +53,21 @@ def choose(wanted: str) -> str:
     return "unsloth" if installed and accelerator() else "transformers"
 
 
+@contextlib.contextmanager
+def stdout_spared() -> Iterator[None]:
+    """What a library prints goes to stderr: stdout is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def import_first(wanted: str) -> None:
-    """Import unsloth before any stage imports transformers, when it is what will train."""
+    """Import unsloth before any stage imports transformers, when it is what will train.
+
+    Unsloth writes Python modules and imports them. Its default is a folder below the current one, which is the
+    user's project: there it would be litter, and run whatever a stranger's project brings under that name.
+    """
     if choose(wanted) == "unsloth":
-        importlib.import_module("unsloth")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "slmctl" / "unsloth"))
+        with stdout_spared():
+            importlib.import_module("unsloth")

@@ -80,6 +80,13 @@ class AnswerTrainer(SFTTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         return self.order
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], torch.Tensor]:
+        """As transformers has it; unsloth replaces that with one that looks for labels where ours are not."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         count = sum(int((piece["labels"] != IGNORED).sum()) for batch in batch_samples for piece in batch["pieces"])
         total: torch.Tensor = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")

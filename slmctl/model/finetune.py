@@ -31,6 +31,7 @@ OVERFITTED = 1.02  # the last validation loss over the best one, from which a ru
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+@backend.stdout_spared()  # unsloth prints as it loads, wraps and trains
 def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
     """Train, and write the adapter, `metrics.jsonl` and `loss.svg`.
 
