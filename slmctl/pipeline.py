@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, gates, offline
+from slmctl import __version__, artifact, config, console, gates, offline
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -305,6 +305,7 @@ def _make(asked: Ask) -> Artifact:
 
 def _assist(asked: Ask) -> Artifact:
     """Be one of several processes that torchrun or Slurm started: do the work, leave the writing to the first."""
+    console.set_level(-1)  # the first one speaks for all
     module = importlib.import_module(asked.stage.module)
     with tempfile.TemporaryDirectory() as place:
         module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)

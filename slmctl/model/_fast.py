@@ -28,6 +28,7 @@ from slmctl.model import _packing
 
 BLOCK = 4096  # columns of the vocabulary at a time: what is computed of them stays in the cache
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}  # of a layer's update, by the type of the products
+LEAK = 0.25  # change of a state: rounding makes some 0.01, a token that sees another record 1
 
 
 class FrozenLinear(torch.nn.Linear):
@@ -323,13 +324,42 @@ class _HeadLoss(Function):
 # Putting them in
 
 
+@torch.no_grad()
+def packs(model: Any) -> bool:
+    """Whether a model computes each record of a packed batch as it does that record alone.
+
+    One that mixes tokens by more than attention (convolutions, recurrent layers) does not, nor one
+    that keeps transformers' attention interface to itself.
+    """
+    core = _core(model)
+    trunk, own = core.base_model, core.config._attn_implementation
+    batch = _probe(trunk)
+    prefix, ids = batch["layout"][0], batch["input_ids"][0]
+    last = ids[-10:]
+    alone = trunk(input_ids=torch.cat([ids[:prefix], last])[None], use_cache=False).last_hidden_state[0, prefix:]
+    core.config._attn_implementation = _packing.NAME
+    try:
+        packed = trunk(**batch).last_hidden_state[0, -len(last) :]
+    except (TypeError, ValueError, NotImplementedError):  # it takes no layout
+        return False
+    finally:
+        core.config._attn_implementation = own
+    change = (packed.float() - alone.float()).norm(dim=1) / alone.float().norm(dim=1)
+    return bool(change.max() < LEAK)
+
+
+def _core(model: Any) -> Any:
+    """The model under its adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def install(model: Any) -> dict[str, int]:
-    """Make a model on a CPU, with or without a LoRA adapter on it, train fast on packed batches.
+    """Make a model on a CPU that `packs`, with or without a LoRA adapter on it, train fast on packed batches.
 
     Afterwards `model(**batch)` with a batch of `_packing` gives the weighted sum of the losses.
     Returns how many layers there are, and how many of them are fast.
     """
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core = _core(model)
     trunk = core.base_model
     core.config._attn_implementation = _packing.NAME
     for module in model.modules():
@@ -341,9 +371,10 @@ def install(model: Any) -> dict[str, int]:
                 pair["default"].__class__ = torch.nn.Linear
     trunk.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
     plain_head = _is_plain_head(core, trunk)
-    layers = list(trunk.layers)
+    layers = list(getattr(trunk, "layers", []))
     fast = _make_fast(trunk, layers)
-    _replace_norm(trunk.norm)
+    if hasattr(trunk, "norm"):
+        _replace_norm(trunk.norm)
     whole = core.forward
 
     def forward(
@@ -375,8 +406,8 @@ def _probe(trunk: Any) -> dict[str, Any]:
 def _is_plain_head(core: Any, trunk: Any) -> bool:
     """Whether the logits are the head's product and nothing more (no scale, no cap)."""
     head, probe = core.get_output_embeddings(), _probe(trunk)
-    if head is None or head.bias is not None:
-        return False
+    if head is None or head.bias is not None or getattr(core.config, "final_logit_softcapping", None):
+        return False  # a cap does not show on the small logits of the probe
     logits = core(**probe).logits[0].float()
     own = head(trunk(**probe).last_hidden_state[0]).float()
     return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
@@ -397,7 +428,7 @@ def _make_fast(trunk: Any, layers: Sequence[Any]) -> int:
     trusted: dict[Any, bool] = {}
     fast = 0
     for index, layer in enumerate(layers):
-        kind = (type(layer), getattr(layer.self_attn, "sliding_window", None) if hasattr(layer, "self_attn") else None)
+        kind = (type(layer), *_switches(getattr(layer, "self_attn", None)), *_switches(getattr(layer, "mlp", None)))
         if kind not in trusted:
             args, kwargs = calls[index]
             exact = copy.deepcopy(layer).float()
@@ -410,12 +441,22 @@ def _make_fast(trunk: Any, layers: Sequence[Any]) -> int:
     return fast
 
 
+def _switches(module: Any) -> list[tuple[str, Any]]:
+    """What a module was told about itself, such as its window; layers of one class may differ in it."""
+    known = vars(module) if module is not None else {}
+    plain = (bool, int, float, str, type(None))
+    return [(name, value) for name, value in known.items() if isinstance(value, plain) and name != "layer_idx"]
+
+
 @torch.no_grad()
 def _same(exact: Any, fast: Any, args: Any, kwargs: Any) -> bool:
     x = args[0] if args else kwargs["hidden_states"]
     x = x.float() + torch.linspace(-1, 1, x.numel()).view(x.shape) * x.float().std()
     rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-    results = [layer(x, *args[1:], **rest) for layer in (exact, fast)]
+    try:
+        results = [layer(x, *args[1:], **rest) for layer in (exact, fast)]
+    except (RuntimeError, TypeError):  # such as a rotation of a part of each head
+        return False
     wanted, got = ((r[0] if isinstance(r, tuple) else r).float() - x for r in results)  # what the layer adds
     dtype = next(m.weight.dtype for m in fast.modules() if isinstance(m, FrozenLinear))
     return float((got - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
@@ -430,6 +471,8 @@ def _replace(layer: Any) -> bool:
     )
     kind = _activation(mlp) if found else ""
     if not kind or not hasattr(attention, "head_dim") or not hasattr(attention, "scaling"):
+        return False
+    if getattr(attention, "attn_logit_softcapping", None):
         return False
     for module in layer.children():
         if type(module).__name__.endswith("RMSNorm"):
@@ -496,7 +539,7 @@ def _replace_attention(module: Any) -> None:
         q, k = _norm_weight(module.q_norm), _norm_weight(module.k_norm)
         if q is not None and k is not None and q[0].numel() == size:
             norm, eps = torch.cat([q[0].expand(heads, size), k[0].expand(kv, size)]), q[1]
-    window = getattr(module, "sliding_window", None)
+    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
 
     def forward(
         self: Any, hidden_states: torch.Tensor, position_embeddings: Any = None, layout: Any = None, **kwargs: Any

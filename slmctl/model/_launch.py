@@ -1,18 +1,20 @@
-"""finetune in more than one process: accelerate starts them, the first of them writes.
+"""finetune in more than one process: torch starts them, the first of them writes.
 
-Run as a module, this is one of those processes.
+Run as a module, this starts them; started by that, it is one of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from slmctl import artifact, backend, console, errors, offline
+from slmctl import artifact, console, errors, offline
 from slmctl.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import SlmctlError, StageError
@@ -22,7 +24,7 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     """Train in `config.processes` processes on each of `config.machines` machines; returns the metrics.
 
     Raises:
-        SlmctlError: What the first process raised.
+        SlmctlError: What a process raised.
         StageError: A process ended without a word.
     """
     job, answer = keep / "job.json", keep / "answer.json"
@@ -33,14 +35,13 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     }  # fmt: skip
     job.write_text(json.dumps(told), encoding="utf-8")
     command = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-        "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--num_processes", str(config.processes * config.machines), "--num_machines", str(config.machines),
-        "--machine_rank", str(config.machine_rank), "--main_process_ip", config.address,
-        "--main_process_port", str(config.port), *([] if backend.accelerator() else ["--cpu"]),
-        "-m", __name__, str(job),
+        sys.executable, "-m", __name__, "--nproc_per_node", str(config.processes),
+        "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
+        "--master_addr", config.address, "--master_port", str(config.port), "-m", __name__, str(job),
     ]  # fmt: skip
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
+    settings = os.environ | {"OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
     job.unlink()
     answer.unlink(missing_ok=True)
@@ -51,6 +52,19 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
         raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
     metrics: dict[str, Any] = said["metrics"]
     return metrics
+
+
+def _start(arguments: list[str]) -> int:
+    """Be torchrun, without its report on a process that failed: that process has said why."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run.main(arguments)
+    except ChildFailedError as error:
+        return next(failure.exitcode for failure in error.failures.values()) or 1
+    return 0
 
 
 def _work(job: Path) -> int:
@@ -69,9 +83,9 @@ def _work(job: Path) -> int:
             prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
         )  # fmt: skip
     except SlmctlError as error:
-        if leads:
-            said = [type(error).__name__, error.message, error.hint]
-            answer.write_text(json.dumps({"error": said}), encoding="utf-8")
+        said = [type(error).__name__, error.message, error.hint]
+        with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
+            json.dump({"error": said}, stream)  # whoever fails first says why: the others are stopped
         return error.code
     if leads:
         answer.write_text(json.dumps({"metrics": metrics}), encoding="utf-8")
@@ -85,4 +99,4 @@ def _opened(path: str, kind: str) -> Artifact:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_work(Path(sys.argv[1])))
+    raise SystemExit(_work(Path(sys.argv[1])) if "WORLD_SIZE" in os.environ else _start(sys.argv[1:]))

@@ -10,6 +10,7 @@ filled up to the longest of their batch, which holds records of like length.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -87,16 +88,12 @@ def attention(
     *, layout: tuple[int, int], scaling: float | None = None, dropout: float = 0.0,
     sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention over a packed batch, for every architecture of transformers; (1, heads, tokens, size) each.
-
-    Raises:
-        NotImplementedError: The architecture caps its attention scores, which torch's kernel cannot.
-    """
-    if softcap is not None:
-        raise NotImplementedError("attention scores with a cap")
+    """Attention over a packed batch, for every architecture of transformers; (1, heads, tokens, size) each."""
     prefix, rows = layout
     length = (query.shape[2] - prefix) // rows
     product: Any = torch.nn.functional.scaled_dot_product_attention
+    if softcap is not None:
+        product = functools.partial(_capped, cap=softcap)
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
 
     def rests(x: torch.Tensor, *, with_prefix: bool) -> torch.Tensor:
@@ -114,6 +111,17 @@ def attention(
         bias = mask(0, prefix, sliding_window).to(query)
         parts.insert(0, product(*own, attn_mask=bias, **options)[0].transpose(0, 1))
     return torch.cat(parts)[None], None
+
+
+def _capped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *,
+    attn_mask: torch.Tensor, scale: float, dropout_p: float, enable_gqa: bool, cap: float,
+) -> torch.Tensor:  # fmt: skip
+    """torch's `scaled_dot_product_attention` with scores that a tanh keeps below `cap`, which its kernels cannot."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / cap)) * cap + attn_mask
+    return torch.dropout(scores.softmax(dim=-1), dropout_p, train=True) @ value
 
 
 AttentionInterface.register(NAME, attention)

@@ -22,11 +22,11 @@ from trl import SFTTrainer
 
 from slmctl import console
 from slmctl.errors import StageError
-from slmctl.model import _checkpoint
+from slmctl.model import _checkpoint, _memory
 from slmctl.model._packing import IGNORED, Packing, Row
 
-PIECE = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
 ESTIMATE_AFTER = 5  # steps
+TRIM_EVERY = 10
 DIVERGED = "--set finetune.learning_rate=1e-4"
 
 
@@ -64,13 +64,12 @@ class AnswerTrainer(SFTTrainer):
         super().__init__(*args, data_collator=self._collate, callbacks=[Watch(self, patience)], **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
         self.model_accepts_loss_kwargs = True  # the count of answer tokens in a step reaches compute_loss
-        self.order = Order(
-            [len(ids) for ids in self.train_dataset["input_ids"]], self.args, self.accelerator.num_processes
-        )
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        self.order = Order(lengths, self.args, self.accelerator.num_processes)
 
     def _collate(self, rows: list[Row]) -> dict[str, Any]:
         parts = self.pieces(rows)
-        return {"pieces": parts, "real": sum(len(row["input_ids"]) for row in rows)}
+        return {"pieces": parts, "real": sum(len(row["input_ids"]) for row in rows if any(row["weights"]))}
 
     @property
     def padding(self) -> float:
@@ -88,9 +87,17 @@ class AnswerTrainer(SFTTrainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        count = sum(int((piece["labels"] != IGNORED).sum()) for batch in batch_samples for piece in batch["pieces"])
-        total: torch.Tensor = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
-        return total
+        pieces = [piece for batch in batch_samples for piece in batch["pieces"]]
+        real = sum(batch["real"] for batch in batch_samples)
+        counts = (
+            sum(int((piece["weights"] > 0).sum()) for piece in pieces),
+            real,
+            sum(piece["input_ids"].numel() for piece in pieces),
+        )
+        totals: torch.Tensor = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
+        self.progress.real += int(totals[1])
+        self.progress.computed += int(totals[2])
+        return totals[0]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, piece by piece; the loss is checked before it can do harm."""
@@ -105,12 +112,11 @@ class AnswerTrainer(SFTTrainer):
             ):
                 loss = self.compute_loss(model, piece, num_items_in_batch=num_items_in_batch)
                 value = float(loss.detach())
-                if not math.isfinite(value):
-                    self.diverged("loss", value)
+                # of several processes, those that have a finite loss meet the others' in the gradient
+                if not math.isfinite(value) and self.accelerator.num_processes == 1:
+                    self.diverged("loss", value, self.state.global_step + 1)
                 total += value
                 self.accelerator.backward(loss)
-            self.progress.computed += piece["input_ids"].numel()
-        self.progress.real += inputs["real"]
         return total
 
     def compute_loss(
@@ -126,7 +132,7 @@ class AnswerTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
         if not math.isfinite(float(norm)):
-            self.diverged("gradient", float(norm))
+            self.diverged("gradient", float(norm), self.state.global_step + 1)
         return norm
 
     @torch.no_grad()
@@ -145,12 +151,12 @@ class AnswerTrainer(SFTTrainer):
         sums = self.accelerator.reduce(sums, reduction="sum")
         metrics = {"eval_loss": float(sums[0] / sums[1])}
         if not math.isfinite(metrics["eval_loss"]):
-            self.diverged("validation loss", metrics["eval_loss"])
+            self.diverged("validation loss", metrics["eval_loss"], self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def diverged(self, what: str, value: float) -> None:
+    def diverged(self, what: str, value: float, step: int) -> None:
         """Stop at once: nothing is saved of a training that is no longer a number.
 
         Raises:
@@ -158,9 +164,7 @@ class AnswerTrainer(SFTTrainer):
         """
         kept = _checkpoint.newest(self.checkpoints) if self.checkpoints else None
         good = f"; the last good checkpoint is {kept}" if kept else ""
-        raise StageError(
-            f"training diverged: the {what} is {value} at step {self.state.global_step + 1}{good}", hint=DIVERGED
-        )
+        raise StageError(f"training diverged: the {what} is {value} at step {step}{good}", hint=DIVERGED)
 
     # Weights, as names and tensors
 
@@ -206,10 +210,15 @@ class Order(torch.utils.data.Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
         self.lengths, self.seed, self.epoch = lengths, args.seed, 0
-        self.batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+        self.fill = 0  # places of an epoch that hold no record, but the row after the last one, see `silent`
+        together = args.per_device_train_batch_size * processes
+        self.batch = together * args.gradient_accumulation_steps
+        if processes > 1:  # else accelerate fills the last batch up with records that were seen already
+            self.lengths = lengths[:-1]
+            self.fill = -len(self.lengths) % together
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fill
 
     def __iter__(self) -> Iterator[int]:
         choose = random.Random(f"{self.seed}:{self.epoch}")  # noqa: S311 - a shuffle, not a secret
@@ -221,7 +230,13 @@ class Order(torch.utils.data.Sampler[int]):
             batches += [window[k : k + self.batch] for k in range(0, len(window), self.batch)]
         short = batches.pop() if len(batches[-1]) < self.batch else []  # a batch that is not full comes last
         choose.shuffle(batches)
-        return iter([index for batch in [*batches, short] for index in batch])
+        records = [index for batch in [*batches, short] for index in batch]
+        return iter([*records, *[len(order)] * self.fill])
+
+
+def silent(row: Row) -> Row:
+    """The row with nothing to learn from, but computed like any other: every process needs a full batch."""
+    return {**row, "weights": [0.0] * len(row["weights"])}
 
 
 class Watch(TrainerCallback):
@@ -242,6 +257,8 @@ class Watch(TrainerCallback):
         order.epoch = state.global_step // math.ceil(len(order) / order.batch)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % TRIM_EVERY == 0:
+            _memory.trim()
         if state.global_step == state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
         elif control.should_evaluate:
@@ -287,10 +304,10 @@ class Watch(TrainerCallback):
 
 @dataclass
 class Pieces:
-    """Rows -> packed batches of at most `PIECE` computed tokens, or one record."""
+    """Rows -> packed batches of at most `limit` computed tokens, or one record."""
 
     packing: Packing = field(default_factory=Packing)
-    limit: int = PIECE
+    limit: int = _memory.PIECE
     padded: int = 0
     filled: int = 0
 

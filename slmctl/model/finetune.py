@@ -19,10 +19,10 @@ from slmctl import backend, console, offline, weights
 from slmctl.artifact import Artifact, canonical
 from slmctl.base import Base
 from slmctl.config import FinetuneConfig
-from slmctl.errors import DataError, MissingError, StageError
+from slmctl.errors import DataError, MissingError, StageError, UsageError
 from slmctl.model import _checkpoint, _curve, _fast, _launch, _memory
 from slmctl.model._packing import IGNORED, Row
-from slmctl.model._trainer import DIVERGED, AnswerTrainer, LeftPadded, Pieces
+from slmctl.model._trainer import DIVERGED, AnswerTrainer, LeftPadded, Pieces, silent
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 
@@ -65,8 +65,9 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         _memory.require(estimate)
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
-    layers = _fast.install(model) if not on_gpu else {}
-    trainer = _trainer(config, model, tokenizer, train, validation, keep)
+    packs = not on_gpu and _fast.packs(model)
+    layers = _fast.install(model) if packs else {}
+    trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
     found = _checkpoint.newest(keep)
     if found is None:
         trainer.evaluate()
@@ -232,20 +233,29 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
 
 
 def _trainer(
-    config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Row], validation: list[Row], keep: Path
-) -> AnswerTrainer:
-    on_gpu = torch.cuda.is_available()
+    config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Row], validation: list[Row], keep: Path,
+    *, packs: bool = False,
+) -> AnswerTrainer:  # fmt: skip
     per_epoch = math.ceil(len(train) / config.batch)
     steps = config.steps or math.ceil(per_epoch * config.epochs)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
+    on_gpu = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = config.accumulation * world
+    if config.batch % parts:
+        raise UsageError(
+            f"batch {config.batch} does not divide by accumulation {config.accumulation} and {world} processes",
+            hint=f"--set finetune.batch={math.ceil(config.batch / parts) * parts}",
+        )
+    if world > 1:
+        train = [*train, silent(min(train, key=lambda row: len(row["input_ids"])))]
     arguments = SFTConfig(
         output_dir=str(keep),
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
         warmup_steps=math.ceil(steps * config.warmup),
-        per_device_train_batch_size=config.batch // config.accumulation // world,
+        per_device_train_batch_size=config.batch // parts,
         gradient_accumulation_steps=config.accumulation,
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
@@ -256,6 +266,7 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},  # the records are tokenized already
         max_length=None,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -273,7 +284,7 @@ def _trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         rows=validation,
-        pieces=LeftPadded(pad) if on_gpu else Pieces(),
+        pieces=Pieces() if packs else LeftPadded(pad),
         checkpoints=keep,
         patience=config.patience,
     )
@@ -296,7 +307,7 @@ def lora_config(config: FinetuneConfig) -> LoraConfig:
 def _transformers(config: FinetuneConfig, folder: Path) -> Any:
     on_gpu = torch.cuda.is_available()
     half = on_gpu or config.products == "bfloat16"
-    model = weights.load_model(folder, dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa")
+    model = weights.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
     # the adapter itself is float32, whatever it adapts
     return get_peft_model(model, lora_config(config), autocast_adapter_dtype=True)
 
