@@ -1,5 +1,7 @@
 # make demo   installs and runs the whole pipeline on the example data
 # make test   installs and runs the tests
+# make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
+# make test-gpu       what needs a GPU, in that environment
 #
 # On Linux, PyPI's torch is a CUDA build of several GB. On a machine without a GPU, name the index of
 # torch's CPU wheels (pytorch.org's install page has it):  make demo TORCH_INDEX=URL
@@ -8,18 +10,25 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+UNSLOTH := .venv-unsloth
 DEMO := demo
 
-.PHONY: demo test slow lint types readme clean
+.PHONY: demo test slow test-unsloth test-gpu lint types readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu and not unsloth"
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not gpu and not unsloth"
+
+test-unsloth: $(UNSLOTH)/.ready
+	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/test_unsloth.py
+
+test-gpu: $(UNSLOTH)/.ready
+	$(UNSLOTH)/bin/pytest -m gpu tests/test_gpu.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,9 +43,9 @@ readme: $(VENV)/.dev
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python:
+$(VENV)/bin/python $(UNSLOTH)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $*
 
 $(VENV)/.torch: | $(VENV)/bin/python
 	@echo "installing torch$(if $(TORCH_INDEX), from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of its CPU wheels saves GBs)"
@@ -52,4 +61,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	@touch $@
+
+# gguf alone of the extra of that name: llama-cpp-python, which compiles for minutes, is not needed here
+$(UNSLOTH)/.ready: pyproject.toml | $(UNSLOTH)/bin/python
+	@echo "installing unsloth$(if $(TORCH_INDEX), and torch from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of torch's CPU wheels saves GBs)"
+	@$(UNSLOTH)/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[train,cuda]' 'gguf>=0.17' 'pytest>=8.3'
 	@touch $@
