@@ -134,3 +134,11 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
     """The stdout of a program that must have succeeded, without its last line break."""
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def run_here(folder: Path, *args: str) -> None:
+    """Be the program, in a process that was forked for it."""
+    from slmctl.cli import main
+
+    sys.argv = ["slmctl", "-C", str(folder), *args]
+    main()

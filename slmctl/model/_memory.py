@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from pathlib import Path
@@ -13,8 +14,8 @@ from transformers import AutoConfig
 from slmctl.config import FinetuneConfig
 from slmctl.console import size
 from slmctl.errors import StageError
-from slmctl.model._trainer import PIECE
 
+PIECE = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
 SPARE = 1.2  # what the allocator holds beside what is in use
 FIXED = 150e6  # bytes: optimizer code, thread pools, tokenized records
 
@@ -82,6 +83,13 @@ def available() -> int:
     except OSError:
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def trim() -> None:
+    """Give memory that is free back to the system: batches of ever new shapes leave the heap full of holes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's own
+        libc.malloc_trim(0)
 
 
 def peak() -> int:

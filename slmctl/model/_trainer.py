@@ -260,7 +260,8 @@ class Watch(TrainerCallback):
         if state.global_step % TRIM_EVERY == 0:
             _memory.trim()
         if state.global_step == state.max_steps:
-            control.should_log = control.should_evaluate = control.should_save = True
+            control.should_log = control.should_evaluate = True
+            control.should_save = False  # one that resumed from the end would take another step
         elif control.should_evaluate:
             control.should_log = True
         if self.meter is None:
@@ -295,7 +296,7 @@ class Watch(TrainerCallback):
         progress.worse += 1
         if self.patience is not None and progress.worse >= self.patience and state.global_step < state.max_steps:
             progress.stopped_early = True
-            control.should_training_stop = True
+            control.should_training_stop, control.should_save = True, False
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.meter is not None:
