@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slmctl import artifact, console, errors, offline
+from slmctl import artifact, backend, console, errors, offline
 from slmctl.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import SlmctlError, StageError
@@ -70,16 +70,18 @@ def _start(arguments: list[str]) -> int:
 def _work(job: Path) -> int:
     """Do one process's share; returns its exit code."""
     offline.seal()
-    from slmctl.model import finetune  # after the switches are set
-
     told = json.loads(job.read_text(encoding="utf-8"))
+    config = FinetuneConfig.model_validate(told["config"])
+    backend.import_first(config.backend)
+    from slmctl.model import finetune  # after the switches are set, and after unsloth
+
     leads = os.environ.get("RANK", "0") == "0"
     if not leads:
         console.set_level(-1)
     answer = Path(told["answer"])
     try:
         metrics = finetune.run(
-            FinetuneConfig.model_validate(told["config"]), base=_opened(told["base"], "merged"),
+            config, base=_opened(told["base"], "merged"),
             prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
         )  # fmt: skip
     except SlmctlError as error:
