@@ -70,9 +70,9 @@ def test_transformers_trains_on_it(plain: dict[str, Any]) -> None:
 def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
     metrics = trained(desk, tmp_path / "desk", f"--set=finetune.load_4bit={load_4bit}")
     assert metrics["backend"] == "unsloth"  # which is what `auto` takes here
-    assert metrics["validation_loss_before"] == pytest.approx(plain["validation_loss_before"], rel=0.1)
-    assert metrics["validation_loss"] == pytest.approx(plain["validation_loss"], rel=0.1)
-    assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.1)
+    near = 0.3 if load_4bit == "true" else 0.1  # rounding weights that are random costs more than usual
+    for loss in ("train_loss", "validation_loss", "validation_loss_before"):
+        assert metrics[loss] == pytest.approx(plain[loss], rel=near), loss
 
 
 @needs_unsloth

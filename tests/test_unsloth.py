@@ -207,14 +207,6 @@ def test_every_hook_that_is_overridden_is_called_as_before(tmp_path: Path) -> No
 # Training
 
 
-def laid_out_as_on_a_gpu() -> None:
-    """Padded batches and untouched layers: what follows from a GPU, and not from unsloth."""
-    from slmctl.model import _trainer, finetune
-
-    finetune._fast.install = lambda model: {}
-    finetune.Pieces = lambda: _trainer.LeftPadded(0)
-
-
 def child_trains(desk: str, how: str) -> None:
     if how == "rewritten":
         on_a_gpu()
@@ -222,7 +214,7 @@ def child_trains(desk: str, how: str) -> None:
     from slmctl.config import FinetuneConfig
     from slmctl.model import finetune
 
-    laid_out_as_on_a_gpu()
+    finetune._fast.packs = lambda model: False  # padded batches, as on a GPU
     made = finetune.SFTConfig
     known = {field.name for field in dataclasses.fields(made)}
 
@@ -251,14 +243,6 @@ def child_slmctl(*args: str) -> None:
     from slmctl import backend, cli
 
     backend.accelerator = lambda: "cuda"
-    import_first = backend.import_first
-
-    def first(wanted: str) -> None:
-        import_first(wanted)
-        assert "unsloth" in sys.modules
-        laid_out_as_on_a_gpu()
-
-    backend.import_first = first
     sys.argv = ["slmctl", *args]
     cli.main()
 
@@ -269,8 +253,7 @@ def test_unsloth_itself_trains(desk: Path, plain: dict[str, Any], tmp_path: Path
     sets = [f"--set=finetune.{key}={json.dumps(value)}" for key, value in RECIPE.items()]
     options = [*sets, "--set=finetune.backend=unsloth", f"--set=finetune.load_4bit={load_4bit}"]
     said = in_child("child_slmctl", tmp_path, "-C", str(folder), "finetune", "--json", *options, UNSLOTH_FORCE_CPU="1")
-    manifest = json.loads(said)  # and not a word more on stdout
-    metrics = manifest["metrics"]
+    metrics = json.loads(said)["metrics"]  # and not a word more on stdout
     assert metrics["backend"] == "unsloth"
     # its weights are bfloat16 or of 4 bits, the others float32
     assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.1)

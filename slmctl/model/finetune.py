@@ -65,7 +65,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         _memory.require(estimate)
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
-    packs = not on_gpu and _fast.packs(model)
+    packs = chosen == "transformers" and not on_gpu and _fast.packs(model)
     layers = _fast.install(model) if packs else {}
     trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
     found = _checkpoint.newest(keep)

@@ -117,7 +117,8 @@ def train(artifacts: dict[str, Artifact], out: Path, keep: Path, **settings: Any
     out.mkdir(parents=True)
     config = {"steps": 10, "validate_every": 3, "learning_rate": 1e-2, "batch": 8, "lora": {"rank": 4}} | settings
     return finetune.run(
-        FinetuneConfig.model_validate(config), base=artifacts["base"], prepared=artifacts["prepared"], out=out, keep=keep
+        FinetuneConfig.model_validate(config), base=artifacts["base"], prepared=artifacts["prepared"], out=out,
+        keep=keep,
     )  # fmt: skip
 
 

@@ -1,0 +1,213 @@
+"""The fast layers give the loss and the gradients that transformers and PEFT give, whatever the architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slmctl.config import FinetuneConfig
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from peft import get_peft_model  # noqa: E402
+
+from slmctl.model import _fast, _trainer, finetune  # noqa: E402
+from slmctl.model._packing import IGNORED, Packing  # noqa: E402
+
+# PEFT looks for the experts of every mixture by names that tiny ones do not have
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:peft")
+
+WINDOW = 9  # shorter than every record below
+SIZES = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2, "tie_word_embeddings": True,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+# The class of the config, what it is given, and how many of the three layers are fast.
+FAST: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Llama": ("LlamaConfig", {}, 3),
+    "Mistral, a window told by its config only": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 16}, 3),
+    "Qwen2, biases": ("Qwen2Config", {}, 3),
+    "Qwen2, a window from the second layer on": (
+        "Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}, 3,
+    ),
+    "Qwen3, normed queries and keys": ("Qwen3Config", {"head_dim": 32}, 3),
+    "Gemma, norms of 1 + w": ("GemmaConfig", {"head_dim": 32}, 3),
+    "Gemma 2, capped scores and logits": (
+        "Gemma2Config",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "attn_logit_softcapping": 5.0,
+         "final_logit_softcapping": 3.0}, 0,
+    ),
+    "Gemma 3, windows and normed queries and keys": (
+        "Gemma3TextConfig",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW,
+         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+    ),
+    "Granite, scaled everywhere": (
+        "GraniteConfig",
+        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+        3,
+    ),
+    "SmolLM3, a layer without positions": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 2),
+    "OLMo 2, norms over all heads": ("Olmo2Config", {}, 0),
+    "Phi, part of each head is turned": ("PhiConfig", {}, 0),
+    "Phi 3, fused projections": ("Phi3Config", {}, 0),
+    "Qwen3 with experts": (
+        "Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}, 0,
+    ),
+    "GPT-NeoX": ("GPTNeoXConfig", {}, 0),
+}  # fmt: skip
+PADDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "LFM2, convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
+    "Qwen3-Next, a recurrence": (
+        "Qwen3NextConfig",
+        {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+         "linear_value_head_dim": 16, "num_experts": 0},
+    ),
+    "StableLM, an attention of its own": ("StableLmConfig", {}),
+}  # fmt: skip
+
+
+def adapted(name: str, settings: dict[str, Any], lora: dict[str, Any] | None = None) -> Any:
+    """A random model under a random adapter; the same arguments give the same weights."""
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**SIZES | settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    for parameter_name, parameter in model.named_parameters():
+        if "norm" in parameter_name:
+            parameter.data.add_(torch.randn_like(parameter) * 2)  # large, as Gemma's are
+        if parameter_name.endswith("bias"):
+            parameter.data.normal_(std=0.3)
+    shape = {"rank": 4, "alpha": 8} | (lora or {})
+    model = get_peft_model(model, finetune.lora_config(FinetuneConfig.model_validate({"lora": shape})))
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def some_rows() -> list[Any]:
+    """Records of different lengths that open with the same tokens; one answer token weighs less."""
+    choose = torch.Generator().manual_seed(3)
+    head = torch.randint(3, 300, (5,), generator=choose).tolist()
+    rows = []
+    for length in (20, 24, 31):
+        ids = head + torch.randint(3, 300, (length - 5,), generator=choose).tolist()
+        weights = [0.0] * (length - 4) + [1.0, 1.0, 0.5, 1.0]
+        rows.append({"input_ids": ids, "labels": [IGNORED] * (length - 4) + ids[-4:], "weights": weights})
+    return rows
+
+
+def plain_loss(model: Any, rows: list[Any]) -> Any:
+    """Each record alone, all its logits, by transformers and PEFT."""
+    total = torch.zeros(())
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1].float()
+        wanted, weights = torch.tensor(row["labels"])[1:], torch.tensor(row["weights"])[1:]
+        losses = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="none")
+        total = total + (losses * weights).sum()
+    return total
+
+
+def gradients(model: Any, loss: Any) -> Any:
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def compare(plain: Any, fast: Any, loss: Any, near: float = 1e-4) -> None:
+    """Both models' losses and gradients are equal; `loss` gives that of the fast one."""
+    wanted = plain_loss(plain, some_rows())
+    got = loss(fast)
+    torch.testing.assert_close(got, wanted, rtol=near, atol=0)
+    wanted, got = gradients(plain, wanted), gradients(fast, got)
+    assert got.shape == wanted.shape
+    assert (got - wanted).norm() / wanted.norm() < near
+
+
+def packed_loss(model: Any) -> Any:
+    batch = Packing()(some_rows())
+    assert batch["layout"] == (5, 3)
+    return model(**batch).loss
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
+    kind, settings, fast_layers = FAST[name]
+    plain, fast = adapted(kind, settings), adapted(kind, settings)
+    assert _fast.packs(fast)
+    assert _fast.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    compare(plain, fast, packed_loss)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) -> None:
+    kind, settings = PADDED[name]
+    plain, other = adapted(kind, settings), adapted(kind, settings)
+    before = other.config._attn_implementation
+    assert not _fast.packs(other)
+    assert other.config._attn_implementation == before
+    (batch,) = _trainer.LeftPadded(0)(some_rows())
+    compare(plain, other, lambda model: _trainer.padded_loss(model, batch), near=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lora", "fast_layers"),
+    [
+        ({"rslora": True}, 3),
+        ({"targets": ["q_proj", "down_proj"]}, 3),
+        ({"targets": ["v_proj"]}, 3),
+        ({"dora": True}, 0),
+        ({"dora": True, "targets": ["o_proj"]}, 0),
+    ],
+)
+def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], fast_layers: int) -> None:
+    plain, fast = adapted("LlamaConfig", {}, lora), adapted("LlamaConfig", {}, lora)
+    assert _fast.packs(fast)
+    assert _fast.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    compare(plain, fast, packed_loss)
+
+
+def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(12, 7, bias=False)
+    config = FinetuneConfig.model_validate({"lora": {"rank": 3, "alpha": 6, "dropout": 0.4, "targets": ["0"]}})
+    shape = finetune.lora_config(config)
+    shape.task_type = None
+    member = get_peft_model(torch.nn.Sequential(layer), shape).base_model.model[0]
+    a, b = member.lora_A["default"].weight, member.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    stack = _fast.Stack([member])
+    x = torch.randn(5, 12, requires_grad=True)
+    torch.manual_seed(1)
+    got = stack(x)
+    torch.manual_seed(1)
+    mask = torch.empty(5, 12).bernoulli_(0.6).div_(0.6)
+    wanted = x @ layer.weight.T + (x * mask) @ a.T @ b.T * 2
+    torch.testing.assert_close(got, wanted)
+    weights = torch.randn_like(got)
+    for mine, own in zip(
+        torch.autograd.grad((got * weights).sum(), (x, a, b)),
+        torch.autograd.grad((wanted * weights).sum(), (x, a, b)), strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(mine, own)
+    stack.dropout.eval()
+    torch.testing.assert_close(stack(x), x @ layer.weight.T + x @ a.T @ b.T * 2)
+
+
+def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fast, "BLOCK", 64)  # 300 words in five blocks, the last one short
+    plain, fast = adapted("LlamaConfig", {}), adapted("LlamaConfig", {})
+    _fast.install(fast)
+    compare(plain, fast, packed_loss)
+
+
+def test_a_loss_that_is_far_off_stays_finite() -> None:
+    head = torch.randn(50, 8) * 100
+    hidden = (torch.randn(4, 8) * 100).requires_grad_()
+    targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
+    got = _fast._HeadLoss.apply(hidden, head, targets, weights)
+    wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)

@@ -1,0 +1,131 @@
+"""Several processes train as one does: the same losses, one artifact, one voice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from slmctl import artifact, config
+from slmctl.errors import UsageError
+
+torch = pytest.importorskip("torch")
+
+from slmctl.model import finetune  # noqa: E402
+
+# exact products, so that only the order of sums differs; 84 records make the last batch of an epoch half full
+SHORT = ("finetune.epochs=2", "finetune.products=float32")
+
+
+def sets(*given: str) -> list[str]:
+    return [word for one in given for word in ("--set", one)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launch") / "desk"
+    folder.mkdir()
+    for name in ("slmctl.yaml", "tickets.csv"):
+        shutil.copy(tiny_run / name, folder)
+    for name in ("base", "runs/base", "runs/prepared"):
+        shutil.copytree(tiny_run / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The log of a training in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "desk"
+    shutil.copytree(untrained, folder)
+    tiny.ok(tiny.slmctl(folder, "finetune", *sets(*SHORT)))
+    return log_of(made(folder))
+
+
+@pytest.fixture
+def desk(untrained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(untrained, tmp_path / "desk"))
+
+
+def made(desk: Path) -> artifact.Artifact:
+    """The one adapter of a folder; nothing else may lie beside it."""
+    (folder,) = (desk / "runs" / "adapter").iterdir()
+    assert not artifact.verify_folder(folder)
+    return artifact.load(folder)
+
+
+def log_of(adapter: artifact.Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in adapter.file("metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    assert [set(entry) for entry in found] == [set(entry) for entry in wanted]
+    for entry, own in zip(found, wanted, strict=True):
+        assert entry == pytest.approx(own, rel=1e-3)
+
+
+def test_two_processes_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
+    args = sets(*SHORT, "finetune.processes=2", f"finetune.port={free_port()}")
+    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    assert tiny.ok(done) == str(made(desk).path)
+    assert made(desk).metrics["processes"] == 2
+    assert made(desk).metrics["record_tokens"] > 0
+    assert_same(log_of(made(desk)), alone)
+    assert done.stderr.count("validation loss before training") == 1, "one process speaks"
+    assert "Warning" not in done.stderr
+
+
+def test_processes_started_from_outside_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
+        "--master_port", str(free_port()), "-m", "slmctl.cli", "-C", str(desk), "finetune", *sets(*SHORT),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=120, check=False)
+    assert set(tiny.ok(done).splitlines()) == {str(made(desk).path)}
+    assert made(desk).metrics["processes"] == 2
+    assert_same(log_of(made(desk)), alone)
+    assert done.stderr.count("validation loss before training") == 1, "one process speaks"
+
+
+@pytest.mark.slow
+def test_what_a_process_refuses_is_said_once_and_leaves_nothing(desk: Path) -> None:
+    args = sets("finetune.max_length=16", "finetune.processes=2", f"finetune.port={free_port()}")
+    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("error: record ") == 1
+    assert "max_length is 16" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list((desk / "runs" / "adapter").iterdir())
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_in_two_processes_names_the_step(desk: Path) -> None:
+    wild = ("finetune.learning_rate=0.99", "finetune.clip=1e30", "finetune.lora.alpha=1e25")
+    args = sets(*wild, "finetune.processes=2", f"finetune.port={free_port()}")
+    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    assert done.returncode == 6, done.stderr
+    assert "training diverged: the gradient is" in done.stderr
+    assert "at step 1" in done.stderr
+    assert not list((desk / "runs" / "adapter").iterdir())
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="batch 16 does not divide by accumulation and processes"):
+        config.FinetuneConfig.model_validate({"processes": 3})
+    monkeypatch.setenv("WORLD_SIZE", "3")  # started from outside, which the config cannot know
+    with pytest.raises(UsageError, match="batch 16 does not divide by accumulation 1 and 3 processes") as caught:
+        finetune._trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
+    assert caught.value.hint == "--set finetune.batch=18"
