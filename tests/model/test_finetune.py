@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import tiny
 
+from slmctl import config, pipeline
 from slmctl.artifact import Artifact
 from slmctl.config import FinetuneConfig
-from slmctl.records import read_records
+from slmctl.errors import DataError, StageError
+from slmctl.records import Record, read_records
 from slmctl.task import Task
 
 torch = pytest.importorskip("torch")
 
+from peft import PeftModel  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
 from slmctl import weights  # noqa: E402
-from slmctl.errors import DataError  # noqa: E402
-from slmctl.model import _fast, _trainer, finetune  # noqa: E402
+from slmctl.model import _checkpoint, _curve, _fast, _memory, _trainer, finetune  # noqa: E402
 from slmctl.model._packing import IGNORED, Packing  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
@@ -137,9 +145,9 @@ def test_the_fast_path_gives_the_plain_gradients(
     assert (got - wanted).norm() / wanted.norm() < near
 
 
-def run(config: dict[str, Any], artifacts: dict[str, Artifact], out: Path) -> dict[str, Any]:
+def run(given: dict[str, Any], artifacts: dict[str, Artifact], out: Path) -> dict[str, Any]:
     out.mkdir(parents=True)
-    settings = {"epochs": 1, "learning_rate": 1e-2, "lora": {"rank": 4}, **config}
+    settings = {"epochs": 1, "learning_rate": 1e-2, "lora": {"rank": 4}, **given}
     return finetune.run(
         FinetuneConfig.model_validate(settings), base=artifacts["base"], prepared=artifacts["prepared"], out=out,
         keep=out.parent / f"keep-{out.name}",
@@ -197,7 +205,394 @@ def test_a_diverged_training_leaves_no_artifact(desk: Path) -> None:
 
 def test_weights_that_are_not_finite_are_refused(model: Any) -> None:
     next(model.parameters()).data[0] = float("nan")
-    from slmctl.errors import StageError
-
     with pytest.raises(StageError, match=r"1 weights are not finite"):
         finetune._require_finite(model)
+
+
+# What diverges
+
+EIGHT = ("finetune.steps=8", "finetune.validate_every=2", "finetune.batch=8")
+
+
+def stopped(desk: Path) -> tuple[str, Path]:
+    """The message of a training that must stop, and the folder its checkpoints are kept in."""
+    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    asked = pipeline.ask(project, "finetune")
+    with pytest.raises(StageError) as caught:
+        pipeline.run(project, asked)
+    assert caught.value.code == 6
+    assert caught.value.hint == "--set finetune.learning_rate=1e-4"
+    assert not asked.path.exists()
+    assert not list(asked.path.parent.glob(".draft-*"))
+    return caught.value.message, pipeline._keep(asked)
+
+
+@pytest.mark.parametrize(("step", "value"), [(1, "nan"), (3, "nan"), (3, "inf"), (8, "nan")])
+@pytest.mark.parametrize("where", ["loss", "gradient", "weight"])
+def test_a_training_that_diverges_stops_at_that_step(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int, value: str
+) -> None:
+    whole_step, whole_loss = _trainer.AnswerTrainer.training_step, _trainer.AnswerTrainer.compute_loss
+
+    def broken_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = whole_loss(self, model, *args, **kwargs)
+        now = where == "loss" and model.training and self.state.global_step == step - 1
+        return loss * float(value) if now else loss
+
+    def broken_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parameter = next(parameter for name, parameter in self.trained().items() if "lora_B" in name)
+        if self.state.global_step == step - 1 and where == "weight":
+            parameter.data[0, 0] = float(value)
+        loss = whole_step(self, *args, **kwargs)
+        if self.state.global_step == step - 1 and where == "gradient":
+            parameter.grad[0, 0] = float(value)
+        return loss
+
+    monkeypatch.setattr(_trainer.AnswerTrainer, "compute_loss", broken_loss)
+    monkeypatch.setattr(_trainer.AnswerTrainer, "training_step", broken_step)
+    message, keep = stopped(desk)
+    seen = "loss" if where == "weight" else where
+    assert re.match(rf"training diverged: the {seen} is -?(nan|inf) at step {step}\b", message)
+    if step < 3:  # nothing was validated, so nothing is worth keeping
+        assert not keep.exists()
+        return
+    last = keep / f"step-{(step - 1) // 2 * 2:08d}"
+    assert message.endswith(f"the last good checkpoint is {last}")
+    assert _checkpoint.newest(keep) == last
+    for name in ("weights.safetensors", "best.safetensors"):
+        assert all(bool(torch.isfinite(t).all()) for t in load_file(last / name).values())
+
+
+def test_weights_that_break_in_the_last_update_are_seen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _trainer.Watch.on_step_end
+
+    def broken(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 8:
+            next(iter(self.trainer.trained().values())).data.fill_(float("nan"))
+        whole(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(_trainer.Watch, "on_step_end", broken)
+    message, keep = stopped(desk)
+    assert message.startswith("training diverged: the validation loss is nan at step 8;")
+    assert _checkpoint.newest(keep) == keep / "step-00000006"
+
+
+# Settings reach the training
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def settings_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "adapter_config.json").read_text())
+    return found
+
+
+def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    lora = {"rank": 2, "alpha": 6, "targets": ["q_proj", "down_proj"], "rslora": True, "dropout": 0.25}
+    metrics = run({"steps": 2, "lora": lora}, artifacts, tmp_path / "one")
+    found = settings_of(tmp_path / "one")
+    assert (found["r"], found["lora_alpha"], found["lora_dropout"]) == (2, 6, 0.25)
+    assert (found["use_rslora"], found["use_dora"], found["target_modules"]) == (True, False, ["down_proj", "q_proj"])
+    tensors = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in tensors} == {"q_proj", "down_proj"}
+    assert {min(tensor.shape) for tensor in tensors.values()} == {2}
+    assert (metrics["steps"], metrics["fast_layers"]) == (2, 2)
+
+
+def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    metrics = run({"steps": 4, "lora": {"rank": 2, "dora": True}}, artifacts, tmp_path / "one")
+    assert metrics["fast_layers"] == 0
+    assert metrics["learned"]
+    names = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in names)
+
+
+def test_rslora_and_dropout_change_what_is_learned(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    shapes: list[dict[str, Any]] = [{}, {"rslora": True}, {"dropout": 0.5}]
+    losses = [
+        run({"steps": 6, "lora": {"rank": 4, "alpha": 8} | shape}, artifacts, tmp_path / str(k))["train_loss"]
+        for k, shape in enumerate(shapes)
+    ]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_rises_and_falls_as_the_schedule_says(
+    artifacts: dict[str, Artifact], tmp_path: Path, schedule: str
+) -> None:
+    settings = {"steps": 40, "warmup": 0.25, "schedule": schedule, "validate_every": 10, "batch": 4}
+    run(settings, artifacts, tmp_path / "one")
+    rates = {entry["step"]: entry["learning_rate"] for entry in log_of(tmp_path / "one") if "loss" in entry}
+    assert list(rates) == [10, 20, 30, 40]
+    share = (29 - 10) / 30  # of the way down, before the 30th step
+    wanted = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[schedule]
+    assert rates[10] == pytest.approx(1e-2 * 9 / 10)
+    assert rates[30] == pytest.approx(1e-2 * wanted)
+
+
+def test_a_batch_in_two_parts_gives_the_same_losses(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    logs = []
+    for parts in (1, 2):
+        out = tmp_path / str(parts)
+        # more than an epoch, whose last batch is not full
+        settings = {"steps": 26, "batch": 8, "accumulation": parts, "products": "float32"}
+        run(settings, artifacts, out)
+        logs.append(log_of(out))
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    for one, two in zip(*logs, strict=True):
+        for key in {"loss", "eval_loss"} & set(one):
+            assert two[key] == pytest.approx(one[key], abs=1e-4)
+
+
+def test_weight_decay_draws_weights_to_zero(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    norms = []
+    for decay in (0.0, 0.9):
+        out = tmp_path / str(decay)
+        run({"steps": 10, "weight_decay": decay, "schedule": "constant", "warmup": 0.0}, artifacts, out)
+        tensors = load_file(out / "adapter_model.safetensors")
+        norms.append(sum(float(t.norm()) for name, t in tensors.items() if "lora_A" in name))
+    assert norms[1] / norms[0] == pytest.approx((1 - 1e-2 * 0.9) ** 10, rel=0.05)
+
+
+def test_a_gradient_that_is_clipped_away_teaches_nothing(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = run({"steps": 4, "clip": 1e-13, "learning_rate": 1e-6}, artifacts, tmp_path / "one")
+    assert metrics["validation_loss"] == pytest.approx(metrics["validation_loss_before"], abs=1e-3)
+    assert log_of(tmp_path / "one")[0]["grad_norm"] > 0.01  # as it was before it was clipped
+
+
+# Records that are too long, or have several turns
+
+
+def conversation(*turns: tuple[str, str] | tuple[str, str, float]) -> Record:
+    messages = tuple(
+        {"role": turn[0], "content": turn[1]} | ({"weight": turn[2]} if len(turn) > 2 else {})  # type: ignore[misc]
+        for turn in turns
+    )
+    return Record(id="abc", messages=messages, source={"file": "chats.jsonl", "row": 7})
+
+
+@pytest.fixture(scope="module")
+def task(artifacts: dict[str, Artifact]) -> Task:
+    return Task.read(artifacts["prepared"].path)
+
+
+def learned(row: Any, tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in row["labels"] if label != IGNORED]))
+
+
+def test_too_long_records_are_dropped_or_truncated_and_counted(
+    artifacts: dict[str, Artifact], task: Task, tokenizer: Any
+) -> None:
+    records = read_records(artifacts["prepared"].file("train.jsonl"))
+    sizes = [len(finetune.encode([record], task, tokenizer, FinetuneConfig())[0][0]["input_ids"]) for record in records]
+    limit = sorted(sizes)[len(sizes) // 2]
+    long = sum(size > limit for size in sizes)
+    assert 0 < long < len(records)
+    dropping, cutting = (FinetuneConfig(max_length=limit, too_long=policy) for policy in ("drop", "truncate"))
+    rows, cut = finetune.encode(records, task, tokenizer, dropping)
+    assert (len(rows), cut) == (len(records) - long, {"dropped": long, "truncated": 0})
+    rows, cut = finetune.encode(records, task, tokenizer, cutting)
+    assert (len(rows), cut) == (len(records), {"dropped": 0, "truncated": long})
+    assert max(len(row["input_ids"]) for row in rows) == limit
+    for row, record in zip(rows, records, strict=True):
+        assert learned(row, tokenizer) == record.answer + task.end  # never cut
+        text = tokenizer.decode(row["input_ids"])
+        before, question, after = task.prompt(record.prompt_messages).partition(record.input)
+        assert text.startswith(before)
+        assert text.endswith(after + record.answer + task.end)
+        middle = text.removeprefix(before).removesuffix(after + record.answer + task.end)
+        assert question.startswith(middle)
+
+
+def test_what_became_of_long_records_is_in_the_metrics(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = run({"steps": 1, "max_length": 28, "too_long": "truncate"}, artifacts, tmp_path / "one")
+    count = metrics["too_long"]["train"]["truncated"]
+    assert count > 0
+    assert metrics["too_long"]["validation"]["truncated"] > 0
+    assert f"note: {count} records longer than max_length were truncated" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_cut_to_fit_is_named(task: Task, tokenizer: Any) -> None:
+    record = conversation(("user", "please help"), ("assistant", "billing " * 40))
+    settings = FinetuneConfig(max_length=16, too_long="truncate")
+    with pytest.raises(DataError, match=r"record abc \(chats\.jsonl row 7\) is longer than max_length 16 whatever"):
+        finetune.encode([record], task, tokenizer, settings)
+    settings = FinetuneConfig(max_length=16, too_long="drop")
+    with pytest.raises(DataError, match="no record is left: all 1 are longer than max_length 16"):
+        finetune.encode([record], task, tokenizer, settings)
+
+
+def test_every_answer_of_a_conversation_is_learned(task: Task, tokenizer: Any) -> None:
+    turns = [("system", "Name the category."), ("user", "card price"), ("assistant", "billing")]
+    record = conversation(*turns, ("user", "parcel late"), ("assistant", "delivery"))
+    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    assert learned(row, tokenizer) == f"billing{task.end}delivery{task.end}"
+    whole = task.render(record.messages, add_generation_prompt=False)
+    assert tokenizer.decode(row["input_ids"]) == whole.rstrip("\n")
+    assert {w for w, label in zip(row["weights"], row["labels"], strict=True) if label != IGNORED} == {1.0}
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(task: Task, tokenizer: Any) -> None:
+    record = conversation(
+        ("user", "card price"), ("assistant", "billing", 0), ("user", "parcel late"), ("assistant", "delivery", 1)
+    )
+    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    assert learned(row, tokenizer) == f"delivery{task.end}"
+    assert "billing" in tokenizer.decode(row["input_ids"])
+
+
+def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokenizer: Any) -> None:
+    rows = []
+    for weight in (1, 0.5):
+        record = conversation(("user", "card price"), ("assistant", "billing", weight))
+        rows += finetune.encode([record], task, tokenizer, FinetuneConfig())[0]
+    with torch.no_grad():
+        full, half = (float(_trainer.padded_loss(model, _trainer.LeftPadded(0)([row])[0])) for row in rows)
+        assert half == pytest.approx(full / 2)
+        _fast.install(model)
+        assert float(model(**Packing()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)
+        assert float(model(**Packing()(rows)).loss) == pytest.approx(full * 1.5, rel=1e-4)
+
+
+def test_records_without_anything_to_learn_are_named(task: Task, tokenizer: Any) -> None:
+    record = conversation(("user", "card price"), ("assistant", "billing", 0))
+    with pytest.raises(DataError, match=r"nothing to learn in chats\.jsonl row 7, .*, chats\.jsonl row 7 and 2 more"):
+        finetune.encode([record] * 5, task, tokenizer, FinetuneConfig())
+
+
+def test_a_preview_shows_what_the_model_sees(tiny_run: Path, artifacts: dict[str, Artifact]) -> None:
+    lines = tiny.ok(tiny.slmctl(tiny_run, "finetune", "--preview", "2")).splitlines()
+    records = read_records(artifacts["prepared"].file("train.jsonl"))[:2]
+    heads = [k for k, line in enumerate(lines) if line.startswith(tuple(record.id for record in records))]
+    assert len(heads) == 2
+    for head, record, end in zip(heads, records, [heads[1], len(lines)], strict=True):
+        body = lines[head + 1 : end]
+        marked = [line for line in body if line.startswith("*")]
+        place = f"{record.id} (tickets.csv row {record.source['row']})"
+        assert lines[head] == f"{place}: {len(body)} tokens, {len(marked)} to learn"
+        assert body[0].endswith("'<|im_start|>'")
+        assert marked == body[-len(marked) :]
+        assert marked[-1].endswith("'<|im_end|>'")
+        assert "".join(ast.literal_eval(line.split(maxsplit=2)[2]).strip() for line in marked[:-1]) == record.answer
+
+
+# Stopping, and what the run says of itself
+
+
+@pytest.fixture(scope="module")
+def overfitted(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A training of far too many epochs at far too high a rate."""
+    out = tmp_path_factory.mktemp("overfitted") / "one"
+    settings = {"epochs": 40, "learning_rate": 5e-2, "patience": 8, "schedule": "constant", "batch": 8}
+    return run(settings, artifacts, out), out
+
+
+def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
+    overfitted: tuple[dict[str, Any], Path], artifacts: dict[str, Artifact], tokenizer: Any, task: Task
+) -> None:
+    metrics, out = overfitted
+    validations = {entry["step"]: entry["eval_loss"] for entry in log_of(out) if "eval_loss" in entry}
+    best = min(validations, key=validations.__getitem__)
+    assert metrics["best_step"] == best
+    assert metrics["validation_loss"] == pytest.approx(validations[best], abs=1e-5)
+    assert metrics["stopped_early"]
+    assert list(validations).index(best) == len(validations) - 1 - 8
+    assert metrics["steps"] == list(validations)[-1]
+    # what was saved is the best step's: transformers and PEFT find its loss in it
+    model = PeftModel.from_pretrained(weights.load_model(artifacts["base"].path), out)
+    records = read_records(artifacts["prepared"].file("validation.jsonl"))
+    rows, _ = finetune.encode(records, task, tokenizer, FinetuneConfig())
+    with torch.no_grad():
+        assert float(loss_of(model.eval(), rows)) == pytest.approx(validations[best], rel=0.02)
+
+
+def test_an_overfitted_training_says_so(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"steps": 250, "learning_rate": 5e-2, "patience": None, "schedule": "constant", "batch": 8}
+    metrics = run(settings, artifacts, tmp_path / "one")
+    assert metrics["overfitted"]
+    assert metrics["validation_loss_last"] > 1.02 * metrics["validation_loss"]
+    assert not metrics["stopped_early"]
+    said = capsys.readouterr().err
+    assert "note: it overfitted: validation loss rose to" in said
+    assert f"kept is step {metrics['best_step']}" in said
+
+
+def test_a_training_that_learns_nothing_says_so(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"steps": 4, "learning_rate": 0.9, "schedule": "constant"}
+    trained = artifacts | {"base": artifacts["merged"]}  # which knows already what can be learned
+    metrics = run(settings, trained, tmp_path / "one")
+    assert not metrics["learned"]
+    assert "note: it learned nothing: validation loss is" in capsys.readouterr().err
+
+
+def test_the_log_has_these_columns(overfitted: tuple[dict[str, Any], Path]) -> None:
+    entries = log_of(overfitted[1])
+    assert {tuple(entry) for entry in entries} == {
+        ("step", "epoch", "loss", "learning_rate", "grad_norm"), ("step", "epoch", "eval_loss"),
+    }  # fmt: skip
+    steps = [entry["step"] for entry in entries]
+    assert steps == sorted(steps)
+
+
+def test_the_curve_is_an_image_of_both_losses(overfitted: tuple[dict[str, Any], Path]) -> None:
+    metrics, out = overfitted
+    text = (out / "loss.svg").read_text()
+    root = ElementTree.fromstring(text)
+    name = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{name}svg"
+    history = log_of(out)
+    counts = [len([entry for entry in history if key in entry]) for key in ("loss", "eval_loss")]
+    lines = root.findall(f"{name}polyline")
+    assert [len(line.attrib["points"].split()) for line in lines] == counts
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for line in lines:
+        points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
+        assert [x for x, _ in points] == sorted(x for x, _ in points)
+    words = [element.text for element in root.iter() if element.text]
+    assert {"training loss", "validation loss", "step"} <= set(words)
+    assert sum("(kept)" in word for word in words) == 1
+    assert f"step {metrics['best_step']}: {metrics['validation_loss']:.4f} (kept)" in words
+    assert _curve.svg(history, metrics["best_step"]) == text
+
+
+def test_a_curve_of_one_point_is_drawn() -> None:
+    history = [{"step": 1, "loss": 0.0}, {"step": 1, "eval_loss": 0.0}]
+    ElementTree.fromstring(_curve.svg(history, 1))
+
+
+# Memory
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(weights, "load_model", loaded)
+    monkeypatch.setattr(_memory, "available", lambda: 10_000_000)
+    with pytest.raises(StageError, match=r"training needs about \S+ MB of memory, and \S+ MB are free") as caught:
+        run({}, artifacts, tmp_path / "one")
+    assert "a smaller base" in caught.value.hint
+    assert "finetune.max_length" in caught.value.hint
+    assert not list((tmp_path / "one").iterdir())
+
+
+def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str, Artifact]) -> None:
+    folder = artifacts["base"].path
+    small = _memory.estimate(folder, FinetuneConfig(), 100)
+    assert _memory.estimate(folder, FinetuneConfig(), 5000) > small
+    assert _memory.estimate(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
+    assert 0 < _memory.available() < 1e15
+    assert _memory.peak() > 1e7
