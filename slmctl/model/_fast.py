@@ -27,6 +27,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from slmctl.model import _packing
 
 BLOCK = 4096  # columns of the vocabulary at a time: what is computed of them stays in the cache
+ROWS = 64  # products have a multiple of so many rows
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}  # of a layer's update, by the type of the products
 LEAK = 0.25  # change of a state: rounding makes some 0.01, a token that sees another record 1
 
@@ -136,25 +137,24 @@ class _Product(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: Stack, *updates: torch.Tensor) -> torch.Tensor:
         matrix, high, wide = stack.matrix, stack.high, stack.wide
-        both = torch.empty(len(x), matrix.shape[1], dtype=matrix.dtype)
-        both[:, :wide] = x
+        both = _rounded(len(x), matrix.shape[1], matrix.dtype)
+        both[: len(x), :wide] = x
         if updates:
             share = getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
-            mask = (
-                torch.empty(len(x), wide, dtype=matrix.dtype).bernoulli_(1 - share).div_(1 - share) if share else None
-            )
+            mask = torch.empty_like(both[:, :wide]).bernoulli_(1 - share).div_(1 - share) if share else None
             seen = both[:, :wide] if mask is None else both[:, :wide] * mask
             both[:, wide:] = seen @ matrix[high:, :wide].T
             ctx.save_for_backward(both, seen, mask)
         ctx.stack = stack
-        return functional.linear(both, matrix[:high], stack.bias)
+        return functional.linear(both, matrix[:high], stack.bias)[: len(x)]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         stack = ctx.stack
         matrix, high, wide = stack.matrix, stack.high, stack.wide
-        both = torch.empty(len(grads[0]), len(matrix), dtype=matrix.dtype)
-        both[:, :high] = grads[0]
+        count = len(grads[0])
+        both = _rounded(count, len(matrix), matrix.dtype)
+        both[:count, :high] = grads[0]
         result: list[Any] = []
         mask = None
         if stack.updates:
@@ -169,7 +169,19 @@ class _Product(Function):
             dx = both @ matrix[:, :wide]
         elif ctx.needs_input_grad[0]:
             dx = both[:, :high] @ matrix[:high, :wide] + (both[:, high:] @ matrix[high:, :wide]).mul_(mask)
-        return dx, None, *result
+        return None if dx is None else dx[:count], None, *result
+
+
+def _rounded(count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for `count` rows and some zeros after them.
+
+    The library behind torch's products builds and keeps a program for every shape it meets; with the
+    rows rounded up there are few shapes, so little is built, and memory does not grow with the steps.
+    """
+    rows = -(-count // ROWS) * ROWS
+    room = torch.empty(rows, width, dtype=dtype)
+    room[count:] = 0
+    return room
 
 
 class _Gate(Function):
@@ -294,8 +306,12 @@ class _HeadLoss(Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        h = hidden.to(head.dtype)
+        given = len(hidden)
+        h = _rounded(given, hidden.shape[1], head.dtype)
+        h[:given] = hidden
         count = len(h)
+        targets = functional.pad(targets, (0, count - given))
+        weights = functional.pad(weights, (0, count - given))  # what fills up weighs nothing
         largest = torch.full((count,), -torch.inf)
         total, wanted = torch.zeros(count), torch.zeros(count)
         grad = torch.zeros(count, h.shape[1]) if ctx.needs_input_grad[0] else None
@@ -313,7 +329,7 @@ class _HeadLoss(Function):
                 grad.mul_(shrink[:, None]).add_(shares @ block)
             largest = now
         if grad is not None:
-            ctx.save_for_backward(grad.div_(total[:, None]).sub_(head[targets]).mul_(weights[:, None]))
+            ctx.save_for_backward(grad.div_(total[:, None]).sub_(head[targets]).mul_(weights[:, None])[:given])
         return ((total.log() + largest - wanted) * weights).sum()
 
     @staticmethod

@@ -26,7 +26,7 @@ from slmctl.model import _checkpoint, _memory
 from slmctl.model._packing import IGNORED, Packing, Row
 
 ESTIMATE_AFTER = 5  # steps
-TRIM_EVERY = 10
+TRIM_EVERY = 10  # steps
 DIVERGED = "--set finetune.learning_rate=1e-4"
 
 

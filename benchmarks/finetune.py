@@ -1,0 +1,236 @@
+"""slmctl's training beside TRL's `SFTTrainer`: same data, recipe, order and steps, alternating, three times each.
+
+    python -m benchmarks.finetune PROJECT...
+
+Each PROJECT is a folder in which `slmctl run --until prepare` has run. TRL runs with its defaults,
+and with the settings that suit a CPU best: float32, no gradient checkpointing, batches of like
+length. Tokens are those of the records, without padding, however few of them are computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result
+
+BATCH, RATE = 16, 3e-4
+STEPS = {"slmctl": 24, "trl": 24, "trl-default": 8}
+WARM = {"slmctl": 4, "trl": 4, "trl-default": 2}  # steps before the clock starts
+VALIDATION = 200  # records
+REPEAT = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("projects", nargs="+", type=Path)
+    parser.add_argument("--one", choices=STEPS, help="run one side once, and print what was measured")
+    parser.add_argument("--repeat", type=int, default=REPEAT)
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write(json.dumps(one(options.one, options.projects[0])) + "\n")
+        return
+    rows, raw = [], {}
+    for project in options.projects:
+        runs: dict[str, list[dict[str, float]]] = {side: [] for side in STEPS}
+        for _ in range(options.repeat):
+            for side in runs:
+                runs[side].append(measured(side, project))
+        name = runs["slmctl"][0]["name"]
+        rows += rows_of(str(name), runs)
+        raw[str(name)] = runs
+    packages = ("torch", "transformers", "trl", "peft")
+    path = result.write("finetune", "python -m benchmarks.finetune PROJECT...", rows, packages, runs=raw)
+    sys.stdout.write(result.table("finetune") + f"\n\n{path}\n")
+
+
+def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.Row]:
+    """The figures of one model."""
+
+    def of(side: str, key: str) -> list[float]:
+        return [run[key] for run in runs[side]]
+
+    better = max(("trl", "trl-default"), key=lambda side: statistics.median(of(side, "tokens_per_s")))
+    other = "trl-default" if better == "trl" else "trl"
+    gemma = "gemma" in name.lower()
+    share = [run["gflops_per_s"] / run["peak_gflops_per_s"] for run in runs["slmctl"]]
+    ratio = statistics.median(share)
+    ours = [run["gflops_per_s"] for run in runs["slmctl"]]
+    peaks = [run["peak_gflops_per_s"] for run in runs["slmctl"]]
+    goal = ">= 0.5"
+    return [
+        result.compared(
+            f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(better, "tokens_per_s"), peer=better,
+            goal=">= 4.5" if gemma else ">= 2", digits=0,
+        ),
+        result.compared(
+            f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(other, "tokens_per_s"), peer=other, digits=0
+        ),
+        result.compared(
+            f"{name}: peak memory, GB", of("slmctl", "rss_gb"), of("trl", "rss_gb"), peer="trl", goal="<= 0.6"
+        ),
+        result.compared(
+            f"{name}: validation loss", of("slmctl", "validation_loss"), of("trl", "validation_loss"), peer="trl",
+            goal="<= 1.01", digits=4,
+        ),
+        result.Row(
+            f"{name}: GFLOP/s in products", round(statistics.median(ours)), "the peak, measured beside it",
+            round(statistics.median(peaks)), round(ratio, 3), (round(min(share), 3), round(max(share), 3)),
+            goal, result.meets(ratio, goal),
+        ),
+    ]  # fmt: skip
+
+
+def measured(side: str, project: Path) -> dict[str, float]:
+    """One side in a process of its own, with the environment that it would have."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+    if side == "slmctl":
+        environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
+    command = [sys.executable, "-m", "benchmarks.finetune", "--one", side, str(project)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    sys.stderr.write(f"{found['name']} {side}: {found['tokens_per_s']:.0f} tokens/s, {found['rss_gb']:.2f} GB\n")
+    return found
+
+
+def one(side: str, project: Path) -> dict[str, Any]:
+    """Train for some steps, then measure the loss of the same validation records the same way."""
+    import torch
+    from datasets import Dataset
+    from peft import get_peft_model
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from slmctl import config, pipeline, weights
+    from slmctl.model import _fast, _memory, _trainer, finetune
+    from slmctl.model._packing import IGNORED
+    from slmctl.records import read_records
+    from slmctl.task import Task
+
+    settings = config.load(project / config.FILENAME)
+    asked = pipeline.ask(pipeline.Project(root=project, config=settings), "finetune")
+    base, prepared = asked.inputs["base"], asked.inputs["prepared"]
+    assert not isinstance(base, list)
+    assert not isinstance(prepared, list)
+    recipe = settings.finetune.model_copy(
+        update={"batch": BATCH, "learning_rate": RATE, "steps": STEPS[side], "validate_every": STEPS[side]}
+    )
+    tokenizer: Any = weights.load_tokenizer(base.path)
+    task = Task.read(prepared.path)
+    rows, _ = finetune.encode(read_records(prepared.file("train.jsonl")), task, tokenizer, recipe)
+    held, _ = finetune.encode(read_records(prepared.file("validation.jsonl"))[:VALIDATION], task, tokenizer, recipe)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.perf_counter())
+
+    torch.manual_seed(0)
+    order = list(_trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS[side] * BATCH]
+    tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM[side] * BATCH :])
+    found: dict[str, Any] = {"name": project.name}
+    if side == "slmctl":
+        model = finetune._transformers(recipe, base.path)
+        _fast.install(model)
+        trainer: Any = finetune._trainer(recipe, model, tokenizer, rows, held, project / "runs" / ".bench")
+        trainer.checkpoints = None
+        trainer.add_callback(Clock())
+        trainer.train()
+        loss = trainer.state.log_history[-2 if "eval_loss" not in trainer.state.log_history[-1] else -1]["eval_loss"]
+        found |= _products(model, trainer, times, WARM[side])
+    else:
+        options: dict[str, Any] = {}
+        if side == "trl":
+            options = {"bf16": False, "gradient_checkpointing": False}
+        data = [
+            {
+                "input_ids": rows[k]["input_ids"],
+                "completion_mask": [int(label != IGNORED) for label in rows[k]["labels"]],
+            }
+            for k in order
+        ]
+        arguments = SFTConfig(
+            output_dir=str(project / "runs" / ".bench"), max_steps=STEPS[side], learning_rate=RATE,
+            per_device_train_batch_size=BATCH, lr_scheduler_type="cosine",
+            warmup_steps=math.ceil(recipe.warmup * STEPS[side]),
+            train_sampling_strategy="sequential",  # the order, of like lengths, is that of slmctl
+            save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
+            use_cpu=True, seed=0, **options,
+        )  # fmt: skip
+        model = get_peft_model(weights.load_model(base.path, attn_implementation="sdpa"), finetune.lora_config(recipe))
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=tokenizer,
+            callbacks=[Clock()],
+        )  # fmt: skip
+        trainer.train()
+    found["rss_gb"] = _memory.peak() / 1e9
+    if side != "slmctl":
+        model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for start in range(0, len(held), BATCH):
+                (batch,) = _trainer.LeftPadded(0)(held[start : start + BATCH])
+                total += float(_trainer.padded_loss(model, batch))
+                count += int((batch["labels"] != IGNORED).sum())
+        loss = total / count
+    found["validation_loss"] = loss
+    found["seconds"] = times[-1] - times[WARM[side] - 1]
+    found["tokens_per_s"] = tokens / found["seconds"]
+    return found
+
+
+class _Sizes:
+    """What `Order` reads of the trainer's arguments."""
+
+    per_device_train_batch_size, gradient_accumulation_steps, seed = BATCH, 1, 0
+
+
+def _products(model: Any, trainer: Any, times: list[float], warm: int) -> dict[str, float]:
+    """Floating-point operations a second in matrix products, and the most that this machine does."""
+
+    core = model.get_base_model()
+    frozen = sum(m.weight.numel() for m in core.base_model.modules() if type(m).__name__ == "FrozenLinear")
+    thin = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = core.get_output_embeddings().weight.numel()
+    steps = len(times)
+    share = (steps - warm) / steps
+    computed = trainer.progress.computed * share
+    answers = sum(sum(label != -100 for label in row["labels"]) for row in trainer.train_dataset) / len(
+        trainer.train_dataset
+    )
+    answered = answers * BATCH * (steps - warm)
+    operations = computed * (4 * frozen + 6 * thin) + answered * 4 * head
+    kind = next(m.weight.dtype for m in core.modules() if type(m).__name__ == "FrozenLinear")
+    return {
+        "gflops_per_s": operations / (times[-1] - times[warm - 1]) / 1e9,
+        "peak_gflops_per_s": peak(kind),
+        "computed_share": trainer.progress.computed / trainer.progress.real,
+    }
+
+
+def peak(kind: Any, size: int = 2048) -> float:
+    """GFLOP/s of the best of some large products in one type."""
+    import torch
+
+    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
+    best = float("inf")
+    for _ in range(12):
+        begun = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best / 1e9
+
+
+if __name__ == "__main__":
+    main()
