@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,36 @@ def test_processes_started_from_outside_train_as_one_does(desk: Path, alone: lis
     assert made(desk).metrics["processes"] == 2
     assert_same(log_of(made(desk)), alone)
     assert done.stderr.count("validation loss before training") == 1, "one process speaks"
+
+
+def running(desk: Path) -> list[int]:
+    """The processes that were told about a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(desk).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: signal.Signals) -> None:
+    args = sets("finetune.epochs=500", "finetune.patience=null", "finetune.processes=2", f"finetune.port={free_port()}")
+    child = tiny.start(desk, "finetune", *args)
+    try:
+        while not list(desk.glob("runs/adapter/.resume-*/step-*")):
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.05)
+        assert len(running(desk)) == 4  # slmctl, what starts the others, and they
+        child.send_signal(number)
+        deadline = time.monotonic() + 20
+        while running(desk) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not running(desk)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            tiny.kill_group(child)
 
 
 @pytest.mark.slow
