@@ -12,8 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UNSLOTH := .venv-unsloth
 DEMO := demo
+NAME ?= finetune
 
-.PHONY: demo test slow test-unsloth test-gpu lint types readme clean
+.PHONY: demo test slow test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
@@ -36,6 +37,9 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 readme: $(VENV)/.dev
 	$(BIN)/python docs/readme.py

@@ -214,22 +214,9 @@ def _products(model: Any, trainer: Any, times: list[float], warm: int) -> dict[s
     kind = next(m.weight.dtype for m in core.modules() if type(m).__name__ == "FrozenLinear")
     return {
         "gflops_per_s": operations / (times[-1] - times[warm - 1]) / 1e9,
-        "peak_gflops_per_s": peak(kind),
+        "peak_gflops_per_s": products.rate(kind, rows=2048, width=2048),
         "computed_share": trainer.progress.computed / trainer.progress.real,
     }
-
-
-def peak(kind: Any, size: int = 2048) -> float:
-    """GFLOP/s of the best of some large products in one type."""
-    import torch
-
-    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
-    best = float("inf")
-    for _ in range(12):
-        begun = time.perf_counter()
-        torch.nn.functional.linear(a, b)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best / 1e9
 
 
 if __name__ == "__main__":

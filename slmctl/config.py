@@ -498,11 +498,15 @@ def _resolve(config: Config, root: Path) -> Config:
 
 def _settle(config: Config) -> Config:
     """Replace what the machine decides by its decision, so that the recipe says what was done."""
-    if config.finetune.products != "auto":
-        return config
-    native = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-    chosen = config.finetune.model_copy(update={"products": "bfloat16" if native else "float32"})
+    chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
     return config.model_copy(update={"finetune": chosen})
+
+
+def settled_products(wanted: str) -> str:
+    """How frozen weights are multiplied here, when the config leaves it to the machine."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:

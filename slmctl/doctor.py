@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 
 from slmctl import __version__, backend, converter
+from slmctl.config import settled_products
 from slmctl.console import size
 from slmctl.engine import usable_cores
 from slmctl.errors import MissingError
@@ -31,8 +34,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; nothing heavy is imported and nothing is downloaded."""
-    return [*_machine(), *_packages(), *_tools()]
+    """Look at everything; nothing is downloaded, and what is heavy runs in a child."""
+    return [*_machine(), *_products(), *_packages(), *_tools()]
 
 
 def fix() -> list[str]:
@@ -66,6 +69,23 @@ def _machine() -> list[Finding]:
         Finding("accelerator", gpu or "none (training and serving run on the processor)"),
         Finding("training backend", backend.choose("auto")),
     ]
+
+
+def _products() -> list[Finding]:
+    """Times both ways of multiplying frozen weights, and says if the one that `auto` takes is the slower one here."""
+    if not _version("torch"):
+        return []
+    done = subprocess.run(
+        [sys.executable, "-m", "slmctl.products"], capture_output=True, text=True, timeout=120, check=False
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return [Finding("products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")]
+    rates = json.loads(done.stdout)
+    chosen, best = settled_products("auto"), max(rates, key=rates.__getitem__)
+    found = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
+    wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
+    return [Finding("products", found, True, f"--set finetune.products={best} is faster here" if wrong else "")]
 
 
 def _packages() -> list[Finding]:

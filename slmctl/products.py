@@ -1,0 +1,25 @@
+"""How fast this processor multiplies matrices; run as a module, it prints GFLOP/s by type as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+
+def rate(kind: torch.dtype, rows: int = 768, width: int = 1024, repeat: int = 12) -> float:
+    """GFLOP/s of the best of some products (rows, width) x (width, width), the shape that training has."""
+    x, weight = torch.randn(rows, width).to(kind), torch.randn(width, width).to(kind)
+    best = float("inf")
+    for _ in range(repeat):
+        begun = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * rows * width * width / best / 1e9
+
+
+if __name__ == "__main__":
+    rates = {name: round(rate(getattr(torch, name)), 1) for name in ("float32", "bfloat16")}
+    sys.stdout.write(json.dumps(rates) + "\n")
