@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,6 +23,7 @@ from slmctl.task import Task
 
 torch = pytest.importorskip("torch")
 
+import transformers  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -596,3 +598,43 @@ def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str,
     assert _memory.estimate(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
     assert 0 < _memory.available() < 1e15
     assert _memory.peak() > 1e7
+
+
+# Architectures, from the folder to the adapter
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "fast_layers"),
+    [
+        ("Gemma2Config", {"head_dim": 16}, 0),
+        ("Qwen3Config", {"head_dim": 16}, 2),
+        ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, None),
+        ("StableLmConfig", {}, None),
+    ],
+)
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_any_architecture_trains(
+    artifacts: dict[str, Artifact], tokenizer: Any, tmp_path: Path,
+    kind: str, more: dict[str, Any], fast_layers: int | None, products: str,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "initializer_range": 0.1,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    folder = Path(shutil.copytree(artifacts["base"].path, tmp_path / "base"))
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | more))
+    made.save_pretrained(folder)
+    base = Artifact(folder, artifacts["base"].manifest)
+    settings = {"steps": 12, "batch": 8, "products": products}
+    metrics = run(settings, artifacts | {"base": base}, tmp_path / "one")
+    assert metrics["learned"]
+    assert metrics.get("fast_layers") == fast_layers
+    model = PeftModel.from_pretrained(weights.load_model(folder), tmp_path / "one")
+    records = read_records(artifacts["prepared"].file("validation.jsonl"))
+    rows, _ = finetune.encode(records, Task.read(artifacts["prepared"].path), tokenizer, FinetuneConfig())
+    with torch.no_grad():
+        assert float(loss_of(model.eval(), rows)) == pytest.approx(metrics["validation_loss"], rel=0.03)

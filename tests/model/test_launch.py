@@ -90,6 +90,7 @@ def test_two_processes_train_as_one_does(desk: Path, alone: list[dict[str, Any]]
     assert "Warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_started_from_outside_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
@@ -130,6 +131,23 @@ def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: si
     finally:
         with contextlib.suppress(ProcessLookupError):
             tiny.kill_group(child)
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) -> None:
+    args = ["finetune", *sets("finetune.epochs=4", "finetune.processes=2", f"finetune.port={free_port()}")]
+    tiny.ok(tiny.slmctl(desk, *args, timeout=120))
+    wanted = made(desk).digest
+    shutil.rmtree(desk / "runs" / "adapter")
+    child = tiny.start(desk, *args)
+    while len(list(desk.glob("runs/adapter/.resume-*/step-*"))) < 2:
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.005)
+    tiny.kill_group(child)
+    done = tiny.slmctl(desk, *args, timeout=120)
+    tiny.ok(done)
+    assert "going on from step-" in done.stderr
+    assert made(desk).digest == wanted
 
 
 @pytest.mark.slow
