@@ -188,10 +188,12 @@ def test_a_training_cut_off_after_it_stopped_early_stops_there_again(
 # The same bytes, and nothing that could run code
 
 
-def test_a_run_elsewhere_at_another_hour_gives_the_same_digest(desk: Path, artifacts: dict[str, Artifact]) -> None:
-    untrained(desk)
-    moved = desk.rename(desk.with_name("another place"))
-    settings = tiny.environment(PYTHONHASHSEED="17", TZ="Asia/Kathmandu", LC_ALL="C")
+@pytest.mark.parametrize(("seed", "zone", "place"), [("17", "Asia/Kathmandu", "another place"), ("4711", "UTC", "x")])
+def test_a_run_elsewhere_at_another_hour_gives_the_same_digest(
+    desk: Path, artifacts: dict[str, Artifact], seed: str, zone: str, place: str
+) -> None:
+    moved = untrained(desk).rename(desk.with_name(place))
+    settings = tiny.environment(PYTHONHASHSEED=seed, TZ=zone, LC_ALL="C")
     done = tiny.slmctl(moved, "finetune", "--json", env=settings, cwd="/")
     assert json.loads(tiny.ok(done))["digest"] == artifacts["adapter"].digest
 
