@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
+from slmctl import products
 
 BATCH, RATE = 16, 3e-4
 STEPS = {"slmctl": 24, "trl": 24, "trl-default": 8}
@@ -143,7 +144,8 @@ def one(side: str, project: Path) -> dict[str, Any]:
     if side == "slmctl":
         model = finetune._transformers(recipe, base.path)
         _fast.install(model)
-        trainer: Any = finetune._trainer(recipe, model, tokenizer, rows, held, project / "runs" / ".bench")
+        bench = project / "runs" / ".bench"
+        trainer: Any = finetune._trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
         trainer.checkpoints = None
         trainer.add_callback(Clock())
         trainer.train()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
+from benchmarks import result
 from slmctl import cli, config, pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,9 +47,18 @@ def demo() -> str:
     return (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").strip()
 
 
+def training() -> str:
+    """Training beside TRL, as it was measured."""
+    found = json.loads((result.FOLDER / "finetune.json").read_text(encoding="utf-8"))
+    machine, versions = found["machine"], found["versions"]
+    known = ", ".join(f"{name} {version}" for name, version in versions.items())
+    where = f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['flags'])}); {known}"
+    return f"{result.table('finetune')}\n\n{where}."
+
+
 def filled(text: str) -> str:
     """README.md with every marked part made anew."""
-    for name, make in (("demo", demo), ("stages", stages), ("config", keys), ("help", help_text)):
+    for name, make in (("demo", demo), ("stages", stages), ("config", keys), ("help", help_text), ("training", training)):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text

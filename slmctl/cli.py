@@ -572,6 +572,8 @@ def _timed(name: str, outcome: Outcome) -> Outcome:
 
 
 def _print(options: Options, artifact: Artifact) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes that torchrun started: the first one speaks
     _console().write(artifact.manifest.to_json() if options.json else f"{artifact.path}\n")
 
 

@@ -161,7 +161,7 @@ class FinetuneConfig(Section):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
-        "error", description="what becomes of a longer record; truncate takes tokens off its prompt's start"
+        "error", description="what becomes of a longer record; truncate cuts the end of its longest question"
     )
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
     products: Literal["auto", "float32", "bfloat16"] = Field(

@@ -52,7 +52,7 @@ def estimate(folder: Path, config: FinetuneConfig, longest: int) -> int:
     adapter += model.num_hidden_layers * rank * 3 * (hidden + inner)
     tokens = max(PIECE, longest)
     activations = tokens * (model.num_hidden_layers * saved + 8 * (4 * inner + 4 * hidden))
-    slow = 4 if config.lora.dora or config.lora.dropout else 1  # PEFT's own layers keep more
+    slow = 4 if config.lora.dora else 1  # PEFT's own layers keep more
     return int(_now() + FIXED + parameters * width + 20 * adapter + SPARE * slow * activations)
 
 
