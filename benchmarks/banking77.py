@@ -67,9 +67,11 @@ def main() -> None:
     name = Path(options.base).stem.partition("==")[0]
     rows = [row(name, ours, peer, theirs, GOAL if k == 0 else "") for k, (peer, theirs) in enumerate(PUBLISHED.items())]
     rows.append(row(name, ours, "TF-IDF + logistic regression, same rows", linear, ""))
+    packages = ("torch", "transformers", "trl", "peft")
+    recipe = text.replace(str(options.data.resolve()), "DATA")
     path = result.write(
-        f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
-        n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds, config=text.replace(str(options.data.resolve()), "DATA"),
+        f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, packages,
+        n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds, config=recipe,
         sets=options.sets,
     )  # fmt: skip
     sys.stdout.write(f"{result.table(path.stem)}\n\n{path}\n")

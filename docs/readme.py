@@ -58,7 +58,13 @@ def training() -> str:
 
 def filled(text: str) -> str:
     """README.md with every marked part made anew."""
-    for name, make in (("demo", demo), ("stages", stages), ("config", keys), ("help", help_text), ("training", training)):
+    for name, make in (
+        ("demo", demo),
+        ("stages", stages),
+        ("config", keys),
+        ("help", help_text),
+        ("training", training),
+    ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
