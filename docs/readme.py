@@ -7,10 +7,12 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import result
-from slmctl import cli, config, pipeline
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+
+from benchmarks import result  # noqa: E402
+from slmctl import cli, config, pipeline  # noqa: E402
+
 README = ROOT / "README.md"
 
 
