@@ -285,22 +285,23 @@ def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...
     """
     files = scan(place)
     for entry in files:
-        _sync(place / entry.path)
+        sync(place / entry.path)
     manifest = make(files, digest_of(files))
     with (place / MANIFEST).open("wb") as stream:
         stream.write(manifest.to_bytes())
         stream.flush()
         os.fsync(stream.fileno())
     for root, _, _ in os.walk(place, topdown=False):
-        _sync(Path(root))
+        sync(Path(root))
     if final.exists() and not (final / MANIFEST).exists():
         shutil.rmtree(final)  # not an artifact: something was put together there by hand
     place.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     return Artifact(final, manifest)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's or a folder's content on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

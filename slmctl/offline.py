@@ -73,12 +73,6 @@ def network(purpose: str) -> Iterator[None]:
             client.HF_HUB_OFFLINE = client_kept
 
 
-@contextlib.contextmanager
-def sealed() -> Iterator[None]:
-    """The usual state, where a block may or may not use the network."""
-    yield
-
-
 def _audit(event: str, args: tuple[object, ...]) -> None:
     """Refuse what leaves the machine. Audit hooks cannot be removed, so this one stays cheap."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):

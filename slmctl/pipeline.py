@@ -265,7 +265,8 @@ def _make(asked: Ask) -> Artifact:
     offline.contacted.clear()
     keep = _keep(asked)
     more = {"keep": keep} if stage.resumes else {}
-    keep.mkdir(parents=True, exist_ok=True)
+    if stage.resumes:
+        keep.mkdir(parents=True, exist_ok=True)
     with artifact.draft(asked.path) as place:
         try:
             module = importlib.import_module(stage.module)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from slmctl.artifact import canonical, sha256_file
+from slmctl.artifact import canonical, sha256_file, sync
 
 KEEP = 2  # checkpoints; an older one serves when the newest is damaged
 HASHES = "hashes.json"
@@ -51,10 +50,10 @@ def save(trainer: Any) -> Path:
     hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
     (place / HASHES).write_bytes(canonical(hashes))
     for path in [*place.iterdir(), place]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(final, ignore_errors=True)
     place.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)
     return final
@@ -117,11 +116,3 @@ def load_random(path: Path) -> None:
 
 def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

