@@ -646,14 +646,14 @@ class _Lines:
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys):
-            raise UsageError(f"--set {assignment}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
         inner = values
         for key in keys[:-1]:
             if inner.get(key) is None:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                raise UsageError(f"--set {assignment}: '{key}' is not a section")
+                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
         lines = _Lines("--set")
         inner[keys[-1]] = lines.read(text)
         self.faults += lines.faults

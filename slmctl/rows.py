@@ -17,7 +17,7 @@ from slmctl import _delimited, _lines, _objects, _tables
 from slmctl._cells import MAX_ROW, Row
 from slmctl.errors import DataError, UsageError
 
-__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows"]
+__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows", "require_file"]
 
 FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
@@ -39,7 +39,7 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
         DataError: The file is missing, of an unknown kind, damaged as a whole, or not UTF-8 or UTF-16.
         UsageError: The workbook has no such sheet, or the file is no workbook.
     """
-    _require_file(path)
+    require_file(path)
     kind = format or format_of(path)
     if sheet is not None and kind not in ("xlsx", "ods"):
         raise UsageError(f"{path.name} is no workbook, and has no sheet '{sheet}'")
@@ -84,6 +84,24 @@ def format_of(path: Path) -> str:
     return FORMATS[suffix]
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is no file: reading a pipe would wait, and reading a device would never end.
+
+    Raises:
+        DataError: It says what is there instead.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # a NUL in a name
+        raise DataError(f"{str(path)!r} is not a file's name") from None
+    if stat.S_ISREG(mode):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
+
+
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
     listed = list(rows)
@@ -116,17 +134,3 @@ def _text_rows(path: Path, kind: str) -> Iterator[Row]:
             yield from _objects.array_rows(stream, path.name)
         else:
             yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")
-
-
-def _require_file(path: Path) -> None:
-    """Say what stands in a file's place: reading a pipe would wait, and reading a device would never end."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
-    except ValueError:  # a NUL in a name
-        raise DataError(f"{str(path)!r} is not a file's name") from None
-    if stat.S_ISREG(mode):
-        return
-    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
