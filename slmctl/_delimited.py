@@ -54,7 +54,7 @@ def delimited_rows(stream: TextIO, file: str, *, tabs: bool) -> Iterator[Row]:
 
 def _header(reader: Iterator[list[str]], file: str) -> list[str]:
     try:
-        return column_names(next(filter(None, reader), []), file)
+        return column_names(next(filter(None, reader), []), f"{file}: the header")
     except csv.Error as error:
         raise DataError(f"{file}: the header is not valid CSV: {error}") from None
 

@@ -30,7 +30,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-            names = column_names(file.schema_arrow.names, path.name)
+            names = column_names(file.schema_arrow.names, f"{path.name}: the schema")
             for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
                 for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
@@ -61,7 +61,7 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
             if all(cell in ("", None) for cell in cells):
                 continue
             if not names:
-                names = column_names(_without_tail(cells), path.name)
+                names = column_names(_without_tail(cells), f"{path.name}: the header")
                 continue
             number += 1
             cells = _without_tail(cells) if len(cells) > len(names) else cells

@@ -108,7 +108,7 @@ class Source(Section):
     """Raw rows: a file, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None, description="a file, relative to slmctl.yaml, a named pipe, or - for standard input"
+        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
@@ -430,7 +430,7 @@ def mask(url: str) -> str:
 
     A reference such as `${DB_PASSWORD}` is no secret and stays.
     """
-    url = re.sub(r"(\w://[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
     return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
 
 

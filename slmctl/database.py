@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,8 @@ from slmctl.config import mask
 from slmctl.errors import DataError, MissingError, NetworkError, UsageError
 
 _BATCH = 1000  # rows
+_CONNECT_S = 30
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -56,47 +60,46 @@ def write_rows(url: str, query: str, out: IO[bytes], *, root: Path) -> int:
     with offline.network(f"query on {_host(address) or 'this machine'}"):
         if not offline.is_local(host := _host(address)):
             offline.contacted.add(host)  # drivers in C open sockets that the guard does not see
-        connection = None
+        reached = False
         try:
-            connection = _connected(address)
-            for columns in _rows(connection, query):
-                line = json.dumps(columns, ensure_ascii=False) + "\n"
-                out.write(line.encode(errors="backslashreplace"))  # half of a surrogate pair: its escape in JSON
-                count += 1
+            with _connected(address) as connection, contextlib.closing(_rows(connection, query)) as rows:
+                reached = True
+                for columns in rows:
+                    line = _JSON.encode(columns) + "\n"
+                    out.write(line.encode(errors="backslashreplace"))  # half of a surrogate pair: its escape in JSON
+                    count += 1
         except sqlalchemy.exc.SQLAlchemyError as error:
-            raise _failure(error, address, reached=connection is not None) from None
-        finally:
-            if connection is not None:
-                connection.close()  # rolls back
-                connection.engine.dispose()
+            raise _failure(error, address, reached=reached) from None
     return count
 
 
 def _connected(address: Any) -> Any:
     import sqlalchemy
 
+    more = {"connect_timeout": _CONNECT_S} if address.get_driver_name() == "psycopg" else {}
     try:
-        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, hide_parameters=True)
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=more)
     except ModuleNotFoundError as error:
         raise MissingError(
             f"the database {address.drivername} needs the package '{error.name}', which is not installed",
-            hint="pip install 'slmctl[data]'" if error.name == "psycopg" else f"pip install {error.name}",
+            hint="pip install 'slmctl[data]'" if error.name == "psycopg" else "SQLAlchemy's manual names its drivers",
         ) from None
     options: dict[str, Any] = {"stream_results": True, "yield_per": _BATCH, "no_parameters": True}
     if address.get_backend_name() == "postgresql":
         options["postgresql_readonly"] = True
-    return engine.connect().execution_options(**options)
+    return engine.connect().execution_options(**options)  # closing it rolls back
 
 
-def _rows(connection: Any, query: str) -> Iterator[dict[str, Any]]:
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA query_only = ON")  # for files that the query attaches, too
-    result = connection.exec_driver_sql(query)  # as it is: `:name` and `%` in it mean nothing to us
-    if not result.returns_rows:
-        raise DataError("the query gives no rows: it is no SELECT")
-    names = column_names(list(result.keys()), "the query")
-    for cells in result:
-        yield {name: plain(cell) for name, cell in zip(names, cells, strict=True)}
+def _rows(connection: Any, query: str) -> Generator[dict[str, Any], None, None]:
+    if connection.dialect.driver == "pysqlite":
+        connection.connection.dbapi_connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # ATTACH makes new files
+    # as it is: `:name` and `%` in it mean nothing here
+    with contextlib.closing(connection.exec_driver_sql(query)) as result:
+        if not result.returns_rows:
+            raise DataError("the query gives no rows: it is no SELECT")
+        names = column_names(list(result.keys()), "the query")
+        for cells in result:
+            yield {name: plain(cell) for name, cell in zip(names, cells, strict=True)}
 
 
 def _address(url: str) -> Any:
@@ -107,7 +110,7 @@ def _address(url: str) -> Any:
         address = sqlalchemy.make_url(_filled(url))
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UsageError(
-            f"'{mask(url)}' is no address of a database", hint="postgresql://USER:${DB_PASSWORD}@HOST/DATABASE"
+            "the address of a database is malformed", hint="url: postgresql://USER:${DB_PASSWORD}@HOST/DATABASE"
         ) from None
     return address.set(drivername=_DRIVERS.get(address.drivername, address.drivername))
 
