@@ -20,7 +20,7 @@ from slmctl.config import PrepareConfig, Source, Splits
 from slmctl.config import Task as TaskConfig
 from slmctl.errors import DataError
 from slmctl.records import SPLITS, Record, write_jsonl
-from slmctl.rows import columns_of, read_rows
+from slmctl.rows import columns_of, listed, read_rows
 from slmctl.task import Task, end_of_turn
 
 Reject = dict[str, Any]  # {"source": {"file", "row"}, "reason": text}
@@ -77,9 +77,7 @@ def _read(config: PrepareConfig, rejected: list[Reject]) -> Iterator[Record]:
             if column not in known:
                 near = difflib.get_close_matches(column, known, n=1)
                 more = f"; did you mean '{near[0]}'?" if near else ""
-                raise DataError(
-                    f"{source.title} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}"
-                )
+                raise DataError(f"{source.title} has no column '{column}'{more}", hint=f"its columns: {listed(known)}")
         for row in read_rows(source.local, sheet=source.sheet, format=source.format):
             where = {"file": source.title, "row": row.number}
             try:
