@@ -87,7 +87,7 @@ def test_modules_form_no_circle() -> None:
 
 def test_errors_import_nothing_of_the_package() -> None:
     assert own(imports(TREES["slmctl.errors"])) == set()
-    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.records"):
+    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.rows"):
         assert own(imports(TREES[name])) == {"slmctl.errors"}, name
 
 
