@@ -396,6 +396,53 @@ def show(options: Options, path: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--text", metavar="TEXT", help="The row's text; - reads it from stdin, which no shell's history keeps.")
+@click.option("--id", "record", metavar="ID", help="A record's id; rows that are like it are found too.")
+@click.option(
+    "--similarity",
+    type=click.FloatRange(0.2, 1),
+    default=0.6,
+    show_default=True,
+    help="Share of 5-grams in common from which another row counts as nearly the same; an estimate, within 0.09.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask about too; again for more.",
+)
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@_everywhere
+@click.pass_obj
+def trace(
+    options: Options, text: str | None, record: str | None, similarity: float, registries: tuple[Path, ...]
+) -> None:
+    """Say which data sets, models and releases saw a row.
+
+    A near-duplicate of the row counts. Asks the data sets below runs/ by hashes; prints no text.
+    Exits with 0 when nothing here held the row, with 105 when something did, and with 106 when
+    nothing is known to, but something is missing that could have.
+    """
+    import json
+
+    from slmctl import trace as module
+
+    if (text is None) == (record is None):
+        raise UsageError("trace wants one of --text and --id", hint="slmctl trace --text - < row.txt")
+    if text == "-":
+        text = sys.stdin.read()
+    if text is not None and not text.strip():
+        raise UsageError("the text to trace is empty")
+    root = options.directory.resolve()
+    found = module.trace(root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries])
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    sys.exit(105 if found.found else 0 if found.sure else 106)
+
+
+@cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @_everywhere
 @click.pass_obj
@@ -521,6 +568,20 @@ def _project(options: Options, **given: Path | None) -> Project:
         on_wait=lambda holder: _console().say(f"waiting for {holder}"),
         given={role: path for role, path in given.items() if path is not None},
     )
+
+
+def _registry(root: Path) -> list[Path]:
+    """The folder that the config publishes to, where there is one."""
+    from slmctl import config
+
+    if not (root / config.FILENAME).exists():
+        return []
+    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
+    if kind != "dir":
+        _console().say(f"note: the releases in {kind}:{place} are not asked; name a copy of them by --registry")
+        return []
+    folder = root / Path(place).expanduser()
+    return [folder] if folder.is_dir() else []
 
 
 def _serve_settings(options: Options) -> Any:
