@@ -199,42 +199,58 @@ def histogram(
 
 
 def dots(
-    rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, width: int = 2 * WIDTH
+    rows: Sequence[Dot],
+    *,
+    title: str,
+    reference: tuple[float, str] | None = None,
+    points: bool = False,
+    width: int = 2 * WIDTH,
 ) -> Markup:
-    """Shares with their intervals, one a row, on an axis of percent that starts where the intervals do."""
+    """Shares with their intervals, one a row, on an axis that starts where the intervals do.
+
+    Args:
+        reference: A value to compare with and its name, drawn as a dashed line.
+        points: The values are differences of shares, shown in points with their sign.
+    """
     left = _column([_cut(row.label) for row in rows]) + 12
     right = _column([row.text for row in rows]) + 14
-    low, high = min(row.low for row in rows), max(row.high for row in rows)
-    pad = max(0.02, 0.06 * (high - low))
-    scale = _Scale(max(0.0, low - pad), min(1.0, high + pad), left, width - right)
+    scale = _Scale(*_span(rows, reference, least=-1.0 if points else 0.0), left, width - right)
     top = 24 if reference else 8
     floor = top + 28 * len(rows)
     parts: list[Markup] = []
     for value in _ticks(scale.low, scale.high, 6):
         x = scale(value)
         parts.append(_tag("line", class_="stroke-rule", x1=x, x2=x, y1=top, y2=floor))
-        parts.append(_text(x, floor + 14, f"{100 * value:g}%", "muted small", anchor="middle"))
+        name = f"{100 * value:+g}" if points else f"{100 * value:g}%"
+        parts.append(_text(x, floor + 14, name, "muted small", anchor="middle"))
     if reference:
         x = scale(reference[0])
         parts.append(_tag("line", class_="stroke-c2", x1=x, x2=x, y1=top - 4, y2=floor, stroke_dasharray="4 3"))
         anchor = "end" if x > (left + width - right) / 2 else "start"
         parts.append(_text(x, 10, reference[1], "c2 small", anchor=anchor))
     for index, row in enumerate(rows):
-        y = top + 28 * index + 14
-        x, x0, x1 = scale(row.value), scale(row.low), scale(row.high)
+        y, colour = top + 28 * index + 14, f"stroke-{row.colour}"
+        x0, x1 = scale(row.low), scale(row.high)
         parts.append(
             _group(
                 f"{row.label}: {row.text}",
                 _text(left - 12, y, _cut(row.label), anchor="end"),
-                _tag("line", class_=f"stroke-{row.colour}", x1=x0, x2=x1, y1=y, y2=y, stroke_width=3, opacity="0.55"),
-                _tag("line", class_=f"stroke-{row.colour}", x1=x0, x2=x0, y1=y - 5, y2=y + 5, stroke_width=2),
-                _tag("line", class_=f"stroke-{row.colour}", x1=x1, x2=x1, y1=y - 5, y2=y + 5, stroke_width=2),
-                _tag("circle", class_=f"fill-{row.colour}", cx=x, cy=y, r=5.5),
+                _tag("line", class_=colour, x1=x0, x2=x1, y1=y, y2=y, stroke_width=3, opacity="0.55"),
+                *(_tag("line", class_=colour, x1=x, x2=x, y1=y - 5, y2=y + 5, stroke_width=2) for x in (x0, x1)),
+                _tag("circle", class_=f"fill-{row.colour}", cx=scale(row.value), cy=y, r=5.5),
                 _text(width - right + 14, y, row.text),
             )
         )
     told = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, told, width, floor + 24, parts)
+
+
+def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float) -> tuple[float, float]:
+    """From the lowest bound to the highest, with some air, and with the reference."""
+    known = [*(row.low for row in rows), *(row.high for row in rows), *([reference[0]] if reference else [])]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    air = max(0.02, 0.06 * (high - low))
+    return max(least, low - air), min(1.0, high + air)
 
 
 def heat(
