@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
-    """A value and the interval that it lies in."""
+    """A value and the interval that it lies in; one that stands aside does not stretch the axis."""
 
     label: str
     value: float
@@ -54,6 +54,7 @@ class Dot:
     high: float
     text: str = ""
     colour: str = "c1"
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def dots(
     for value in _ticks(scale.low, scale.high, 6):
         x = scale(value)
         parts.append(_tag("line", class_="stroke-rule", x1=x, x2=x, y1=top, y2=floor))
-        name = f"{100 * value:+g}" if points else f"{100 * value:g}%"
+        name = (f"{100 * value:+g}" if value else "0") if points else f"{100 * value:g}%"
         parts.append(_text(x, floor + 14, name, "muted small", anchor="middle"))
     if reference:
         x = scale(reference[0])
@@ -229,25 +230,32 @@ def dots(
         anchor = "end" if x > (left + width - right) / 2 else "start"
         parts.append(_text(x, 10, reference[1], "c2 small", anchor=anchor))
     for index, row in enumerate(rows):
-        y, colour = top + 28 * index + 14, f"stroke-{row.colour}"
-        x0, x1 = scale(row.low), scale(row.high)
-        parts.append(
-            _group(
-                f"{row.label}: {row.text}",
-                _text(left - 12, y, _cut(row.label), anchor="end"),
-                _tag("line", class_=colour, x1=x0, x2=x1, y1=y, y2=y, stroke_width=3, opacity="0.55"),
-                *(_tag("line", class_=colour, x1=x, x2=x, y1=y - 5, y2=y + 5, stroke_width=2) for x in (x0, x1)),
-                _tag("circle", class_=f"fill-{row.colour}", cx=scale(row.value), cy=y, r=5.5),
-                _text(width - right + 14, y, row.text),
-            )
-        )
+        y = top + 28 * index + 14
+        label = _text(left - 12, y, _cut(row.label), anchor="end")
+        text = _text(width - right + 14, y, row.text)
+        parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
     told = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, told, width, floor + 24, parts)
 
 
+def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
+    """A dot on its interval; an arrow where it lies outside the axis."""
+    if row.high < scale.low or row.low > scale.high:
+        end, arrow = (scale.start, "◂") if row.high < scale.low else (scale.end, "▸")
+        return [_text(end, y, arrow, f"{row.colour} strong", anchor="start" if arrow == "◂" else "end")]
+    x0, x1 = scale(max(row.low, scale.low)), scale(min(row.high, scale.high))
+    colour = f"stroke-{row.colour}"
+    return [
+        _tag("line", class_=colour, x1=x0, x2=x1, y1=y, y2=y, stroke_width=3, opacity="0.55"),
+        *(_tag("line", class_=colour, x1=x, x2=x, y1=y - 5, y2=y + 5, stroke_width=2) for x in (x0, x1)),
+        _tag("circle", class_=f"fill-{row.colour}", cx=min(max(scale(row.value), x0), x1), cy=y, r=5.5),
+    ]
+
+
 def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float) -> tuple[float, float]:
     """From the lowest bound to the highest, with some air, and with the reference."""
-    known = [*(row.low for row in rows), *(row.high for row in rows), *([reference[0]] if reference else [])]
+    counted = [row for row in rows if not row.aside] or rows
+    known = [bound for row in counted for bound in (row.low, row.high)] + ([reference[0]] if reference else [])
     low, high = min(known, default=0.0), max(known, default=1.0)
     air = max(0.02, 0.06 * (high - low))
     return max(least, low - air), min(1.0, high + air)

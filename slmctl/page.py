@@ -58,7 +58,7 @@ class Chart:
     @property
     def wide(self) -> bool:
         """Whether it takes the whole width."""
-        return f'viewBox="0 0 {chart.WIDTH} ' not in self.svg
+        return float(self.svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]) > chart.WIDTH
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def table(
     pairs = _pairs(differing, names, places)
     kept = _fair(pairs, len(differing))
     texts = any("texts" in differing[index] for index in kept)
-    lines = [_line(differing[index], places, labels, texts=texts) for index in kept]
+    files = {row["source"][0] for row in differing}
+    where = f"row of {files.pop()}" if len(files) == 1 else "row"
+    lines = [_line(differing[index], places, labels, texts=texts, named=where == "row") for index in kept]
     here = {index: place for place, index in enumerate(kept)}
     choices = []
     for pair in pairs:
@@ -55,7 +57,7 @@ def table(
         note += (
             " Texts are not in the report (evaluate.cut: 200 puts their beginnings in); file and number lead to them."
         )
-    head = ["row", *(["input", "wanted"] if texts else ["wanted"] if labels else []), *names]
+    head = [where, *(["input", "wanted"] if texts else ["wanted"] if labels else []), *names]
     return Table(
         "Rows on which the models differ",
         head,
@@ -94,9 +96,9 @@ def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
     return sorted(list(kept)[:ROWS])
 
 
-def _line(row: Row, places: Sequence[int], labels: Sequence[str], *, texts: bool) -> list[str | Cell]:
-    said = row.get("texts")
-    line: list[str | Cell] = [f"{row['source'][0]} row {row['source'][1]}"]
+def _line(row: Row, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[str | Cell]:
+    said, (file, number) = row.get("texts"), row["source"]
+    line: list[str | Cell] = [f"{file} row {number}" if named else f"{number:,}"]
     if texts:
         hidden = "(sensitive)" if row.get("sensitive") else ""
         line.append(said["input"] if said else hidden)

@@ -49,6 +49,7 @@ def _confusion(seen: Measured) -> Section:
                 rows[:WORST],
                 2,
                 total=len(rows),
+                half=True,
             ),
         ],
         f"{count(total, 'row')} wrong in {count(len(rows), 'way')}.",

@@ -155,16 +155,8 @@ def _scoreboard(seen: Measured) -> Section:
     dots = []
     for name in seen.competing:
         low, high = seen.interval(name)
-        dots.append(
-            Dot(
-                name,
-                seen.score(name),
-                low,
-                high,
-                f"{percent(seen.score(name))} ({_range(seen, name)})",
-                _colour(seen, name),
-            )
-        )
+        told = f"{percent(seen.score(name))} ({_range(seen, name)})"
+        dots.append(Dot(name, seen.score(name), low, high, told, _colour(seen, name), _aside(seen, name)))
     drawn = chart.dots(dots, title=f"{seen.metric} with intervals", reference=reference)
     told = f"Each with the interval that its true {seen.metric} lies in, {seen.confidence:.0%} sure."
     others = dict.fromkeys(name for entry in seen.entries.values() for name in entry["metrics"])
@@ -208,7 +200,15 @@ def _differences(seen: Measured) -> Section:
     blocks: list[Block] = []
     found = {name: seen.difference(name, seen.focus) for name in seen.competing if name != seen.focus}
     dots = [
-        Dot(f"over {name}", d.value, d.low, d.high, f"{d.told} ({d.span}) {d.chance}", d.tone or "c5")
+        Dot(
+            f"over {name}",
+            d.value,
+            d.low,
+            d.high,
+            f"{d.told} ({d.span}) {d.chance}",
+            d.tone or "c5",
+            _aside(seen, name),
+        )
         for name, d in found.items()
         if d is not None
     ]
@@ -293,7 +293,8 @@ def _choice(seen: Measured) -> Section:
 
 def _rows(seen: Measured, rows: Iterable[dict[str, Any]], labels: Sequence[str]) -> Section:
     participants = seen.report.get("participants") or list(seen.entries)
-    found = _changes.table(rows, participants, seen.competing, labels)
+    tuned = [name for name in seen.competing if seen.entries[name].get("kind") != "base"]
+    found = _changes.table(rows, participants, tuned if len(tuned) > 1 else seen.competing, labels)
     lead = "Rows that one model answered right and another did not. Choose two models above the table."
     return Section("What changed, row by row", [found] if found else [], lead)
 
@@ -317,6 +318,11 @@ def _colour(seen: Measured, name: str) -> str:
     if name == seen.focus:
         return "c1"
     return CLASSES.get(seen.entries[name].get("kind", "baseline"), "c3")
+
+
+def _aside(seen: Measured, name: str) -> bool:
+    """An untuned base is so far off that it would squeeze all other differences into nothing."""
+    return seen.entries[name].get("kind") == "base"
 
 
 def _range(seen: Measured, name: str) -> str:
