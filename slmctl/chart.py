@@ -65,6 +65,7 @@ class Point:
     y: float
     note: str = ""
     mark: str = ""
+    anchor: str = "middle"  # of the mark
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ def _spot(point: Point, colour: str, x: _Scale, y: _Scale) -> Markup:
     circle = _tag("circle", class_=f"fill-{colour}", cx=x(point.x), cy=y(point.y), r=5 if point.mark else 3.5)
     if not point.mark:
         return _group(point.note, circle)
-    anchor = "end" if x(point.x) > x.start + 0.85 * (x.end - x.start) else "middle"
+    anchor = "end" if x(point.x) > x.start + 0.85 * (x.end - x.start) else point.anchor
     return _group(point.note, circle, _text(x(point.x), y(point.y) - 12, point.mark, f"{colour} strong", anchor=anchor))
 
 

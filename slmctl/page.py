@@ -139,6 +139,7 @@ class Page:
     tone: Tone = ""
     figures: Sequence[Figure] = ()
     notices: Sequence[Notice] = ()
+    noticed: str = "Look at first"  # what the notices are under
     sections: Sequence[Section] = ()
     foot: str = ""
 

@@ -57,20 +57,13 @@ def _break_even(seen: Measured) -> Iterator[Block]:
         for name in seen.models
         if name in models
     ]
-    head = [
-        "model",
-        f"{currency} per 1,000 rows, own machine at full load",
-        "API",
-        "rows/h it can do",
-        "break-even, rows/h",
-        "of what it can do",
-    ]
+    head = ["model", "own machine, busy", "API", "rows/h it can do", "break-even, rows/h", "of what it can do"]
     note = (
         f"{prices['machine_per_hour']:g} {currency} an hour for the machine that measured; an API at "
         f"{prices['api_per_million_input_tokens']:g} and {prices['api_per_million_output_tokens']:g} {currency} per "
         "million input and output tokens, for the same tokens."
     )
-    yield Table("What rows cost", head, rows, note=note)
+    yield Table(f"What 1,000 rows cost, in {currency}", head, rows, note=note)
 
 
 def _crossing(seen: Measured, prices: dict[str, Any], entry: dict[str, Any], even: float) -> Iterator[Block]:

@@ -86,10 +86,12 @@ def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: st
             [name, support, *figures, *([f"{theirs[name]['f1']:.3f}" if name in theirs else ""] if theirs else [])]
         )
     head = [noun, "rows", "precision", "recall", "F1", *([f"F1 of {baseline}"] if theirs else [])]
-    some = f"The {WORST} worst, by F1" if len(order) > WORST else "By F1, the worst first"
-    caption = f"All {len(order):,} of {seen.focus}" if len(order) > WORST else f"{seen.focus}"
-    blocks: list[Block] = [Chart(some, chart.bars(bars, title=f"{title}, F1"))]
-    blocks.append(Table(caption, head, rows, folded=len(order) > WORST, half=len(order) <= WORST))
+    few = len(order) <= WORST
+    told = "By F1, the worst first" if few else f"The {WORST} worst, by F1"
+    blocks: list[Block] = [Chart(told, chart.bars(bars, title=f"{title}, F1"))]
+    blocks.append(Table(f"In figures, {seen.focus}", head, rows[:WORST], half=True))
+    if not few:
+        blocks.append(Table(f"All {len(order):,}", head, rows, folded=True))
     return Section(title, blocks)
 
 

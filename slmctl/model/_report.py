@@ -63,6 +63,7 @@ def _page(
         tone=verdict,
         figures=list(_figures(seen, verdicts)),
         notices=list(_notices(seen)),
+        noticed="What the figures say",
         sections=[section for section in sections if section.blocks],
         foot="Made by slmctl evaluate; report.json holds every figure, and rows.jsonl who was right on which row.",
     )
@@ -158,7 +159,7 @@ def _scoreboard(seen: Measured) -> Section:
         told = f"{percent(seen.score(name))} ({_range(seen, name)})"
         dots.append(Dot(name, seen.score(name), low, high, told, _colour(seen, name), _aside(seen, name)))
     drawn = chart.dots(dots, title=f"{seen.metric} with intervals", reference=reference)
-    told = f"Each with the interval that its true {seen.metric} lies in, {seen.confidence:.0%} sure."
+    told = f"The intervals hold the true {seen.metric}, {seen.confidence:.0%} sure. Blue: what would ship."
     others = dict.fromkeys(name for entry in seen.entries.values() for name in entry["metrics"])
     others.pop(seen.metric)
     head = ["model", "kind", seen.metric, "interval", *others, "no answer", "size", "latency", "rows/s"]
