@@ -41,6 +41,13 @@ def clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def shown(text: str, limit: int = 200) -> str:
+    """Text from data as one line of at most `limit` characters, safe in a terminal, a page or an image."""
+    line = " ".join(clean(text[: 4 * limit]).split())
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    return line.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
+
+
 def say(text: str = "") -> None:
     """One line about what happens."""
     if _level >= 0:
