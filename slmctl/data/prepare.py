@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rapidfuzz import fuzz
 
-from slmctl import console, overlap
+from slmctl import console, fingerprints, overlap, similar
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.base import Base
 from slmctl.config import PrepareConfig
 from slmctl.config import Task as TaskConfig
-from slmctl.data import _fit, _sameness, _split
+from slmctl.data import _fit, _report, _sameness, _split
 from slmctl.data._collected import Collected
 from slmctl.data._reading import Reader, Reading, batches
 from slmctl.errors import DataError, GateError
@@ -34,6 +33,8 @@ MAX_LABELS = 1000
 LISTED = 100  # examples of a kind that the manifest names; the files beside it name all
 KEPT, EQUAL, CONFLICT, NEAR, NEAR_HELD_OUT = range(5)  # what became of a record
 SAMPLE = 200  # rows that `explain` looks at
+AT_ONCE = 8192  # records whose fingerprints are written together
+ID = slice(len(b'{"id": "'), len(b'{"id": "') + 16)  # where a record's line holds its id
 
 
 def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
@@ -59,10 +60,12 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         sorted_out = _sort_out(config, rows, workers)
         common = _overlaps(config, rows, sorted_out)
         task.write(out)
-        _write_sides(rows, sorted_out, out)
+        ids = _write_sides(rows, sorted_out, out)
+        _write_fingerprints(rows, sorted_out, ids, out)
         _write_rejected(config, rows, sorted_out, out)
         _write_repeated(config, rows, sorted_out, out)
         facts = _facts(config, rows, sorted_out, common, reading)
+    _report.write(out, facts | {"base": Base.read(base.path).name})
     console.say(
         f"  {facts['rows_in']} rows: "
         + ", ".join(f"{facts[side]} {side}" for side in SPLITS)
@@ -218,27 +221,49 @@ def _overlaps(config: PrepareConfig, rows: Collected, found: SortedOut) -> dict[
 # What is written
 
 
-def _write_sides(rows: Collected, found: SortedOut, out: Path) -> None:
+def _write_sides(rows: Collected, found: SortedOut, out: Path) -> np.ndarray:
+    """The records of each side, in source order; returns the ids of all records, `(n,)`."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((out / f"{side}.jsonl").open("wb")) for side in SPLITS]
+        ids = np.empty(len(rows), dtype="S24")
         seen: set[bytes] = set()
         keeps_equal = bool(((found.same.equal >= 0) & (found.fate == KEPT)).any())
-        for line, fate, side in zip(rows.lines(), found.fate.tolist(), found.sides.tolist(), strict=True):
+        for k, (line, fate, side) in enumerate(zip(rows.lines(), found.fate, found.sides, strict=True)):
+            ids[k] = own = line[ID]
             if fate != KEPT:
                 continue
-            files[side].write((_named_apart(line, seen) if keeps_equal else line) + b"\n")
+            if keeps_equal:
+                ids[k] = _named_apart(own, seen)
+                line = line[: ID.start] + bytes(ids[k]) + line[ID.stop :]
+            files[side].write(line + b"\n")
+    return ids
 
 
-def _named_apart(line: bytes, seen: set[bytes]) -> bytes:
-    """The line of a record, whose id gets a number when an equal record has had it already."""
-    start = len(b'{"id": "')
-    first = name = line[start : start + 16]
-    number = 2
+def _named_apart(own: bytes, seen: set[bytes]) -> bytes:
+    """An id, with a number when an equal record has had it already."""
+    name, number = own, 2
     while name in seen:
-        name = first + b"-%d" % number
+        name = own + b"-%d" % number
         number += 1
     seen.add(name)
-    return line[:start] + name + line[start + 16 :]
+    return name
+
+
+def _write_fingerprints(rows: Collected, found: SortedOut, ids: np.ndarray, out: Path) -> None:
+    """What a later search for a row is answered from; of redacted records the text as trained, too."""
+    changed = (rows.digests != rows.old_digests).any(axis=1)
+    with fingerprints.Writer(out / fingerprints.FILENAME) as writer:
+        for side in fingerprints.SIDES:
+            which = np.flatnonzero(found.fate != KEPT) if side == "rejected" else found.rows(side)
+            for start in range(0, len(which), AT_ONCE):
+                part = which[start : start + AT_ONCE]
+                names = [name.decode() for name in ids[part].tolist()]
+                writer.add(side, names, rows.old_digests[part], rows.old_compact[part])
+                redacted = changed[part]
+                if redacted.any():
+                    names = [name.decode() for name in ids[part[redacted]].tolist()]
+                    digests, compact = rows.digests[part[redacted]], rows.spill.compact[part[redacted]]
+                    writer.add(side, names, digests, compact, as_trained=True)
 
 
 def _write_rejected(config: PrepareConfig, rows: Collected, found: SortedOut, out: Path) -> None:
@@ -366,6 +391,7 @@ def _facts(
                     "row": _place_of(config, rows, index),
                     "near": _place_of(config, rows, int(found.other[index])),
                     "side": SPLITS[found.sides[found.other[index]]],
+                    "similarity": _similarity(rows, index, int(found.other[index])),
                 }
                 for index in np.flatnonzero(found.fate == NEAR_HELD_OUT)[:LISTED].tolist()
             ],
@@ -401,14 +427,17 @@ def _facts(
 
 def _conflict(config: PrepareConfig, rows: Collected, index: int, other: int) -> dict[str, Any]:
     """Two records that ask nearly the same and are answered differently; labels are named, other answers are not."""
-    one, two = rows.spill.texts([index, other])
-    answers = [rows.labels[rows.label_of[k]] for k in (index, other) if rows.label_of[k] >= 0]
     return {
         "first": _place_of(config, rows, other),
         "second": _place_of(config, rows, index),
-        "similarity": round(fuzz.ratio(one, two) / 100, 4),
-        "answers": answers[::-1],
+        "similarity": _similarity(rows, index, other),
+        "answers": [rows.labels[code] if code >= 0 else "" for code in rows.label_of[[other, index]].tolist()],
     }
+
+
+def _similarity(rows: Collected, index: int, other: int) -> float:
+    one, two = rows.spill.texts([index, other])
+    return round(similar.ratio(one, two), 4)
 
 
 def _split_facts(config: PrepareConfig, rows: Collected) -> dict[str, Any]:
