@@ -237,7 +237,7 @@ class Duplicates(Section):
 
     exact: Literal["drop", "list", "keep"] = Field(
         "drop",
-        description="rows whose input differs in nothing but case, digits and punctuation; the first one stays",
+        description="rows whose input differs in nothing but case, spaces and punctuation; the first one stays",
     )
     near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
     similarity: float = Field(
@@ -259,7 +259,7 @@ class PrepareConfig(Section):
     duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
     max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
     max_overlap: Percent = Field(
-        0.10, description="largest share of a held-out side that may have a run of words in common with training rows"
+        0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"
