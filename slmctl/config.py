@@ -32,6 +32,7 @@ from slmctl.backend import cpu_flags
 from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
+PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # made by the first run that needs it; in no artifact
 MAX_VALUES = 100_000  # values in one file
 STDIN = Path("-")
 
@@ -248,6 +249,46 @@ class Duplicates(Section):
     )
 
 
+Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
+WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
+
+
+class Sensitive(Section):
+    """What becomes of personal data and secrets, by kind.
+
+    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
+    stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
+    """
+
+    email: Action = Field("keep", description="e-mail addresses; kept ones are counted")
+    phone: Action = Field("keep", description="phone numbers; kept ones are counted")
+    card: Action = Field("redact", description="payment card numbers")
+    iban: Action = Field("redact", description="bank account numbers (IBAN)")
+    ip: Action = Field("keep", description="IP addresses; kept ones are counted")
+    secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
+    id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
+    )
+    key: SourcePath | None = Field(
+        None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
+    )
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What to do with each kind that this engine finds."""
+        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.engine == "presidio" else [])]
+        return {kind: getattr(self, kind) for kind in kinds}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Sensitive:
+        if self.engine == "rules" and self.id != "keep":
+            raise ValueError("'id' is found by presidio alone: add 'engine: presidio'")
+        if self.key is not None and "pseudonymise" not in self.actions.values():
+            raise ValueError("'key' is for stand-ins, and no kind is pseudonymised")
+        return self
+
+
 class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
@@ -255,6 +296,7 @@ class PrepareConfig(Section):
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the files to read, in order", validate_default=False
     )
+    sensitive: Sensitive = Field(default_factory=Sensitive, description="what becomes of personal data and secrets")
     splits: Splits = Field(default_factory=Splits, description="which rows are held out")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
     max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
@@ -470,7 +512,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
-    return _settle(_resolve(config, root))
+    return _settle(_resolve(config, root), root.resolve())
 
 
 def stage_config(config: Config, stage: str) -> Section:
@@ -643,10 +685,14 @@ def _resolve(config: Config, root: Path) -> Config:
     return resolved
 
 
-def _settle(config: Config) -> Config:
-    """Replace what the machine decides by its decision, so that the recipe says what was done."""
+def _settle(config: Config, root: Path) -> Config:
+    """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
     chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
-    return config.model_copy(update={"finetune": chosen})
+    prepare, sensitive = config.prepare, config.prepare.sensitive
+    if sensitive.key is None and "pseudonymise" in sensitive.actions.values():
+        sensitive = sensitive.model_copy(update={"key": root / PSEUDONYM_KEY})
+        prepare = prepare.model_copy(update={"sensitive": sensitive})
+    return config.model_copy(update={"finetune": chosen, "prepare": prepare})
 
 
 def settled_products(wanted: str) -> str:

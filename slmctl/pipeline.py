@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, offline
+from slmctl import __version__, artifact, config, console, gates, offline, sensitive
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -97,7 +97,7 @@ EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf", "sklearn": "evaluate",
-    "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "starlette": "serve", "uvicorn": "serve", "httpx": "serve", "presidio_analyzer": "pii",
 }  # fmt: skip
 
 
@@ -170,6 +170,11 @@ def ask(
     for role in stage.takes:
         if role.name not in filled and not (role.optional or role.many):
             filled[role.name] = find(project, role)
+    if (
+        isinstance(section, config.PrepareConfig)
+        and section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY
+    ):
+        sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:12]
