@@ -146,7 +146,7 @@ class Source(Section):
     """Raw rows: a file, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None, description="a file, relative to slmctl.yaml, a named pipe, or - for standard input"
+        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
@@ -560,7 +560,7 @@ def mask(url: str) -> str:
 
     A reference such as `${DB_PASSWORD}` is no secret and stays.
     """
-    url = re.sub(r"(\w://[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
     return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
 
 
@@ -780,14 +780,14 @@ class _Lines:
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys):
-            raise UsageError(f"--set {assignment}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
         inner = values
         for key in keys[:-1]:
             if inner.get(key) is None:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                raise UsageError(f"--set {assignment}: '{key}' is not a section")
+                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
         lines = _Lines("--set")
         inner[keys[-1]] = lines.read(text)
         self.faults += lines.faults
