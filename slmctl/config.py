@@ -6,16 +6,26 @@ help, the JSON Schema and the README's table are derived from these models or te
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from slmctl.artifact import fingerprint
 from slmctl.backend import cpu_flags
@@ -23,6 +33,7 @@ from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
 MAX_VALUES = 100_000  # values in one file
+STDIN = Path("-")
 
 
 class Content:
@@ -42,9 +53,36 @@ def _as_text(value: object) -> object:
     return getattr(value, "raw", value)
 
 
+def _as_share(value: object) -> object:
+    """`1%` means 0.01."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
+        return float(found[1]) / 100
+    return value
+
+
+def _is_moment(text: str) -> str:
+    moment(text)
+    return text
+
+
+def moment(text: str) -> datetime.datetime:
+    """A date or time in ISO 8601 form; one without a zone is taken as UTC.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
-Share = Annotated[float, Field(gt=0, lt=0.5)]
+Share = Annotated[float, BeforeValidator(_as_share), Field(ge=0, lt=0.5)]
+Percent = Annotated[float, BeforeValidator(_as_share), Field(ge=0, le=1)]
+Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 
 
@@ -89,30 +127,125 @@ class PullConfig(Section):
     )
 
 
-class Source(Section):
-    """One file of raw rows."""
+class Sql(Section):
+    """A query to a database, only read from."""
 
-    path: SourcePath = Field(description="CSV or JSONL file, relative to slmctl.yaml")
-    input: Text = Field("input", description="column that holds what the model is given")
-    output: Text = Field("output", description="column that holds the answer wanted")
+    url: Text = Field(
+        repr=False,
+        description="SQLAlchemy's address of a database; ${NAME} in it stands for a variable of the environment",
+    )
+    query: Text = Field(repr=False, description="the SELECT whose rows are read, in an order that it fixes")
+
+    @field_serializer("url")
+    def _masked(self, url: str) -> str:
+        return mask(url)
+
+
+class Source(Section):
+    """Raw rows: a file, a query to a database, or a data set of the hub."""
+
+    path: SourcePath | None = Field(
+        None, description="a file, relative to slmctl.yaml, a named pipe, or - for standard input"
+    )
+    sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
+    hf: Annotated[Text | None, Outside()] = Field(
+        None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
+    )
+    file: Annotated[Text | None, Outside()] = Field(
+        None, description="hf: which data files, such as data/train-*.parquet"
+    )
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
+        None, description="what a file is, when its name does not end in it"
+    )
+    sheet: Text | None = Field(None, description="which sheet of a workbook; the first one when left out")
+    name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
+    shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
+        "auto", description="how a row holds a conversation; auto recognises it by the columns"
+    )
+    input: Text = Field(
+        "input",
+        description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
+    )
+    output: Text = Field("output", description="column that holds the answer wanted, or a template")
     group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
+    time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
         None, description="put every row of this source on one side"
     )
 
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Source:
+        if sum(origin is not None for origin in (self.path, self.sql, self.hf)) != 1:
+            raise ValueError("a source has one of 'path', 'sql' and 'hf'")
+        if self.file is not None and self.hf is None:
+            raise ValueError("'file' belongs to 'hf'")
+        if self.path == STDIN and self.format is None:
+            raise ValueError("'-' needs 'format', such as csv")
+        return self
 
-class Splits(Section):
+    @property
+    def local(self) -> Path:
+        """The file to read. What is no file has been gathered into one before a stage sees it."""
+        assert self.path is not None
+        return self.path
+
+    @property
+    def title(self) -> str:
+        """What records call this source; the same wherever the file lies, and without secrets."""
+        return self.name or self.local.name + (f":{self.sheet}" if self.sheet else "")
+
+
+class Shares(Section):
     """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
 
     validation: Share = Field(0.10, description="share of rows that stop training and choose settings")
-    calibration: Share = Field(0.15, description="share of rows that set thresholds")
+    calibration: Share = Field(0.15, description="share of rows that set thresholds; 0 for none")
     test: Share = Field(0.15, description="share of rows that only report")
 
     @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Splits:
+    def _leaves_training_rows(self) -> Self:
         if self.validation + self.calibration + self.test > 0.8:
             raise ValueError("the held-out shares leave less than 0.2 of the rows for training")
         return self
+
+
+class Times(Section):
+    """The first moment of each held-out side; rows before the first of them are for training."""
+
+    validation: Moment = Field(description="first date or time of the rows that stop training")
+    calibration: Moment = Field(description="first date or time of the rows that set thresholds")
+    test: Moment = Field(description="first date or time of the rows that only report")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len({self.validation, self.calibration, self.test}) < 3:
+            raise ValueError("two sides begin at the same moment, so one of them would be empty")
+        return self
+
+
+class Splits(Shares):
+    """Which rows are held out: by shares of them, by other shares of some labels, or by time."""
+
+    labels: dict[str, Shares] = Field(
+        default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
+    )
+    time: Times | None = Field(None, description="split by the sources' time column instead")
+
+
+class Duplicates(Section):
+    """What becomes of rows that say the same."""
+
+    exact: Literal["drop", "list", "keep"] = Field(
+        "drop",
+        description="rows whose input differs in nothing but case, digits and punctuation; the first one stays",
+    )
+    near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
+    similarity: float = Field(
+        0.85,
+        gt=0.5,
+        le=1,
+        description="from which on inputs are nearly the same, and a training row too near a held-out one; 1: never",
+    )
 
 
 class PrepareConfig(Section):
@@ -122,9 +255,14 @@ class PrepareConfig(Section):
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the files to read, in order", validate_default=False
     )
-    splits: Splits = Field(default_factory=Splits, description="shares of rows that are held out")
-    near_duplicate: float = Field(
-        0.85, gt=0.5, le=1, description="similarity (0.5 to 1) from which a training row is too near a held-out one"
+    splits: Splits = Field(default_factory=Splits, description="which rows are held out")
+    duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
+    max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
+    max_overlap: Percent = Field(
+        0.10, description="largest share of a held-out side that may have a run of words in common with training rows"
+    )
+    workers: Annotated[int | None, Outside()] = Field(
+        None, ge=1, description="processes that read the rows; one a core when left out"
     )
 
 
@@ -375,6 +513,15 @@ def is_remote(base: str) -> bool:
     return base.startswith(("pypi:", "hf:"))
 
 
+def mask(url: str) -> str:
+    """An address with `***` for the password in it, and for every parameter that may hold a secret.
+
+    A reference such as `${DB_PASSWORD}` is no secret and stays.
+    """
+    url = re.sub(r"(\w://[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of `slmctl.yaml`, for editors; without what sections inherit."""
     document = Config.model_json_schema(by_alias=True)
@@ -485,7 +632,7 @@ def _resolve(config: Config, root: Path) -> Config:
                 changes[name] = walk(value)
             elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
                 changes[name] = [walk(item) for item in value]
-            elif isinstance(value, Path):
+            elif isinstance(value, Path) and value != STDIN:
                 changes[name] = root / value.expanduser()
             elif marked and isinstance(value, str) and value and not is_remote(value):
                 changes[name] = str(root / Path(value).expanduser())
@@ -513,6 +660,7 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     """One fault of pydantic's in the words of the person who wrote the file."""
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     found = _found(values, loc)
+    shown = mask(repr(found))
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
         known = ", ".join(_keys_at(loc[:-1]))
@@ -524,11 +672,11 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context["expected"]), n=1)
         more = f"; did you mean '{near[0]}'?" if near else ""
-        return f"found {found!r}, wants {context['expected']}{more}"
+        return f"found {shown}, wants {context['expected']}{more}"
     if kind == "too_short":
         return "must not be empty"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"found {found!r}: {message}" if found is not None else message
+    return f"found {shown}: {message}" if found is not None else message
 
 
 def _found(values: Any, loc: Sequence[int | str]) -> Any:

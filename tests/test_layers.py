@@ -13,7 +13,7 @@ from slmctl.pipeline import STAGES
 
 ROOT = Path(slmctl.__file__).parent
 GROUPS = ("data", "model", "release", "server")
-ABOVE = ("cli", "pipeline", "lineage", "doctor", "init", "chat")  # what no stage and no server may know
+ABOVE = ("cli", "pipeline", "lineage", "trace", "doctor", "init", "chat")  # what no stage and no server may know
 
 
 def name_of(path: Path) -> str:
@@ -87,7 +87,7 @@ def test_modules_form_no_circle() -> None:
 
 def test_errors_import_nothing_of_the_package() -> None:
     assert own(imports(TREES["slmctl.errors"])) == set()
-    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.records"):
+    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.rows"):
         assert own(imports(TREES[name])) == {"slmctl.errors"}, name
 
 
