@@ -324,8 +324,8 @@ def lines(
     parts.append(_text((x.start + x.end) / 2, height - 8, x_label, "muted", anchor="middle"))
     across = 0
     for line in series:
-        parts.append(_text(56 + across, 16, line.name, f"{line.colour} strong"))
-        across += _column([line.name]) + 22
+        parts.append(_text(56 + across, 16, _cut(line.name), f"{line.colour} strong"))
+        across += _column([_cut(line.name)]) + 22
     if y_label:
         parts.append(_text(width - 20, 16, y_label, "muted small", anchor="end"))
     for line in series:

@@ -23,6 +23,7 @@ from slmctl.console import shown
 
 Tone = Literal["", "good", "warn", "bad"]
 ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
+HEAD = 60  # characters of a column's name
 CELL = 240  # characters of a text that a page shows
 
 
@@ -88,6 +89,11 @@ class Table:
     choices: Sequence[tuple[str, Sequence[int]]] = ()
     folded: bool = False
     half: bool = False  # as wide as a chart, beside one
+
+    @property
+    def heads(self) -> list[str]:
+        """The head, cut so that no column is wider than its cells for the sake of a name."""
+        return [shown(name, HEAD) for name in self.head]
 
     @property
     def shown(self) -> list[list[Cell]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,14 @@ from xml.etree import ElementTree
 
 import pytest
 from browser import CHROMIUM, Browser
+from reported import HOSTILE, evaluate_report, evaluate_rows, prepare_facts
 
 from slmctl import chart, page
 from slmctl.chart import Bar, Dot, Line, Point
 from slmctl.console import shown
 from slmctl.data import _report as data_report
-
-HOSTILE = (
-    "<script>document.title = 'owned'</script>",
-    "</style></title></textarea><img src=x onerror=\"document.title='owned'\">",
-    "\u202eevil\u2066 right to left",
-    "\x1b]0;owned\x07\x1b[31mred\x00 NUL \ud800 lone",
-    "&lt;already&gt; {{ 7 * 7 }} {% raw %} ${7*7} ' \" `",
-    "javascript:document.title='owned'",
-    "=cmd|'/C calc'!A0",
-    "W" * 10_000,
-    "متجر 商店 🛒",
-)
-SIDES = ("train", "validation", "calibration", "test")
+from slmctl.gates import Verdict
+from slmctl.model import _report as model_report
 
 
 @pytest.fixture(scope="module")
@@ -40,43 +30,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> dict[str, Any]:
-    """Everything that `prepare` may know; every text in it is one of `names`, or `text`."""
-    rules = {"duplicate": 20, "near a held-out row": 9, text: 1}
-    place = {"file": f"{text}.csv", "row": 17}
-    labels = {
-        name: {"train": 70 + k, "validation": 9, "calibration": 12, "test": 9 + k} for k, name in enumerate(names)
-    }
-    kept = {side: sum(sides[side] for sides in labels.values()) for side in SIDES}
-    return {
-        "project": text, "task": "classify", "base": text, "rows_in": sum(kept.values()) + 30, **kept, "rejected": 30,
-        "rejected_by_reason": rules, "max_rejected": 0.01,
-        "sources": [{"file": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text, "split": None}],
-        "splits": {"by": "group", "column": text, "groups": 81, "largest_group": 4},
-        "labels": labels, "label_typos": [{"label": text, "count": 3, "likely": names[0], "likely_count": 80}],
-        "odd_answers": {"empty": 0, text: 2},
-        "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
-        "sensitive_rows": 11, "sensitive_searched": [text],
-        "duplicates": {"policy": "drop", "exact": 15, "near": 5, "threshold": 0.9},
-        "conflicts": {
-            "pairs": 2, "rows": 4, "cap": 0.987,
-            "examples": [{"first": place, "second": place, "similarity": 0.97, "answers": [names[0], names[-1]]}],
-        },
-        "near_held_out": {"left_out": 9, "threshold": 0.85,
-                          "examples": [{"row": place, "near": place, "side": "test", "similarity": 0.91}]},
-        "overlap": {"sides": {"test": {"measured": 25, "overlapping": 5, "too_short": 3}}, "gate": 0.01},
-        "tokens": {
-            "median": 71, "p95": 110, "max": 140, "total": 51234, "max_length": 128, "over_length": 4,
-            "quantiles": {"0.05": 30, "0.25": 60, "0.5": 71, "0.75": 85, "0.95": 110, "1": 140},
-            "histogram": {"edges": [0, 40, 80, 120, 160], "counts": [12, 130, 60, 4]},
-        },
-        "examples": {"duplicate": [place], text: [place] * 5},
-    }  # fmt: skip
-
-
 def written(out: Path, facts: dict[str, Any]) -> Path:
     data_report.write(out, facts)
     return out / "report.html"
+
+
+def of_prepare(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> Path:
+    return written(out, prepare_facts(names, text))
+
+
+def of_evaluate(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "tickets") -> Path:
+    report = evaluate_report(names, text, ("base", "adapter", "Q8_0", f"Q4 {text}"))
+    rows = evaluate_rows(report, names, text, cut=200)
+    model_report.write(out, report, rows, labels=names, verdicts=[Verdict(True, text), Verdict(False, text)])
+    return out / "report.html"
+
+
+Make = Callable[..., Path]
+BOTH = pytest.mark.parametrize("make", [of_prepare, of_evaluate])
 
 
 # Charts
@@ -180,11 +151,19 @@ class _Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-@pytest.mark.parametrize("facts", [prepare_facts(), prepare_facts(HOSTILE), {"rows_in": 0}, {"rows_in": 3, "train": 3}])
-def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(
-    facts: dict[str, Any], tmp_path: Path
-) -> None:
-    text = written(tmp_path, facts).read_text(encoding="utf-8")
+PAGES = {
+    "prepare": of_prepare,
+    "prepare, hostile": lambda out: of_prepare(out, HOSTILE, HOSTILE[0]),
+    "no rows": lambda out: written(out, {"rows_in": 0}),
+    "hardly a fact": lambda out: written(out, {"rows_in": 3, "train": 3}),
+    "evaluate": of_evaluate,
+    "evaluate, hostile": lambda out: of_evaluate(out, HOSTILE, HOSTILE[1]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(name: str, tmp_path: Path) -> None:
+    text = PAGES[name](tmp_path).read_text(encoding="utf-8")
     found = _Tags(text).tags
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -257,15 +236,17 @@ def test_a_share_is_not_rounded_to_nothing_or_all(share: float, text: str) -> No
 # In the browser
 
 
+@BOTH
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: Path, dark: bool) -> None:
-    path = written(tmp_path, prepare_facts())
+def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: Path, make: Make, dark: bool) -> None:
+    path = make(tmp_path)
     browser.open(path, dark=dark)
     assert browser.requests == [path.resolve().as_uri()]
     assert browser.complaints == []
     assert browser.ask("document.querySelectorAll('svg.chart').length") >= 5
     assert browser.ask("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 100)")
-    assert "306 of 336 rows can be used" in browser.ask("document.body.innerText")
+    wanted = "306 of 336 rows can be used" if make is of_prepare else "answers 88.0% of 100 held-out rows right"
+    assert wanted in browser.ask("document.body.innerText")
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == (
         "rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)"
     )
@@ -274,25 +255,28 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
     )
 
 
-def test_light_and_dark_are_different_images(browser: Browser, tmp_path: Path) -> None:
-    path = written(tmp_path, prepare_facts())
+@BOTH
+def test_light_and_dark_are_different_images(browser: Browser, tmp_path: Path, make: Make) -> None:
+    path = make(tmp_path)
     browser.open(path)
     light = browser.image()
     browser.open(path, dark=True)
     assert browser.image() != light
 
 
+@BOTH
 @pytest.mark.parametrize("width", [390, 768, 1280])
-def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, width: int) -> None:
-    browser.open(written(tmp_path, prepare_facts(HOSTILE, HOSTILE[7])), width=width)
+def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make: Make, width: int) -> None:
+    browser.open(make(tmp_path, HOSTILE, HOSTILE[7]), width=width)
     assert browser.ask("document.documentElement.scrollWidth") == width
 
 
+@BOTH
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_from_data_stays_text(browser: Browser, tmp_path: Path, text: str) -> None:
-    path = written(tmp_path, prepare_facts(HOSTILE, text))
+def test_text_from_data_stays_text(browser: Browser, tmp_path: Path, make: Make, text: str) -> None:
+    path = make(tmp_path, HOSTILE, text)
     browser.open(path)
-    assert browser.ask("document.title").startswith("Data set")
+    assert browser.ask("document.title").startswith(("Data set", "Report"))
     assert browser.ask("document.scripts.length") == 1
     assert browser.ask("document.images.length") == 0
     assert browser.complaints == []
@@ -305,7 +289,7 @@ def test_text_from_data_stays_text(browser: Browser, tmp_path: Path, text: str) 
 
 def test_a_script_that_is_not_the_pages_own_does_not_run(browser: Browser, tmp_path: Path) -> None:
     # should a text ever get through the escaping, the policy of the page still stops it
-    path = written(tmp_path, prepare_facts())
+    path = of_prepare(tmp_path)
     broken = path.read_text().replace(
         "<main>", "<main><script>document.title = 'owned'</script><img src='x.png' onerror=''>"
     )
@@ -316,15 +300,32 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(browser: Browser, tmp_p
 
 
 def test_a_head_sorts_its_table(browser: Browser, tmp_path: Path) -> None:
-    browser.open(written(tmp_path, prepare_facts()))
+    browser.open(of_prepare(tmp_path))
     column = "[...document.querySelectorAll('#labels ~ .blocks tbody tr')].slice(-3).map(r => r.cells[4].innerText)"
-    browser.ask("document.querySelectorAll('#labels ~ .blocks details, #labels').length")
     assert browser.ask(column) == ["11", "10", "9"]
     click = "[...document.querySelectorAll('#labels ~ .blocks table')].at(-1).tHead.rows[0].cells[4].firstChild.click()"
     browser.ask(click)
     browser.ask(click)
     assert browser.ask(column) == ["9", "10", "11"]
     assert browser.ask("document.querySelectorAll('th[aria-sort=ascending]').length") == 1
+
+
+def test_the_rows_of_two_models_are_found(browser: Browser, tmp_path: Path) -> None:
+    # the rows are right from the first on: Q8_0 (91) and the baseline (20) differ on 71 of them, Q8_0 and Q4 (88) on 3
+    browser.open(of_evaluate(tmp_path))
+    shown_rows = (
+        "[...document.querySelectorAll('.search tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].innerText)"
+    )
+    choose = """(name) => { const select = document.querySelector('.controls select');
+        const option = [...select.options].find(o => o.text.startsWith(name));
+        select.value = option.value; select.dispatchEvent(new Event('change')); return option.text }"""
+    assert len(browser.ask(shown_rows)) == 71
+    assert browser.ask(f"({choose})('Q8_0 right, Q4 tickets wrong')").endswith(": 3 rows")
+    assert browser.ask(shown_rows) == ["89", "90", "91"]
+    assert browser.ask("document.querySelector('.controls output').innerText") == "3 of 71 rows here"
+    search = "const found = document.querySelector('.controls input'); found.value = 'SENSITIVE';"
+    browser.ask(search + "found.dispatchEvent(new Event('input'))")
+    assert browser.ask(shown_rows) == ["90"]
 
 
 def test_the_print_is_light_and_shows_what_is_folded(browser: Browser, tmp_path: Path) -> None:
@@ -335,12 +336,13 @@ def test_the_print_is_light_and_shows_what_is_folded(browser: Browser, tmp_path:
     assert browser.pdf().startswith(b"%PDF")
 
 
-def test_headings_are_in_order_and_tables_have_captions(browser: Browser, tmp_path: Path) -> None:
-    browser.open(written(tmp_path, prepare_facts()))
+@BOTH
+def test_headings_are_in_order_and_tables_have_captions(browser: Browser, tmp_path: Path, make: Make) -> None:
+    browser.open(make(tmp_path))
     levels = browser.ask("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    assert browser.ask("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.innerText)")
+    assert browser.ask("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent)")
     assert browser.ask("[...document.querySelectorAll('th')].every(t => t.scope === 'col')")
     assert browser.ask("[...document.querySelectorAll('svg.chart')].every(s => s.querySelector('title, desc'))")
     assert browser.ask("document.documentElement.lang") == "en"
