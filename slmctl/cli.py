@@ -134,11 +134,15 @@ def pull(options: Options) -> None:
 
 
 @cli.command()
+@click.option("--explain", is_flag=True, help="Print how the sources are read, with three records of each, and stop.")
 @_role("base", "A base to use in place of the config's.")
 @_stage
 @click.pass_obj
-def prepare(options: Options, base: Path | None) -> None:
+def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
+    if explain:
+        _print_of(_project(options, base=base), "prepare", "explain")
+        return
     _run_stage(options, "prepare", base=base)
 
 
@@ -167,7 +171,7 @@ def finetune(
     project = _project(options, base=base, prepared=prepared)
     _import_first(project)
     if preview is not None:
-        _preview(project, preview)
+        _print_of(project, "finetune", "preview", count=preview)
         return
     _run_stage(options, "finetune", base=base, prepared=prepared)
 
@@ -302,6 +306,8 @@ def run(options: Options, until: str) -> None:
         elif name == "publish":
             outcome = _publish(project)
         else:
+            if name == "prepare":
+                pipeline.gather_sources(project)
             outcome = _timed(name, pipeline.run(project, pipeline.ask(project, name)))
     _print(options, outcome.artifact)
 
@@ -600,18 +606,23 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     from slmctl import pipeline
 
     project = _project(options, **given)
+    if name == "prepare":
+        pipeline.gather_sources(project)
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
 
 
-def _preview(project: Project, count: int) -> None:
+def _print_of(project: Project, stage: str, function: str, **settings: Any) -> None:
+    """Print what a stage's module says of its inputs, in place of running it."""
+    import importlib
+
     from slmctl import pipeline
 
-    asked: Any = pipeline.ask(project, "finetune")
+    asked: Any = pipeline.ask(project, stage)
     try:
-        from slmctl.model import finetune as module
+        module = importlib.import_module(asked.stage.module)
     except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "finetune") from error
-    text = module.preview(asked.section, **asked.inputs, count=count)
+        raise pipeline.missing(error, stage) from error
+    text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     _console().write(_console().clean(text) + "\n")
 
 

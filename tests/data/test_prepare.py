@@ -73,7 +73,8 @@ def test_each_reason_is_named(run: Any) -> None:
         203: ("duplicate", "same input as tickets.csv row 1"),
         204: ("conflicting duplicate", f"same input as tickets.csv row 1, which has the answer '{label}'"),
     }
-    assert found.metrics["conflicting_duplicates"] == 1
+    assert found.metrics["conflicts"]["pairs"] == 1
+    assert found.metrics["conflicts"]["examples"][0]["answers"] == [label, other]
 
 
 def test_a_label_outside_the_list_is_rejected_with_the_nearest(run: Any) -> None:
@@ -117,9 +118,9 @@ def test_near_duplicates_of_held_out_rows_are_kept_out_of_training(run: Any) -> 
         (text + extra, "billing") for text in held_out[:6] for extra in (" so", " ok", " at", " by", " up", " to")
     ]
     found = run([*pairs, *variants])
-    assert found.metrics["near_duplicates_of_held_out"] > 0
+    assert found.metrics["near_held_out"]["left_out"] > 0
     near = [row for row in found.rejected if row["rule"] == "near a held-out row"]
-    assert len(near) == found.metrics["near_duplicates_of_held_out"]
+    assert len(near) == found.metrics["near_held_out"]["left_out"]
     references = [similar.normalise(r.input) for split in SPLITS[1:] for r in found.sides[split]]
     for record in found.sides["train"]:  # every pair compared, in place of the hashes that prepare trusts
         assert max(similar.ratio(similar.normalise(record.input), other) for other in references) < 0.85
