@@ -104,12 +104,14 @@ def figures(
                 (round(memory, 3),) * 2, "<= 1", result.meets(memory, "<= 1"),
             ),
         ]  # fmt: skip
-    if len(longer) > 1:
-        exponent = round(slope([(run["rows"], run["seconds"]) for run in longer]), 3)
+    points = [(run["rows"], run["seconds"]) for run in longer]
+    # All points, and the two longest, between which the start of the program counts least.
+    for few in sorted({len(points), min(2, len(points))} - {0, 1}, reverse=True):
+        exponent = round(slope(points[-few:]), 3)
         rows.append(
             result.Row(
-                "exponent of time over rows", exponent, "linear", 1, exponent, (exponent,) * 2,
-                "<= 1.1", result.meets(exponent, "<= 1.1"),
+                f"exponent of time over rows, from {points[-few][0]:,}", exponent, "linear", 1, exponent,
+                (exponent,) * 2, "<= 1.1", result.meets(exponent, "<= 1.1"),
             )
         )  # fmt: skip
     return rows
