@@ -1,4 +1,4 @@
-"""Fill the marked parts of the documentation from code and results: `python docs/readme.py`, or `--check` to compare."""
+"""Fill the marked parts of the documentation from code and results: `python docs/readme.py`; `--check` only compares."""
 
 from __future__ import annotations
 

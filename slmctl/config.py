@@ -168,6 +168,7 @@ class Source(Section):
         description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
     )
     output: Text = Field("output", description="column that holds the answer wanted, or a template")
+    id: Text | None = Field(None, description="column that holds a row's own id, which slmctl trace --id asks for")
     group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
     time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(

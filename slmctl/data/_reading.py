@@ -17,7 +17,7 @@ import numpy as np
 from rapidfuzz import process
 from tokenizers import Tokenizer
 
-from slmctl import offline, similar
+from slmctl import fingerprints, offline, similar
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
 from slmctl.data._split import place
@@ -157,7 +157,7 @@ class Reader:
     def _record(self, source: int, number: int, columns: dict[str, Any]) -> tuple[Record, str, str]:
         """One row as a record; its input as it came in; the system prompt that it brought."""
         conversation = self.shapes[source].read(columns)
-        own, messages = self._opened(conversation.messages)
+        system, messages = self._opened(conversation.messages)
         messages = self._spoken(messages, conversation.tools)
         answer = messages[-1]["content"]
         if self.task.kind == "classify":
@@ -173,8 +173,11 @@ class Reader:
             group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
         )
         original = record.input
+        own = _shapes.cell(columns.get(origin.id)) if origin.id else ""
+        if own:
+            return dataclasses.replace(record, id=fingerprints.number(own)), original, system
         identity = json.dumps([original, answer], ensure_ascii=False).encode()
-        return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, own
+        return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
 
     def _opened(self, messages: _shapes.Messages) -> tuple[str, _shapes.Messages]:
         """The system prompt that a conversation brought, and its messages with the task's in its place."""

@@ -87,7 +87,7 @@ def recognise(source: Source, known: Sequence[str]) -> Shape:
         fields = [*NEEDS[name], *(column for column in more if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
         shape = Shape(name, because, mapping, _READERS[name], ("user", "assistant"))
-    for column in filter(None, (source.group, source.time)):
+    for column in filter(None, (source.id, source.group, source.time)):
         _require(source, known, column)
     return shape
 
