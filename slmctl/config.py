@@ -32,6 +32,7 @@ from slmctl.backend import cpu_flags
 from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
+PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # made by the first run that needs it; in no artifact
 MAX_VALUES = 100_000  # values in one file
 STDIN = Path("-")
 
@@ -145,7 +146,7 @@ class Source(Section):
     """Raw rows: a file, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None, description="a file, relative to slmctl.yaml, a named pipe, or - for standard input"
+        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
@@ -237,7 +238,7 @@ class Duplicates(Section):
 
     exact: Literal["drop", "list", "keep"] = Field(
         "drop",
-        description="rows whose input differs in nothing but case, digits and punctuation; the first one stays",
+        description="rows whose input differs in nothing but case, spaces and punctuation; the first one stays",
     )
     near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
     similarity: float = Field(
@@ -248,6 +249,46 @@ class Duplicates(Section):
     )
 
 
+Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
+WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
+
+
+class Sensitive(Section):
+    """What becomes of personal data and secrets, by kind.
+
+    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
+    stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
+    """
+
+    email: Action = Field("keep", description="e-mail addresses; kept ones are counted")
+    phone: Action = Field("keep", description="phone numbers; kept ones are counted")
+    card: Action = Field("redact", description="payment card numbers")
+    iban: Action = Field("redact", description="bank account numbers (IBAN)")
+    ip: Action = Field("keep", description="IP addresses; kept ones are counted")
+    secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
+    id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
+    )
+    key: SourcePath | None = Field(
+        None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
+    )
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What to do with each kind that this engine finds."""
+        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.engine == "presidio" else [])]
+        return {kind: getattr(self, kind) for kind in kinds}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Sensitive:
+        if self.engine == "rules" and self.id != "keep":
+            raise ValueError("'id' is found by presidio alone: add 'engine: presidio'")
+        if self.key is not None and "pseudonymise" not in self.actions.values():
+            raise ValueError("'key' is for stand-ins, and no kind is pseudonymised")
+        return self
+
+
 class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
@@ -255,11 +296,12 @@ class PrepareConfig(Section):
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the files to read, in order", validate_default=False
     )
+    sensitive: Sensitive = Field(default_factory=Sensitive, description="what becomes of personal data and secrets")
     splits: Splits = Field(default_factory=Splits, description="which rows are held out")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
     max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
     max_overlap: Percent = Field(
-        0.10, description="largest share of a held-out side that may have a run of words in common with training rows"
+        0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"
@@ -470,7 +512,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
-    return _settle(_resolve(config, root))
+    return _settle(_resolve(config, root), root.resolve())
 
 
 def stage_config(config: Config, stage: str) -> Section:
@@ -518,7 +560,7 @@ def mask(url: str) -> str:
 
     A reference such as `${DB_PASSWORD}` is no secret and stays.
     """
-    url = re.sub(r"(\w://[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
     return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
 
 
@@ -643,10 +685,14 @@ def _resolve(config: Config, root: Path) -> Config:
     return resolved
 
 
-def _settle(config: Config) -> Config:
-    """Replace what the machine decides by its decision, so that the recipe says what was done."""
+def _settle(config: Config, root: Path) -> Config:
+    """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
     chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
-    return config.model_copy(update={"finetune": chosen})
+    prepare, sensitive = config.prepare, config.prepare.sensitive
+    if sensitive.key is None and "pseudonymise" in sensitive.actions.values():
+        sensitive = sensitive.model_copy(update={"key": root / PSEUDONYM_KEY})
+        prepare = prepare.model_copy(update={"sensitive": sensitive})
+    return config.model_copy(update={"finetune": chosen, "prepare": prepare})
 
 
 def settled_products(wanted: str) -> str:
@@ -734,14 +780,14 @@ class _Lines:
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys):
-            raise UsageError(f"--set {assignment}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
         inner = values
         for key in keys[:-1]:
             if inner.get(key) is None:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                raise UsageError(f"--set {assignment}: '{key}' is not a section")
+                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
         lines = _Lines("--set")
         inner[keys[-1]] = lines.read(text)
         self.faults += lines.faults

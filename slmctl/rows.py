@@ -1,59 +1,64 @@
-"""Raw rows of a file, in order: each with its number and columns, or with its fault."""
+"""Raw rows of a file, in order: each with its number and columns, or with its fault; and rows out as CSV for people.
+
+Whatever the file holds, reading it gives rows and faults, or raises DataError, in bounded memory.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import io
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from slmctl.errors import DataError
+from slmctl import _delimited, _lines, _objects, _tables
+from slmctl._cells import MAX_ROW, Row
+from slmctl.errors import DataError, UsageError
 
-MAX_FIELD = 10_000_000  # characters in one CSV field; csv's own limit of 131,072 stops at a long e-mail
+__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows", "require_file"]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One raw row: its number in the file (the first row of data is 1) and its columns, or a fault."""
-
-    number: int
-    columns: dict[str, Any]
-    fault: str = ""
+FORMATS = {
+    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
+    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods",
+}  # fmt: skip
+TEXTS = ("csv", "tsv", "jsonl", "json")  # these may be packed with gzip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None) -> Iterator[Row]:
     """The rows of a file, in order; a bad one comes with its fault.
 
     Args:
-        path: A CSV, TSV or JSONL file.
+        path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
         sheet: Which sheet of a workbook; the first when left out.
         format: What the file is, when its name does not say it.
 
     Raises:
-        DataError: The file is missing, empty, of an unknown kind, or not UTF-8.
+        DataError: The file is missing, of an unknown kind, damaged as a whole, or not UTF-8 or UTF-16.
+        UsageError: The workbook has no such sheet, or the file is no workbook.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is not a file", hint="sources are CSV, TSV or JSONL files")
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows}
-    kind = f".{format}" if format else path.suffix.lower()
-    if kind not in readers:
-        raise DataError(f"{path.name} has an unknown kind '{path.suffix}'", hint=f"known: {', '.join(readers)}")
+    require_file(path)
+    kind = format or format_of(path)
+    if sheet is not None and kind not in ("xlsx", "ods"):
+        raise UsageError(f"{path.name} is no workbook, and has no sheet '{sheet}'")
     try:
-        yield from readers[kind](path)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path.name} is not UTF-8 (near byte {error.start} of a block: {error.reason})",
-            hint=f"iconv -f LATIN1 -t UTF-8 '{path.name}' > utf8{path.suffix}",
-        ) from None
+        if kind == "parquet":
+            yield from _tables.parquet_rows(path)
+        elif kind not in TEXTS:
+            yield from _tables.workbook_rows(path, sheet)
+        else:
+            yield from _text_rows(path, kind)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
 def columns_of(path: Path, *, sheet: str | None = None, format: str | None = None) -> list[str]:
     """The column names of a file, from its header or its first good row.
 
     Raises:
-        DataError: The file holds no row.
+        DataError: The file holds no row; and what `read_rows` raises.
     """
     for row in read_rows(path, sheet=sheet, format=format):
         if not row.fault:
@@ -61,58 +66,71 @@ def columns_of(path: Path, *, sheet: str | None = None, format: str | None = Non
     raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(MAX_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        # strict: a quote that is never closed would else take the rest of the file as one field
-        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        try:
-            header = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{path.name}: the header is not valid CSV: {error}") from None
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            raise DataError(f"{path.name}: the header names a column twice: {', '.join(header)}")
-        number = 0
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                number += 1
-                yield Row(number, {}, f"not valid CSV: {error}")
-                continue
-            if not fields:
-                continue  # a blank line is no row
-            number += 1
-            if len(fields) != len(header):
-                yield Row(number, {}, f"has {len(fields)} fields, the header has {len(header)}")
-            else:
-                yield Row(number, dict(zip(header, fields, strict=True)))
+def format_of(path: Path) -> str:
+    """What a file is, by its name.
+
+    Raises:
+        DataError: The name does not say it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower()
+        if FORMATS.get(suffix) in TEXTS:
+            return FORMATS[suffix]
+        suffix += ".gz"
+    if suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {known}; texts also as .gz")
+    return FORMATS[suffix]
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="\n") as stream:  # newline: U+2028 does not end a line
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
-                json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fails here
-            except (ValueError, RecursionError) as error:
-                yield Row(number, {}, f"not valid JSON: {error}")
-                continue
-            yield Row(number, value) if isinstance(value, dict) else Row(number, {}, "not a JSON object")
+def require_file(path: Path) -> None:
+    """Refuse what is no file: reading a pipe would wait, and reading a device would never end.
+
+    Raises:
+        DataError: It says what is there instead.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # a NUL in a name
+        raise DataError(f"{str(path)!r} is not a file's name") from None
+    if stat.S_ISREG(mode):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+    listed = list(rows)
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([_escaped(name) for name in columns])
+    writer.writerows([_escaped(row.get(name)) for name in columns] for row in listed)
+    return stream.getvalue()
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return result
+def _escaped(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
+
+
+def _text_rows(path: Path, kind: str) -> Iterator[Row]:
+    if kind == "json":
+        with _lines.opened(path) as stream:
+            kind = "jsonl" if _objects.is_lines(stream) else "json"
+    with _lines.opened(path) as stream:
+        if kind == "jsonl":
+            yield from _objects.line_rows(stream)
+        elif kind == "json":
+            yield from _objects.array_rows(stream, path.name)
+        else:
+            yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")

@@ -182,9 +182,10 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_kind_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.xlsx has an unknown kind '\.xlsx'") as caught:
-        rows(tmp_path, "a.xlsx", b"PK")
-    assert caught.value.hint == "known: .csv, .tsv, .jsonl, .ndjson"
+    for name, kind in (("a.docx", ".docx"), ("a", ""), ("a.parquet.gz", ".parquet.gz"), (".csv", "")):
+        with pytest.raises(DataError, match=f"{name} has an unknown kind '{kind}'") as caught:
+            rows(tmp_path, name, b"PK")
+        assert caught.value.hint.startswith("known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,")
 
 
 def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from slmctl.neighbours import Spill
 
 COLUMNS = {
     "numbers": np.int64, "answers": np.uint64, "places": np.float64, "moments": np.float64, "tokens": np.int32,
-    "digests": np.uint8, "old_digests": np.uint8, "old_compact": np.uint64,
+    "digits": np.uint64, "digests": np.uint8, "old_digests": np.uint8, "old_compact": np.uint64,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ BATCH = 500  # rows that one worker takes at a time
 AHEAD = 3  # batches a worker that are read before they are needed
 LARGE = 4_000_000  # bytes of sources from which starting workers pays
 
+_NO_DIGIT = re.compile(r"\D")
+
 Raw = tuple[int, dict[str, Any], str]  # number, columns, fault
 
 
@@ -51,6 +54,7 @@ class Batch:
         texts: Its input, normalised.
         digests, keys, compact: `similar.digest`, `band_keys` and `compact` of `texts`.
         old_digests, old_compact: The same of the inputs as they came in, before anything was redacted.
+        digits: `(n,)`, a hash of the digits of each input, which are all alike in `texts`.
         answers: `(n,)`, a hash of each answer.
         places: `(n,)`, where between 0 and 1 a record falls, of which its side follows.
         moments: `(n,)`, seconds since 1970, NaN without a time column.
@@ -68,6 +72,7 @@ class Batch:
     compact: U64
     old_digests: U8
     old_compact: U64
+    digits: U64
     answers: U64
     places: np.ndarray
     moments: np.ndarray
@@ -218,6 +223,7 @@ class Reader:
             compact=compact,
             old_digests=_digests(before),
             old_compact=first,
+            digits=np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             places=np.array([place(r.group or text) for r, text in zip(records, before, strict=True)], dtype=float),
             moments=np.array(moments, dtype=float),

@@ -21,7 +21,7 @@ class Sameness:
     """For each record, `(n,)`, the record that it repeats, or -1.
 
     Attributes:
-        equal: The first with the same normalised input.
+        equal: The first with the same normalised input and the same digits.
         near: The earliest that is nearly the same, of those that repeat none.
         conflict: The earliest with nearly the same input and another answer.
         cap: The best share of answers that any model can give right, since it answers equal questions alike.
@@ -57,9 +57,12 @@ def find(
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
     met = np.flatnonzero(close >= 0)
-    differs = rows.answers[met] != rows.answers[close[met]]
-    conflict[met[differs]] = close[met[differs]]
-    return Sameness(equal, near, conflict, _cap(neighbours.roots(close), rows.answers))
+    met = met[rows.digits[met] == rows.digits[close[met]]]  # another number is another question
+    same = np.full(len(rows), -1, dtype=np.int64)
+    same[met] = close[met]
+    differs = rows.answers[met] != rows.answers[same[met]]
+    conflict[met[differs]] = same[met[differs]]
+    return Sameness(equal, near, conflict, _cap(neighbours.roots(same), rows.answers))
 
 
 def near_held_out(rows: Collected, sides: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
@@ -73,7 +76,8 @@ def near_held_out(rows: Collected, sides: np.ndarray, kept: np.ndarray, threshol
 
 def _first_equal(rows: Collected, held_out_sources: np.ndarray) -> I64:
     order = np.argsort(~held_out_sources[rows.sources], kind="stable") if len(rows) else np.empty(0, dtype=np.int64)
-    first = similar.first_equal(rows.digests[order])
+    keys = rows.digests.view(np.uint64) ^ similar.mixed(rows.digits)[:, None]
+    first = similar.first_equal(keys[order].view(np.uint8))
     equal = np.full(len(rows), -1, dtype=np.int64)
     equal[order] = np.where(first < 0, -1, order[first])
     return equal

@@ -165,7 +165,9 @@ def _filler(source: Source, spec: str, known: Sequence[str]) -> Callable[[Column
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)  # jinja's own is for HTML
+    return environment
 
 
 def cell(value: Any) -> str:
