@@ -236,7 +236,7 @@ def _conflicts(facts: Facts) -> Iterator[Block]:
         order = sorted(labels, key=lambda pair: (-labels[pair], pair))
         rows = [[*pair, f"{labels[pair]:,}"] for pair in order]
         title, head = "Labels that like inputs disagree on", ["label", "or", "pairs of rows"]
-        yield Table(title, head, rows[: SHOWN // 3], 2, total=len(rows), half=True)
+        yield Table(title, head, rows[: SHOWN // 3], 2, total=len(rows))
     if not examples:
         return
     if "cap" in found:
