@@ -259,6 +259,7 @@ def _slices(seen: Measured) -> list[list[str | Cell]]:
     found = [
         (one["p_holm"], one["p"], name, one)
         for name in seen.competing
+        if not _aside(seen, name)
         for one in (seen.pair(name, seen.focus) or {}).get("slices", [])
     ]
     rows: list[list[str | Cell]] = []
