@@ -60,6 +60,7 @@ _SPELLED = re.compile(
     r"(?:(?P<said>\s+(?:dot|punkt|point)\s+|_dot_|-dot-)|\.)(?P<top>[a-z]{2,8}))\b",
     re.IGNORECASE,
 )
+SAID_AT = re.compile(r"(?:\bat\s+|_at_|-at-|\*at\*)[\w-]+?(?:\.[a-z]|(?:\s+|[_-])(?:dot|punkt|point)(?:\s|[_-]))")
 _MAILBOXES = words(
     "gmail googlemail outlook hotmail live yahoo icloud me msn aol proton protonmail gmx web mail yandex qq 163"
 )
@@ -75,7 +76,7 @@ def emails(text: str) -> Iterator[Match]:
         if found:
             yield found
         at = text.find("@", at + 1)
-    if not any(word in text.lower() for word in (" at ", "\nat ", " at\n", "_at_", "-at-", "*at*")):
+    if not SAID_AT.search(text.lower()):
         return
     for match in _SPELLED.finditer(text):
         domain, top = match["domain"].lower(), match["top"].lower()

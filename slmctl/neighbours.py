@@ -24,7 +24,7 @@ from slmctl.similar import BANDS, I64, U64, WORDS, equal_minima, mixed
 
 LINKS = 8  # rows of a group that each of its members is compared with
 DEPTH = 4  # bands that are taken together, at most, to split a large group
-FLOOR = 44  # equal minima of 128: under Jaccard 0.3; a pair of 0.5 falls below it 7 times in a million
+FLOOR = 50  # equal minima of 128: a pair of Jaccard 0.5 falls below it once in 1,900 times, one of 0.3 in six of seven
 _PAIRS = 1 << 15  # pairs whose texts are in memory at a time
 _REMEMBERED = 1 << 23  # pairs that failed and are not compared again; beyond that, some are
 _BUFFER = 1 << 16  # bytes
@@ -43,12 +43,13 @@ class Spill:
         self.compared = 0
         self._folder = folder
         folder.mkdir(parents=True)
-        names = ["texts", "ends", "compact", *(f"band-{band}" for band in range(BANDS))]
+        names = ["texts", "ends", "lengths", "compact", *(f"band-{band}" for band in range(BANDS))]
         self._stack = contextlib.ExitStack()
         self._files = {n: self._stack.enter_context((folder / n).open("wb", buffering=_BUFFER)) for n in names}
         self._count, self._end = 0, 0
         self._compact: U64 | None = None
-        self._ends: I64 | None = None
+        self._ends: I64 | None = None  # of each text, in bytes
+        self._lengths: npt.NDArray[np.uint32] | None = None  # in characters
 
     def __enter__(self) -> Self:
         return self
@@ -72,11 +73,12 @@ class Spill:
             keys: Their `similar.band_keys`, `(n, BANDS)`.
             compact: Their `similar.compact`, `(n, WORDS)`.
         """
-        first, self._compact, self._ends = self._count, None, None
+        first, self._compact, self._ends, self._lengths = self._count, None, None, None
         raw = [text.encode("utf-8", "surrogatepass") for text in texts]
         ends = np.cumsum([len(one) for one in raw], dtype=np.int64) + self._end
         self._files["texts"].write(b"".join(raw))
         self._files["ends"].write(ends.tobytes())
+        self._files["lengths"].write(np.array([len(text) for text in texts], dtype=np.uint32).tobytes())
         self._files["compact"].write(np.ascontiguousarray(compact).tobytes())
         for band, column in enumerate(keys.T):
             self._files[f"band-{band}"].write(column.tobytes())
@@ -123,7 +125,7 @@ class Spill:
         for band in range(BANDS):
             proposed = self._alike(self._proposed(band, asked, asked if among is None else among), found, among is None)
             proposed = proposed[~_in_sorted(proposed, failed)]
-            lost = self._confirm(proposed, threshold, found, workers)
+            lost = self._confirm(self._of_like_length(proposed, threshold), threshold, found, workers)
             if len(failed) + len(lost) <= _REMEMBERED:
                 failed = np.sort(np.concatenate([failed, lost]))
         return found[asked]
@@ -161,6 +163,13 @@ class Spill:
                 kept.append(row[alike].astype(np.uint64) << np.uint64(32) | other[alike].astype(np.uint64))
         pairs = np.sort(np.concatenate(kept))
         return pairs[_opens(pairs)]
+
+    def _of_like_length(self, pairs: U64, threshold: float) -> U64:
+        """The pairs that could reach the threshold: two texts have no more in common than the shorter one holds."""
+        if self._lengths is None:
+            self._lengths = self._read("lengths", np.dtype(np.uint32))
+        row, other = (self._lengths[one].astype(np.float64) for one in _unpacked(pairs))
+        return pairs[2 * np.minimum(row, other) >= (threshold - 1e-9) * (row + other)]
 
     def _confirm(self, pairs: U64, threshold: float, found: I64, workers: int) -> U64:
         """Compare each row with its others in their order until one is near; returns the pairs that are not."""

@@ -174,15 +174,12 @@ def ask(
     section = section or config.stage_config(project.config, name)
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": gather.gathered(section.sources, project.sources)})
+        if section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY:
+            sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     filled = dict(inputs or {})
     for role in stage.takes:
         if role.name not in filled and not (role.optional or role.many):
             filled[role.name] = find(project, role)
-    if (
-        isinstance(section, config.PrepareConfig)
-        and section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY
-    ):
-        sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:12]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from slmctl import console, fingerprints, overlap, similar
+from slmctl import console, fingerprints, overlap, sensitive, similar
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.base import Base
 from slmctl.config import PrepareConfig
@@ -96,13 +96,16 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
     )
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
+    guarded = config.sensitive
+    key = sensitive.make_key(guarded.key) if guarded.key is not None else b""
     reading = Reading(
-        tuple(config.sources),
-        tuple(columns),
-        task,
-        labels,
-        config.splits.time is not None,
-        base.path / "tokenizer.json",
+        sources=tuple(config.sources),
+        columns=tuple(columns),
+        task=task,
+        labels=labels,
+        by_time=config.splits.time is not None,
+        policy=sensitive.Policy(guarded.actions, key, guarded.engine),
+        tokenizer=base.path / "tokenizer.json",
     )
     for source, shape in zip(config.sources, reading.shapes(), strict=True):
         console.detail(f"{source.title}: shape {shape.name}, since {shape.because}")
@@ -367,6 +370,12 @@ def _facts(
         "labels": {label: {side: by_label[side].get(label, 0) for side in SPLITS} for label in sorted(rows.labels)},
         "label_typos": _fit.typos(rows.count(np.arange(len(rows)))),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
+        "sensitive": [
+            {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
+            for (column, rule, action), count in sorted(rows.tally.counts.items())
+        ],
+        "sensitive_rows": rows.sensitive,
+        "sensitive_searched": list(config.sensitive.actions),
         "duplicates": {
             "policy": config.duplicates.exact,
             "near_policy": config.duplicates.near,
