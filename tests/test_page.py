@@ -334,6 +334,9 @@ def test_the_print_is_light_and_shows_what_is_folded(browser: Browser, tmp_path:
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 100
     assert browser.pdf().startswith(b"%PDF")
+    browser.open(of_evaluate(tmp_path), media="print")
+    assert browser.ask("document.querySelector('.search').scrollHeight") > 1000
+    assert browser.ask("(e => e.scrollHeight - e.clientHeight)(document.querySelector('.search'))") == 0
 
 
 @BOTH
