@@ -1,4 +1,4 @@
-"""Fill the marked parts of the documentation from code and results: `python docs/readme.py`; `--check` only compares."""
+"""Fill the marked parts of the documentation: `python docs/readme.py`; with `--check` it only compares."""
 
 from __future__ import annotations
 
