@@ -134,11 +134,15 @@ def pull(options: Options) -> None:
 
 
 @cli.command()
+@click.option("--explain", is_flag=True, help="Print how the sources are read, with three records of each, and stop.")
 @_role("base", "A base to use in place of the config's.")
 @_stage
 @click.pass_obj
-def prepare(options: Options, base: Path | None) -> None:
+def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
+    if explain:
+        _print_of(_project(options, base=base), "prepare", "explain")
+        return
     _run_stage(options, "prepare", base=base)
 
 
@@ -167,7 +171,7 @@ def finetune(
     project = _project(options, base=base, prepared=prepared)
     _import_first(project)
     if preview is not None:
-        _preview(project, preview)
+        _print_of(project, "finetune", "preview", count=preview)
         return
     _run_stage(options, "finetune", base=base, prepared=prepared)
 
@@ -394,6 +398,53 @@ def show(options: Options, path: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--text", metavar="TEXT", help="The row's text; - reads it from stdin, which no shell's history keeps.")
+@click.option("--id", "record", metavar="ID", help="A record's id; rows that are like it are found too.")
+@click.option(
+    "--similarity",
+    type=click.FloatRange(0.2, 1),
+    default=0.6,
+    show_default=True,
+    help="Share of 5-grams in common from which another row counts as nearly the same; an estimate, within 0.09.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask about too; again for more.",
+)
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@_everywhere
+@click.pass_obj
+def trace(
+    options: Options, text: str | None, record: str | None, similarity: float, registries: tuple[Path, ...]
+) -> None:
+    """Say which data sets, models and releases saw a row.
+
+    A near-duplicate of the row counts. Asks the data sets below runs/ by hashes; prints no text.
+    Exits with 0 when nothing here held the row, with 105 when something did, and with 106 when
+    nothing is known to, but something is missing that could have.
+    """
+    import json
+
+    from slmctl import trace as module
+
+    if (text is None) == (record is None):
+        raise UsageError("trace wants one of --text and --id", hint="slmctl trace --text - < row.txt")
+    if text == "-":
+        text = sys.stdin.read()
+    if text is not None and not text.strip():
+        raise UsageError("the text to trace is empty")
+    root = options.directory.resolve()
+    found = module.trace(root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries])
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    sys.exit(105 if found.found else 0 if found.sure else 106)
+
+
+@cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @_everywhere
 @click.pass_obj
@@ -521,6 +572,20 @@ def _project(options: Options, **given: Path | None) -> Project:
     )
 
 
+def _registry(root: Path) -> list[Path]:
+    """The folder that the config publishes to, where there is one."""
+    from slmctl import config
+
+    if not (root / config.FILENAME).exists():
+        return []
+    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
+    if kind != "dir":
+        _console().say(f"note: the releases in {kind}:{place} are not asked; name a copy of them by --registry")
+        return []
+    folder = root / Path(place).expanduser()
+    return [folder] if folder.is_dir() else []
+
+
 def _serve_settings(options: Options) -> Any:
     """The server's settings: the config's where there is one, else the defaults with the flags on top."""
     from slmctl import config
@@ -546,15 +611,18 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
 
 
-def _preview(project: Project, count: int) -> None:
+def _print_of(project: Project, stage: str, function: str, **settings: Any) -> None:
+    """Print what a stage's module says of its inputs, in place of running it."""
+    import importlib
+
     from slmctl import pipeline
 
-    asked: Any = pipeline.ask(project, "finetune")
+    asked: Any = pipeline.ask(project, stage)
     try:
-        from slmctl.model import finetune as module
+        module = importlib.import_module(asked.stage.module)
     except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "finetune") from error
-    text = module.preview(asked.section, **asked.inputs, count=count)
+        raise pipeline.missing(error, stage) from error
+    text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     _console().write(_console().clean(text) + "\n")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, gather, offline
+from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -61,7 +61,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
-        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
+        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz"), version=2),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
@@ -97,7 +97,7 @@ EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf", "sklearn": "evaluate",
-    "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "starlette": "serve", "uvicorn": "serve", "httpx": "serve", "presidio_analyzer": "pii",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
@@ -174,6 +174,8 @@ def ask(
     section = section or config.stage_config(project.config, name)
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": gather.gathered(section.sources, project.sources)})
+        if section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY:
+            sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     filled = dict(inputs or {})
     for role in stage.takes:
         if role.name not in filled and not (role.optional or role.many):
