@@ -208,7 +208,7 @@ def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prep
     "source",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Answer the rows of a CSV or JSONL file of yours.",
+    help="Answer the rows of a file of yours: CSV, JSONL, Parquet, Excel and more.",
 )
 @click.option(
     "--output",
@@ -646,7 +646,10 @@ def _timed(name: str, outcome: Outcome) -> Outcome:
 def _print(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes that torchrun started: the first one speaks
-    _console().write(artifact.manifest.to_json() if options.json else f"{artifact.path}\n")
+    if options.json:
+        _console().write_json(artifact.manifest.to_json())
+    else:
+        _console().write(f"{artifact.path}\n")
 
 
 def _show_report(report: Artifact) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import _delimited, _lines, _objects, _tables
-from slmctl._cells import MAX_ROW, Row
+from slmctl._cells import MAX_ROW, Row, listed
 from slmctl.errors import DataError, UsageError
 
-__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows", "require_file"]
+__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "listed", "read_rows", "require_file"]
 
 FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
@@ -114,6 +115,8 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _escaped(cell: Any) -> Any:
+    if isinstance(cell, dict | list | bool):
+        return json.dumps(cell, ensure_ascii=False)
     if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
         return f"'{cell}"
     return cell
