@@ -69,6 +69,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     packs = chosen == "transformers" and not on_gpu and _fast.packs(model)
     layers = _fast.install(model) if packs else {}
     trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
+    torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
     found = _checkpoint.newest(keep)
     if found is None:
         trainer.evaluate()
