@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from slmctl.artifact import canonical, sha256_file, sync
+from slmctl.errors import StageError
 
 KEEP = 2  # checkpoints; an older one serves when the newest is damaged
 HASHES = "hashes.json"
@@ -60,6 +61,20 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint, if there is one."""
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def require_shared(found: Path | None) -> None:
+    """Make sure that all processes go on from the same checkpoint.
+
+    Raises:
+        StageError: They do not: a machine has a folder of its own.
+    """
+    names = set(gather_object([found.name if found else "the beginning"]))
+    if len(names) > 1:
+        raise StageError(
+            f"the machines would go on from {' and '.join(sorted(names))}",
+            hint="put the project into a folder that all machines share",
+        )
 
 
 def is_whole(path: Path) -> bool:
