@@ -29,6 +29,7 @@ SWITCHES = {
     "HF_DATASETS_OFFLINE": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # of a tracker that the user may name; it reads no DO_NOT_TRACK=1
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its threads have started would warn on stderr
 }

