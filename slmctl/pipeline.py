@@ -66,7 +66,7 @@ STAGES = {
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
         ),
-        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",)),
+        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",), version=2),
         Stage(
             "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
             ("llama_cpp_python", "gguf", "transformers"),
