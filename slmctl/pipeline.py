@@ -30,12 +30,13 @@ TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage: what kinds may fill it, and whether none or many may."""
+    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
 
     name: str
     kinds: tuple[str, ...]
     optional: bool = False
     many: bool = False
+    when: str = ""  # a field of the stage's section that asks for it
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
+        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
@@ -68,8 +69,8 @@ STAGES = {
         ),
         Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",), version=2),
         Stage(
-            "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
-            ("llama_cpp_python", "gguf", "transformers"),
+            "quantize", (Role("merged", ("merged",)), _PREPARED, Role("adapter", ("adapter",), when="lora")), "gguf",
+            "slmctl.model.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
         ),
         Stage(
             "predict",
@@ -168,7 +169,9 @@ def ask(
     section = section or config.stage_config(project.config, name)
     filled = dict(inputs or {})
     for role in stage.takes:
-        if role.name not in filled and not (role.optional or role.many):
+        if role.name not in filled and not (
+            role.optional or role.many or (role.when and not getattr(section, role.when))
+        ):
             filled[role.name] = find(project, role)
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
@@ -296,7 +299,7 @@ def _make(asked: Ask) -> Artifact:
         except MemoryError:
             raise StageError(f"{stage.name} ran out of memory", hint="a smaller batch or a smaller base") from None
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StageError(f"{stage.name}: the disk is full ({asked.path.parent})", hint="df -h .") from None
             raise
         finally:

@@ -160,7 +160,7 @@ class ShardWriter:
     def write(self, piece: torch.Tensor) -> None:
         """The next rows of the open tensor."""
         assert self._stream is not None
-        self._stream.write(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def copy(self, source: Stored) -> None:
         """The whole of the open tensor, byte for byte, from kernel to kernel."""
