@@ -381,6 +381,7 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
+    shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
 
 
 class QuantizeConfig(Section):
@@ -391,6 +392,10 @@ class QuantizeConfig(Section):
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
+    importance: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="training records by which rounding errors are weighed at 5 bits and fewer; off for none"
+    )
+    lora: bool = Field(False, description="write the adapter as a GGUF of its own too, to run on the base's")
 
 
 class PredictConfig(Section):

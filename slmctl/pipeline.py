@@ -30,12 +30,13 @@ TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage: what kinds may fill it, and whether none or many may."""
+    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
 
     name: str
     kinds: tuple[str, ...]
     optional: bool = False
     many: bool = False
+    when: str = ""  # a field of the stage's section that asks for it
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
+        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz"), version=2),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
         ),
-        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",)),
+        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",), version=2),
         Stage(
-            "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
-            ("llama_cpp_python", "gguf", "transformers"),
+            "quantize", (Role("merged", ("merged",)), _PREPARED, Role("adapter", ("adapter",), when="lora")), "gguf",
+            "slmctl.model.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
         ),
         Stage(
             "predict",
@@ -178,7 +179,9 @@ def ask(
             sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     filled = dict(inputs or {})
     for role in stage.takes:
-        if role.name not in filled and not (role.optional or role.many):
+        if role.name not in filled and not (
+            role.optional or role.many or (role.when and not getattr(section, role.when))
+        ):
             filled[role.name] = find(project, role)
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
@@ -416,7 +419,7 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except MemoryError:
         raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
         raise
 

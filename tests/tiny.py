@@ -95,7 +95,7 @@ def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
             bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
         )
     ).save_pretrained(out)  # fmt: skip
-    (out / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n", encoding="utf-8")
+    (out / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8")
     return out
 
 

@@ -128,8 +128,9 @@ def _from_folder(folder: Path, source: str, out: Path) -> Base:
     card = _front_matter(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     return _describe(
-        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note=""
-    )
+        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note="",
+        languages=card.get("language"),
+    )  # fmt: skip
 
 
 def _from_gguf(path: Path, source: str, out: Path) -> Base:
@@ -158,10 +159,11 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         license=_text(fields.get("general.license")),
         parameters=parameters,
         note=f"dequantised from {path.name} to float16; a little worse than the original weights",
+        languages=fields["general.languages"].contents() if "general.languages" in fields else None,
     )
 
 
-def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str) -> Base:
+def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: Any) -> Base:
     """Read the tokenizer, make sure that there is a chat template, and write down what the base is."""
     tokenizer = weights.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
@@ -173,7 +175,7 @@ def _describe(out: Path, *, name: str, source: str, license: str, parameters: in
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")
     end_of_turn(str(template), bos_token=bos, eos_token=eos)  # raises when the template has none
-    special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special})
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return Base(
         name=name,
         source=source,
@@ -183,9 +185,20 @@ def _describe(out: Path, *, name: str, source: str, license: str, parameters: in
         template_origin=origin,
         bos_token=bos,
         eos_token=eos,
-        special_tokens=tuple(special),
+        special_tokens=tuple(sorted(special | _control_tokens(out / "tokenizer.model"))),
         note=note,
+        languages=tuple(map(str, [languages] if isinstance(languages, str) else languages or ())),
     )
+
+
+def _control_tokens(model: Path) -> set[str]:
+    """Control tokens of a sentencepiece model: llama.cpp reads them as such, also where transformers does not."""
+    if not model.exists():
+        return set()
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return {pieces.id_to_piece(k) for k in range(len(pieces)) if pieces.is_control(k) or pieces.is_unknown(k)}
 
 
 def _public_name(base: str) -> str:
