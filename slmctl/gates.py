@@ -84,7 +84,7 @@ def _drop(first: str, second: str, gate: Gate, report: dict[str, Any]) -> tuple[
     sign = (-1 if forth else 1) * (-1 if gate.metric in report["lower_is_better"] else 1)
     if found["test"] == "mcnemar":
         lost, won = (found["only_first"], found["only_second"])[:: 1 if forth else -1]
-        return sign * found["difference"], drop_bound(lost, won, (forth or back)["n"], gate.confidence)
+        return sign * found["difference"] + 0.0, drop_bound(lost, won, (forth or back)["n"], gate.confidence)
     levels = {float(level): value for level, value in found["quantiles"].items()}
     known = [level for level in levels if level >= gate.confidence - 1e-9]
     if not known:

@@ -153,7 +153,8 @@ def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Sli
         found.append({"by": by, "name": name, "n": int(both.sum()), "difference": difference, "p": p})
     for entry, raised in zip(found, holm([entry["p"] for entry in found]), strict=True):
         entry["p_holm"] = raised
-    return sorted(found, key=lambda entry: (entry["p"], -abs(entry["difference"])))
+    # in nine digits: what is equal but for the last bit keeps its order on every machine
+    return sorted(found, key=lambda entry: (float(f"{entry['p']:.9g}"), -round(abs(entry["difference"]), 9)))
 
 
 def _mean_test(apart: Floats) -> float:
