@@ -101,8 +101,8 @@ BY_KIND = {stage.leaves: stage for stage in STAGES.values()}
 EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
-    "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf", "sklearn": "evaluate",
-    "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
+    "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
 }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class Remote:
         self._names = {"max_tokens": "max_tokens", "temperature": "temperature"}  # what this endpoint calls an option
         self._stop = threading.Event()
         self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._worked = 0, False
 
     def ask_all(self, requests: Iterable[Ask]) -> Iterator[tuple[int, Reply | Refusal]]:
         """Answer every request, in any order: its index, and the answer or why there is none.
@@ -100,7 +100,7 @@ class Remote:
             NetworkError: The endpoint cannot be reached at all, or refuses the key or the model.
         """
         self._stop.clear()
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._worked = 0, False
         numbered = enumerate(requests)
         with (
             offline.network(f"asking {self.host}", hosts=self._hosts()),
@@ -123,13 +123,21 @@ class Remote:
     def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             found = future.result()
-            failed = isinstance(found, Refusal) and found.status != 400
-            self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
-            if isinstance(found, Refusal) and self._failed_in_a_row >= GIVE_UP_AFTER:
-                raise NetworkError(
-                    f"{self.host} has answered none of {GIVE_UP_AFTER} requests in a row: {found.message}"
-                )
+            self._judge(found)
             yield running.pop(future), found
+
+    def _judge(self, found: Reply | Refusal) -> None:
+        """Give up on an endpoint that has answered nothing for long; that it refuses some requests is no sign yet."""
+        if isinstance(found, Reply):
+            self._failed_in_a_row, self._worked = 0, True
+            return
+        if found.status == 400 and self._worked:
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= GIVE_UP_AFTER * (4 if found.status == 400 else 1):
+            raise NetworkError(
+                f"{self.host} has answered none of {self._failed_in_a_row} requests in a row: {found.message}"
+            )
 
     def _ask(self, client: httpx.Client, request: Ask) -> Reply | Refusal:
         """One request with all its attempts."""

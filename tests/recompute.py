@@ -135,7 +135,7 @@ class Participant:
 
     def classify(self, task: dict[str, Any]) -> None:
         self.given = [text.strip() for text in self.said]
-        self.right = [a == b for a, b in zip(self.wanted, self.given)]
+        self.right = [a == b for a, b in zip(self.wanted, self.given, strict=True)]
         self.score = [float(one) for one in self.right]
         self.names = ["accuracy", "macro_f1"]
         self.calibrated = bool(self.rows) and all(self.sure[k] is not None for k in self.rows)
@@ -146,7 +146,7 @@ class Participant:
         import jsonschema
 
         check = jsonschema.Draft202012Validator(task["schema"])
-        values = [(strict_json(a), strict_json(b.strip())) for a, b in zip(self.wanted, self.said)]
+        values = [(strict_json(a), strict_json(b.strip())) for a, b in zip(self.wanted, self.said, strict=True)]
         self.values = values
         self.valid = [b is not NO_JSON for _, b in values]
         self.fits = [b is not NO_JSON and check.is_valid(b) for _, b in values]
@@ -161,7 +161,7 @@ class Participant:
         self.invalid = sum(not self.valid[k] for k in self.rows)
 
     def generate(self, task: dict[str, Any]) -> None:
-        pairs = [(word_list(a), word_list(b)) for a, b in zip(self.wanted, self.said)]
+        pairs = [(word_list(a), word_list(b)) for a, b in zip(self.wanted, self.said, strict=True)]
         self.right = [a == b for a, b in pairs]
         self.score = []
         self.rouge = []
@@ -169,7 +169,7 @@ class Participant:
             both = sum((Counter(a) & Counter(b)).values())
             self.score.append(2 * both / (len(a) + len(b)) if a or b else 1.0)
             self.rouge.append(2 * longest_common(a, b) / (len(a) + len(b)) if a and b else 0.0)
-        self.grams = [gram_counts(a, b) for a, b in zip(self.wanted, self.said)]
+        self.grams = [gram_counts(a, b) for a, b in zip(self.wanted, self.said, strict=True)]
         self.names = ["token_f1", "exact_match", "rouge_l", "chrf"]
         self.invalid = sum(not self.said[k].strip() for k in self.rows)
 
@@ -185,7 +185,7 @@ class Participant:
             if self.calibrated:
                 bins = self.bins(weights)
                 found["ece"] = math.fsum(abs(c - r) for _, c, r in bins.values()) / total
-                found["brier"] = mean([((s or 0.0) - r) ** 2 for s, r in zip(self.sure, self.right)])
+                found["brier"] = mean([((s or 0.0) - r) ** 2 for s, r in zip(self.sure, self.right, strict=True)])
             return found
         if self.kind == "extract":
             h, g, w = (sum(self.counts[k][place] * n for k, n in weights.items()) for place in range(3))
@@ -378,6 +378,11 @@ def chance_of_none(differences: list[float]) -> About:
     return About.of(p, 0.02 + 4.5 * 2 * math.sqrt(p / 2 * (1 - p / 2) / len(differences)))
 
 
+def place_of(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """In the order of the pipeline, the larger file first, the shorter prompt first."""
+    return ORDER.index(facts["kind"]), -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
+
+
 # The report
 
 
@@ -430,7 +435,7 @@ class Recomputed:
         read = [
             (path, json.loads((path / "manifest.json").read_text(encoding="utf-8"))["metrics"]) for path, _ in found
         ]
-        return sorted(read, key=lambda one: (ORDER.index(one[1]["kind"]), -(one[1]["size"] or 0), one[1]["model"]))
+        return sorted(read, key=lambda one: place_of(one[1]))
 
     def read(self, path: Path, records: list[dict[str, Any]]) -> Participant:
         rows = lines_of(path / "predictions.jsonl")
@@ -536,7 +541,7 @@ class Recomputed:
                 if name in SHARES:
                     metrics[name] = self.share(name, a, b, rows)
                     continue
-                apart = [y[name] - x[name] for x, y in zip(first, second)]
+                apart = [y[name] - x[name] for x, y in zip(first, second, strict=True)]
                 spread = statistics.stdev(apart)
                 z = NORMAL.inv_cdf((1 + self.confidence) / 2) + NORMAL.inv_cdf(0.8)
                 rough = 1e-3 if name in ("ece", "brier") else EXACT
@@ -560,7 +565,8 @@ class Recomputed:
         lost, won = sum(x[k] and not y[k] for k in rows), sum(y[k] and not x[k] for k in rows)
         side, n = (1 + self.confidence) / 2, len(rows)
         return {
-            "difference": (won - lost) / n, "interval": [-worst_drop(lost, won, n, side), worst_drop(won, lost, n, side)],
+            "difference": (won - lost) / n,
+            "interval": [-worst_drop(lost, won, n, side), worst_drop(won, lost, n, side)],
             "p": binomial_p(lost, won), "detectable": seen_with(lost + won, n, self.confidence, 0.8), "test": "mcnemar",
             "only_first": lost, "only_second": won,
         }  # fmt: skip
@@ -570,7 +576,7 @@ class Recomputed:
         ordered, n = sorted(lengths), len(lengths)
         cuts = sorted({ordered[math.floor((n - 1) * q)] for q in (0.25, 0.5, 0.75)})
         spans: dict[str, list[int]] = {}
-        for low, high in zip([0, *(cut + 1 for cut in cuts)], [*cuts, max(lengths)]):
+        for low, high in zip([0, *(cut + 1 for cut in cuts)], [*cuts, max(lengths)], strict=True):
             spans[f"{low} to {high} characters"] = [k for k, length in enumerate(lengths) if low <= length <= high]
         by: dict[str, dict[str, list[int]]] = {"label": {}, "source": {}, "length": spans, "group": {}}
         for k, record in enumerate(self.records):
@@ -617,7 +623,7 @@ class Recomputed:
                 sums = [math.fsum(apart[k] * w for k, w in draw.items()) for draw in draws(both, 78)]
                 p = chance_of_none(sums) if any(apart.values()) else 1.0
             found.append({"by": by, "name": name, "n": len(both), "difference": difference, "p": p})
-        for entry, p in zip(found, raised([float(entry["p"]) for entry in found])):
+        for entry, p in zip(found, raised([float(entry["p"]) for entry in found]), strict=True):
             loose = isinstance(entry["p"], About)
             entry["p_holm"] = About.of(p, 1.0) if loose else p
         return sorted(found, key=lambda entry: (float(f"{float(entry['p']):.9g}"), -round(abs(entry["difference"]), 9)))
@@ -641,8 +647,8 @@ class Recomputed:
             if name == of:
                 bound: Any = 0.0
             elif metric in SHARES:
-                lost = sum(x and not y for x, y in zip(reference.right, one.right))
-                won = sum(y and not x for x, y in zip(reference.right, one.right))
+                lost = sum(x and not y for x, y in zip(reference.right, one.right, strict=True))
+                won = sum(y and not x for x, y in zip(reference.right, one.right, strict=True))
                 bound = worst_drop(lost, won, len(records), 0.95)
             else:
                 drawn = draws(list(every), 79)
@@ -700,7 +706,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> tuple[int, list[str]
     if isinstance(theirs, list) and isinstance(ours, list):
         if len(ours) != len(theirs):
             return 0, [f"{where}: {len(ours)} entries, not {len(theirs)}"]
-        parts = [differences(a, b, f"{where}[{k}]") for k, (a, b) in enumerate(zip(ours, theirs))]
+        parts = [differences(a, b, f"{where}[{k}]") for k, (a, b) in enumerate(zip(ours, theirs, strict=True))]
         return sum(n for n, _ in parts), [fault for _, more in parts for fault in more]
     if isinstance(ours, About):
         same = isinstance(theirs, (int, float)) and abs(ours - theirs) <= ours.give
@@ -756,18 +762,22 @@ def linear_agrees(made: Recomputed) -> list[str]:
     )
     if len({label for _, label in train}) < 2:
         return []
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=numpy.float32).fit([text for text, _ in train])
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit([text for text, _ in train])
+    rows = words.transform([text for text, _ in train])
+    small = rows.shape[1] * len({label for _, label in train}) <= 200_000
+    how = {"solver": "lbfgs", "max_iter": 2000}
+    if not small:
+        rows, how = rows.astype(numpy.float32), {"solver": "sag", "tol": 1e-3, "max_iter": 200, "random_state": 0}
     best, most = None, -1
     for strength in (1.0, 10.0, 100.0):
-        fit = LogisticRegression(C=strength, solver="sag", tol=1e-3, max_iter=2000, random_state=0)
-        fit.fit(words.transform([text for text, _ in train]), [label for _, label in train])
+        fit = LogisticRegression(C=strength, **how).fit(rows, [label for _, label in train])
         found = fit.predict(words.transform([text for text, _ in validation]))
-        hits = sum(a == label for a, (_, label) in zip(found, validation))
+        hits = sum(a == label for a, (_, label) in zip(found, validation, strict=True))
         if hits > most:
             best, most = fit, hits
     assert best is not None
     said = best.predict(words.transform([record["messages"][-2]["content"] for record in made.records]))
-    wrong = sum(a != b for a, b in zip(said, made.people["tfidf_logistic"].given))
+    wrong = sum(a != b for a, b in zip(said, made.people["tfidf_logistic"].given, strict=True))
     allowed = len(said) // 500  # two labels that are equally likely may change places in the last bit
     return [f"tfidf_logistic: fitted anew, {wrong} of {len(said)} answers differ"] if wrong > allowed else []
 

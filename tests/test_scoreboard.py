@@ -6,6 +6,11 @@ from typing import Any
 
 from slmctl.scoreboard import markdown, table
 
+
+def pair(difference: float, low: float, high: float, **more: float) -> dict[str, Any]:
+    return {"difference": difference, "interval": [low, high], "test": "mcnemar", **more}
+
+
 REPORT: dict[str, Any] = {
     "n": 400,
     "split": "test",
@@ -16,7 +21,9 @@ REPORT: dict[str, Any] = {
     "participants": ["majority", "adapter", "Q4_K_M", "large (8-shot)"],
     "focus": "Q4_K_M",
     "remarks": ["Only so many rows.", "Another remark."],
-    "baselines": {"majority": {"kind": "baseline", "metrics": {"accuracy": 0.125, "macro_f1": 0.01}, "interval": [0.1, 0.16]}},
+    "baselines": {
+        "majority": {"kind": "baseline", "metrics": {"accuracy": 0.125, "macro_f1": 0.01}, "interval": [0.1, 0.16]}
+    },
     "models": {
         "Q4_K_M": {
             "kind": "gguf",
@@ -40,16 +47,8 @@ REPORT: dict[str, Any] = {
         },
     },
     "pairs": {
-        "adapter|Q4_K_M": {
-            "metrics": {
-                "accuracy": {"difference": 0.035, "interval": [0.01, 0.06], "p": 0.0123, "detectable": 0.02, "test": "mcnemar"}
-            }
-        },
-        "Q4_K_M|large (8-shot)": {
-            "metrics": {
-                "accuracy": {"difference": -0.2, "interval": [-0.3, -0.1], "p": 1e-9, "detectable": 0.05, "test": "mcnemar"}
-            }
-        },
+        "adapter|Q4_K_M": {"metrics": {"accuracy": pair(0.035, 0.01, 0.06, p=0.0123, detectable=0.02)}},
+        "Q4_K_M|large (8-shot)": {"metrics": {"accuracy": pair(-0.2, -0.3, -0.1, p=1e-9, detectable=0.05)}},
         "majority|adapter": {"metrics": {}},
     },
     "slices": [
@@ -114,10 +113,14 @@ def test_markdown_says_what_was_chosen_and_from_where_it_pays() -> None:
     candidate = {"size": 1000, "value": 0.9, "loss": 0.004, "loss_at_most": 0.02, "within": True, "fast": True}
     choice = {
         "model": "Q4_K_M", "of": "Q8_0", "metric": "accuracy", "split": "validation", "n": 250,
-        "candidates": [candidate | {"model": "Q4_K_M", "tokens_per_s": 150.4}, candidate | {"model": "Q8_0", "tokens_per_s": None}],
+        "candidates": [
+            candidate | {"model": "Q4_K_M", "tokens_per_s": 150.4},
+            candidate | {"model": "Q8_0", "tokens_per_s": None},
+        ],
     }  # fmt: skip
     prices = {
-        "currency": "EUR", "machine_per_hour": 0.1, "api_per_million_input_tokens": 0.5, "api_per_million_output_tokens": 2,
+        "currency": "EUR", "machine_per_hour": 0.1,
+        "api_per_million_input_tokens": 0.5, "api_per_million_output_tokens": 2,
         "models": {
             "large (8-shot)": {"api_per_1000_rows": 0.5},
             "Q4_K_M": {"api_per_1000_rows": 0.04, "machine_per_1000_rows": 0.0007, "rows_per_hour": 150000.0,

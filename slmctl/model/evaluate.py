@@ -127,13 +127,17 @@ def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, 
 def _models(predictions: Sequence[Artifact], records: Sequence[Record]) -> dict[str, Model]:
     """The models by name, in the order of the pipeline, the larger file first."""
     named: dict[str, Model] = {}
-    key = lambda one: (ORDER.index(one.metrics["kind"]), -(one.metrics["size"] or 0), one.metrics["model"])  # noqa: E731
-    for artifact in sorted(predictions, key=key):
+    for artifact in sorted(predictions, key=_place):
         name = artifact.metrics["model"].replace("|", "/")  # `|` stands between the names of a pair
         if name in named:
             raise UsageError(f"two of the models are both called '{name}'", hint="give each model once")
         named[name] = _model(artifact, records)
     return named
+
+
+def _place(predictions: Artifact) -> tuple[int, int, int, str]:
+    facts = predictions.metrics
+    return ORDER.index(facts["kind"]), -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
 
 
 def _model(artifact: Artifact, records: Sequence[Record]) -> Model:
