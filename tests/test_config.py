@@ -88,7 +88,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {kind: extract}", "slmctl.yaml:3: task: extract needs 'schema', the path of a JSON Schema file"),
         ("task: {kind: generate, schema: x.json}", "'schema' belongs to extract, and the kind is generate"),
         ("task: {labels: [a, b]}", "'labels' belongs to classify, and the kind is generate"),
-        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max_drop' with 'against'"),
+        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max', or 'max_drop' with 'against'"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'max_drop' and 'against' come together"),
         ("publish: {to: s3://bucket}", "slmctl.yaml:3: publish.to: found 's3://bucket'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
@@ -429,7 +429,7 @@ def keys_of_schema(document: dict[str, Any], node: dict[str, Any], prefix: str =
     """The dotted name of every key that a JSON Schema describes."""
     found = []
     for name, inner in node.get("properties", {}).items():
-        options = [inner, inner.get("items", {}), *inner.get("allOf", [])]
+        options = [inner, inner.get("items", {}), *inner.get("allOf", []), *inner.get("anyOf", [])]
         reference = next((option["$ref"] for option in options if "$ref" in option), None)
         if reference is None:
             found.append(prefix + name)
