@@ -45,6 +45,10 @@ def run(
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
+    if model.kind == "endpoint":
+        from slmctl.model import _endpoint  # httpx is needed for these alone
+
+        return _endpoint.run(config, model=model, prepared=prepared, out=out)
     task = Task.read(prepared.path)
     records = read_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it never saw the labels, so it is told them
