@@ -29,8 +29,9 @@ def notices(facts: Facts) -> Iterator[Notice]:
 
 
 def few_tested(facts: Facts) -> list[str]:
-    """Labels with too few test rows, the fewest first."""
-    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items()}
+    """Labels with too few test rows, the fewest first; those that may be slips of another are not counted."""
+    slips = {slip["label"] for slip in facts.get("label_typos", [])}
+    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items() if name not in slips}
     return sorted((name for name, many in found.items() if many < FEW), key=lambda name: (found[name], name))
 
 
