@@ -66,14 +66,14 @@ def _unusable(facts: Facts) -> Iterator[Notice]:
 
 
 def _overlap(facts: Facts) -> Iterator[Notice]:
-    for side, found in facts.get("overlap", {}).get("sides", {}).items():
-        if overlapping(found) > CLOSE:
-            yield Notice(
-                f"{percent(overlapping(found))} of the {side} rows share long word sequences with training rows: a "
-                "score on them partly measures memory.",
-                "warn",
-                "Held-out rows",
-            )
+    sides = {side: overlapping(found) for side, found in facts.get("overlap", {}).get("sides", {}).items()}
+    close = [f"{percent(share)} of the {side} rows" for side, share in sides.items() if share > CLOSE]
+    if close:
+        yield Notice(
+            f"{', '.join(close)} share long word sequences with training rows: a score on them partly measures memory.",
+            "warn",
+            "Held-out rows",
+        )
 
 
 def _conflicts(facts: Facts) -> Iterator[Notice]:

@@ -81,8 +81,8 @@ def _figures(facts: Facts) -> Iterator[Figure]:
         sizes = [sum(sides.values()) for sides in labels.values()]
         yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
     conflicts = facts.get("conflicts", {})
-    if "cap" in conflicts:
-        told = f"{count(conflicts.get('pairs', 0), 'pair')} of like inputs with different answers"
+    if conflicts.get("pairs") and "cap" in conflicts:
+        told = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
         yield Figure("No model scores over", percent(conflicts["cap"]), told, "warn" if conflicts["cap"] < 0.99 else "")
     if "sensitive" in facts:
         rows = facts.get("sensitive_rows")
