@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import gguf
 import torch
 import yaml
 
-from slmctl import console, hub, offline, weights
+from slmctl import console, hub, weights
 from slmctl.artifact import sha256_file
 from slmctl.base import Base
 from slmctl.config import PullConfig
 from slmctl.data import _index
-from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.task import end_of_turn
 
 # What may come along from a model folder: weights, settings, vocabulary, and what the licence asks.

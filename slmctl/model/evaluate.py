@@ -17,6 +17,7 @@ import numpy as np
 from slmctl.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
+from slmctl.model import _report
 from slmctl.model._baselines import baselines
 from slmctl.model._choice import break_even, choose
 from slmctl.model._pairs import compare, slices_of
@@ -47,7 +48,7 @@ def run(
     out: Path,
     validation: list[Artifact] | None = None,
 ) -> dict[str, Any]:
-    """Write `report.json` (every figure), `report.md` (for a pull request) and `rows.jsonl` (right or wrong by row).
+    """Write `report.json` (every figure), `report.html`, `report.md` (for a pull request) and `rows.jsonl` (row by row).
 
     Args:
         config: How to measure.
@@ -111,6 +112,7 @@ def _write(out: Path, task: Task, report: dict[str, Any], rows: list[dict[str, A
             stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
     (out / "report.json").write_bytes(canonical(report))
     (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    _report.write(out, report, rows, labels=task.labels)
 
 
 # Reading
