@@ -129,7 +129,7 @@ def cli() -> None:
 @_stage
 @click.pass_obj
 def pull(options: Options) -> None:
-    """Fetch and check the base model (the one stage that uses the network)."""
+    """Fetch and check the base model (from the network, unless it is a path)."""
     _run_stage(options, "pull")
 
 
@@ -141,7 +141,11 @@ def pull(options: Options) -> None:
 def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
-        _print_of(_project(options, base=base), "prepare", "explain")
+        from slmctl import pipeline
+
+        project = _project(options, base=base)
+        pipeline.gather_sources(project)
+        _print_of(project, "prepare", "explain")
         return
     _run_stage(options, "prepare", base=base)
 
@@ -665,9 +669,9 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     asked: Any = pipeline.ask(project, stage)
     try:
         module = importlib.import_module(asked.stage.module)
+        text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, stage) from error
-    text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     _console().write(_console().clean(text) + "\n")
 
 

@@ -158,7 +158,9 @@ class Source(Section):
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
         None, description="what a file is, when its name does not end in it"
     )
-    sheet: Text | None = Field(None, description="which sheet of a workbook; the first one when left out")
+    sheet: Text | None = Field(
+        None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
+    )
     name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
     shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
         "auto", description="how a row holds a conversation; auto recognises it by the columns"

@@ -33,7 +33,7 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
 
     Args:
         path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
-        sheet: Which sheet of a workbook; the first when left out.
+        sheet: Which sheet of a workbook, the first when left out; or which array of a JSON object.
         format: What the file is, when its name does not say it.
 
     Raises:
@@ -42,15 +42,15 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
     """
     require_file(path)
     kind = format or format_of(path)
-    if sheet is not None and kind not in ("xlsx", "ods"):
-        raise UsageError(f"{path.name} is no workbook, and has no sheet '{sheet}'")
+    if sheet is not None and kind not in ("xlsx", "ods", "json"):
+        raise UsageError(f"{path.name} is no workbook and no JSON object, and has no sheet '{sheet}'")
     try:
         if kind == "parquet":
             yield from _tables.parquet_rows(path)
         elif kind not in TEXTS:
             yield from _tables.workbook_rows(path, sheet)
         else:
-            yield from _text_rows(path, kind)
+            yield from _text_rows(path, kind, sheet)
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
@@ -126,14 +126,14 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
 
 
-def _text_rows(path: Path, kind: str) -> Iterator[Row]:
-    if kind == "json":
+def _text_rows(path: Path, kind: str, key: str | None) -> Iterator[Row]:
+    if kind == "json" and key is None:
         with _lines.opened(path) as stream:
             kind = "jsonl" if _objects.is_lines(stream) else "json"
     with _lines.opened(path) as stream:
         if kind == "jsonl":
             yield from _objects.line_rows(stream)
         elif kind == "json":
-            yield from _objects.array_rows(stream, path.name)
+            yield from _objects.array_rows(stream, path.name, key=key)
         else:
             yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")
