@@ -21,20 +21,20 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("slack", "xox xapp- hooks.", r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w+){3}"),
         ("stripe", "_live_ _test_ whsec_", r"[srp]k_(?:live|test)_\w{10,}|whsec_[\w+/]{20,}"),
         ("google", "aiza ya29. gocspx-", r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}"),
-        ("sk", "sk-", r"sk-(?:(?:proj|ant|svcacct|admin|or|lf)-)?(?=[\w-]*\d)[\w-]{20,}"),
+        ("sk", "sk-", r"sk-(?:(?:proj|ant|svcacct|admin|or|lf)-)?(?=[\w-]{0,99}\d)[\w-]{20,}"),
         ("huggingface", "hf_ api_org_", r"(?:hf|api_org)_[A-Z0-9]{20,}"),
-        ("jwt", "eyj", r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?"),
+        ("jwt", "eyj", r"eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}(?:\.[\w-]*)?"),
         ("pypi", "pypi-", r"pypi-AgE[\w-]{20,}"),
         ("npm", "npm_", r"npm_[A-Z0-9]{30,}"),
         ("rubygems", "rubygems_", r"rubygems_[0-9a-f]{40,}"),
-        ("sendgrid", "sg.", r"SG\.[\w-]{16,}\.[\w-]{16,}"),
+        ("sendgrid", "sg.", r"SG\.[\w-]{16,99}\.[\w-]{16,}"),
         ("mail-service", "key- xkeysib-", r"(?:key|xkeysib)-[0-9a-f]{32,}"),
         ("telegram", ":aa", r"\d{8,10}:AA[\w-]{30,}"),
         ("digitalocean", "_v1_", r"do[opr]_v1_[0-9a-f]{32,}"),
         ("databricks", "dapi", r"dapi[0-9a-f]{32}"),
         ("vault", "hvs.", r"hvs\.[\w-]{20,}"),
         ("age", "age-secret", r"AGE-SECRET-KEY-1\w{40,}"),
-        ("model-service", "gsk_ r8_ nvapi- pplx- xai-", r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[\w-]*\d)[\w-]{20,}"),
+        ("model-service", "gsk_ r8_ nvapi- pplx- xai-", r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[\w-]{0,99}\d)[\w-]{20,}"),
         ("shopify", "shp", r"shp(?:at|ca|pa|ss)_[0-9a-f]{20,}"),
         ("grafana", "glsa_", r"glsa_\w{20,}"),
         ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_", r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_)[\w-]{20,}"),
@@ -70,7 +70,7 @@ _ELEMENT = re.compile(rf"<(?P<name>{_NAME})>(?P<value>[^<>\s]{{4,400}})</", re.I
 _HEADER = re.compile(
     r"\b(?:authorization|x-api-key|x-auth-token|private-token)[\"']?\s{0,2}[:=]\s{0,2}[\"']?"
     r"(?:(?:bearer|basic|token|apikey|digest)\s+)?"
-    r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000})|\bbearer\s+(?P<bearer>(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,2000})",
+    r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000})|\bbearer\s+(?P<bearer>(?=[\w.~+/=-]{0,99}\d)[\w.~+/=-]{16,2000})",
     re.IGNORECASE,
 )
 _SAID = re.compile(

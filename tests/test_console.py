@@ -167,6 +167,22 @@ def test_progress_in_a_log_is_plain_lines(capfd: pytest.CaptureFixture[str], mon
     assert lines[1].endswith(" left, loss 0.5")
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("\x1b[31mred\x1b[0m \u202eevil", "red evil"),
+        ("a lone \ud800 half", "a lone ? half"),
+        ("x" * 50, "x" * 19 + "…"),
+        ("x" * 20, "x" * 20),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_is_one_short_line(text: str, line: str) -> None:
+    assert console.shown(text, 20) == line
+    line.encode()
+
+
 def test_json_on_a_terminal_holds_nothing_that_it_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
     value = {"a": "\x9b31m \x7f \u202e größe \x1b"}
     text = json.dumps(value, ensure_ascii=False) + "\n"

@@ -282,3 +282,11 @@ def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]])
     assert [{name: text.removeprefix("'") for name, text in row.items()} for row in found] == [
         {name: text.removeprefix("'") for name, text in row.items()} for row in values
     ]
+
+
+def test_json_rows_may_be_arrays_whose_columns_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"train": [["hello", "greet"], ["bye", "leave"]], "test": [["hi", "greet"], []]}')
+    found = list(read_rows(path, sheet="train"))
+    assert [row.columns for row in found] == [{"1": "hello", "2": "greet"}, {"1": "bye", "2": "leave"}]
+    assert [row.fault for row in read_rows(path, sheet="test")] == ["", "not a JSON object"]

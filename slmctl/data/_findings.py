@@ -29,8 +29,9 @@ def notices(facts: Facts) -> Iterator[Notice]:
 
 
 def few_tested(facts: Facts) -> list[str]:
-    """Labels with too few test rows, the fewest first."""
-    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items()}
+    """Labels with too few test rows, the fewest first; those that may be slips of another are not counted."""
+    slips = {slip["label"] for slip in facts.get("label_typos", [])}
+    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items() if name not in slips}
     return sorted((name for name, many in found.items() if many < FEW), key=lambda name: (found[name], name))
 
 
@@ -65,14 +66,14 @@ def _unusable(facts: Facts) -> Iterator[Notice]:
 
 
 def _overlap(facts: Facts) -> Iterator[Notice]:
-    for side, found in facts.get("overlap", {}).get("sides", {}).items():
-        if overlapping(found) > CLOSE:
-            yield Notice(
-                f"{percent(overlapping(found))} of the {side} rows share long word sequences with training rows: a "
-                "score on them partly measures memory.",
-                "warn",
-                "Held-out rows",
-            )
+    sides = {side: overlapping(found) for side, found in facts.get("overlap", {}).get("sides", {}).items()}
+    close = [f"{percent(share)} of the {side} rows" for side, share in sides.items() if share > CLOSE]
+    if close:
+        yield Notice(
+            f"{', '.join(close)} share long word sequences with training rows: a score on them partly measures memory.",
+            "warn",
+            "Held-out rows",
+        )
 
 
 def _conflicts(facts: Facts) -> Iterator[Notice]:

@@ -7,7 +7,7 @@ Rows are named by file and number; of their texts only labels and short answers 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,8 @@ def _figures(facts: Facts) -> Iterator[Figure]:
         sizes = [sum(sides.values()) for sides in labels.values()]
         yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
     conflicts = facts.get("conflicts", {})
-    if "cap" in conflicts:
-        told = f"{count(conflicts.get('pairs', 0), 'pair')} of like inputs with different answers"
+    if conflicts.get("pairs") and "cap" in conflicts:
+        told = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
         yield Figure("No model scores over", percent(conflicts["cap"]), told, "warn" if conflicts["cap"] < 0.99 else "")
     if "sensitive" in facts:
         rows = facts.get("sensitive_rows")
@@ -105,15 +105,20 @@ def _rows(facts: Facts) -> Section:
         bars = [Bar(rule, many, f"{many:,}", "c5") for rule, many in rules[:SHOWN]]
         blocks.append(Chart("Why rows were left out", chart.bars(bars, title="Rows left out by reason")))
         places, total = facts.get("examples", {}), max(facts["rows_in"], 1)
-        rows = [
-            [rule, ", ".join(map(place, places.get(rule, [])[:3])), f"{many:,}", percent(many / total)]
-            for rule, many in rules
-        ]
+        rows = [[rule, _places(places.get(rule, [])[:3]), f"{many:,}", percent(many / total)] for rule, many in rules]
         told = "rejected.jsonl names every row that was left out, and why."
         blocks.append(
             Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=told)
         )
     return Section("Where the rows went", blocks, _how(facts.get("splits", {})))
+
+
+def _places(entries: Sequence[dict[str, Any]]) -> str:
+    """`tickets.csv rows 17, 90; more.csv row 3`."""
+    rows: dict[str, list[str]] = {}
+    for entry in entries:
+        rows.setdefault(entry["file"], []).append(str(entry["row"]))
+    return "; ".join(f"{file} {either(len(some), 'row', 'rows')} {', '.join(some)}" for file, some in rows.items())
 
 
 def _sum(facts: Facts) -> str:
@@ -166,7 +171,7 @@ def _labels(facts: Facts) -> Section:
             (f"The {some} most frequent labels", bars[:some]),
             (f"The {some} rarest labels", bars[-some:]),
         ):
-            blocks.append(Chart(told, chart.bars(part, title=told)))
+            blocks.append(Chart(told, chart.bars(part, title=told, most=bars[0].value)))
     if slips := facts.get("label_typos"):
         rows = [[t["label"], t["likely"], f"{t['count']:,}", f"{t['likely_count']:,}"] for t in slips]
         blocks.append(Table("Labels that may be slips", ["label", "perhaps meant", "rows", "rows of that"], rows, 2))

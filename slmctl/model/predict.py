@@ -45,6 +45,10 @@ def run(
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
+    if model.kind == "endpoint":
+        from slmctl.model import _endpoint  # httpx is needed for these alone
+
+        return _endpoint.run(config, model=model, prepared=prepared, out=out)
     task = Task.read(prepared.path)
     records = read_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it never saw the labels, so it is told them
@@ -124,7 +128,7 @@ def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
     Raises:
         UsageError: None fits, or several do.
     """
-    entries = model.files(".gguf")
+    entries = [entry for entry in model.files(".gguf") if not entry.path.endswith("-LoRA.gguf")]  # no model by itself
     chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
     if len(chosen) == 1:
         return chosen[0]
