@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from workbooks import cell, row, write_ods, write_xlsx
 
-from slmctl.errors import DataError, SlmctlError, UsageError
+from slmctl import pipeline
+from slmctl.errors import DataError, MissingError, SlmctlError, UsageError
 from slmctl.rows import MAX_ROW, Row, read_rows
 
 MEMORY = 250  # MB that reading a file may take, whatever is in it
@@ -253,6 +254,26 @@ def test_what_a_file_gives(case: Case, tmp_path: Path) -> None:
     assert (len(found), faults.keys()) == (case.rows, case.faults.keys()), faults
     assert all(fault in faults[number] for number, fault in case.faults.items()), faults
     assert case.first is None or next(one.columns for one in found if not one.fault) == case.first
+
+
+def test_a_workbook_is_not_read_by_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `python -m` looks for modules in the folder that it is started in
+    for name in ("json", "python_calamine", "slmctl"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run')")
+    write_xlsx(tmp_path / "a.xlsx", {"One": row(1, "text") + row(2, "a")})
+    monkeypatch.chdir(tmp_path)
+    assert list(read_rows(Path("a.xlsx"))) == [Row(1, TEXT)]
+
+
+def test_a_missing_package_is_said_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python_calamine.py").write_text("raise ModuleNotFoundError(\"No module named 'python_calamine'\")")
+    write_xlsx(tmp_path / "a.xlsx", {"One": row(1, "text")})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        list(read_rows(tmp_path / "a.xlsx"))
+    said = pipeline.missing(caught.value, "prepare")
+    assert isinstance(said, MissingError)
+    assert said.hint == "pip install 'slmctl[data]'"
 
 
 def test_the_table_is_long_enough() -> None:
