@@ -75,7 +75,8 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
 
 def _cells_of(path: Path, sheet: str | None) -> Generator[list[object], None, None]:
     """The rows of a sheet as the child gives them, cell by cell."""
-    command = [sys.executable, "-m", "slmctl._workbook", str(path), *([sheet] if sheet is not None else [])]
+    # -P: a module that lies in the folder of the data is not ours
+    command = [sys.executable, "-P", "-m", "slmctl._workbook", str(path), *([sheet] if sheet is not None else [])]
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL)
         assert child.stdout is not None

@@ -62,7 +62,8 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
-        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz"), version=2),
+        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare",
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=2),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,

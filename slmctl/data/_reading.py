@@ -29,6 +29,7 @@ from slmctl.similar import U8, U64
 from slmctl.task import Task
 
 BATCH = 500  # rows that one worker takes at a time
+BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
 AHEAD = 3  # batches a worker that are read before they are needed
 LARGE = 4_000_000  # bytes of sources from which starting workers pays
 
@@ -347,11 +348,13 @@ def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:
 def _raw(sources: Iterable[Source]) -> Iterator[tuple[int, list[Raw]]]:
     for index, source in enumerate(sources):
         rows: list[Raw] = []
+        size = 0
         for row in read_rows(source.local, sheet=source.sheet, format=source.format):
             rows.append((row.number, row.columns, row.fault))
-            if len(rows) == BATCH:
+            size += sum(len(cell if isinstance(cell, str) else str(cell)) for cell in row.columns.values())
+            if len(rows) == BATCH or size > BATCH_SIZE:
                 yield index, rows
-                rows = []
+                rows, size = [], 0
         if rows:
             yield index, rows
 
