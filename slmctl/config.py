@@ -341,6 +341,9 @@ class FinetuneConfig(Section):
     batch: int = Field(16, ge=1, description="records a step, over all processes")
     accumulation: int = Field(1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each answer token's target spread over the vocabulary, in training"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
