@@ -18,7 +18,7 @@ from slmctl.similar import I64, U64, mixed
 
 LONG, SHORT = 13, 8  # words
 
-_BATCH = 4096  # rows whose texts are in memory at a time
+_BATCH = 1024  # rows whose texts are in memory at a time
 _HELD = 1 << 22  # runs of held-out rows that are in memory at a time
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -63,6 +63,7 @@ def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> 
             measured[owners] = True
             order = np.argsort(runs)
             runs, owners = runs[order], owners[order]
+            del order
             np.minimum.at(first, owners, _first_with(rows, train, runs, size))
     overlapping = np.flatnonzero(first < _NEVER)
     shown = tuple((int(held_out[k]), int(first[k])) for k in overlapping[:examples])
@@ -86,10 +87,15 @@ def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
         owners.append(of_size[owner] + start)
         held += len(found)
         if held >= _HELD or (held and start + _BATCH >= len(held_out)):
-            part = np.concatenate(runs), np.concatenate(owners)
-            runs, owners, held = [], [], 0  # before the part is used: memory holds it once
-            yield part
-            del part
+            yield _emptied(runs), _emptied(owners)
+            held = 0
+
+
+def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays of a list joined, and the list left empty, so that memory holds them once."""
+    joined = np.concatenate(arrays)
+    arrays.clear()
+    return joined
 
 
 def _first_with(rows: Spill, train: Rows, wanted: U64, size: int) -> I64:
@@ -103,9 +109,9 @@ def _first_with(rows: Spill, train: Rows, wanted: U64, size: int) -> I64:
         place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)  # of equal runs the first
         hit = wanted[place] == runs
         np.minimum.at(met, place[hit], part[owners[hit]])
-    opens = np.ones(len(wanted), dtype=bool)
-    opens[1:] = wanted[1:] != wanted[:-1]
-    return met[np.maximum.accumulate(np.where(opens, np.arange(len(wanted)), 0))]
+    opened = np.arange(len(wanted))  # where the equal runs of each begin
+    opened[1:][wanted[1:] == wanted[:-1]] = 0
+    return met[np.maximum.accumulate(opened, out=opened)]
 
 
 def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
