@@ -1,9 +1,8 @@
 """The child process of `engine`: llama.cpp through llama-cpp-python's low-level batch API.
 
     python -m slmctl._llama serve MODEL.gguf SETTINGS     requests as JSON lines in, events out
-    python -m slmctl._llama quantize SOURCE TARGET TYPE   one quantized file
 
-Only this module imports llama_cpp. It holds N sequences in one context and decodes whatever they
+Only this module and `_quantizer` import llama_cpp. It holds N sequences in one context and decodes whatever they
 need next together in one batch (continuous batching). Sequence 0 keeps the prompt prefix that
 requests have in common; a new request copies it instead of computing it.
 """
@@ -407,21 +406,5 @@ def _private_stdout() -> TextIO:
     return os.fdopen(own, "w", encoding="utf-8")
 
 
-def quantize(source: str, target: str, type_name: str) -> None:
-    """Write `target` as a quantization of the GGUF `source`; exits non-zero on failure."""
-    prefix = "LLAMA_FTYPE_ALL_" if type_name == "F32" else "LLAMA_FTYPE_MOSTLY_"
-    ftype = getattr(lc, prefix + type_name, None)
-    if ftype is None:
-        raise SystemExit(f"this llama.cpp has no quantization type {type_name}")
-    params = lc.llama_model_quantize_default_params()
-    params.ftype = ftype
-    params.nthread = len(os.sched_getaffinity(0))
-    status = lc.llama_model_quantize(source.encode(), target.encode(), params)
-    raise SystemExit(0 if status == 0 else f"llama.cpp could not write {target} as {type_name} ({status})")
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2], json.loads(sys.argv[3]))
-    else:
-        quantize(*sys.argv[2:5])
+    serve(sys.argv[2], json.loads(sys.argv[3]))

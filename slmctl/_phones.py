@@ -16,6 +16,7 @@ from slmctl._rules import Match, digit_count, words
 _GAP = r"[ \-./()_*~\n]{0,3}"
 _START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"
 _END = r"(?![^\W_])(?![.,/\-]\d)"
+_SEVEN = re.compile(r"\d(?:[ \-./()_*~\n]{0,4}\d){6}")
 _PLUS = re.compile(rf"(?<![\w+])\+[ (]{{0,2}}\d(?:{_GAP}\d){{6,14}}(?!\d)")
 _DOUBLE_ZERO = re.compile(rf"{_START}(?<!\d{{4}} )\(?00[ \-./)]{{0,2}}[1-9](?:{_GAP}\d){{6,14}}(?!\w)")
 _AMERICA = re.compile(
@@ -35,7 +36,7 @@ _PHONE_WORD = re.compile(
     r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
     r"|\b(?:call|ring|dial|text|sms|reach|contact|phone)(?:ed|ing)?\W{1,2}(?:me|us|him|her|them|back|on|at)\b"
     r"|\bmy (?:new |old )?number is)"
-    r"[^\w\n(+]{0,3}(?:(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line)\b[^\w\n(+]{0,3}){0,5}$",
+    r"[^\w\n(+]{0,3}(?:(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}){0,5}$",
     re.IGNORECASE,
 )
 _OTHER = re.compile(
@@ -69,7 +70,7 @@ _CODES = (
 
 def phones(text: str) -> Iterator[Match]:
     """Every phone number, once; a number may be yielded again by a rule that takes more or less of it."""
-    if digit_count(text) < 7:
+    if digit_count(text) < 7 or not _SEVEN.search(text):
         return
     for match in _PLUS.finditer(text) if "+" in text else ():
         yield from _international(text, "phone/international", match.start(), match.end(), 0)

@@ -54,11 +54,14 @@ _TOPS = words(
 _WORDS = words("in at me be it no us es")
 _NOT_TOPS = words("png jpg jpeg gif svg webp ico css js py json html php pdf")  # icon@2x.png
 _SPELLED = re.compile(
-    r"\b(?P<local>\w+(?:(?:[.+-]| (?:dot|punkt|point|underscore|dash|minus|plus) )\w+){0,5})"
-    r"(?:\s+at\s+|_at_|-at-|\*at\*)"
-    r"(?P<domain>[\w-]+(?:(?:\s+(?:dot|punkt|point)\s+|_dot_|-dot-|\.)[a-z][\w-]*){0,4}"
-    r"(?:(?P<said>\s+(?:dot|punkt|point)\s+|_dot_|-dot-)|\.)(?P<top>[a-z]{2,8}))\b",
+    r"\b(?P<local>\w{1,40}(?:(?:[.+-]| (?:dot|punkt|point|underscore|dash|minus|plus) )\w{1,40}){0,5})"
+    r"(?:\s{1,3}at\s{1,3}|_at_|-at-|\*at\*)"
+    r"(?P<domain>[\w-]{1,63}(?:(?:\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-|\.)[a-z][\w-]{0,62}){0,4}"
+    r"(?:(?P<said>\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-)|\.)(?P<top>[a-z]{2,8}))\b",
     re.IGNORECASE,
+)
+SAID_AT = re.compile(
+    r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}|[_-])(?:dot|punkt|point)(?:\s|[_-]))"
 )
 _MAILBOXES = words(
     "gmail googlemail outlook hotmail live yahoo icloud me msn aol proton protonmail gmx web mail yandex qq 163"
@@ -75,7 +78,7 @@ def emails(text: str) -> Iterator[Match]:
         if found:
             yield found
         at = text.find("@", at + 1)
-    if not any(word in text.lower() for word in (" at ", "\nat ", " at\n", "_at_", "-at-", "*at*")):
+    if not SAID_AT.search(text.lower()):
         return
     for match in _SPELLED.finditer(text):
         domain, top = match["domain"].lower(), match["top"].lower()

@@ -75,7 +75,7 @@ class View:
 
 
 _ESCAPE = re.compile(
-    r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,9});|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|[_.@+*#()\[\]-])",
+    r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,9});|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|[nrt_.@+*#()\[\]-])",
     re.IGNORECASE,
 )
 _INLINE_TAG = re.compile(
@@ -143,7 +143,7 @@ def _unescape(match: re.Match[str]) -> str:
     elif escape[0] == "&":
         plain = html.unescape(escape)
     elif len(escape) == 2:
-        plain = escape[1]
+        plain = {"n": "\n", "r": "\n", "t": " "}.get(escape[1], escape[1])
     else:
         plain = chr(int(escape[2:], 16))
     return plain.translate(FOLDS)

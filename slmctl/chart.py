@@ -101,11 +101,11 @@ def standalone(svg: str) -> str:
     return f"{opening}>{title}</desc>\n<style>{style()}</style>\n{ground}{rest}\n"
 
 
-def bars(rows: Sequence[Bar], *, title: str, width: int = WIDTH) -> Markup:
-    """Horizontal bars from zero, one a row, with label and text."""
+def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH) -> Markup:
+    """Horizontal bars from zero, one a row, with label and text; `most` is what the longest could be."""
     left = _column([_cut(row.label) for row in rows]) + 10
     right = _column([row.text for row in rows]) + 8
-    most = max((row.value for row in rows), default=0) or 1
+    most = max([most, *(row.value for row in rows)]) or 1
     parts = []
     for index, row in enumerate(rows):
         y = ROW * index + 6

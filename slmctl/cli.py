@@ -129,7 +129,7 @@ def cli() -> None:
 @_stage
 @click.pass_obj
 def pull(options: Options) -> None:
-    """Fetch and check the base model (the one stage that uses the network)."""
+    """Fetch and check the base model (from the network, unless it is a path)."""
     _run_stage(options, "pull")
 
 
@@ -141,7 +141,11 @@ def pull(options: Options) -> None:
 def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
-        _print_of(_project(options, base=base), "prepare", "explain")
+        from slmctl import pipeline
+
+        project = _project(options, base=base)
+        pipeline.gather_sources(project)
+        _print_of(project, "prepare", "explain")
         return
     _run_stage(options, "prepare", base=base)
 
@@ -208,7 +212,7 @@ def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prep
     "source",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Answer the rows of a CSV or JSONL file of yours.",
+    help="Answer the rows of a file of yours: CSV, JSONL, Parquet, Excel and more.",
 )
 @click.option(
     "--output",
@@ -251,18 +255,43 @@ def predict(
 @cli.command()
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="which models of this pipeline to measure")
 @click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@click.option("--against", metavar="URL", help="Send the rows to an OpenAI-compatible endpoint too, to compare.")
+@click.option("--against-model", metavar="NAME", help="The general model to ask there.")
+@click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
+@click.option(
+    "--against-shots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Training rows in its few-shot prompt; by default one a label, else 8.",
+)
 @_role("prepared", "A prepared data set to use in place of the config's.")
 @_stage
 @click.pass_obj
-def evaluate(options: Options, models: tuple[str, ...], split: str | None, prepared: Path | None) -> None:
+def evaluate(
+    options: Options,
+    models: tuple[str, ...],
+    split: str | None,
+    against: str | None,
+    against_model: str | None,
+    against_key_env: str | None,
+    against_shots: int | None,
+    prepared: Path | None,
+) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, or the path of a model; again for more.
+    --model takes base, adapter, merged, gguf, or the path of a model; again for more. --against uses the
+    network, for that host alone; records marked sensitive are never sent.
     """
     from slmctl import pipeline
 
+    if (against is None) != (against_model is None):
+        raise UsageError(
+            "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
+        )
+    _set(options, "predict", key_env=against_key_env)
     project = _project(options, prepared=prepared)
-    outcome = _timed("evaluate", pipeline.evaluate(project, models or project.config.evaluate.models, split))
+    general = pipeline.Endpoint(against, against_model, against_shots) if against and against_model else None
+    outcome = _timed("evaluate", pipeline.evaluate(project, models or project.config.evaluate.models, split, general))
     _print(options, outcome.artifact)
     _show_report(outcome.artifact)
     for verdict in pipeline.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
@@ -445,6 +474,26 @@ def trace(
 
 
 @cli.command()
+@click.argument("first", type=click.Path(path_type=Path, exists=True))
+@click.argument("second", type=click.Path(path_type=Path, exists=True))
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@_everywhere
+@click.pass_obj
+def diff(options: Options, first: Path, second: Path) -> None:
+    """Say what differs between two artifacts of a kind, two releases, or two projects: config, data, metrics.
+
+    Models that two reports measured on the same rows are compared row by row, so that chance is told from change.
+    """
+    import json
+
+    from slmctl import diff as diff_module
+
+    found = diff_module.diff(first, second)
+    text = json.dumps(found, indent=1) if options.json else "\n".join(diff_module.lines(found))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @_everywhere
 @click.pass_obj
@@ -620,9 +669,9 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     asked: Any = pipeline.ask(project, stage)
     try:
         module = importlib.import_module(asked.stage.module)
+        text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, stage) from error
-    text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     _console().write(_console().clean(text) + "\n")
 
 
@@ -646,7 +695,10 @@ def _timed(name: str, outcome: Outcome) -> Outcome:
 def _print(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes that torchrun started: the first one speaks
-    _console().write(artifact.manifest.to_json() if options.json else f"{artifact.path}\n")
+    if options.json:
+        _console().write_json(artifact.manifest.to_json())
+    else:
+        _console().write(f"{artifact.path}\n")
 
 
 def _show_report(report: Artifact) -> None:

@@ -158,7 +158,9 @@ class Source(Section):
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
         None, description="what a file is, when its name does not end in it"
     )
-    sheet: Text | None = Field(None, description="which sheet of a workbook; the first one when left out")
+    sheet: Text | None = Field(
+        None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
+    )
     name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
     shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
         "auto", description="how a row holds a conversation; auto recognises it by the columns"
@@ -168,6 +170,7 @@ class Source(Section):
         description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
     )
     output: Text = Field("output", description="column that holds the answer wanted, or a template")
+    id: Text | None = Field(None, description="column that holds a row's own id, which slmctl trace --id asks for")
     group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
     time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
@@ -380,6 +383,7 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
+    shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
 
 
 class QuantizeConfig(Section):
@@ -390,6 +394,10 @@ class QuantizeConfig(Section):
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
+    importance: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="training records by which rounding errors are weighed at 5 bits and fewer; off for none"
+    )
+    lora: bool = Field(False, description="write the adapter as a GGUF of its own too, to run on the base's")
 
 
 class PredictConfig(Section):
@@ -398,6 +406,35 @@ class PredictConfig(Section):
     split: Literal["validation", "calibration", "test"] = Field("test", description="which records to answer")
     type: Text | None = Field(None, description="which GGUF file, when the model has several")
     max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
+    concurrency: Annotated[int, Outside()] = Field(
+        8, ge=1, le=1024, description="requests in flight at an endpoint that is asked"
+    )
+    timeout_s: Annotated[float, Outside()] = Field(
+        60, gt=0, description="seconds that an endpoint has for one answer, before it is asked again"
+    )
+    key_env: Annotated[Text | None, Outside()] = Field(
+        None, description="environment variable that holds the key of an endpoint"
+    )
+
+
+class Choose(Section):
+    """Which GGUF file is good enough; decided on validation rows."""
+
+    smallest_within: float = Field(ge=0, lt=1, description="largest loss that is allowed, a share such as 0.01")
+    of: QuantType | None = Field(None, description="the type it is compared with; the largest file when left out")
+    metric: Text | None = Field(None, description="the metric that counts; the task's primary one when left out")
+    min_tokens_per_s: float | None = Field(
+        None, gt=0, description="least speed on this machine: answer tokens a second, many rows together"
+    )
+
+
+class Prices(Section):
+    """What a machine and an API cost, to find where they cost the same."""
+
+    machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
+    api_per_million_input_tokens: float = Field(ge=0, description="an API's price of a million prompt tokens")
+    api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
+    currency: Text = Field("EUR", description="what the prices are in")
 
 
 class EvaluateConfig(Section):
@@ -407,14 +444,23 @@ class EvaluateConfig(Section):
         ["base", "adapter", "gguf"], description="which models of this pipeline to measure"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
+    choose: Choose | None = Field(None, description="pick the file to publish by a rule, on validation rows")
+    prices: Prices | None = Field(None, description="prices, to say from how many rows an hour the machine is cheaper")
+    cut: int = Field(
+        0,
+        ge=0,
+        le=2000,
+        description="characters of inputs and answers shown in the report; 0 shows none, since it is published",
+    )
 
 
 class Gate(Section):
     """One condition that a release must meet."""
 
     metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
-    model: Text = Field(description="base, adapter, merged, or a GGUF type such as Q4_K_M")
+    model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
     min: float | None = Field(None, description="smallest value that passes")
+    max: float | None = Field(None, description="largest value that passes, for an error such as ece")
     against: Text | None = Field(None, description="the model to compare with")
     max_drop: float | None = Field(
         None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
@@ -423,8 +469,8 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _one_condition(self) -> Gate:
-        if (self.min is None) == (self.max_drop is None):
-            raise ValueError("a gate has either 'min', or 'max_drop' with 'against'")
+        if sum(value is not None for value in (self.min, self.max, self.max_drop)) != 1:
+            raise ValueError("a gate has either 'min', or 'max', or 'max_drop' with 'against'")
         if (self.against is None) != (self.max_drop is None):
             raise ValueError("'max_drop' and 'against' come together")
         return self

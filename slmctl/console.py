@@ -29,6 +29,9 @@ _CONTROL = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 
+# the part of them that JSON does not spell as escapes by itself
+_OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def set_level(level: int) -> None:
     """-1: errors only; 0: what happens; 1: details too."""
@@ -159,6 +162,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def write_json(text: str) -> None:
+    """JSON as a result; what a terminal would obey is spelled as an escape there, which reads as the same JSON."""
+    write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text)
 
 
 def write(text: str) -> None:

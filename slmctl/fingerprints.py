@@ -166,8 +166,12 @@ def _rank(match: Match) -> tuple[bool, float, bool]:
     return match.exact, match.similarity, not match.as_trained
 
 
-def _number(id: str) -> int:
-    """A record's id as 64 bits: the ids that `prepare` makes are 16 hexadecimal digits, and are kept as they are."""
+def number(id: str) -> str:
+    """An id as 16 hexadecimal digits: those that `prepare` makes are kept as they are, others are hashed."""
     if len(id) == 16 and not set(id) - set("0123456789abcdef"):
-        return int(id, 16)
-    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        return id
+    return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _number(id: str) -> int:
+    return int(number(id), 16)

@@ -24,7 +24,7 @@ from slmctl.console import shown
 Tone = Literal["", "good", "warn", "bad"]
 ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
 HEAD = 60  # characters of a column's name
-CELL = 240  # characters of a text that a page shows
+TEXT = 480  # characters of a text that a page shows
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def place(entry: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     """What the template writes: markup as it is, anything else as one cleaned line."""
-    return value if isinstance(value, Markup) else shown(str(value), 2 * CELL)
+    return value if isinstance(value, Markup) else shown(str(value), TEXT)
 
 
 def _hash(text: str) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slmctl._phones import phones
-from slmctl._rules import Match, Rule, cards, digit_count, emails, ibans, ips
+from slmctl._rules import SAID_AT, Match, Rule, cards, digit_count, emails, ibans, ips
 from slmctl._secrets import NAMES as SECRET_NAMES
 from slmctl._secrets import secrets
 from slmctl._stand_ins import KINDS as HAVE_STAND_INS
@@ -130,9 +130,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class AppliedRow:
-    """A row after a policy: its texts by column, and what `Applied` says of a text, of all of them together."""
+    """A row after a policy: its texts in order, and what `Applied` says of a text, of all of them together."""
 
-    texts: dict[str, str] = field(repr=False)
+    texts: tuple[str, ...] = field(repr=False)
     action: Fate
     sensitive: bool
 
@@ -171,26 +171,28 @@ class Tally:
         }
 
 
-def apply_row(policy: Policy, texts: Mapping[str, str], *, tally: Tally, fixed: Iterable[str] = ()) -> AppliedRow:
+def apply_row(
+    policy: Policy, texts: Iterable[tuple[str, str]], *, tally: Tally, fixed: Collection[str] = ()
+) -> AppliedRow:
     """Apply a policy to every text of a row, and count.
 
     Args:
         policy: What to do.
-        texts: Text by column or role.
+        texts: (column or role, text) pairs; a role may come several times.
         tally: Where to count.
         fixed: Columns that are searched and counted but never changed, such as a label; what is found in
             them makes the row sensitive.
     """
-    result, sensitive = {}, False
+    result, sensitive = [], False
     action: Fate = "keep"
-    for where, text in texts.items():
+    for where, text in texts:
         applied = policy.apply(text)
         tally.add(where, applied, policy)
         unchanged = where in fixed and bool(applied.findings)
-        result[where] = text if unchanged else applied.text
+        result.append(text if unchanged else applied.text)
         sensitive = sensitive or applied.sensitive or unchanged
         action = max(action, applied.action, key=FATES.index)
-    return AppliedRow(result, action, sensitive)
+    return AppliedRow(tuple(result), action, sensitive)
 
 
 # Finding
@@ -203,7 +205,6 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-")
 _BRACKETED = ("at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_AT = re.compile(r"\bat\s+[\w-]+(?:\.[a-z]| (?:dot|punkt|point) )")
 _SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=|:) ")
 
 
@@ -235,7 +236,7 @@ def _words_tell(text: str) -> bool:
     """Written out one by one: a loop over the words would cost more than all the rest."""
     if text.count(" ") * 4 > len(text):  # s p a c e d
         return True
-    if " at " in text and _SAID_AT.search(text):
+    if "at " in text and SAID_AT.search(text):
         return True
     named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pwd" in text
     if named and _SAID_IS.search(text):

@@ -20,7 +20,7 @@ SIDES = ("train", "validation", "calibration", "test")
 
 def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> dict[str, Any]:
     """Everything that `prepare` may know; every text in it is one of `names`, or `text`."""
-    rules = {"duplicate": 20, "near a held-out row": 9, text: 1}
+    rules = {"duplicate": 11, "near a held-out row": 9, text: 10}
     place = {"file": f"{text}.csv", "row": 17}
     labels = {
         name: {"train": 70 + k, "validation": 9, "calibration": 12, "test": 9 + k} for k, name in enumerate(names)
@@ -28,23 +28,25 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
     kept = {side: sum(sides[side] for sides in labels.values()) for side in SIDES}
     return {
         "project": text, "task": "classify", "base": text, "rows_in": sum(kept.values()) + 30, **kept, "rejected": 30,
-        "rejected_by_reason": rules, "max_rejected": 0.01,
+        "rejected_by_reason": rules,
         "sources": [{"file": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text, "split": None}],
         "splits": {"by": "group", "column": text, "groups": 81, "largest_group": 4},
         "labels": labels, "label_typos": [{"label": text, "count": 3, "likely": names[0], "likely_count": 80}],
         "odd_answers": {"empty": 0, text: 2},
         "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
         "sensitive_rows": 11, "sensitive_searched": [text],
-        "duplicates": {"policy": "drop", "exact": 15, "near": 5, "threshold": 0.9},
+        "duplicates": {"policy": "drop", "near_policy": "list", "exact": 15, "near": 5, "threshold": 0.9},
         "conflicts": {
             "pairs": 2, "rows": 4, "cap": 0.987,
             "examples": [{"first": place, "second": place, "similarity": 0.97, "answers": [names[0], names[-1]]}],
         },
         "near_held_out": {"left_out": 9, "threshold": 0.85,
                           "examples": [{"row": place, "near": place, "side": "test", "similarity": 0.91}]},
-        "overlap": {"sides": {"test": {"measured": 25, "overlapping": 5, "too_short": 3}}, "gate": 0.01},
+        "overlap": {"sides": {"test": {"measured": 25, "overlapping": 5, "too_short": 3}}, "gate": 0.5,
+                    "examples": [{"row": place, "near": place, "side": "test"}]},
         "tokens": {
             "median": 71, "p95": 110, "max": 140, "total": 51234, "max_length": 128, "over_length": 4,
+            "longer_than": {"100": 30},
             "quantiles": {"0.05": 30, "0.25": 60, "0.5": 71, "0.75": 85, "0.95": 110, "1": 140},
             "histogram": {"edges": [0, 40, 80, 120, 160], "counts": [12, 130, 60, 4]},
         },

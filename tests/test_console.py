@@ -162,3 +162,19 @@ def test_progress_in_a_log_is_plain_lines(capfd: pytest.CaptureFixture[str], mon
     assert len(lines) == 2  # the last step needs no line: what comes next says that it is done
     assert lines[0].startswith("  training: 1/3 steps, ")
     assert lines[1].endswith(" left, loss 0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("\x1b[31mred\x1b[0m \u202eevil", "red evil"),
+        ("a lone \ud800 half", "a lone ? half"),
+        ("x" * 50, "x" * 19 + "…"),
+        ("x" * 20, "x" * 20),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_is_one_short_line(text: str, line: str) -> None:
+    assert console.shown(text, 20) == line
+    line.encode()

@@ -101,6 +101,8 @@ def test_a_bar_is_as_long_as_its_value() -> None:
     ten, five, none = (float(rect.attrib["width"]) for rect in root.iter("rect"))
     assert five == pytest.approx(ten / 2, abs=0.1)
     assert none == 0
+    (shared,) = ElementTree.fromstring(chart.bars([Bar("a", 10)], title="x", most=40)).iter("rect")
+    assert float(shared.attrib["width"]) == pytest.approx(ten / 4, abs=0.1)
 
 
 def test_the_colours_are_readable_on_their_ground() -> None:
@@ -183,6 +185,15 @@ def test_every_finding_leads_to_a_part_of_the_page() -> None:
     titles = {section.title for section in made.sections}
     assert {notice.section for notice in made.notices} <= titles
     assert len(made.notices) == 8
+
+
+def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file(tmp_path: Path) -> None:
+    facts = prepare_facts()
+    facts["label_typos"][0]["label"] = "billing"  # which has 9 test rows
+    facts["examples"]["duplicate"] = [{"file": "a.csv", "row": 3}, {"file": "a.csv", "row": 5}, {"file": "b", "row": 1}]
+    text = written(tmp_path, facts).read_text()
+    assert "fewer than 10 test rows (" not in text
+    assert "a.csv rows 3, 5; b row 1" in text
 
 
 def test_the_same_facts_make_the_same_bytes(tmp_path: Path) -> None:
@@ -334,6 +345,9 @@ def test_the_print_is_light_and_shows_what_is_folded(browser: Browser, tmp_path:
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 100
     assert browser.pdf().startswith(b"%PDF")
+    browser.open(of_evaluate(tmp_path), media="print")
+    assert browser.ask("document.querySelector('.search').scrollHeight") > 1000
+    assert browser.ask("(e => e.scrollHeight - e.clientHeight)(document.querySelector('.search'))") == 0
 
 
 @BOTH

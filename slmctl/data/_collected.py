@@ -13,6 +13,7 @@ import numpy as np
 
 from slmctl.data._reading import Batch, Rejected
 from slmctl.neighbours import Spill
+from slmctl.sensitive import Tally
 
 COLUMNS = {
     "numbers": np.int64, "answers": np.uint64, "places": np.float64, "moments": np.float64, "tokens": np.int32,
@@ -26,6 +27,8 @@ class Collected:
     Attributes:
         rejected: (source, row) of each row that is no record, in order, with its rule and reason.
         labels: The names that `label_of` counts in.
+        tally: Personal data and secrets that were found; `sensitive` counts the rows.
+        echoes: Rows whose answer is their question.
         spill: Normalised inputs and their signatures, on disk.
     """
 
@@ -37,7 +40,8 @@ class Collected:
         self.rejected: list[tuple[int, Rejected]] = []
         self.labels: list[str] = []
         self.systems: set[str] = set()
-        self.echoes = 0
+        self.tally = Tally()
+        self.sensitive = self.echoes = 0
         self._codes: dict[str, int] = {}
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in [*COLUMNS, "sources", "label_of", "sizes"]}
 
@@ -53,6 +57,8 @@ class Collected:
         """Take the next rows in order."""
         self.rejected += [(batch.source, row) for row in batch.rejected]
         self.echoes += batch.echoes
+        self.sensitive += batch.sensitive
+        self.tally.merge(batch.tally)
         if len(self.systems) < 2:
             self.systems |= batch.systems
         if not batch.numbers:

@@ -10,13 +10,17 @@ from slmctl.page import Notice, count, either, percent
 Facts = dict[str, Any]
 
 FEW = 10  # test rows of a label under which its own score says next to nothing
-MANY = 0.2  # share of rows left out from which a reader should know why
+REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
+SOME = 0.01  # share of unusable rows from which a reader should know why
+MANY = 0.2  # the same of all rows that were left out
+CLOSE = 0.05  # share of a held-out side that has sequences in common with training from which a score is flattered
 
 
 def notices(facts: Facts) -> Iterator[Notice]:
     """The worst first."""
     yield from _sensitive_kept(facts)
-    yield from _over_a_limit(facts)
+    yield from _unusable(facts)
+    yield from _overlap(facts)
     yield from _conflicts(facts)
     yield from _slips(facts)
     yield from _few_test_rows(facts)
@@ -25,8 +29,9 @@ def notices(facts: Facts) -> Iterator[Notice]:
 
 
 def few_tested(facts: Facts) -> list[str]:
-    """Labels with too few test rows, the fewest first."""
-    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items()}
+    """Labels with too few test rows, the fewest first; those that may be slips of another are not counted."""
+    slips = {slip["label"] for slip in facts.get("label_typos", [])}
+    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items() if name not in slips}
     return sorted((name for name, many in found.items() if many < FEW), key=lambda name: (found[name], name))
 
 
@@ -47,26 +52,28 @@ def _sensitive_kept(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _over_a_limit(facts: Facts) -> Iterator[Notice]:
-    share, limit = facts.get("rejected", 0) / max(facts["rows_in"], 1), facts.get("max_rejected")
-    rules = facts.get("rejected_by_reason", {})
-    if limit is not None and share > limit:
-        told = f"{percent(share)} of the rows were left out; the limit is {percent(limit)}."
-        yield Notice(told, "bad", "Where the rows went")
-    elif share > MANY and rules:
-        rule = min(rules, key=lambda name: (-rules[name], name))
-        told = f"{percent(share)} of the rows were left out, most of them as “{rule}” ({rules[rule]:,})."
+def _unusable(facts: Facts) -> Iterator[Notice]:
+    rules = {rule: many for rule, many in facts.get("rejected_by_reason", {}).items() if rule not in REPEATS}
+    total, rows = sum(rules.values()), max(facts["rows_in"], 1)
+    if total > SOME * rows:
+        worst = min(rules, key=lambda name: (-rules[name], name))
+        told = f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable"
+        more = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
+        yield Notice(f"{told}{more}.", "warn", "Where the rows went")
+    elif facts.get("rejected", 0) > MANY * rows:
+        told = f"{percent(facts['rejected'] / rows)} of the rows were left out, nearly all because others say the same."
         yield Notice(told, "warn", "Where the rows went")
-    overlap = facts.get("overlap", {})
-    gate = overlap.get("gate")
-    for side, found in overlap.get("sides", {}).items():
-        if gate is not None and overlapping(found) > gate:
-            yield Notice(
-                f"{percent(overlapping(found))} of the {side} rows share long word sequences with training rows, the "
-                f"gate allows {percent(gate)}: a score on them would partly measure memory.",
-                "bad",
-                "Held-out rows",
-            )
+
+
+def _overlap(facts: Facts) -> Iterator[Notice]:
+    sides = {side: overlapping(found) for side, found in facts.get("overlap", {}).get("sides", {}).items()}
+    close = [f"{percent(share)} of the {side} rows" for side, share in sides.items() if share > CLOSE]
+    if close:
+        yield Notice(
+            f"{', '.join(close)} share long word sequences with training rows: a score on them partly measures memory.",
+            "warn",
+            "Held-out rows",
+        )
 
 
 def _conflicts(facts: Facts) -> Iterator[Notice]:

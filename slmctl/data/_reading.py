@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import numpy as np
 from rapidfuzz import process
 from tokenizers import Tokenizer
 
-from slmctl import offline, similar
+from slmctl import fingerprints, offline, similar
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
 from slmctl.data._split import place
 from slmctl.errors import DataError
 from slmctl.records import Record
 from slmctl.rows import read_rows
+from slmctl.sensitive import Policy, Tally
 from slmctl.similar import U8, U64
 from slmctl.task import Task
 
@@ -77,6 +78,8 @@ class Batch:
     places: np.ndarray
     moments: np.ndarray
     tokens: np.ndarray
+    tally: Tally = field(default_factory=Tally)  # personal data and secrets that were found
+    sensitive: int = 0  # rows in which some were found
     echoes: int = 0  # rows whose answer is their question
     systems: frozenset[str] = frozenset()  # system prompts that rows brought with them
 
@@ -89,6 +92,7 @@ class Reading:
         columns: The columns of each source.
         task: The contract, as far as it is known before the rows are.
         labels: The labels that are allowed; None takes all.
+        policy: What becomes of personal data and secrets.
     """
 
     sources: tuple[Source, ...]
@@ -96,11 +100,16 @@ class Reading:
     task: Task
     labels: tuple[str, ...] | None
     by_time: bool
+    policy: Policy
     tokenizer: Path
 
     def shapes(self) -> list[_shapes.Shape]:
         """The shape of each source; raises what `_shapes.recognise` raises."""
         return [_shapes.recognise(source, known) for source, known in zip(self.sources, self.columns, strict=True)]
+
+
+class RefusedError(DataError):
+    """A row holds what must not be in the data at all, so no row is taken."""
 
 
 class Reader:
@@ -117,14 +126,19 @@ class Reader:
     def read(self, source: int, rows: Sequence[Raw]) -> Batch:
         """The records among some rows of a source."""
         rejected: list[Rejected] = []
+        tally, found = Tally(), 0
         numbers, lines, records, originals, moments, systems = [], [], [], [], [], set()
         for number, columns, fault in rows:
             try:
                 if fault:
                     raise DataError(fault, hint="unreadable")
                 record, original, system = self._record(source, number, columns)
+                record, touched = self._cleared(source, record, tally)
+                found += touched
                 line = json.dumps(record.to_json(), ensure_ascii=False).encode()
                 moments.append(self._moment(source, columns))
+            except RefusedError:
+                raise
             except DataError as error:
                 rejected.append(Rejected(number, error.hint, error.message))
                 continue
@@ -137,12 +151,13 @@ class Reader:
             originals.append(original)
             if system:
                 systems.add(system)
-        return self._measured(source, rejected, numbers, lines, records, originals, moments, systems)
+        batch = self._measured(source, rejected, numbers, lines, records, originals, moments, systems)
+        return dataclasses.replace(batch, tally=tally, sensitive=found)
 
     def _record(self, source: int, number: int, columns: dict[str, Any]) -> tuple[Record, str, str]:
         """One row as a record; its input as it came in; the system prompt that it brought."""
         conversation = self.shapes[source].read(columns)
-        own, messages = self._opened(conversation.messages)
+        system, messages = self._opened(conversation.messages)
         messages = self._spoken(messages, conversation.tools)
         answer = messages[-1]["content"]
         if self.task.kind == "classify":
@@ -158,8 +173,11 @@ class Reader:
             group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
         )
         original = record.input
+        own = _shapes.cell(columns.get(origin.id)) if origin.id else ""
+        if own:
+            return dataclasses.replace(record, id=fingerprints.number(own)), original, system
         identity = json.dumps([original, answer], ensure_ascii=False).encode()
-        return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, own
+        return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
 
     def _opened(self, messages: _shapes.Messages) -> tuple[str, _shapes.Messages]:
         """The system prompt that a conversation brought, and its messages with the task's in its place."""
@@ -177,6 +195,39 @@ class Reader:
                 message = self.task.spoken(said, message, tools)
             said.append(message)
         return said
+
+    def _cleared(self, source: int, record: Record, tally: Tally) -> tuple[Record, bool]:
+        """The record after the policy on personal data and secrets, and whether any were found.
+
+        A label is searched but never changed, or it would be another label.
+
+        Raises:
+            DataError: The row is to be left out.
+            RefusedError: The run is to be ended.
+        """
+        names = dict(zip(("user", "assistant"), self.shapes[source].fields, strict=True))
+        last, messages, sensitive, touched = len(record.messages) - 1, [], False, False
+        for at, message in enumerate(record.messages):
+            applied = self.reading.policy.apply(message["content"])
+            messages.append(message)
+            if not applied.findings:
+                continue
+            touched = True
+            role = message["role"]
+            tally.add(names.get(role, role), applied, self.reading.policy)
+            kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
+            if applied.action == "refuse":
+                where = f"{record.source['file']} row {record.source['row']}"
+                raise RefusedError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
+            if applied.action == "drop":
+                raise DataError(f"holds personal data or a secret: {kinds}", hint="sensitive")
+            fixed = at == last and record.label is not None
+            sensitive = sensitive or applied.sensitive or fixed
+            if not fixed:
+                messages[at] = {**message, "content": applied.text}
+        if not touched:
+            return record, False
+        return dataclasses.replace(record, messages=tuple(messages), sensitive=sensitive), True
 
     def _require_label(self, answer: str) -> None:
         if self._known is None or answer in self._known:

@@ -7,7 +7,7 @@ Rows are named by file and number; of their texts only labels and short answers 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PURPOSE = {
     "calibration": "set the thresholds of confidence",
     "test": "only report",
 }
+DONE = {"drop": "only the first was kept", "list": "kept, and listed", "keep": "kept"}
 UNSEEN = (
     "Rules find what has a form of its own: addresses, numbers that pass their check, keys. They do not find names, "
     "or a person described in words. Where rows may hold those, read a sample before the data leaves its owner."
@@ -80,8 +81,8 @@ def _figures(facts: Facts) -> Iterator[Figure]:
         sizes = [sum(sides.values()) for sides in labels.values()]
         yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
     conflicts = facts.get("conflicts", {})
-    if "cap" in conflicts:
-        told = f"{count(conflicts.get('pairs', 0), 'pair')} of like inputs with different answers"
+    if conflicts.get("pairs") and "cap" in conflicts:
+        told = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
         yield Figure("No model scores over", percent(conflicts["cap"]), told, "warn" if conflicts["cap"] < 0.99 else "")
     if "sensitive" in facts:
         rows = facts.get("sensitive_rows")
@@ -104,15 +105,20 @@ def _rows(facts: Facts) -> Section:
         bars = [Bar(rule, many, f"{many:,}", "c5") for rule, many in rules[:SHOWN]]
         blocks.append(Chart("Why rows were left out", chart.bars(bars, title="Rows left out by reason")))
         places, total = facts.get("examples", {}), max(facts["rows_in"], 1)
-        rows = [
-            [rule, ", ".join(map(place, places.get(rule, [])[:3])), f"{many:,}", percent(many / total)]
-            for rule, many in rules
-        ]
+        rows = [[rule, _places(places.get(rule, [])[:3]), f"{many:,}", percent(many / total)] for rule, many in rules]
         told = "rejected.jsonl names every row that was left out, and why."
         blocks.append(
             Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=told)
         )
     return Section("Where the rows went", blocks, _how(facts.get("splits", {})))
+
+
+def _places(entries: Sequence[dict[str, Any]]) -> str:
+    """`tickets.csv rows 17, 90; more.csv row 3`."""
+    rows: dict[str, list[str]] = {}
+    for entry in entries:
+        rows.setdefault(entry["file"], []).append(str(entry["row"]))
+    return "; ".join(f"{file} {either(len(some), 'row', 'rows')} {', '.join(some)}" for file, some in rows.items())
 
 
 def _sum(facts: Facts) -> str:
@@ -123,16 +129,16 @@ def _sum(facts: Facts) -> str:
 
 def _how(splits: Facts) -> str:
     """How the sides were drawn, in a sentence."""
-    column, later = splits.get("column") or "group", "follow from a hash, so rows added later move none of these."
+    column, later = splits.get("column"), "follow from a hash, so rows added later move none of these."
     match splits.get("by"):
         case "time":
             since = "; ".join(f"{side} from {moment}" for side, moment in splits.get("boundaries", {}).items())
-            return f"Sides follow the time in “{column}”: {since}."
+            return f"Sides follow the time{f' in “{column}”' if column else ' of the rows'}: {since}."
         case "group":
             sizes = ""
             if "groups" in splits:
                 sizes = f" ({count(splits['groups'], 'group')}, the largest of {count(splits['largest_group'], 'row')})"
-            return f"Rows of one “{column}” stay on one side{sizes}. Sides {later}"
+            return f"Rows of one “{column or 'group'}” stay on one side{sizes}. Sides {later}"
         case "content":
             return f"Sides {later}"
     return ""
@@ -165,7 +171,7 @@ def _labels(facts: Facts) -> Section:
             (f"The {some} most frequent labels", bars[:some]),
             (f"The {some} rarest labels", bars[-some:]),
         ):
-            blocks.append(Chart(told, chart.bars(part, title=told)))
+            blocks.append(Chart(told, chart.bars(part, title=told, most=bars[0].value)))
     if slips := facts.get("label_typos"):
         rows = [[t["label"], t["likely"], f"{t['count']:,}", f"{t['likely_count']:,}"] for t in slips]
         blocks.append(Table("Labels that may be slips", ["label", "perhaps meant", "rows", "rows of that"], rows, 2))
@@ -218,36 +224,36 @@ def _same(facts: Facts) -> Section:
 def _duplicates(facts: Facts) -> Iterator[Block]:
     found = facts.get("duplicates")
     if found:
-        done = {"drop": "The first of them was kept.", "keep": "All were kept.", "list": "All were kept, and listed."}
         names = (("the same", "exact"), ("nearly the same", "near"))
         bars = [Bar(name, found.get(key, 0), f"{found.get(key, 0):,}") for name, key in names]
-        near = f"Nearly the same: from a similarity of {found['threshold']:g}." if "threshold" in found else ""
-        told = f"{done.get(found.get('policy', ''), '')} {near}".strip()
+        told = f"The same: {DONE.get(found.get('policy', ''), 'counted')}."
+        if "threshold" in found:
+            done = DONE.get(found.get("near_policy", ""), "counted")
+            told += f" Nearly the same, from a similarity of {found['threshold']:g}: {done}."
         yield Chart("Rows whose input came before", chart.bars(bars, title="Duplicates"), told)
 
 
 def _conflicts(facts: Facts) -> Iterator[Block]:
-    found = facts.get("conflicts")
-    if not found:
-        return
-    wrong = (
-        f"Whatever a model answers, {percent(1 - found['cap'], 2)} of the rows stay wrong." if "cap" in found else ""
-    )
+    found = facts.get("conflicts", {})
     examples = found.get("examples", [])
-    if facts.get("task") == "classify" and examples:
-        pairs = Counter(" / ".join(sorted(e["answers"])) for e in examples).most_common(SHOWN // 3)
-        bars = [Bar(name, many, f"{many:,}", "c2") for name, many in sorted(pairs, key=lambda one: (-one[1], one[0]))]
-        yield Chart("Labels that like inputs disagree on", chart.bars(bars, title="Conflicts by labels"), wrong)
-    elif wrong:
-        yield Notice(wrong, "warn")
-    rows = [
-        [place(e["first"]), e["answers"][0], place(e["second"]), e["answers"][1], f"{e['similarity']:.2f}"]
-        for e in examples
-    ]
-    if rows:
+    labels = Counter(tuple(sorted(e["answers"])) for e in examples if all(e["answers"]))
+    if labels:
+        order = sorted(labels, key=lambda pair: (-labels[pair], pair))
+        rows = [[*pair, f"{labels[pair]:,}"] for pair in order]
+        title, head = "Labels that like inputs disagree on", ["label", "or", "pairs of rows"]
+        yield Table(title, head, rows[: SHOWN // 3], 2, total=len(rows))
+    if not examples:
+        return
+    if "cap" in found:
+        yield Notice(f"Whatever a model answers, {percent(1 - found['cap'], 2)} of the rows stay wrong.", "warn")
+    head, rows = ["row", "nearly the same row", "similarity"], []
+    for e in examples:
+        places, alike = [place(e["first"]), place(e["second"])], f"{e['similarity']:.2f}"
+        rows.append([places[0], e["answers"][0], places[1], e["answers"][1], alike] if labels else [*places, alike])
+    if labels:  # answers that are no labels are texts of rows, and not shown
         head = ["row", "its answer", "nearly the same row", "its answer", "similarity"]
-        total = found.get("pairs")
-        yield Table("Conflicts to settle", head, rows, 4, total=total, folded=len(rows) > SHOWN)
+    total, folded = found.get("pairs"), len(rows) > SHOWN
+    yield Table("Conflicts to settle", head, rows, len(head) - 1, total=total, folded=folded)
 
 
 def _held_out(facts: Facts) -> Section:
@@ -288,6 +294,10 @@ def _overlap(overlap: Facts) -> Iterator[Block]:
     if rows:
         head = ["side", "rows measured", "too short to measure", "share a sequence", "share", "gate"]
         yield Table("Overlap with the training rows", head, rows, note=SEQUENCE)
+    examples = [[e.get("side", ""), place(e["row"]), place(e["near"])] for e in overlap.get("examples", [])]
+    if examples:
+        head = ["side", "row", "training row"]
+        yield Table("Rows that share a sequence", head, examples, 3, folded=True)
 
 
 def _margin(rows: int) -> str:
@@ -316,6 +326,9 @@ def _lengths(facts: Facts) -> Section:
     blocks.append(Table("So many rows are no longer than", ["share of rows", "tokens"], rows, half=True))
     whose = f"of {facts['base']}" if facts.get("base") else "of the base model"
     lead = f"Prompt and answer together, {tokens['total']:,} tokens in all, counted with the tokenizer {whose}."
+    if longer := tokens.get("longer_than"):
+        told = ", ".join(f"{over:,} over {int(limit):,}" for limit, over in longer.items() if over)
+        lead += f" Long rows: {told}." if told else ""
     if tokens.get("max_length"):
         over = tokens.get("over_length", 0)
         lead += (

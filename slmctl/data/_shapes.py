@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slmctl.config import Source
 from slmctl.errors import DataError
+from slmctl.rows import listed
 
 Columns = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -87,7 +88,7 @@ def recognise(source: Source, known: Sequence[str]) -> Shape:
         fields = [*NEEDS[name], *(column for column in more if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
         shape = Shape(name, because, mapping, _READERS[name], ("user", "assistant"))
-    for column in filter(None, (source.group, source.time)):
+    for column in filter(None, (source.id, source.group, source.time)):
         _require(source, known, column)
     return shape
 
@@ -106,8 +107,8 @@ def _named(source: Source, known: Sequence[str]) -> tuple[str, str]:
 def _require(source: Source, known: Sequence[str], column: str) -> None:
     if column not in known:
         near = difflib.get_close_matches(column, known, n=1)
-        more = f"; did you mean '{near[0]}'?" if near else ""
-        raise DataError(f"{source.title} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}")
+        more = f"; did you mean '{listed(near)}'?" if near else ""
+        raise DataError(f"{source.title} has no column '{column}'{more}", hint=f"its columns: {listed(known)}")
 
 
 # Columns by name, and templates

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from slmctl import console, fingerprints, overlap, similar
+from slmctl import console, fingerprints, overlap, sensitive, similar
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.base import Base
 from slmctl.config import PrepareConfig
@@ -60,7 +60,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         sorted_out = _sort_out(config, rows, workers)
         common = _overlaps(config, rows, sorted_out)
         task.write(out)
-        ids = _write_sides(rows, sorted_out, out)
+        ids = _write_sides(rows, sorted_out, out, named=any(source.id for source in config.sources))
         _write_fingerprints(rows, sorted_out, ids, out)
         _write_rejected(config, rows, sorted_out, out)
         _write_repeated(config, rows, sorted_out, out)
@@ -96,13 +96,16 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
     )
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
+    guarded = config.sensitive
+    key = sensitive.make_key(guarded.key) if guarded.key is not None else b""
     reading = Reading(
-        tuple(config.sources),
-        tuple(columns),
-        task,
-        labels,
-        config.splits.time is not None,
-        base.path / "tokenizer.json",
+        sources=tuple(config.sources),
+        columns=tuple(columns),
+        task=task,
+        labels=labels,
+        by_time=config.splits.time is not None,
+        policy=sensitive.Policy(guarded.actions, key, guarded.engine),
+        tokenizer=base.path / "tokenizer.json",
     )
     for source, shape in zip(config.sources, reading.shapes(), strict=True):
         console.detail(f"{source.title}: shape {shape.name}, since {shape.because}")
@@ -221,20 +224,22 @@ def _overlaps(config: PrepareConfig, rows: Collected, found: SortedOut) -> dict[
 # What is written
 
 
-def _write_sides(rows: Collected, found: SortedOut, out: Path) -> np.ndarray:
-    """The records of each side, in source order; returns the ids of all records, `(n,)`."""
+def _write_sides(rows: Collected, found: SortedOut, out: Path, *, named: bool) -> np.ndarray:
+    """The records of each side, in source order; returns the ids of all records, `(n,)`.
+
+    Where rows brought ids of their own (`named`), two may have the same: their records get a number behind it.
+    """
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((out / f"{side}.jsonl").open("wb")) for side in SPLITS]
-        ids = np.empty(len(rows), dtype="S24")
+        ids = np.empty(len(rows), dtype="S16")
         seen: set[bytes] = set()
-        keeps_equal = bool(((found.same.equal >= 0) & (found.fate == KEPT)).any())
+        repeats = named or bool(((found.same.equal >= 0) & (found.fate == KEPT)).any())
         for k, (line, fate, side) in enumerate(zip(rows.lines(), found.fate, found.sides, strict=True)):
             ids[k] = own = line[ID]
             if fate != KEPT:
                 continue
-            if keeps_equal:
-                ids[k] = _named_apart(own, seen)
-                line = line[: ID.start] + bytes(ids[k]) + line[ID.stop :]
+            if repeats:
+                line = line[: ID.start] + _named_apart(own, seen) + line[ID.stop :]
             files[side].write(line + b"\n")
     return ids
 
@@ -367,6 +372,12 @@ def _facts(
         "labels": {label: {side: by_label[side].get(label, 0) for side in SPLITS} for label in sorted(rows.labels)},
         "label_typos": _fit.typos(rows.count(np.arange(len(rows)))),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
+        "sensitive": [
+            {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
+            for (column, rule, action), count in sorted(rows.tally.counts.items())
+        ],
+        "sensitive_rows": rows.sensitive,
+        "sensitive_searched": list(config.sensitive.actions),
         "duplicates": {
             "policy": config.duplicates.exact,
             "near_policy": config.duplicates.near,
@@ -478,7 +489,7 @@ def explain(config: PrepareConfig, *, base: Artifact, count: int = 3) -> str:
         lines += [f"  {what:<12} <- {where}" for what, where in shape.mapping]
         lines += [
             f"  {what:<12} <- column '{where}'"
-            for what, where in (("group", source.group), ("time", source.time))
+            for what, where in (("id", source.id), ("group", source.group), ("time", source.time))
             if where
         ]
         unused = [

@@ -79,18 +79,14 @@ def _crossing(seen: Measured, prices: dict[str, Any], entry: dict[str, Any], eve
         return
     end = min(2.5 * even, capacity)
     machine = Line("own machine", [Point(0, hourly), Point(end, hourly)], "c1")
-    mark = Point(
-        even, hourly, f"{_whole(even)} rows an hour: {hourly:g} {currency} either way", f"{_whole(even)} rows/h"
-    )
+    told = f"{_whole(even)} rows an hour: {hourly:g} {currency} either way"
+    mark = Point(even, hourly, told, f"{_whole(even)} rows/h", anchor="end")
     api = Line("API", [Point(0, 0), mark, Point(end, hourly * end / even)], "c2")
     drawn = chart.lines([machine, api], title="Cost an hour", x_label="rows an hour", y_label=f"{currency} an hour",
                         x_range=(0, end), y_range=(0, 1.1 * max(hourly, hourly * end / even)))  # fmt: skip
     share = f", {percent(entry['share_of_capacity'])} of what it can do" if "share_of_capacity" in entry else ""
-    yield Chart(
-        "From where a machine of one's own is cheaper",
-        drawn,
-        f"With {seen.focus}, from {_whole(even)} rows an hour{share}.",
-    )
+    told = f"With {seen.focus}, from {_whole(even)} rows an hour{share}."
+    yield Chart("From where a machine of one's own is cheaper", drawn, told)
 
 
 def _colour(seen: Measured, name: str) -> str:

@@ -13,6 +13,7 @@ from slmctl.page import Block, Cell, Chart, Section, Table, count, percent
 
 GRID = 14  # labels of a confusion grid: more cannot be read
 WORST = 12  # classes or slices of a chart
+NONE = "(no label)"
 FEW = 10  # rows of a class under which its figures say little
 
 
@@ -22,38 +23,27 @@ def sections(seen: Measured) -> list[Section]:
 
 
 def _confusion(seen: Measured) -> Section:
-    cells = [(wanted, given or "(no label)", n) for wanted, given, n in seen.entries[seen.focus].get("confusion") or []]
-    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[0], cell[1]))
+    cells = {(wanted, given): n for wanted, given, n in seen.entries[seen.focus].get("confusion") or []}
+    wrong = sorted((-n, wanted, given) for (wanted, given), n in cells.items() if wanted != given)
     if not wrong:
         return Section("What is taken for what", [])
     involved: Counter[str] = Counter()
-    for wanted, given, n in wrong:
-        involved.update({wanted: n, given: n})
-    order = sorted(involved, key=lambda name: (-involved[name], name))[:GRID]
-    names = sorted(order)
-    counts = {(wanted, given): n for wanted, given, n in cells}
-    grid = [[counts.get((wanted, given), 0) for given in names] for wanted in names if wanted != "(no label)"]
-    drawn = chart.heat([n for n in names if n != "(no label)"], names, grid, title=f"Confusion of {seen.focus}")
-    known = {name for wanted, given, _ in cells for name in (wanted, given)}
-    some = f"The {len(names)} labels with most errors, of {len(known)}." if len(names) < len(known) else ""
-    total = sum(n for *_, n in wrong)
-    rows = [[wanted, given, f"{n:,}", percent(n / total)] for wanted, given, n in wrong]
-    told = "Down: the label wanted. Across: the answer."
-    return Section(
-        "What is taken for what",
-        [
-            Chart(f"Answers of {seen.focus}", drawn, f"{told} {some}".strip()),
-            Table(
-                "Errors, the most frequent first",
-                ["wanted", "answered", "rows", "of all errors"],
-                rows[:WORST],
-                2,
-                total=len(rows),
-                half=True,
-            ),
-        ],
-        f"{count(total, 'row')} wrong in {count(len(rows), 'way')}.",
-    )
+    for less, wanted, given in wrong:
+        involved.update({wanted: -less, given: -less})
+    most = sorted(involved, key=lambda name: (-involved[name], name))[:GRID]
+    rows, columns = sorted(filter(None, most)), sorted(most, key=lambda name: (not name, name))  # "" was no label
+    grid = [[cells.get((wanted, given), 0) for given in columns] for wanted in rows]
+    drawn = chart.heat(rows, [name or NONE for name in columns], grid, title=f"Confusion of {seen.focus}")
+    known = len({name for pair in cells for name in pair})
+    some = f"The {len(most)} labels with most errors, of {known}." if len(most) < known else ""
+    told = f"Down: the label wanted. Across: the answer. {some}".strip()
+    grid_block = Chart(f"Answers of {seen.focus}", drawn, told)
+    total = -sum(less for less, *_ in wrong)
+    lines = [[wanted, given or NONE, f"{-less:,}", percent(-less / total)] for less, wanted, given in wrong]
+    head = ["wanted", "answered", "rows", "of all errors"]
+    table = Table("Errors, the most frequent first", head, lines[:WORST], 2, total=len(lines), half=not grid_block.wide)
+    lead = f"{count(total, 'row')} wrong in {count(len(wrong), 'way')}."
+    return Section("What is taken for what", [grid_block, table], lead)
 
 
 def _classes(seen: Measured) -> Section:

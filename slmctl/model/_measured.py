@@ -92,8 +92,8 @@ class Measured:
 
     @cached_property
     def competing(self) -> list[str]:
-        """All but the trivial baselines."""
-        return [name for name in self.entries if name not in TRIVIAL]
+        """All but the trivial baselines; one of these where there is no better baseline."""
+        return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
 
     @cached_property
     def focus(self) -> str:

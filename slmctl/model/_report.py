@@ -15,7 +15,7 @@ from slmctl import chart, console, page
 from slmctl.chart import Dot
 from slmctl.gates import Verdict
 from slmctl.model import _changes, _costs, _errors
-from slmctl.model._measured import SAID, TRIVIAL, Measured, points, tone
+from slmctl.model._measured import SAID, Measured, points, tone
 from slmctl.page import Block, Cell, Chart, Figure, Notice, Section, Table, count, percent
 
 FILENAME = "report.html"
@@ -151,7 +151,7 @@ def _figures(seen: Measured, verdicts: Sequence[Verdict]) -> Iterator[Figure]:
 
 def _scoreboard(seen: Measured) -> Section:
     baseline, reference = seen.baseline, None
-    if baseline and baseline not in TRIVIAL:
+    if baseline:
         reference = (seen.score(baseline), f"{baseline} {percent(seen.score(baseline))}")
     dots = []
     for name in seen.competing:
@@ -259,6 +259,7 @@ def _slices(seen: Measured) -> list[list[str | Cell]]:
     found = [
         (one["p_holm"], one["p"], name, one)
         for name in seen.competing
+        if not _aside(seen, name)
         for one in (seen.pair(name, seen.focus) or {}).get("slices", [])
     ]
     rows: list[list[str | Cell]] = []
