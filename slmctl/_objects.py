@@ -172,10 +172,12 @@ class _Decoder:
 _DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
-def as_row(number: int, value: Any, fault: str) -> Row:
-    """What was read, as a row."""
+def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
+    """What was read, as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
+    if listed and isinstance(value, list) and value:
+        return Row(number, {str(place): inner for place, inner in enumerate(value, 1)})
     return Row(number, value) if isinstance(value, dict) else Row(number, {}, "not a JSON object")
 
 
@@ -210,7 +212,7 @@ class _Window:
 
     def row(self, number: int) -> Row:
         """The next value, as a row."""
-        return as_row(number, *self.value())
+        return as_row(number, *self.value(), listed=True)
 
     def value(self) -> tuple[Any, str]:
         """The next value, and its fault."""

@@ -33,6 +33,7 @@ def make_key(path: Path) -> bytes:
     """The key at `path`; made there, readable by its owner alone, when there is none. Safe against a second maker."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # a key in a repository is no secret
         descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as stream:

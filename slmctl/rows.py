@@ -6,12 +6,12 @@ Whatever the file holds, reading it gives rows and faults, or raises DataError, 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from slmctl import _delimited, _lines, _objects, _tables
@@ -105,13 +105,14 @@ def require_file(path: Path) -> None:
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-    listed = list(rows)
-    columns = list(dict.fromkeys(name for row in listed for name in row))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    all_rows = list(rows)
+    columns = list(dict.fromkeys(name for row in all_rows for name in row))
+    lines: list[str] = []
+    # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow([_escaped(name) for name in columns])
-    writer.writerows([_escaped(row.get(name)) for name in columns] for row in listed)
-    return stream.getvalue()
+    writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _escaped(cell: Any) -> Any:

@@ -31,6 +31,7 @@ Engine = Literal["rules", "presidio"]
 RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
+MIN_KEY = 16  # bytes; a shorter key could be found by trying
 PASSES = 4  # what stood against a value that is replaced may now be one itself
 KINDS = (*RULES, "id")  # id: national identity numbers, by presidio alone
 
@@ -96,8 +97,11 @@ class Policy:
                 raise UsageError(f"'{kind}' is no kind of sensitive data", hint=f"known: {', '.join(KINDS)}")
             if action == "pseudonymise" and kind not in HAVE_STAND_INS:
                 raise UsageError(f"there are no stand-ins for '{kind}'", hint=f"{kind}: redact")
-            if action == "pseudonymise" and not self.key:
-                raise UsageError(f"{kind}: pseudonymise needs a key")
+            if action == "pseudonymise" and len(self.key) < MIN_KEY:
+                raise UsageError(
+                    f"{kind}: pseudonymise needs a key of at least {MIN_KEY} bytes",
+                    hint="leave prepare.sensitive.key out, and one is made",
+                )
 
     def apply(self, text: str) -> Applied:
         """Find, and do what is to be done in the text."""

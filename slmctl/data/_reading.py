@@ -17,14 +17,14 @@ import numpy as np
 from rapidfuzz import process
 from tokenizers import Tokenizer
 
-from slmctl import fingerprints, offline, similar
+from slmctl import fingerprints, offline, sensitive, similar
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
 from slmctl.data._split import place
 from slmctl.errors import DataError
 from slmctl.records import Record
 from slmctl.rows import read_rows
-from slmctl.sensitive import Policy, Tally
+from slmctl.sensitive import Applied, Policy, Tally
 from slmctl.similar import U8, U64
 from slmctl.task import Task
 
@@ -140,7 +140,8 @@ class Reader:
             except RefusedError:
                 raise
             except DataError as error:
-                rejected.append(Rejected(number, error.hint, error.message))
+                reason = self.reading.policy.apply(error.message).text  # it may quote the row
+                rejected.append(Rejected(number, error.hint, reason))
                 continue
             except UnicodeEncodeError:
                 rejected.append(Rejected(number, "unreadable", "holds half a surrogate pair, which is no text"))
@@ -206,9 +207,9 @@ class Reader:
             RefusedError: The run is to be ended.
         """
         names = dict(zip(("user", "assistant"), self.shapes[source].fields, strict=True))
-        last, messages, sensitive, touched = len(record.messages) - 1, [], False, False
+        last, messages, left, touched = len(record.messages) - 1, [], False, False
         for at, message in enumerate(record.messages):
-            applied = self.reading.policy.apply(message["content"])
+            applied = self._applied(message["content"], in_json=at == last and self.task.kind == "extract")
             messages.append(message)
             if not applied.findings:
                 continue
@@ -222,12 +223,45 @@ class Reader:
             if applied.action == "drop":
                 raise DataError(f"holds personal data or a secret: {kinds}", hint="sensitive")
             fixed = at == last and record.label is not None
-            sensitive = sensitive or applied.sensitive or fixed
+            left = left or applied.sensitive or fixed
             if not fixed:
                 messages[at] = {**message, "content": applied.text}
         if not touched:
             return record, False
-        return dataclasses.replace(record, messages=tuple(messages), sensitive=sensitive), True
+        return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
+
+    def _applied(self, text: str, *, in_json: bool) -> Applied:
+        """The policy on a text; of an answer in JSON, on each text in it, so that it stays JSON."""
+        if not in_json:
+            return self.reading.policy.apply(text)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.reading.policy.apply(text)
+        parts: list[Applied] = []
+        changed = self._in_values(value, parts)
+        found = [part for part in parts if part.findings]
+        if not found:
+            return Applied(text)
+        action = max((part.action for part in found), key=sensitive.FATES.index)
+        kept = any(part.sensitive for part in found)
+        findings = tuple(finding for part in found for finding in part.findings)
+        return Applied(json.dumps(changed, ensure_ascii=False), findings, action, kept)
+
+    def _in_values(self, value: Any, parts: list[Applied]) -> Any:
+        """A JSON value with the policy applied to its texts; a number is searched and stays, or it would be none."""
+        if isinstance(value, dict):
+            return {key: self._in_values(inner, parts) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._in_values(inner, parts) for inner in value]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value
+        applied = self.reading.policy.apply(str(value))
+        if isinstance(value, str):
+            parts.append(applied)
+            return applied.text
+        parts.append(dataclasses.replace(applied, sensitive=bool(applied.findings)))
+        return value
 
     def _require_label(self, answer: str) -> None:
         if self._known is None or answer in self._known:

@@ -48,7 +48,7 @@ def run(
     out: Path,
     validation: list[Artifact] | None = None,
 ) -> dict[str, Any]:
-    """Write `report.json` (every figure), `report.html`, `report.md` (for a pull request) and `rows.jsonl` (row by row).
+    """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
     Args:
         config: How to measure.
