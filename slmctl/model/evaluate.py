@@ -76,7 +76,7 @@ def run(
         files = _models(validation or [], choosing)
         marks = {name: score(task, choosing, model.answers) for name, model in files.items()}
         choice = choose(config.choose, PRIMARY[task.kind], marks, {name: m.facts for name, m in files.items()})
-    sliced = slices_of(task, records)
+    sliced = slices_of(task, records, named=config.cut > 0)
     report: dict[str, Any] = {
         "task": task.kind,
         "primary_metric": PRIMARY[task.kind],
