@@ -456,6 +456,12 @@ class EvaluateConfig(Section):
         description="characters of inputs and answers shown in the report; 0 shows none, since it is published",
     )
 
+    @model_validator(mode="after")
+    def _measures_what_it_chooses_from(self) -> EvaluateConfig:
+        if self.choose is not None and "gguf" not in self.models:
+            raise ValueError("'choose' picks among GGUF files, and 'models' does not hold gguf")
+        return self
+
 
 class Gate(Section):
     """One condition that a release must meet."""
