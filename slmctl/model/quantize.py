@@ -34,6 +34,8 @@ def run(
         StageError: A file could not be written, or is not what the merged model is.
     """
     base, task = Base.read(merged.path), Task.read(merged.path)
+    if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
+        raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
     held_out = read_records(prepared.file("validation.jsonl"))
     with tempfile.TemporaryDirectory(dir=out) as place:
         scratch = Path(place)
