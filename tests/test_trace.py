@@ -14,7 +14,7 @@ import tiny
 from slmctl import artifact, similar
 from slmctl.artifact import MANIFEST, Artifact, Manifest
 from slmctl.fingerprints import FILENAME, Writer
-from slmctl.records import SPLITS, read_records
+from slmctl.records import read_records
 from slmctl.trace import Standing, Trace, lines, trace
 
 STRANGER = "Wholly unrelated sentence about gardening, violins and the weather in autumn"
