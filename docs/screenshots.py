@@ -26,7 +26,9 @@ def main(project: Path) -> None:
             browser.open(max(pages, key=lambda path: path.stat().st_mtime), dark=dark, width=WIDTH, height=height)
             image = ROOT / "docs" / f"{name}.png"
             image.write_bytes(browser.image())
-            subprocess.run(["convert", image, "-colors", str(COLOURS), "-strip", f"png8:{image}"], check=True)
+            subprocess.run(
+                ["convert", image, "+dither", "-colors", str(COLOURS), "-strip", f"png8:{image}"], check=True
+            )
 
 
 if __name__ == "__main__":

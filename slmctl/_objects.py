@@ -72,11 +72,12 @@ def _items(window: _Window) -> Iterator[Row]:
     """The values of an array, as rows."""
     number = 0
     window.take("[")
+    listed = window.peek() == "["  # the first row tells what the rows are
     while window.peek() != "]":
         if number:
             window.take(",")
         number += 1
-        yield window.row(number)
+        yield window.row(number, listed=listed)
     window.take("]")
 
 
@@ -210,9 +211,9 @@ class _Window:
             pass
         return rest.startswith("{")
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int, *, listed: bool) -> Row:
         """The next value, as a row."""
-        return as_row(number, *self.value(), listed=True)
+        return as_row(number, *self.value(), listed=listed)
 
     def value(self) -> tuple[Any, str]:
         """The next value, and its fault."""

@@ -194,13 +194,16 @@ def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="llama.cpp quantization types, one file each")
 @_role("merged", "A merged model to use in place of the config's.")
 @_role("prepared", "A prepared data set to use in place of the config's.")
+@_role("adapter", "An adapter to use in place of the config's, with quantize.lora.")
 @_stage
 @click.pass_obj
-def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prepared: Path | None) -> None:
+def quantize(
+    options: Options, types: tuple[str, ...], merged: Path | None, prepared: Path | None, adapter: Path | None
+) -> None:
     """Write GGUF files that llama.cpp runs."""
     if types:
         options.sets.append(f"quantize.types=[{', '.join(types)}]")
-    _run_stage(options, "quantize", merged=merged, prepared=prepared)
+    _run_stage(options, "quantize", merged=merged, prepared=prepared, adapter=adapter)
 
 
 @cli.command()

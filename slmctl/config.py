@@ -341,6 +341,9 @@ class FinetuneConfig(Section):
     batch: int = Field(16, ge=1, description="records a step, over all processes")
     accumulation: int = Field(1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each answer token's target spread over the vocabulary, in training"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
@@ -452,6 +455,12 @@ class EvaluateConfig(Section):
         le=2000,
         description="characters of inputs and answers shown in the report; 0 shows none, since it is published",
     )
+
+    @model_validator(mode="after")
+    def _measures_what_it_chooses_from(self) -> EvaluateConfig:
+        if self.choose is not None and "gguf" not in self.models:
+            raise ValueError("'choose' picks among GGUF files, and 'models' does not hold gguf")
+        return self
 
 
 class Gate(Section):

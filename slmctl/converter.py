@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -143,11 +144,12 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("_conversion.py")), str(place), script, *arguments,
          "--outfile", str(target)],
-        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
     )  # fmt: skip
     if done.returncode != 0 or not target.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        full = "No space left" in done.stderr or "Disk quota" in done.stderr
+        # numpy says of a full disk only how much of an array it could write
+        full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", done.stderr)
         raise StageError(
             f"the GGUF converter failed: {lines[-1]}",
             hint="the disk is full: df -h ." if full else "slmctl -v quantize shows what it said",

@@ -59,7 +59,7 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         "first": {"path": str(one.top.path), "digest": one.top.digest, "started": one.top.manifest.started},
         "second": {"path": str(two.top.path), "digest": two.top.digest, "started": two.top.manifest.started},
         "same": one.top.digest == two.top.digest,
-        "config": _changes(_configs(one), _configs(two)),
+        "config": _changes(_configs(one, two), _configs(two, one)),
         "data": _changes(_data(one), _data(two)),
         "environment": _changes(_flat(one.top.manifest.environment), _flat(two.top.manifest.environment)),
         "files": _changes(_files(one.top), _files(two.top)),
@@ -96,10 +96,12 @@ def _parts(node: lineage.Node) -> Iterator[tuple[str, Artifact]]:
         yield from _parts(parent)
 
 
-def _configs(side: Side) -> dict[str, Any]:
-    """Every key of every stage that had a part in it: `finetune.epochs`."""
+def _configs(side: Side, other: Side) -> dict[str, Any]:
+    """Every key of every stage that had a part in both: `finetune.epochs`; `data` names what one lacks."""
     configs = {}
     for name, part in side.parts.items():
+        if name not in other.parts:
+            continue
         stage = part.manifest.stage.partition("/")[0]
         label = stage if part.kind != "predictions" else name.replace("predictions", stage)
         configs[f"{label} (version)"] = part.manifest.stage
@@ -194,7 +196,8 @@ def _paired(
     if not ids:
         return None
     a, b = (np.array([side[id] for id in ids], np.float64) for side in sides)
-    facts: dict[str, Any] = {"metric": metric, "n": len(ids), "difference": float((b - a).mean())}
+    facts: dict[str, Any] = {"metric": metric, "n": len(ids), "changed": int((a != b).sum())}
+    facts["difference"] = float((b - a).mean())
     if place == 1:
         only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
         return facts | {
@@ -228,6 +231,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     for entry in found["models"]:
         yield f"model {entry['model']}"
         for metric, values in entry["metrics"].items():
+            if abs(values["difference"]) < 5e-5:  # nothing would be seen of it
+                continue
             yield f"  {metric}: {values['first']:.4f} -> {values['second']:.4f} ({values['difference']:+.4f})"
         yield from _paired_line(entry["paired"])
 
@@ -235,6 +240,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
     if paired is None:
         yield "  no row in common, so chance cannot be told from change"
+        return
+    if not paired["changed"]:
+        yield f"  the same on each of the {paired['n']} rows of both"
         return
     low, high = paired["interval"]
     verdict = "more than chance" if low > 0 or high < 0 else "may be chance"

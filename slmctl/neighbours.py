@@ -9,7 +9,7 @@ rows, not with the pairs.
 from __future__ import annotations
 
 import contextlib
-import mmap
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +46,7 @@ class Spill:
         names = ["texts", "ends", "lengths", "compact", *(f"band-{band}" for band in range(BANDS))]
         self._stack = contextlib.ExitStack()
         self._files = {n: self._stack.enter_context((folder / n).open("wb", buffering=_BUFFER)) for n in names}
+        self._texts = self._stack.enter_context((folder / "texts").open("rb"))
         self._count, self._end = 0, 0
         self._compact: U64 | None = None
         self._ends: I64 | None = None  # of each text, in bytes
@@ -101,11 +102,9 @@ class Spill:
         stops = self._ends[at]
         starts = np.where(at > 0, self._ends[at - 1], 0)
         self._files["texts"].flush()
-        if self._end == 0:  # an empty file cannot be mapped
-            return [""] * len(at)
-        with (self._folder / "texts").open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as raw:
-            spans = zip(starts.tolist(), stops.tolist(), strict=True)
-            return [raw[start:stop].decode("utf-8", "surrogatepass") for start, stop in spans]
+        file = self._texts.fileno()  # read, not mapped: a mapping's pages would count as memory
+        spans = zip(starts.tolist(), stops.tolist(), strict=True)
+        return [os.pread(file, stop - start, start).decode("utf-8", "surrogatepass") for start, stop in spans]
 
     def near(self, threshold: float, *, rows: Rows | None = None, among: Rows | None = None, workers: int = 1) -> I64:
         """For each row the earliest one that it is at least `threshold` similar to, or -1.

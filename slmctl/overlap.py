@@ -18,12 +18,13 @@ from slmctl.similar import I64, U64, mixed
 
 LONG, SHORT = 13, 8  # words
 
-_BATCH = 4096  # rows whose texts are in memory at a time
+_BATCH = 1024  # rows whose texts are in memory at a time
 _HELD = 1 << 22  # runs of held-out rows that are in memory at a time
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _BYTES = mixed(np.arange(1, 257, dtype=np.uint64))
 _SPACE = ord(" ")
+_NEVER = np.iinfo(np.int64).max  # in place of a row
 
 
 @dataclass(frozen=True)
@@ -55,57 +56,62 @@ def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> 
     A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
     its runs of 8. Memory is bounded, for any number of rows: of each side a part is held at a time.
     """
-    first = np.full(len(held_out), -1, dtype=np.int64)  # the training row that each shares a run with
+    first = np.full(len(held_out), _NEVER)  # the training row that each shares a run with
     measured = np.zeros(len(held_out), dtype=bool)
-    for runs, owners in _parts(rows, held_out):
-        measured[owners] = True
-        unique, which = np.unique(runs, return_inverse=True)
-        met = _first_with(rows, train, unique)[which]
-        latest = np.iinfo(np.int64).max
-        earliest = np.full(len(held_out), latest)
-        np.minimum.at(earliest, owners, np.where(met < 0, latest, met))
-        here = earliest < latest
-        first[here] = earliest[here]
-    overlapping = np.flatnonzero(first >= 0)
+    for size in (LONG, SHORT):
+        for runs, owners in _parts(rows, held_out, size):
+            measured[owners] = True
+            order = np.argsort(runs)
+            runs, owners = runs[order], owners[order]
+            del order
+            np.minimum.at(first, owners, _first_with(rows, train, runs, size))
+    overlapping = np.flatnonzero(first < _NEVER)
     shown = tuple((int(held_out[k]), int(first[k])) for k in overlapping[:examples])
     return Overlap(int(measured.sum()), len(overlapping), int((~measured).sum()), shown)
 
 
-def _parts(rows: Spill, held_out: Rows) -> Iterator[tuple[U64, I64]]:
-    """The runs of held-out rows and the place of each run's row, a part at a time; no row is divided."""
-    runs, owners, held = [], [], 0
+def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
+    """The runs of the held-out rows that are searched for runs of `size` words, and the place of each run's row.
+
+    As many at a time as memory is given; no row is divided.
+    """
+    runs: list[U64] = []
+    owners: list[I64] = []
+    held = 0
     for start in range(0, len(held_out), _BATCH):
         texts = rows.texts(held_out[start : start + _BATCH])
-        long, short = hashes(texts, LONG), hashes(texts, SHORT)
-        few = ~np.isin(short[1], long[1])
-        runs += [long[0], short[0][few]]
-        owners += [long[1] + start, short[1][few] + start]
-        held += len(long[0]) + int(few.sum())
-        if held >= _HELD:
-            yield np.concatenate(runs), np.concatenate(owners)
-            runs, owners, held = [], [], 0
-    if held:
-        yield np.concatenate(runs), np.concatenate(owners)
+        words = np.array([text.count(" ") + 1 for text in texts])
+        of_size = np.flatnonzero(words >= LONG if size == LONG else (words >= SHORT) & (words < LONG))
+        found, owner = hashes([texts[k] for k in of_size], size)
+        runs.append(found)
+        owners.append(of_size[owner] + start)
+        held += len(found)
+        if held >= _HELD or (held and start + _BATCH >= len(held_out)):
+            yield _emptied(runs), _emptied(owners)
+            held = 0
 
 
-def _first_with(rows: Spill, train: Rows, wanted: U64) -> I64:
-    """The earliest training row that holds each of some sorted runs, or -1."""
-    met = np.full(len(wanted), -1, dtype=np.int64)
+def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays of a list joined, and the list left empty, so that memory holds them once."""
+    joined = np.concatenate(arrays)
+    arrays.clear()
+    return joined
+
+
+def _first_with(rows: Spill, train: Rows, wanted: U64, size: int) -> I64:
+    """The earliest training row that holds each of some sorted runs of `size` words, or _NEVER."""
+    met = np.full(len(wanted), _NEVER)
     for start in range(0, len(train), _BATCH):
         part = train[start : start + _BATCH]
-        texts = rows.texts(part)
-        for size in (LONG, SHORT):
-            runs, owners = hashes(texts, size)
-            order = np.argsort(runs, kind="stable")  # neighbours in `wanted` lie in the processor's cache
-            runs, owners = runs[order], owners[order]
-            place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)
-            hit = (wanted[place] == runs) & (met[place] < 0)
-            place, found = place[hit], part[owners[hit]]
-            opens = np.ones(len(place), dtype=bool)  # of equal runs the first, whose row is the earliest
-            opens[1:] = place[1:] != place[:-1]
-            place, found = place[opens], found[opens]
-            met[place] = found
-    return met
+        runs, owners = hashes(rows.texts(part), size)
+        order = np.argsort(runs)  # neighbours in `wanted` lie in the processor's cache
+        runs, owners = runs[order], owners[order]
+        place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)  # of equal runs the first
+        hit = wanted[place] == runs
+        np.minimum.at(met, place[hit], part[owners[hit]])
+    opened = np.arange(len(wanted))  # where the equal runs of each begin
+    opened[1:][wanted[1:] == wanted[:-1]] = 0
+    return met[np.maximum.accumulate(opened, out=opened)]
 
 
 def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:

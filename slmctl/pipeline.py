@@ -553,7 +553,8 @@ def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = F
     Raises:
         GateError: At least one failed.
     """
-    measured = set(report.metrics["models"])
+    measured = {*report.metrics["models"], *report.metrics["baselines"]}
+    measured |= {"chosen"} if report.metrics["choice"] else set()
     wanted = [
         gate
         for gate in project.config.gates

@@ -29,7 +29,7 @@ class Standing(StrEnum):
     """What an artifact has to do with the row."""
 
     TRAINED = "trained"  # its training data held the row, or nearly the same
-    HELD_OUT = "held out"  # only rows that it was measured, chosen or set by did
+    HELD_OUT = "held out"  # only rows that it was measured, chosen, set or prompted by did
     CLEAR = "clear"  # neither
     UNKNOWN = "unknown"  # something that it was made of is not here, or cannot be asked
 
@@ -163,12 +163,15 @@ class _Exposures:
             for role, value in same.manifest.inputs.items():
                 for digest in value if isinstance(value, list) else [value]:
                     if digest not in self._by_digest:
-                        missing.add(f"{role} {digest[:19]} is not here")
+                        missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
                     elif digest in self._sides:
-                        sides |= self._sides[digest] & _reads(same)
+                        sides |= _taken(same, self._sides[digest])
                         missing |= {fault for fault in [self._faults[digest]] if fault}
                     else:
                         more, lacking = self._of(self._by_digest[digest][0])
+                        if same.kind == "published" and role == "report":
+                            # what the release was measured beside is no part of it
+                            more, lacking = more - {"train"}, frozenset()
                         sides |= more
                         missing |= lacking
         self._seen[one.digest] = frozenset(sides), frozenset(missing)
@@ -188,11 +191,17 @@ class _Exposures:
         return sides, missing
 
 
-def _reads(one: Artifact) -> frozenset[str]:
-    """The sides of its data set that an artifact took something from."""
+def _taken(one: Artifact, held: frozenset[str]) -> frozenset[str]:
+    """Of the sides of its data set that hold the row, those that an artifact took something from."""
     if one.kind == "predictions" and "split" in one.manifest.config:
-        return frozenset((one.manifest.config["split"],))
-    return frozenset(_READS.get(one.kind, HELD_OUT | {"train"}))
+        shown = frozenset(("shots",)) if one.metrics.get("shots") and "train" in held else frozenset[str]()
+        return held & {one.manifest.config["split"]} | shown
+    return held & _READS.get(one.kind, HELD_OUT | {"train"})
+
+
+def _is_remote(one: Artifact, role: str) -> bool:
+    """Whether an input is a model at somebody else's address, which nothing here was made of."""
+    return one.kind == "predictions" and role == "model" and one.metrics.get("kind") == "endpoint"
 
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:
@@ -242,7 +251,7 @@ def lines(found: Trace) -> Iterator[str]:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"
     titles = {
         Standing.TRAINED: "trained on it:",
-        Standing.HELD_OUT: "not trained on it, but measured, chosen or set by it:",
+        Standing.HELD_OUT: "not trained on it, but measured, chosen, set or prompted by it:",
         Standing.UNKNOWN: "cannot be ruled out:",
         Standing.CLEAR: "did not see it:",
     }

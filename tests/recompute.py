@@ -590,6 +590,8 @@ class Recomputed:
             large = [(name, rows) for name, rows in parts.items() if 10 <= len(rows) < n]
             if kind == "group":
                 large = sorted(large, key=lambda one: -len(one[1]))[:50]
+                if not self.config["cut"]:
+                    large = [(f"#{place}", rows) for place, (_, rows) in enumerate(large, 1)]
             elif kind != "length":
                 large.sort()
             found += [(kind, name, rows) for name, rows in large]

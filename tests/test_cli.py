@@ -182,10 +182,13 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
     for name, stage in pipeline.STAGES.items():
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
         missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
-        # predict takes its model as an argument, evaluate as --model; publish and predict find the base by its digest
-        assert missing <= {"predict": {"model", "base"}, "evaluate": {"predictions"}, "publish": {"base"}}.get(
-            name, set()
-        ), name
+        # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
+        # publish and predict find the base by its digest
+        assert missing <= {
+            "predict": {"model", "base"},
+            "evaluate": {"predictions", "validation"},
+            "publish": {"base"},
+        }.get(name, set()), name
 
 
 def test_templates_are_those_that_ship() -> None:

@@ -158,7 +158,18 @@ def test_a_project_stands_for_its_last_report(tmp_path: Path) -> None:
     report(tmp_path / "b", "only", {"Q8_0": [True] * 10})
     found = diff(tmp_path / "a", tmp_path / "b")
     assert found["first"]["path"].endswith("new")
-    assert found["models"][0]["paired"]["only_first"] == found["models"][0]["paired"]["only_second"] == 0
+    assert found["models"][0]["paired"]["changed"] == 0
+    assert list(lines(found))[-1] == "  the same on each of the 10 rows of both"
+
+
+def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -> None:
+    prepared = data(tmp_path, "one", 100)
+    whole = adapter(tmp_path, "whole", prepared)
+    alone = make(tmp_path, "adapter", "alone", config={"epochs": 2, "lora": {"rank": 16}}, metrics={"loss": 0.25})
+    found = diff(whole.path, alone.path)
+    assert changed(found, "config") == {}
+    assert changed(found, "data")["prepared"] == (prepared.digest, None)
+    assert changed(found, "metrics") == {"loss": (0.5, 0.25)}
 
 
 def test_the_command_on_releases(desk: Path, tmp_path: Path) -> None:

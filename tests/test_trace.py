@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ import tiny
 from slmctl import artifact, similar
 from slmctl.artifact import MANIFEST, Artifact, Manifest
 from slmctl.fingerprints import FILENAME, Writer
-from slmctl.records import SPLITS, read_records
+from slmctl.records import read_records
 from slmctl.trace import Standing, Trace, lines, trace
 
 STRANGER = "Wholly unrelated sentence about gardening, violins and the weather in autumn"
@@ -158,6 +157,32 @@ def test_a_base_that_was_made_here_brings_its_rows_along(root: Path) -> None:
     assert found["second"] == found["second-answers"] == Standing.TRAINED
 
 
+def test_a_remote_model_was_shown_what_it_was_asked_and_given_as_examples(root: Path) -> None:
+    prepared = artifact.load(root / "runs" / "prepared" / "rows")
+    inputs = {"model": "sha256:" + "1" * 64, "prepared": prepared.digest}
+    for shots in (0, 4):
+        metrics = {"kind": "endpoint", "shots": shots}
+        make(root, "predictions", f"remote-{shots}", inputs=inputs, config={"split": "test"}, metrics=metrics)
+    train, test, stranger = (standings(trace(root, text=text)) for text in (ROWS[0][2], ROWS[2][2], STRANGER))
+    assert (train["remote-0"], train["remote-4"]) == (Standing.CLEAR, Standing.HELD_OUT)
+    assert test["remote-0"] == test["remote-4"] == Standing.HELD_OUT
+    assert set(stranger.values()) == {Standing.CLEAR}
+
+
+def test_a_release_is_not_what_it_was_measured_beside(root: Path) -> None:
+    base = artifact.load(root / "runs" / "base" / "base")
+    prepared = artifact.load(root / "runs" / "prepared" / "rows")
+    trained = artifact.load(root / "runs" / "predictions" / "of-merged")
+    foreign = make(root, "predictions", "foreign", inputs={"model": "sha256:" + "2" * 64, "prepared": prepared.digest})
+    listed = {"predictions": [trained.digest, foreign.digest], "prepared": prepared.digest}
+    report = make(root, "report", "report", inputs=listed)
+    make(root, "published", "release", inputs={"gguf": base.digest, "report": report.digest})
+    found = standings(trace(root, text=ROWS[0][2]))
+    assert (found["report"], found["release"]) == (Standing.TRAINED, Standing.CLEAR)
+    found = standings(trace(root, text=STRANGER))
+    assert (found["foreign"], found["report"], found["release"]) == (Standing.UNKNOWN, Standing.UNKNOWN, Standing.CLEAR)
+
+
 def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     merged = artifact.load(root / "runs" / "merged" / "merged")
     release = make(root, "published", "release", inputs={"gguf": merged.digest})
@@ -178,24 +203,6 @@ def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pyte
 # As users run it
 
 
-def with_rows(desk: Path) -> Path:
-    """The project, whose data set can be asked: as if `prepare` had written its `rows.bin`."""
-    (place,) = (desk / "runs" / "prepared").iterdir()
-    if (place / FILENAME).exists():
-        return desk
-    records = [(side, one.id, one.input) for side in SPLITS for one in read_records(place / f"{side}.jsonl")]
-    fingerprinted(place / FILENAME, records)
-    old = Manifest.from_bytes((place / MANIFEST).read_bytes(), where=MANIFEST)
-    files = artifact.scan(place)
-    new = dataclasses.replace(old, files=files, digest=artifact.digest_of(files))
-    (place / MANIFEST).write_bytes(new.to_bytes())
-    for path in [*desk.glob("runs/*/*/" + MANIFEST), *desk.glob("registry/*/*/" + MANIFEST)]:
-        one = Manifest.from_bytes(path.read_bytes(), where=MANIFEST)
-        inputs = {role: new.digest if value == old.digest else value for role, value in one.inputs.items()}
-        path.write_bytes(dataclasses.replace(one, inputs=inputs).to_bytes())
-    return desk
-
-
 def rows_of(desk: Path, side: str) -> list[Any]:
     (place,) = (desk / "runs" / "prepared").iterdir()
     return read_records(place / f"{side}.jsonl")
@@ -209,7 +216,6 @@ def by_kind(shown: dict[str, Any]) -> dict[str, set[str]]:
 
 
 def test_from_the_data_down_to_the_release(desk: Path) -> None:
-    desk = with_rows(desk)
     record = rows_of(desk, "train")[0]
     changed = record.input[:-1] + "x"
     for text, exact in ((record.input, True), (changed, False)):
@@ -235,7 +241,6 @@ def test_from_the_data_down_to_the_release(desk: Path) -> None:
 
 
 def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
-    desk = with_rows(desk)
     record = rows_of(desk, "test")[0]
     done = tiny.slmctl(desk, "trace", "--text", "-", "--json", "--similarity", "0.9", input=record.input + "\n")
     assert done.returncode == 105, done.stderr

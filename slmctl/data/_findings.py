@@ -70,7 +70,8 @@ def _overlap(facts: Facts) -> Iterator[Notice]:
     close = [f"{percent(share)} of the {side} rows" for side, share in sides.items() if share > CLOSE]
     if close:
         yield Notice(
-            f"{', '.join(close)} share long word sequences with training rows: a score on them partly measures memory.",
+            f"{' and '.join(close)} share long word sequences with training rows: a score on them partly "
+            "measures memory.",
             "warn",
             "Held-out rows",
         )

@@ -20,6 +20,7 @@ from typing import Any
 from slmctl import console, metrics
 from slmctl.artifact import Artifact
 from slmctl.config import PredictConfig
+from slmctl.errors import DataError
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.remote import Ask, Refusal, Remote, Reply
 from slmctl.task import Task
@@ -36,6 +37,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records' order.
 
     Raises:
+        DataError: Every record is marked sensitive, so none may be sent.
         NetworkError: The endpoint cannot be reached, or refuses the key or the model.
         UsageError: The variable that should hold the key is not set.
     """
@@ -45,7 +47,9 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
     remote = Remote(wanted["url"], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]
-    requests = (Ask(messages(task, examples, records[k].input), config.max_tokens) for k in sent)
+    if not sent:
+        raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
+    requests = (Ask(messages(task, examples, records[k]), config.max_tokens) for k in sent)
     found: dict[int, Reply | Refusal] = {}
     name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
     begun = time.monotonic()
@@ -113,15 +117,19 @@ def _order(id: str) -> str:
     return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
 
 
-def messages(task: Task, examples: Sequence[Record], text: str) -> list[dict[str, str]]:
+def messages(task: Task, examples: Sequence[Record], record: Record) -> list[dict[str, str]]:
     """The conversation that asks a general model: the task in words, the examples as turns, the question."""
     how = HOW[task.kind].format(
         labels=", ".join(task.labels), schema=json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     )
-    turns = [{"role": "system", "content": f"{task.system}\n{how}".strip()}]
-    for example in examples:
-        turns += [{"role": "user", "content": example.input}, {"role": "assistant", "content": example.answer}]
-    return [*turns, {"role": "user", "content": text}]
+    shown = [turn for example in examples for turn in _turns(example)]
+    return [{"role": "system", "content": f"{task.system}\n{how}".strip()}, *shown, *_turns(record)[:-1]]
+
+
+def _turns(record: Record) -> list[dict[str, str]]:
+    """A record's conversation without its system prompt, which the prompt has its own for."""
+    turns = [message for message in record.messages if message["role"] != "system"]
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def read(task: Task, text: str) -> str:

@@ -298,14 +298,18 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 class _HeadLoss(Function):
     """Weighted sum of the cross-entropies of hidden (n, width) through a frozen head (vocabulary, width).
 
+    A share `smoothing` of each target is spread over the whole vocabulary (Szegedy et al. 2016, section 7). The
+    mean of all logits, which that needs, is one product with the head's mean row.
+
     The gradient is computed on the way, block by block, so (n, vocabulary) logits never exist; the
     exponentials are relative to the running maximum, as in flash attention.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+        smoothing: float = 0.0,
+    ) -> torch.Tensor:  # fmt: skip
         given = len(hidden)
         h = _rounded(given, hidden.shape[1], head.dtype)
         h[:given] = hidden
@@ -328,13 +332,18 @@ class _HeadLoss(Function):
             if grad is not None:
                 grad.mul_(shrink[:, None]).add_(shares @ block)
             largest = now
+        aimed = head[targets].float()  # the head's row of a target, and the mean row for what is spread
+        if smoothing:
+            mean = head.mean(dim=0, dtype=torch.float32)
+            wanted = wanted * (1 - smoothing) + h.float() @ mean * smoothing
+            aimed.mul_(1 - smoothing).add_(mean, alpha=smoothing)
         if grad is not None:
-            ctx.save_for_backward(grad.div_(total[:, None]).sub_(head[targets]).mul_(weights[:, None])[:given])
+            ctx.save_for_backward(grad.div_(total[:, None]).sub_(aimed).mul_(weights[:, None])[:given])
         return ((total.log() + largest - wanted) * weights).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        return ctx.saved_tensors[0] * grads[0], None, None, None
+        return ctx.saved_tensors[0] * grads[0], None, None, None, None
 
 
 # Putting them in
@@ -369,10 +378,11 @@ def _core(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def install(model: Any) -> dict[str, int]:
+def install(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     """Make a model on a CPU that `packs`, with or without a LoRA adapter on it, train fast on packed batches.
 
-    Afterwards `model(**batch)` with a batch of `_packing` gives the weighted sum of the losses.
+    Afterwards `model(**batch)` with a batch of `_packing` gives the weighted sum of the losses, whose targets
+    are smoothed while the model trains.
     Returns how many layers there are, and how many of them are fast.
     """
     core = _core(model)
@@ -397,13 +407,15 @@ def install(model: Any) -> dict[str, int]:
         input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
         keep: torch.Tensor, layout: tuple[int, int], **kwargs: Any,
     ) -> CausalLMOutput:  # fmt: skip
+        spread = smoothing if core.training else 0.0
         where = {"input_ids": input_ids, "position_ids": position_ids, "layout": layout, "use_cache": False}
         if plain_head:
             hidden = trunk(**where).last_hidden_state[0, keep]
-            loss = _HeadLoss.apply(hidden, core.get_output_embeddings().weight, labels, weights)
+            loss = _HeadLoss.apply(hidden, core.get_output_embeddings().weight, labels, weights, spread)
         else:
             logits = whole(**where, logits_to_keep=keep).logits[0].float()
-            loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+            losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread)
+            loss = (losses * weights).sum()
         return CausalLMOutput(loss=loss)
 
     core.forward = forward

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ SPARE = 1.2  # what the allocator holds beside what is in use
 FIXED = 150e6  # bytes: optimizer code, thread pools, tokenized records
 
 
-def estimate(folder: Path, config: FinetuneConfig, longest: int) -> int:
+def estimate(folder: Path, config: FinetuneConfig, tokens: int) -> int:
     """Peak resident bytes of this process: what it has now, the weights, what backward needs, the adapter.
 
-    `longest` is the longest record in tokens. The terms of a layer follow what `_fast` saves.
+    `tokens` is what a step computes at once, see `fullest`. The terms of a layer follow what `_fast` saves.
     """
+    trim()  # an earlier stage of this process may have left much that is free, and will be used again
     width = 2 if config.products == "bfloat16" else 4
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     parameters = 0
@@ -50,10 +52,15 @@ def estimate(folder: Path, config: FinetuneConfig, longest: int) -> int:
         model.num_hidden_layers * rank * (hidden + heads * head + 2 * (hidden + kv * head) + heads * head + hidden)
     )
     adapter += model.num_hidden_layers * rank * 3 * (hidden + inner)
-    tokens = max(PIECE, longest)
     activations = tokens * (model.num_hidden_layers * saved + 8 * (4 * inner + 4 * hidden))
     slow = 4 if config.lora.dora else 1  # PEFT's own layers keep more
     return int(_now() + FIXED + parameters * width + 20 * adapter + SPARE * slow * activations)
+
+
+def fullest(lengths: Sequence[int], together: int) -> int:
+    """The most tokens that are computed at once, of records of these lengths, `together` a step."""
+    longest = max(lengths)
+    return max(longest, min(PIECE, sum(sorted(lengths)[-together:])))
 
 
 def require(needed: int) -> None:
@@ -92,9 +99,16 @@ def trim() -> None:
         libc.malloc_trim(0)
 
 
+def forget_peak() -> None:
+    """Measure the peak from here on, where the system allows that: an earlier stage had its own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak() -> int:
-    """The most this process has held so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most this process has held, in bytes, since `forget_peak`."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _now() -> int:

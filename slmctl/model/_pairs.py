@@ -31,10 +31,11 @@ QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.9
 Slice = tuple[str, str, Mask]  # by what, its name, its rows
 
 
-def slices_of(task: Task, records: Sequence[Record]) -> list[Slice]:
+def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> list[Slice]:
     """The parts of the rows that are looked at on their own: by label, source file, input length and group.
 
     The lengths are cut at the quartiles. A part with fewer than MIN_ROWS rows, or with all of them, is left out.
+    A group may be a customer, so unless `named` it goes by its place among the largest: `#1`.
     """
     lengths = np.array([len(record.input) for record in records])
     cuts = sorted({int(cut) for cut in np.quantile(lengths, (0.25, 0.5, 0.75), method="lower")})
@@ -51,7 +52,9 @@ def slices_of(task: Task, records: Sequence[Record]) -> list[Slice]:
         counts = Counter(value for value in values if value).most_common()
         large = [name for name, n in counts if MIN_ROWS <= n < len(records)]
         names = large[:MAX_GROUPS] if by == "group" else sorted(large, key=lambda name: _place(by, name, spans))
-        found += [(by, name, np.array([value == name for value in values])) for name in names]
+        for place, name in enumerate(names, 1):
+            shown = f"#{place}" if by == "group" and not named else name
+            found.append((by, shown, np.array([value == name for value in values])))
     return found
 
 

@@ -51,13 +51,15 @@ class AnswerTrainer(SFTTrainer):
         pieces: Turns rows into the batches that the model is given.
         checkpoints: Where to save; None saves nothing.
         patience: Validations without a better one before it stops; None for never.
+        smoothing: Share of each target that training spreads over the vocabulary (padded batches; `_fast.install`
+            is told it for packed ones).
     """
 
     def __init__(
         self, *args: Any, rows: Sequence[Row], pieces: Pieces | LeftPadded,
-        checkpoints: Path | None, patience: int | None, **kwargs: Any,
+        checkpoints: Path | None, patience: int | None, smoothing: float = 0.0, **kwargs: Any,
     ) -> None:  # fmt: skip
-        self.rows, self.pieces, self.checkpoints = rows, pieces, checkpoints
+        self.rows, self.pieces, self.checkpoints, self.smoothing = rows, pieces, checkpoints, smoothing
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -123,7 +125,10 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross-entropy of the answer tokens of a piece, over the count of answer tokens in the whole step."""
-        loss = model(**inputs).loss if "layout" in inputs else padded_loss(model, inputs)
+        if "layout" in inputs:
+            loss = model(**inputs).loss
+        else:
+            loss = padded_loss(model, inputs, self.smoothing if model.training else 0.0)
         if num_items_in_batch is not None:
             # every process averages over all of them, and accelerate then averages over the processes
             loss = loss / num_items_in_batch * self.accelerator.num_processes
@@ -354,7 +359,7 @@ class LeftPadded:
         ]
 
 
-def padded_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def padded_loss(model: Any, inputs: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:
     """Weighted sum of the cross-entropies of a left-padded batch, the LM head computed for the last columns only.
 
     All answers end in the last column, so the model's own `logits_to_keep` limits the head to the
@@ -372,5 +377,7 @@ def padded_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     logits = outputs.logits[:, :-1].float()  # (records, keep, vocabulary)
     wanted = labels[:, -keep:]
     chosen = wanted != IGNORED
-    losses = torch.nn.functional.cross_entropy(logits[chosen], wanted[chosen], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits[chosen], wanted[chosen], reduction="none", label_smoothing=smoothing
+    )
     return (losses * inputs["weights"][:, -keep:][chosen]).sum()

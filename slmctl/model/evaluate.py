@@ -55,7 +55,7 @@ def run(
         predictions: Answers of each model to the rows that are reported.
         prepared: The rows.
         out: Where to write.
-        validation: Answers of the GGUF files to the validation rows, when one is to be chosen.
+        validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
 
     Raises:
         DataError: The answer wanted of a row is not what the task asks for.
@@ -73,11 +73,11 @@ def run(
 
     entries = {name: _entry(one, drawn[one.asked.tobytes()][name], config.confidence) for name, one in scored.items()}
     choice = None
-    if config.choose is not None:
-        files = _models(validation or [], choosing)
+    if config.choose is not None and validation:
+        files = _models(validation, choosing)
         marks = {name: score(task, choosing, model.answers) for name, model in files.items()}
         choice = choose(config.choose, PRIMARY[task.kind], marks, {name: m.facts for name, m in files.items()})
-    sliced = slices_of(task, records)
+    sliced = slices_of(task, records, named=config.cut > 0)
     report: dict[str, Any] = {
         "task": task.kind,
         "primary_metric": PRIMARY[task.kind],

@@ -50,6 +50,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     """
     if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
         return _launch.several(config, base=base, prepared=prepared, out=out, keep=keep)
+    _memory.forget_peak()
     task = Task.read(prepared.path)
     chosen = backend.choose(config.backend)
     if config.load_4bit and chosen != "unsloth":
@@ -61,13 +62,14 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     leads = os.environ.get("RANK", "0") == "0"
     estimate = None
     if not on_gpu:
-        longest = max(len(row["input_ids"]) for row in [*train, *validation])
-        estimate = _memory.estimate(base.path, config, longest)
+        lengths = [len(row["input_ids"]) for row in train]
+        together = config.batch // config.accumulation
+        estimate = _memory.estimate(base.path, config, _memory.fullest(lengths, together))
         _memory.require(estimate)
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
     packs = chosen == "transformers" and not on_gpu and _fast.packs(model)
-    layers = _fast.install(model) if packs else {}
+    layers = _fast.install(model, config.label_smoothing) if packs else {}
     with offline.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
         trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
         torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
@@ -292,6 +294,7 @@ def _trainer(
         pieces=Pieces() if packs else LeftPadded(pad),
         checkpoints=keep,
         patience=config.patience,
+        smoothing=config.label_smoothing,
     )
 
 

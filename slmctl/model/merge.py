@@ -121,7 +121,8 @@ def _write_card(base: Base, out: Path) -> None:
         "license": base.license,
     }
     lines = [f"{key}: {value}" for key, value in fields.items() if value]
-    lines += ["language:", *(f"- {code}" for code in base.languages)] if base.languages else []
+    # quoted: `no` is Norwegian, and false in YAML
+    lines += ["language:", *(f"- {json.dumps(code)}" for code in base.languages)] if base.languages else []
     text = "\n".join(["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""])
     (out / "README.md").write_text(text, encoding="utf-8")
 

@@ -34,6 +34,8 @@ def run(
         StageError: A file could not be written, or is not what the merged model is.
     """
     base, task = Base.read(merged.path), Task.read(merged.path)
+    if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
+        raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
     held_out = read_records(prepared.file("validation.jsonl"))
     with tempfile.TemporaryDirectory(dir=out) as place:
         scratch = Path(place)
@@ -77,17 +79,16 @@ def _computed(
     count = {"auto": AUTO_ROWS, "off": 0}.get(str(config.importance), config.importance)
     if not count or not any(WEIGHTED.match(name) for name in config.types):
         return wanted, {}, 0
-    records = _spread(read_records(prepared.file("train.jsonl")), int(count))
-    texts = [task.prompt(record.prompt_messages) + task.defused(record.answer) + task.end for record in records]
+    texts = texts_of(read_records(prepared.file("train.jsonl")), task, int(count))
     matrix = _importance.measure(model, [_parity.encode(tokenizer, text) for text in texts], lossless.head)
-    return wanted, matrix, len(records)
+    return wanted, matrix, len(texts)
 
 
-def _spread(records: Sequence[Record], count: int) -> list[Record]:
-    """`count` records from the whole of the data set, evenly."""
-    if len(records) <= count:
-        return list(records)
-    return [records[index * len(records) // count] for index in range(count)]
+def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
+    """Rendered prompts with answers of `count` records, spread evenly over the whole of them."""
+    count = min(count, len(records))
+    chosen = [records[index * len(records) // count] for index in range(count)]
+    return [task.prompt(record.prompt_messages) + task.defused(record.answer) + task.end for record in chosen]
 
 
 def _entry(target: Target, head: Head) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def run(config: PublishConfig, *, base: Artifact, gguf: Artifact, report: Artifa
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     for entry in files.values():
         shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
-    for name in ("report.json", "report.md", "rows.jsonl"):
-        shutil.copyfile(report.file(name), out / name)
+    for entry in report.manifest.files:
+        if entry.path.startswith(("report.", "rows.")):
+            shutil.copyfile(report.file(entry.path), out / entry.path)
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
             shutil.copyfile(base.file(entry.path), out / entry.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from endpoint import fails, says
 
 from slmctl import artifact, config, pipeline, remote
 from slmctl.artifact import Artifact
+from slmctl.errors import DataError
 from slmctl.model import _endpoint
 from slmctl.model._endpoint import messages, read, shots
 from slmctl.records import Record, read_records, write_jsonl
@@ -100,12 +102,19 @@ def test_a_sensitive_record_is_no_example() -> None:
 
 
 def test_the_prompt_says_what_is_wanted() -> None:
-    asked = messages(CLASSIFY, [record("a", "where is it", "card_arrival")], "lost it")
+    asked = messages(CLASSIFY, [record("a", "where is it", "card_arrival")], record("b", "lost it", "card_lost"))
     assert [turn["role"] for turn in asked] == ["system", "user", "assistant", "user"]
     assert asked[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
     assert all(label in asked[0]["content"] for label in LABELS)
     assert [turn["content"] for turn in asked[1:]] == ["where is it", "card_arrival", "lost it"]
-    assert json.dumps(tiny.SCHEMA) in messages(EXTRACT, [], "x")[0]["content"]
+    assert json.dumps(tiny.SCHEMA) in messages(EXTRACT, [], record("b", "x", "{}"))[0]["content"]
+
+
+def test_a_conversation_is_asked_as_a_whole() -> None:
+    roles = ("system", "user", "assistant", "user", "assistant")
+    turns = tuple({"role": role, "content": f"{k}"} for k, role in enumerate(roles))
+    asked = messages(GENERATE, [], Record("c", turns, {"file": "x", "row": 1}))
+    assert [turn["content"] for turn in asked[1:]] == ["1", "2", "3"]  # and not the answer
 
 
 # The stage, through the pipeline
@@ -157,6 +166,21 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: pipeline.Project)
     assert made.metrics["model"] == "large (40-shot)"
     assert made.metrics["kind"] == "endpoint"
     assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
+
+
+def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: pipeline.Project, tmp_path: Path) -> None:
+    old = desk_with_sensitive._found["prepared"]
+    folder = tmp_path / "all"
+    shutil.copytree(old.path, folder)
+    records = read_records(folder / "test.jsonl")
+    write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
+    with endpoint.serving(lambda body, before: says("billing")) as fake:
+        model = pipeline.endpoint(desk_with_sensitive, pipeline.Endpoint(fake.url, "large"), 0)
+        with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
+            _endpoint.run(
+                config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
+            )
+    assert fake.bodies == []
 
 
 def test_a_row_without_an_answer_does_not_stop_the_others(

@@ -254,8 +254,12 @@ def test_slices_by_label_source_length_and_group(report: Any) -> None:
         ("label", "a", 30), ("label", "b", 30),
         ("length", "0 to 15 characters", 15), ("length", "16 to 30 characters", 15),
         ("length", "31 to 45 characters", 15), ("length", "46 to 60 characters", 15),
-        ("group", "big", 20),
+        ("group", "#1", 20),  # whose name may be a customer's
     ]  # fmt: skip
+    shown = report(
+        "classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups, config=EvaluateConfig(cut=1)
+    )["slices"]  # fmt: skip
+    assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
 
 
 # Choosing a file
@@ -338,6 +342,8 @@ def test_a_release_holds_the_chosen_file_alone(tiny_run: Path, tmp_path: Path, d
     assert shipped == "Q8_0"
     assert [path.name for path in folder.glob("*.gguf")] == [path.name for path in folder.glob("*Q8_0.gguf")]
     assert "F16.gguf" not in (folder / "Modelfile").read_text()
+    asked = tiny.slmctl(desk, "evaluate", "--model", "gguf", "--set", rule)
+    assert "gate passed: accuracy of Q8_0 is" in asked.stderr
     again = tiny.slmctl(desk, "publish", "--set", rule, "--set", 'version="1.1"')
     assert tiny.ok(again) == str(folder)
 

@@ -202,6 +202,22 @@ def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     compare(plain, fast, packed_loss)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2, capped scores and logits"])
+def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fast, "BLOCK", 64)
+    kind, settings, _ = FAST[name]
+    plain, fast = adapted(kind, settings), adapted(kind, settings)
+    _fast.install(fast, 0.2)
+    fast.eval()
+    torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
+    fast.train()  # no dropout in either
+    (batch,) = _trainer.LeftPadded(0)(some_rows())
+    wanted, got = _trainer.padded_loss(plain, batch, 0.2), packed_loss(fast)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
+    wanted, got = gradients(plain, wanted), gradients(fast, got)
+    assert (got - wanted).norm() / wanted.norm() < 1e-3
+
+
 def test_a_loss_that_is_far_off_stays_finite() -> None:
     head = torch.randn(50, 8) * 100
     hidden = (torch.randn(4, 8) * 100).requires_grad_()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from slmctl import artifact
 from slmctl.artifact import Artifact
@@ -90,6 +91,7 @@ def test_the_card_names_base_and_licence(artifacts: dict[str, Artifact], tmp_pat
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nbase_model: base\n")
     assert "\nlicense: apache-2.0\n" in card
+    assert yaml.safe_load(card.split("---")[1])["language"] == ["en", "de"]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def fewer_tokens_and_weights(values: dict[str, Any], tensors: dict[str, Any]) ->
 
 
 def other_rope(values: dict[str, Any], tensors: dict[str, Any]) -> None:
-    values["llama.rope.freq_base"] = 100.0
+    values["llama.rope.freq_base"] = 1.5
 
 
 def other_weights(values: dict[str, Any], tensors: dict[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""What the importance matrix is worth: KL divergence from the merged model, with and without, by type and records.
+
+    python -m benchmarks.importance MERGED PREPARED [--rows 32 128]
+
+MERGED and PREPARED are artifacts of a project. The divergence is over the answers of held-out
+validation records, in nats; `ours` is with the matrix, `theirs` the same type without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import result
+from slmctl import artifact, quantizer, weights
+from slmctl.base import Base
+from slmctl.config import QuantizeConfig
+from slmctl.model import _importance, _ladder, _parity, quantize
+from slmctl.records import read_records
+from slmctl.task import Task
+
+TYPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
+HELD_OUT = 64  # validation records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("merged", type=Path)
+    parser.add_argument("prepared", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--types", nargs="+", default=TYPES)
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    options = parser.parse_args()
+    merged = artifact.foreign(options.merged, "merged")
+    base, task = Base.read(merged.path), Task.read(merged.path)
+    config = QuantizeConfig(project="bench", version="1.0")
+    held_out = read_records(options.prepared / "validation.jsonl")[: options.held_out]
+    train = read_records(options.prepared / "train.jsonl")
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        scratch = Path(place)
+        lossless = _ladder.convert(config, merged, base, scratch)
+        tokenizer, model = weights.load_tokenizer(merged.path), weights.load_model(merged.path)
+        _parity.ROWS = options.held_out
+        wanted = _parity.reference(model, tokenizer, task, held_out)
+
+        def kl(path: Path) -> dict[str, float]:
+            logits = scratch / "logits.npy"
+            quantizer.probe(path, texts=[], end=task.end, rows=wanted.rows, logits=logits)
+            return _parity.compare(wanted.logits, np.load(logits, mmap_mode="r"))
+
+        def ladder(matrix: _ladder.Matrix, count: int) -> dict[str, dict[str, float]]:
+            targets = [quantizer.Target(name, scratch / "made.gguf", bool(matrix)) for name in options.types]
+            _ladder.save(matrix, scratch / "importance.npz")
+            found = {}
+            for target in targets:
+                list(quantizer.ladder(lossless.path, [target], importance=scratch / "importance.npz", rows=count))
+                found[target.type] = kl(target.path) | {"size": target.path.stat().st_size}
+                sys.stderr.write(f"{count} records, {target.type}: {json.dumps(found[target.type])}\n")
+            return found
+
+        whole = kl(lossless.path)
+        sys.stderr.write(f"{lossless.type}: {json.dumps(whole)}\n")
+        without = ladder({}, 0)
+        everything = {"0": without}
+        for count in options.rows:
+            texts = quantize.texts_of(train, task, count)
+            matrix = _importance.measure(model, [_parity.encode(tokenizer, text) for text in texts], lossless.head)
+            everything[str(count)] = with_ = ladder(matrix, count)
+            rows += [
+                result.compared(
+                    f"{base.name} {name}: nats, {count} records", [with_[name]["kl_mean"]],
+                    [without[name]["kl_mean"]], peer="without", digits=5,
+                )
+                for name in options.types
+            ]  # fmt: skip
+    path = result.write(
+        f"importance-{base.name.lower()}", "python -m benchmarks.importance MERGED PREPARED", rows,
+        ("torch", "transformers", "llama-cpp-python"), lossless=whole, measured=everything,
+        positions=int(whole["positions"]),
+    )  # fmt: skip
+    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
+
+
+if __name__ == "__main__":
+    main()
