@@ -167,7 +167,7 @@ CASES = [
     Case("array of an array", "a.json", b'[{"text": "b"}]', refused="no object with an array 'b'", sheet="b"),
     Case("object without an array", "a.json", b'{"text": "a"}', refused="an object without an array of objects"),
     Case("values that are no objects", "a.json", b'[{"text": "a"}, 1, null, [2]]', 4,
-         dict.fromkeys((2, 3), "not a JSON object"), first=TEXT),
+         dict.fromkeys((2, 3, 4), "not a JSON object"), first=TEXT),
     Case("array of arrays", "a.json", b'[["a", "b"], [], [1, [2]]]', 3, {2: "not a JSON object"},
          first={"1": "a", "2": "b"}),
     Case("array of arrays in an object", "a.json", b'{"train": [["x", "y"]], "test": [["a", "b"]]}', 1,
