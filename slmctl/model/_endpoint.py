@@ -7,6 +7,8 @@ sent, neither as a question nor as an example.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console, metrics
-from slmctl.artifact import Artifact
+from slmctl.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError
 from slmctl.records import Record, read_records, write_jsonl
@@ -49,17 +51,14 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
-    requests = (Ask(messages(task, examples, records[k]), config.max_tokens) for k in sent)
-    found: dict[int, Reply | Refusal] = {}
     name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
-    begun = time.monotonic()
-    with console.progress(f"predict {name}", len(sent), "rows") as meter:
-        for index, reply in remote.ask_all(requests):
-            found[sent[index]] = reply
-            meter.advance()
-    seconds = time.monotonic() - begun
+    head = opening(task, examples)
+    requests = {k: Ask([*head, *_turns(records[k])[:-1]], config.max_tokens) for k in sent}
+    answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
+    found, rate = _ask(remote, requests, answered, name)
     write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
     waits = sorted(reply.seconds * 1000 for reply in found.values() if isinstance(reply, Reply))
+    answered.unlink(missing_ok=True)
     failed = [reply for reply in found.values() if isinstance(reply, Refusal)]
     if failed:
         causes = Counter(refusal.message for refusal in failed)
@@ -79,8 +78,48 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         "failed": len(failed),
         "retries": remote.retries,
         "latency_ms": _waits(waits),
-        "rows_per_s": round(len(sent) / max(seconds, 1e-9), 2) if sent else None,
+        "rows_per_s": rate,
     }
+
+
+def _ask(
+    remote: Remote, requests: dict[int, Ask], answered: Path, name: str
+) -> tuple[dict[int, Reply | Refusal], float | None]:
+    """Every reply by row, and how many came a second.
+
+    Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
+    rest is asked. The file lies beside the one that names the endpoint, and is gone when all is done.
+    """
+    keys = {k: sha256_bytes(canonical([request.messages, request.max_tokens])) for k, request in requests.items()}
+    known = _written(answered)
+    found: dict[int, Reply | Refusal] = {k: known[key] for k, key in keys.items() if key in known}
+    left = [k for k in requests if k not in found]
+    if found:
+        console.say(f"  {name}: {len(found)} rows were answered before it was stopped")
+    begun = time.monotonic()
+    with (
+        console.progress(f"predict {name}", len(left), "rows") as meter,
+        answered.open("a", encoding="utf-8") as stream,
+    ):
+        stream.write("\n")  # ends a line that was torn
+        for index, reply in remote.ask_all(requests[k] for k in left):
+            k = left[index]
+            found[k] = reply
+            if isinstance(reply, Reply):
+                stream.write(json.dumps({"key": keys[k]} | dataclasses.asdict(reply)) + "\n")
+                stream.flush()
+            meter.advance()
+    return found, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
+
+
+def _written(path: Path) -> dict[str, Reply]:
+    """The replies that were written down, by request; a torn line counts as none."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            fields = json.loads(line)
+            found[fields.pop("key")] = Reply(**fields)
+    return found
 
 
 def _waits(waits: Sequence[float]) -> dict[str, float] | None:
@@ -117,13 +156,13 @@ def _order(id: str) -> str:
     return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
 
 
-def messages(task: Task, examples: Sequence[Record], record: Record) -> list[dict[str, str]]:
-    """The conversation that asks a general model: the task in words, the examples as turns, the question."""
+def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
+    """What every conversation with a general model opens with: the task in words, the examples as turns."""
     how = HOW[task.kind].format(
         labels=", ".join(task.labels), schema=json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     )
     shown = [turn for example in examples for turn in _turns(example)]
-    return [{"role": "system", "content": f"{task.system}\n{how}".strip()}, *shown, *_turns(record)[:-1]]
+    return [{"role": "system", "content": f"{task.system}\n{how}".strip()}, *shown]
 
 
 def _turns(record: Record) -> list[dict[str, str]]:

@@ -14,9 +14,9 @@ from endpoint import fails, says
 
 from slmctl import artifact, config, pipeline, remote
 from slmctl.artifact import Artifact
-from slmctl.errors import DataError
+from slmctl.errors import DataError, NetworkError
 from slmctl.model import _endpoint
-from slmctl.model._endpoint import messages, read, shots
+from slmctl.model._endpoint import opening, read, shots
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 
@@ -102,19 +102,20 @@ def test_a_sensitive_record_is_no_example() -> None:
 
 
 def test_the_prompt_says_what_is_wanted() -> None:
-    asked = messages(CLASSIFY, [record("a", "where is it", "card_arrival")], record("b", "lost it", "card_lost"))
-    assert [turn["role"] for turn in asked] == ["system", "user", "assistant", "user"]
-    assert asked[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
-    assert all(label in asked[0]["content"] for label in LABELS)
-    assert [turn["content"] for turn in asked[1:]] == ["where is it", "card_arrival", "lost it"]
-    assert json.dumps(tiny.SCHEMA) in messages(EXTRACT, [], record("b", "x", "{}"))[0]["content"]
+    head = opening(CLASSIFY, [record("a", "where is it", "card_arrival")])
+    assert [turn["role"] for turn in head] == ["system", "user", "assistant"]
+    assert head[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
+    assert all(label in head[0]["content"] for label in LABELS)
+    assert [turn["content"] for turn in head[1:]] == ["where is it", "card_arrival"]
+    assert json.dumps(tiny.SCHEMA) in opening(EXTRACT, [])[0]["content"]
 
 
-def test_a_conversation_is_asked_as_a_whole() -> None:
+def test_a_conversation_is_shown_as_a_whole() -> None:
     roles = ("system", "user", "assistant", "user", "assistant")
-    turns = tuple({"role": role, "content": f"{k}"} for k, role in enumerate(roles))
-    asked = messages(GENERATE, [], Record("c", turns, {"file": "x", "row": 1}))
-    assert [turn["content"] for turn in asked[1:]] == ["1", "2", "3"]  # and not the answer
+    turns = tuple({"role": role, "content": f"{k}", "weight": "0"} for k, role in enumerate(roles))
+    head = opening(GENERATE, [Record("c", turns, {"file": "x", "row": 1})])
+    assert [turn["content"] for turn in head[1:]] == ["1", "2", "3", "4"]
+    assert all(set(turn) == {"role", "content"} for turn in head)
 
 
 # The stage, through the pipeline
@@ -150,6 +151,7 @@ def answered(project: pipeline.Project, url: str, shots: int | None = None, **mo
 
 def test_sensitive_records_are_never_sent(desk_with_sensitive: pipeline.Project) -> None:
     prepared = desk_with_sensitive._found["prepared"]
+    questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
     secret = {
         r.input for split in ("train", "test") for r in read_records(prepared.file(f"{split}.jsonl")) if r.sensitive
     }
@@ -157,6 +159,8 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: pipeline.Project)
         made = answered(desk_with_sensitive, fake.url, 40)
     sent = json.dumps(fake.bodies)
     assert secret
+    assert all(body["messages"][-1]["role"] == "user" for body in fake.bodies)
+    assert set(fake.questions) < questions
     assert not [text for text in secret if text in sent]
     lines = [json.loads(line) for line in made.file("predictions.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line.get("not_sent") == "sensitive"]
@@ -198,6 +202,30 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     assert len(wrong) == made.metrics["failed"] > 0
     assert {line["error"] for line in wrong} == {"HTTP 400: filtered"}
     assert made.metrics["model"] == "large (zero-shot)"
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: pipeline.Project) -> None:
+    """Answers cost money, and here the money runs out after ten of them."""
+    credit = [10]
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        credit[0] -= 1
+        return says("account") if credit[0] >= 0 else fails(403, "no credit left")
+
+    with endpoint.serving(manners) as fake:
+        with pytest.raises(NetworkError, match="no credit left"):
+            answered(desk_with_sensitive, fake.url, 0, concurrency=1)
+        (written,) = (desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")
+        with written.open("a") as stream:
+            stream.write('{"key": "torn')  # as a kill leaves it
+        first = fake.questions[:10]
+        fake.bodies.clear()
+        credit[0] = 1000
+        made = answered(desk_with_sensitive, fake.url, 0)
+    assert not set(first) & set(fake.questions)
+    assert len(first) + len(fake.questions) == made.metrics["n"] - made.metrics["not_sent"]
+    assert made.metrics["failed"] == 0
+    assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
 
 def test_the_key_is_no_part_of_the_recipe(
