@@ -398,7 +398,9 @@ class QuantizeConfig(Section):
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
     importance: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="training records by which rounding errors are weighed at 5 bits and fewer; off for none"
+        "auto",
+        description="training records by which rounding errors are weighed at 5 bits and fewer; off for none, auto for "
+        "128 where that brings a type closer to the merged model",
     )
     lora: bool = Field(False, description="write the adapter as a GGUF of its own too, to run on the base's")
 

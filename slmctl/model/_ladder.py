@@ -21,8 +21,9 @@ from slmctl.model import _gguf
 from slmctl.model._gguf import Head
 from slmctl.quantizer import Target
 
-# Types whose error the importance matrix was measured to lower; see benchmarks/results/importance.json.
+# Types that the importance matrix can help, and those that llama.cpp does not write without one.
 WEIGHTED = re.compile(r"I?Q[1-5]_")
+MUST_BE_WEIGHTED = re.compile(r"IQ[123]_|Q2_K_S")
 
 Matrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
 
@@ -50,6 +51,11 @@ def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> li
         Target(name, out / file_name(config, base, name), weighted and WEIGHTED.match(name) is not None)
         for name in dict.fromkeys(config.types)
     ]
+
+
+def has_choice(target: Target) -> bool:
+    """Whether a file that is weighted could be written without the matrix too."""
+    return target.weighted and MUST_BE_WEIGHTED.match(target.type) is None
 
 
 def write(lossless: Lossless, targets: Sequence[Target], matrix: Matrix | None = None, *, rows: int = 0) -> None:

@@ -27,6 +27,7 @@ from slmctl.task import Message, Task
 ROWS = 16  # held-out records whose next tokens are compared
 LONGEST = 1024  # tokens of such a record
 ANSWER = 32  # tokens of an answer that are compared
+LOGITS = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
 
 # Where tokenizers differ, if they do.
@@ -47,7 +48,8 @@ class Reference:
 
     Attributes:
         task: The contract, whose template and end of turn a file must carry.
-        vocabulary: How many tokens there are.
+        vocabulary: How many tokens the model has weights for; a file may leave out those that no text gives.
+        spelled: How many of them the tokenizer gives.
         end_token: The id of the tokenizer's end token.
         end_of_turn: Token ids of the text that ends an answer.
         prompts: The conversations of held-out records and nasty texts, and how transformers renders them.
@@ -59,6 +61,7 @@ class Reference:
 
     task: Task
     vocabulary: int
+    spelled: int
     end_token: int
     end_of_turn: list[int]
     prompts: Sequence[tuple[Sequence[Message], str]]
@@ -81,11 +84,12 @@ def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record])
     answers = [task.defused(record.answer) + task.end for record in chosen]
     texts = [text for _, text in prompts] + answers
     tokens = [encode(tokenizer, text) for text in texts]
-    rows = _rows(tokens[: len(chosen)], tokens[len(prompts) :])
-    config = model.config.get_text_config()
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    rows = _rows(tokens[: len(chosen)], tokens[len(prompts) :], most=LOGITS // (4 * vocabulary))
+    spelled = max(tokenizer.get_vocab().values()) + 1
     return Reference(
-        task, int(config.vocab_size), int(tokenizer.eos_token_id), encode(tokenizer, task.end), prompts, texts, tokens,
-        rows, _logits(model, rows, int(config.vocab_size)),
+        task, vocabulary, spelled, int(tokenizer.eos_token_id), encode(tokenizer, task.end), prompts, texts, tokens,
+        rows, _logits(model, rows, vocabulary),
     )  # fmt: skip
 
 
@@ -101,12 +105,13 @@ def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message]) -> str:
     return str(tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True))
 
 
-def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Row]:
-    """Prompts with their answers; the last token of a prompt predicts the first of its answer."""
-    rows = []
+def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[Row]:
+    """Prompts with their answers, `most` positions in all; the last token of a prompt predicts the answer's first."""
+    rows: list[Row] = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        answer = answer[:ANSWER]
-        if 0 < len(prompt) <= LONGEST - len(answer):
+        answer = answer[: min(ANSWER, most)]
+        most -= len(answer)
+        if answer and 0 < len(prompt) <= LONGEST - len(answer):
             rows.append(Row([*prompt, *answer[:-1]], list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))))
     return rows
 
@@ -132,10 +137,10 @@ def check_head(name: str, head: Head, wanted: Reference) -> None:
     """
     vocabulary = len(head.metadata.get("tokenizer.ggml.tokens", []))
     rows = {tensor.name: tensor.shape[-1] for tensor in head.tensors}.get("token_embd.weight", vocabulary)
-    if not vocabulary == rows == wanted.vocabulary:
+    if vocabulary != rows or not wanted.spelled <= vocabulary <= wanted.vocabulary:
         raise StageError(
-            f"the vocabulary of {name} has {vocabulary} tokens with weights for {rows}, the merged model has "
-            f"{wanted.vocabulary}"
+            f"the vocabulary of {name} has {vocabulary} tokens with weights for {rows}; the merged model has weights "
+            f"for {wanted.vocabulary}, and its tokenizer gives {wanted.spelled}"
         )
     template = head.metadata.get("tokenizer.chat_template", "")
     if template != wanted.task.chat_template:
@@ -192,10 +197,11 @@ def check_lossless(found: dict[str, Any], name: str) -> None:
 def compare(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> dict[str, Any]:
     """KL divergence from the merged model's distributions to a file's, and how often both prefer the same token.
 
-    Both are logits, (positions, vocabulary).
+    Both are logits, (positions, vocabulary); tokens that a file leaves out count in neither.
     """
     divergences, same = [], 0
     for theirs, own in zip(wanted, found, strict=True):
+        theirs = theirs[: len(own)]
         p, q = _log_softmax(theirs), _log_softmax(own)
         divergences.append(float(np.sum(np.exp(p) * (p - q))))
         same += int(np.argmax(theirs) == np.argmax(own))

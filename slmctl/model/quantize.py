@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,14 +44,20 @@ def run(
         wanted, matrix, rows = _computed(config, merged, prepared, task, held_out, lossless)
         checked = _parity.check(lossless.path, lossless.head, wanted, scratch=scratch)
         _parity.check_lossless(checked, lossless.path.name)
+        if "kl_mean" not in checked:
+            console.say(
+                f"  note: no held-out record has under {_parity.LONGEST} tokens, so next tokens were not compared"
+            )
         targets = _ladder.plan(config, base, out, weighted=bool(matrix))
-        _ladder.write(lossless, targets, matrix, rows=rows)
+        # `auto` writes what may go without the matrix both ways, and keeps the one that is closer
+        both = [target for target in targets if config.importance == "auto" and _ladder.has_choice(target)]
+        others = {target.type: Target(target.type, scratch / target.path.name) for target in both}
+        _ladder.write(lossless, [*targets, *others.values()], matrix, rows=rows)
         files = {}
         for target in targets:
-            head = _gguf.read(target.path)
-            parity = _parity.check(target.path, head, wanted, scratch=scratch)
-            answered = _must_answer(target.path, task, held_out[:PROBES])
-            files[target.type] = _entry(target, head) | parity | answered
+            kept, parity = _closest(target, others.get(target.type), wanted, scratch)
+            answered = _must_answer(kept.path, task, held_out[:PROBES])
+            files[target.type] = _entry(kept, _gguf.read(kept.path)) | parity | answered
             _say(target.type, files[target.type])
         lora = {}
         if adapter is not None:
@@ -89,6 +96,22 @@ def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
     count = min(count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
     return [task.prompt(record.prompt_messages) + task.defused(record.answer) + task.end for record in chosen]
+
+
+def _closest(
+    target: Target, other: Target | None, wanted: _parity.Reference, scratch: Path
+) -> tuple[Target, dict[str, Any]]:
+    """Hold a file against the merged model; where it was written both ways, keep the closer one under its name."""
+    parity = _parity.check(target.path, _gguf.read(target.path), wanted, scratch=scratch)
+    if other is None:
+        return target, parity
+    plain = _parity.check(other.path, _gguf.read(other.path), wanted, scratch=scratch)
+    both = {"kl_weighted": parity.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
+    if plain.get("kl_mean", 0.0) >= parity.get("kl_mean", 0.0):
+        other.path.unlink()
+        return target, parity | both
+    other.path.replace(target.path)
+    return dataclasses.replace(target, weighted=False), plain | both
 
 
 def _entry(target: Target, head: Head) -> dict[str, Any]:

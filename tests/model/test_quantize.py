@@ -300,7 +300,12 @@ def test_a_ladder_says_what_each_file_is(
 ) -> None:
     files = run(config("F32", "Q8_0", "Q5_0", "Q4_K_M", "IQ4_XS"), merged, artifacts, tmp_path / "out" / "made")
     assert list(files) == ["F32", "Q8_0", "Q5_0", "Q4_K_M", "IQ4_XS"]
-    assert [entry["importance"] for entry in files.values()] == [False, False, True, True, True]
+    for name in ("Q5_0", "Q4_K_M", "IQ4_XS"):  # written both ways, and the closer one is kept
+        entry = files[name]
+        assert entry["kl_mean"] == min(entry["kl_weighted"], entry["kl_plain"])  # type: ignore[type-var]
+        kept = _gguf.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
+        assert entry["importance"] == ("quantize.imatrix.entries_count" in kept)
+    assert not files["Q8_0"]["importance"]
     assert files["F32"]["kl_mean"] < files["Q8_0"]["kl_mean"] < files["Q5_0"]["kl_mean"]  # type: ignore[operator]
     for entry in files.values():
         assert entry["positions"] >= 16  # type: ignore[operator]
