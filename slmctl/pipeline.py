@@ -78,7 +78,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", *_HF, "peft"),
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
         ),
         Stage(
             "evaluate", (Role("predictions", ("predictions",), many=True), _PREPARED), "report",
@@ -96,8 +96,8 @@ BY_KIND = {stage.leaves: stage for stage in STAGES.values()}
 EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
-    "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf", "sklearn": "evaluate",
-    "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
+    "sklearn": "evaluate", "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
 }  # fmt: skip
 
 

@@ -71,6 +71,11 @@ class Task:
     def write(self, folder: Path) -> None:
         (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
 
+    @property
+    def constraint(self) -> str:
+        """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
+        return json.dumps(self.schema) if self.kind == "extract" else ""
+
     def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, str]]:
         """The conversation that asks for one answer.
 

@@ -146,8 +146,9 @@ class GgufAnswerer:
 def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
     """What the engine is asked so that the answer is one that the task allows."""
     return engine.Request(
-        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,)
-    )
+        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
+        schema=task.constraint,
+    )  # fmt: skip
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
