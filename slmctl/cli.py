@@ -302,6 +302,8 @@ def run(options: Options, until: str) -> None:
         elif name == "publish":
             outcome = _publish(project)
         else:
+            if name == "prepare":
+                pipeline.gather_sources(project)
             outcome = _timed(name, pipeline.run(project, pipeline.ask(project, name)))
     _print(options, outcome.artifact)
 
@@ -539,6 +541,8 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     from slmctl import pipeline
 
     project = _project(options, **given)
+    if name == "prepare":
+        pipeline.gather_sources(project)
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from slmctl.artifact import fingerprint
 from slmctl.backend import cpu_flags
@@ -23,6 +23,7 @@ from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
 MAX_VALUES = 100_000  # values in one file
+STDIN = Path("-")
 
 
 class Content:
@@ -89,16 +90,65 @@ class PullConfig(Section):
     )
 
 
-class Source(Section):
-    """One file of raw rows."""
+class Sql(Section):
+    """A query to a database, only read from."""
 
-    path: SourcePath = Field(description="CSV or JSONL file, relative to slmctl.yaml")
+    url: Text = Field(
+        repr=False,
+        description="SQLAlchemy's address of a database; ${NAME} in it stands for a variable of the environment",
+    )
+    query: Text = Field(repr=False, description="the SELECT whose rows are read, in an order that it fixes")
+
+    @field_serializer("url")
+    def _masked(self, url: str) -> str:
+        return mask(url)
+
+
+class Source(Section):
+    """Raw rows: a file, a query to a database, or a data set of the hub."""
+
+    path: SourcePath | None = Field(
+        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
+    )
+    sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
+    hf: Annotated[Text | None, Outside()] = Field(
+        None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
+    )
+    file: Annotated[Text | None, Outside()] = Field(
+        None, description="hf: which data files, such as data/train-*.parquet"
+    )
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
+        None, description="what a file is, when its name does not end in it"
+    )
+    sheet: Text | None = Field(None, description="which sheet of a workbook; the first one when left out")
+    name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
     input: Text = Field("input", description="column that holds what the model is given")
     output: Text = Field("output", description="column that holds the answer wanted")
     group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
         None, description="put every row of this source on one side"
     )
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Source:
+        if sum(origin is not None for origin in (self.path, self.sql, self.hf)) != 1:
+            raise ValueError("a source has one of 'path', 'sql' and 'hf'")
+        if self.file is not None and self.hf is None:
+            raise ValueError("'file' belongs to 'hf'")
+        if self.path == STDIN and self.format is None:
+            raise ValueError("'-' needs 'format', such as csv")
+        return self
+
+    @property
+    def local(self) -> Path:
+        """The file to read. What is no file has been gathered into one before a stage sees it."""
+        assert self.path is not None
+        return self.path
+
+    @property
+    def title(self) -> str:
+        """What records call this source; the same wherever the file lies, and without secrets."""
+        return self.name or self.local.name + (f":{self.sheet}" if self.sheet else "")
 
 
 class Splits(Section):
@@ -375,6 +425,15 @@ def is_remote(base: str) -> bool:
     return base.startswith(("pypi:", "hf:"))
 
 
+def mask(url: str) -> str:
+    """An address with `***` for the password in it, and for every parameter that may hold a secret.
+
+    A reference such as `${DB_PASSWORD}` is no secret and stays.
+    """
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of `slmctl.yaml`, for editors; without what sections inherit."""
     document = Config.model_json_schema(by_alias=True)
@@ -485,7 +544,7 @@ def _resolve(config: Config, root: Path) -> Config:
                 changes[name] = walk(value)
             elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
                 changes[name] = [walk(item) for item in value]
-            elif isinstance(value, Path):
+            elif isinstance(value, Path) and value != STDIN:
                 changes[name] = root / value.expanduser()
             elif marked and isinstance(value, str) and value and not is_remote(value):
                 changes[name] = str(root / Path(value).expanduser())
@@ -513,6 +572,7 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     """One fault of pydantic's in the words of the person who wrote the file."""
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     found = _found(values, loc)
+    shown = mask(repr(found))
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
         known = ", ".join(_keys_at(loc[:-1]))
@@ -524,11 +584,11 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context["expected"]), n=1)
         more = f"; did you mean '{near[0]}'?" if near else ""
-        return f"found {found!r}, wants {context['expected']}{more}"
+        return f"found {shown}, wants {context['expected']}{more}"
     if kind == "too_short":
         return "must not be empty"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"found {found!r}: {message}" if found is not None else message
+    return f"found {shown}: {message}" if found is not None else message
 
 
 def _found(values: Any, loc: Sequence[int | str]) -> Any:
@@ -586,14 +646,14 @@ class _Lines:
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys):
-            raise UsageError(f"--set {assignment}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
         inner = values
         for key in keys[:-1]:
             if inner.get(key) is None:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                raise UsageError(f"--set {assignment}: '{key}' is not a section")
+                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
         lines = _Lines("--set")
         inner[keys[-1]] = lines.read(text)
         self.faults += lines.faults

@@ -33,7 +33,7 @@ def init(template: str, folder: Path) -> list[Path]:
     source = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME)
     config = parse(source.read_text(encoding="utf-8"), root=folder)
     wanted = {FILENAME: source}
-    named = [one.path for one in config.prepare.sources] + [p for p in [config.task.json_schema] if p]
+    named = [one.local for one in config.prepare.sources] + [p for p in [config.task.json_schema] if p]
     for path in named:
         wanted[path.name] = resources.files("slmctl.examples").joinpath("data").joinpath(path.name)
     in_the_way = [name for name in wanted if (folder / name).exists()]

@@ -81,12 +81,12 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
         host = args[0].decode(errors="replace") if isinstance(args[0], bytes) else str(args[0] or "")
     else:
         return
-    if _is_local(host):
+    if is_local(host):
         return
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull` and `slmctl doctor --fix` use the network",
+            hint="only `slmctl pull`, `slmctl doctor --fix` and sources that name a host use the network",
         )
     contacted.add(host)
 
@@ -96,7 +96,8 @@ def _host(address: object) -> str:
     return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host is this machine; a Unix socket has no host."""
     if host in ("", "localhost"):
         return True
     try:

@@ -15,12 +15,12 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, offline
+from slmctl import __version__, artifact, config, console, gates, gather, offline
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -98,6 +98,7 @@ EXTRAS = {
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
 
@@ -115,6 +116,11 @@ class Project:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def sources(self) -> Path:
+        """Where copies of sources lie that are no files."""
+        return self.runs / ".sources"
 
     def forget(self) -> None:
         """Look for artifacts anew."""
@@ -166,6 +172,8 @@ def ask(
     """
     stage = STAGES[name]
     section = section or config.stage_config(project.config, name)
+    if isinstance(section, config.PrepareConfig):
+        section = section.model_copy(update={"sources": gather.gathered(section.sources, project.sources)})
     filled = dict(inputs or {})
     for role in stage.takes:
         if role.name not in filled and not (role.optional or role.many):
@@ -244,6 +252,13 @@ def run(project: Project, asked: Ask) -> Outcome:
         MissingError: A package that the stage needs is not installed.
         StageError: The disk or the memory is full.
     """
+    try:
+        return _run(project, asked)
+    finally:
+        offline.contacted.clear()  # by this stage, and by what gathered its sources
+
+
+def _run(project: Project, asked: Ask) -> Outcome:
     begun = time.monotonic()
     if asked.stage.resumes and int(os.environ.get("RANK", "0")) > 0 and not asked.path.exists():
         return Outcome(_assist(asked), False, time.monotonic() - begun)
@@ -262,12 +277,11 @@ def run(project: Project, asked: Ask) -> Outcome:
 def _make(asked: Ask) -> Artifact:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     stage = asked.stage
-    offline.contacted.clear()
     keep = _keep(asked)
     more = {"keep": keep} if stage.resumes else {}
     if stage.resumes:
         keep.mkdir(parents=True, exist_ok=True)
-    with artifact.draft(asked.path) as place:
+    with artifact.draft(asked.path) as place, _spoken(stage.name, asked.path.parent):
         try:
             module = importlib.import_module(stage.module)
             metrics = module.run(asked.section, out=place, **more, **asked.inputs)
@@ -291,14 +305,6 @@ def _make(asked: Ask) -> Artifact:
             )
             shutil.rmtree(keep, ignore_errors=True)
             return made
-        except ModuleNotFoundError as error:
-            raise missing(error, stage.name) from error
-        except MemoryError:
-            raise StageError(f"{stage.name} ran out of memory", hint="a smaller batch or a smaller base") from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StageError(f"{stage.name}: the disk is full ({asked.path.parent})", hint="df -h .") from None
-            raise
         finally:
             with contextlib.suppress(OSError):
                 keep.rmdir()  # unless something in it is worth keeping
@@ -371,6 +377,38 @@ def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str |
         role: [one.digest for one in value] if isinstance(value, list) else value.digest
         for role, value in inputs.items()
     }
+
+
+def gather_sources(project: Project) -> None:
+    """Copy the sources that are no files, anew: queries, data sets of the hub, pipes, standard input.
+
+    Raises:
+        LockedError: Another process copies them and `project.wait` is false.
+        NetworkError: A host could not be reached.
+        And what `gather.gather` raises.
+    """
+    sources = project.config.prepare.sources
+    if all(gather.is_file(source) for source in sources):
+        return
+    lock = project.runs / ".locks" / "sources"
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait), _spoken("gather", project.sources):
+        gather.gather(sources, project.sources)
+    project.forget()
+
+
+@contextlib.contextmanager
+def _spoken(what: str, place: Path) -> Iterator[None]:
+    """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing(error, what) from error
+    except MemoryError:
+        raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        raise
 
 
 # Chains of stages

@@ -63,7 +63,7 @@ def test_every_fault_at_once_with_its_line() -> None:
             ["slmctl.yaml:6", "finetune.learning_rate"],
             ["slmctl.yaml:8", "finetune.lora.rank"],
             ["slmctl.yaml:9", "quantize.types.1"],
-            ["slmctl.yaml:13", "prepare.sources.1.path"],
+            ["slmctl.yaml:13", "prepare.sources.1"],
             ["slmctl.yaml:14", "trian"],
         ]
     )
@@ -83,7 +83,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("serve: {port: 70000}", "serve.port: found '70000': input should be less than or equal to 65535"),
         ("quantize: {types: []}", "quantize.types: must not be empty"),
         ("prepare: {sources: []}", "prepare.sources: must not be empty"),
-        ("prepare: {sources: [{input: text}]}", "slmctl.yaml:3: prepare.sources.0.path: is required"),
+        ("prepare: {sources: [{input: text}]}", "slmctl.yaml:3: prepare.sources.0: a source has one of 'path'"),
         ("prepare: {splits: {test: 0.4, validation: 0.3, calibration: 0.3}}", "leave less than 0.2 of the rows"),
         ("task: {kind: extract}", "slmctl.yaml:3: task: extract needs 'schema', the path of a JSON Schema file"),
         ("task: {kind: generate, schema: x.json}", "'schema' belongs to extract, and the kind is generate"),
@@ -429,7 +429,7 @@ def keys_of_schema(document: dict[str, Any], node: dict[str, Any], prefix: str =
     """The dotted name of every key that a JSON Schema describes."""
     found = []
     for name, inner in node.get("properties", {}).items():
-        options = [inner, inner.get("items", {}), *inner.get("allOf", [])]
+        options = [inner, inner.get("items", {}), *inner.get("allOf", []), *inner.get("anyOf", [])]
         reference = next((option["$ref"] for option in options if "$ref" in option), None)
         if reference is None:
             found.append(prefix + name)
@@ -445,7 +445,7 @@ def test_table_lists_every_key_with_its_help() -> None:
     assert [name for name, _, _ in rows] == keys_of_schema(document, document)
     assert all(help for _, _, help in rows)
     defaults = {name: default for name, default, _ in rows}
-    assert defaults["project"] == defaults["base"] == defaults["prepare.sources[].path"] == "required"
+    assert defaults["project"] == defaults["base"] == defaults["prepare.sources[].sql.url"] == "required"
     assert defaults["finetune.epochs"] == "2.0"
     assert defaults["pull.file"] == ""
     assert {"gates[].max_drop", "finetune.lora.rank", "task.schema"} <= defaults.keys()

@@ -13,7 +13,7 @@ from slmctl.pipeline import STAGES
 
 ROOT = Path(slmctl.__file__).parent
 GROUPS = ("data", "model", "release", "server")
-ABOVE = ("cli", "pipeline", "lineage", "doctor", "init", "chat")  # what no stage and no server may know
+ABOVE = ("cli", "pipeline", "lineage", "gather", "doctor", "init", "chat")  # what no stage and no server may know
 
 
 def name_of(path: Path) -> str:
@@ -87,8 +87,15 @@ def test_modules_form_no_circle() -> None:
 
 def test_errors_import_nothing_of_the_package() -> None:
     assert own(imports(TREES["slmctl.errors"])) == set()
-    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.records"):
+    for name in ("slmctl.artifact", "slmctl.offline", "slmctl._cells"):
         assert own(imports(TREES[name])) == {"slmctl.errors"}, name
+
+
+def test_rows_need_errors_alone_and_what_reads_them_is_theirs() -> None:
+    parts = {"slmctl._cells", "slmctl._delimited", "slmctl._lines", "slmctl._objects", "slmctl._tables"}
+    assert own(imports(TREES["slmctl.rows"])) == {"slmctl.errors", *parts}
+    for part in parts:
+        assert own(imports(TREES[part])) <= {"slmctl.errors", *parts}, part
 
 
 @pytest.mark.parametrize(

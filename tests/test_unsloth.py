@@ -111,7 +111,7 @@ def child_imports() -> None:
 
     assert sys.modules["unsloth"]
     assert finetune
-    assert [host for host in asked if not offline._is_local(host)] == []
+    assert [host for host in asked if not offline.is_local(host)] == []
 
 
 def on_a_gpu() -> None:

@@ -19,7 +19,8 @@ from slmctl.base import Base
 from slmctl.config import PrepareConfig, Source, Splits
 from slmctl.config import Task as TaskConfig
 from slmctl.errors import DataError
-from slmctl.records import SPLITS, Record, columns_of, read_rows, write_jsonl
+from slmctl.records import SPLITS, Record, write_jsonl
+from slmctl.rows import columns_of, read_rows
 from slmctl.task import Task, end_of_turn
 
 Reject = dict[str, Any]  # {"source": {"file", "row"}, "reason": text}
@@ -65,24 +66,22 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         "near_duplicates_of_held_out": near,
         "labels": dict(sorted(Counter(record.label for record in records if record.label).items())),
         "tokens": _lengths(task, sides["train"], base.path),
-        "sources": [
-            {"file": s.path.name, "sha256": sha256_file(s.path).removeprefix("sha256:")} for s in config.sources
-        ],
+        "sources": [{"file": s.title, "sha256": sha256_file(s.local).removeprefix("sha256:")} for s in config.sources],
     }
 
 
 def _read(config: PrepareConfig, rejected: list[Reject]) -> Iterator[Record]:
     for source in config.sources:
-        known = columns_of(source.path)
+        known = columns_of(source.local, sheet=source.sheet, format=source.format)
         for column in filter(None, (source.input, source.output, source.group)):
             if column not in known:
                 near = difflib.get_close_matches(column, known, n=1)
                 more = f"; did you mean '{near[0]}'?" if near else ""
                 raise DataError(
-                    f"{source.path.name} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}"
+                    f"{source.title} has no column '{column}'{more}", hint=f"its columns: {', '.join(known)}"
                 )
-        for row in read_rows(source.path):
-            where = {"file": source.path.name, "row": row.number}
+        for row in read_rows(source.local, sheet=source.sheet, format=source.format):
+            where = {"file": source.title, "row": row.number}
             try:
                 yield _record(row.columns, row.fault, source, config.task, where)
             except DataError as error:
@@ -161,7 +160,7 @@ def _without_duplicates(records: list[Record], rejected: list[Reject]) -> tuple[
 
 def _split(records: list[Record], config: PrepareConfig) -> dict[str, list[Record]]:
     """A record's side follows from its group or its content alone, so new rows never move old ones."""
-    bound = {source.path.name: source.split for source in config.sources}
+    bound = {source.title: source.split for source in config.sources}
     sides: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for record in records:
         side = bound[record.source["file"]] or _side(record.group or similar.normalise(record.input), config.splits)

@@ -15,7 +15,7 @@ import gguf
 import torch
 import yaml
 
-from slmctl import console, offline, weights
+from slmctl import console, hub, offline, weights
 from slmctl.artifact import sha256_file
 from slmctl.base import Base
 from slmctl.config import PullConfig
@@ -114,31 +114,17 @@ def _from_index(requirement: str, scratch: Path) -> Path:
 
 def _from_hub(name: str, scratch: Path) -> Path:
     """A snapshot of a pinned commit from the Hugging Face Hub, allow-listed files only."""
-    repo, _, commit = name.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UsageError(f"base 'hf:{name}' is malformed", hint="base: hf:ORG/NAME@COMMIT")
-    with offline.network(f"pull hf:{name}"):
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-
-        failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
-        try:
-            if not re.fullmatch(r"[0-9a-f]{40}", commit):
-                pinned = HfApi().model_info(repo, revision=commit or None).sha
-                raise UsageError(
-                    f"base 'hf:{name}' is not pinned: what it names can change",
-                    hint=f"put this line into slmctl.yaml: base: hf:{repo}@{pinned}",
-                )
-            console.say(f"  fetching {repo} at {commit[:12]} from the hub")
-            snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
-        except failures as error:
-            raise NetworkError(f"the hub gave no {repo}: {str(error).splitlines()[0]}") from None
+    repo, commit = hub.split(name, example="base: hf:")
+    with hub.asked(f"pull hf:{name}", repo) as client:
+        if not hub.is_pinned(commit):
+            pinned = client.model_info(repo, revision=commit or None).sha
+            raise UsageError(
+                f"base 'hf:{name}' is not pinned: what it names can change",
+                hint=f"put this line into slmctl.yaml: base: hf:{repo}@{pinned}",
+            )
+        console.say(f"  fetching {repo} at {commit[:12]} from the hub")
+        client.snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
     return scratch / "hub"
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when there is no connection: httpx's errors up to 1.x, httpx2's from 2.0 on."""
-    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def _choose_gguf(folder: Path, wanted: str | None) -> Path:

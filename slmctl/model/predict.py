@@ -17,7 +17,8 @@ from slmctl import console, engine
 from slmctl.artifact import Artifact, FileEntry
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, StageError, UsageError
-from slmctl.records import Record, Row, read_records, read_rows, write_jsonl
+from slmctl.records import Record, read_records, write_jsonl
+from slmctl.rows import Row, read_rows
 from slmctl.task import Task
 
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits

@@ -1,0 +1,101 @@
+"""One raw row, and what a cell of it may hold: what JSON can say, whatever the source's own types are."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from slmctl.errors import DataError
+
+MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
+MAX_DEPTH = 100  # lists and objects inside each other: what reads a cell later calls itself once for each
+
+
+class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
+    """One raw row: its number in the file (the first row of data is 1) and its columns, or a fault."""
+
+    number: int
+    columns: dict[str, Any]
+    fault: str = ""
+
+
+def column_names(header: Sequence[object], where: str) -> list[str]:
+    """The names in a header; a column without one is called by its place. `where` begins the fault.
+
+    Raises:
+        DataError: Two columns have the same name.
+    """
+    names = [str(name) if name not in ("", None) else f"column {place}" for place, name in enumerate(header, 1)]
+    if len(set(names)) < len(names):
+        raise DataError(f"{where} names a column twice: {', '.join(names)[:500]}")
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A value of Parquet, a workbook or a database as JSON has it.
+
+    Dates and times become ISO 8601, decimals and UUIDs text; what no text can stand for (NaN, infinities,
+    bytes that are not UTF-8) is empty, as a missing value is.
+    """
+    if type(value) in _JSON:  # a million rows come by here
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}" if value.is_finite() else None
+    if isinstance(value, datetime.timedelta | uuid.UUID):
+        return str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    return str(value)  # a database's own types: ranges, network addresses, points
+
+
+_JSON = frozenset({str, int, bool, type(None)})
+
+
+def fault_of(columns: Mapping[str, Any]) -> str:
+    """Why a row of typed cells cannot be used; empty when it can."""
+    size = 0
+    for name, value in columns.items():
+        if isinstance(value, str):
+            size += len(value)
+            continue
+        if isinstance(value, list | dict):
+            if deeper(value, MAX_DEPTH):
+                return f"'{name}' is nested more than {MAX_DEPTH} deep"
+            size += len(str(value))
+    return too_long(size) if size > MAX_ROW else ""
+
+
+def too_long(size: int | None = None) -> str:
+    """The fault of a row that is too long to be kept."""
+    found = f"has {size:,} characters, " if size else ""
+    return f"{found}more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
+
+
+def deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects lie inside each other more than `depth` deep; without recursion."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return any(isinstance(one, list | dict) for one in level)

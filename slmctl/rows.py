@@ -1,0 +1,136 @@
+"""Raw rows of a file, in order: each with its number and columns, or with its fault; and rows out as CSV for people.
+
+Whatever the file holds, reading it gives rows and faults, or raises DataError, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slmctl import _delimited, _lines, _objects, _tables
+from slmctl._cells import MAX_ROW, Row
+from slmctl.errors import DataError, UsageError
+
+__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows", "require_file"]
+
+FORMATS = {
+    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
+    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods",
+}  # fmt: skip
+TEXTS = ("csv", "tsv", "jsonl", "json")  # these may be packed with gzip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None) -> Iterator[Row]:
+    """The rows of a file, in order; a bad one comes with its fault.
+
+    Args:
+        path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
+        sheet: Which sheet of a workbook; the first when left out.
+        format: What the file is, when its name does not say it.
+
+    Raises:
+        DataError: The file is missing, of an unknown kind, damaged as a whole, or not UTF-8 or UTF-16.
+        UsageError: The workbook has no such sheet, or the file is no workbook.
+    """
+    require_file(path)
+    kind = format or format_of(path)
+    if sheet is not None and kind not in ("xlsx", "ods"):
+        raise UsageError(f"{path.name} is no workbook, and has no sheet '{sheet}'")
+    try:
+        if kind == "parquet":
+            yield from _tables.parquet_rows(path)
+        elif kind not in TEXTS:
+            yield from _tables.workbook_rows(path, sheet)
+        else:
+            yield from _text_rows(path, kind)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def columns_of(path: Path, *, sheet: str | None = None, format: str | None = None) -> list[str]:
+    """The column names of a file, from its header or its first good row.
+
+    Raises:
+        DataError: The file holds no row; and what `read_rows` raises.
+    """
+    for row in read_rows(path, sheet=sheet, format=format):
+        if not row.fault:
+            return list(row.columns)
+    raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
+
+
+def format_of(path: Path) -> str:
+    """What a file is, by its name.
+
+    Raises:
+        DataError: The name does not say it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower()
+        if FORMATS.get(suffix) in TEXTS:
+            return FORMATS[suffix]
+        suffix += ".gz"
+    if suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {known}; texts also as .gz")
+    return FORMATS[suffix]
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file: reading a pipe would wait, and reading a device would never end.
+
+    Raises:
+        DataError: It says what is there instead.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # a NUL in a name
+        raise DataError(f"{str(path)!r} is not a file's name") from None
+    if stat.S_ISREG(mode):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+    listed = list(rows)
+    columns = list(dict.fromkeys(name for row in listed for name in row))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([_escaped(name) for name in columns])
+    writer.writerows([_escaped(row.get(name)) for name in columns] for row in listed)
+    return stream.getvalue()
+
+
+def _escaped(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
+
+
+def _text_rows(path: Path, kind: str) -> Iterator[Row]:
+    if kind == "json":
+        with _lines.opened(path) as stream:
+            kind = "jsonl" if _objects.is_lines(stream) else "json"
+    with _lines.opened(path) as stream:
+        if kind == "jsonl":
+            yield from _objects.line_rows(stream)
+        elif kind == "json":
+            yield from _objects.array_rows(stream, path.name)
+        else:
+            yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")

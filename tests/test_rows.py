@@ -1,0 +1,253 @@
+"""Raw rows: every format's oddities become rows or faults with their numbers, never a traceback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from slmctl.errors import DataError
+from slmctl.records import write_jsonl
+from slmctl.rows import Row, columns_of, read_rows
+
+
+def rows(tmp_path: Path, name: str, content: str | bytes) -> list[Row]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_rows(path))
+
+
+def good(found: list[Row]) -> list[dict[str, Any]]:
+    assert [row.fault for row in found] == [""] * len(found)
+    return [row.columns for row in found]
+
+
+def faults(found: list[Row]) -> dict[int, str]:
+    return {row.number: row.fault for row in found if row.fault}
+
+
+# CSV
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
+def test_csv(tmp_path: Path, ending: str, mark: str) -> None:
+    text = ending.join([mark + "text,category", "hello,a", '"two\nlines, a comma, ""quotes""",b', "größe,c"])
+    for last in ("", ending):
+        assert good(rows(tmp_path, "a.csv", text + last)) == [
+            {"text": "hello", "category": "a"},
+            {"text": 'two\nlines, a comma, "quotes"', "category": "b"},
+            {"text": "größe", "category": "c"},
+        ]
+
+
+def test_tsv(tmp_path: Path) -> None:
+    assert good(rows(tmp_path, "a.tsv", "text\tcategory\nhello, you\ta\n")) == [{"text": "hello, you", "category": "a"}]
+
+
+def test_csv_suffix_in_capitals(tmp_path: Path) -> None:
+    assert good(rows(tmp_path, "A.CSV", "text\nhello\n")) == [{"text": "hello"}]
+
+
+def test_csv_keeps_text_as_it_is(tmp_path: Path) -> None:
+    assert good(rows(tmp_path, "a.csv", "a,b\n 1 ,\nNA,007\n")) == [{"a": " 1 ", "b": ""}, {"a": "NA", "b": "007"}]
+
+
+def test_csv_ragged_rows_are_faults_and_the_others_are_kept(tmp_path: Path) -> None:
+    found = rows(tmp_path, "a.csv", "a,b\n1,2\n3\n4,5,6\n7,8\n")
+    assert [row.number for row in found] == [1, 2, 3, 4]
+    assert faults(found) == {2: "has 1 fields, the header has 2", 3: "has 3 fields, the header has 2"}
+    assert found[3].columns == {"a": "7", "b": "8"}
+
+
+def test_csv_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    assert [row.number for row in rows(tmp_path, "a.csv", "a,b\n\n1,2\n\n\n3,4\n")] == [1, 2]
+
+
+def test_csv_row_numbers_count_rows_not_lines(tmp_path: Path) -> None:
+    found = rows(tmp_path, "a.csv", 'a,b\n"one\nrow\nof\nfour lines",x\nshort\n')
+    assert faults(found) == {2: "has 1 fields, the header has 2"}
+
+
+def test_csv_field_of_200_kilobytes(tmp_path: Path) -> None:
+    # csv's own limit of 131,072 characters once stopped at a long e-mail
+    assert good(rows(tmp_path, "a.csv", f"a,b\n{'x' * 200_000},y\n"))[0]["a"] == "x" * 200_000
+
+
+@pytest.mark.parametrize("row", ['"open,1', '1,"open', '"a"b,1'])
+def test_csv_quote_out_of_place_is_a_fault(tmp_path: Path, row: str) -> None:
+    # an open quote in the last column once took the rest of the file as its text, and no row was missed
+    found = rows(tmp_path, "a.csv", f"a,b\n0,0\n{row}\n2,3\n")
+    assert found[0] == Row(1, {"a": "0", "b": "0"})
+    assert faults(found)[2].startswith("not valid CSV")
+
+
+def test_csv_header_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv: the header names a column twice: text, id, text"):
+        rows(tmp_path, "a.csv", "text,id,text\n1,2,3\n")
+
+
+@pytest.mark.parametrize("content", ["", "\ufeff", "a,b\n", "a,b"])
+def test_csv_without_rows(tmp_path: Path, content: str) -> None:
+    assert rows(tmp_path, "a.csv", content) == []
+    with pytest.raises(DataError, match=r"a\.csv holds no rows") as caught:
+        columns_of(tmp_path / "a.csv")
+    assert "at least one row" in caught.value.hint
+
+
+# JSONL
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
+def test_jsonl(tmp_path: Path, name: str, ending: str, mark: str) -> None:
+    text = mark + ending.join(['{"a": 1, "b": {"c": [true, null]}}', '{"a": "größe"}'])
+    for last in ("", ending):
+        assert good(rows(tmp_path, name, text + last)) == [{"a": 1, "b": {"c": [True, None]}}, {"a": "größe"}]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_jsonl_only_a_newline_ends_a_line(tmp_path: Path, mark: str) -> None:
+    # str.splitlines would cut a row in two at these, which JSON allows inside a text (U+0085 and above)
+    text = json.dumps({"a": f"one{mark}two"}, ensure_ascii=mark < " ")
+    assert good(rows(tmp_path, "a.jsonl", text + "\n")) == [{"a": f"one{mark}two"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{", "not valid JSON"),
+        ("{'a': 1}", "not valid JSON"),
+        ('{"a": 1} {"b": 2}', "not valid JSON: Extra data"),
+        ('{"a": NaN}', "not valid JSON: NaN is not JSON"),
+        ('{"a": [-Infinity]}', "not valid JSON: -Infinity is not JSON"),
+        ('{"a": 1, "a": 2}', "not valid JSON: a key stands twice in an object"),
+        ('{"a": {"b": 1, "b": 1}}', "not valid JSON: a key stands twice in an object"),
+        (r'{"a": "\ud83d"}', "not valid JSON"),
+        (r'{"\udc00": 1}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"a": "tab\there"}', "not valid JSON: Invalid control character"),
+        ("[1, 2]", "not a JSON object"),
+        ("null", "not a JSON object"),
+        ('"text"', "not a JSON object"),
+        ("9" * 5000, "not valid JSON"),
+    ],
+    ids=["cut", "quotes", "two", "nan", "infinity", "twice", "twice inside", "surrogate", "surrogate key", "deep",
+         "control", "list", "null", "text", "digits"],
+)  # fmt: skip
+def test_jsonl_bad_row_is_a_fault_and_the_others_are_kept(tmp_path: Path, line: str, fault: str) -> None:
+    found = rows(tmp_path, "a.jsonl", '{"a": 1}\n' + line + '\n{"a": 3}\n')
+    assert [row.number for row in found] == [1, 2, 3]
+    assert faults(found)[2].startswith(fault)
+    assert [row.columns for row in found if not row.fault] == [{"a": 1}, {"a": 3}]
+
+
+def test_jsonl_paired_surrogates_are_one_character(tmp_path: Path) -> None:
+    assert good(rows(tmp_path, "a.jsonl", r'{"a": "\ud83d\ude00"}')) == [{"a": "😀"}]
+
+
+def test_jsonl_row_numbers_are_line_numbers(tmp_path: Path) -> None:
+    found = rows(tmp_path, "a.jsonl", '\n{"a": 1}\n   \n{"a"\n')
+    assert [row.number for row in found] == [2, 4]
+
+
+def test_jsonl_without_rows(tmp_path: Path) -> None:
+    assert rows(tmp_path, "a.jsonl", "\n\n") == []
+    (tmp_path / "b.jsonl").write_text("[]\n{\n")
+    with pytest.raises(DataError, match=r"b\.jsonl holds no rows"):
+        columns_of(tmp_path / "b.jsonl")
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_latin1_file_comes_with_the_command_that_helps(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8") as caught:
+        rows(tmp_path, name, 'text\n{"a": "größe"}\n'.encode("latin-1"))
+    assert caught.value.hint.startswith("iconv -f LATIN1 -t UTF-8")
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.csv", tmp_path):
+        with pytest.raises(DataError, match="is not a file"):
+            next(read_rows(path))
+
+
+def test_unknown_kind_lists_the_known(tmp_path: Path) -> None:
+    for name, kind in (("a.docx", ".docx"), ("a", ""), ("a.parquet.gz", ".parquet.gz"), (".csv", "")):
+        with pytest.raises(DataError, match=f"{name} has an unknown kind '{kind}'") as caught:
+            rows(tmp_path, name, b"PK")
+        assert caught.value.hint.startswith("known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,")
+
+
+def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('nonsense\n{"b": 1, "a": 2}\n')
+    assert columns_of(tmp_path / "a.jsonl") == ["b", "a"]
+    (tmp_path / "a.csv").write_text("text,category\nshort\n1,2\n")
+    assert columns_of(tmp_path / "a.csv") == ["text", "category"]
+
+
+# Invariants
+
+KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda width: st.tuples(
+            st.lists(texts.filter(bool), min_size=width, max_size=width, unique=True),
+            st.lists(st.lists(texts, min_size=width, max_size=width), max_size=5),
+        )
+    ),
+    st.sampled_from([("a.csv", ","), ("a.tsv", "\t")]),
+)
+@KEEP
+@example((["a"], [["\r"], ["\n"], ["\u2028"], [""]]), ("a.csv", ","))
+@example((["a", "b"], [["\x00", '"'], ["\ufeff", " "]]), ("a.csv", ","))
+def test_csv_round_trip(tmp_path: Path, drawn: tuple[list[str], list[list[str]]], kind: tuple[str, str]) -> None:
+    header, body = drawn
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=kind[1], quoting=csv.QUOTE_ALL)
+    writer.writerows([header, *body])
+    found = rows(tmp_path, kind[0], out.getvalue())
+    assert good(found) == [dict(zip(header, fields, strict=True)) for fields in body]
+    assert [row.number for row in found] == list(range(1, len(body) + 1))
+
+
+@given(st.lists(st.dictionaries(texts, json_values, max_size=4), max_size=5))
+@KEEP
+def test_jsonl_round_trip(tmp_path: Path, values: list[dict[str, Any]]) -> None:
+    assert write_jsonl(tmp_path / "a.jsonl", values) == len(values)
+    assert good(list(read_rows(tmp_path / "a.jsonl"))) == values
+
+
+@given(st.binary(max_size=200), st.sampled_from(["a.csv", "a.tsv", "a.jsonl"]))
+@KEEP
+@example(b'a,b\n"x"y,\x00', "a.csv")
+@example(b"\xef\xbb\xbf", "a.jsonl")
+@example(b"\xff\xfea\x00", "a.csv")
+@example(b"a\r\rb\r", "a.csv")
+@example(b'"', "a.csv")  # a header whose quote is never closed raised csv's own error
+def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: bytes, name: str) -> None:
+    try:
+        found = rows(tmp_path, name, content)
+    except DataError as error:
+        assert error.message
+        return
+    numbers = [row.number for row in found]
+    assert numbers == sorted(set(numbers))
+    assert not any(row.columns for row in found if row.fault)
