@@ -34,8 +34,8 @@ prepare:
   sources:
     - {{path: {data}/train.csv, input: text, output: category}}
     - {{path: {data}/test.csv, input: text, output: category, split: test}}
-  splits: {{validation: 0.03, calibration: 0.001, test: 0.001}}
-  near_duplicate: 1.0     # the published protocol keeps near-duplicates
+  splits: {{validation: 0.03, calibration: 0, test: 0}}
+  duplicates: {{exact: keep, near: keep, similarity: 1.0}}     # the published protocol leaves every row in
 finetune: {{epochs: 4, learning_rate: 2e-4, lora: {{dropout: 0.05}}}}
 quantize: {{types: [Q8_0]}}
 evaluate: {{models: [gguf]}}

@@ -1,4 +1,4 @@
-"""Fill the marked parts of README.md from the code: `python docs/readme.py`, or `--check` to only compare."""
+"""Fill the marked parts of the documentation: `python docs/readme.py`; with `--check` it only compares."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks import result  # noqa: E402
+from benchmarks import public, result  # noqa: E402
 from slmctl import cli, config, pipeline  # noqa: E402
 
-README = ROOT / "README.md"
+FILES = (ROOT / "README.md", ROOT / "docs" / "config.md", ROOT / "docs" / "data.md")
 
 
 def stages() -> str:
@@ -59,13 +59,14 @@ def training() -> str:
 
 
 def filled(text: str) -> str:
-    """README.md with every marked part made anew."""
+    """A page with every marked part made anew."""
     for name, make in (
         ("demo", demo),
         ("stages", stages),
         ("config", keys),
         ("help", help_text),
         ("training", training),
+        ("public", public.table),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
@@ -73,12 +74,13 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Write README.md, or say whether it is current."""
-    now = README.read_text(encoding="utf-8")
-    wanted = filled(now)
-    if "--check" in sys.argv:
-        sys.exit("README.md is not current: make readme" if now != wanted else 0)
-    README.write_text(wanted, encoding="utf-8")
+    """Write the pages, or say which are not current."""
+    for path in FILES:
+        now = path.read_text(encoding="utf-8")
+        wanted = filled(now)
+        if "--check" in sys.argv and now != wanted:
+            sys.exit(f"{path.name} is not current: make readme")
+        path.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,14 @@ def column_names(header: Sequence[object], where: str) -> list[str]:
     """
     names = [str(name) if name not in ("", None) else f"column {place}" for place, name in enumerate(header, 1)]
     if len(set(names)) < len(names):
-        raise DataError(f"{where} names a column twice: {', '.join(names)[:500]}")
+        raise DataError(f"{where} names a column twice: {listed(names)}")
     return names
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names from data as an error lists them: in one line, and not without end."""
+    shown = [" ".join(name.split())[:60] for name in names[:20]]
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def plain(value: Any) -> Any:

@@ -1,9 +1,8 @@
 """The child process of `engine`: llama.cpp through llama-cpp-python's low-level batch API.
 
     python -m slmctl._llama serve MODEL.gguf SETTINGS     requests as JSON lines in, events out
-    python -m slmctl._llama quantize SOURCE TARGET TYPE   one quantized file
 
-Only this module imports llama_cpp; what becomes of the requests is `_scheduler`'s.
+Only this module and `_quantizer` import llama_cpp; what becomes of the requests is `_scheduler`'s.
 """
 
 from __future__ import annotations
@@ -174,21 +173,5 @@ def _private_stdout() -> TextIO:
     return os.fdopen(own, "w", encoding="utf-8")
 
 
-def quantize(source: str, target: str, type_name: str) -> None:
-    """Write `target` as a quantization of the GGUF `source`; exits non-zero on failure."""
-    prefix = "LLAMA_FTYPE_ALL_" if type_name == "F32" else "LLAMA_FTYPE_MOSTLY_"
-    ftype = getattr(lc, prefix + type_name, None)
-    if ftype is None:
-        raise SystemExit(f"this llama.cpp has no quantization type {type_name}")
-    params = lc.llama_model_quantize_default_params()
-    params.ftype = ftype
-    params.nthread = len(os.sched_getaffinity(0))
-    status = lc.llama_model_quantize(source.encode(), target.encode(), params)
-    raise SystemExit(0 if status == 0 else f"llama.cpp could not write {target} as {type_name} ({status})")
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2], json.loads(sys.argv[3]))
-    else:
-        quantize(*sys.argv[2:5])
+    serve(sys.argv[2], json.loads(sys.argv[3]))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from slmctl._cells import MAX_DEPTH, MAX_ROW, Row, deeper, too_long
+from slmctl._cells import MAX_DEPTH, MAX_ROW, Row, deeper, listed, too_long
 from slmctl._lines import lines
 from slmctl.errors import DataError
 
@@ -29,20 +29,26 @@ def line_rows(stream: TextIO) -> Iterator[Row]:
             yield decoder.row(number, text)
 
 
-def array_rows(stream: TextIO, file: str) -> Iterator[Row]:
-    """The objects of one array, which is the whole file or the one array of objects in an object; by their places.
+def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator[Row]:
+    """The objects of one array, by their places: the whole file, or an array of objects in an object.
+
+    Args:
+        stream: The text.
+        file: What errors call it.
+        key: Which array of the object; left out, the only one.
 
     Raises:
         DataError: It is no JSON, or holds no such array, or several. Rows before the fault have been given by then.
     """
     window = _Window(stream, file)
     start = window.peek()
-    if start == "[":
+    if start == "[" and key is None:
         yield from _items(window)
     elif start == "{":
-        yield from _items_inside(window)
+        yield from _items_inside(window, key)
     elif start:
-        raise DataError(f"{file} holds no array of objects", hint="a .json file is one array of objects")
+        what = "array of objects" if key is None else f"object with an array '{key}'"
+        raise DataError(f"{file} holds no {what}", hint="a .json file is one array of objects, or an object with one")
     if window.peek():
         raise DataError(f"{file} goes on after the end of its array", hint="one object a line is .jsonl")
 
@@ -74,8 +80,8 @@ def _items(window: _Window) -> Iterator[Row]:
     window.take("]")
 
 
-def _items_inside(window: _Window) -> Iterator[Row]:
-    """The values of the one array of objects in an object, whatever else stands beside it."""
+def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
+    """The values of the array `key` in an object, or of its only array of objects, whatever else stands beside it."""
     found: list[str] = []
     first = True
     window.take("{")
@@ -83,21 +89,22 @@ def _items_inside(window: _Window) -> Iterator[Row]:
         if not first:
             window.take(",")
         first = False
-        key = str(window.value()[0])
+        name = str(window.value()[0])
         window.take(":")
-        if window.opens_objects():
-            found.append(key)
+        if window.peek() != "[":
+            window.value()
+        elif name == key or (key is None and window.opens_objects()):
+            found.append(name)
             if len(found) > 1:
-                raise DataError(
-                    f"{window.file} holds several arrays of objects: {', '.join(found)}",
-                    hint="a .json file is one array of objects, or an object with one",
-                )
+                raise DataError(f"{window.file} holds several arrays: {listed(found)}", hint=f"sheet: {found[0]}")
             yield from _items(window)
         else:
-            window.value()
+            for _ in _items(window):
+                pass  # an array may be longer than a value can be
     window.take("}")
     if not found:
-        raise DataError(f"{window.file} is an object without an array of objects", hint="one object a line is .jsonl")
+        what = "without an array of objects" if key is None else f"without an array '{key}'"
+        raise DataError(f"{window.file} is an object {what}", hint="one object a line is .jsonl")
 
 
 class _Decoder:
@@ -165,10 +172,12 @@ class _Decoder:
 _DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
-def as_row(number: int, value: Any, fault: str) -> Row:
-    """What was read, as a row."""
+def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
+    """What was read, as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
+    if listed and isinstance(value, list) and value:
+        return Row(number, {str(place): inner for place, inner in enumerate(value, 1)})
     return Row(number, value) if isinstance(value, dict) else Row(number, {}, "not a JSON object")
 
 
@@ -196,16 +205,14 @@ class _Window:
         self._at += 1
 
     def opens_objects(self) -> bool:
-        """Whether an array comes next whose first value is an object."""
-        if self.peek() != "[":
-            return False
+        """Whether the array that comes next has an object as its first value."""
         while not (rest := self._text[self._at + 1 :].lstrip(_SPACE)) and self._more():
             pass
         return rest.startswith("{")
 
     def row(self, number: int) -> Row:
         """The next value, as a row."""
-        return as_row(number, *self.value())
+        return as_row(number, *self.value(), listed=True)
 
     def value(self) -> tuple[Any, str]:
         """The next value, and its fault."""

@@ -23,6 +23,7 @@ class Base:
         parameters: Number of weights.
         template_origin: `base`, or `slmctl` when the base brought no chat template.
         note: What was done to the weights, such as dequantising.
+        languages: Codes such as `en` that the base's card names.
     """
 
     name: str
@@ -35,13 +36,15 @@ class Base:
     eos_token: str
     special_tokens: tuple[str, ...]
     note: str = ""
+    languages: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Base:
         """Raises IntegrityError when the folder has no readable `base.json`."""
         try:
             fields = json.loads((folder / FILENAME).read_bytes())
-            return cls(**{**fields, "special_tokens": tuple(fields["special_tokens"])})
+            texts = {key: tuple(fields[key]) for key in ("special_tokens", "languages")}
+            return cls(**{**fields, **texts})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{folder / FILENAME} cannot be read: {error}") from None
 

@@ -129,16 +129,24 @@ def cli() -> None:
 @_stage
 @click.pass_obj
 def pull(options: Options) -> None:
-    """Fetch and check the base model (the one stage that uses the network)."""
+    """Fetch and check the base model (from the network, unless it is a path)."""
     _run_stage(options, "pull")
 
 
 @cli.command()
+@click.option("--explain", is_flag=True, help="Print how the sources are read, with three records of each, and stop.")
 @_role("base", "A base to use in place of the config's.")
 @_stage
 @click.pass_obj
-def prepare(options: Options, base: Path | None) -> None:
+def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
+    if explain:
+        from slmctl import pipeline
+
+        project = _project(options, base=base)
+        pipeline.gather_sources(project)
+        _print_of(project, "prepare", "explain")
+        return
     _run_stage(options, "prepare", base=base)
 
 
@@ -167,7 +175,7 @@ def finetune(
     project = _project(options, base=base, prepared=prepared)
     _import_first(project)
     if preview is not None:
-        _preview(project, preview)
+        _print_of(project, "finetune", "preview", count=preview)
         return
     _run_stage(options, "finetune", base=base, prepared=prepared)
 
@@ -204,7 +212,7 @@ def quantize(options: Options, types: tuple[str, ...], merged: Path | None, prep
     "source",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Answer the rows of a CSV or JSONL file of yours.",
+    help="Answer the rows of a file of yours: CSV, JSONL, Parquet, Excel and more.",
 )
 @click.option(
     "--output",
@@ -247,18 +255,43 @@ def predict(
 @cli.command()
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="which models of this pipeline to measure")
 @click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@click.option("--against", metavar="URL", help="Send the rows to an OpenAI-compatible endpoint too, to compare.")
+@click.option("--against-model", metavar="NAME", help="The general model to ask there.")
+@click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
+@click.option(
+    "--against-shots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Training rows in its few-shot prompt; by default one a label, else 8.",
+)
 @_role("prepared", "A prepared data set to use in place of the config's.")
 @_stage
 @click.pass_obj
-def evaluate(options: Options, models: tuple[str, ...], split: str | None, prepared: Path | None) -> None:
+def evaluate(
+    options: Options,
+    models: tuple[str, ...],
+    split: str | None,
+    against: str | None,
+    against_model: str | None,
+    against_key_env: str | None,
+    against_shots: int | None,
+    prepared: Path | None,
+) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, or the path of a model; again for more.
+    --model takes base, adapter, merged, gguf, or the path of a model; again for more. --against uses the
+    network, for that host alone; records marked sensitive are never sent.
     """
     from slmctl import pipeline
 
+    if (against is None) != (against_model is None):
+        raise UsageError(
+            "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
+        )
+    _set(options, "predict", key_env=against_key_env)
     project = _project(options, prepared=prepared)
-    outcome = _timed("evaluate", pipeline.evaluate(project, models or project.config.evaluate.models, split))
+    general = pipeline.Endpoint(against, against_model, against_shots) if against and against_model else None
+    outcome = _timed("evaluate", pipeline.evaluate(project, models or project.config.evaluate.models, split, general))
     _print(options, outcome.artifact)
     _show_report(outcome.artifact)
     for verdict in pipeline.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
@@ -394,6 +427,73 @@ def show(options: Options, path: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--text", metavar="TEXT", help="The row's text; - reads it from stdin, which no shell's history keeps.")
+@click.option("--id", "record", metavar="ID", help="A record's id; rows that are like it are found too.")
+@click.option(
+    "--similarity",
+    type=click.FloatRange(0.2, 1),
+    default=0.6,
+    show_default=True,
+    help="Share of 5-grams in common from which another row counts as nearly the same; an estimate, within 0.09.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask about too; again for more.",
+)
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@_everywhere
+@click.pass_obj
+def trace(
+    options: Options, text: str | None, record: str | None, similarity: float, registries: tuple[Path, ...]
+) -> None:
+    """Say which data sets, models and releases saw a row.
+
+    A near-duplicate of the row counts. Asks the data sets below runs/ by hashes; prints no text.
+    Exits with 0 when nothing here held the row, with 105 when something did, and with 106 when
+    nothing is known to, but something is missing that could have.
+    """
+    import json
+
+    from slmctl import trace as module
+
+    if (text is None) == (record is None):
+        raise UsageError("trace wants one of --text and --id", hint="slmctl trace --text - < row.txt")
+    if text == "-":
+        text = sys.stdin.read()
+    if text is not None and not text.strip():
+        raise UsageError("the text to trace is empty")
+    root = options.directory.resolve()
+    found = module.trace(root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries])
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    sys.exit(105 if found.found else 0 if found.sure else 106)
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path, exists=True))
+@click.argument("second", type=click.Path(path_type=Path, exists=True))
+@_option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@_everywhere
+@click.pass_obj
+def diff(options: Options, first: Path, second: Path) -> None:
+    """Say what differs between two artifacts of a kind, two releases, or two projects: config, data, metrics.
+
+    Models that two reports measured on the same rows are compared row by row, so that chance is told from change.
+    """
+    import json
+
+    from slmctl import diff as diff_module
+
+    found = diff_module.diff(first, second)
+    text = json.dumps(found, indent=1) if options.json else "\n".join(diff_module.lines(found))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @_everywhere
 @click.pass_obj
@@ -521,6 +621,20 @@ def _project(options: Options, **given: Path | None) -> Project:
     )
 
 
+def _registry(root: Path) -> list[Path]:
+    """The folder that the config publishes to, where there is one."""
+    from slmctl import config
+
+    if not (root / config.FILENAME).exists():
+        return []
+    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
+    if kind != "dir":
+        _console().say(f"note: the releases in {kind}:{place} are not asked; name a copy of them by --registry")
+        return []
+    folder = root / Path(place).expanduser()
+    return [folder] if folder.is_dir() else []
+
+
 def _serve_settings(options: Options) -> Any:
     """The server's settings: the config's where there is one, else the defaults with the flags on top."""
     from slmctl import config
@@ -546,15 +660,18 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
 
 
-def _preview(project: Project, count: int) -> None:
+def _print_of(project: Project, stage: str, function: str, **settings: Any) -> None:
+    """Print what a stage's module says of its inputs, in place of running it."""
+    import importlib
+
     from slmctl import pipeline
 
-    asked: Any = pipeline.ask(project, "finetune")
+    asked: Any = pipeline.ask(project, stage)
     try:
-        from slmctl.model import finetune as module
+        module = importlib.import_module(asked.stage.module)
+        text = getattr(module, function)(asked.section, **asked.inputs, **settings)
     except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "finetune") from error
-    text = module.preview(asked.section, **asked.inputs, count=count)
+        raise pipeline.missing(error, stage) from error
     _console().write(_console().clean(text) + "\n")
 
 
@@ -578,7 +695,10 @@ def _timed(name: str, outcome: Outcome) -> Outcome:
 def _print(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes that torchrun started: the first one speaks
-    _console().write(artifact.manifest.to_json() if options.json else f"{artifact.path}\n")
+    if options.json:
+        _console().write_json(artifact.manifest.to_json())
+    else:
+        _console().write(f"{artifact.path}\n")
 
 
 def _show_report(report: Artifact) -> None:

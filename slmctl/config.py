@@ -6,22 +6,33 @@ help, the JSON Schema and the README's table are derived from these models or te
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from slmctl.artifact import fingerprint
 from slmctl.backend import cpu_flags
 from slmctl.errors import UsageError
 
 FILENAME = "slmctl.yaml"
+PSEUDONYM_KEY = Path("runs/.keys/pseudonyms")  # made by the first run that needs it; in no artifact
 MAX_VALUES = 100_000  # values in one file
 STDIN = Path("-")
 
@@ -43,9 +54,36 @@ def _as_text(value: object) -> object:
     return getattr(value, "raw", value)
 
 
+def _as_share(value: object) -> object:
+    """`1%` means 0.01."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
+        return float(found[1]) / 100
+    return value
+
+
+def _is_moment(text: str) -> str:
+    moment(text)
+    return text
+
+
+def moment(text: str) -> datetime.datetime:
+    """A date or time in ISO 8601 form; one without a zone is taken as UTC.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
-Share = Annotated[float, Field(gt=0, lt=0.5)]
+Share = Annotated[float, BeforeValidator(_as_share), Field(ge=0, lt=0.5)]
+Percent = Annotated[float, BeforeValidator(_as_share), Field(ge=0, le=1)]
+Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 
 
@@ -120,11 +158,21 @@ class Source(Section):
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
         None, description="what a file is, when its name does not end in it"
     )
-    sheet: Text | None = Field(None, description="which sheet of a workbook; the first one when left out")
+    sheet: Text | None = Field(
+        None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
+    )
     name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
-    input: Text = Field("input", description="column that holds what the model is given")
-    output: Text = Field("output", description="column that holds the answer wanted")
+    shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
+        "auto", description="how a row holds a conversation; auto recognises it by the columns"
+    )
+    input: Text = Field(
+        "input",
+        description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
+    )
+    output: Text = Field("output", description="column that holds the answer wanted, or a template")
+    id: Text | None = Field(None, description="column that holds a row's own id, which slmctl trace --id asks for")
     group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
+    time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
         None, description="put every row of this source on one side"
     )
@@ -151,17 +199,96 @@ class Source(Section):
         return self.name or self.local.name + (f":{self.sheet}" if self.sheet else "")
 
 
-class Splits(Section):
+class Shares(Section):
     """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
 
     validation: Share = Field(0.10, description="share of rows that stop training and choose settings")
-    calibration: Share = Field(0.15, description="share of rows that set thresholds")
+    calibration: Share = Field(0.15, description="share of rows that set thresholds; 0 for none")
     test: Share = Field(0.15, description="share of rows that only report")
 
     @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Splits:
+    def _leaves_training_rows(self) -> Self:
         if self.validation + self.calibration + self.test > 0.8:
             raise ValueError("the held-out shares leave less than 0.2 of the rows for training")
+        return self
+
+
+class Times(Section):
+    """The first moment of each held-out side; rows before the first of them are for training."""
+
+    validation: Moment = Field(description="first date or time of the rows that stop training")
+    calibration: Moment = Field(description="first date or time of the rows that set thresholds")
+    test: Moment = Field(description="first date or time of the rows that only report")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len({self.validation, self.calibration, self.test}) < 3:
+            raise ValueError("two sides begin at the same moment, so one of them would be empty")
+        return self
+
+
+class Splits(Shares):
+    """Which rows are held out: by shares of them, by other shares of some labels, or by time."""
+
+    labels: dict[str, Shares] = Field(
+        default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
+    )
+    time: Times | None = Field(None, description="split by the sources' time column instead")
+
+
+class Duplicates(Section):
+    """What becomes of rows that say the same."""
+
+    exact: Literal["drop", "list", "keep"] = Field(
+        "drop",
+        description="rows whose input differs in nothing but case, spaces and punctuation; the first one stays",
+    )
+    near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
+    similarity: float = Field(
+        0.85,
+        gt=0.5,
+        le=1,
+        description="from which on inputs are nearly the same, and a training row too near a held-out one; 1: never",
+    )
+
+
+Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
+WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
+
+
+class Sensitive(Section):
+    """What becomes of personal data and secrets, by kind.
+
+    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
+    stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
+    """
+
+    email: Action = Field("keep", description="e-mail addresses; kept ones are counted")
+    phone: Action = Field("keep", description="phone numbers; kept ones are counted")
+    card: Action = Field("redact", description="payment card numbers")
+    iban: Action = Field("redact", description="bank account numbers (IBAN)")
+    ip: Action = Field("keep", description="IP addresses; kept ones are counted")
+    secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
+    id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
+    )
+    key: SourcePath | None = Field(
+        None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
+    )
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What to do with each kind that this engine finds."""
+        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.engine == "presidio" else [])]
+        return {kind: getattr(self, kind) for kind in kinds}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Sensitive:
+        if self.engine == "rules" and self.id != "keep":
+            raise ValueError("'id' is found by presidio alone: add 'engine: presidio'")
+        if self.key is not None and "pseudonymise" not in self.actions.values():
+            raise ValueError("'key' is for stand-ins, and no kind is pseudonymised")
         return self
 
 
@@ -172,9 +299,15 @@ class PrepareConfig(Section):
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the files to read, in order", validate_default=False
     )
-    splits: Splits = Field(default_factory=Splits, description="shares of rows that are held out")
-    near_duplicate: float = Field(
-        0.85, gt=0.5, le=1, description="similarity (0.5 to 1) from which a training row is too near a held-out one"
+    sensitive: Sensitive = Field(default_factory=Sensitive, description="what becomes of personal data and secrets")
+    splits: Splits = Field(default_factory=Splits, description="which rows are held out")
+    duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
+    max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
+    max_overlap: Percent = Field(
+        0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
+    )
+    workers: Annotated[int | None, Outside()] = Field(
+        None, ge=1, description="processes that read the rows; one a core when left out"
     )
 
 
@@ -250,6 +383,7 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
+    shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
 
 
 class QuantizeConfig(Section):
@@ -260,6 +394,10 @@ class QuantizeConfig(Section):
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
+    importance: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="training records by which rounding errors are weighed at 5 bits and fewer; off for none"
+    )
+    lora: bool = Field(False, description="write the adapter as a GGUF of its own too, to run on the base's")
 
 
 class PredictConfig(Section):
@@ -268,6 +406,35 @@ class PredictConfig(Section):
     split: Literal["validation", "calibration", "test"] = Field("test", description="which records to answer")
     type: Text | None = Field(None, description="which GGUF file, when the model has several")
     max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
+    concurrency: Annotated[int, Outside()] = Field(
+        8, ge=1, le=1024, description="requests in flight at an endpoint that is asked"
+    )
+    timeout_s: Annotated[float, Outside()] = Field(
+        60, gt=0, description="seconds that an endpoint has for one answer, before it is asked again"
+    )
+    key_env: Annotated[Text | None, Outside()] = Field(
+        None, description="environment variable that holds the key of an endpoint"
+    )
+
+
+class Choose(Section):
+    """Which GGUF file is good enough; decided on validation rows."""
+
+    smallest_within: float = Field(ge=0, lt=1, description="largest loss that is allowed, a share such as 0.01")
+    of: QuantType | None = Field(None, description="the type it is compared with; the largest file when left out")
+    metric: Text | None = Field(None, description="the metric that counts; the task's primary one when left out")
+    min_tokens_per_s: float | None = Field(
+        None, gt=0, description="least speed on this machine: answer tokens a second, many rows together"
+    )
+
+
+class Prices(Section):
+    """What a machine and an API cost, to find where they cost the same."""
+
+    machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
+    api_per_million_input_tokens: float = Field(ge=0, description="an API's price of a million prompt tokens")
+    api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
+    currency: Text = Field("EUR", description="what the prices are in")
 
 
 class EvaluateConfig(Section):
@@ -277,14 +444,23 @@ class EvaluateConfig(Section):
         ["base", "adapter", "gguf"], description="which models of this pipeline to measure"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
+    choose: Choose | None = Field(None, description="pick the file to publish by a rule, on validation rows")
+    prices: Prices | None = Field(None, description="prices, to say from how many rows an hour the machine is cheaper")
+    cut: int = Field(
+        0,
+        ge=0,
+        le=2000,
+        description="characters of inputs and answers shown in the report; 0 shows none, since it is published",
+    )
 
 
 class Gate(Section):
     """One condition that a release must meet."""
 
     metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
-    model: Text = Field(description="base, adapter, merged, or a GGUF type such as Q4_K_M")
+    model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
     min: float | None = Field(None, description="smallest value that passes")
+    max: float | None = Field(None, description="largest value that passes, for an error such as ece")
     against: Text | None = Field(None, description="the model to compare with")
     max_drop: float | None = Field(
         None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
@@ -293,8 +469,8 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _one_condition(self) -> Gate:
-        if (self.min is None) == (self.max_drop is None):
-            raise ValueError("a gate has either 'min', or 'max_drop' with 'against'")
+        if sum(value is not None for value in (self.min, self.max, self.max_drop)) != 1:
+            raise ValueError("a gate has either 'min', or 'max', or 'max_drop' with 'against'")
         if (self.against is None) != (self.max_drop is None):
             raise ValueError("'max_drop' and 'against' come together")
         return self
@@ -382,7 +558,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
-    return _settle(_resolve(config, root))
+    return _settle(_resolve(config, root), root.resolve())
 
 
 def stage_config(config: Config, stage: str) -> Section:
@@ -555,10 +731,14 @@ def _resolve(config: Config, root: Path) -> Config:
     return resolved
 
 
-def _settle(config: Config) -> Config:
-    """Replace what the machine decides by its decision, so that the recipe says what was done."""
+def _settle(config: Config, root: Path) -> Config:
+    """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
     chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
-    return config.model_copy(update={"finetune": chosen})
+    prepare, sensitive = config.prepare, config.prepare.sensitive
+    if sensitive.key is None and "pseudonymise" in sensitive.actions.values():
+        sensitive = sensitive.model_copy(update={"key": root / PSEUDONYM_KEY})
+        prepare = prepare.model_copy(update={"sensitive": sensitive})
+    return config.model_copy(update={"finetune": chosen, "prepare": prepare})
 
 
 def settled_products(wanted: str) -> str:

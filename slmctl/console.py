@@ -29,6 +29,9 @@ _CONTROL = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 
+# the part of them that JSON does not spell as escapes by itself
+_OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def set_level(level: int) -> None:
     """-1: errors only; 0: what happens; 1: details too."""
@@ -39,6 +42,13 @@ def set_level(level: int) -> None:
 def clean(text: str) -> str:
     """Text from data, safe to show: control sequences removed, line breaks and tabs kept."""
     return _CONTROL.sub("", text)
+
+
+def shown(text: str, limit: int = 200) -> str:
+    """Text from data as one line of at most `limit` characters, safe in a terminal, a page or an image."""
+    line = " ".join(clean(text[: 4 * limit]).split())
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    return line.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
 
 
 def say(text: str = "") -> None:
@@ -73,9 +83,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 class Meter:
-    """Counts work done and says how fast it goes and how long it will take."""
+    """Counts work done and says how fast it goes and, when the total is known, how long it will take."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._before = done  # what was done before, in an earlier run, took none of this one's time
         self.note = ""
@@ -91,9 +101,10 @@ class Meter:
             return
         if _err.is_terminal:
             self._draw()
-        elif now - self._last >= PLAIN_EVERY_S and self.done < self.total:
+        elif now - self._last >= PLAIN_EVERY_S and (self.total is None or self.done < self.total):
             self._last = now
-            say(f"  {self.label}: {self.done}/{self.total} {self.unit}, {self._rate()}{self._tail()}")
+            done = str(self.done) if self.total is None else f"{self.done}/{self.total}"
+            say(f"  {self.label}: {done} {self.unit}, {self._rate()}{self._tail()}")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -118,13 +129,15 @@ class Meter:
         return f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s"
 
     def _tail(self) -> str:
+        if self.total is None:
+            return f", {self.note}" if self.note else ""
         left = (time.monotonic() - self._start) / max(self.done - self._before, 1) * (self.total - self.done)
         return f", {duration(left)} left" + (f", {self.note}" if self.note else "")
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Meter]:
-    """A meter for `total` units of work, drawn once it has lasted two seconds."""
+def progress(label: str, total: int | None, unit: str) -> Iterator[Meter]:
+    """A meter for `total` units of work, or for nobody knows how many, drawn once it has lasted two seconds."""
     meter = Meter(label, total, unit)
     try:
         yield meter
@@ -149,6 +162,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def write_json(text: str) -> None:
+    """JSON as a result; what a terminal would obey is spelled as an escape there, which reads as the same JSON."""
+    write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text)
 
 
 def write(text: str) -> None:

@@ -15,12 +15,12 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from slmctl import offline
+from slmctl import console, offline
 from slmctl.artifact import canonical, draft, scan, sha256_file
 from slmctl.errors import IntegrityError, MissingError, NetworkError, StageError
 
 PACKAGE = "llama-cpp-python"
-SCRIPT = "convert_hf_to_gguf.py"
+SCRIPT, LORA_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 SEAL = "seal.json"  # sha256 of every file, and of the source package they came from
 WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 INSIDE = "vendor/llama.cpp"
@@ -114,20 +114,46 @@ def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) 
     Raises:
         StageError: The converter does not know the architecture or the tokenizer, or failed.
     """
-    place = require()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         sheet = Path(scratch) / "metadata.json"
         sheet.write_bytes(canonical(metadata))
-        # Without PYTHONPATH and NO_LOCAL_GGUF it takes the gguf package beside it, the one that it was made for.
-        kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "NO_LOCAL_GGUF")}
-        done = subprocess.run(
-            [sys.executable, str(place / SCRIPT), str(model), "--outfile", str(target), "--outtype", dtype,
-             "--metadata", str(sheet)],
-            capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+        _run(SCRIPT, [str(model), "--outtype", dtype, "--metadata", str(sheet)], target)
+
+
+def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None:
+    """Write a LoRA adapter as a GGUF file of its own.
+
+    Args:
+        adapter: A folder as PEFT writes it.
+        target: The GGUF file to write.
+        base: An HF folder, for the architecture.
+        dtype: f32, f16 or bf16.
+
+    Raises:
+        StageError: The converter does not know the architecture, or failed.
+    """
+    _run(LORA_SCRIPT, [str(adapter), "--base", str(base), "--outtype", dtype], target)
+
+
+def _run(script: str, arguments: list[str], target: Path) -> None:
+    """Run one of the converter's scripts in a process of its own."""
+    place = require()
+    # Without PYTHONPATH and NO_LOCAL_GGUF it takes the gguf package beside it, the one that it was made for.
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "NO_LOCAL_GGUF")}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("_conversion.py")), str(place), script, *arguments,
+         "--outfile", str(target)],
+        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
     if done.returncode != 0 or not target.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise StageError(f"the GGUF converter failed: {lines[-1]}", hint="slmctl -v quantize shows what it said")
+        full = "No space left" in done.stderr or "Disk quota" in done.stderr
+        raise StageError(
+            f"the GGUF converter failed: {lines[-1]}",
+            hint="the disk is full: df -h ." if full else "slmctl -v quantize shows what it said",
+        )
+    for line in done.stderr.splitlines():
+        console.detail(line)
 
 
 def _hashes(place: Path) -> dict[str, str]:

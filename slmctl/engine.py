@@ -305,19 +305,6 @@ def answer_of(event: Event, text: str) -> Answer:
     return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}))
 
 
-def quantize(source: Path, target: Path, type_name: str) -> None:
-    """Write a quantization of a GGUF file, in a child process.
-
-    Raises:
-        StageError: llama.cpp does not know the type, or could not write the file.
-    """
-    with tempfile.TemporaryFile() as log:
-        child = _python("quantize", str(source), str(target), type_name, stderr=log)
-        child.communicate()
-        if child.returncode != 0:
-            raise StageError(f"quantizing to {type_name} failed: {_last_words(log)}", hint="is the disk full? df -h .")
-
-
 def is_type(path: str, type_name: str) -> bool:
     """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type_name)}\.gguf$", path) is not None

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slmctl.errors import NetworkError
@@ -29,11 +31,15 @@ SWITCHES = {
     "HF_DATASETS_OFFLINE": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # of a tracker that the user may name; it reads no DO_NOT_TRACK=1
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its threads have started would warn on stderr
 }
 
 _open_for = ""  # what the user asked that needs the network; empty: the guard is up
+_only: frozenset[str] | None = None  # the hosts it is open for; None: all
+_addresses: set[str] = set()  # what their names stand for
+_learning = threading.local()
 _installed = False
 contacted: set[str] = set()
 
@@ -48,13 +54,22 @@ def seal() -> None:
 
 
 @contextlib.contextmanager
-def network(purpose: str) -> Iterator[None]:
+def network(purpose: str, hosts: Iterable[str] | None = None) -> Iterator[None]:
     """Let this process use the network inside the block, because the user asked for `purpose`.
 
-    The Hub's client reads its offline switch when it is imported, and transformers may have imported it long ago:
-    its own copy of the switch is turned too.
+    With `hosts` it is open for those alone, and the libraries' switches stay off. Without, the Hub may be
+    asked too. The Hub's client reads its offline switch when it is imported, and transformers may have
+    imported it long ago: its own copy of the switch is turned too.
     """
-    global _open_for
+    global _open_for, _only
+    if hosts is not None:
+        _open_for, _only = purpose, frozenset(hosts)
+        _addresses.clear()
+        try:
+            yield
+        finally:
+            _open_for, _only = "", None
+        return
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     client: Any = sys.modules.get("huggingface_hub.constants")
     client_kept = client.HF_HUB_OFFLINE if client else True
@@ -86,9 +101,28 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `slmctl doctor --fix` and sources that name a host use the network",
+            hint="only `pull`, `doctor --fix`, `evaluate --against URL` and sources that name a host use the network",
+        )
+    if not _may(host):
+        raise NetworkError(
+            f"refused a connection to '{host}': the network is open for {', '.join(sorted(_only or ()))} alone"
         )
     contacted.add(host)
+
+
+def _may(host: str) -> bool:
+    """Whether the network is open for a host, or for the address that its name stands for."""
+    if _only is None or host in _only or getattr(_learning, "on", False):
+        return True
+    if host not in _addresses:  # a name may stand for other addresses than a minute ago
+        _learning.on = True
+        try:
+            for name in _only:
+                with contextlib.suppress(OSError):
+                    _addresses.update(str(found[4][0]) for found in socket.getaddrinfo(name, None))
+        finally:
+            _learning.on = False
+    return host in _addresses
 
 
 def _host(address: object) -> str:

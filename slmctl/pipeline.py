@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, gather, offline
+from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -30,12 +30,13 @@ TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage: what kinds may fill it, and whether none or many may."""
+    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
 
     name: str
     kinds: tuple[str, ...]
     optional: bool = False
     many: bool = False
+    when: str = ""  # a field of the stage's section that asks for it
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf")),
-        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz")),
+        Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
+        Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare", ("tokenizers", "rapidfuzz"), version=2),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
         ),
-        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",)),
+        Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",), version=2),
         Stage(
-            "quantize", (Role("merged", ("merged",)), _PREPARED), "gguf", "slmctl.model.quantize",
-            ("llama_cpp_python", "gguf", "transformers"),
+            "quantize", (Role("merged", ("merged",)), _PREPARED, Role("adapter", ("adapter",), when="lora")), "gguf",
+            "slmctl.model.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
         ),
         Stage(
             "predict",
@@ -81,12 +82,17 @@ STAGES = {
             "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
         ),
         Stage(
-            "evaluate", (Role("predictions", ("predictions",), many=True), _PREPARED), "report",
-            "slmctl.model.evaluate", ("scikit-learn",),
+            "evaluate",
+            (
+                Role("predictions", ("predictions",), many=True),
+                _PREPARED,
+                Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
+            ),
+            "report", "slmctl.model.evaluate", ("scikit-learn",), version=2,
         ),
         Stage(
             "publish", (_BASE, Role("gguf", ("gguf",)), Role("report", ("report",))), "published",
-            "slmctl.release.publish",
+            "slmctl.release.publish", version=2,
         ),
     )
 }  # fmt: skip
@@ -97,7 +103,8 @@ EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
-    "sklearn": "evaluate", "starlette": "serve", "uvicorn": "serve", "httpx": "serve",
+    "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
+    "presidio_analyzer": "pii",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
@@ -174,9 +181,13 @@ def ask(
     section = section or config.stage_config(project.config, name)
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": gather.gathered(section.sources, project.sources)})
+        if section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY:
+            sensitive.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
     filled = dict(inputs or {})
     for role in stage.takes:
-        if role.name not in filled and not (role.optional or role.many):
+        if role.name not in filled and not (
+            role.optional or role.many or (role.when and not getattr(section, role.when))
+        ):
             filled[role.name] = find(project, role)
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
@@ -188,13 +199,14 @@ def expected(project: Project, name: str) -> Ask:
     """What the config asks of a stage; for a report, that is a report on the models it lists."""
     if name != "evaluate":
         return ask(project, name)
-    listed: list[Artifact] = []
-    for model in project.config.evaluate.models:
-        for asked in predictions_of(project, model):
-            if not asked.path.exists():
-                raise IntegrityError(f"{model} has not been measured with this config and data", hint="slmctl evaluate")
-            listed.append(artifact.load(asked.path))
-    return ask(project, name, {"predictions": listed})
+
+    def there(asked: Ask) -> Artifact:
+        if not asked.path.exists():
+            name = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
+            raise IntegrityError(f"{name} has not been measured with this config and data", hint="slmctl evaluate")
+        return artifact.load(asked.path)
+
+    return ask(project, name, _measured(project, project.config.evaluate.models, there))
 
 
 def find(project: Project, role: Role) -> Artifact:
@@ -260,7 +272,7 @@ def run(project: Project, asked: Ask) -> Outcome:
 
 def _run(project: Project, asked: Ask) -> Outcome:
     begun = time.monotonic()
-    if asked.stage.resumes and int(os.environ.get("RANK", "0")) > 0 and not asked.path.exists():
+    if _assists(asked) and not asked.path.exists():
         return Outcome(_assist(asked), False, time.monotonic() - begun)
     lock = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}"
     if asked.path.exists():
@@ -310,12 +322,20 @@ def _make(asked: Ask) -> Artifact:
                 keep.rmdir()  # unless something in it is worth keeping
 
 
+def _assists(asked: Ask) -> bool:
+    """Whether this process is one of several that make the artifact together, and not the first."""
+    return int(os.environ.get("RANK", "0")) > 0 or getattr(asked.section, "machine_rank", 0) > 0
+
+
 def _assist(asked: Ask) -> Artifact:
-    """Be one of several processes that torchrun or Slurm started: do the work, leave the writing to the first."""
+    """Be one of several processes, or machines: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
     module = importlib.import_module(asked.stage.module)
     with tempfile.TemporaryDirectory() as place:
-        module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)
+        try:
+            module.run(asked.section, out=Path(place), keep=_keep(asked), **asked.inputs)
+        except ModuleNotFoundError as error:
+            raise missing(error, asked.stage.name) from error
     waited = time.monotonic()
     while not asked.path.exists() and time.monotonic() - waited < ASSISTANTS_WAIT_S:
         time.sleep(0.2)
@@ -406,7 +426,7 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except MemoryError:
         raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
         raise
 
@@ -414,19 +434,62 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
 # Chains of stages
 
 
-def evaluate(project: Project, models: Sequence[str | Path], split: str | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Endpoint:
+    """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""
+
+    url: str
+    model: str
+    shots: int | None = None  # None: as many as the task suggests
+
+
+def evaluate(
+    project: Project, models: Sequence[str | Path], split: str | None = None, against: Endpoint | None = None
+) -> Outcome:
     """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
 
     Args:
         project: Where.
         models: Kinds of this pipeline (base, adapter, merged, gguf), or paths of models.
         split: Rows to answer, when not those of the config.
+        against: A general model that answers the same rows, without examples and with.
 
     Raises:
         What `ask` and `run` raise.
     """
-    predictions = [run(project, asked).artifact for model in models for asked in predictions_of(project, model, split)]
-    return run(project, ask(project, "evaluate", {"predictions": predictions}))
+    inputs = _measured(project, models, lambda asked: run(project, asked).artifact, split)
+    for shots in (0, against.shots) if against is not None else ():
+        assert against is not None
+        asked = ask(project, "predict", {"model": endpoint(project, against, shots)}, _predict_section(project, split))
+        inputs["predictions"] = [*inputs["predictions"], run(project, asked).artifact]
+    return run(project, ask(project, "evaluate", inputs))
+
+
+def _measured(
+    project: Project, models: Sequence[str | Path], answers: Callable[[Ask], Artifact], split: str | None = None
+) -> dict[str, Any]:
+    """What a report is made of: the answers of every model, and those of the GGUF files where one is to be chosen."""
+    inputs = {"predictions": [answers(asked) for model in models for asked in predictions_of(project, model, split)]}
+    if project.config.evaluate.choose is not None and "gguf" in models:
+        inputs["validation"] = [answers(asked) for asked in predictions_of(project, "gguf", "validation")]
+    return inputs
+
+
+def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
+    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
+    wanted = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
+    path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(wanted)[7:19]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(f".{path.name}.{os.getpid()}")
+        half.write_bytes(wanted)
+        os.replace(half, path)
+    return artifact.foreign(path, "endpoint")
+
+
+def _predict_section(project: Project, split: str | None, type: str | None = None) -> config.Section:
+    section = config.stage_config(project.config, "predict")
+    return section.model_copy(update={"type": type} | ({"split": split} if split else {}))
 
 
 def predictions_of(project: Project, model: str | Path, split: str | None = None, type: str | None = None) -> list[Ask]:
@@ -436,8 +499,6 @@ def predictions_of(project: Project, model: str | Path, split: str | None = None
         found = find(project, Role(model, (model,)))
     else:
         found = open_model(Path(model), role.kinds)
-    section = config.stage_config(project.config, "predict")
-    change: dict[str, Any] = {"split": split} if split else {}
     inputs: dict[str, Artifact | list[Artifact]] = {"model": found}
     if found.kind == "adapter":
         inputs["base"] = base_of(project, found)
@@ -445,7 +506,7 @@ def predictions_of(project: Project, model: str | Path, split: str | None = None
     if found.kind in ("gguf", "published"):
         listed = found.metrics.get("files")
         types = [type] if type else list(listed) if listed else [None]
-    return [ask(project, "predict", inputs, section.model_copy(update=change | {"type": name})) for name in types]
+    return [ask(project, "predict", inputs, _predict_section(project, split, name)) for name in types]
 
 
 def base_of(project: Project, adapter: Artifact) -> Artifact:

@@ -3,7 +3,9 @@
 A record is one conversation with its answer:
 
     {"id": "9f2c…", "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}],
-     "label": "…", "group": "…", "sensitive": false, "source": {"file": "tickets.csv", "row": 17}}
+     "tools": […], "label": "…", "group": "…", "sensitive": false, "source": {"file": "tickets.csv", "row": 17}}
+
+`tools`, `label` and `group` are there where the data has them.
 """
 
 from __future__ import annotations
@@ -19,19 +21,27 @@ SPLITS = ("train", "validation", "calibration", "test")
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation whose last message is the answer wanted."""
+    """One conversation whose last message is the answer wanted.
+
+    Attributes:
+        messages: Each with `role` and `content`; an assistant's may have a `weight` in the loss.
+        group: A hash of what the row's group was called.
+        sensitive: Whether personal data or secrets were found in it and left there.
+        tools: JSON Schemas of the functions that the assistant may call.
+    """
 
     id: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     source: dict[str, Any]
     label: str | None = None
     group: str | None = None
     sensitive: bool = False
+    tools: tuple[Any, ...] | None = None
 
     @property
     def input(self) -> str:
-        """What the user says: the last message before the answer."""
-        return self.messages[-2]["content"]
+        """What is asked: every message before the answer, but for the system prompt."""
+        return "\n".join(m["content"] for m in self.messages[:-1] if m["role"] != "system")
 
     @property
     def answer(self) -> str:
@@ -39,12 +49,14 @@ class Record:
         return self.messages[-1]["content"]
 
     @property
-    def prompt_messages(self) -> tuple[dict[str, str], ...]:
+    def prompt_messages(self) -> tuple[dict[str, Any], ...]:
         """The conversation up to the answer."""
         return self.messages[:-1]
 
     def to_json(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"id": self.id, "messages": list(self.messages)}
+        if self.tools is not None:
+            fields["tools"] = list(self.tools)
         if self.label is not None:
             fields["label"] = self.label
         if self.group is not None:
@@ -53,7 +65,8 @@ class Record:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Record:
-        return cls(**{**fields, "messages": tuple(fields["messages"])})
+        tools = tuple(fields["tools"]) if "tools" in fields else None
+        return cls(**{**fields, "messages": tuple(fields["messages"]), "tools": tools})
 
 
 def read_records(path: Path) -> list[Record]:

@@ -6,18 +6,19 @@ Whatever the file holds, reading it gives rows and faults, or raises DataError, 
 from __future__ import annotations
 
 import csv
-import io
+import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from slmctl import _delimited, _lines, _objects, _tables
-from slmctl._cells import MAX_ROW, Row
+from slmctl._cells import MAX_ROW, Row, listed
 from slmctl.errors import DataError, UsageError
 
-__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "read_rows", "require_file"]
+__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "listed", "read_rows", "require_file"]
 
 FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
@@ -32,7 +33,7 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
 
     Args:
         path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
-        sheet: Which sheet of a workbook; the first when left out.
+        sheet: Which sheet of a workbook, the first when left out; or which array of a JSON object.
         format: What the file is, when its name does not say it.
 
     Raises:
@@ -41,15 +42,15 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
     """
     require_file(path)
     kind = format or format_of(path)
-    if sheet is not None and kind not in ("xlsx", "ods"):
-        raise UsageError(f"{path.name} is no workbook, and has no sheet '{sheet}'")
+    if sheet is not None and kind not in ("xlsx", "ods", "json"):
+        raise UsageError(f"{path.name} is no workbook and no JSON object, and has no sheet '{sheet}'")
     try:
         if kind == "parquet":
             yield from _tables.parquet_rows(path)
         elif kind not in TEXTS:
             yield from _tables.workbook_rows(path, sheet)
         else:
-            yield from _text_rows(path, kind)
+            yield from _text_rows(path, kind, sheet)
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
@@ -104,16 +105,19 @@ def require_file(path: Path) -> None:
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-    listed = list(rows)
-    columns = list(dict.fromkeys(name for row in listed for name in row))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    all_rows = list(rows)
+    columns = list(dict.fromkeys(name for row in all_rows for name in row))
+    lines: list[str] = []
+    # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow([_escaped(name) for name in columns])
-    writer.writerows([_escaped(row.get(name)) for name in columns] for row in listed)
-    return stream.getvalue()
+    writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _escaped(cell: Any) -> Any:
+    if isinstance(cell, dict | list | bool):
+        return json.dumps(cell, ensure_ascii=False)
     if isinstance(cell, str) and cell.startswith(_FORMULA) and not _is_number(cell):
         return f"'{cell}"
     return cell
@@ -123,14 +127,14 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
 
 
-def _text_rows(path: Path, kind: str) -> Iterator[Row]:
-    if kind == "json":
+def _text_rows(path: Path, kind: str, key: str | None) -> Iterator[Row]:
+    if kind == "json" and key is None:
         with _lines.opened(path) as stream:
             kind = "jsonl" if _objects.is_lines(stream) else "json"
     with _lines.opened(path) as stream:
         if kind == "jsonl":
             yield from _objects.line_rows(stream)
         elif kind == "json":
-            yield from _objects.array_rows(stream, path.name)
+            yield from _objects.array_rows(stream, path.name, key=key)
         else:
             yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")

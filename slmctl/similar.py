@@ -1,40 +1,200 @@
-"""Normalised text and near-duplicates.
+"""Normalised text, MinHash, near-duplicates.
 
-Candidates come from MinHash signatures over character 5-grams, banded (Broder 1997; Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3); each is confirmed by the real ratio,
-so a hash can cost time but never decide.
+Signatures are MinHash over character 5-grams (Broder 1997). Their minima are banded to propose
+pairs (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), and four bits of
+each are kept to estimate a similarity without the text (Li and Koenig 2010, "b-Bit Minwise
+Hashing"). A pair that matters is confirmed by the real ratio, so a hash can cost time but never
+calls two texts alike. Every function depends on its texts alone: batches, workers and hash seeds
+change nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz
 
 GRAM = 5  # characters
-BANDS, ROWS = 32, 4  # finds a pair of Jaccard 0.7 with probability 0.9998, of 0.5 with 0.87
-_PRIME = np.uint64((1 << 31) - 1)
-_random = np.random.default_rng(20)
-_A = _random.integers(1, int(_PRIME), BANDS * ROWS, dtype=np.uint64)
-_B = _random.integers(0, int(_PRIME), BANDS * ROWS, dtype=np.uint64)
+BANDS, ROWS = 32, 4  # proposes a pair of Jaccard 0.7 with probability 0.9998, of 0.5 with 0.87
+DIGEST = 16  # bytes
+BITS = 4  # of each minimum that a compact sketch keeps
+WORDS = BANDS * ROWS * BITS // 64  # 64-bit words of a compact sketch
+
+_BLOCK = 1 << 16  # characters that are hashed at once: what is made of them stays in the processor's cache
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+def _letters_of_ascii() -> bytes:
+    """What each byte becomes: letters small, digits 0, all else a space."""
+    return (
+        bytes(
+            ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
+            for code in range(128)
+        )
+        + b" " * 128
+    )
+
+
+_ASCII = _letters_of_ascii()
+_DIGIT, _WORD = re.compile(r"\d"), re.compile(r"[^\W_]+")
 
 
 def normalise(text: str) -> str:
-    """Text without what does not make it another text: case, width, digits' values, punctuation, spaces."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"\d", "0", text)
-    return " ".join(re.findall(r"[^\W_]+", text))
+    """Text without what does not make it another text: case, width, digits' values, punctuation, spaces.
+
+    A text that is punctuation or signs alone stays what it is, since nothing else tells it from others.
+    """
+    if text.isascii():  # the same by a table, 4 times as fast
+        words = b" ".join(text.encode("ascii").translate(_ASCII).split()).decode("ascii")
+    else:
+        text = unicodedata.normalize("NFKC", text).casefold()
+        words = " ".join(_WORD.findall(_DIGIT.sub("0", text)))
+    return words or " ".join(text.split())
+
+
+def digest(normalised: str) -> bytes:
+    """What stands for a normalised text where the text itself must not be kept; 16 bytes."""
+    return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
+
+
+def first_equal(digests: bytes | U8) -> I64:
+    """For each row the earliest one with the same digest, or -1 where the row itself is that.
+
+    Args:
+        digests: `(n, 16)` bytes, or the same joined.
+    """
+    halves = np.frombuffer(bytes(digests) if isinstance(digests, bytes) else digests.tobytes(), dtype=np.uint64)
+    halves = halves.reshape(-1, DIGEST // 8)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable, so equal rows stay in their order
+    ordered = halves[order]
+    opens = np.ones(len(order), dtype=bool)
+    opens[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = order[np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))] if len(order) else order
+    found = np.full(len(order), -1, dtype=np.int64)
+    found[order] = np.where(first == order, -1, first)
+    return found
 
 
 def ratio(a: str, b: str) -> float:
     """Similarity of two normalised texts, 0 to 1 (normalised Indel similarity)."""
     return fuzz.ratio(a, b) / 100
+
+
+# Sketches
+
+
+def mixed(values: U64) -> U64:
+    """Each 64-bit value with all its bits stirred (the finaliser of MurmurHash3)."""
+    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(33))
+
+
+_PLACES = mixed(np.arange(1, GRAM + 1, dtype=np.uint64)) | np.uint64(1)  # a factor for each place in a gram
+_FACTORS = (mixed(np.arange(1000, 1000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | 1
+_TERMS = (mixed(np.arange(2000, 2000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+_MEMBERS = mixed(np.arange(3000, 3000 + ROWS, dtype=np.uint64)) | np.uint64(1)
+
+
+def sketch(texts: Sequence[str]) -> U32:
+    """The MinHash signatures of normalised texts, `(n, BANDS * ROWS)`.
+
+    A text of fewer than five characters is one gram of its own.
+    """
+    pieces: list[str] = []
+    owners: list[int] = []
+    for text in texts:
+        owners.append(len(pieces))
+        pieces += [text] if len(text) <= _BLOCK else list(_overlapping(text))
+    lowest = np.empty((len(pieces), BANDS * ROWS), dtype=np.uint32)
+    start = 0
+    while start < len(pieces):
+        stop, length = start, 0
+        while stop < len(pieces) and (stop == start or length + len(pieces[stop]) <= _BLOCK):
+            length += len(pieces[stop])
+            stop += 1
+        lowest[start:stop] = _minima(pieces[start:stop])
+        start = stop
+    if len(pieces) > len(texts):  # the minimum of a union is the minimum of the minima
+        lowest = np.minimum.reduceat(lowest, owners, axis=0)
+    return lowest
+
+
+def _overlapping(text: str) -> Iterator[str]:
+    """Pieces of a long text that hold each of its grams once."""
+    for start in range(0, len(text) - GRAM + 1, _BLOCK):
+        yield text[start : start + _BLOCK + GRAM - 1]
+
+
+def _minima(texts: Sequence[str]) -> U32:
+    """The signatures of a few texts."""
+    padded = [text if len(text) >= GRAM else text.ljust(GRAM, "\0") for text in texts]
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    lengths = np.fromiter(map(len, padded), dtype=np.int64, count=len(padded))
+    ends = np.cumsum(lengths)
+    whole = np.ones(len(codes), dtype=bool)  # whether the gram that starts here ends in the same text
+    for back in range(1, GRAM):
+        whole[ends - back] = False
+    width = len(codes) - GRAM + 1
+    summed = codes[:width] * _PLACES[0]
+    for place in range(1, GRAM):
+        summed += codes[place : place + width] * _PLACES[place]
+    grams = (mixed(summed[whole[:width]]) >> np.uint64(32)).astype(np.uint32)
+    starts = np.concatenate(([0], np.cumsum(lengths - GRAM + 1)[:-1]))
+    lowest = np.empty((BANDS * ROWS, len(texts)), dtype=np.uint32)
+    permuted = np.empty_like(grams)
+    for k in range(BANDS * ROWS):  # an odd factor permutes the 32-bit numbers
+        np.multiply(grams, _FACTORS[k], out=permuted)
+        np.bitwise_xor(permuted, _TERMS[k], out=permuted)
+        np.minimum.reduceat(permuted, starts, out=lowest[k])
+    return lowest.T
+
+
+def band_keys(signatures: U32) -> U64:
+    """A key for each band of signatures, `(n, BANDS)`: rows that share one are worth comparing."""
+    summed = np.zeros((len(signatures), BANDS), dtype=np.uint64)
+    for member in range(ROWS):
+        summed += signatures[:, member::ROWS].astype(np.uint64) * _MEMBERS[member]
+    return mixed(summed)
+
+
+def compact(signatures: U32) -> U64:
+    """Four bits of each minimum of signatures, `(n, WORDS)`: 64 bytes a row, enough for `estimate`."""
+    low = (signatures & np.uint32(15)).astype(np.uint8)
+    return (low[:, 0::2] | (low[:, 1::2] << 4)).view("<u8")
+
+
+def estimate(a: U64, b: U64) -> F32:
+    """The Jaccard similarity of the 5-grams of two texts, 0 to 1, from their compact sketches.
+
+    Unrelated minima agree in their four bits once in 16, which is taken out. The standard error is
+    0.046 at a similarity of 0.5 and 0.03 at 0.9.
+
+    Args:
+        a, b: `(n, WORDS)` both, or `(WORDS,)` one of them.
+    """
+    chance = 1 / (1 << BITS)
+    share = equal_minima(a, b) / np.float32(BANDS * ROWS)
+    return np.maximum((share - np.float32(chance)) / np.float32(1 - chance), 0, dtype=np.float32)
+
+
+def equal_minima(a: U64, b: U64) -> npt.NDArray[np.uint16]:
+    """How many of the minima of compact sketches agree, row by row."""
+    differs = a ^ b
+    differs |= differs >> np.uint64(1)
+    differs |= differs >> np.uint64(2)
+    differs &= np.uint64(0x1111111111111111)
+    return np.uint16(BANDS * ROWS) - np.bitwise_count(differs).sum(axis=-1, dtype=np.uint16)
 
 
 def nearest(texts: Sequence[str], references: Sequence[str], threshold: float) -> list[int | None]:
@@ -45,29 +205,14 @@ def nearest(texts: Sequence[str], references: Sequence[str], threshold: float) -
         references: Normalised texts to compare them with.
         threshold: 0 to 1; the most similar reference at or above it is taken, the first among equals.
     """
-    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for index, reference in enumerate(references):
-        for key in _bands(reference):
-            buckets[key].append(index)
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for index, keys in enumerate(band_keys(sketch(references)).tolist()):
+        for place in enumerate(keys):
+            buckets.setdefault(place, []).append(index)
     found: list[int | None] = []
-    for text in texts:
-        candidates = sorted({index for key in _bands(text) for index in buckets.get(key, ())})
+    for text, keys in zip(texts, band_keys(sketch(texts)).tolist(), strict=True):
+        candidates = sorted({index for place in enumerate(keys) for index in buckets.get(place, ())})
         scores = [ratio(text, references[index]) for index in candidates]
         best = max(scores, default=0.0)
         found.append(candidates[scores.index(best)] if best >= threshold else None)
     return found
-
-
-def _bands(text: str) -> list[tuple[int, bytes]]:
-    signature = _signature(text)
-    return [(band, signature[band].tobytes()) for band in range(BANDS)]
-
-
-def _signature(text: str) -> npt.NDArray[np.uint64]:
-    """The MinHash signature of a text, (BANDS, ROWS)."""
-    raw = text.encode()
-    grams = {zlib.crc32(raw[k : k + GRAM]) for k in range(max(1, len(raw) - GRAM + 1))}
-    hashes = np.fromiter(grams, dtype=np.uint64, count=len(grams)) % _PRIME  # (grams,)
-    table = (hashes[None, :] * _A[:, None] + _B[:, None]) % _PRIME  # (BANDS * ROWS, grams)
-    lowest: npt.NDArray[np.uint64] = table.min(axis=1).reshape(BANDS, ROWS)
-    return lowest

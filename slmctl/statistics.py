@@ -1,9 +1,23 @@
-"""Intervals for shares, single and paired. Plain arithmetic, tested against published values."""
+"""Intervals and tests for shares and for figures of many rows, single and paired.
+
+Plain arithmetic, tested against published values and scipy. Paired means that two models answered
+the same rows, which is what makes small differences visible.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 2000  # of a bootstrap
+POWER = 0.8  # chance with which a "smallest effect that could have been seen" is seen
+_CELLS = 4_000_000  # resample weights held at a time
 
 
 def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,3 +70,92 @@ def _tango(b: int, c: int, n: int, drop: float) -> float:
     if variance <= 0:
         return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
     return numerator / math.sqrt(variance)
+
+
+def difference_interval(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Tango's two-sided interval of the second model's share of right answers less the first's."""
+    side = (1 + confidence) / 2
+    return -drop_bound(only_first, only_second, total, side), drop_bound(only_second, only_first, total, side)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+
+    Args:
+        only_first: Rows that only the first model answered right.
+        only_second: Rows that only the second model answered right.
+    """
+    n, least = only_first + only_second, min(only_first, only_second)
+    if only_first == only_second:
+        return 1.0
+    chances = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1))
+    return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
+
+
+def detectable_share(discordant: int, total: int, confidence: float = 0.95, power: float = POWER) -> float:
+    """The smallest true difference of two paired shares that so many rows would have shown.
+
+    Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share
+    of rows on which the two differ is taken as it was seen, but never below the difference itself.
+
+    Args:
+        discordant: Rows that exactly one of the two models answered right.
+        total: Rows that both answered.
+        confidence: 1 less the level of the two-sided test.
+        power: Chance that the test finds a difference of that size.
+    """
+    if total == 0:
+        return 1.0
+    z, beta = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(power)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        differing = max(discordant / total, middle)
+        needed = z * math.sqrt(differing) + beta * math.sqrt(max(differing - middle**2, 0.0))
+        low, high = (low, middle) if math.sqrt(total) * middle >= needed else (middle, high)
+    return high
+
+
+def detectable(deviation: float, confidence: float = 0.95, power: float = POWER) -> float:
+    """The smallest true difference that a two-sided test finds, given its standard deviation over resamples."""
+    return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)) * deviation
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values of several tests, raised so that the chance of any false alarm stays at the level (Holm 1979)."""
+    result, least = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda k: values[k])):
+        least = max(least, min(1.0, (len(values) - rank) * values[index]))
+        result[index] = least
+    return result
+
+
+def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+    """Draw `count` bootstrap resamples of n rows: how often each row is in each, some resamples at a time.
+
+    The same seed gives the same resamples, so two models are always compared on the same ones.
+
+    Yields:
+        (some, n) float32; the first dimensions add up to `count`.
+    """
+    random = np.random.default_rng(seed)
+    some = max(1, min(count, _CELLS // max(n, 1)))
+    for begin in range(0, count, some):
+        rows = min(some, count - begin)
+        drawn = random.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float32)
+
+
+def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a figure from its bootstrap values (Efron and Tibshirani 1993, chapter 13)."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def no_difference(differences: Floats) -> float:
+    """Two-sided p-value that the true difference is 0: the confidence at which the percentile interval just holds it.
+
+    Never 0: so many resamples cannot tell less than one of themselves (Davison and Hinkley 1997, chapter 4).
+    """
+    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
+    return min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))

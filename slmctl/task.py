@@ -23,7 +23,7 @@ from slmctl.artifact import canonical
 from slmctl.errors import DataError, IntegrityError
 
 FILENAME = "task.json"
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Task:
         """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
         return json.dumps(self.schema) if self.kind == "extract" else ""
 
-    def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, str]]:
+    def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, Any]]:
         """The conversation that asks for one answer.
 
         `list_labels` names the labels in the system prompt: a model that was never trained on them
@@ -88,12 +88,28 @@ class Task:
         head = [{"role": "system", "content": system}] if system else []
         return [*head, {"role": "user", "content": text}]
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
         """The text that the model continues with its answer."""
-        return self.render(messages, add_generation_prompt=True)
+        return self.render(messages, add_generation_prompt=True, tools=tools)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Messages through the chat template.
+    def spoken(self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None) -> dict[str, Any]:
+        """An assistant's message with its tool calls as the text that the template makes of them.
+
+        Raises:
+            DataError: The template does not write tool calls, so the model could never learn to make one.
+        """
+        head = self.render(before, add_generation_prompt=True, tools=tools)
+        whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
+        text = whole.removeprefix(head).rpartition(self.end)[0].strip()
+        names = [call["function"]["name"] for call in message["tool_calls"]]
+        if not whole.startswith(head) or any(name not in text for name in names):
+            raise DataError("the base's chat template does not write tool calls", hint="tool calls")
+        return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": text}
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Any] | None = None
+    ) -> str:
+        """Messages, and the tools that the model may call, through the chat template.
 
         A control token spelled out in a message is data, not control: it is broken up by a
         zero-width space, so that no customer can close their own turn and open the system's.
@@ -101,16 +117,25 @@ class Task:
         Raises:
             DataError: The template refuses these messages.
         """
-        safe = [{**message, "content": self.defused(message["content"])} for message in messages]
+        safe = [self._safe(message) for message in messages]
         try:
             return _compile(self.chat_template).render(
                 messages=safe,
+                tools=self._safe(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
         except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses the messages: {error}") from None
+
+    def _safe(self, value: Any) -> Any:
+        """A value of a message with every text in it defused."""
+        if isinstance(value, str):
+            return self.defused(value)
+        if isinstance(value, Mapping):
+            return {key: self._safe(inner) for key, inner in value.items()}
+        return [self._safe(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def defused(self, text: str) -> str:
         """A message's text as it is rendered: control tokens spelled out in it are broken up."""

@@ -88,7 +88,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {kind: extract}", "slmctl.yaml:3: task: extract needs 'schema', the path of a JSON Schema file"),
         ("task: {kind: generate, schema: x.json}", "'schema' belongs to extract, and the kind is generate"),
         ("task: {labels: [a, b]}", "'labels' belongs to classify, and the kind is generate"),
-        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max_drop' with 'against'"),
+        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max', or 'max_drop' with 'against'"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'max_drop' and 'against' come together"),
         ("publish: {to: s3://bucket}", "slmctl.yaml:3: publish.to: found 's3://bucket'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -162,3 +165,32 @@ def test_progress_in_a_log_is_plain_lines(capfd: pytest.CaptureFixture[str], mon
     assert len(lines) == 2  # the last step needs no line: what comes next says that it is done
     assert lines[0].startswith("  training: 1/3 steps, ")
     assert lines[1].endswith(" left, loss 0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("\x1b[31mred\x1b[0m \u202eevil", "red evil"),
+        ("a lone \ud800 half", "a lone ? half"),
+        ("x" * 50, "x" * 19 + "…"),
+        ("x" * 20, "x" * 20),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_is_one_short_line(text: str, line: str) -> None:
+    assert console.shown(text, 20) == line
+    line.encode()
+
+
+def test_json_on_a_terminal_holds_nothing_that_it_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"a": "\x9b31m \x7f \u202e größe \x1b"}
+    text = json.dumps(value, ensure_ascii=False) + "\n"
+    for terminal in (True, False):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(sys, "stdout", out)
+        console.write_json(text)
+        assert json.loads(out.getvalue()) == value
+        assert (out.getvalue() == text) is not terminal
+        assert not terminal or not {"\x9b", "\x7f", "\u202e", "\x1b"} & set(out.getvalue())

@@ -11,14 +11,32 @@ from slmctl.errors import GateError, UsageError
 from slmctl.gates import check, enforce
 from slmctl.statistics import drop_bound
 
+QUANTILES = {"0.025": -0.06, "0.05": -0.05, "0.1": -0.04, "0.5": -0.01, "0.9": 0.02, "0.95": 0.03, "0.975": 0.04}
+
 
 def report(**accuracy: float) -> dict[str, Any]:
-    """A report on the models named; each pair differs in 6 and 2 of 400 rows."""
-    pair = {"n": 400, "both": 380, "only_first": 6, "only_second": 2}
+    """A report on the models named, in order; each pair differs in 6 and 2 of 400 rows."""
+    names = list(accuracy)
+    pairs = {}
+    for k, one in enumerate(names):
+        for two in names[k + 1 :]:
+            accuracies = {"difference": accuracy[two] - accuracy[one], "test": "mcnemar"}
+            pairs[f"{one}|{two}"] = {
+                "n": 400,
+                "metrics": {
+                    "accuracy": accuracies | {"only_first": 6, "only_second": 2},
+                    "macro_f1": {"difference": -0.01, "test": "bootstrap", "quantiles": QUANTILES},
+                    "ece": {"difference": -0.01, "test": "bootstrap", "quantiles": QUANTILES},
+                },
+            }
+    figures = {name: {"accuracy": value, "macro_f1": value - 0.1, "ece": 0.04} for name, value in accuracy.items()}
     return {
         "primary_metric": "accuracy",
-        "models": {name: {"metrics": {"accuracy": value, "macro_f1": value - 0.1}} for name, value in accuracy.items()},
-        "pairs": {f"{one}|{two}": pair for one in accuracy for two in accuracy if one != two},
+        "lower_is_better": ["ece", "brier"],
+        "models": {name: {"metrics": metrics} for name, metrics in figures.items()},
+        "baselines": {"majority": {"metrics": {"accuracy": 0.2}}},
+        "pairs": pairs,
+        "choice": None,
     }
 
 
@@ -31,6 +49,13 @@ def test_min(least: float, passed: bool) -> None:
     (verdict,) = check([Gate(metric="accuracy", model="Q4_K_M", min=least)], REPORT)
     assert verdict.passed is passed
     assert verdict.text == f"accuracy of Q4_K_M is 0.9550, the gate wants at least {least:g}"
+
+
+@pytest.mark.parametrize(("most", "passed"), [(0.05, True), (0.04, True), (0.03, False)])
+def test_max(most: float, passed: bool) -> None:
+    (verdict,) = check([Gate(metric="ece", model="Q4_K_M", max=most)], REPORT)
+    assert verdict.passed is passed
+    assert verdict.text == f"ece of Q4_K_M is 0.0400, the gate wants at most {most:g}"
 
 
 def test_min_takes_any_metric_of_the_report() -> None:
@@ -56,19 +81,70 @@ def test_more_confidence_asks_for_more() -> None:
 def test_equal_models_still_leave_doubt() -> None:
     same = report(adapter=0.9, Q4_K_M=0.9)
     for n, passed in ((100, False), (1000, True)):
-        same["pairs"]["adapter|Q4_K_M"] = {"n": n, "only_first": 0, "only_second": 0}
+        pair = same["pairs"]["adapter|Q4_K_M"]
+        pair["n"] = n
+        pair["metrics"]["accuracy"] |= {"only_first": 0, "only_second": 0}
         (verdict,) = check([Gate(**DROP, max_drop=0.01)], same)
         assert verdict.passed is passed
+        assert "lies +0.0000 below" in verdict.text
 
 
 def test_direction_of_the_comparison() -> None:
     back = {"metric": "accuracy", "model": "adapter", "against": "Q4_K_M"}
     one_sided = report(adapter=0.965, Q4_K_M=0.955)
-    one_sided["pairs"]["adapter|Q4_K_M"] = {"n": 400, "only_first": 4, "only_second": 0}
-    one_sided["pairs"]["Q4_K_M|adapter"] = {"n": 400, "only_first": 0, "only_second": 4}
+    one_sided["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"only_first": 4, "only_second": 0}
     forth, reverse = check([Gate(**DROP, max_drop=0.01), Gate(**back, max_drop=0.01)], one_sided)
     assert (forth.passed, reverse.passed) == (False, True)
     assert "lies -0.0100 below" in reverse.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "model", "against", "drop", "bound"),
+    [
+        # macro_f1 of Q4_K_M less that of adapter has the 5 % quantile -0.05, the 95 % quantile 0.03
+        ("macro_f1", "Q4_K_M", "adapter", 0.01, 0.05),
+        ("macro_f1", "adapter", "Q4_K_M", -0.01, 0.03),
+        # of an error, less is better: a rise is a drop
+        ("ece", "Q4_K_M", "adapter", -0.01, 0.03),
+        ("ece", "adapter", "Q4_K_M", 0.01, 0.05),
+    ],
+)
+def test_max_drop_of_other_figures_is_a_percentile(
+    metric: str, model: str, against: str, drop: float, bound: float
+) -> None:
+    for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False)):
+        (verdict,) = check([Gate(metric=metric, model=model, against=against, max_drop=allowed)], REPORT)
+        assert verdict.passed is passed
+    assert f"lies {drop:+.4f} below {against}, at most {bound:.4f}" in verdict.text
+
+
+def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
+    asked = Gate(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
+    (verdict,) = check([asked], REPORT)
+    assert "at most 0.0600" in verdict.text
+    assert not verdict.passed
+
+
+def chosen(name: str | None) -> dict[str, Any]:
+    return REPORT | {"choice": {"model": name}}
+
+
+def test_a_gate_can_name_the_file_that_was_chosen() -> None:
+    gates = [
+        Gate(metric="accuracy", model="chosen", min=0.9),
+        Gate(metric="accuracy", model="chosen", against="adapter", max_drop=0.1),
+        Gate(metric="accuracy", model="chosen", against="Q4_K_M", max_drop=0.0),
+    ]
+    verdicts = enforce(gates, chosen("Q4_K_M"))
+    assert verdicts[0].text.startswith("accuracy of Q4_K_M is")
+    assert "lies +0.0000 below Q4_K_M, at most 0.0000" in verdicts[2].text  # it is that very file
+
+
+def test_nothing_chosen_fails_the_gate() -> None:
+    with pytest.raises(GateError, match=r"no GGUF file meets evaluate\.choose"):
+        check([Gate(metric="accuracy", model="chosen", min=0.9)], chosen(None))
+    with pytest.raises(UsageError, match="a gate names the model 'chosen'"):
+        check([Gate(metric="accuracy", model="chosen", min=0.9)], REPORT)
 
 
 def test_enforce_names_every_gate_that_failed() -> None:
@@ -91,9 +167,10 @@ def test_enforce_gives_the_verdicts_when_all_pass() -> None:
     [
         ({"metric": "accuracy", "model": "Q8_0", "min": 0.9}, "names the model 'Q8_0'", "measured: adapter, Q4_K_M"),
         ({"metric": "bleu", "model": "adapter", "min": 0.9}, "names the metric 'bleu'", "measured: accuracy, macro_f1"),
-        (DROP | {"against": "base", "max_drop": 0.1}, "accuracy of Q4_K_M against base", "between: adapter, Q4_K_M"),
-        (DROP | {"metric": "macro_f1", "max_drop": 0.1}, "cannot compare macro_f1", "max_drop compares accuracy"),
-        (DROP | {"model": "adapter", "max_drop": 0.1}, "accuracy of adapter against adapter", "between"),
+        (DROP | {"against": "base", "max_drop": 0.1}, "names the model 'base'", "adapter, Q4_K_M"),
+        (DROP | {"against": "majority", "max_drop": 0.1}, "accuracy of Q4_K_M against majority", "no rows in common"),
+        (DROP | {"model": "adapter", "max_drop": 0.1}, "compares adapter with itself", "measured"),
+        (DROP | {"metric": "macro_f1", "max_drop": 0.1, "confidence": 0.999}, "has confidence 0.999", "up to 0.975"),
     ],
 )
 def test_gate_on_what_was_not_measured_is_a_usage_error(gate: dict[str, Any], match: str, hint: str) -> None:

@@ -171,3 +171,43 @@ def test_local_hosts(host: str) -> None:
 )
 def test_other_hosts(host: str) -> None:
     assert run(f"found['local'] = offline.is_local({host!r})") == {"local": False}
+
+
+ONLY = """
+from slmctl.errors import NetworkError
+offline.seal()
+offline.socket.getaddrinfo = lambda name, port: [(2, 1, 6, "", (stands_for[name], 0))]
+stands_for = {"api.example.invalid": "192.0.2.1"}
+tried = {}
+def reach(address):
+    with socket.socket() as one:
+        one.settimeout(0.01)
+        try:
+            one.connect((address, 443))
+        except NetworkError as error:
+            return error.message
+        except OSError:
+            return "let through"
+with offline.network("asking", hosts={"api.example.invalid"}):
+    found["named"] = reach("192.0.2.1")
+    found["other"] = reach("192.0.2.2")
+    stands_for["api.example.invalid"] = "192.0.2.2"  # a name moves
+    found["moved"] = reach("192.0.2.2")
+    try:
+        socket.gethostbyname("elsewhere.invalid")
+    except NetworkError as error:
+        found["lookup"] = error.message
+    found["switch"] = os.environ["HF_HUB_OFFLINE"]
+found["after"] = reach("192.0.2.1")
+"""
+
+
+def test_the_network_can_be_open_for_one_host_alone() -> None:
+    """Its name, and the addresses that the name stands for; no other host, and no switch of a library is turned."""
+    found = run(ONLY)
+    assert found["named"] == found["moved"] == "let through"
+    alone = "the network is open for api.example.invalid alone"
+    assert found["other"] == f"refused a connection to '192.0.2.2': {alone}"
+    assert found["lookup"] == f"refused a connection to 'elsewhere.invalid': {alone}"
+    assert found["switch"] == "1"
+    assert found["after"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"

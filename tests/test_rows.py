@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slmctl.errors import DataError
 from slmctl.records import write_jsonl
-from slmctl.rows import Row, columns_of, read_rows
+from slmctl.rows import Row, as_csv, columns_of, read_rows
 
 
 def rows(tmp_path: Path, name: str, content: str | bytes) -> list[Row]:
@@ -195,6 +195,27 @@ def test_columns_come_from_the_first_good_row(tmp_path: Path) -> None:
     assert columns_of(tmp_path / "a.csv") == ["text", "category"]
 
 
+# CSV for people
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=1+1", "'=1+1"), ("+49 170", "'+49 170"), ("-cmd", "'-cmd"), ("@sum", "'@sum"), ("\tx", "'\tx"),
+        ("\rx", "\"'\rx\""), ("=", "'="), ("-", "'-"), ("-1-2", "'-1-2"), ("-0x1", "'-0x1"),
+        ("-3.5", "-3.5"), ("+7", "+7"), ("-3,5", '"-3,5"'), ("-1e-5", "-1e-5"), ("-.5", "-.5"), ("-50%", "-50%"),
+        (-3.5, "-3.5"), ("a=b", "a=b"), ("", ""), (None, ""), (True, "true"), ({"a": "ö"}, '"{""a"": ""ö""}"'),
+        ("'quoted'", "'quoted'"),
+    ],
+)  # fmt: skip
+def test_formulas_are_escaped_and_numbers_are_not(cell: Any, written: str) -> None:
+    assert as_csv([{"a": cell, "b": 1}]) == f"a,b\n{written},1\n"
+
+
+def test_columns_of_all_rows_are_written() -> None:
+    assert as_csv([{"=a": 1}, {"b": 2}]) == "'=a,b\n1,\n,2\n"
+
+
 # Invariants
 
 KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -251,3 +272,21 @@ def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: byte
     numbers = [row.number for row in found]
     assert numbers == sorted(set(numbers))
     assert not any(row.columns for row in found if row.fault)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), texts, min_size=3), min_size=1, max_size=4))
+@KEEP
+@example([{"a": "one\rtwo", "b": "\r", "c": "\n"}])  # a CR was not quoted, and ended the row
+def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]]) -> None:
+    found = good(rows(tmp_path, "a.csv", as_csv(values)))
+    assert [{name: text.removeprefix("'") for name, text in row.items()} for row in found] == [
+        {name: text.removeprefix("'") for name, text in row.items()} for row in values
+    ]
+
+
+def test_json_rows_may_be_arrays_whose_columns_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"train": [["hello", "greet"], ["bye", "leave"]], "test": [["hi", "greet"], []]}')
+    found = list(read_rows(path, sheet="train"))
+    assert [row.columns for row in found] == [{"1": "hello", "2": "greet"}, {"1": "bye", "2": "leave"}]
+    assert [row.fault for row in read_rows(path, sheet="test")] == ["", "not a JSON object"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl.statistics import _tango, drop_bound, wilson
+from slmctl import statistics
+from slmctl.statistics import _tango, difference_interval, drop_bound, holm, mcnemar, wilson
 
 counts = st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 confidences = st.floats(0.5, 0.999)
@@ -134,3 +136,121 @@ def test_drop_bound_tightens_with_more_rows_of_the_same_kind(b: int, c: int, res
     n = b + c + rest
     if b >= c:
         assert drop_bound(4 * b, 4 * c, 4 * n) <= drop_bound(b, c, n) + 1e-9
+
+
+# Two models on the same rows
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+@settings(deadline=None, max_examples=150)
+def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    theirs = scipy.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(theirs, rel=1e-9)
+    assert mcnemar(b, c) == mcnemar(c, b)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert mcnemar(0, 0) == 1.0
+    assert 0 <= mcnemar(20_000, 40_000) < 1e-300
+
+
+def test_difference_interval_turns_round_with_the_models() -> None:
+    low, high = difference_interval(2, 12, 44)
+    assert 0 < low < 10 / 44 < high
+    assert difference_interval(12, 2, 44) == pytest.approx((-high, -low))
+    assert high == drop_bound(12, 2, 44, 0.975)
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=100)
+def test_difference_interval_holds_what_was_seen(drawn: tuple[int, int, int]) -> None:
+    b, c, n = drawn
+    low, high = difference_interval(b, c, n)
+    assert -1 <= low <= (c - b) / n + 1e-9
+    assert (c - b) / n - 1e-9 <= high <= 1
+
+
+@pytest.mark.parametrize(("share", "difference"), [(0.1, 0.05), (0.2, 0.1), (0.3, 0.1)])
+def test_detectable_is_connors_sample_size_turned_round(share: float, difference: float) -> None:
+    """n = (1.96 sqrt(share) + 0.8416 sqrt(share - difference^2))^2 / difference^2 (Connor 1987, equation 4)."""
+    z, beta = 1.959964, 0.841621
+    wanted = (z * math.sqrt(share) + beta * math.sqrt(share - difference**2)) ** 2 / difference**2
+    rows = round(wanted)
+    assert statistics.detectable_share(round(share * rows), rows) == pytest.approx(difference, rel=0.03)
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(400, 40), (1000, 50), (3000, 600)])
+def test_a_detectable_difference_is_detected_as_often_as_said(n: int, discordant: int) -> None:
+    """Draw data with that very difference: McNemar's test finds it in about 80 % (the exact one a little less)."""
+    difference = statistics.detectable_share(discordant, n)
+    share = max(discordant / n, difference)
+    random = np.random.default_rng(5)
+    drawn = random.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share], 1500)
+    found = np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in drawn])
+    assert 0.70 < found < 0.84
+
+
+def test_detectable_without_any_discordance_is_what_all_one_way_would_show() -> None:
+    found = statistics.detectable_share(0, 500)
+    assert 6 <= found * 500 <= 10  # six rows, all one way, are the fewest that are significant
+
+
+def test_holm_by_hand() -> None:
+    """Holm 1979: 0.01, 0.04, 0.03 and 0.005, raised and never falling."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_nothing_and_bonferroni(values: list[float]) -> None:
+    raised = holm(values)
+    for p, q in zip(values, raised, strict=True):
+        assert p <= q <= min(1.0, len(values) * p) + 1e-12
+    order = sorted(range(len(values)), key=lambda k: values[k])
+    assert [raised[k] for k in order] == sorted(raised)
+
+
+def test_resamples_are_resamples() -> None:
+    parts = list(statistics.resamples(50, count=300, seed=1))
+    weights = np.concatenate(parts)
+    assert weights.shape == (300, 50)
+    assert np.all(weights.sum(axis=1) == 50)
+    assert weights.mean() == 1.0
+    assert 0.9 < weights.var() < 1.1  # of a count that is nearly Poisson's
+    again = np.concatenate(list(statistics.resamples(50, count=300, seed=1)))
+    assert np.array_equal(weights, again)
+
+
+def test_many_rows_come_in_parts() -> None:
+    parts = [len(part) for part in statistics.resamples(1_000_000, count=9)]
+    assert sum(parts) == 9
+    assert max(parts) <= 4
+
+
+def test_percentile_bootstrap_is_scipys() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.3, 1, 200), random.normal(0.1, 1, 200)
+    ours = np.concatenate([w @ (a - b) / 200 for w in statistics.resamples(200)])
+    theirs = scipy.bootstrap(
+        (a, b), lambda x, y: np.mean(x - y), paired=True, method="percentile", n_resamples=2000, vectorized=False, rng=1
+    ).confidence_interval
+    assert statistics.percentiles(ours) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_no_difference() -> None:
+    assert statistics.no_difference(np.zeros(99)) == 1.0
+    assert statistics.no_difference(np.ones(99)) == pytest.approx(2 / 100)
+    assert statistics.no_difference(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(2 * 6 / 100)
+
+
+def test_no_difference_is_uniform_where_there_is_none() -> None:
+    """Of a bootstrap test at 5 %, about 5 % are false alarms."""
+    random = np.random.default_rng(11)
+    weights = np.concatenate(list(statistics.resamples(80, count=400)))
+    values = [statistics.no_difference(weights @ random.normal(0, 1, 80)) for _ in range(600)]
+    assert 0.025 < np.mean(np.array(values) < 0.05) < 0.085

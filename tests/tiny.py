@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +97,7 @@ def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
             bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
         )
     ).save_pretrained(out)  # fmt: skip
-    (out / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n", encoding="utf-8")
+    (out / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8")
     return out
 
 
@@ -142,3 +144,43 @@ def run_here(folder: Path, *args: str) -> None:
 
     sys.argv = ["slmctl", "-C", str(folder), *args]
     main()
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["topic", "items"],
+    "additionalProperties": False,
+    "properties": {
+        "topic": {"type": "string"},
+        "items": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}},
+    },
+}
+
+
+def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
+    """A project of any task kind, trained for some seconds: enough to end its answers, not to be right."""
+    shutil.copytree(base, folder / "base")
+    task = {
+        "classify": "{kind: classify, labels: from-data, system: Name the category.}",
+        "extract": "{kind: extract, schema: schema.json, system: Name the category.}",
+        "generate": "{kind: generate, system: Answer.}",
+    }[kind]
+    lines = []
+    for k, (text, label) in enumerate(rows()):
+        words = text.split()
+        answer: Any = {
+            "classify": label,
+            "extract": {"topic": label, "items": [{"name": word} for word in words[:1]]},
+            "generate": f"{label} {words[0]}",
+        }[kind]
+        lines.append({"text": text, "answer": answer, "customer": f"c{k % 9}"})
+    (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "slmctl.yaml").write_text(
+        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\ntask: {task}\n'
+        "prepare: {sources: [{path: rows.jsonl, input: text, output: answer}]}\n"
+        "finetune: {steps: 80, learning_rate: 1e-2, batch: 8}\nquantize: {types: [Q8_0, F16]}\n"
+        f"predict: {{max_tokens: 24}}\n{extra}",
+        encoding="utf-8",
+    )
+    return folder

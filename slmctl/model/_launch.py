@@ -1,16 +1,20 @@
 """finetune in more than one process: torch starts them, the first of them writes.
 
-Run as a module, this starts them; started by that, it is one of them.
+Run as a module, this starts them; started by that, it is one of them. Machines that train together
+share the project's folder: each is told its number, and only machine 0 answers for the result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +23,25 @@ from typing import Any
 from slmctl import artifact, backend, console, errors, offline
 from slmctl.artifact import Artifact
 from slmctl.config import FinetuneConfig
-from slmctl.errors import SlmctlError, StageError
+from slmctl.errors import NetworkError, SlmctlError, StageError
+
+SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
-    """Train in `config.processes` processes on each of `config.machines` machines; returns the metrics.
+    """Train in `config.processes` processes on each of `config.machines` machines.
+
+    Returns the metrics, on machine 0; the others get none.
 
     Raises:
         SlmctlError: What a process raised.
         StageError: A process ended without a word.
     """
-    job, answer = keep / "job.json", keep / "answer.json"
-    answer.unlink(missing_ok=True)
+    keep.mkdir(parents=True, exist_ok=True)  # another machine may be here first
+    job, answer = keep / f"job-{config.machine_rank}.json", keep / "answer.json"
+    leads = config.machine_rank == 0
+    if leads:
+        answer.unlink(missing_ok=True)
     told = {
         "config": config.model_dump(mode="json"), "base": str(base.path), "prepared": str(prepared.path),
         "out": str(out), "keep": str(keep), "answer": str(answer),
@@ -42,18 +53,44 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
         "--master_addr", config.address, "--master_port", str(config.port), "-m", __name__, str(job),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
-    settings = os.environ | {"OMP_NUM_THREADS": threads}
+    settings = {"OMP_NUM_THREADS": threads} | _interface(config) | os.environ
     done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
-    job.unlink()
-    answer.unlink(missing_ok=True)
+    job.unlink(missing_ok=True)
+    if leads:
+        answer.unlink(missing_ok=True)
     if "error" in said:
         kind, message, hint = said["error"]
         raise getattr(errors, kind)(message, hint=hint)
-    if done.returncode != 0 or "metrics" not in said:
+    if done.returncode != 0 or (leads and "metrics" not in said):
         raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
-    metrics: dict[str, Any] = said["metrics"]
+    offline.contacted.update(said.get("contacted", []))
+    metrics: dict[str, Any] = said.get("metrics", {})
     return metrics
+
+
+def _interface(config: FinetuneConfig) -> dict[str, str]:
+    """The network interface on which machines meet, as gloo wants to be told.
+
+    Left alone, gloo takes the one that the host's own name stands for, which on many machines is the loopback.
+    """
+    if config.machines == 1:
+        return {}
+    with offline.network("finetune.machines"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((config.address, config.port))  # of a datagram socket: finds the way, sends nothing
+        except OSError as error:
+            raise NetworkError(
+                f"there is no way to machine 0 at {config.address}: {error.strerror or error}",
+                hint="--set finetune.address=ADDRESS, the same on every machine",
+            ) from None
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                asked = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(asked[20:24]) == own:
+                    return {"GLOO_SOCKET_IFNAME": name}
+    return {}
 
 
 def _start(arguments: list[str]) -> int:
@@ -87,12 +124,13 @@ def _work(job: Path) -> int:
             prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
         )  # fmt: skip
     except SlmctlError as error:
-        said = [type(error).__name__, error.message, error.hint]
+        failure = [type(error).__name__, error.message, error.hint]
         with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
-            json.dump({"error": said}, stream)  # whoever fails first says why: the others are stopped
+            json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
         return error.code
     if leads:
-        answer.write_text(json.dumps({"metrics": metrics}), encoding="utf-8")
+        said = {"metrics": metrics, "contacted": sorted(offline.contacted)}
+        answer.write_text(json.dumps(said), encoding="utf-8")
     return 0
 
 

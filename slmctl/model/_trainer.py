@@ -184,8 +184,9 @@ class AnswerTrainer(SFTTrainer):
     # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        random_states = _checkpoint.gather_random(self.accelerator)  # every process gives its own
         if self.checkpoints is not None and self.is_world_process_zero():
-            _checkpoint.save(self)
+            _checkpoint.save(self, random_states)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -196,8 +197,10 @@ class AnswerTrainer(SFTTrainer):
             _checkpoint.load_optimizer(self, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            _checkpoint.load_random(Path(checkpoint))
+        if checkpoint is None or _checkpoint.load_random(Path(checkpoint), self.accelerator):
+            return
+        if self.is_world_process_zero():
+            console.say("  note: another number of processes made this checkpoint; its dropout cannot be repeated")
 
 
 class Order(torch.utils.data.Sampler[int]):

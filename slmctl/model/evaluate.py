@@ -1,11 +1,14 @@
-"""predictions of many -> report: what each model scored on held-out rows, beside the honest baselines."""
+"""predictions of many -> report: what each model scored on held-out rows, beside the honest baselines.
+
+Every figure follows from the predictions and the prepared data set; `tests/recompute.py` does so a
+second time, without this code.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,254 +16,241 @@ import numpy as np
 
 from slmctl.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import UsageError
+from slmctl.model import _report
+from slmctl.model._baselines import baselines
+from slmctl.model._choice import break_even, choose
+from slmctl.model._pairs import compare, slices_of
+from slmctl.model._remarks import remarks
+from slmctl.model._scored import LOWER_IS_BETTER, PRIMARY, SHARES, Answers, Floats, Scored, distributions, score
 from slmctl.records import Record, read_records
-from slmctl.scoreboard import markdown
-from slmctl.similar import normalise
-from slmctl.statistics import wilson
+from slmctl.scoreboard import ORDER, markdown
+from slmctl.statistics import POWER, percentiles, wilson
 from slmctl.task import Task
 
-PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "exact_match"}
-Scores = dict[str, float]
+DIGITS = 6  # of a figure in the report
+_CARRIED = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "not_sent", "failed")
 
 
-def run(config: EvaluateConfig, *, predictions: list[Artifact], prepared: Artifact, out: Path) -> dict[str, Any]:
-    """Write `report.json` (every figure) and `report.md` (the table, for a pull request).
+@dataclass(frozen=True)
+class Model:
+    """One model's predictions, read: its answers, what it is, and the tokens of its answers."""
+
+    answers: Answers
+    facts: dict[str, Any]
+
+
+def run(
+    config: EvaluateConfig,
+    *,
+    predictions: list[Artifact],
+    prepared: Artifact,
+    out: Path,
+    validation: list[Artifact] | None = None,
+) -> dict[str, Any]:
+    """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
+
+    Args:
+        config: How to measure.
+        predictions: Answers of each model to the rows that are reported.
+        prepared: The rows.
+        out: Where to write.
+        validation: Answers of the GGUF files to the validation rows, when one is to be chosen.
 
     Raises:
+        DataError: The answer wanted of a row is not what the task asks for.
         UsageError: Two predictions are of the same model, or of different rows.
     """
     task = Task.read(prepared.path)
-    splits = {artifact.metrics["split"] for artifact in predictions}
-    if len(splits) != 1:
-        raise UsageError(f"the predictions are of different rows: {', '.join(sorted(splits))}")
-    records = read_records(prepared.file(f"{splits.pop()}.jsonl"))
-    answers = {name: _answers(artifact, records) for name, artifact in _named(predictions).items()}
-    right = {name: _right(task, records, texts) for name, texts in answers.items()}
-    train = read_records(prepared.file("train.jsonl"))
-    report = {
+    split, records = _records(predictions, prepared)
+    train, choosing = (read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation"))
+    models = _models(predictions, records)
+    free = baselines(task, train, choosing, records)
+    answers = free | {name: model.answers for name, model in models.items()}
+    scored = {name: score(task, records, given) for name, given in answers.items()}
+    whole = {mask.tobytes(): mask for mask in (one.asked for one in scored.values())}
+    drawn = {key: distributions(scored, mask) for key, mask in whole.items()}
+
+    entries = {name: _entry(one, drawn[one.asked.tobytes()][name], config.confidence) for name, one in scored.items()}
+    choice = None
+    if config.choose is not None:
+        files = _models(validation or [], choosing)
+        marks = {name: score(task, choosing, model.answers) for name, model in files.items()}
+        choice = choose(config.choose, PRIMARY[task.kind], marks, {name: m.facts for name, m in files.items()})
+    sliced = slices_of(task, records)
+    report: dict[str, Any] = {
         "task": task.kind,
         "primary_metric": PRIMARY[task.kind],
-        "split": predictions[0].metrics["split"],
+        "lower_is_better": list(LOWER_IS_BETTER),
+        "split": split,
         "n": len(records),
         "confidence": config.confidence,
+        "power": POWER,
         "prepared": prepared.digest,
-        "models": {
-            name: _model(artifact, task, records, answers[name], right[name], config)
-            for name, artifact in _named(predictions).items()
-        },
-        "baselines": _baselines(task, train, records, config),
-        "pairs": _pairs(right),
+        "participants": list(scored),
+        "focus": _focus(models, choice),
+        "models": {name: entries[name] | model.facts for name, model in models.items()},
+        "baselines": {name: entries[name] | {"kind": "baseline", "not_sent": 0, "failed": 0} for name in free},
+        "pairs": compare(scored, drawn, sliced, config.confidence),
+        "slices": _slices(scored, sliced, PRIMARY[task.kind], config.confidence),
+        "choice": choice,
+        "cut": config.cut,
     }
-    report["remarks"] = _remarks(report)
-    (out / "report.json").write_bytes(canonical(report))
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    report["break_even"] = break_even(config.prices, report["models"])
+    report = _rounded(report)
+    report["remarks"] = remarks(report)
+    rows = list(_rows(task, records, scored, answers, config.cut))
+    _write(out, task, report, rows)
     return report
 
 
-def _named(predictions: Sequence[Artifact]) -> dict[str, Artifact]:
-    named: dict[str, Artifact] = {}
-    for artifact in predictions:
-        name = artifact.metrics["model"]
+def _write(out: Path, task: Task, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    head = {key: report[key] for key in ("participants", "cut", "task")}
+    head |= {"labels": list(task.labels), "score": {"extract": "field_f1"}.get(task.kind, report["primary_metric"])}
+    with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
+        for line in (head, *rows):
+            stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+    (out / "report.json").write_bytes(canonical(report))
+    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    _report.write(out, report, rows, labels=task.labels)
+
+
+# Reading
+
+
+def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, list[Record]]:
+    splits = {artifact.metrics["split"] for artifact in predictions}
+    if len(splits) != 1:
+        raise UsageError(f"the predictions are of different rows: {', '.join(sorted(splits)) or 'none'}")
+    split = splits.pop()
+    return split, read_records(prepared.file(f"{split}.jsonl"))
+
+
+def _models(predictions: Sequence[Artifact], records: Sequence[Record]) -> dict[str, Model]:
+    """The models by name, in the order of the pipeline, the larger file first."""
+    named: dict[str, Model] = {}
+    for artifact in sorted(predictions, key=_place):
+        name = artifact.metrics["model"].replace("|", "/")  # `|` stands between the names of a pair
         if name in named:
             raise UsageError(f"two of the models are both called '{name}'", hint="give each model once")
-        named[name] = artifact
+        named[name] = _model(artifact, records)
     return named
 
 
-def _answers(artifact: Artifact, records: Sequence[Record]) -> list[str]:
+def _place(predictions: Artifact) -> tuple[int, int, int, str]:
+    facts = predictions.metrics
+    return ORDER.index(facts["kind"]), -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
+
+
+def _model(artifact: Artifact, records: Sequence[Record]) -> Model:
     with artifact.file("predictions.jsonl").open(encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     if [line["id"] for line in lines] != [record.id for record in records]:
         raise UsageError(f"{artifact.path} answers other rows than the prepared data set holds")
-    return [line["answer"] for line in lines]
-
-
-def _model(
-    artifact: Artifact,
-    task: Task,
-    records: Sequence[Record],
-    texts: list[str],
-    right: list[bool],
-    config: EvaluateConfig,
-) -> dict[str, Any]:
-    metrics = _scores(task, records, texts) | {PRIMARY[task.kind]: sum(right) / len(right)}
-    low, high = wilson(sum(right), len(right), config.confidence)
-    kept = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels")
-    return {
-        "metrics": {name: round(value, 6) for name, value in metrics.items()},
-        "interval": [round(low, 6), round(high, 6)],
-        "right": sum(right),
-        "predictions": artifact.digest,
-        **{key: artifact.metrics[key] for key in kept},
-        **({"per_class": _per_class(task.labels, records, texts)} if task.kind == "classify" else {}),
-    }
-
-
-def _right(task: Task, records: Sequence[Record], texts: Sequence[str]) -> list[bool]:
-    """Row by row whether the answer is the one wanted."""
-    return [_same(task, record.answer, text) for record, text in zip(records, texts, strict=True)]
-
-
-def _same(task: Task, expected: str, text: str) -> bool:
-    if task.kind == "classify":
-        return text.strip() == expected
-    if task.kind == "generate":
-        return normalise(text) == normalise(expected)
-    try:
-        return bool(task.read_answer(text) == task.read_answer(expected))
-    except DataError:
-        return False
-
-
-def _scores(task: Task, records: Sequence[Record], texts: Sequence[str]) -> Scores:
-    """The metrics of a task kind beside its primary one."""
-    if task.kind == "classify":
-        rows = _per_class(task.labels, records, texts)
-        return {"macro_f1": sum(row["f1"] for row in rows.values()) / len(rows)}
-    if task.kind == "generate":
-        pairs = zip(records, texts, strict=True)
-        return {"token_f1": _mean([_token_f1(record.answer, text) for record, text in pairs])}
-    parsed = [_parsed(task, text) for text in texts]
-    wanted = [_fields(task.read_answer(record.answer)) for record in records]
-    given = [_fields(value) if value is not None else Counter() for value in parsed]
-    return {
-        "valid_json": _mean([value is not None for value in parsed]),
-        "valid_schema": _mean([value is not None and task.fits_schema(value) for value in parsed]),
-        "field_f1": _counter_f1(wanted, given),
-    }
-
-
-def _per_class(labels: Sequence[str], records: Sequence[Record], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of every label that was wanted or given."""
-    pairs = [(record.answer, text.strip()) for record, text in zip(records, texts, strict=True)]
-    wanted, given = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    hits = Counter(a for a, b in pairs if a == b)
-    table = {}
-    for label in labels:
-        if wanted[label] or given[label]:
-            precision = hits[label] / given[label] if given[label] else 0.0
-            recall = hits[label] / wanted[label] if wanted[label] else 0.0
-            f1 = 2 * hits[label] / (wanted[label] + given[label])
-            figures = {"precision": precision, "recall": recall, "f1": f1, "support": wanted[label]}
-            table[label] = {name: round(value, 6) for name, value in figures.items()}
-    return table
-
-
-def _parsed(task: Task, text: str) -> Any:
-    try:
-        return task.read_answer(text)
-    except DataError:
-        return None
-
-
-def _fields(value: Any, path: str = "") -> Counter[str]:
-    """The leaves of a JSON value as a multiset of `path=value`; empty values count too."""
-    if isinstance(value, dict) and value:
-        return sum((_fields(inner, f"{path}.{key}") for key, inner in value.items()), Counter())
-    if isinstance(value, list) and value:
-        return sum((_fields(inner, f"{path}[]") for inner in value), Counter())
-    return Counter([f"{path}={json.dumps(value, sort_keys=True)}"])
-
-
-def _counter_f1(wanted: Sequence[Counter[str]], given: Sequence[Counter[str]]) -> float:
-    hits = sum((a & b).total() for a, b in zip(wanted, given, strict=True))
-    total = sum(a.total() for a in wanted) + sum(b.total() for b in given)
-    return 2 * hits / total if total else 0.0
-
-
-def _token_f1(expected: str, text: str) -> float:
-    """F1 of the words two texts share (Rajpurkar et al. 2016, SQuAD)."""
-    return _counter_f1([Counter(normalise(expected).split())], [Counter(normalise(text).split())])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _pairs(right: dict[str, list[bool]]) -> dict[str, dict[str, int]]:
-    """For every ordered pair of models: rows that both, only one or neither answered right."""
-    table = {}
-    for first, second in itertools.permutations(right, 2):
-        counts = Counter(zip(right[first], right[second], strict=True))
-        table[f"{first}|{second}"] = {
-            "n": len(right[first]),
-            "both": counts[True, True],
-            "only_first": counts[True, False],
-            "only_second": counts[False, True],
-        }
-    return table
-
-
-# Baselines
-
-
-def _baselines(
-    task: Task, train: Sequence[Record], records: Sequence[Record], config: EvaluateConfig
-) -> dict[str, Any]:
-    """What costs nothing: a model that does not beat it is not worth its price."""
-    ways: dict[str, Callable[[], list[str]]]
-    if task.kind == "classify":
-        ways = {"majority": lambda: _majority(train, records), "tfidf_logistic": lambda: _linear(train, records)}
-    else:
-        ways = {"copy": lambda: [record.input for record in records], "empty": lambda: ["" for _ in records]}
-    table = {}
-    for name, way in ways.items():
-        texts = way()
-        right = sum(_right(task, records, texts))
-        low, high = wilson(right, len(records), config.confidence)
-        metrics = _scores(task, records, texts) | {PRIMARY[task.kind]: right / len(records)}
-        table[name] = {
-            "metrics": {metric: round(value, 6) for metric, value in metrics.items()},
-            "interval": [round(low, 6), round(high, 6)],
-            "right": right,
-        }
-    return table
-
-
-def _majority(train: Sequence[Record], records: Sequence[Record]) -> list[str]:
-    counts = Counter(record.answer for record in train)
-    label = min(counts, key=lambda name: (-counts[name], name))
-    return [label] * len(records)
-
-
-def _linear(train: Sequence[Record], records: Sequence[Record]) -> list[str]:
-    """TF-IDF of words and word pairs with logistic regression, trained on the same rows as the model."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    if len({record.answer for record in train}) < 2:
-        return _majority(train, records)
-    # C from 5-fold cross-validation would be fairer to it still; 10 is near its best on short texts.
-    linear = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)
+    facts = {key: artifact.metrics.get(key) for key in _CARRIED} | {"predictions": artifact.digest}
+    facts |= {"not_sent": facts["not_sent"] or 0, "failed": facts["failed"] or 0}
+    tokens = {kind: [line.get(f"{kind}_tokens") for line in lines] for kind in ("prompt", "completion")}
+    known = {kind: sum(counts) for kind, counts in tokens.items() if all(count is not None for count in counts)}
+    facts["tokens"] = known if len(known) == 2 else None
+    rate = facts["rows_per_s"]
+    facts["tokens_per_s"] = known["completion"] / len(lines) * rate if facts["tokens"] and rate and lines else None
+    answers = Answers(
+        texts=[line["answer"] for line in lines],
+        confidences=[line.get("confidence") for line in lines],
+        asked=np.array([not line.get("not_sent") for line in lines], bool),
     )
-    linear.fit([record.input for record in train], [record.answer for record in train])
-    return [str(label) for label in np.asarray(linear.predict([record.input for record in records]))]
+    return Model(answers, facts)
 
 
-# What a reader should see first
+# Writing
 
 
-def _remarks(report: dict[str, Any]) -> list[str]:
-    metric = report["primary_metric"]
-    tuned = {name: m for name, m in report["models"].items() if m["kind"] != "base"}
-    remarks = []
-    if tuned:
-        best = max(tuned, key=lambda name: tuned[name]["right"])
-        for name, baseline in report["baselines"].items():
-            ours, theirs = tuned[best]["metrics"][metric], baseline["metrics"][metric]
-            if baseline["right"] >= tuned[best]["right"]:
-                remarks.append(
-                    f"The baseline {name} scores {theirs:.1%}, the best model ({best}) {ours:.1%}: "
-                    "on these rows the baseline is the cheaper and better choice."
+def _entry(one: Scored, drawn: dict[str, Floats], confidence: float) -> dict[str, Any]:
+    """One participant's figures with their intervals."""
+    values = {name: one.value(name) for name in one.metrics}
+    n = int(one.asked.sum())
+    intervals = {
+        name: wilson(round(value * n), n, confidence) if name in SHARES else percentiles(drawn[name], confidence)
+        for name, value in values.items()
+    }
+    return {
+        "n": n,
+        "right": int((one.right & one.asked).sum()),
+        "invalid": one.invalid,
+        "metrics": values,
+        "intervals": {name: list(interval) for name, interval in intervals.items()},
+        "interval": list(next(iter(intervals.values()))),  # of the primary metric, which stands first
+        **one.facts,
+    }
+
+
+def _slices(
+    scored: dict[str, Scored], sliced: Sequence[tuple[str, str, Any]], primary: str, confidence: float
+) -> list[dict[str, Any]]:
+    """What every participant scored on every slice."""
+    found = []
+    for by, name, mask in sliced:
+        entry: dict[str, Any] = {"by": by, "name": name, "n": int(mask.sum())}
+        counted = {model: one for model, one in scored.items() if (one.asked & mask).any()}
+        entry["values"] = {model: one.value(primary, mask) for model, one in counted.items()}
+        if primary in SHARES:
+            entry["intervals"] = {
+                model: list(
+                    wilson(int((one.right & one.asked & mask).sum()), int((one.asked & mask).sum()), confidence)
                 )
-            elif baseline["interval"][1] >= tuned[best]["interval"][0]:
-                remarks.append(
-                    f"The baseline {name} scores {theirs:.1%}, {best} {ours:.1%}: their intervals overlap, "
-                    f"so {report['n']} rows do not clearly tell them apart."
-                )
-    if report["n"] < 200:
-        remarks.append(f"Only {report['n']} rows were measured: the intervals are wide.")
-    return remarks
+                for model, one in counted.items()
+            }
+        found.append(entry)
+    return found
+
+
+def _focus(models: dict[str, Model], choice: dict[str, Any] | None) -> str:
+    """The model that would ship: the chosen file, else the smallest GGUF, else the last one of the pipeline."""
+    if choice is not None and choice["model"] in models:
+        return str(choice["model"])
+    files = {name: m.facts["size"] for name, m in models.items() if m.facts["kind"] in ("gguf", "published")}
+    own = [name for name, m in models.items() if m.facts["kind"] != "endpoint"]
+    return min(files, key=lambda name: files[name]) if files else (own or list(models))[-1]
+
+
+def _rows(
+    task: Task, records: Sequence[Record], scored: dict[str, Scored], answers: dict[str, Answers], cut: int
+) -> Any:
+    """Row by row who was right; texts only where asked for, and never of a sensitive record: a report is published."""
+    index = {label: k for k, label in enumerate(task.labels)}
+    for k, record in enumerate(records):
+        line: dict[str, Any] = {
+            "id": record.id,
+            "source": [record.source["file"], record.source["row"]],
+            "length": len(record.input),
+            "sensitive": record.sensitive,
+            "expected": index.get(record.answer) if task.kind == "classify" else None,
+            "answers": [_cell(one, answers[name], k) for name, one in scored.items()],
+        }
+        if cut and not record.sensitive:
+            said = [(given.texts[k] or "")[:cut] if given.asked[k] else None for given in answers.values()]
+            line["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": said}
+        yield line
+
+
+def _cell(one: Scored, given: Answers, k: int) -> list[Any] | None:
+    if not one.asked[k]:
+        return None
+    sure = given.confidences[k]
+    return [
+        one.codes[k] if one.codes else None,
+        int(one.right[k]),
+        None if sure is None else round(sure, 4),
+        round(float(one.score[k]), 4),
+    ]
+
+
+def _rounded(value: Any) -> Any:
+    """Every figure with as many digits as it deserves; a p-value keeps its size, however small."""
+    if isinstance(value, dict):
+        return {
+            key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _rounded(inner) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, DIGITS) if isinstance(value, float) else value

@@ -68,17 +68,19 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
     packs = chosen == "transformers" and not on_gpu and _fast.packs(model)
     layers = _fast.install(model) if packs else {}
-    trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
-    found = _checkpoint.newest(keep)
-    if found is None:
-        trainer.evaluate()
-        before = trainer.progress.before or math.nan
-        if leads:
-            expected = f", about {console.size(estimate)} of memory" if estimate else ""
-            console.say(f"  {chosen} backend{expected}; validation loss before training {before:.3f}")
-    elif leads:
-        console.say(f"  going on from {found.name} of an earlier run")
     with offline.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
+        trainer = _trainer(config, model, tokenizer, train, validation, keep, packs=packs)
+        torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
+        found = _checkpoint.newest(keep)
+        _checkpoint.require_shared(found)
+        if found is None:
+            trainer.evaluate()
+            before = trainer.progress.before or math.nan
+            if leads:
+                expected = f", about {console.size(estimate)} of memory" if estimate else ""
+                console.say(f"  {chosen} backend{expected}; validation loss before training {before:.3f}")
+        elif leads:
+            console.say(f"  going on from {found.name} of an earlier run")
         result = trainer.train(resume_from_checkpoint=str(found) if found else None)
     progress = trainer.progress
     history = [_logged(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
@@ -277,6 +279,8 @@ def _trainer(
         report_to=config.report_to or "none",
         disable_tqdm=True,
     )
+    if "tensorboard" in config.report_to:  # its own default is a folder of what is removed when the training ends
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return AnswerTrainer(
         model=model,

@@ -1,4 +1,4 @@
-"""base + adapter -> merged: the adapter folded into the base's weights, tensor by tensor."""
+"""base + adapter -> merged: the adapter folded into the base's weights, piece by piece."""
 
 from __future__ import annotations
 
@@ -8,93 +8,100 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from slmctl import console
 from slmctl.artifact import Artifact
 from slmctl.base import Base
 from slmctl.config import MergeConfig
 from slmctl.errors import StageError
+from slmctl.model import _lora
+from slmctl.model._lora import Adapter
+from slmctl.model._shards import INDEX, Planned, ShardWriter, Stored, stored
 
-# Forms in which W + scale * B A is not the merged weight, or not all of it
-REFUSED = ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices",
-           "fan_in_fan_out", "lora_bias", "layer_replication")  # fmt: skip
-PREFIX = "base_model.model."  # what PEFT puts before a module's own name
+# Where an output head takes its weights from when the base stores none for it.
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) -> dict[str, Any]:
-    """Write the merged model: W + scale * B A in float32, then cast; one tensor in memory at a time.
+    """Write the merged model: W + scale * B A in float32, then cast; a few rows in memory at a time.
 
     Raises:
-        StageError: The adapter is of a form that plain addition would merge wrongly, or does not fit.
+        StageError: The adapter is of a form that cannot be merged, or does not fit.
     """
-    settings = json.loads(adapter.file("adapter_config.json").read_bytes())
-    _refuse_other_forms(settings)
-    updates = _pairs(load_file(adapter.file("adapter_model.safetensors")))
-    scale = _scale(settings)
-    used: set[str] = set()
-    shards = base.files(".safetensors")
-    with console.progress("merge", len(updates), "layers") as meter:
-        for entry in shards:
-            tensors = {}
-            with safe_open(base.file(entry.path), framework="pt") as source:
-                for name in source.keys():  # noqa: SIM118 - safe_open is no mapping
-                    weight = source.get_tensor(name)
-                    dtype = weight.dtype if config.dtype == "base" else getattr(torch, config.dtype)
-                    module = name.removesuffix(".weight")
-                    if module in updates:
-                        weight = _merged(weight, *updates[module], scale=scale, name=module)
-                        used.add(module)
-                        meter.advance()
-                    tensors[name] = _cast(weight, dtype, name=module)
-            save_file(tensors, out / entry.path, metadata={"format": "pt"})
-            (out / entry.path).chmod(0o644)
-    if used != updates.keys():
-        missing = sorted(updates.keys() - used)
-        raise StageError(
-            f"the adapter does not fit the base: it has no layer '{missing[0]}'", hint="give the base it was trained on"
-        )
+    changes, tensors = _lora.read(adapter.path), stored(base.path)
+    untied = _untie(tensors, changes)
+    tensors += untied
+    _must_fit(tensors, changes)
+    dtype = None if config.dtype == "base" else getattr(torch, config.dtype)
+    planned = [
+        Planned(t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape) for t in tensors
+    ]
+    with (
+        console.progress("merge", len(changes.names), "layers") as meter,
+        ShardWriter(out, planned, limit=int(config.shard_gb * 1e9)) as writer,
+    ):
+        for tensor in tensors:
+            _write(writer, tensor, changes)
+            if tensor.name in changes.names:
+                meter.advance()
     for entry in base.manifest.files:
-        if not entry.path.endswith((".safetensors", ".md")):
+        if not entry.path.endswith((".safetensors", ".md", INDEX)):
             shutil.copyfile(base.file(entry.path), out / entry.path)
     _write_card(Base.read(base.path), out)
-    if config.dtype != "base":
-        _write_dtype(out / "config.json", config.dtype)
-    return {"layers": len(updates), "scale": scale}
+    _write_config(out / "config.json", config.dtype, untied=bool(untied))
+    scales = sorted({change.scale for change in changes.changes.values()})
+    return {
+        "layers": len(changes.changes), "replaced": len(changes.replaced), "scales": scales,
+        "shards": len(writer.shards), "untied": bool(untied),
+    }  # fmt: skip
 
 
-def _refuse_other_forms(settings: dict[str, Any]) -> None:
-    if settings.get("peft_type") != "LORA":
-        raise StageError(f"an adapter of type {settings.get('peft_type')} cannot be merged", hint="LoRA adapters can")
-    for form in REFUSED:
-        if settings.get(form):
-            raise StageError(f"an adapter with {form} cannot be merged", hint="train it without")
-    if settings.get("bias", "none") != "none":
-        raise StageError("an adapter with trained biases cannot be merged", hint="train it with bias none")
+def _untie(tensors: list[Stored], adapter: Adapter) -> list[Stored]:
+    """The output head as a tensor of its own, where it shares the embedding's and only one of them was trained."""
+    names = {tensor.name for tensor in tensors}
+    embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDINGS)]
+    if len(embeddings) != 1 or names & {*HEADS}:
+        return []
+    trained = [head for head in HEADS if head in adapter.names]
+    if not trained and embeddings[0].name not in adapter.names:
+        return []
+    shared = embeddings[0]
+    return [Stored(trained[0] if trained else HEADS[0], shared.dtype, shared.shape, shared.path, shared.start)]
 
 
-def _scale(settings: dict[str, Any]) -> float:
-    rank, alpha = settings["r"], settings["lora_alpha"]
-    return float(alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank)
+def _must_fit(tensors: list[Stored], adapter: Adapter) -> None:
+    there = {tensor.name: tensor for tensor in tensors}
+    missing = sorted(adapter.names - there.keys())
+    if missing:
+        raise StageError(
+            f"the adapter does not fit the base: it has no layer '{missing[0].removesuffix('.weight')}'",
+            hint="give the base it was trained on",
+        )
+    shapes: dict[str, tuple[int, ...]] = {name: change.shape for name, change in adapter.changes.items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
+    for name, shape in shapes.items():
+        if there[name].shape != shape:
+            raise StageError(f"the adapter does not fit the base at '{name}': {shape}, not {there[name].shape}")
+        if not there[name].dtype.is_floating_point or there[name].dtype.itemsize < 2:
+            raise StageError(
+                f"the base holds '{name}' as {there[name].dtype}, and an adapter cannot be added to that",
+                hint="pull the base in 16 or 32 bits",
+            )
 
 
-def _pairs(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Module name -> (A, B), of shapes (rank, in) and (out, rank)."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.items():
-        module, _, side = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".lora_")
-        if side not in ("A", "B"):
-            raise StageError(f"the adapter holds '{name}', which is no LoRA weight")
-        found.setdefault(module, {})[side] = tensor
-    return {module: (sides["A"], sides["B"]) for module, sides in sorted(found.items())}
-
-
-def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scale: float, name: str) -> torch.Tensor:
-    """weight (out, in), a (rank, in), b (out, rank) -> (out, in) in float32."""
-    if weight.shape != (b.shape[0], a.shape[1]):
-        raise StageError(f"the adapter does not fit the base at '{name}': {tuple(weight.shape)}")
-    return weight.float() + scale * (b.float() @ a.float())
+def _write(writer: ShardWriter, source: Stored, adapter: Adapter) -> None:
+    planned = writer.begin()
+    whole, change = adapter.replaced.get(source.name), adapter.changes.get(source.name)
+    if whole is not None:
+        writer.write(_cast(whole, planned.dtype, name=source.name))
+    elif change is None and planned.dtype == source.dtype:
+        writer.copy(source)
+    else:
+        for first, last in source.blocks() if change is None or change.by_rows else [(0, source.shape[0])]:
+            piece = source.rows(first, last)
+            merged = piece if change is None else change.apply(piece, first, last)
+            writer.write(_cast(merged, planned.dtype, name=source.name))
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tensor:
@@ -114,11 +121,19 @@ def _write_card(base: Base, out: Path) -> None:
         "license": base.license,
     }
     lines = [f"{key}: {value}" for key, value in fields.items() if value]
+    lines += ["language:", *(f"- {code}" for code in base.languages)] if base.languages else []
     text = "\n".join(["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""])
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _write_dtype(path: Path, dtype: str) -> None:
+def _write_config(path: Path, dtype: str, *, untied: bool) -> None:
+    """Say what has changed: the type of the weights, and a head that is the embedding no longer."""
+    change: dict[str, Any] = {} if dtype == "base" else {"dtype": dtype}
+    if untied:
+        change["tie_word_embeddings"] = False
+    if not change:
+        return
     fields = json.loads(path.read_bytes())
-    fields.pop("torch_dtype", None)
-    path.write_text(json.dumps(fields | {"dtype": dtype}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if "dtype" in change:
+        fields.pop("torch_dtype", None)
+    path.write_text(json.dumps(fields | change, indent=2, sort_keys=True) + "\n", encoding="utf-8")

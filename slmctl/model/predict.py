@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import statistics
@@ -18,7 +16,7 @@ from slmctl.artifact import Artifact, FileEntry
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, StageError, UsageError
 from slmctl.records import Record, read_records, write_jsonl
-from slmctl.rows import Row, read_rows
+from slmctl.rows import Row, as_csv, listed, read_rows
 from slmctl.task import Task
 
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
@@ -47,6 +45,10 @@ def run(
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
+    if model.kind == "endpoint":
+        from slmctl.model import _endpoint  # httpx is needed for these alone
+
+        return _endpoint.run(config, model=model, prepared=prepared, out=out)
     task = Task.read(prepared.path)
     records = read_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it never saw the labels, so it is told them
@@ -126,7 +128,7 @@ def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
     Raises:
         UsageError: None fits, or several do.
     """
-    entries = model.files(".gguf")
+    entries = [entry for entry in model.files(".gguf") if not entry.path.endswith("-LoRA.gguf")]  # no model by itself
     chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
     if len(chosen) == 1:
         return chosen[0]
@@ -192,7 +194,7 @@ def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
 def answer_file(
     answerer: Answerer, task: Task, *, source: Path, target: Path, column: str, list_labels: bool
 ) -> tuple[int, int]:
-    """Answer every row of a CSV or JSONL file, in order, columns kept, `answer` and `confidence` added.
+    """Answer every row of a file, in order, columns kept, `answer` and `confidence` added.
 
     A bad row becomes a row with an `error`. `-` as the target is stdout, as JSONL. The file appears
     under its name only when it is whole.
@@ -210,7 +212,7 @@ def answer_file(
     if not rows:
         raise DataError(f"{source.name} holds no rows")
     if good and column not in good[0].columns:
-        known = ", ".join(good[0].columns)
+        known = listed(list(good[0].columns))
         raise DataError(f"{source.name} has no column '{column}'", hint=f"--column NAME; its columns: {known}")
     results: list[dict[str, Any]] = [dict(row.columns) for row in rows]
     asked = [k for k, row in enumerate(rows) if _askable(row, column, results[k])]
@@ -237,8 +239,8 @@ def _askable(row: Row, column: str, fields: dict[str, Any]) -> bool:
 def _writer(target: Path) -> Callable[[list[dict[str, Any]]], None]:
     """What writes rows to a target; a target of an unknown kind is refused before anything is asked."""
     if str(target) == "-":
-        return lambda results: console.write(_as_jsonl(results))
-    forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": _as_csv, ".jsonl": _as_jsonl}
+        return lambda results: console.write_json(_as_jsonl(results))
+    forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": as_csv, ".jsonl": _as_jsonl}
     if target.suffix not in forms:
         raise UsageError(f"{target.name} is of an unknown kind", hint=f"known: {', '.join(forms)}, or - for stdout")
 
@@ -252,12 +254,3 @@ def _writer(target: Path) -> Callable[[list[dict[str, Any]]], None]:
 
 def _as_jsonl(results: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in results)
-
-
-def _as_csv(results: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for fields in results for name in fields))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(results)
-    return stream.getvalue()

@@ -26,15 +26,15 @@ def run(config: PublishConfig, *, base: Artifact, gguf: Artifact, report: Artifa
     """Lay out the release.
 
     Raises:
-        GateError: The report did not measure one of the files.
+        GateError: The report did not measure one of the files, or none of them met `evaluate.choose`.
     """
     figures = json.loads(report.file("report.json").read_bytes())
-    files = gguf.metrics["files"]
+    files = _chosen(gguf.metrics["files"], figures)
     _require_measured(files, figures)
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     for entry in files.values():
         shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
-    for name in ("report.json", "report.md"):
+    for name in ("report.json", "report.md", "rows.jsonl"):
         shutil.copyfile(report.file(name), out / name)
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
@@ -78,6 +78,20 @@ def deliver(release: Artifact, config: PublishConfig, root: Path) -> tuple[Path,
                 shutil.copyfile(release.file(entry.path), place / entry.path)
             artifact.publish_draft(place, target, lambda _files, _digest: release.manifest)
     return target, False
+
+
+def _chosen(files: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """The file that `evaluate.choose` picked; every file where nothing was to be chosen."""
+    choice = figures["choice"]
+    if choice is None:
+        return files
+    if choice["model"] not in files:
+        raise GateError(
+            f"no GGUF file is as good as evaluate.choose asks: {choice['metric']} within "
+            f"{choice['smallest_within']:g} of {choice['of']}",
+            hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
+        )
+    return {choice["model"]: files[choice["model"]]}
 
 
 def _require_measured(files: dict[str, Any], figures: dict[str, Any]) -> None:

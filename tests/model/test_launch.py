@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,9 @@ def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: si
 
 @pytest.mark.slow
 def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) -> None:
-    args = ["finetune", *sets("finetune.epochs=4", "finetune.processes=2", f"finetune.port={free_port()}")]
+    # dropout: only the first process's random state was kept once, and the others went on differently
+    dropout = ("finetune.epochs=4", "finetune.lora.dropout=0.3")
+    args = ["finetune", *sets(*dropout, "finetune.processes=2", f"finetune.port={free_port()}")]
     tiny.ok(tiny.slmctl(desk, *args, timeout=120))
     wanted = made(desk).digest
     shutil.rmtree(desk / "runs" / "adapter")
@@ -171,6 +175,72 @@ def test_a_training_that_diverges_in_two_processes_names_the_step(desk: Path) ->
     assert "training diverged: the gradient is" in done.stderr
     assert "at step 1" in done.stderr
     assert not list((desk / "runs" / "adapter").iterdir())
+
+
+# Several machines: two network namespaces that only a cable joins, over one folder
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Names of two namespaces, whose addresses are 10.87.3.1 and 10.87.3.2."""
+    names = [f"slmctl{os.getpid()}n{k}" for k in (0, 1)]
+    ends = [f"v{os.getpid()}n{k}" for k in (0, 1)]
+    steps = [f"netns add {name}" for name in names]
+    steps.append(f"link add {ends[0]} netns {names[0]} type veth peer name {ends[1]} netns {names[1]}")
+    for name, end, number in zip(names, ends, (1, 2), strict=True):
+        steps += [f"-n {name} addr add 10.87.3.{number}/24 dev {end}"]
+        steps += [f"-n {name} link set {up} up" for up in (end, "lo")]
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip(8) here")
+    try:
+        for step in steps:
+            done = subprocess.run(["ip", *step.split()], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"no network namespaces here: ip {step}: {done.stderr.strip()}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def on_machines(names: list[str], folders: list[Path], *given: str) -> list[subprocess.CompletedProcess[str]]:
+    """One `slmctl finetune` on each machine, at the same time."""
+    shared = ("finetune.machines=2", "finetune.address=10.87.3.1", *given)
+    children = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name,
+             *tiny.command(folder, "finetune", *sets(*shared, f"finetune.machine_rank={rank}"))],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment(), start_new_session=True,
+        )
+        for rank, (name, folder) in enumerate(zip(names, folders, strict=True))
+    ]  # fmt: skip
+    try:
+        said = [child.communicate(timeout=180) for child in children]
+        return [
+            subprocess.CompletedProcess(child.args, child.returncode, *texts)
+            for child, texts in zip(children, said, strict=True)
+        ]
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process_does(machines: list[str], desk: Path, alone: list[dict[str, Any]]) -> None:
+    # the second machine once waited for the lock that the first one held, and found no result of its own
+    first, second = on_machines(machines, [desk, desk], *SHORT)
+    assert tiny.ok(first) == tiny.ok(second) == str(made(desk).path)
+    assert made(desk).metrics["processes"] == 2
+    assert_same(log_of(made(desk)), alone)
+    assert (first.stderr + second.stderr).count("validation loss before training") == 1, "one process speaks"
+
+
+@pytest.mark.slow
+def test_a_machine_that_finds_no_way_to_the_first_says_so(machines: list[str], desk: Path) -> None:
+    first, second = on_machines(machines, [desk, desk], "finetune.address=192.0.2.1")
+    assert {first.returncode, second.returncode} == {9}
+    assert "there is no way to machine 0 at 192.0.2.1" in first.stderr
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

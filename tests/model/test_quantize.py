@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from slmctl import artifact, converter, engine
+from slmctl import artifact, converter, engine, quantizer
 from slmctl.artifact import Artifact
 from slmctl.base import Base
 from slmctl.config import QuantizeConfig
@@ -19,7 +19,7 @@ from slmctl.task import Task
 
 gguf = pytest.importorskip("gguf")
 
-from slmctl.model import quantize  # noqa: E402
+from slmctl.model import _ladder, quantize  # noqa: E402
 
 
 def config(*types: str) -> QuantizeConfig:
@@ -55,7 +55,7 @@ def run(
 )
 def test_files_are_named_by_convention(name: str, parameters: int, wanted: str) -> None:
     base = Base(name, "", "", parameters, "", "base", "", "", ())
-    found = quantize.file_name(QuantizeConfig(project="acme", version="1.0"), base, "Q8_0")
+    found = _ladder.file_name(QuantizeConfig(project="acme", version="1.0"), base, "Q8_0")
     assert found == wanted
     # the pattern of the GGUF naming convention, from its specification
     assert re.match(
@@ -156,18 +156,26 @@ def test_a_damaged_model_is_said_by_the_converter(merged: Path, artifacts: dict[
         run(config("Q8_0"), merged, artifacts, tmp_path / "out" / "made")
 
 
-def test_a_type_that_llama_cpp_does_not_know_is_said(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    made = artifacts["gguf"]
-    source = made.file(made.metrics["files"]["F16"]["file"])
-    with pytest.raises(StageError, match=r"quantizing to Q9_9 failed: .*no quantization type Q9_9"):
-        engine.quantize(source, tmp_path / "x.gguf", "Q9_9")
+def ladder(source: Path, target: Path, type_name: str) -> list[str]:
+    return list(quantizer.ladder(source, [quantizer.Target(type_name, target)]))
 
 
-def test_a_target_that_cannot_be_written_is_said(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+@pytest.fixture
+def lossless(artifacts: dict[str, Artifact]) -> Path:
+    """The tiny model in F16."""
     made = artifacts["gguf"]
-    source = made.file(made.metrics["files"]["F16"]["file"])
+    return made.file(made.metrics["files"]["F16"]["file"])
+
+
+def test_a_type_that_llama_cpp_does_not_know_is_said(lossless: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"quantizing to Q9_9 failed: .*no quantization type Q9_9") as caught:
+        ladder(lossless, tmp_path / "x.gguf", "Q9_9")
+    assert "Q4_K_M" in caught.value.hint
+
+
+def test_a_target_that_cannot_be_written_is_said(lossless: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="quantizing to Q8_0 failed"):
-        engine.quantize(source, tmp_path / "missing" / "x.gguf", "Q8_0")
+        ladder(lossless, tmp_path / "missing" / "x.gguf", "Q8_0")
 
 
 def test_a_converter_that_is_missing_or_changed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""The rules that find phone numbers: international, common national forms, and any number after a word for phone.
+
+Taken are `+` or `00` with a country code in use and a length that the country has; ten digits of North America
+in groups; a leading 0 with an area code, in groups or as a mobile; groups as in Brazil, Russia, China and India;
+digits said one by one; and 7 to 15 digits that follow `tel`, `call me on` and kin. Left alone are dates, amounts,
+and national forms that follow a word such as `order` or `ticket`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from slmctl._rules import Match, digit_count, words
+
+_GAP = r"[ \-./()_*~\n]{0,3}"
+_START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"
+_END = r"(?![^\W_])(?![.,/\-]\d)"
+_SEVEN = re.compile(r"\d(?:[ \-./()_*~\n]{0,4}\d){6}")
+_PLUS = re.compile(rf"(?<![\w+])\+[ (]{{0,2}}\d(?:{_GAP}\d){{6,14}}(?!\d)")
+_DOUBLE_ZERO = re.compile(rf"{_START}(?<!\d{{4}} )\(?00[ \-./)]{{0,2}}[1-9](?:{_GAP}\d){{6,14}}(?!\w)")
+_AMERICA = re.compile(
+    rf"{_START}(?:1[ .\-/]{{1,2}})?(?:\( ?[2-9][0-8]\d ?\)[ .\-/_*~\n]{{0,3}}|[2-9][0-8]\d[ .\-/_*~\n]{{1,3}})"
+    rf"[2-9]\d\d[ .\-/_*~\n]{{1,3}}\d{{4}}{_END}"
+)
+_TRUNK = re.compile(rf"{_START}(?<!\d{{4}} )\(?0[1-9]\d{{0,4}}\)?(?:[ \-./()_*~\n]{{1,3}}\d{{2,8}}){{1,5}}{_END}")
+_MOBILE = re.compile(rf"{_START}(?:07\d{{9}}|01[5-7]\d{{8,9}}|0[67]\d{{8}}|04\d{{8}}){_END}")
+_NATIONAL = re.compile(
+    rf"{_START}(?:\(\d\d\) ?9?\d{{4}}-\d{{4}}|8[ -]?\(?9\d\d\)?[ -]?\d{{3}}[ -]\d\d[ -]\d\d"
+    rf"|1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}){_END}"
+)
+_SAID = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}\d){8,14}(?!\w)")
+_NUMBER = re.compile(rf"{_START}\(?\d(?:{_GAP}\d){{6,14}}(?!\w)")
+_PHONE_WORD = re.compile(
+    r"(?<!\[)(?:\b(?:tele)?(?:phone|fon)s?|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
+    r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
+    r"|\b(?:call|ring|dial|text|sms|reach|contact|phone)(?:ed|ing)?\W{1,2}(?:me|us|him|her|them|back|on|at)\b"
+    r"|\bmy (?:new |old )?number is)"
+    r"[^\w\n(+]{0,3}(?:(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}){0,5}$",
+    re.IGNORECASE,
+)
+_OTHER = re.compile(
+    r"(?<!\[)\b(?:order|invoice|ref(?:erence)?|ticket|case|tracking|sku|serial|article|isbn|part|policy|claim|account"
+    r"|booking|confirmation|transaction|parcel|imei|vin|model|item|id|asin|bestell\w*|rechnung\w*|auftrag\w*)s?\b"
+    r"\W{0,3}(?:(?:number|no|nr|num|code|id|is|was)\b\W{0,3}){0,3}\W{0,2}$",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"\(?\d{1,2}[./ -]\d{1,2}[./ -](?:19|20)\d\d(?!\d)|(?:19|20)\d\d[./-]\d\d?[./-]\d\d?(?!\d)")
+# How many digits follow the code, where it is settled; other codes take 6 to 12.
+_LENGTHS = {
+    "1": (10, 10), "7": (10, 10), "20": (8, 10), "27": (9, 9), "30": (10, 10), "31": (9, 9), "32": (8, 9),
+    "33": (9, 9), "34": (9, 9), "36": (8, 9), "39": (8, 11), "40": (9, 9), "41": (9, 9), "43": (7, 13),
+    "44": (9, 10), "45": (8, 8), "46": (7, 10), "47": (8, 8), "48": (9, 9), "49": (7, 12), "52": (10, 11),
+    "55": (10, 11), "61": (9, 9), "64": (8, 10), "65": (8, 8), "81": (9, 10), "82": (8, 10), "86": (10, 11),
+    "90": (10, 10), "91": (10, 10), "351": (9, 9), "353": (7, 10), "358": (6, 11), "380": (9, 9), "420": (9, 9),
+    "852": (8, 8),
+}  # fmt: skip
+_CODES = (
+    frozenset(_LENGTHS)
+    | words(
+        "51 53 54 56 57 58 60 62 63 66 84 92 93 94 95 98 211 212 213 216 218 290 291 297 298 299 350 352 354 355 "
+        "356 357 359 370 371 372 373 374 375 376 377 378 379 381 382 383 385 386 387 389 421 423 500 501 502 503 "
+        "504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 675 676 677 678 679 680 "
+        "681 682 683 685 686 687 688 689 690 691 692 800 808 850 853 855 856 870 878 880 881 882 883 886 960 961 "
+        "962 963 964 965 966 967 968 970 971 972 973 974 975 976 977 979 992 993 994 995 996 998"
+    )
+    | frozenset(str(code) for code in range(220, 270) if code != 259)
+)
+
+
+def phones(text: str) -> Iterator[Match]:
+    """Every phone number, once; a number may be yielded again by a rule that takes more or less of it."""
+    if digit_count(text) < 7 or not _SEVEN.search(text):
+        return
+    for match in _PLUS.finditer(text) if "+" in text else ():
+        yield from _international(text, "phone/international", match.start(), match.end(), 0)
+    for match in _DOUBLE_ZERO.finditer(text):
+        if not _is_other(text, match.start()):
+            yield from _international(text, "phone/international", match.start(), match.end(), 2)
+    for rule, pattern in (("america", _AMERICA), ("trunk", _TRUNK), ("mobile", _MOBILE), ("national", _NATIONAL)):
+        for match in pattern.finditer(text):
+            if _national(rule, match[0]) and not _is_other(text, match.start()):
+                yield Match("phone", f"phone/{rule}", match.start(), match.end(), canonical(match[0]))
+    for match in _SAID.finditer(text):
+        if _said(match[0]):
+            yield Match("phone", "phone/said", match.start(), match.end(), canonical(match[0]))
+    for match in _NUMBER.finditer(text):
+        start, number = match.start(), match[0]
+        if digits_of(number).startswith(("000", "00999")) or _DATE.match(number):
+            continue
+        if _PHONE_WORD.search(text[max(0, start - 60) : start]):
+            yield Match("phone", "phone/after-word", start, match.end(), canonical(number))
+
+
+def digits_of(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
+
+
+def canonical(written: str) -> str:
+    """The digits, with the country code where the form tells it: the same for `+1 415…`, `001 415…` and `(415) …`."""
+    digits = digits_of(written)
+    if "+" in written:
+        return digits
+    if digits.startswith("00"):
+        return digits[2:]
+    return "1" + digits if _is_american(digits) else digits
+
+
+def _is_american(digits: str) -> bool:
+    """North American numbering: area code and exchange start with 2 to 9, N9X and N11 are no area codes."""
+    return len(digits) == 10 and digits[0] > "1" and digits[1] != "9" and digits[1:3] != "11" and digits[3] > "1"
+
+
+def _international(text: str, rule: str, start: int, end: int, skip: int) -> Iterator[Match]:
+    """The longest part, from the left and ending with a group, that is a number of its country."""
+    while end > start:
+        digits = digits_of(text[start:end])[skip:]
+        if _valid(digits):
+            yield Match("phone", rule, start, end, digits)
+            return
+        shorter = re.search(r"[^\d]+\d+$", text[start:end])
+        if not shorter:
+            return
+        end = start + shorter.start()
+
+
+def _valid(digits: str) -> bool:
+    code = next((digits[:size] for size in (1, 2, 3) if digits[:size] in _CODES), "")
+    if not code or digits.endswith("000000"):
+        return False
+    if code == "1":
+        return _is_american(digits[1:])
+    rest = digits[len(code) :].removeprefix("0")  # +44 (0)20 …
+    low, high = _LENGTHS.get(code, (6, 12))
+    return low <= len(rest) <= high
+
+
+def _national(rule: str, written: str) -> bool:
+    digits = digits_of(written)
+    if rule == "trunk":
+        return 9 <= len(digits) <= 12 and not _DATE.match(written)
+    return rule != "america" or _is_american(digits[-10:])
+
+
+def _said(written: str) -> bool:
+    digits = digits_of(written)
+    if "+" in written:
+        return _valid(digits)
+    if digits.startswith("00"):
+        return _valid(digits[2:])
+    if digits[0] == "0":
+        return 10 <= len(digits) <= 11
+    return _is_american(digits.removeprefix("1"))
+
+
+def _is_other(text: str, start: int) -> bool:
+    """Whether what stands before a number calls it something else than a phone's."""
+    return bool(_OTHER.search(text[max(0, start - 40) : start]))

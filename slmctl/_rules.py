@@ -1,0 +1,295 @@
+"""The rules that find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets in a plain text.
+
+Each rule reads a text whose disguises are undone (`_unmask`) and yields what it finds with its canonical value:
+the same for every way to write it. A rule leaves alone what belongs to nobody: the stand-ins of `_stand_ins`.
+Issuer ranges follow ISO/IEC 7812 and the networks' tables, IBAN structures the SWIFT registry, codes of
+countries ITU-T E.164.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Match(NamedTuple):
+    """What a rule found: `text[start:end]` of the text it was given."""
+
+    kind: str
+    rule: str
+    start: int
+    end: int
+    value: str  # canonical
+
+
+Rule = Callable[[str], Iterator[Match]]
+
+_NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a list that is easier to read as a text."""
+    return frozenset(text.split())
+
+
+def digit_count(text: str) -> int:
+    """How many ASCII digits a text holds; rules ask this first, since a look at bytes costs next to nothing."""
+    return len(text.encode(errors="replace").translate(None, _NO_DIGITS))
+
+
+# E-mail
+
+_LOCAL = re.compile(r"[\w.+%'!#$&*/=?^{|}~-]{1,64}(?P<space>\s{0,2})$")
+_LABEL, _TOP = r"[^\W_](?:[\w-]{0,61}[^\W_])?", r"(?P<top>(?:xn--[\w-]{2,40}|[^\W\d_]{2,24}))(?![\w@])"
+_DOMAIN = re.compile(rf"(?:{_LABEL}\.){{1,8}}{_TOP}")
+_SPACED_DOMAIN = re.compile(rf"\s{{0,2}}(?:{_LABEL}\s{{0,2}}\.\s{{0,2}}){{1,8}}{_TOP}")
+_PASSWORD_IN_URL = re.compile(r"://[^\s/@:]*:[^\s/@]*$")  # scheme://user:password@host holds a secret, no address
+_TOPS = words(
+    "com org net edu gov info biz io co ai app dev me eu uk de fr es it nl be ch at pl pt se no dk fi ie cz ru ua tr "
+    "us ca mx br ar cl in cn jp kr au nz za sg hk il test example invalid"
+)
+_WORDS = words("in at me be it no us es")
+_NOT_TOPS = words("png jpg jpeg gif svg webp ico css js py json html php pdf")  # icon@2x.png
+_SPELLED = re.compile(
+    r"\b(?P<local>\w{1,40}(?:(?:[.+-]| (?:dot|punkt|point|underscore|dash|minus|plus) )\w{1,40}){0,5})"
+    r"(?:\s{1,3}at\s{1,3}|_at_|-at-|\*at\*)"
+    r"(?P<domain>[\w-]{1,63}(?:(?:\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-|\.)[a-z][\w-]{0,62}){0,4}"
+    r"(?:(?P<said>\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-)|\.)(?P<top>[a-z]{2,8}))\b",
+    re.IGNORECASE,
+)
+SAID_AT = re.compile(
+    r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}|[_-])(?:dot|punkt|point)(?:\s|[_-]))"
+)
+_MAILBOXES = words(
+    "gmail googlemail outlook hotmail live yahoo icloud me msn aol proton protonmail gmx web mail yandex qq 163"
+)
+_SAID = {"underscore": "_", "dash": "-", "minus": "-", "plus": "+", "dot": ".", "punkt": ".", "point": "."}
+STAND_IN_EMAIL = re.compile(r"person-[0-9a-f]{10}@example\.com")
+
+
+def emails(text: str) -> Iterator[Match]:
+    """Addresses with a plausible domain; with spaces in them, or spelled out, under stricter conditions."""
+    at = text.find("@")
+    while at >= 0:
+        found = _email_at(text, at)
+        if found:
+            yield found
+        at = text.find("@", at + 1)
+    if not SAID_AT.search(text.lower()):
+        return
+    for match in _SPELLED.finditer(text):
+        domain, top = match["domain"].lower(), match["top"].lower()
+        known = domain.partition(".")[0] in _MAILBOXES or not match["local"].isalpha()
+        prose = top in _WORDS and "dot" not in (match["said"] or "").lower()  # look at this point in time
+        if top in _TOPS and (match["said"] or known) and not prose:
+            yield Match("email", "email/spelled", *match.span(), _said(match["local"]) + "@" + _said(domain))
+
+
+def _email_at(text: str, at: int) -> Match | None:
+    domain = _DOMAIN.match(text, at + 1) or _SPACED_DOMAIN.match(text, at + 1)
+    before = max(0, at - 66)
+    local = _LOCAL.search(text[before:at])
+    if not domain or not local or _PASSWORD_IN_URL.search(text[max(0, at - 300) : at]):
+        return None
+    top, whole = domain["top"].lower(), domain[0]
+    spaced = bool(local["space"]) or whole != whole.replace(" ", "").replace("\n", "")
+    if top in _NOT_TOPS or (spaced and top not in _TOPS):
+        return None
+    name = local[0].strip().lstrip("./=&?#|{}'!*^~$%")
+    if not name.strip("."):
+        return None
+    start = before + local.start() + local[0].index(name)
+    value = re.sub(r"\s", "", f"{name}@{whole}").lower()
+    if STAND_IN_EMAIL.fullmatch(value) or re.fullmatch(r"git@(?:github|gitlab|bitbucket)\.\w+", value):
+        return None
+    return Match("email", "email/spaced" if spaced else "email/address", start, domain.end(), value)
+
+
+def _said(text: str) -> str:
+    text = text.lower()
+    for word, sign in _SAID.items():
+        text = re.sub(rf"\s+{word}\s+|_{word}_|-{word}-", sign, text)
+    return text
+
+
+# Cards
+
+_RUN = re.compile(r"\d(?:[ \n\-./_*,:|~'`+()]{0,3}\d){11,}")
+_GROUPS = re.compile(r"\d+")
+_ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
+    (first, last, frozenset(lengths))
+    for first, last, lengths in (
+        (4, 4, (13, 16, 19)), (51, 55, (16,)), (2221, 2720, (16,)), (34, 34, (15,)), (37, 37, (15,)),
+        (6011, 6011, (16, 19)), (644, 659, (16, 19)), (622126, 622925, (16, 19)), (300, 305, (14, 16, 19)),
+        (3095, 3095, (14, 16, 19)), (36, 36, (14, 16, 19)), (38, 39, (14, 16, 19)), (3528, 3589, (16, 17, 18, 19)),
+        (62, 62, (16, 17, 18, 19)), (50, 50, (16, 18, 19)), (56, 58, (16, 18, 19)), (6304, 6304, (16, 18, 19)),
+        (6759, 6763, (16, 18, 19)), (2200, 2204, (16, 17, 18, 19)), (60, 60, (16,)), (81, 82, (16,)),
+    )
+)  # fmt: skip
+_SHAPES = frozenset(
+    ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 5), (4, 3, 3, 3), (8, 8), (4, 12), (6, 10), (12, 4))
+)
+_CARD_WORD = re.compile(r"(?<!\[)card|visa|credit|debit|karte|carte|tarjeta", re.IGNORECASE)
+
+
+def luhn(digits: str) -> bool:
+    """Whether the last digit checks the others (ISO/IEC 7812-1, annex B)."""
+    doubled = (int(digit) * 2 for digit in digits[-2::-2])
+    return (sum(map(int, digits[-1::-2])) + sum(d - 9 * (d > 9) for d in doubled)) % 10 == 0
+
+
+def cards(text: str) -> Iterator[Match]:
+    """13 to 19 digits of a known issuer that pass Luhn, in one piece or in groups as cards are written."""
+    if digit_count(text) < 13:
+        return
+    for run in _RUN.finditer(text):
+        groups = [match.span() for match in _GROUPS.finditer(text, *run.span())]
+        first = 0
+        while first < len(groups):
+            last = _card_from(text, groups, first)
+            if last is None:
+                first += 1
+                continue
+            start, end = groups[first][0], groups[last][1]
+            yield Match("card", "card/luhn", start, end, "".join(_GROUPS.findall(text[start:end])))
+            first = last + 1
+
+
+def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> int | None:
+    """The last group of a card that begins with group `first`, or None."""
+    digits = ""
+    for last in range(first, min(len(groups), first + 19)):
+        digits += text[slice(*groups[last])]
+        if len(digits) > 19:
+            return None
+        if len(digits) >= 13 and _issued(digits) and luhn(digits) and _written_as_card(text, groups[first : last + 1]):
+            return last
+    return None
+
+
+def _issued(digits: str) -> bool:
+    return any(
+        len(digits) in lengths and first <= int(digits[: len(str(first))]) <= last for first, last, lengths in _ISSUERS
+    )
+
+
+def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
+    sizes = tuple(end - start for start, end in groups)
+    between = {text[left[1] : right[0]] for left, right in itertools.pairwise(groups)}
+    if any("," in one and len(one) > 1 for one in between):
+        return False  # a list of numbers
+    start, end = groups[0][0], groups[-1][1]
+    if not _stands_alone(text, start, end):
+        return False
+    if len(sizes) == 1:
+        return sizes[0] != 13 or bool(_CARD_WORD.search(text, max(0, start - 40), start))  # EAN-13 passes by chance
+    if sizes in _SHAPES or set(sizes) == {1}:
+        return True
+    regular = len(set(sizes[:-1])) == 1 and sizes[-1] <= sizes[0] <= 5
+    return regular and len(between) == 1 and between != {","}
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether digits are neither part of a fraction nor of a hash."""
+    before, after = text[max(0, start - 24) : start], text[end : end + 24]
+    if re.search(r"(?<!\d)(?:\d{1,3}\.|0,)$", before) or re.match(r"\.\d", after):
+        return False
+    glued = (re.search(r"\w*$", before) or [""])[0] + (re.match(r"\w*", after) or [""])[0]
+    return not any(char.isdigit() for char in glued) and len(glued) < 20
+
+
+# IBAN
+
+_BBANS = dict(
+    item.split(":")
+    for item in words(
+        "AD:8n12c AE:19n AL:8n16c AT:16n AZ:4a20c BA:16n BE:12n BG:4a6n8c BH:4a14c BI:23n BR:23n1a1c BY:4c4n16c "
+        "CH:5n12c CR:18n CY:8n16c CZ:20n DE:18n DJ:23n DK:14n DO:4c20n EE:16n EG:25n ES:20n FI:14n FK:2a12n "
+        "FO:14n FR:10n11c2n GB:4a14n GE:2a16n GI:4a15c GL:14n GR:7n16c GT:24c HN:4a20n HR:17n HU:24n IE:4a14n "
+        "IL:19n IQ:4a15n IS:22n IT:1a10n12c JO:4a4n18c KW:4a22c KZ:3n13c LB:4n20c LC:4a24c LI:5n12c LT:16n "
+        "LU:3n13c LV:4a13c LY:21n MC:10n11c2n MD:20c ME:18n MK:3n10c2n MN:16n MR:23n MT:4a5n18c MU:4a19n3a "
+        "NI:4a20n NL:4a10n NO:11n OM:3n16c PK:4a16c PL:24n PS:4a21c PT:21n QA:4a21c RO:4a16c RS:18n RU:14n15c "
+        "SA:2n18c SC:4a20n3a SD:14n SE:20n SI:15n SK:20n SM:1a10n12c SO:19n ST:21n SV:4a20n TL:19n TN:20n "
+        "TR:6n16c UA:6n19c VA:18n VG:4a16n XK:16n YE:4a4n18c"
+    )
+)
+_CLASS = {"n": "[0-9]", "a": "[A-Z]", "c": "[A-Z0-9]"}
+_IBANS = {
+    country: re.compile("".join(f"{_CLASS[kind]}{{{size}}}" for size, kind in re.findall(r"(\d+)([nac])", structure)))
+    for country, structure in _BBANS.items()
+}
+_IBAN_LENGTHS = {country: sum(map(int, re.findall(r"\d+", structure))) for country, structure in _BBANS.items()}
+_IBAN_GAP = r"[ \n\-./_*|~:]{0,3}"
+_IBAN_HEAD = re.compile(rf"(?<![^\W_])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
+_IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
+
+
+def iban_remainder(iban: str) -> int:
+    """ISO 13616: 1 for a valid IBAN."""
+    return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97
+
+
+def ibans(text: str) -> Iterator[Match]:
+    """A country's length and structure, check digits that are in use (02 to 98), and mod 97."""
+    if digit_count(text) < 6:
+        return
+    done = 0
+    chars: list[str]
+    for head in _IBAN_HEAD.finditer(text):
+        country = (head[1] + head[2]).upper()
+        if head.start() < done or country not in _IBANS or not 2 <= int(head[3] + head[4]) <= 98:
+            continue
+        chars, end = [], head.end()
+        while len(chars) < _IBAN_LENGTHS[country] and (follows := _IBAN_NEXT.match(text, end)):
+            chars.append(follows[1].upper())
+            end = follows.end()
+        bban = "".join(chars)
+        value = country + head[3] + head[4] + bban
+        if _IBANS[country].fullmatch(bban) and iban_remainder(value) == 1 and not text[end : end + 1].isalnum():
+            done = end
+            yield Match("iban", "iban/mod97", head.start(), end, value)
+
+
+# IP addresses
+
+_V4 = re.compile(r"(?<![\w.])(?<!\w-)\d{1,3}(?:(?:\.|\s\.\s)\d{1,3}){3}(?![\w])(?!\.\d)")
+_V6 = re.compile(
+    r"(?:(?<![\w:.])|(?<=[g-z]:)|(?<=[a-z]{5}:))"  # after a label such as ip: too
+    r"(?:[0-9a-f]{0,4}:){2,7}(?:[0-9a-f]{1,4}|\d{1,3}(?:\.\d{1,3}){3})?(?![\w:])",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    r"(?:\bv|ver|versions?|release|firmware|build|driver|update|sdk|api"
+    r"|section|chapter|clause|figure|table|article|step|§)"
+    r"[ :.#=]{0,3}$",
+    re.IGNORECASE,
+)
+DOCUMENTATION = tuple(
+    ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+)
+
+
+def ips(text: str) -> Iterator[Match]:
+    """IPv4 and IPv6 addresses; not those of documentation and loopback, not version and section numbers."""
+    for match in _V4.finditer(text) if text.count(".") > 2 and digit_count(text) > 3 else ():
+        octets = [int(part) for part in _GROUPS.findall(match[0])]
+        if max(octets) > 255 or octets[0] in (0, 255):
+            continue
+        at_home = octets[:2] == [192, 168]
+        if at_home or not _NUMBERED.search(text, max(0, match.start() - 24), match.start()):
+            yield from _address("ip/v4", *match.span(), ".".join(map(str, octets)))
+    for match in _V6.finditer(text) if text.count(":") > 1 else ():
+        if any(char.isdigit() for char in match[0]) and len(match[0]) > 5:
+            yield from _address("ip/v6", *match.span(), match[0].lower())
+
+
+def _address(rule: str, start: int, end: int, written: str) -> Iterator[Match]:
+    try:
+        address = ipaddress.ip_address(written)
+    except ValueError:
+        return
+    if not (address.is_loopback or address.is_unspecified or any(address in net for net in DOCUMENTATION)):
+        yield Match("ip", rule, start, end, str(address))

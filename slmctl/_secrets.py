@@ -1,0 +1,145 @@
+"""The rules that find secrets: keys by the prefix their issuer gives them, and values that a text itself calls secret.
+
+A hash, a UUID or a random word without such a prefix or name is no secret here: it cannot be told from any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from slmctl._rules import Match, digit_count
+
+_B, _E = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
+# By issuer: what the lower-case text must hold for the pattern to be worth a try, and the pattern.
+_KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
+    name: (tuple(cues.split()), re.compile(rf"{_B}(?:{pattern})", re.IGNORECASE))
+    for name, cues, pattern in (
+        ("aws", "akia asia aroa aida abia acca agpa anpa", rf"A(?:KIA|SIA|ROA|IDA|BIA|CCA|GPA|NPA)[A-Z2-7]{{16}}{_E}"),
+        ("github", "ghp_ gho_ ghu_ ghs_ ghr_ github_", r"gh[pousr]_[A-Z0-9]{30,}|github_pat_\w{22,}"),
+        ("gitlab", "glpat- gldt- glrt- glptt- glft- glcbt-", r"gl(?:pat|dt|rt|ptt|ft|cbt)-[\w-]{20,}"),
+        ("slack", "xox xapp- hooks.", r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w+){3}"),
+        ("stripe", "_live_ _test_ whsec_", r"[srp]k_(?:live|test)_\w{10,}|whsec_[\w+/]{20,}"),
+        ("google", "aiza ya29. gocspx-", r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}"),
+        ("sk", "sk-", r"sk-(?:(?:proj|ant|svcacct|admin|or|lf)-)?(?=[\w-]{0,99}\d)[\w-]{20,}"),
+        ("huggingface", "hf_ api_org_", r"(?:hf|api_org)_[A-Z0-9]{20,}"),
+        ("jwt", "eyj", r"eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}(?:\.[\w-]*)?"),
+        ("pypi", "pypi-", r"pypi-AgE[\w-]{20,}"),
+        ("npm", "npm_", r"npm_[A-Z0-9]{30,}"),
+        ("rubygems", "rubygems_", r"rubygems_[0-9a-f]{40,}"),
+        ("sendgrid", "sg.", r"SG\.[\w-]{16,99}\.[\w-]{16,}"),
+        ("mail-service", "key- xkeysib-", r"(?:key|xkeysib)-[0-9a-f]{32,}"),
+        ("telegram", ":aa", r"\d{8,10}:AA[\w-]{30,}"),
+        ("digitalocean", "_v1_", r"do[opr]_v1_[0-9a-f]{32,}"),
+        ("databricks", "dapi", r"dapi[0-9a-f]{32}"),
+        ("vault", "hvs.", r"hvs\.[\w-]{20,}"),
+        ("age", "age-secret", r"AGE-SECRET-KEY-1\w{40,}"),
+        ("model-service", "gsk_ r8_ nvapi- pplx- xai-", r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[\w-]{0,99}\d)[\w-]{20,}"),
+        ("shopify", "shp", r"shp(?:at|ca|pa|ss)_[0-9a-f]{20,}"),
+        ("grafana", "glsa_", r"glsa_\w{20,}"),
+        ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_", r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_)[\w-]{20,}"),
+    )
+}  # fmt: skip
+_CUES = re.compile("|".join(re.escape(cue) for cues, _ in _KEYS.values() for cue in cues))
+_TWILIO = re.compile(rf"{_B}(?:AC|SK)[0-9a-f]{{32}}{_E}", re.IGNORECASE)
+_PEM = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:[^-]|-(?!----END)){0,20000}(?:-----END [A-Z0-9 ]{0,40}-----)?",
+    re.IGNORECASE,
+)
+# A value that stands for one: a mark, a variable, a blank.
+_BLANK = re.compile(
+    r"\[[\w ]+\]|<[^<>]*>?|\$\{?\w*\}?|\{+[^{}]*\}*|%\w+%?|[*.•x_#?-]+"
+    r"|none|null|nil|true|false|undefined|empty|required|optional|expired|invalid|missing|string|str|text|hidden"
+    r"|redacted|secret|password|token|not|your\w*|my\w*|the|a|an|is|was",
+    re.IGNORECASE,
+)
+_NAME = (
+    r"(?:[a-z0-9]{1,20}[_.-]){0,3}(?:pass(?:word|wd|phrase|code|wort)|pwd|kennwort|contraseña|mot de passe"
+    r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
+    r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
+    r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
+)
+NAMES = ("pass", "pwd", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz", "credential")
+_ASSIGNED = re.compile(
+    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}\s{{0,3}}(?P<sign>:=|=>|={{1,2}}|:)\s{{0,3}}(?P<quote>[\"'`*]{{0,3}})"
+    r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400})",
+    re.IGNORECASE,
+)
+_ELEMENT = re.compile(rf"<(?P<name>{_NAME})>(?P<value>[^<>\s]{{4,400}})</", re.IGNORECASE)
+_HEADER = re.compile(
+    r"\b(?:authorization|x-api-key|x-auth-token|private-token)[\"']?\s{0,2}[:=]\s{0,2}[\"']?"
+    r"(?:(?:bearer|basic|token|apikey|digest)\s+)?"
+    r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000})|\bbearer\s+(?P<bearer>(?=[\w.~+/=-]{0,99}\d)[\w.~+/=-]{16,2000})",
+    re.IGNORECASE,
+)
+_SAID = re.compile(
+    r"\b(?:pass(?:word|phrase|code|wd|wort)|pwd|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s+"
+    r"(?:(?:for|of|to|on|at)\s+(?:\w+\s+){1,3}?)?(?:is|was|ist|lautet|=|to)\s+(?P<quote>[\"'`]?)(?P<value>[^\s\"'`]{4,200})",
+    re.IGNORECASE,
+)
+_PIN = re.compile(
+    r"\b(?:pin|cvv2?|cvc2?|security code|tan|otp)(?:[ -]?(?:code|number|no))?\W{0,3}(?:(?:is|was|ist|of)\W{1,2})?"
+    r"(?P<value>\d{3,8})(?![\w.,]*\d)",
+    re.IGNORECASE,
+)
+_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{0,100}:(?P<value>[^\s/@]{3,200})@", re.IGNORECASE)
+
+
+def secrets(text: str) -> Iterator[Match]:
+    """Keys by prefix; values after a name such as `password=`, in an Authorization header or in a URL; PINs."""
+    low = text.lower()
+    if _CUES.search(low):
+        for name, (cues, pattern) in _KEYS.items():
+            for match in pattern.finditer(text) if any(cue in low for cue in cues) else ():
+                yield _match(f"secret/{name}", match, 0)
+    digits = digit_count(text)
+    for match in _TWILIO.finditer(text) if digits > 7 else ():
+        yield _match("secret/twilio", match, 0)
+    if "-begin" in low:
+        for match in _PEM.finditer(text):
+            yield _match("secret/pem", match, 0)
+    if any(cue in low for cue in NAMES):
+        yield from _named(text)
+    if any(cue in low for cue in ("pin", "cv", "code", "tan", "otp")) and digits > 2:
+        for match in _PIN.finditer(text):
+            yield _match("secret/pin", match, "value")
+    if "://" in text and "@" in text:
+        for match in _IN_URL.finditer(text):
+            if not _blank(match["value"]):
+                yield _match("secret/url", match, "value")
+
+
+def _named(text: str) -> Iterator[Match]:
+    for match in _ASSIGNED.finditer(text):
+        if text.startswith("[SECRET]", match.start() - 1):
+            continue  # the mark that replaced one
+        if not _blank(match["value"]) and (match["sign"] != ":" or match["quote"] or _odd(match["value"], text, match)):
+            yield _match("secret/assigned", match, "value")
+    for match in _ELEMENT.finditer(text) if "</" in text else ():
+        if not _blank(match["value"]):
+            yield _match("secret/assigned", match, "value")
+    for match in _HEADER.finditer(text):
+        group = "value" if match["value"] else "bearer"
+        if not _blank(match[group]):
+            yield _match("secret/header", match, group)
+    for match in _SAID.finditer(text):
+        value = match["value"].rstrip(".,;!?")
+        if not _blank(value) and (match["quote"] or _odd(value)):
+            yield Match("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
+
+
+def _match(rule: str, match: re.Match[str], group: int | str) -> Match:
+    return Match("secret", rule, *match.span(group), match[group])
+
+
+def _blank(value: str) -> bool:
+    return bool(_BLANK.fullmatch(value.rstrip(".,;:!?)")))
+
+
+def _odd(value: str, text: str = "", match: re.Match[str] | None = None) -> bool:
+    """Whether a word is more than a word: digits, signs or capitals inside it, or alone in its line after a colon."""
+    bare = value.rstrip(".,;:!?)\"'")
+    if re.search(r"\d|[^\w'.-]|_", bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
+        return True
+    return match is not None and not text[match.end() :].partition("\n")[0].strip() and "pass" in match[0].lower()

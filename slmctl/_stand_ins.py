@@ -1,0 +1,127 @@
+"""Stand-ins: the same value gets the same stand-in of its own form, which cannot be anybody's value.
+
+| kind  | stand-in | why it is nobody's |
+|---|---|---|
+| email | `person-<10 hex digits>@example.com` | RFC 2606 keeps the domain for examples |
+| phone | the digits after `+999`, `00999` or `000` | a country code that is not assigned; no number begins with 000 |
+| card  | `9999…`, valid by Luhn | no network issues cards that begin with 9 |
+| iban  | the country, check digits 99, 00 or 01, valid by mod 97 | ISO 13616 gives check digits from 02 to 98 |
+| ip    | 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 2001:db8::/32 | kept for documentation by RFC 5737, RFC 3849 |
+
+No rule takes a stand-in for a value, so a second pass changes nothing and counts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from slmctl._phones import digits_of
+from slmctl._rules import DOCUMENTATION, Match, iban_remainder, luhn
+
+KEY_BYTES = 32
+KINDS = ("email", "phone", "card", "iban", "ip")
+
+
+def make_key(path: Path) -> bytes:
+    """The key at `path`; made there, readable by its owner alone, when there is none. Safe against a second maker."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # a key in a repository is no secret
+        descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(secrets.token_bytes(KEY_BYTES))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(draft, path)  # fails where another process was first: its key stays
+        except FileExistsError:
+            pass
+        finally:
+            Path(draft).unlink()
+    return path.read_bytes()
+
+
+def stand_in(match: Match, form: str, key: bytes, is_clean: Callable[[str], bool]) -> str:
+    """What to write in the place of a value.
+
+    Args:
+        match: What was found; its canonical value decides.
+        form: How it was written, disguises undone; separators and length are kept.
+        key: Without it, nobody can tell which value a stand-in stands for by trying values out.
+        is_clean: Whether no rule takes a text for a value. A stand-in of which a part looks like one by chance
+            (a phone number inside an IBAN) is passed over.
+    """
+    message = f"{match.kind}\0{match.value}".encode(errors="replace")
+    written = ""
+    for attempt in range(20):
+        written = _written(match, form, hmac.digest(key, message + bytes([attempt]), hashlib.sha256))
+        if is_clean(written):
+            break
+    return written
+
+
+def _written(match: Match, form: str, seed: bytes) -> str:
+    if match.kind == "email":
+        return f"person-{seed.hex()[:10]}@example.com"
+    if match.kind == "phone":
+        return _filled(form, _phone(form, seed))
+    if match.kind == "card":
+        return _filled(form, _card(len(match.value), seed))
+    if match.kind == "iban":
+        return _filled(form, _iban(match.value, seed))
+    return _ip(match.value, seed)
+
+
+def _digits(seed: bytes, count: int) -> str:
+    return str(int.from_bytes(seed)).zfill(78)[-count:]
+
+
+def _filled(form: str, chars: str) -> str:
+    """`form` with its letters and digits replaced, in order."""
+    left = iter(chars)
+    return "".join(next(left) if char.isalnum() else char for char in form)
+
+
+def _phone(form: str, seed: bytes) -> str:
+    digits = digits_of(form)
+    head = "999" if "+" in form else "00999" if digits.startswith("0") and len(digits) > 8 else "000"
+    return head + _digits(seed, len(digits) - len(head))
+
+
+def _card(length: int, seed: bytes) -> str:
+    body = "9999" + _digits(seed, length - 5)
+    return next(body + check for check in "0123456789" if luhn(body + check))
+
+
+def _iban(value: str, seed: bytes) -> str:
+    for bban in _bbans(value[4:], seed):
+        for check in ("99", "00", "01"):
+            if iban_remainder(value[:2] + check + bban) == 1:
+                return value[:2] + check + bban
+    raise AssertionError("unreachable: three of 97 bodies fit")
+
+
+def _bbans(bban: str, seed: bytes) -> Iterator[str]:
+    """Account parts of the same shape, a letter for each letter and a digit for each digit, without end."""
+    while True:
+        digits = _digits(seed, len(bban))
+        yield "".join(
+            chr(65 + (seed[k % 32] + int(digit)) % 26) if char.isalpha() else digit
+            for k, (char, digit) in enumerate(zip(bban, digits, strict=True))
+        )
+        seed = hashlib.sha256(seed).digest()
+
+
+def _ip(value: str, seed: bytes) -> str:
+    number = int.from_bytes(seed[:8])
+    if ":" not in value:
+        net = DOCUMENTATION[number % 3]
+        return str(net[1 + seed[8] % 254])
+    return str(ipaddress.IPv6Address(int(DOCUMENTATION[3].network_address) + (number << 32) + 1))

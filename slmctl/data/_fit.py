@@ -1,0 +1,64 @@
+"""Whether a data set fits its use: lengths in the base's tokens, and labels that look like slips of the pen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rapidfuzz import fuzz
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
+BINS = 24
+ALIKE = 0.8  # from which similarity one label looks like another's misspelling
+RARE = 0.1  # of the other's rows at most: a label that is as common is meant
+
+
+def tokens(lengths: np.ndarray) -> dict[str, Any]:
+    """Lengths of records in tokens: quantiles, a histogram, and how many are over each common limit."""
+    if not len(lengths):
+        return {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}}
+    values = [int(value) for value in np.quantile(lengths, QUANTILES, method="lower")]
+    counts, edges = np.histogram(lengths, bins=_edges(int(lengths.max())))
+    return {
+        "median": values[QUANTILES.index(0.5)],
+        "p95": values[QUANTILES.index(0.95)],
+        "max": values[-1],
+        "total": int(lengths.sum()),
+        "quantiles": {f"{share:g}": value for share, value in zip(QUANTILES, values, strict=True)},
+        "histogram": {"edges": [int(edge) for edge in edges], "counts": [int(count) for count in counts]},
+        "longer_than": {str(limit): over for limit in LIMITS if (over := int((lengths > limit).sum()))},
+    }
+
+
+def _edges(longest: int) -> np.ndarray:
+    """Whole-numbered edges of equal bins from 0 to over the longest."""
+    width = -(-(longest + 1) // BINS)
+    return np.arange(0, longest + 1 + width, width)
+
+
+def typos(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Rare labels that look like a misspelling of a common one, the commonest first.
+
+    Args:
+        counts: Records by label.
+    """
+    found = []
+    common = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    for label, count in common:
+        for likely, many in common:
+            if count > RARE * many:
+                break
+            if _alike(label, likely):
+                found.append({"label": label, "count": count, "likely": likely, "likely_count": many})
+                break
+    return found
+
+
+def _alike(label: str, other: str) -> bool:
+    """Whether they differ in case, a separator or a letter or two; `card_2` and `card_3` are meant to differ."""
+    if label.casefold().replace("-", "_").replace(" ", "_") == other.casefold().replace("-", "_").replace(" ", "_"):
+        return True
+    digits = [[c for c in text if c.isdigit()] for text in (label, other)]
+    return digits[0] == digits[1] and fuzz.ratio(label.casefold(), other.casefold()) / 100 >= ALIKE

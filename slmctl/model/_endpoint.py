@@ -1,0 +1,177 @@
+"""prepared -> predictions of a general model behind an OpenAI-compatible endpoint, told the task in its prompt.
+
+It is given every chance: the labels or the schema stand in its system prompt, examples from the training
+rows may stand before the question, and its answer is read kindly. Records marked sensitive are never
+sent, neither as a question nor as an example.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slmctl import console, metrics
+from slmctl.artifact import Artifact
+from slmctl.config import PredictConfig
+from slmctl.records import Record, read_records, write_jsonl
+from slmctl.remote import Ask, Refusal, Remote, Reply
+from slmctl.task import Task
+
+SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
+HOW = {  # what a model that was not trained for the task is told beside the task's own system prompt
+    "classify": "Answer with exactly one of these labels and nothing else: {labels}",
+    "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
+    "generate": "Answer with the text and nothing else.",
+}
+
+
+def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
+    """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records' order.
+
+    Raises:
+        NetworkError: The endpoint cannot be reached, or refuses the key or the model.
+        UsageError: The variable that should hold the key is not set.
+    """
+    wanted = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
+    task = Task.read(prepared.path)
+    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
+    remote = Remote(wanted["url"], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
+    sent = [k for k, record in enumerate(records) if not record.sensitive]
+    requests = (Ask(messages(task, examples, records[k].input), config.max_tokens) for k in sent)
+    found: dict[int, Reply | Refusal] = {}
+    name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
+    begun = time.monotonic()
+    with console.progress(f"predict {name}", len(sent), "rows") as meter:
+        for index, reply in remote.ask_all(requests):
+            found[sent[index]] = reply
+            meter.advance()
+    seconds = time.monotonic() - begun
+    write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
+    waits = sorted(reply.seconds * 1000 for reply in found.values() if isinstance(reply, Reply))
+    failed = [reply for reply in found.values() if isinstance(reply, Refusal)]
+    if failed:
+        causes = Counter(refusal.message for refusal in failed)
+        console.say(f"  {name}: {len(failed)} rows have no answer, most of them: {causes.most_common(1)[0][0]}")
+    return {
+        "model": name,
+        "kind": "endpoint",
+        "endpoint": remote.url,
+        "split": config.split,
+        "n": len(records),
+        "size": None,
+        "sha256": "",
+        "prompt_lists_labels": bool(task.labels),
+        "shots": len(examples),
+        "labels_shown": len({example.answer for example in examples}) if task.labels else 0,
+        "not_sent": len(records) - len(sent),
+        "failed": len(failed),
+        "retries": remote.retries,
+        "latency_ms": _waits(waits),
+        "rows_per_s": round(len(sent) / max(seconds, 1e-9), 2) if sent else None,
+    }
+
+
+def _waits(waits: Sequence[float]) -> dict[str, float] | None:
+    """What one answer took, with `concurrency` requests in flight, in ms."""
+    if not waits:
+        return None
+    p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
+    return {"median": round(statistics.median(waits), 1), "p95": round(p95, 1), "n": len(waits)}
+
+
+def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:
+    """The examples of a prompt: training rows in an order that their ids decide, so nobody picks them.
+
+    For classify each label comes once before any comes twice, the commonest first, so that as many labels
+    as possible are shown; `count` None shows every label once, or SHOTS rows for the other tasks.
+    """
+    if count == 0:
+        return []
+    free = sorted((record for record in train if not record.sensitive), key=lambda record: _order(record.id))
+    if task.kind != "classify":
+        return free[: SHOTS if count is None else count]
+    common = Counter(record.answer for record in train)
+    seen: Counter[str] = Counter()
+    ranked = []
+    for record in free:
+        seen[record.answer] += 1
+        ranked.append((seen[record.answer], -common[record.answer], _order(record.id), record))
+    ranked.sort(key=lambda one: one[:3])
+    chosen = [one[3] for one in ranked[: len({record.answer for record in free}) if count is None else count]]
+    return sorted(chosen, key=lambda record: _order(record.id))
+
+
+def _order(id: str) -> str:
+    return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
+
+
+def messages(task: Task, examples: Sequence[Record], text: str) -> list[dict[str, str]]:
+    """The conversation that asks a general model: the task in words, the examples as turns, the question."""
+    how = HOW[task.kind].format(
+        labels=", ".join(task.labels), schema=json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
+    )
+    turns = [{"role": "system", "content": f"{task.system}\n{how}".strip()}]
+    for example in examples:
+        turns += [{"role": "user", "content": example.input}, {"role": "assistant", "content": example.answer}]
+    return [*turns, {"role": "user", "content": text}]
+
+
+def read(task: Task, text: str) -> str:
+    """The answer in what a general model said, read kindly.
+
+    classify: the label that it says, whatever the case and punctuation; else the only label that stands in
+    the text (a label inside a longer one does not count). extract: what is inside a code fence, or from the
+    first brace to the last.
+    """
+    text = text.strip()
+    if task.kind == "classify":
+        return _label(task, text) or text
+    if task.kind == "extract" and metrics.parse(text) is metrics.INVALID:
+        fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL | re.IGNORECASE)
+        inner = fenced.group(1).strip() if fenced else text[text.find("{") : text.rfind("}") + 1]
+        return inner if metrics.parse(inner) is not metrics.INVALID else text
+    return text
+
+
+def _label(task: Task, text: str) -> str | None:
+    if text in task.labels:
+        return text
+    said = metrics.words(text)
+    by_words: dict[tuple[str, ...], list[str]] = {}
+    for label in task.labels:
+        by_words.setdefault(tuple(metrics.words(label)), []).append(label)
+    whole = by_words.get(tuple(said), [])
+    if len(whole) == 1:
+        return whole[0]
+    within = [key for key in by_words if key and _stands_in(key, said)]
+    longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
+    found = [label for key in longest for label in by_words[key]]
+    return found[0] if len(found) == 1 else None
+
+
+def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
+    return any(tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1))
+
+
+def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:
+    """One row: its answer as it is read and as it was said; or why there is none."""
+    line: dict[str, Any] = {"id": record.id, "answer": None, "expected": record.answer, "confidence": None}
+    if reply is None:
+        return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
+    if isinstance(reply, Refusal):
+        return line | {"error": reply.message, "prompt_tokens": 0, "completion_tokens": 0}
+    return line | {
+        "answer": read(task, reply.text),
+        "said": reply.text,
+        "finish": reply.finish,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+    }

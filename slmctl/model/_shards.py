@@ -1,0 +1,225 @@
+"""Safetensors files as a stream: where every tensor lies, and a writer that holds none of them.
+
+The format is a length (8 bytes, little-endian), a JSON header with name, type, shape and place of
+every tensor, and then their bytes in that order: known sizes can be written in one pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from slmctl.errors import IntegrityError
+
+INDEX = "model.safetensors.index.json"
+BLOCK = 16 << 20  # bytes moved or computed at once
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+SPELLED = {kind: name for name, kind in TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its name, type, shape, and where its bytes begin."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+
+    @property
+    def row(self) -> int:
+        """Elements in one row; a vector is a column of rows of one."""
+        return count(self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return count(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int, last: int) -> torch.Tensor:
+        """Rows `first` up to `last`, read from the file into memory of their own."""
+        width = self.row * self.dtype.itemsize
+        raw = bytearray((last - first) * width)
+        with self.path.open("rb", buffering=0) as stream:
+            stream.seek(self.start + first * width)
+            view = memoryview(raw)
+            while view:
+                got = stream.readinto(view)
+                if not got:
+                    raise IntegrityError(f"{self.path} ends inside '{self.name}'")
+                view = view[got:]
+        return torch.frombuffer(raw, dtype=self.dtype).reshape(last - first, *self.shape[1:])
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First and last row of pieces of about BLOCK bytes in float32."""
+        length = self.shape[0] if self.shape else 1
+        step = max(BLOCK // max(4 * self.row, 1), 1)
+        for first in range(0, length, step):
+            yield first, min(first + step, length)
+
+
+def stored(folder: Path) -> list[Stored]:
+    """Every tensor of a model folder, in the order of its files.
+
+    Raises:
+        IntegrityError: A file is no safetensors file, or the index names what is not there.
+    """
+    found = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
+    if (folder / INDEX).exists():
+        listed = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        there = {tensor.name: tensor.path.name for tensor in found}
+        wrong = sorted(name for name, file in listed.items() if there.get(name) != file)
+        if wrong:
+            raise IntegrityError(f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not")
+    return found
+
+
+def _in_file(path: Path) -> list[Stored]:
+    try:
+        with safe_open(path, framework="pt") as opened:  # checks that the header is sound and fits the file
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path} is no readable safetensors file: {error}") from None
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    unknown = sorted(name for name, entry in header.items() if entry["dtype"] not in TYPES)
+    if unknown:
+        raise IntegrityError(f"{path} holds '{unknown[0]}' as {header[unknown[0]]['dtype']}, which slmctl cannot read")
+    entries = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+    return [
+        Stored(name, TYPES[entry["dtype"]], tuple(entry["shape"]), path, 8 + length + entry["data_offsets"][0])
+        for name, entry in entries
+    ]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return count(self.shape) * self.dtype.itemsize
+
+
+class ShardWriter:
+    """Tensors out, in the order in which they were planned, into as many files as the limit asks for.
+
+    Args:
+        folder: Where `model.safetensors` goes, or `model-00001-of-0000N.safetensors` with their index.
+        planned: All tensors, in order.
+        limit: Largest file in bytes; one tensor that is larger has a file to itself.
+    """
+
+    def __init__(self, folder: Path, planned: Sequence[Planned], *, limit: int) -> None:
+        self.folder, self.planned = folder, list(planned)
+        self.shards = _split(self.planned, limit)
+        self._next = 0
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        if kind is None:
+            assert self._next == len(self.planned), "every planned tensor is written"
+            self._write_index()
+
+    def begin(self) -> Planned:
+        """Open the next tensor; its bytes follow through `write`."""
+        planned = self.planned[self._next]
+        for number, shard in enumerate(self.shards):
+            if shard[0] is planned:
+                self._open(number)
+        self._next += 1
+        return planned
+
+    def write(self, piece: torch.Tensor) -> None:
+        """The next rows of the open tensor."""
+        assert self._stream is not None
+        self._stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def copy(self, source: Stored) -> None:
+        """The whole of the open tensor, byte for byte, from kernel to kernel."""
+        assert self._stream is not None
+        self._stream.flush()
+        left, place = source.size, source.start
+        with source.path.open("rb") as stream:
+            while left:
+                sent = os.sendfile(self._stream.fileno(), stream.fileno(), place, min(left, BLOCK))
+                if sent == 0:
+                    raise IntegrityError(f"{source.path} ends inside '{source.name}'")
+                left, place = left - sent, place + sent
+        self._stream.seek(0, os.SEEK_END)
+
+    def _open(self, number: int) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        shard, place, header = self.shards[number], 0, {"__metadata__": {"format": "pt"}}
+        for tensor in shard:
+            entry: Any = {"dtype": SPELLED[tensor.dtype], "shape": list(tensor.shape)}
+            header[tensor.name] = entry | {"data_offsets": [place, place + tensor.size]}
+            place += tensor.size
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        raw += b" " * (-len(raw) % 8)
+        self._stream = (self.folder / self._file(number)).open("wb")
+        self._stream.write(len(raw).to_bytes(8, "little") + raw)
+
+    def _file(self, number: int) -> str:
+        many = len(self.shards)
+        return "model.safetensors" if many == 1 else f"model-{number + 1:05d}-of-{many:05d}.safetensors"
+
+    def _write_index(self) -> None:
+        if len(self.shards) == 1:
+            return
+        where = {tensor.name: self._file(number) for number, shard in enumerate(self.shards) for tensor in shard}
+        totals = {
+            "total_size": sum(tensor.size for tensor in self.planned),
+            "total_parameters": sum(count(tensor.shape) for tensor in self.planned),
+        }
+        text = json.dumps({"metadata": totals, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False)
+        (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _split(planned: Sequence[Planned], limit: int) -> list[list[Planned]]:
+    """Planned tensors in files of at most `limit` bytes each."""
+    shards: list[list[Planned]] = [[]]
+    filled = 0
+    for tensor in planned:
+        if shards[-1] and filled + tensor.size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size
+    return shards
+
+
+def count(shape: Sequence[int]) -> int:
+    """Elements of a tensor of this shape."""
+    total = 1
+    for length in shape:
+        total *= length
+    return total

@@ -1,0 +1,147 @@
+"""Overlap between sides: which held-out rows share a run of words with a training row.
+
+A near-duplicate resembles another row as a whole; this finds rows that share a passage. Runs are of
+13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); a held-out
+row too short for that is searched for its runs of 8. Runs are compared by 64-bit hashes, which are
+of the words alone, so batches and hash seeds change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmctl.neighbours import Rows, Spill
+from slmctl.similar import I64, U64, mixed
+
+LONG, SHORT = 13, 8  # words
+
+_BATCH = 4096  # rows whose texts are in memory at a time
+_HELD = 1 << 22  # runs of held-out rows that are in memory at a time
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+_INVERSE = pow(_BASE, -1, 1 << 64)
+_BYTES = mixed(np.arange(1, 257, dtype=np.uint64))
+_SPACE = ord(" ")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What the held-out rows share with the training rows.
+
+    Attributes:
+        measured: Held-out rows of at least 8 words.
+        overlapping: Those that share a run of words with a training row.
+        too_short: Held-out rows of fewer words, which are not measured: a whole sentence that is equal
+            or nearly so is found as a duplicate, and shorter runs are the language's own.
+        examples: Pairs (held-out row, earliest training row that shares a run), in order of the held-out rows.
+    """
+
+    measured: int
+    overlapping: int
+    too_short: int
+    examples: tuple[tuple[int, int], ...]
+
+    @property
+    def share(self) -> float:
+        """The overlapping share of the measured rows, 0 to 1."""
+        return self.overlapping / self.measured if self.measured else 0.0
+
+
+def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> Overlap:
+    """Look for runs of words that a held-out row shares with a training row.
+
+    A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
+    its runs of 8. Memory is bounded, for any number of rows: of each side a part is held at a time.
+    """
+    first = np.full(len(held_out), -1, dtype=np.int64)  # the training row that each shares a run with
+    measured = np.zeros(len(held_out), dtype=bool)
+    for runs, owners in _parts(rows, held_out):
+        measured[owners] = True
+        unique, which = np.unique(runs, return_inverse=True)
+        met = _first_with(rows, train, unique)[which]
+        latest = np.iinfo(np.int64).max
+        earliest = np.full(len(held_out), latest)
+        np.minimum.at(earliest, owners, np.where(met < 0, latest, met))
+        here = earliest < latest
+        first[here] = earliest[here]
+    overlapping = np.flatnonzero(first >= 0)
+    shown = tuple((int(held_out[k]), int(first[k])) for k in overlapping[:examples])
+    return Overlap(int(measured.sum()), len(overlapping), int((~measured).sum()), shown)
+
+
+def _parts(rows: Spill, held_out: Rows) -> Iterator[tuple[U64, I64]]:
+    """The runs of held-out rows and the place of each run's row, a part at a time; no row is divided."""
+    runs, owners, held = [], [], 0
+    for start in range(0, len(held_out), _BATCH):
+        texts = rows.texts(held_out[start : start + _BATCH])
+        long, short = hashes(texts, LONG), hashes(texts, SHORT)
+        few = ~np.isin(short[1], long[1])
+        runs += [long[0], short[0][few]]
+        owners += [long[1] + start, short[1][few] + start]
+        held += len(long[0]) + int(few.sum())
+        if held >= _HELD:
+            yield np.concatenate(runs), np.concatenate(owners)
+            runs, owners, held = [], [], 0
+    if held:
+        yield np.concatenate(runs), np.concatenate(owners)
+
+
+def _first_with(rows: Spill, train: Rows, wanted: U64) -> I64:
+    """The earliest training row that holds each of some sorted runs, or -1."""
+    met = np.full(len(wanted), -1, dtype=np.int64)
+    for start in range(0, len(train), _BATCH):
+        part = train[start : start + _BATCH]
+        texts = rows.texts(part)
+        for size in (LONG, SHORT):
+            runs, owners = hashes(texts, size)
+            order = np.argsort(runs, kind="stable")  # neighbours in `wanted` lie in the processor's cache
+            runs, owners = runs[order], owners[order]
+            place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)
+            hit = (wanted[place] == runs) & (met[place] < 0)
+            place, found = place[hit], part[owners[hit]]
+            opens = np.ones(len(place), dtype=bool)  # of equal runs the first, whose row is the earliest
+            opens[1:] = place[1:] != place[:-1]
+            place, found = place[opens], found[opens]
+            met[place] = found
+    return met
+
+
+def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
+    """Hashes of every run of `size` words of texts, and which text each is of.
+
+    A run's hash is that of its characters, a polynomial modulo 2**64: the difference of two sums from
+    the start, moved back to the first place.
+    """
+    raw = [text.encode("utf-8", "surrogatepass") for text in texts]
+    codes = np.frombuffer(b"".join(raw), dtype=np.uint8)
+    ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
+    starts, stops = _words(codes, ends)
+    owner = np.searchsorted(ends, starts, side="right")
+    if len(starts) < size:
+        return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+    whole = owner[size - 1 :] == owner[: len(owner) - size + 1]
+    start, stop = starts[: len(whole)][whole], stops[size - 1 :][whole]
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(_BYTES[codes] * _powers(_BASE, len(codes)), out=sums[1:])
+    return (sums[stop] - sums[start]) * _powers(_INVERSE, len(codes))[start], owner[: len(whole)][whole]
+
+
+def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:
+    """Where the words of joined texts start and stop."""
+    inside = codes != _SPACE
+    opens, closes = inside.copy(), inside.copy()
+    opens[1:] &= ~inside[:-1]
+    closes[:-1] &= ~inside[1:]
+    edges = ends[(ends > 0) & (ends < len(codes))]  # a text ends here, and the next starts
+    opens[edges] = inside[edges]
+    closes[edges - 1] = inside[edges - 1]
+    return np.flatnonzero(opens), np.flatnonzero(closes) + 1
+
+
+def _powers(base: int, count: int) -> U64:
+    """1, base, base squared and so on, modulo 2**64."""
+    factors = np.full(count, base, dtype=np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)

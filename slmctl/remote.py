@@ -1,0 +1,272 @@
+"""Questions -> answers over HTTP: the client for any OpenAI-compatible endpoint.
+
+What is asked here leaves this process, so nothing calls it unless the user named the endpoint. The key
+comes from an environment variable, and is in no log, error or file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from slmctl import offline
+from slmctl.errors import NetworkError, UsageError
+
+ATTEMPTS = 6  # for one request, the first one included
+FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
+LONGEST_WAIT_S = 30.0  # also where the endpoint asks for more
+MAX_BYTES = 8_000_000  # of one reply
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # what may pass if asked again
+HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
+GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: the conversation, and how long its answer may become, in tokens."""
+
+    messages: Sequence[dict[str, str]]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. Counts are in tokens, None where the endpoint gives none; `seconds` is of the attempt that worked."""
+
+    text: str
+    finish: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float
+    confidence: float | None = None  # slmctl's own server says it
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one request has no answer; the others go on."""
+
+    message: str
+    status: int = 0
+
+
+class Remote:
+    """An endpoint, asked with a bounded number of requests at a time; each is tried again while that may help.
+
+    Args:
+        url: `https://host/v1`, or the whole address of its chat completions.
+        model: The name it knows the model by.
+        key_env: The environment variable that holds the key; None sends none.
+        concurrency: Requests in flight.
+        timeout_s: For one attempt, from the connection to the last byte.
+
+    Raises:
+        UsageError: The address is none, or the variable is not set.
+    """
+
+    def __init__(
+        self, url: str, model: str, key_env: str | None = None, concurrency: int = 8, timeout_s: float = 60.0
+    ) -> None:
+        self.url, self.model = completions(url), model
+        self.host = urlsplit(self.url).hostname or ""
+        self.concurrency, self.timeout_s = concurrency, timeout_s
+        self.retries = 0  # attempts beyond the first, over all requests
+        self._headers = {"Authorization": f"Bearer {_key(key_env)}"} if key_env else {}
+        self._names = {"max_tokens": "max_tokens", "temperature": "temperature"}  # what this endpoint calls an option
+        self._stop = threading.Event()
+        self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
+        self._failed_in_a_row, self._worked = 0, False
+
+    def ask_all(self, requests: Iterable[Ask]) -> Iterator[tuple[int, Reply | Refusal]]:
+        """Answer every request, in any order: its index, and the answer or why there is none.
+
+        Leaving the iteration early ends the requests in flight.
+
+        Raises:
+            NetworkError: The endpoint cannot be reached at all, or refuses the key or the model.
+        """
+        self._stop.clear()
+        self._failed_in_a_row, self._worked = 0, False
+        numbered = enumerate(requests)
+        with (
+            offline.network(f"asking {self.host}", hosts=self._hosts()),
+            httpx.Client(headers=self._headers, timeout=self.timeout_s, limits=self._limits()) as client,
+            ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool,
+        ):
+            running: dict[Future[Reply | Refusal], int] = {}
+            try:
+                for index, request in numbered:
+                    running[pool.submit(self._ask, client, request)] = index
+                    if len(running) >= 2 * self.concurrency:
+                        yield from self._finished(running)
+                while running:
+                    yield from self._finished(running)
+            finally:
+                self._stop.set()
+                for future in running:
+                    future.cancel()
+
+    def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            found = future.result()
+            self._judge(found)
+            yield running.pop(future), found
+
+    def _judge(self, found: Reply | Refusal) -> None:
+        """Give up on an endpoint that has answered nothing for long; that it refuses some requests is no sign yet."""
+        if isinstance(found, Reply):
+            self._failed_in_a_row, self._worked = 0, True
+            return
+        if found.status == 400 and self._worked:
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= GIVE_UP_AFTER * (4 if found.status == 400 else 1):
+            raise NetworkError(
+                f"{self.host} has answered none of {self._failed_in_a_row} requests in a row: {found.message}"
+            )
+
+    def _ask(self, client: httpx.Client, request: Ask) -> Reply | Refusal:
+        """One request with all its attempts."""
+        problem = Refusal("stopped")
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self.retries += 1
+            if self._stop.is_set():
+                return problem
+            pause = 0.0
+            try:
+                status, headers, raw, seconds = self._attempt(client, self._body(request))
+            except httpx.RequestError as error:
+                problem = Refusal(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            else:
+                if status == 200:
+                    reply = _read(raw, seconds)
+                    if reply is not None:
+                        return reply
+                    problem = Refusal("the reply is no chat completion", status)
+                else:
+                    problem = Refusal(f"HTTP {status}: {_message(raw)}", status)
+                    if status in HOPELESS:
+                        raise NetworkError(f"{self.host}: {HOPELESS[status]} ({problem.message})")
+                    if status == 400 and self._adapt(raw):
+                        continue
+                    if status not in AGAIN:
+                        return problem
+                    pause = _asked_to_wait(headers)
+            if attempt < ATTEMPTS - 1:
+                longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
+                self._stop.wait(max(min(pause, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)))
+        return Refusal(f"{problem.message} ({ATTEMPTS} attempts)", problem.status)
+
+    def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes, float]:
+        """Status, headers and body of one attempt; a reply that drips or does not end is cut off."""
+        begun, raw = time.monotonic(), b""
+        with client.stream("POST", self.url, json=body) as response:
+            for chunk in response.iter_bytes():
+                raw += chunk
+                if time.monotonic() - begun > self.timeout_s or self._stop.is_set():
+                    raise httpx.ReadTimeout(f"no whole reply within {self.timeout_s:g} s")
+                if len(raw) > MAX_BYTES:
+                    raise httpx.ReadError(f"a reply of more than {MAX_BYTES} bytes")
+            return response.status_code, response.headers, raw, time.monotonic() - begun
+
+    def _body(self, request: Ask) -> dict[str, Any]:
+        options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+        named = {self._names[key]: value for key, value in options.items() if key in self._names}
+        more = {"stop": list(request.stop)} if request.stop else {}
+        return {"model": self.model, "messages": list(request.messages), **named, **more}
+
+    def _adapt(self, raw: bytes) -> bool:
+        """Learn from a refusal how this endpoint calls an option, or that it does not take it; True to ask again."""
+        said = _message(raw)
+        if "max_completion_tokens" in said and self._names.get("max_tokens") == "max_tokens":
+            self._names["max_tokens"] = "max_completion_tokens"
+            return True
+        if "temperature" in said:
+            return self._names.pop("temperature", None) is not None
+        return False
+
+    def _limits(self) -> httpx.Limits:
+        return httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+
+    def _hosts(self) -> set[str]:
+        """The endpoint, and the proxy that this machine reaches it through."""
+        proxies = {} if proxy_bypass(self.host) else getproxies()
+        proxy = proxies.get(urlsplit(self.url).scheme) or proxies.get("all") or ""
+        return {host for host in (self.host, urlsplit(proxy).hostname or "") if host}
+
+
+def completions(url: str) -> str:
+    """The address of an endpoint's chat completions.
+
+    Raises:
+        UsageError: It is no http address, or holds a name, a key or a query, which would end up in files.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"'{url}' is no http or https address", hint="https://host/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UsageError(
+            f"the address of {parts.hostname} holds more than scheme, host and path",
+            hint="a key goes into an environment variable, which is named beside it",
+        )
+    path = parts.path.rstrip("/") or "/v1"
+    path += "" if path.endswith("/chat/completions") else "/chat/completions"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _key(name: str) -> str:
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise UsageError(f"the environment variable {name} is not set", hint=f"export {name}=..., from a secret store")
+    return key
+
+
+def _read(raw: bytes, seconds: float) -> Reply | None:
+    """The answer in a body, or None where there is none."""
+    with contextlib.suppress(ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+        body = json.loads(raw)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        text = choice["message"]["content"]
+        if text is None:  # a refusal to answer is an answer without words
+            text = ""
+        counts = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
+        prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
+        sure = (body.get("slmctl") or {}).get("confidence")
+        if isinstance(text, str):
+            finish = str(choice.get("finish_reason") or "")
+            confidence = float(sure) if isinstance(sure, int | float) else None
+            return Reply(text, finish, prompt, completion, seconds, confidence)
+    return None
+
+
+def _message(raw: bytes) -> str:
+    """What an endpoint says is wrong, short."""
+    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+        error = json.loads(raw)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)[:200]
+    return raw[:80].decode(errors="replace")
+
+
+def _asked_to_wait(headers: httpx.Headers) -> float:
+    """Seconds that `Retry-After` asks for, as a number or a date; 0 for none."""
+    value = headers.get("retry-after", "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0

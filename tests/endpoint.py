@@ -1,0 +1,90 @@
+"""An OpenAI-compatible endpoint on the loopback whose manners a test decides."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Turn = tuple[int, dict[str, str], bytes]  # status, headers, body
+Manners = Callable[[dict[str, Any], int], Turn]  # what to say to a body, and how often it was asked before
+
+
+@dataclass
+class Fake:
+    """What was asked of the endpoint, and where it is."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    most_at_once: int = 0
+
+    @property
+    def questions(self) -> list[str]:
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+
+def says(text: str | None, **more: Any) -> Turn:
+    """A good reply."""
+    body = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3},
+    } | more
+    return 200, {}, json.dumps(body).encode()
+
+
+def fails(status: int, message: str = "no", **headers: str) -> Turn:
+    """A refusal in OpenAI's form."""
+    return status, headers, json.dumps({"error": {"message": message}}).encode()
+
+
+@contextmanager
+def serving(manners: Manners) -> Iterator[Fake]:
+    """Run the endpoint for the length of a block."""
+    fake, lock, now = Fake(), threading.Lock(), [0]
+    asked: dict[str, int] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            key = json.dumps(body["messages"])
+            with lock:
+                before = asked.get(key, 0)
+                asked[key] = before + 1
+                fake.bodies.append(body)
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+                fake.paths.append(self.path)
+                now[0] += 1
+                fake.most_at_once = max(fake.most_at_once, now[0])
+            try:
+                status, headers, raw = manners(body, before)
+            finally:
+                with lock:
+                    now[0] -= 1
+            if status == 0:  # hang up without a word
+                return
+            self.send_response(status)
+            for name, value in {"content-length": str(len(raw)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

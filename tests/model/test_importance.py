@@ -1,0 +1,66 @@
+"""importance: mean squared inputs, whatever the batches, and what llama.cpp makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slmctl import quantizer, weights
+from slmctl.artifact import Artifact
+
+torch = pytest.importorskip("torch")
+
+from slmctl.model import _gguf, _importance, _ladder  # noqa: E402
+
+RECORDS = [[5, 9, 200, 31, 7], [8, 300], [44] * 30, [12, 13, 14], [600, 5, 5, 9, 1, 2, 3, 4, 5]]
+
+
+@pytest.fixture(scope="module")
+def model(artifacts: dict[str, Artifact]) -> Any:
+    return weights.load_model(artifacts["merged"].path)
+
+
+@pytest.fixture(scope="module")
+def lossless(artifacts: dict[str, Artifact]) -> Path:
+    made = artifacts["gguf"]
+    return made.file(made.metrics["files"]["F16"]["file"])
+
+
+def test_it_is_the_mean_square_of_what_each_layer_is_given(model: Any, lossless: Path) -> None:
+    found = _importance.measure(model, RECORDS, _gguf.read(lossless))
+    seen: list[Any] = []
+    layer = model.model.layers[1].mlp.down_proj
+    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].detach()))
+    for record in RECORDS:  # one at a time: nothing is padded
+        model(torch.tensor([record]))
+    handle.remove()
+    inputs = torch.cat(seen)
+    assert len(inputs) == sum(map(len, RECORDS))
+    np.testing.assert_allclose(found["blk.1.ffn_down.weight"], inputs.square().mean(0).numpy(), rtol=1e-4)
+
+
+def test_every_matrix_but_the_embedding_is_covered(model: Any, lossless: Path) -> None:
+    head = _gguf.read(lossless)
+    found = _importance.measure(model, RECORDS, head)
+    matrices = {tensor.name: tensor.shape[0] for tensor in head.tensors if len(tensor.shape) == 2}
+    assert found.keys() == matrices.keys() - {"token_embd.weight"}
+    assert all(values.shape == (matrices[name],) and values.dtype == np.float32 for name, values in found.items())
+
+
+def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path, tmp_path: Path) -> None:
+    found = _importance.measure(model, RECORDS, _gguf.read(lossless))
+    _ladder.save(found, tmp_path / "importance.npz")
+    targets = [
+        quantizer.Target("Q4_0", tmp_path / "with.gguf", weighted=True),
+        quantizer.Target("Q4_0", tmp_path / "without.gguf"),
+    ]
+    done = list(quantizer.ladder(lossless, targets, importance=tmp_path / "importance.npz", rows=len(RECORDS)))
+    assert done == ["Q4_0", "Q4_0"]
+    with_, without = (_gguf.read(target.path) for target in targets)
+    assert with_.metadata["quantize.imatrix.entries_count"] == len(found)
+    assert with_.metadata["quantize.imatrix.chunks_count"] == len(RECORDS)
+    assert "quantize.imatrix.entries_count" not in without.metadata
+    assert (tmp_path / "with.gguf").read_bytes()[-20_000:] != (tmp_path / "without.gguf").read_bytes()[-20_000:]

@@ -1,0 +1,201 @@
+"""parity: a file that is not the merged model is caught, and the message names what differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slmctl import weights
+from slmctl.artifact import Artifact
+from slmctl.errors import IntegrityError, StageError
+from slmctl.records import read_records
+from slmctl.task import Task
+
+gguf = pytest.importorskip("gguf")
+pytest.importorskip("torch")
+
+from slmctl.model import _gguf, _parity  # noqa: E402
+
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def wanted(artifacts: dict[str, Artifact]) -> _parity.Reference:
+    """What the tiny merged model is."""
+    merged = artifacts["merged"].path
+    records = read_records(artifacts["prepared"].file("validation.jsonl"))
+    return _parity.reference(weights.load_model(merged), weights.load_tokenizer(merged), Task.read(merged), records)
+
+
+@pytest.fixture
+def planted(artifacts: dict[str, Artifact], tmp_path: Path) -> Callable[[Change], Path]:
+    """The tiny F16 file, written anew with other metadata or weights."""
+
+    def call(change: Change) -> Path:
+        made = artifacts["gguf"]
+        reader = gguf.GGUFReader(made.file(made.metrics["files"]["F16"]["file"]))
+        fields = {field.name: field for field in reader.fields.values() if not field.name.startswith("GGUF.")}
+        values = {name: field.contents() for name, field in fields.items()}
+        tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+        change(values, tensors)
+        path = tmp_path / "planted-F16.gguf"
+        writer = gguf.GGUFWriter(path, values.pop("general.architecture"))
+        for name, value in values.items():
+            kinds = fields[name].types
+            writer.add_key_value(name, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
+        for name, data in tensors.items():
+            writer.add_tensor(name, data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return call
+
+
+def check(path: Path, wanted: _parity.Reference, scratch: Path) -> dict[str, Any]:
+    found = _parity.check(path, _gguf.read(path), wanted, scratch=scratch)
+    _parity.check_lossless(found, path.name)
+    return found
+
+
+def other_template(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    values["tokenizer.chat_template"] = values["tokenizer.chat_template"].replace("assistant", "model")
+
+
+def other_end(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    values["tokenizer.ggml.eos_token_id"] = 1
+
+
+def shifted_tokens(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    for name in ("tokens", "scores", "token_type"):
+        listed = values[f"tokenizer.ggml.{name}"]
+        listed[300:] = [*listed[301:], listed[300]]
+
+
+def fewer_tokens(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    for name in ("tokens", "scores", "token_type"):
+        del values[f"tokenizer.ggml.{name}"][-8:]
+
+
+def fewer_tokens_and_weights(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    fewer_tokens(values, tensors)
+    values["llama.vocab_size"] -= 8
+    tensors["token_embd.weight"] = tensors["token_embd.weight"][:-8]
+
+
+def other_rope(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    values["llama.rope.freq_base"] = 100.0
+
+
+def other_weights(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors["blk.1.ffn_down.weight"] = -tensors["blk.1.ffn_down.weight"]
+
+
+def no_numbers(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors["output_norm.weight"][:] = math.nan
+
+
+def unchanged(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+    pass
+
+
+def test_the_right_file_passes(planted: Any, wanted: _parity.Reference, tmp_path: Path) -> None:
+    found = check(planted(unchanged), wanted, tmp_path)
+    assert found["kl_mean"] < 1e-4
+    assert found["top1_agreement"] > 0.98
+    assert found["positions"] >= len(wanted.rows) > 10
+    assert found["texts"] == len(wanted.texts) > 2 * len(wanted.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_template, "carries another chat template"),
+        (other_end, "ends with token 1, the merged model's end token is"),
+        (shifted_tokens, "the tokenizer of planted-F16.gguf reads"),
+        (fewer_tokens, "the vocabulary of planted-F16.gguf has 632 tokens with weights for 640"),
+        (fewer_tokens_and_weights, "the vocabulary of planted-F16.gguf has 632 tokens with weights for 632"),
+        (other_rope, "next-token distributions of planted-F16.gguf"),
+        (other_weights, "next-token distributions of planted-F16.gguf"),
+        (no_numbers, "no numbers"),
+    ],
+)
+def test_a_planted_fault_is_caught_by_name(
+    planted: Any, wanted: _parity.Reference, tmp_path: Path, change: Change, named: str
+) -> None:
+    with pytest.raises(StageError, match=named):
+        check(planted(change), wanted, tmp_path)
+
+
+def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
+    planted: Any, wanted: _parity.Reference, tmp_path: Path
+) -> None:
+    start = dataclasses.replace(
+        wanted, task=dataclasses.replace(wanted.task, end="<|im_start|>"),
+        end_of_turn=[wanted.tokens[0][wanted.texts[0].index("<|im_start|>")]],
+    )  # fmt: skip
+    with pytest.raises(StageError, match=r"does not stop at '<\|im_start\|>'"):
+        check(planted(unchanged), start, tmp_path)
+
+
+def test_a_template_that_transformers_renders_otherwise_is_caught(wanted: _parity.Reference, planted: Any) -> None:
+    messages, rendered = wanted.prompts[0]
+    other = dataclasses.replace(wanted, prompts=[(messages, rendered + " ")])
+    with pytest.raises(StageError, match="renders otherwise than transformers does"):
+        _parity.check_head("x.gguf", _gguf.read(planted(unchanged)), other)
+
+
+def test_every_nasty_text_is_among_those_compared(wanted: _parity.Reference) -> None:
+    # what spells a control token is broken up first, so it is looked for by its last word
+    for text in _parity.NASTY:
+        words = [word for word in text.split() if word not in wanted.task.special_tokens]
+        assert not words or any(words[-1] in rendered for rendered in wanted.texts), text
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    choose = np.random.default_rng(0)
+    a, b = (choose.normal(size=(5, 40)).astype(np.float32) for _ in range(2))
+    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (a.astype(float), b.astype(float)))
+    each = (p * np.log(p / q)).sum(axis=1)
+    found = _parity.compare(a, b)
+    assert found["kl_mean"] == pytest.approx(each.mean(), abs=1e-6)
+    assert found["kl_max"] == pytest.approx(each.max(), abs=1e-6)
+    assert found["top1_agreement"] == (a.argmax(axis=1) == b.argmax(axis=1)).mean()
+    assert _parity.compare(a, a) == {"kl_mean": 0.0, "kl_max": 0.0, "top1_agreement": 1.0, "positions": 5}
+
+
+def test_a_head_is_that_of_the_library(artifacts: dict[str, Artifact]) -> None:
+    made = artifacts["gguf"]
+    for entry in made.metrics["files"].values():
+        path = made.file(entry["file"])
+        head, reader = _gguf.read(path), gguf.GGUFReader(path)
+        fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        assert head.metadata == {name: field.contents() for name, field in fields.items()}
+        assert [(t.name, t.shape, t.type, t.size) for t in head.tensors] == [
+            (t.name, tuple(map(int, t.shape)), t.tensor_type.name, int(t.n_bytes)) for t in reader.tensors
+        ]
+        assert path.stat().st_size - head.end < 32
+
+
+@pytest.mark.parametrize("kept", [0.99, 0.6, 0.01])
+def test_a_torn_file_is_seen_by_its_head(artifacts: dict[str, Artifact], tmp_path: Path, kept: float) -> None:
+    made = artifacts["gguf"]
+    raw = made.file(made.metrics["files"]["Q8_0"]["file"]).read_bytes()
+    (tmp_path / "torn.gguf").write_bytes(raw[: int(len(raw) * kept)])
+    with pytest.raises(IntegrityError, match=r"torn\.gguf (ends after|is no whole GGUF file)"):
+        _gguf.read(tmp_path / "torn.gguf")
+
+
+def test_a_file_whose_head_was_never_written_is_seen(tmp_path: Path) -> None:
+    # what llama.cpp leaves when it is killed: it writes the head last
+    (tmp_path / "torn.gguf").write_bytes(bytes(100_000))
+    with pytest.raises(IntegrityError, match="does not begin with GGUF"):
+        _gguf.read(tmp_path / "torn.gguf")

@@ -1,0 +1,144 @@
+"""What stages hand to their pages, made up: every key there is, and texts that would like to be more than text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HOSTILE = (
+    "<script>document.title = 'owned'</script>",
+    "</style></title></textarea><img src=x onerror=\"document.title='owned'\">",
+    "\u202eevil\u2066 right to left",
+    "\x1b]0;owned\x07\x1b[31mred\x00 NUL \ud800 lone",
+    "&lt;already&gt; {{ 7 * 7 }} {% raw %} ${7*7} ' \" `",
+    "javascript:document.title='owned'",
+    "=cmd|'/C calc'!A0",
+    "W" * 10_000,
+    "متجر 商店 🛒",
+)
+SIDES = ("train", "validation", "calibration", "test")
+
+
+def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> dict[str, Any]:
+    """Everything that `prepare` may know; every text in it is one of `names`, or `text`."""
+    rules = {"duplicate": 11, "near a held-out row": 9, text: 10}
+    place = {"file": f"{text}.csv", "row": 17}
+    labels = {
+        name: {"train": 70 + k, "validation": 9, "calibration": 12, "test": 9 + k} for k, name in enumerate(names)
+    }
+    kept = {side: sum(sides[side] for sides in labels.values()) for side in SIDES}
+    return {
+        "project": text, "task": "classify", "base": text, "rows_in": sum(kept.values()) + 30, **kept, "rejected": 30,
+        "rejected_by_reason": rules,
+        "sources": [{"file": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text, "split": None}],
+        "splits": {"by": "group", "column": text, "groups": 81, "largest_group": 4},
+        "labels": labels, "label_typos": [{"label": text, "count": 3, "likely": names[0], "likely_count": 80}],
+        "odd_answers": {"empty": 0, text: 2},
+        "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
+        "sensitive_rows": 11, "sensitive_searched": [text],
+        "duplicates": {"policy": "drop", "near_policy": "list", "exact": 15, "near": 5, "threshold": 0.9},
+        "conflicts": {
+            "pairs": 2, "rows": 4, "cap": 0.987,
+            "examples": [{"first": place, "second": place, "similarity": 0.97, "answers": [names[0], names[-1]]}],
+        },
+        "near_held_out": {"left_out": 9, "threshold": 0.85,
+                          "examples": [{"row": place, "near": place, "side": "test", "similarity": 0.91}]},
+        "overlap": {"sides": {"test": {"measured": 25, "overlapping": 5, "too_short": 3}}, "gate": 0.5,
+                    "examples": [{"row": place, "near": place, "side": "test"}]},
+        "tokens": {
+            "median": 71, "p95": 110, "max": 140, "total": 51234, "max_length": 128, "over_length": 4,
+            "longer_than": {"100": 30},
+            "quantiles": {"0.05": 30, "0.25": 60, "0.5": 71, "0.75": 85, "0.95": 110, "1": 140},
+            "histogram": {"edges": [0, 40, 80, 120, 160], "counts": [12, 130, 60, 4]},
+        },
+        "examples": {"duplicate": [place], text: [place] * 5},
+    }  # fmt: skip
+
+
+def evaluate_report(
+    names: tuple[str, ...] = ("billing", "delivery", "returns"),
+    text: str = "tickets",
+    models: tuple[str, ...] = ("base", "adapter", "Q8_0", "Q4_K_M"),
+    right: tuple[int, ...] = (20, 60, 90, 91, 88),
+) -> dict[str, Any]:
+    """What `report.json` holds of 100 rows: the linear baseline, then the models, each with so many right."""
+    participants = ("majority", "tfidf_logistic", *models)
+    counts = dict(zip(participants, (9, *right), strict=True))
+    kinds = dict(zip(models, ("base", "adapter", "gguf", "gguf", "endpoint"), strict=False))
+    entries = {
+        name: {
+            "n": 100, "right": counts[name], "invalid": 1, "kind": kinds.get(name, "baseline"),
+            "metrics": {"accuracy": counts[name] / 100, "macro_f1": counts[name] / 101, "ece": 0.031, "brier": 0.055},
+            "interval": [counts[name] / 100 - 0.05, min(1, counts[name] / 100 + 0.04)],
+            "per_class": {label: {"precision": 1, "recall": 0.9, "f1": 0.95, "support": 8} for label in names},
+            "confusion": [[names[0], names[0], 36], [names[0], names[-1], 4], [names[-1], "", 2]],
+            "calibration": {"n": 100, "ece": 0.031, "brier": 0.055,
+                            "bins": [{"low": 0.8, "high": 0.8667, "n": 12, "confidence": 0.83, "accuracy": 0.75}]},
+        }
+        for name in participants
+    }  # fmt: skip
+    for number, name in enumerate(models):
+        entries[name] |= {
+            "size": 10_000_000 * (9 - number), "sha256": f"{number}" * 64, "predictions": f"sha256:{number}",
+            "latency_ms": {"median": 24.1, "p95": 31.0, "n": 32}, "rows_per_s": 48.1, "prompt_lists_labels": not number,
+        }  # fmt: skip
+    pairs = {
+        f"{first}|{second}": _pair(counts[first], counts[second], text)
+        for number, second in enumerate(participants)
+        for first in participants[:number]
+    }
+    files = models[2:4]
+    return {
+        "task": "classify", "primary_metric": "accuracy", "lower_is_better": ["ece", "brier"], "split": "test",
+        "n": 100, "confidence": 0.95, "power": 0.8, "prepared": f"sha256:{text}", "participants": list(participants),
+        "focus": models[-1], "remarks": [f"The remark of {text}."],
+        "models": {name: entries[name] for name in models},
+        "baselines": {name: entries[name] for name in participants[:2]},
+        "pairs": pairs,
+        "slices": [{"by": text, "name": name, "n": 40, "values": dict.fromkeys(participants, 0.9),
+                    "intervals": {one: [0.8, 0.95] for one in participants}} for name in names],
+        "choice": {
+            "model": models[-1], "of": models[-2], "metric": "accuracy", "smallest_within": 0.01,
+            "min_tokens_per_s": 150, "split": "validation", "n": 250,
+            "candidates": [{"model": name, "size": 10**7, "value": 0.9, "loss": 0.004, "loss_at_most": 0.02,
+                            "tokens_per_s": 210.0, "within": True, "fast": True} for name in files],
+        },
+        "break_even": {
+            "currency": text[:3], "machine_per_hour": 0.1, "api_per_million_input_tokens": 0.5,
+            "api_per_million_output_tokens": 1.5,
+            "models": {name: {"rows_per_hour": 173160, "machine_per_1000_rows": 0.0006, "api_per_1000_rows": 0.03,
+                              "break_even_rows_per_hour": 3333, "share_of_capacity": 0.019} for name in models},
+        },
+        "cut": 0,
+    }  # fmt: skip
+
+
+def _pair(first: int, second: int, text: str) -> dict[str, Any]:
+    difference = (second - first) / 100
+    one = {"difference": difference, "interval": [difference - 0.02, difference + 0.02], "p": 0.03, "detectable": 0.021}
+    return {
+        "n": 100, "both": min(first, second), "only_first": max(0, first - second),
+        "only_second": max(0, second - first), "neither": 100 - max(first, second),
+        "metrics": {"accuracy": one | {"test": "mcnemar"}}, "slices_tested": 83,
+        "slices": [{"by": "label", "name": text, "n": 40, "difference": 0.3, "p": 0.0001, "p_holm": 0.004}],
+    }  # fmt: skip
+
+
+def evaluate_rows(
+    report: dict[str, Any], labels: tuple[str, ...], text: str = "tickets", cut: int = 0
+) -> list[dict[str, Any]]:
+    """What `rows.jsonl` holds beside such a report: the first so many rows are right, the others another label."""
+    entries = report["baselines"] | report["models"]
+    rows = []
+    for number in range(100):
+        wanted = number % len(labels)
+        answers = [
+            [wanted if number < entries[name]["right"] else (wanted + 1) % len(labels),
+             int(number < entries[name]["right"]), 0.9, 1.0]
+            for name in report["participants"]
+        ]  # fmt: skip
+        row = {"id": f"{number}", "source": [f"{text}.csv", number + 1], "length": 9, "sensitive": number == 89,
+               "expected": wanted, "answers": answers}  # fmt: skip
+        if cut and not row["sensitive"]:
+            row["texts"] = {"input": text, "expected": labels[wanted], "answers": [text] * len(answers)}
+        rows.append(row)
+    return rows

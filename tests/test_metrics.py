@@ -1,0 +1,209 @@
+"""Metrics, against scikit-learn, sacrebleu and rouge-score, and by hand where no library defines them."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmctl import metrics
+from slmctl.metrics import INVALID, field_counts, hits, leaves, parse
+
+LABELS = ("a", "b", "c", "d")
+answers = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40)
+# few letters, so that texts have much in common
+sentences = st.lists(st.text(alphabet="abC .,-_9\n", max_size=7), max_size=9).map(" ".join)
+texts = st.one_of(sentences, st.text(alphabet=string.printable, max_size=40))
+leaf = st.one_of(st.none(), st.booleans(), st.integers(0, 2), st.sampled_from([1.0, 0.5]), st.sampled_from(["", "x"]))
+values = st.recursive(
+    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+)
+
+
+@settings(deadline=None)  # the first example imports the other library
+@given(answers)
+def test_per_class_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    wanted, given_ = [a for a, _ in pairs], [b for _, b in pairs]
+    ours = metrics.per_class(LABELS, wanted, given_)
+    theirs = sklearn.precision_recall_fscore_support(wanted, given_, labels=list(ours), zero_division=0)
+    assert set(ours) == {*wanted, *given_}
+    for k, row in enumerate(ours.values()):
+        assert list(row.values()) == pytest.approx([column[k] for column in theirs])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_calibration_error_by_its_definition(rows: list[tuple[float, bool]]) -> None:
+    """Guo et al. 2017, equation 3, bin by bin."""
+    sure, right = np.array([a for a, _ in rows]), np.array([b for _, b in rows])
+    edges = np.linspace(0, 1, metrics.BINS + 1)
+    expected = 0.0
+    sums = np.zeros((3, metrics.BINS))
+    bins = metrics.bin_of(sure)
+    for k in range(metrics.BINS):
+        inside = bins == k
+        assert np.all(sure[inside] >= edges[k] - 1e-9)
+        assert np.all(sure[inside] <= edges[k + 1] + 1e-9)
+        sums[:, k] = inside.sum(), sure[inside].sum(), right[inside].sum()
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
+    assert metrics.calibration_error(sums.reshape(1, -1))[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_of_no_rows_is_no_error() -> None:
+    assert metrics.calibration_error(np.zeros((1, 3 * metrics.BINS)))[0] == 0.0
+
+
+@settings(deadline=None, max_examples=200)
+@given(texts, texts)
+def test_chrf_is_sacrebleus(wanted: str, given_: str) -> None:
+    chrf = pytest.importorskip("sacrebleu.metrics").CHRF()
+    counts = np.array(metrics.chrf_counts(wanted, given_), float)
+    assert metrics.chrf(counts) == pytest.approx(chrf.corpus_score([given_], [[wanted]]).score / 100, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=6))
+def test_chrf_of_many_rows_is_sacrebleus_corpus_score(pairs: list[tuple[str, str]]) -> None:
+    chrf = pytest.importorskip("sacrebleu.metrics").CHRF()
+    counts = np.sum([metrics.chrf_counts(a, b) for a, b in pairs], axis=0).astype(float)
+    theirs = chrf.corpus_score([b for _, b in pairs], [[a for a, _ in pairs]]).score / 100
+    assert metrics.chrf(counts) == pytest.approx(theirs, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=200)
+@given(texts, texts)
+def test_rouge_l_is_rouge_scores(wanted: str, given_: str) -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    theirs = scorer.score(wanted, given_)["rougeL"].fmeasure
+    assert metrics.rouge_l(metrics.words(wanted), metrics.words(given_)) == pytest.approx(theirs)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abc"), max_size=9))
+def test_common_subsequence_is_the_textbooks(a: list[str], b: list[str]) -> None:
+    table = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+    assert metrics.common_subsequence(a, b) == table[-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given_", "same"),
+    [
+        ("Dear Ann, we refund you.", "dear ann we  refund\nyou", True),
+        ("Order 1234", "Order 1235", False),  # digits count, unlike in the search for near-duplicates
+        ("Straße", "STRASSE", True),
+        ("Ünïcode ﬁne", "ünïcode fine", True),
+        ("a b", "b a", False),
+        ("", "...", True),
+    ],
+)
+def test_normalised_match(wanted: str, given_: str, same: bool) -> None:
+    assert metrics.same_text(wanted, given_) is same
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given_", "f1"),
+    [
+        ("a b c", "a b c", 1),
+        ("a b", "a c", 0.5),
+        ("a a b", "a", 0.5),
+        ("a", "", 0),
+        ("", "", 1),
+        ("no yes", "yes", 2 / 3),
+    ],
+)
+def test_token_f1(wanted: str, given_: str, f1: float) -> None:
+    assert metrics.token_f1(wanted.split(), given_.split()) == pytest.approx(f1)
+
+
+# Records with fields
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "yes", '{"a": 1} or so', "[" * 100_000])
+def test_what_is_no_json(text: str) -> None:
+    assert parse(text) is INVALID
+
+
+def test_null_is_json() -> None:
+    assert parse("null") is None
+    assert field_counts({"a": 1}, None) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (1, 1.0, True),
+        (1, True, False),
+        (0, False, False),
+        (None, False, False),
+        ("1", 1, False),
+        ({"a": 1, "b": [1, {"c": 2}]}, {"b": [1.0, {"c": 2}], "a": 1}, True),
+        ([1, 2], [2, 1], False),
+        ({"a": None}, {}, False),
+        ({"a": [True]}, {"a": [1]}, False),
+    ],
+)
+def test_when_two_values_are_the_same(a: Any, b: Any, same: bool) -> None:
+    assert metrics.equal(a, b) is same
+
+
+ORDER = {"id": "A1", "to": {"city": "Ulm"}, "items": [{"name": "lamp", "qty": 2}, {"name": "chair", "qty": 1}]}
+
+
+def test_leaves_by_path() -> None:
+    assert leaves(ORDER) == {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2}
+    assert leaves({"a": [], "b": {}, "c": [[1], []]}) == {"a": 1, "b": 1, "c[][]": 1, "c[]": 1}
+    assert leaves("text") == {"$": 1}
+
+
+@pytest.mark.parametrize(
+    ("given_", "found"),
+    [
+        (ORDER, {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2}),
+        (ORDER | {"items": ORDER["items"][::-1]}, {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2}),
+        # a quantity counts with its own item only: both are there, but swapped
+        ({"items": [{"name": "lamp", "qty": 1}, {"name": "chair", "qty": 2}]}, {"items[].name": 2}),
+        ({"items": [{"name": "lamp", "qty": 2}] * 3}, {"items[].name": 1, "items[].qty": 1}),
+        ({"items": {"name": "lamp"}}, {}),
+        ({"to": "Ulm", "id": 1}, {}),
+        ([ORDER], {}),
+    ],
+)
+def test_leaves_that_agree(given_: Any, found: dict[str, int]) -> None:
+    assert hits(ORDER, given_) == found
+
+
+@settings(deadline=None)
+@given(values, values)
+def test_leaves_that_agree_are_leaves_of_both(wanted: Any, given_: Any) -> None:
+    same = hits(wanted, given_)
+    assert same <= leaves(wanted)
+    assert same <= leaves(given_)
+    assert hits(given_, wanted).total() == same.total() or "[]" in " ".join(leaves(wanted))
+    assert hits(wanted, wanted) == leaves(wanted)
+
+
+@settings(deadline=None)
+@given(values, values)
+def test_equal_values_are_equal_both_ways(a: Any, b: Any) -> None:
+    assert metrics.equal(a, a)
+    assert metrics.equal(a, b) == metrics.equal(b, a)
+    if metrics.equal(a, b):
+        assert field_counts(a, b)[0] == field_counts(a, b)[1] == field_counts(a, b)[2]
+
+
+def test_fields_one_by_one() -> None:
+    table = metrics.per_field([({"a": 1, "b": "x"}, {"a": 1, "c": 3}), ({"a": 2, "b": "y"}, INVALID)])
+    assert table == {
+        "a": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+        "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2},
+        "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
+    }
