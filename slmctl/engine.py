@@ -72,13 +72,14 @@ class Answer:
 
     Attributes:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
-        confidence: Product of the probabilities of the choices made, each among what was allowed.
+        confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
+            endpoint does not say it.
         labels: Of labels, the probability of each that was looked at, likeliest first; over all labels it is 1.
     """
 
     text: str
     finish: str
-    confidence: float
+    confidence: float | None
     prompt_tokens: int
     completion_tokens: int
     labels: dict[str, float] = field(default_factory=dict)
@@ -86,6 +87,10 @@ class Answer:
 
 class EngineError(StageError):
     """The engine could not answer: a request that does not fit, or a child that died."""
+
+
+class EngineDiedError(EngineError):
+    """The child died while it answered: this request may have killed it, or another one beside it."""
 
 
 Event = dict[str, Any]  # {"piece": text} …, then {"finish": …} or {"error": …}
@@ -173,7 +178,7 @@ class Engine:
         try:
             while "finish" not in (event := events.get()):
                 if "error" in event:
-                    raise EngineError(event["error"])
+                    raise error_of(event)
                 text += event["piece"]
                 yield event["piece"]
             yield answer_of(event, text)
@@ -211,7 +216,7 @@ class Engine:
                 texts[index] += event["piece"]
                 continue
             text = texts.pop(index)
-            yield index, EngineError(event["error"]) if "error" in event else answer_of(event, text)
+            yield index, error_of(event) if "error" in event else answer_of(event, text)
             feed()
 
     def tokenize(self, text: str) -> list[int]:
@@ -289,7 +294,7 @@ class Engine:
             for id in lost:
                 del self._pending[id]
         for id, on_event in lost.items():
-            on_event({"error": f"the engine died ({reason}) while it answered request {id}"})
+            on_event({"error": f"the engine died ({reason}) while it answered request {id}", "died": True})
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self._child is not None and self._child.stdin is not None
@@ -303,6 +308,11 @@ def answer_of(event: Event, text: str) -> Answer:
     """An Answer from the text so far and the event that ended it."""
     counts = event["prompt_tokens"], event["completion_tokens"]
     return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}))
+
+
+def error_of(event: Event) -> EngineError:
+    """The error that ended a request."""
+    return (EngineDiedError if event.get("died") else EngineError)(event["error"])
 
 
 def is_type(path: str, type_name: str) -> bool:

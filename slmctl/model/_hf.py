@@ -137,9 +137,9 @@ class HfAnswerer:
         state, scores = self._begun(head, batch)
         width, lengths = state.width, list(state.lengths)
         searches = [Search(self.trie) for _ in batch]
-        for search, row in zip(searches, scores, strict=True):
+        for search, found in zip(searches, scores, strict=True):
             if search.path == []:
-                search.tell(row)
+                search.tell(found)
         kept = list(range(len(batch)))
         while asking := [row for row in kept if searches[row].path is not None]:
             state.keep([kept.index(row) for row in asking])
