@@ -26,6 +26,7 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
             end=task.end,
             max_tokens=max_tokens,
             stop=(task.end,) if task.end else (),
+            schema=task.constraint,
         )
         for piece in engine.stream(request):
             if isinstance(piece, Answer):

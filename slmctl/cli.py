@@ -222,10 +222,24 @@ def quantize(
     "target",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where their answers go (.csv, .jsonl, or - for stdout).",
+    help="Where their answers go (.csv, .tsv, .jsonl, these also as .gz, .parquet, or - for stdout).",
 )
 @click.option(
     "--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default."
+)
+@click.option(
+    "--format", "format_name", metavar="FORMAT", help="What the file is, such as csv; for - jsonl by default."
+)
+@click.option(
+    "--shard", metavar="K/N", help="Answer the K-th of N runs of its rows; their outputs in order are the whole."
+)
+@click.option(
+    "--engine-url", "urls", multiple=True, metavar="URL", help="Ask an OpenAI-compatible server; again for more."
+)
+@click.option("--engine-model", metavar="NAME", help="What the server calls the model.")
+@click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the server's key.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests in flight a server."
 )
 @_role("prepared", "A prepared data set to use in place of the config's.")
 @_stage
@@ -238,16 +252,40 @@ def predict(
     source: Path | None,
     target: Path | None,
     column: str | None,
+    format_name: str | None,
+    shard: str | None,
+    urls: tuple[str, ...],
+    engine_model: str | None,
+    engine_key_env: str | None,
+    concurrency: int,
     prepared: Path | None,
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
 
     MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
-    .gguf file or an HF folder.
+    .gguf file or an HF folder. With --engine-url it is served elsewhere, and MODEL only says what it is
+    asked; a row whose column "sensitive" says so is then left out. A run that was killed goes on where it was.
     """
     if source is not None or target is not None:
-        _predict_file(options, model, type_name, source, target, column)
+        if source is None or target is None:
+            raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+        if bool(urls) != bool(engine_model):
+            hint = "--engine-url https://host/v1 --engine-model NAME"
+            raise UsageError("--engine-url and --engine-model come together", hint=hint)
+        from slmctl.model import _file
+
+        part, found = _file.shard(shard or "1/1"), _Asked(options, model, type_name)
+        with _file.spooled(source, format_name) as (path, format_name):
+            work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
+            if urls:
+                _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)
+            else:
+                _predict_here(found, work)
         return
+    if shard or urls or format_name or column:
+        raise UsageError(
+            "--shard, --format, --column and --engine-url are for a file", hint="--input FILE --output FILE"
+        )
     from slmctl import pipeline
 
     project = _project(options, prepared=prepared)
@@ -753,44 +791,77 @@ def _template_of(path: Path) -> str:
     return template
 
 
-def _predict_file(
-    options: Options,
-    model: str | None,
-    type_name: str | None,
-    source: Path | None,
-    target: Path | None,
-    column: str | None,
-) -> None:
+class _Asked:
+    """The model that a user's file is answered with, its task, and the project where one is needed."""
+
+    def __init__(self, options: Options, model: str | None, type_name: str | None) -> None:
+        from slmctl import pipeline
+        from slmctl.task import Task
+
+        self.options, self._project = options, None if model and Path(model).exists() else _project(options)
+        kinds = tuple(kind for kind in pipeline.STAGES["predict"].takes[0].kinds if kind != "endpoint")
+        if self._project is None:
+            self.model = pipeline.open_model(Path(str(model)), kinds)
+        else:
+            if model is not None and model not in kinds:
+                raise UsageError(
+                    f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
+                )
+            self.model = pipeline.find(self._project, pipeline.Role(model or "gguf", (model or "gguf",)))
+        has_task = self.model.path.is_dir() and (self.model.path / "task.json").exists()
+        home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
+        self.task = Task.read(home.path)
+        self.type = type_name or _smallest(self.model)
+
+    @property
+    def project(self) -> Project:
+        self._project = self._project or _project(self.options)
+        return self._project
+
+    @property
+    def column(self) -> str:
+        """The column that the config's first source asks."""
+        sources = self.project.config.prepare.sources
+        column: str = sources[0].input if sources and isinstance(sources[0].input, str) else "input"
+        return column
+
+
+def _predict_here(asked: _Asked, work: dict[str, Any]) -> None:
+    """Answer a file with a model on this machine."""
     from slmctl import pipeline
-    from slmctl.task import Task
 
-    if source is None or target is None:
-        raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
-    roles = pipeline.STAGES["predict"].takes[0]
-    project = None if model and Path(model).exists() else _project(options)
-    if project is None:
-        assert model is not None
-        found = pipeline.open_model(Path(model), roles.kinds)
-    else:
-        found = pipeline.find(project, pipeline.Role(model or "gguf", (model or "gguf",)))
-    if column is None:
-        project = project or _project(options)
-        column = project.config.prepare.sources[0].input if project.config.prepare.sources else "input"
-    base = pipeline.base_of(project or _project(options), found) if found.kind == "adapter" else None
-    has_task = found.path.is_dir() and (found.path / "task.json").exists()
-    home = found if has_task else pipeline.find(project or _project(options), pipeline.Role("prepared", ("prepared",)))
+    base = pipeline.base_of(asked.project, asked.model) if asked.model.kind == "adapter" else None
     try:
-        from slmctl.model import predict as module
+        from slmctl.model import _file, predict
 
-        task = Task.read(home.path)
-        type_name = type_name or _smallest(found)
-        with module.opened(found, task, base=base, type=type_name) as (answerer, _):
-            untuned = found.kind == "base"
-            written, wrong = module.answer_file(
-                answerer, task, source=source, target=target, column=column, list_labels=untuned
-            )
+        work["column"] = work["column"] or asked.column
+        identity = {"model": asked.model.digest, "base": base.digest if base else None, "type": asked.type}
+        job = _file.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
+        with predict.opened(asked.model, asked.task, base=base, type=asked.type) as (answerer, _):
+            _said(job.target, *_file.answer_file(answerer, asked.task, job))
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, "predict") from error
+
+
+def _predict_elsewhere(
+    asked: _Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
+) -> None:
+    """Answer a file with a model that is served elsewhere."""
+    from slmctl import pipeline
+
+    try:
+        from slmctl.model import _file, _fleet
+
+        work["column"] = work["column"] or asked.column
+        untuned = asked.model.kind == "base"
+        job = _file.Job(**work, list_labels=untuned, withhold=True, identity={"served": name})
+        answerer = _fleet.FleetAnswerer(_fleet.Fleet(urls, name, key_env, concurrency), asked.task, 256)
+        _said(job.target, *_file.answer_file(answerer, asked.task, job))
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "predict") from error
+
+
+def _said(target: Path, written: int, wrong: int) -> None:
     _console().say(f"{written} rows written to {target}, {wrong} with an error")
 
 

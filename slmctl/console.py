@@ -106,6 +106,10 @@ class Meter:
             done = str(self.done) if self.total is None else f"{self.done}/{self.total}"
             say(f"  {self.label}: {done} {self.unit}, {self._rate()}{self._tail()}")
 
+    def resume(self, done: int) -> None:
+        """Say that so much was done in an earlier run, which took none of this one's time."""
+        self.done = self._before = done
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:

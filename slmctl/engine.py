@@ -7,6 +7,7 @@ must not take the caller along; the child gets no secrets in its environment.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import itertools
@@ -14,14 +15,18 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from slmctl.errors import MissingError, StageError
 
@@ -43,7 +48,9 @@ class Request:
         max_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest token.
         top_p: Share of the probability that is sampled from.
-        stop: Texts that end an answer and are not part of it.
+        stop: Texts that end an answer and are not part of it (free text).
+        schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
+        every_label: Find the probability of every label, at a price; else of those that were looked at.
     """
 
     prompt: str
@@ -55,6 +62,8 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    schema: str = ""
+    every_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,25 @@ class Answer:
 
     Attributes:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
-        confidence: Product of the probabilities of the choices made, each among what was allowed.
+        confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
+            endpoint does not say it.
+        labels: Of labels, the probability of each that was looked at, likeliest first; over all labels it is 1.
     """
 
     text: str
     finish: str
-    confidence: float
+    confidence: float | None
     prompt_tokens: int
     completion_tokens: int
+    labels: dict[str, float] = field(default_factory=dict)
 
 
 class EngineError(StageError):
     """The engine could not answer: a request that does not fit, or a child that died."""
+
+
+class EngineDiedError(EngineError):
+    """The child died while it answered: this request may have killed it, or another one beside it."""
 
 
 Event = dict[str, Any]  # {"piece": text} …, then {"finish": …} or {"error": …}
@@ -95,11 +111,12 @@ class Engine:
     """
 
     def __init__(self, gguf: Path, *, sequences: int = 16, context: int = 2048, threads: int | None = None) -> None:
-        if importlib.util.find_spec("llama_cpp") is None:
-            raise MissingError(
-                "running a GGUF needs the package 'llama_cpp', which is not installed",
-                hint="pip install 'slmctl[gguf]'",
-            )
+        for package in ("llama_cpp", "llguidance"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingError(
+                    f"running a GGUF needs the package '{package}', which is not installed",
+                    hint="pip install 'slmctl[gguf]'",
+                )
         self.gguf = gguf
         self.sequences, self.context = sequences, context
         self._settings = {"sequences": sequences, "context": context, "threads": threads or usable_cores()}
@@ -161,7 +178,7 @@ class Engine:
         try:
             while "finish" not in (event := events.get()):
                 if "error" in event:
-                    raise EngineError(event["error"])
+                    raise error_of(event)
                 text += event["piece"]
                 yield event["piece"]
             yield answer_of(event, text)
@@ -199,7 +216,7 @@ class Engine:
                 texts[index] += event["piece"]
                 continue
             text = texts.pop(index)
-            yield index, EngineError(event["error"]) if "error" in event else answer_of(event, text)
+            yield index, error_of(event) if "error" in event else answer_of(event, text)
             feed()
 
     def tokenize(self, text: str) -> list[int]:
@@ -211,6 +228,23 @@ class Engine:
             raise EngineError(event["error"])
         tokens: list[int] = event["tokens"]
         return tokens
+
+    def logits(self, text: str, *, last: int = 1) -> npt.NDArray[np.float32]:
+        """What the model expects after each of the last tokens of a text.
+
+        Returns:
+            Logits (last, n_vocab), those after the whole text in the last row.
+
+        Raises:
+            EngineError: The text does not fit, or the child died.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._send({**Request(text).__dict__, "max_tokens": 0, "logits": last}, events.put)
+        event = events.get()
+        if "error" in event:
+            raise EngineError(event["error"])
+        rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
+        return rows.reshape(-1, self.info["n_vocab"])
 
     def _send(self, message: dict[str, Any], on_event: Callable[[Event], None]) -> str:
         """Have the child do something, in a fresh one when it has died; returns the id of what was asked."""
@@ -224,19 +258,21 @@ class Engine:
         return id
 
     def _start(self) -> None:
-        with tempfile.TemporaryFile() as log:
-            child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
-            assert child.stdout is not None
-            line = child.stdout.readline()
-            if not line:
-                child.communicate()
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - the listener closes it, when it has read why the child died
+        child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            child.communicate()
+            with log:
                 raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
         self.info = json.loads(line)
         self._child = child
-        self._listener = threading.Thread(target=self._listen, args=(child,), daemon=True)
+        loaded = log.seek(0, os.SEEK_END)  # what was said while it loaded explains no later death
+        self._listener = threading.Thread(target=self._listen, args=(child, log, loaded), daemon=True)
         self._listener.start()
 
-    def _listen(self, child: subprocess.Popen[str]) -> None:
+    def _listen(self, child: subprocess.Popen[str], log: IO[bytes], loaded: int) -> None:
         assert child.stdout is not None and child.stdin is not None
         for line in child.stdout:
             event = json.loads(line)
@@ -248,6 +284,8 @@ class Engine:
             if on_event is not None:
                 on_event(event)
         code = child.wait()
+        with log:
+            reason = _reason(code, _last_words(log, loaded))
         with self._lock:
             for pipe in (child.stdout, child.stdin):
                 with contextlib.suppress(OSError):
@@ -256,7 +294,7 @@ class Engine:
             for id in lost:
                 del self._pending[id]
         for id, on_event in lost.items():
-            on_event({"error": f"the engine died (exit {code}) while it answered request {id}"})
+            on_event({"error": f"the engine died ({reason}) while it answered request {id}", "died": True})
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self._child is not None and self._child.stdin is not None
@@ -268,7 +306,13 @@ class Engine:
 
 def answer_of(event: Event, text: str) -> Answer:
     """An Answer from the text so far and the event that ended it."""
-    return Answer(text, event["finish"], event["confidence"], event["prompt_tokens"], event["completion_tokens"])
+    counts = event["prompt_tokens"], event["completion_tokens"]
+    return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}))
+
+
+def error_of(event: Event) -> EngineError:
+    """The error that ended a request."""
+    return (EngineDiedError if event.get("died") else EngineError)(event["error"])
 
 
 def is_type(path: str, type_name: str) -> bool:
@@ -281,8 +325,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _last_words(log: IO[bytes]) -> str:
-    log.seek(0)
+def _reason(code: int, words: str) -> str:
+    """Why a child ended, by its exit code and what it last said."""
+    if code == -signal.SIGKILL:
+        return f"exit {code}: killed, as the kernel does when memory runs out"
+    return f"exit {code}: {words}"
+
+
+def _last_words(log: IO[bytes], start: int = 0) -> str:
+    log.seek(start)
     lines = log.read().decode(errors="replace").strip().splitlines()
     errors = [line for line in lines if "error" in line.lower()] or lines
     return errors[-1] if errors else "no reason given"

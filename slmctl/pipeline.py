@@ -80,7 +80,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", *_HF, "peft"),
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
         ),
         Stage(
             "evaluate",
@@ -103,7 +103,7 @@ BY_KIND = {stage.leaves: stage for stage in STAGES.values()}
 EXTRAS = {
     "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
-    "unsloth": "cuda", "llama_cpp": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
+    "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "presidio_analyzer": "pii",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",

@@ -175,7 +175,7 @@ class Remote:
     def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes, float]:
         """Status, headers and body of one attempt; a reply that drips or does not end is cut off."""
         begun, raw = time.monotonic(), b""
-        with client.stream("POST", self.url, json=body) as response:
+        with client.stream("POST", self._address(), json=body) as response:
             for chunk in response.iter_bytes():
                 raw += chunk
                 if time.monotonic() - begun > self.timeout_s or self._stop.is_set():
@@ -183,6 +183,10 @@ class Remote:
                 if len(raw) > MAX_BYTES:
                     raise httpx.ReadError(f"a reply of more than {MAX_BYTES} bytes")
             return response.status_code, response.headers, raw, time.monotonic() - begun
+
+    def _address(self) -> str:
+        """Where the next attempt goes."""
+        return self.url
 
     def _body(self, request: Ask) -> dict[str, Any]:
         options = {"max_tokens": request.max_tokens, "temperature": request.temperature}

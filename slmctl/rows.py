@@ -9,7 +9,7 @@ import csv
 import json
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,14 +103,22 @@ def require_file(path: Path) -> None:
     raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
 
 
-def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+def as_csv(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    columns: Sequence[str] | None = None,
+    header: bool = True,
+    separator: str = ",",
+) -> str:
     """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
     all_rows = list(rows)
-    columns = list(dict.fromkeys(name for row in all_rows for name in row))
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in all_rows for name in row))
     lines: list[str] = []
     # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
-    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
-    writer.writerow([_escaped(name) for name in columns])
+    writer = csv.writer(SimpleNamespace(write=lines.append), delimiter=separator, lineterminator="\r\n")
+    if header:
+        writer.writerow([_escaped(name) for name in columns])
     writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 

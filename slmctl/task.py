@@ -19,7 +19,7 @@ import jinja2
 import jsonschema
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from slmctl.artifact import canonical
+from slmctl.artifact import canonical, sha256_bytes
 from slmctl.errors import DataError, IntegrityError
 
 FILENAME = "task.json"
@@ -70,6 +70,16 @@ class Task:
 
     def write(self, folder: Path) -> None:
         (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
+
+    @property
+    def digest(self) -> str:
+        """The hash of the whole contract."""
+        return sha256_bytes(canonical(dataclasses.asdict(self)))
+
+    @property
+    def constraint(self) -> str:
+        """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
+        return json.dumps(self.schema) if self.kind == "extract" else ""
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, Any]]:
         """The conversation that asks for one answer.
@@ -154,6 +164,14 @@ class Task:
             return json.loads(text)
         except (ValueError, RecursionError):
             raise DataError("the answer is not JSON") from None
+
+    def accepts(self, text: str) -> bool:
+        """Whether an answer is one that the task allows: a label, JSON that satisfies the schema, any text."""
+        try:
+            value = self.read_answer(text)
+        except DataError:
+            return False
+        return self.kind != "extract" or self.fits_schema(value)
 
     def fits_schema(self, value: Any) -> bool:
         """Whether a parsed answer satisfies the task's JSON Schema."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,20 +13,21 @@ from typing import Any, Protocol
 from slmctl import console, engine
 from slmctl.artifact import Artifact, FileEntry
 from slmctl.config import PredictConfig
-from slmctl.errors import DataError, StageError, UsageError
+from slmctl.errors import StageError, UsageError
 from slmctl.records import Record, read_records, write_jsonl
-from slmctl.rows import Row, as_csv, listed, read_rows
 from slmctl.task import Task
 
+LABELS = 5  # the likeliest ones that a line holds with their probabilities
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: the rendered prompt, and the text at its start that all questions share."""
+    """One question: the rendered prompt, the text at its start that all questions share, the turns it is made of."""
 
     text: str
     prefix: str = ""
+    messages: tuple[dict[str, Any], ...] = ()
 
 
 class Answerer(Protocol):
@@ -76,6 +76,7 @@ def run(
         "size": weights.size,
         "sha256": weights.sha256,
         "prompt_lists_labels": untuned and bool(task.labels),
+        "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
         "latency_ms": latency,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }
@@ -83,9 +84,9 @@ def run(
 
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
     """The prompt for one input, and how much of it does not depend on the input."""
-    mark = "\x00"
-    rendered = task.prompt(task.messages(text, list_labels=list_labels))
-    return Prompt(rendered, task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0])
+    turns, mark = task.messages(text, list_labels=list_labels), "\x00"
+    prefix = task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
+    return Prompt(task.prompt(turns), prefix, tuple(turns))
 
 
 class opened:  # noqa: N801 - reads as a verb in `with`
@@ -149,8 +150,9 @@ class GgufAnswerer:
 def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
     """What the engine is asked so that the answer is one that the task allows."""
     return engine.Request(
-        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,)
-    )
+        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
+        schema=task.constraint,
+    )  # fmt: skip
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
@@ -176,80 +178,14 @@ def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
 
 def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
     assert answer is not None
+    likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
     return {
         "id": record.id,
         "answer": answer.text,
         "expected": record.answer,
         "confidence": answer.confidence,
+        **({"labels": likeliest} if likeliest else {}),
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
     }
-
-
-# A user's own file
-
-
-def answer_file(
-    answerer: Answerer, task: Task, *, source: Path, target: Path, column: str, list_labels: bool
-) -> tuple[int, int]:
-    """Answer every row of a file, in order, columns kept, `answer` and `confidence` added.
-
-    A bad row becomes a row with an `error`. `-` as the target is stdout, as JSONL. The file appears
-    under its name only when it is whole.
-
-    Returns:
-        Rows written, and how many of them have an error.
-
-    Raises:
-        DataError: The file has no such column, or cannot be read.
-        UsageError: The target is of an unknown kind.
-    """
-    write = _writer(target)
-    rows = list(read_rows(source))
-    good = [row for row in rows if not row.fault]
-    if not rows:
-        raise DataError(f"{source.name} holds no rows")
-    if good and column not in good[0].columns:
-        known = listed(list(good[0].columns))
-        raise DataError(f"{source.name} has no column '{column}'", hint=f"--column NAME; its columns: {known}")
-    results: list[dict[str, Any]] = [dict(row.columns) for row in rows]
-    asked = [k for k, row in enumerate(rows) if _askable(row, column, results[k])]
-    prompts = [prompt(task, str(rows[k].columns[column]).strip(), list_labels=list_labels) for k in asked]
-    with console.progress("predict", len(prompts), "rows") as meter:
-        for index, answer in answerer.answer(prompts):
-            fields = results[asked[index]]
-            if isinstance(answer, engine.EngineError):
-                fields |= {"answer": None, "confidence": None, "error": answer.message}
-            else:
-                fields |= {"answer": answer.text.strip(), "confidence": answer.confidence, "error": None}
-            meter.advance()
-    write(results)
-    return len(results), sum(bool(fields["error"]) for fields in results)
-
-
-def _askable(row: Row, column: str, fields: dict[str, Any]) -> bool:
-    problem = row.fault or ("" if str(row.columns.get(column) or "").strip() else f"'{column}' is empty")
-    if problem:
-        fields |= {"answer": None, "confidence": None, "error": problem}
-    return not problem
-
-
-def _writer(target: Path) -> Callable[[list[dict[str, Any]]], None]:
-    """What writes rows to a target; a target of an unknown kind is refused before anything is asked."""
-    if str(target) == "-":
-        return lambda results: console.write_json(_as_jsonl(results))
-    forms: dict[str, Callable[[list[dict[str, Any]]], str]] = {".csv": as_csv, ".jsonl": _as_jsonl}
-    if target.suffix not in forms:
-        raise UsageError(f"{target.name} is of an unknown kind", hint=f"known: {', '.join(forms)}, or - for stdout")
-
-    def write(results: list[dict[str, Any]]) -> None:
-        half = target.with_name(f".{target.name}.part")
-        half.write_text(forms[target.suffix](results), encoding="utf-8", newline="")
-        os.replace(half, target)
-
-    return write
-
-
-def _as_jsonl(results: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in results)

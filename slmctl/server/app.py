@@ -206,6 +206,7 @@ def _request(body: dict[str, Any], served: Served) -> Request:
         top_p=_number(body, "top_p", 1.0, 0, 1),
         seed=int(_number(body, "seed", 0, 0, 2**63)),
         stop=(*stops, *([task.end] if task.end else [])),
+        schema=task.constraint,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import tiny
 from slmctl import engine, pipeline
 from slmctl.artifact import Artifact, load
 from slmctl.config import PredictConfig
-from slmctl.errors import DataError, UsageError
+from slmctl.errors import UsageError
 from slmctl.model import predict
 from slmctl.task import Task
 
@@ -106,126 +105,6 @@ def test_f16_is_not_the_end_of_bf16() -> None:
 def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) -> None:
     with pytest.raises(UsageError):
         predict.choose_gguf(artifacts["gguf"], type_name)
-
-
-# A user's own file
-
-
-ROWS = [
-    {"id": "1", "text": "refund my card", "note": "a, b"},
-    {"id": "2", "text": "", "note": 'say "hi"'},
-    {"id": "3", "text": "courier\nlate", "note": ""},
-    {"id": "4", "text": "=cmd()", "note": "你好"},
-]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in.csv"
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, ["id", "text", "note"])
-        writer.writeheader()
-        writer.writerows(ROWS)
-    return path
-
-
-def check(rows: list[dict[str, Any]], empty: Any) -> None:
-    assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
-    assert [row["answer"] in tiny.WORDS for row in rows] == [True, False, True, True]
-    assert rows[1]["error"] == "'text' is empty"
-    assert [row["error"] for row in rows if row["id"] != "2"] == [empty] * 3
-
-
-def test_csv_in_and_out(tiny_run: Path, source: Path) -> None:
-    target = source.with_name("out.csv")
-    done = tiny.slmctl(tiny_run, "predict", "--input", str(source), "--output", str(target))
-    assert tiny.ok(done) == ""
-    assert "4 rows written" in done.stderr
-    assert "1 with an error" in done.stderr
-    with target.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert rows[3]["text"] == "'=cmd()"  # a spreadsheet would have run it
-    rows[3]["text"] = rows[3]["text"].removeprefix("'")
-    check(rows, "")
-    assert not list(source.parent.glob(".*.part"))
-
-
-def test_a_release_alone_answers_on_stdout(tiny_run: Path, source: Path) -> None:
-    release = tiny_run / "registry" / "tiny-desk" / "1.0"
-    done = tiny.slmctl(
-        source.parent, "predict", str(release), "--input", str(source), "--output", "-", "--column", "text"
-    )
-    check([json.loads(line) for line in tiny.ok(done).splitlines()], None)
-
-
-def test_jsonl_with_a_bad_line(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"text": "refund", "n": 1}\nnot json\n{"other": 2}\n{"text": "late", "n": null}\n')
-    task = Task.read(artifacts["gguf"].path)
-    with predict.opened(artifacts["gguf"], task, type="F16") as (answerer, _):
-        counts = predict.answer_file(answerer, task, source=source, target=target, column="text", list_labels=False)
-    rows = [json.loads(line) for line in target.read_text().splitlines()]
-    assert counts == (4, 2)
-    assert [row.get("n") for row in rows] == [1, None, None, None]
-    assert rows[1]["error"].startswith("not valid JSON")
-    assert rows[2]["error"] == "'text' is empty"
-    assert [row["error"] is None for row in rows] == [True, False, False, True]
-
-
-def test_a_row_that_is_too_long_gets_its_error(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text(json.dumps({"text": "hello " * 3000}) + "\n" + json.dumps({"text": "refund"}) + "\n")
-    task = Task.read(artifacts["gguf"].path)
-    with predict.opened(artifacts["gguf"], task, type="F16") as (answerer, _):
-        counts = predict.answer_file(answerer, task, source=source, target=target, column="text", list_labels=False)
-    first, second = [json.loads(line) for line in target.read_text().splitlines()]
-    assert counts == (2, 1)
-    assert "does not fit the context" in first["error"]
-    assert second["answer"] in tiny.WORDS
-
-
-class Silent:
-    """An answerer that must not be asked."""
-
-    def answer(self, prompts: Any) -> Any:
-        assert not list(prompts)
-        return iter(())
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "target", "error"),
-    [
-        ("in.csv", "text\n", "out.csv", DataError),
-        ("in.csv", "other\nx\n", "out.csv", DataError),
-        ("in.xlsx", "", "out.csv", DataError),
-        ("in.csv", "text\n\n", "out.csv", DataError),
-    ],
-)
-def test_files_that_cannot_be_answered_are_refused(
-    artifacts: dict[str, Artifact], tmp_path: Path, name: str, text: str, target: str, error: type[Exception]
-) -> None:
-    (tmp_path / name).write_text(text)
-    task = Task.read(artifacts["gguf"].path)
-    with pytest.raises(error):
-        predict.answer_file(
-            Silent(), task, source=tmp_path / name, target=tmp_path / target, column="text", list_labels=False
-        )
-    assert not (tmp_path / target).exists()
-
-
-def test_an_unknown_target_is_refused_before_the_work(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    (tmp_path / "in.csv").write_text("text\nrefund\n")
-    task = Task.read(artifacts["gguf"].path)
-    with pytest.raises(UsageError, match="of an unknown kind"):
-        predict.answer_file(
-            Silent(), task, source=tmp_path / "in.csv", target=tmp_path / "out.xlsx", column="text", list_labels=False
-        )
-
-
-def test_input_and_output_come_together(tiny_run: Path, source: Path) -> None:
-    done = tiny.slmctl(tiny_run, "predict", "--input", str(source))
-    assert done.returncode == 2
-    assert "--input and --output come together" in done.stderr
 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:

@@ -1,0 +1,361 @@
+"""Requests in, events out: what the engine's child does with a loaded model, batch by batch.
+
+Every sequence has a place in one llama.cpp context; whatever they need next is decoded together
+(continuous batching). Sequence 0 keeps the prompt prefix that requests have in common: a new request
+copies it instead of computing it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.errors import DataError
+from slmctl.grammar import Rules, Walk
+from slmctl.labels import Search, Trie
+
+KEPT = 64  # grammars
+BATCH = 512  # tokens that one decode call takes at most
+Logits = npt.NDArray[np.float32]
+Item = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+
+
+class Model(Protocol):
+    """What a loaded model can do for the scheduler."""
+
+    cells: int  # tokens that all sequences together may hold
+
+    def tokenize(self, text: str) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
+    def ends(self, token: int) -> bool: ...
+    def rules(self, schema: str) -> Rules: ...
+    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def forget(self, sequence: int, start: int = 0) -> None: ...
+
+
+class Text:
+    """Bytes of tokens in, text out: never half a character, never a stop string or what might become one."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, raw: bytes, *, final: bool = False) -> str:
+        """What may be shown now that `raw` has come."""
+        self._held += self._decode(raw, final)
+        places = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
+        if places:
+            self.stopped = True
+            shown, self._held = self._held[: min(places)], ""
+            return shown
+        keep = 0 if final else max((self._overlap(text) for text in self._stop), default=0)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins `stop`."""
+        return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+@dataclass
+class Sequence:
+    """One request while it is answered."""
+
+    id: str
+    prompt: list[int]
+    shared: int  # the first tokens of the prompt that sequence 0 holds too
+    max_tokens: int
+    temperature: float
+    top_p: float
+    random: np.random.Generator
+    text: Text
+    search: Search | None = None  # for labels
+    walk: Walk | None = None  # for JSON
+    wants: int = 0  # for logits: at so many of the last positions
+    slot: int = 0
+    position: int = 0  # tokens of this sequence in the context so far
+    pending: list[int] = field(default_factory=list)  # tokens to decode next
+    path: list[int] = field(default_factory=list)  # tokens of labels in the context, after the prompt
+    logits: list[Logits] = field(default_factory=list)
+    answered: int = 0
+    probability: float = 1.0  # of the choices made, each among what was allowed
+
+    @property
+    def room(self) -> int:
+        return len(self.prompt) + self.max_tokens
+
+
+class Scheduler:
+    """Admits the requests that fit, and moves every admitted one on in each step."""
+
+    def __init__(self, model: Model, slots: int, context: int, send: Callable[..., None]) -> None:
+        self.model, self.context, self.send = model, context, send
+        self.free = list(range(slots, 0, -1))
+        self.waiting: list[Sequence] = []
+        self.active: list[Sequence] = []
+        self.prefix: list[int] = []  # the tokens that sequence 0 holds
+        self._tries: dict[tuple[str, ...], Trie] = {}
+        self._rules: dict[str, Rules] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.active)
+
+    def submit(self, request: dict[str, Any]) -> None:
+        """Take a request; one that cannot be answered gets its error at once."""
+        try:
+            sequence = self._sequence(request)
+            if not sequence.prompt:
+                raise DataError("the prompt is empty")
+            if sequence.room > self.context:
+                raise DataError(
+                    f"a prompt of {len(sequence.prompt)} tokens with an answer of up to {sequence.max_tokens} "
+                    f"does not fit the context of {self.context} tokens"
+                )
+        except DataError as error:
+            self.send(id=request["id"], error=error.message)
+            return
+        self.waiting.append(sequence)
+
+    def cancel(self, id: str) -> None:
+        """Forget a request and free its place."""
+        self.waiting = [sequence for sequence in self.waiting if sequence.id != id]
+        for sequence in [sequence for sequence in self.active if sequence.id == id]:
+            self._release(sequence)
+
+    def step(self) -> None:
+        """Admit, decode one batch, choose the next tokens."""
+        self._admit()
+        items: list[Item] = []
+        for sequence in self.active:
+            items += self._next_items(sequence, BATCH - len(items))
+            if len(items) == BATCH:
+                break
+        if not items:
+            return
+        by_slot = {sequence.slot: sequence for sequence in self.active}
+        for slot, logits in self.model.decode(items):
+            self._heard(by_slot[slot], logits)
+        # whoever was served last comes first next time, so a long prompt starves nobody
+        self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
+
+    def _sequence(self, request: dict[str, Any]) -> Sequence:
+        prompt, head = self.model.tokenize(request["prompt"]), self.model.tokenize(request["prefix"])
+        length = min(len(head), len(prompt))
+        shared = next((k for k in range(length) if prompt[k] != head[k]), length)
+        sequence = Sequence(
+            id=request["id"],
+            prompt=prompt,
+            shared=max(0, min(shared, len(prompt) - 1)),  # the last token must be decoded, to have its logits
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            top_p=request["top_p"],
+            random=np.random.default_rng(request["seed"]),
+            text=Text(request["stop"]),
+        )
+        if request.get("logits"):
+            sequence.wants, sequence.max_tokens = min(request["logits"], len(prompt)), 0
+            sequence.shared = max(0, min(shared, len(prompt) - sequence.wants))
+        elif request["labels"]:
+            trie = self._trie(request["labels"], request["end"])
+            sequence.search = Search(trie, every=request["every_label"])
+            sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
+        elif request["schema"]:
+            sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value
+            sequence.walk = self._grammar(request["schema"]).begin()
+        return sequence
+
+    def _next_items(self, sequence: Sequence, room: int) -> list[Item]:
+        take, last = sequence.pending[:room], len(sequence.pending) <= room
+        sequence.pending = sequence.pending[len(take) :]
+        first = (
+            len(sequence.prompt) - sequence.wants if sequence.wants else None
+        )  # the first position that wants logits
+        items = []
+        for k, token in enumerate(take, start=sequence.position):
+            wanted = k >= first if first is not None else last and k == sequence.position + len(take) - 1
+            items.append((token, k, sequence.slot, wanted))
+        sequence.position += len(take)
+        return items
+
+    def _admit(self) -> None:
+        while self.waiting and self.free:
+            sequence = self.waiting[0]
+            used = max(len(self.prefix), sequence.shared) + sum(other.room for other in self.active)
+            if used + sequence.room > self.model.cells and self.active:
+                return
+            self.waiting.pop(0)
+            self._share(sequence)
+            sequence.slot = self.free.pop()
+            if sequence.shared:
+                self.model.copy(0, sequence.slot, sequence.shared)
+            sequence.position = sequence.shared
+            sequence.pending = sequence.prompt[sequence.shared :]
+            self.active.append(sequence)
+            if sequence.walk is not None:
+                self._append(sequence, sequence.walk.forced())
+            elif sequence.search is not None and sequence.search.path is None:
+                self._end_label(sequence)  # there is only one label
+
+    def _share(self, sequence: Sequence) -> None:
+        """Have sequence 0 hold the prefix of this request, computing it when it is a new one."""
+        wanted = sequence.prompt[: sequence.shared]
+        if self.prefix[: len(wanted)] == wanted:
+            return
+        self.model.forget(0)
+        for start in range(0, len(wanted), BATCH):
+            part = wanted[start : start + BATCH]
+            self.model.decode([(token, start + k, 0, False) for k, token in enumerate(part)])
+        self.prefix = wanted
+
+    def _heard(self, sequence: Sequence, logits: Logits) -> None:
+        """Go on with the logits of what follows a sequence so far."""
+        if sequence.wants:
+            sequence.logits.append(logits.copy())
+            if len(sequence.logits) == sequence.wants:
+                self.send(id=sequence.id, logits=np.stack(sequence.logits))
+                self._release(sequence)
+        elif sequence.search is not None:
+            self._label(sequence, sequence.search, logits)
+        elif sequence.walk is not None:
+            self._json(sequence, sequence.walk, logits)
+        else:
+            self._free_text(sequence, logits)
+
+    def _label(self, sequence: Sequence, search: Search, logits: Logits) -> None:
+        """Walk the trie: ask only where there is a choice, go back where another branch is likelier."""
+        search.tell(logits)
+        path = search.path
+        if path is None:
+            self._end_label(sequence)
+            return
+        same = next((k for k, (a, b) in enumerate(zip(sequence.path, path, strict=False)) if a != b), None)
+        same = min(len(sequence.path), len(path)) if same is None else same
+        if same < len(sequence.path):
+            self.model.forget(sequence.slot, len(sequence.prompt) + same)
+        sequence.position = len(sequence.prompt) + same
+        sequence.pending, sequence.path = path[same:], path
+
+    def _end_label(self, sequence: Sequence) -> None:
+        assert sequence.search is not None
+        index, sequence.probability = sequence.search.best
+        sequence.answered = len(sequence.search.trie.tokens[index])
+        self.send(id=sequence.id, piece=sequence.search.trie.labels[index])
+        self._finish(sequence, "stop", labels=sequence.search.probabilities())
+
+    def _json(self, sequence: Sequence, walk: Walk, logits: Logits) -> None:
+        """Choose among what the grammar allows, and append what it then forces without asking."""
+        allowed = walk.allowed()
+        if not len(allowed):
+            self._fail(sequence, "the grammar allows nothing more")
+            return
+        token, probability = self._sample(sequence, logits[allowed])
+        token = int(allowed[token])
+        sequence.probability *= probability
+        if self.model.ends(token):
+            sequence.answered += 1
+            self._end_text(sequence, "stop")
+            return
+        try:
+            self._append(sequence, [token, *walk.accept(token)])
+        except DataError as error:
+            self._fail(sequence, error.message)
+
+    def _free_text(self, sequence: Sequence, logits: Logits) -> None:
+        token, probability = self._sample(sequence, logits)
+        sequence.probability *= probability
+        if self.model.ends(token):
+            sequence.answered += 1
+            self._end_text(sequence, "stop")
+        else:
+            self._append(sequence, [token])
+
+    def _append(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Go on with these tokens, or end where they end the answer."""
+        tokens = tokens[: sequence.max_tokens - sequence.answered]
+        sequence.answered += len(tokens)
+        self._emit(sequence, sequence.text.push(b"".join(map(self.model.piece, tokens))))
+        if sequence.text.stopped:
+            self._finish(sequence, "stop")
+        elif sequence.walk is not None and sequence.walk.finished:
+            self._end_text(sequence, "stop")
+        elif sequence.answered >= sequence.max_tokens:
+            self._end_text(sequence, "length")
+        else:
+            sequence.pending += tokens
+
+    def _sample(self, sequence: Sequence, logits: Logits) -> tuple[int, float]:
+        """The place of the next token in `logits`, and its probability at temperature 1.
+
+        A draw goes through the tokens in the order of the vocabulary: with a seed it then hardly depends on
+        the last bits of the logits, which differ with the company that a sequence is decoded in.
+        """
+        scores = logits - logits.max()
+        weights = np.exp(scores)
+        total = float(weights.sum(dtype=np.float64))
+        if sequence.temperature <= 0:
+            token = int(scores.argmax())
+        else:
+            shares = np.exp(scores.astype(np.float64) / sequence.temperature)
+            if sequence.top_p < 1:
+                order = np.argsort(-shares, kind="stable")
+                kept = int(np.searchsorted(np.cumsum(shares[order]), sequence.top_p * shares.sum())) + 1
+                shares[order[kept:]] = 0
+            sums = np.cumsum(shares)
+            token = int(np.searchsorted(sums, sequence.random.random() * sums[-1], side="right"))
+            token = min(token, len(scores) - 1)
+        return token, math.exp(float(scores[token])) / total
+
+    def _emit(self, sequence: Sequence, text: str) -> None:
+        if text:
+            self.send(id=sequence.id, piece=text)
+
+    def _end_text(self, sequence: Sequence, reason: str) -> None:
+        self._emit(sequence, sequence.text.push(b"", final=True))
+        self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: str, **more: Any) -> None:
+        self.send(
+            id=sequence.id,
+            finish=reason,
+            prompt_tokens=len(sequence.prompt),
+            completion_tokens=sequence.answered,
+            confidence=float(f"{sequence.probability:.6g}"),  # of a long text it is small
+            **more,
+        )
+        self._release(sequence)
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self.send(id=sequence.id, error=message)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.model.forget(sequence.slot)
+        self.active.remove(sequence)
+        self.free.append(sequence.slot)
+
+    def _trie(self, labels: list[str], end: str) -> Trie:
+        """The trie of the tokens of every label followed by the end of the turn."""
+        key = (end, *labels)
+        if key not in self._tries:
+            try:
+                self._tries[key] = Trie(labels, [self.model.tokenize(label + end) for label in labels])
+            except ValueError as error:
+                raise DataError(str(error)) from None
+        return self._tries[key]
+
+    def _grammar(self, schema: str) -> Rules:
+        if schema not in self._rules:
+            if len(self._rules) >= KEPT:  # a client may send a schema with each request
+                self._rules.clear()
+            self._rules[schema] = self.model.rules(schema)
+        return self._rules[schema]

@@ -1,0 +1,126 @@
+"""A JSON Schema as what may come next, token by token: the engine and the HF models answer under the same one.
+
+The grammar is llguidance's; llama.cpp's own converter drops `pattern`, `format` and `items` beside a
+list of types, and lets bare line breaks into strings. An answer is written as `prepare` writes it:
+keys in alphabetical order, `, ` and `: ` between them, no other white space.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import llguidance
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.errors import DataError
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
+          "propertyNames", "if", "then", "else")  # fmt: skip
+
+
+class Rules:
+    """A schema, compiled for one tokenizer.
+
+    Raises:
+        DataError: The grammar cannot express something in the schema; it is named.
+    """
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, schema: str) -> None:
+        self._start = _compiled(tokenizer, schema)
+        self._vocabulary = tokenizer.vocab_size
+
+    def begin(self) -> Walk:
+        """The state of an answer that has no token yet."""
+        return Walk(self._start.deep_copy(), self._vocabulary)
+
+
+class Walk:
+    """How far one answer has come."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int) -> None:
+        self._matcher, self._vocabulary = matcher, vocabulary
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end of the turn can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        """The tokens that may come next, in order; the end of the turn is one of them where the answer may end."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, bitorder="little", count=self._vocabulary))
+
+    def accept(self, token: int) -> list[int]:
+        """Take a token, and the ones that its grammar then forces; returns the latter.
+
+        Raises:
+            DataError: The grammar does not allow it, or has become too complex to follow.
+        """
+        if not self._matcher.consume_token(token):
+            raise DataError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+        return self.forced()
+
+    def forced(self) -> list[int]:
+        """Take the tokens that must come next, whatever the model would say."""
+        tokens: list[int] = [] if self.finished else self._matcher.compute_ff_tokens()
+        if tokens and not self._matcher.consume_tokens(tokens):
+            raise DataError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+        return tokens
+
+
+def require(schema: dict[str, Any]) -> None:
+    """See that a grammar can be made of a schema.
+
+    Raises:
+        DataError: It cannot; what it cannot express is named.
+    """
+    fault = llguidance.LLMatcher.validate_grammar(_rules(json.dumps(schema)))
+    if fault:
+        raise _refusal(fault)
+
+
+def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMatcher:
+    matcher = llguidance.LLMatcher(tokenizer, _rules(schema), log_level=0)
+    if matcher.is_error():
+        raise _refusal(matcher.get_error())
+    return matcher
+
+
+def _refusal(fault: str) -> DataError:
+    return DataError(
+        f"no grammar can be made of the schema: {_first_line(fault)}",
+        hint="leave that keyword out of the schema",
+    )
+
+
+def _rules(schema: str) -> str:
+    return llguidance.LLMatcher.grammar_from_json_schema(
+        json.dumps(_ordered(json.loads(schema))),
+        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    )
+
+
+def _ordered(schema: Any) -> Any:
+    """A schema whose properties stand in alphabetical order, at every depth."""
+    if isinstance(schema, list):
+        return [_ordered(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = dict(schema)
+    for key in _MAPS:
+        if isinstance(result.get(key), dict):
+            result[key] = {name: _ordered(part) for name, part in sorted(result[key].items())}
+    for key in _PARTS:
+        if key in result:
+            result[key] = _ordered(result[key])
+    for key in ("enum", "const"):
+        if key in result:
+            result[key] = json.loads(json.dumps(result[key], sort_keys=True))
+    return result
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())[:200]

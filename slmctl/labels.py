@@ -1,0 +1,143 @@
+"""The labels of a task as tokens: which of them a model finds likeliest, asked only where it has a choice.
+
+The engine and the HF models walk the same trie. A label's probability is the product of the
+probabilities of its tokens, each among the tokens that the labels allow there; over all labels they
+add up to 1.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+LOOKS = 2  # branches looked into beside the first label found
+FLOOR = 1e-4  # with every label asked for: a branch that is less likely is not followed; its labels share what it has
+
+
+@dataclass
+class Node:
+    """The tokens that may follow, and how many labels lie below."""
+
+    next: dict[int, Node] = field(default_factory=dict)
+    label: int | None = None
+    below: list[int] = field(default_factory=list)
+
+
+Branch = tuple[float, int, list[int], Node]  # minus its probability, its turn, its tokens, where they lead
+
+
+class Trie:
+    """The labels of a task by their tokens, the end of the turn included.
+
+    Raises:
+        ValueError: The tokens of one label begin another's, so that nothing would tell them apart.
+    """
+
+    def __init__(self, labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+        self.labels, self.tokens = tuple(labels), [list(ids) for ids in tokens]
+        self.root = Node()
+        for index, ids in enumerate(self.tokens):
+            node = self.root
+            node.below.append(index)
+            for token in ids:
+                if node.label is not None:
+                    raise ValueError(f"the label '{self.labels[node.label]}' begins '{self.labels[index]}'")
+                node = node.next.setdefault(token, Node())
+                node.below.append(index)
+            if len(node.below) > 1:
+                other = node.below[0]
+                raise ValueError(f"the label '{self.labels[index]}' begins or equals '{self.labels[other]}'")
+            node.label = index
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest label."""
+        return max(map(len, self.tokens))
+
+
+class Search:
+    """One walk through a trie: it says whose logits it needs next, and is told them.
+
+    It first takes the likeliest token at every choice, as free decoding does. Where a branch that was
+    left is likelier than the label that was found, it is looked into, a few times at most: a model that
+    knows little would else be asked for half its labels.
+
+    Args:
+        trie: The labels.
+        every: Go on until the probability of every label is known, which makes the best one certain.
+    """
+
+    def __init__(self, trie: Trie, *, every: bool = False) -> None:
+        self.trie = trie
+        self._least, self._left = (FLOOR, -1) if every else (0.0, LOOKS)
+        self._every = every
+        self._order = itertools.count()  # of equally likely branches the first one found comes first
+        self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
+        self._found: dict[int, float] = {}
+        self._here = self._branch(1.0, [], trie.root)
+        self._first = not every  # on the way to the first label
+
+    @property
+    def path(self) -> list[int] | None:
+        """Tokens after the prompt; what follows them is to be told. None when the search is over."""
+        return None if self._here is None else self._here[2]
+
+    def tell(self, logits: npt.NDArray[np.float32]) -> None:
+        """The logits (n_vocab,) of what follows `path`."""
+        assert self._here is not None
+        negative, _, path, node = self._here
+        tokens = list(node.next)
+        scores = np.asarray(logits[tokens], dtype=np.float64)
+        weights = np.exp(scores - scores.max())
+        shares = -negative * weights / weights.sum()
+        branches = [
+            self._branch(float(share), [*path, token], node.next[token])
+            for token, share in zip(tokens, shares, strict=True)
+        ]
+        down = int(shares.argmax()) if self._first else None
+        for k, branch in enumerate(branches):
+            if branch is not None and k != down:
+                heapq.heappush(self._open, branch)
+        self._here = branches[down] if down is not None else None
+        if self._here is None:
+            self._first = False
+            self._here = self._another()
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The likeliest label that was found, and its probability."""
+        index = max(self._found, key=lambda one: (self._found[one], -one))
+        return index, self._found[index]
+
+    def probabilities(self) -> dict[str, float]:
+        """Labels with their probability, likeliest first: those that were found, or every one."""
+        found = dict(self._found)
+        if self._every:
+            for negative, _, _, node in self._open:
+                found |= dict.fromkeys(node.below, -negative / len(node.below))
+        order = sorted(found, key=lambda one: (-found[one], one))
+        return {self.trie.labels[index]: float(f"{found[index]:.6g}") for index in order}
+
+    def _another(self) -> Branch | None:
+        """The branch to look into next, when one is left that is likely enough."""
+        enough = self._least if self._every else max(self._found.values())
+        if not self._open or self._left == 0 or -self._open[0][0] <= enough:
+            return None
+        self._left -= 1
+        return heapq.heappop(self._open)
+
+    def _branch(self, mass: float, path: list[int], node: Node) -> Branch | None:
+        """What follows a choice up to the next one, for what is forced needs no asking; None when that is a label."""
+        while node.label is None and len(node.next) == 1:
+            token = next(iter(node.next))
+            path = [*path, token]
+            node = node.next[token]
+        if node.label is not None:
+            self._found[node.label] = mass
+            return None
+        return -mass, next(self._order), path, node

@@ -1,0 +1,114 @@
+"""The label search against every label scored on its own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmctl.labels import FLOOR, LOOKS, Search, Trie
+
+END = 9
+VOCABULARY = 10
+WORDS = st.lists(st.integers(0, 4), min_size=1, max_size=5).map(lambda tokens: (*tokens, END))
+
+
+def logits_of(seed: int, path: list[int], scale: float) -> np.ndarray:
+    """A model: its logits depend on the path alone."""
+    return np.random.default_rng([seed, 99, *path]).normal(size=VOCABULARY).astype(np.float32) * scale
+
+
+def scored(tokens: list[tuple[int, ...]], seed: int, scale: float) -> list[float]:
+    """The probability of each label, token by token, with nothing skipped."""
+    result = []
+    for one in tokens:
+        probability = 1.0
+        for k in range(len(one)):
+            allowed = sorted({other[k] for other in tokens if len(other) > k and other[:k] == one[:k]})
+            scores = logits_of(seed, list(one[:k]), scale).astype(float)[allowed]
+            weights = np.exp(scores - scores.max())
+            probability *= float(weights[allowed.index(one[k])] / weights.sum())
+        result.append(probability)
+    return result
+
+
+def walk(trie: Trie, seed: int, scale: float, *, every: bool) -> tuple[Search, int]:
+    search, asked = Search(trie, every=every), 0
+    while (path := search.path) is not None:
+        search.tell(logits_of(seed, path, scale))
+        asked += 1
+    return search, asked
+
+
+def greedy(tokens: list[tuple[int, ...]], seed: int, scale: float, wanted: list[float]) -> float:
+    """The probability of the label that the likeliest token leads to at each step."""
+    left, k = list(tokens), 0
+    while len(left) > 1:
+        allowed = sorted({one[k] for one in left})
+        scores = logits_of(seed, list(left[0][:k]), scale)[allowed]
+        left = [one for one in left if one[k] == allowed[int(scores.argmax())]]
+        k += 1
+    return wanted[tokens.index(left[0])]
+
+
+@given(st.lists(WORDS, min_size=1, max_size=9, unique=True), st.integers(0, 999), st.sampled_from([0.1, 1.0, 6.0]))
+def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int, scale: float) -> None:
+    wanted = scored(tokens, seed, scale)
+    trie = Trie([f"label {k}" for k in range(len(tokens))], tokens)
+    search, asked = walk(trie, seed, scale, every=False)
+    index, probability = search.best
+    assert probability == pytest.approx(wanted[index], rel=1e-5)
+    assert probability >= greedy(tokens, seed, scale, wanted) * (1 - 1e-5)
+    for name, found in search.probabilities().items():
+        assert found == pytest.approx(wanted[int(name.split()[1])], abs=1e-5)
+    whole, asked_all = walk(trie, seed, scale, every=True)
+    assert asked <= max(map(len, tokens)) + LOOKS
+    assert asked_all <= sum(map(len, tokens))
+    assert wanted[whole.best[0]] == pytest.approx(max(wanted), rel=1e-5)
+    every = whole.probabilities()
+    assert set(every) == set(trie.labels)
+    assert math.fsum(every.values()) == pytest.approx(1, abs=1e-4)
+    for k, name in enumerate(trie.labels):
+        assert every[name] == pytest.approx(wanted[k], abs=2 * FLOOR)
+    assert list(every.values()) == sorted(every.values(), reverse=True)
+
+
+def test_a_branch_that_was_left_is_looked_into() -> None:
+    # greedy steps alone would have missed the likeliest label: the pair's first token is likelier than the single
+    # label's, but each of the pair is less likely
+    trie = Trie(["a b", "a c", "d"], [[0, 1, END], [0, 2, END], [3, END]])
+    search = Search(trie)
+    first = np.full(VOCABULARY, -9, np.float32)
+    first[[0, 3]] = np.log([0.55, 0.45])
+    search.tell(first)
+    assert search.path == [0]
+    search.tell(np.zeros(VOCABULARY, np.float32))
+    assert search.path is None
+    assert search.best == (2, pytest.approx(0.45, abs=1e-6))
+
+
+def test_what_has_no_choice_is_not_asked() -> None:
+    assert Search(Trie(["only"], [[1, 2, END]])).path is None
+    assert Search(Trie(["only"], [[1, 2, END]])).best == (0, 1.0)
+    assert Search(Trie(["a", "b"], [[1, 2, 3, END], [1, 2, 4, END]])).path == [1, 2]
+
+
+def test_a_short_label_beside_the_way_does_not_end_it() -> None:
+    # it once counted as the first label found, and the way to the likeliest one was given up after two looks
+    chain = [[0, *[1] * k, 2, END] for k in range(1, 6)]
+    search = Search(Trie(["short", *(f"{k}" for k in range(1, 6))], [[3, END], *chain]))
+    while (path := search.path) is not None:
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[[0, 1]] = 5
+        search.tell(logits)
+        assert len(path) < 6
+    assert search.trie.labels[search.best[0]] == "5"
+
+
+@pytest.mark.parametrize("tokens", [[[1], [1, 2]], [[1, 2], [1]], [[1, 2], [1, 2]]])
+def test_labels_that_nothing_tells_apart_are_refused(tokens: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="begins"):
+        Trie(["x", "y"], tokens)
