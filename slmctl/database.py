@@ -14,10 +14,10 @@ from typing import IO, Any
 from urllib.parse import quote, quote_plus
 
 from slmctl import console, offline
-from slmctl._cells import column_names, plain
-from slmctl._tables import first_line
 from slmctl.config import mask
 from slmctl.errors import DataError, MissingError, NetworkError, UsageError
+from slmctl.rows.cells import column_names, plain
+from slmctl.rows.tables import first_line
 
 _BATCH = 1000  # rows
 _CONNECT_S = 30

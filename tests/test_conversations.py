@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from slmctl import weights  # noqa: E402
-from slmctl.config import FinetuneConfig  # noqa: E402
-from slmctl.model import finetune, predict  # noqa: E402
-from slmctl.records import Record  # noqa: E402
-from slmctl.task import Task  # noqa: E402
+from slmctl import weights
+from slmctl.config import FinetuneConfig
+from slmctl.model import finetune, predict
+from slmctl.records import Record
+from slmctl.task import Task
 
 TEMPLATE = (
     "{% if tools %}order {% for t in tools %}{{ t.name }} {% endfor %}{% endif %}"

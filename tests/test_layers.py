@@ -87,12 +87,18 @@ def test_modules_form_no_circle() -> None:
 
 def test_errors_import_nothing_of_the_package() -> None:
     assert own(imports(TREES["slmctl.errors"])) == set()
-    for name in ("slmctl.artifact", "slmctl.offline", "slmctl._cells"):
+    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.rows.cells"):
         assert own(imports(TREES[name])) == {"slmctl.errors"}, name
 
 
 def test_rows_need_errors_alone_and_what_reads_them_is_theirs() -> None:
-    parts = {"slmctl._cells", "slmctl._delimited", "slmctl._lines", "slmctl._objects", "slmctl._tables"}
+    parts = {
+        "slmctl.rows.cells",
+        "slmctl.rows.delimited",
+        "slmctl.rows.lines",
+        "slmctl.rows.objects",
+        "slmctl.rows.tables",
+    }
     assert own(imports(TREES["slmctl.rows"])) == {"slmctl.errors", *parts}
     for part in parts:
         assert own(imports(TREES[part])) <= {"slmctl.errors", *parts}, part

@@ -27,9 +27,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slmctl import artifact, config, pipeline, sensitive
-from slmctl._rules import iban_remainder, luhn
 from slmctl.errors import MissingError, UsageError
 from slmctl.sensitive import KINDS, Policy, Tally, apply_row, find
+from slmctl.sensitive.rules import iban_remainder, luhn
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 KEY = bytes(range(32))

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmctl import console, engine
-from slmctl._cells import Row
 from slmctl.artifact import canonical, sha256_bytes, sha256_file, sync
 from slmctl.errors import DataError, LockedError, StageError, UsageError
 from slmctl.model import _tabular
 from slmctl.model.predict import Answerer, prompt
 from slmctl.rows import listed, read_rows
+from slmctl.rows.cells import Row
 from slmctl.task import Task
 
 CHUNK = 512  # rows asked together; as many are lost to a kill

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import rows
-from slmctl._cells import Row
 from slmctl.errors import DataError, UsageError
+from slmctl.rows.cells import Row
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 Write = Callable[[list[dict[str, Any]]], None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl._rules import Match, digit_count, words
+from slmctl.sensitive.rules import Match, digit_count, words
 
 _GAP = r"[ \-./()_*~\n]{0,3}"
 _START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"

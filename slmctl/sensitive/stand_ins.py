@@ -22,8 +22,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from slmctl._phones import digits_of
-from slmctl._rules import DOCUMENTATION, Match, iban_remainder, luhn
+from slmctl.sensitive.phones import digits_of
+from slmctl.sensitive.rules import DOCUMENTATION, Match, iban_remainder, luhn
 
 KEY_BYTES = 32
 KINDS = ("email", "phone", "card", "iban", "ip")

@@ -1,7 +1,7 @@
 """The rules that find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets in a plain text.
 
-Each rule reads a text whose disguises are undone (`_unmask`) and yields what it finds with its canonical value:
-the same for every way to write it. A rule leaves alone what belongs to nobody: the stand-ins of `_stand_ins`.
+Each rule reads a text whose disguises are undone (`unmask`) and yields what it finds with its canonical value:
+the same for every way to write it. A rule leaves alone what belongs to nobody: the stand-ins of `stand_ins`.
 Issuer ranges follow ISO/IEC 7812 and the networks' tables, IBAN structures the SWIFT registry, codes of
 countries ITU-T E.164.
 """

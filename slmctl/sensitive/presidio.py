@@ -12,7 +12,7 @@ from typing import Any
 
 from presidio_analyzer import predefined_recognizers
 
-from slmctl._rules import Match
+from slmctl.sensitive.rules import Match
 
 # Those of persons, with a checksum or a form that other numbers do not have.
 RECOGNISERS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl._rules import Match, digit_count
+from slmctl.sensitive.rules import Match, digit_count
 
 _B, _E = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 # By issuer: what the lower-case text must hold for the pattern to be worth a try, and the pattern.

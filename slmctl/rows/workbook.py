@@ -1,4 +1,4 @@
-"""The child process that reads a workbook: `python -m slmctl._workbook FILE [SHEET]`, one JSON array a row on stdout.
+"""The child that reads a workbook: `python -m slmctl.rows.workbook FILE [SHEET]`, one JSON array a row on stdout.
 
 What it cannot read it says as an object, `{"error": …}`.
 """
@@ -9,7 +9,7 @@ import json
 import resource
 import sys
 
-from slmctl._cells import plain
+from slmctl.rows.cells import plain
 
 MEMORY = 3 << 30  # bytes of address space
 SECONDS = 600  # of the processor

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TextIO
 
-from slmctl._cells import MAX_ROW, Row, column_names, too_long
-from slmctl._lines import lines
 from slmctl.errors import DataError
+from slmctl.rows.cells import MAX_ROW, Row, column_names, too_long
+from slmctl.rows.lines import lines
 
 _LINE_COST = 50  # characters that the memory of a short line is counted as
 MAX_REREAD = 20 * MAX_ROW  # characters

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from slmctl import _delimited, _lines, _objects, _tables
-from slmctl._cells import MAX_ROW, Row, listed
 from slmctl.errors import DataError, UsageError
+from slmctl.rows import delimited, lines, objects, tables
+from slmctl.rows.cells import MAX_ROW, Row, listed
 
 __all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "listed", "read_rows", "require_file"]
 
@@ -46,9 +46,9 @@ def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None
         raise UsageError(f"{path.name} is no workbook and no JSON object, and has no sheet '{sheet}'")
     try:
         if kind == "parquet":
-            yield from _tables.parquet_rows(path)
+            yield from tables.parquet_rows(path)
         elif kind not in TEXTS:
-            yield from _tables.workbook_rows(path, sheet)
+            yield from tables.workbook_rows(path, sheet)
         else:
             yield from _text_rows(path, kind, sheet)
     except OSError as error:
@@ -137,12 +137,12 @@ def _is_number(text: str) -> bool:
 
 def _text_rows(path: Path, kind: str, key: str | None) -> Iterator[Row]:
     if kind == "json" and key is None:
-        with _lines.opened(path) as stream:
-            kind = "jsonl" if _objects.is_lines(stream) else "json"
-    with _lines.opened(path) as stream:
+        with lines.opened(path) as stream:
+            kind = "jsonl" if objects.is_lines(stream) else "json"
+    with lines.opened(path) as stream:
         if kind == "jsonl":
-            yield from _objects.line_rows(stream)
+            yield from objects.line_rows(stream)
         elif kind == "json":
-            yield from _objects.array_rows(stream, path.name, key=key)
+            yield from objects.array_rows(stream, path.name, key=key)
         else:
-            yield from _delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")
+            yield from delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from slmctl._cells import MAX_DEPTH, MAX_ROW, Row, deeper, listed, too_long
-from slmctl._lines import lines
 from slmctl.errors import DataError
+from slmctl.rows.cells import MAX_DEPTH, MAX_ROW, Row, deeper, listed, too_long
+from slmctl.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
 _CHUNK = 1 << 18  # characters

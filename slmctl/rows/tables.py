@@ -11,9 +11,9 @@ import zipfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from slmctl._cells import Row, column_names, fault_of, plain
-from slmctl._lines import MAX_RATIO, UNPACKED_ANYWAY
 from slmctl.errors import DataError, UsageError
+from slmctl.rows.cells import Row, column_names, fault_of, plain
+from slmctl.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
 _BATCH = 1024  # rows
 
@@ -76,7 +76,7 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
 def _cells_of(path: Path, sheet: str | None) -> Generator[list[object], None, None]:
     """The rows of a sheet as the child gives them, cell by cell."""
     # -P: a module that lies in the folder of the data is not ours
-    command = [sys.executable, "-P", "-m", "slmctl._workbook", str(path), *([sheet] if sheet is not None else [])]
+    command = [sys.executable, "-P", "-m", "slmctl.rows.workbook", str(path), *([sheet] if sheet is not None else [])]
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL)
         assert child.stdout is not None

@@ -1,7 +1,7 @@
 """Personal data and secrets in a text: find, redact, pseudonymise, count.
 
 Found are e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, by rules that also see through
-what people do to hide them (`_unmask`); with presidio installed and asked for, national identity numbers too.
+what people do to hide them (`unmask`); with presidio installed and asked for, national identity numbers too.
 Names of people, addresses and descriptions are not found. No value is kept, printed or counted: findings are
 positions, tallies are numbers.
 """
@@ -14,15 +14,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slmctl._phones import phones
-from slmctl._rules import SAID_AT, Match, Rule, cards, digit_count, emails, ibans, ips
-from slmctl._secrets import NAMES as SECRET_NAMES
-from slmctl._secrets import secrets
-from slmctl._stand_ins import KINDS as HAVE_STAND_INS
-from slmctl._stand_ins import make_key as make_key
-from slmctl._stand_ins import stand_in
-from slmctl._unmask import FOLDS, TWO_NUMBERS, View, views
 from slmctl.errors import UsageError
+from slmctl.sensitive.phones import phones
+from slmctl.sensitive.rules import SAID_AT, Match, Rule, cards, digit_count, emails, ibans, ips
+from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
+from slmctl.sensitive.secrets import secrets
+from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
+from slmctl.sensitive.stand_ins import make_key as make_key
+from slmctl.sensitive.stand_ins import stand_in
+from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, View, views
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 Fate = Literal["keep", "drop", "refuse"]  # of a row; refuse ends the run
@@ -268,9 +268,9 @@ def _found(text: str, kinds: Iterable[str], engine: Engine) -> list[Found]:
 
 def _matches(view: View, engine: Engine) -> Iterator[Match]:
     if engine == "presidio":
-        from slmctl import _presidio  # an extra, which takes seconds to import
+        from slmctl.sensitive import presidio  # an extra, which takes seconds to import
 
-        yield from _presidio.identities(view.text)
+        yield from presidio.identities(view.text)
     for rule in RULES.values():
         yield from rule(view.text)
 

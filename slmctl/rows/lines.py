@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from slmctl._cells import MAX_ROW
 from slmctl.errors import DataError
+from slmctl.rows.cells import MAX_ROW
 
 GZIP = b"\x1f\x8b"
 MAX_RATIO = 250  # gzip reaches 1032 on zeros and seldom 50 on texts
