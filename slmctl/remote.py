@@ -121,23 +121,34 @@ class Remote:
                     future.cancel()
 
     def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
+        """What is done by now; if that ends it all, first every answer that was still got."""
+        hopeless: BaseException | None = None
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            found = future.result()
-            self._judge(found)
-            yield running.pop(future), found
+            index, error = running.pop(future), future.exception()
+            if error is None:
+                error = self._judge(future.result())
+                yield index, future.result()
+            hopeless = hopeless or error
+        if hopeless is not None:
+            self._stop.set()
+            for future in wait(running).done:
+                if future.exception() is None and isinstance(future.result(), Reply):
+                    yield running[future], future.result()
+            raise hopeless
 
-    def _judge(self, found: Reply | Refusal) -> None:
+    def _judge(self, found: Reply | Refusal) -> NetworkError | None:
         """Give up on an endpoint that has answered nothing for long; that it refuses some requests is no sign yet."""
         if isinstance(found, Reply):
             self._failed_in_a_row, self._worked = 0, True
-            return
+            return None
         if found.status == 400 and self._worked:
-            return
+            return None
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= GIVE_UP_AFTER * (4 if found.status == 400 else 1):
-            raise NetworkError(
-                f"{self.host} has answered none of {self._failed_in_a_row} requests in a row: {found.message}"
-            )
+        if self._failed_in_a_row < GIVE_UP_AFTER * (4 if found.status == 400 else 1):
+            return None
+        return NetworkError(
+            f"{self.host} has answered none of {self._failed_in_a_row} requests in a row: {found.message}"
+        )
 
     def _ask(self, client: httpx.Client, request: Ask) -> Reply | Refusal:
         """One request with all its attempts."""

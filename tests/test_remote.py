@@ -150,6 +150,16 @@ def test_what_no_request_can_get_past_ends_it_all(status: int, said: str) -> Non
     assert len(fake.bodies) < 20
 
 
+def test_what_was_answered_comes_before_the_end() -> None:
+    """Answers that were paid for are not lost to the failure of a request beside them."""
+    with endpoint.serving(lambda body, before: says("yes") if len(fake.bodies) <= 10 else fails(403)) as fake:
+        found: list[Reply | Refusal] = []
+        with pytest.raises(NetworkError, match="the key may not do this"):
+            for _, reply in Remote(fake.url, "large", concurrency=1).ask_all(ask(str(k)) for k in range(99)):
+                found.append(reply)
+    assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 10
+
+
 def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
     with endpoint.serving(lambda body, before: fails(500)) as fake:
         one = Remote(fake.url, "large", concurrency=4)

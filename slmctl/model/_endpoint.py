@@ -118,7 +118,8 @@ def _written(path: Path) -> dict[str, Reply]:
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             fields = json.loads(line)
-            found[fields.pop("key")] = Reply(**fields)
+            key = fields.pop("key")
+            found[key] = Reply(**fields)
     return found
 
 
