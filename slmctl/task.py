@@ -82,16 +82,22 @@ class Task:
         return json.dumps(self.schema) if self.kind == "extract" else ""
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, Any]]:
-        """The conversation that asks for one answer.
+        """The conversation that asks for one answer to a text."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        turns = [*head, {"role": "user", "content": text}]
+        return self.told(turns) if list_labels else turns
 
-        `list_labels` names the labels in the system prompt: a model that was never trained on them
-        cannot know them, one that was needs no reminder.
+    def told(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """A conversation with the labels named in its system prompt.
+
+        A model that was never trained on them cannot know them; one that was needs no reminder.
         """
-        system = self.system
-        if list_labels and self.labels:
-            system = f"{system}\nAnswer with one of: {', '.join(self.labels)}.".strip()
-        head = [{"role": "system", "content": system}] if system else []
-        return [*head, {"role": "user", "content": text}]
+        turns = [dict(message) for message in messages]
+        if self.labels:
+            if not turns or turns[0]["role"] != "system":
+                turns.insert(0, {"role": "system", "content": ""})
+            turns[0]["content"] = f"{turns[0]['content']}\nAnswer with one of: {', '.join(self.labels)}.".strip()
+        return turns
 
     def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
         """The text that the model continues with its answer."""
@@ -122,11 +128,11 @@ class Task:
         Raises:
             DataError: The template refuses these messages.
         """
-        safe = [self._safe(message) for message in messages]
+        safe = [self.safe(message) for message in messages]
         try:
             return _compile(self.chat_template).render(
                 messages=safe,
-                tools=self._safe(tools) if tools else None,
+                tools=self.safe(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
@@ -134,13 +140,13 @@ class Task:
         except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses the messages: {error}") from None
 
-    def _safe(self, value: Any) -> Any:
+    def safe(self, value: Any) -> Any:
         """A value of a message with every text in it defused."""
         if isinstance(value, str):
             return self.defused(value)
         if isinstance(value, Mapping):
-            return {key: self._safe(inner) for key, inner in value.items()}
-        return [self._safe(inner) for inner in value] if isinstance(value, list | tuple) else value
+            return {key: self.safe(inner) for key, inner in value.items()}
+        return [self.safe(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def defused(self, text: str) -> str:
         """A message's text as it is rendered: control tokens spelled out in it are broken up."""

@@ -164,6 +164,9 @@ class Reader:
         answer = messages[-1]["content"]
         if self.task.kind == "classify":
             self._require_label(answer)
+        elif self.task.kind == "extract":
+            answer = _as_json(answer)
+            messages = [*messages[:-1], {**messages[-1], "content": answer}]
         origin = self.reading.sources[source]
         group = _shapes.cell(columns.get(origin.group)) if origin.group else ""
         record = Record(
@@ -317,6 +320,18 @@ class Reader:
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(systems),
         )
+
+
+def _as_json(answer: str) -> str:
+    """An answer in JSON as every one is written, which is the form that a model is later held to.
+
+    Raises:
+        DataError: It is not JSON.
+    """
+    try:
+        return json.dumps(json.loads(answer), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise DataError(f"the answer is not JSON: '{answer[:60]}'", hint="answer is not JSON") from None
 
 
 def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:

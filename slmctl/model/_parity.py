@@ -52,7 +52,7 @@ class Reference:
         spelled: How many of them the tokenizer gives.
         end_token: The id of the tokenizer's end token.
         end_of_turn: Token ids of the text that ends an answer.
-        prompts: The conversations of held-out records and nasty texts, and how transformers renders them.
+        prompts: The conversations of held-out records and nasty texts, their tools, and how transformers renders them.
         texts: Rendered prompts, and answers with their end.
         tokens: Token ids of each text.
         rows: Held-out records with their answers, and the positions that predict a token of an answer.
@@ -64,7 +64,7 @@ class Reference:
     spelled: int
     end_token: int
     end_of_turn: list[int]
-    prompts: Sequence[tuple[Sequence[Message], str]]
+    prompts: Sequence[tuple[Sequence[Message], Sequence[Any] | None, str]]
     texts: list[str]
     tokens: list[list[int]]
     rows: list[Row]
@@ -79,10 +79,11 @@ def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record])
         records: Held-out records.
     """
     chosen = records[:ROWS]
-    asked = [list(record.prompt_messages) for record in chosen] + [task.messages(text) for text in NASTY]
-    prompts = [(messages, _rendered(tokenizer, task, messages)) for messages in asked]
+    asked: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
+    asked += [(task.messages(text), None) for text in NASTY]
+    prompts = [(messages, tools, _rendered(tokenizer, task, messages, tools)) for messages, tools in asked]
     answers = [task.defused(record.answer) + task.end for record in chosen]
-    texts = [text for _, text in prompts] + answers
+    texts = [text for _, _, text in prompts] + answers
     tokens = [encode(tokenizer, text) for text in texts]
     vocabulary = int(model.config.get_text_config().vocab_size)
     rows = _rows(tokens[: len(chosen)], tokens[len(prompts) :], most=LOGITS // (4 * vocabulary))
@@ -99,10 +100,14 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message]) -> str:
+def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
     """A conversation as transformers renders it, control tokens in it broken up as everywhere."""
-    safe = [{**message, "content": task.defused(message["content"])} for message in messages]
-    return str(tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True))
+    safe = task.safe(messages)
+    return str(
+        tokenizer.apply_chat_template(
+            safe, tools=task.safe(tools) if tools else None, tokenize=False, add_generation_prompt=True
+        )
+    )
 
 
 def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[Row]:
@@ -146,11 +151,11 @@ def check_head(name: str, head: Head, wanted: Reference) -> None:
     if template != wanted.task.chat_template:
         raise StageError(f"{name} carries another chat template than it was trained with")
     own = dataclasses.replace(wanted.task, chat_template=template)
-    for messages, rendered in wanted.prompts:
-        if own.prompt(messages) != rendered:
+    for messages, tools, rendered in wanted.prompts:
+        if (written := own.prompt(messages, tools=tools)) != rendered:
             raise StageError(
                 f"the chat template of {name} renders otherwise than transformers does: "
-                f"{json.dumps(_apart(own.prompt(messages), rendered), ensure_ascii=False)}"
+                f"{json.dumps(_apart(written, rendered), ensure_ascii=False)}"
             )
     if (end := head.metadata.get("tokenizer.ggml.eos_token_id")) != wanted.end_token:
         raise StageError(f"{name} ends with token {end}, the merged model's end token is {wanted.end_token}")

@@ -159,7 +159,7 @@ def encode(
     rows, empty = [], []
     cut = {"dropped": 0, "truncated": 0}
     for record in records:
-        row = _encode(record.messages, task, tokenizer)
+        row = _encode(record.messages, task, tokenizer, record.tools)
         if len(row["input_ids"]) > config.max_length:
             where = f"record {record.id} ({record.source['file']} row {record.source['row']})"
             if config.too_long == "error":
@@ -186,7 +186,7 @@ def encode(
     return rows, cut
 
 
-def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any) -> Row:
+def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any, tools: Sequence[Any] | None) -> Row:
     """One conversation: prompt and answer are tokenized apart, which is the boundary that generation sees.
 
     The prompt is rendered just as predict and serve do it. Of several turns, each assistant message
@@ -199,7 +199,7 @@ def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any) -> R
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        head = task.prompt([{k: v for k, v in m.items() if k != "weight"} for m in messages[:at]])
+        head = task.prompt([{k: v for k, v in m.items() if k != "weight"} for m in messages[:at]], tools=tools)
         if not head.startswith(written):
             raise DataError(
                 "the chat template changes earlier turns when later ones follow, so they cannot be learned together",
@@ -224,7 +224,7 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     messages = [dict(message) for message in record.messages]
     asked = [message for message in messages if message["role"] not in ("assistant", "system")]
     longest = max(asked, key=lambda message: len(message["content"]))
-    row = _encode(messages, task, tokenizer)
+    row = _encode(messages, task, tokenizer, record.tools)
     while len(row["input_ids"]) > limit:
         tokens = tokenizer(longest["content"], add_special_tokens=False).input_ids
         if not tokens:
@@ -233,7 +233,7 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
             )
         excess = len(row["input_ids"]) - limit
         longest["content"] = tokenizer.decode(tokens[:-excess] if excess < len(tokens) else [])
-        row = _encode(messages, task, tokenizer)
+        row = _encode(messages, task, tokenizer, record.tools)
     return row
 
 

@@ -54,7 +54,7 @@ def run(
     untuned = model.kind == "base"  # it never saw the labels, so it is told them
     name = config.type if model.kind in ("gguf", "published") else model.kind
     with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
-        prompts = [prompt(task, record.input, list_labels=untuned) for record in records]
+        prompts = [asked(task, record, list_labels=untuned) for record in records]
         latency = _latency(answerer, prompts[:LATENCY_ROWS])
         begun = time.monotonic()
         answers: list[engine.Answer | None] = [None] * len(records)
@@ -84,9 +84,22 @@ def run(
 
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
     """The prompt for one input, and how much of it does not depend on the input."""
-    turns, mark = task.messages(text, list_labels=list_labels), "\x00"
-    prefix = task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
-    return Prompt(task.prompt(turns), prefix, tuple(turns))
+    turns = task.messages(text, list_labels=list_labels)
+    return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
+
+
+def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
+    """The prompt of a record: its whole conversation before the answer, and the tools in it."""
+    turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
+    turns = task.told(turns) if list_labels else turns
+    text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
+    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
+
+
+def _shared(task: Task, *, list_labels: bool) -> str:
+    """What every prompt opens with that has the task's own system prompt."""
+    mark = "\x00"
+    return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
 
 
 class opened:  # noqa: N801 - reads as a verb in `with`

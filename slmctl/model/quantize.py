@@ -95,7 +95,12 @@ def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
     """Rendered prompts with answers of `count` records, spread evenly over the whole of them."""
     count = min(count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [task.prompt(record.prompt_messages) + task.defused(record.answer) + task.end for record in chosen]
+    return [asked_of(task, record) + task.defused(record.answer) + task.end for record in chosen]
+
+
+def asked_of(task: Task, record: Record) -> str:
+    """The rendered prompt of a record."""
+    return task.prompt(record.prompt_messages, tools=record.tools)
 
 
 def _closest(
@@ -138,7 +143,7 @@ def _say(name: str, entry: dict[str, Any]) -> None:
 def _must_answer(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, Any]:
     """Ask a file held-out prompts through the engine that will serve it; it must end at least one answer."""
     with engine.Engine(path, sequences=PROBES) as model:
-        requests = [engine.Request(task.prompt(probe.prompt_messages), max_tokens=FREE_TOKENS) for probe in probes]
+        requests = [engine.Request(asked_of(task, probe), max_tokens=FREE_TOKENS) for probe in probes]
         answers = [answer for _, answer in model.ask_all(requests)]
     failed = [answer for answer in answers if isinstance(answer, engine.EngineError)]
     if failed:

@@ -280,7 +280,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     import tracemalloc
 
     peaks = []
-    for count in (2000, 20000):
+    for count in (1000, 6000):
         source, out = lines(tmp_path / "in.jsonl", [f"{'long ' * 20}{k}" for k in range(count)]), tmp_path / "out.csv"
         answerer = Echo()
         answerer.asked = type("Nothing", (list,), {"append": lambda *_: None})()

@@ -1,0 +1,222 @@
+"""Classifying rows one by one and together: slmctl beside plain loops, on the same weights and rows, alternating.
+
+    python -m benchmarks.predict PROJECT [--rows N] [--repeat N] [--type TYPE] [--hf-rows N]
+
+PROJECT is a folder in which `slmctl run --until quantize` has run, for a task of kind `classify`. The
+peers are what a user writes first: a loop over `llama_cpp.Llama` that completes each prompt, and a
+loop over `generate`, both without an end to what they may say but the end of the turn. Each side runs
+in a process of its own and is timed after a warm-up; loading is left out. The rows are the first N of
+the test split in the order that their ids decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result
+from slmctl import config, pipeline
+from slmctl.artifact import Artifact
+from slmctl.records import Record, read_records
+from slmctl.task import Task
+
+WARM = 8  # rows before the clock starts
+MAX_TOKENS = 24  # what the loops may say; the longest label of Banking77 has 17 tokens
+SIDES = ("gguf-slmctl", "gguf-alone", "gguf-llama", "hf-slmctl", "hf-generate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--hf-rows", type=int, default=100, help="rows of the slow loop over generate, and beside it")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write(json.dumps(one(options)) + "\n")
+        return
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(options.repeat):
+        for side in SIDES:
+            runs[side].append(measured(side, options))
+    packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
+    raw = {
+        side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
+    }
+    path = result.write(
+        "predict", "python -m benchmarks.predict PROJECT", rows_of(runs), packages,
+        type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
+    )  # fmt: skip
+    sys.stdout.write(result.table("predict") + f"\n\n{path}\n")
+
+
+def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
+    """The figures: rates, and how often the answers are the same."""
+
+    def rate(side: str) -> list[float]:
+        return [run["rows_per_s"] for run in runs[side]]
+
+    table = []
+    for kind, ours, peer, words, goal in (
+        ("GGUF", "gguf-slmctl", "gguf-llama", "a loop over llama_cpp.Llama", ">= 4"),
+        ("GGUF, one at a time", "gguf-alone", "gguf-llama", "a loop over llama_cpp.Llama", ""),
+        ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 10"),
+    ):
+        table.append(result.compared(f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2))
+    for kind, ours, peer in (("GGUF", "gguf-slmctl", "gguf-llama"), ("HF adapter", "hf-slmctl", "hf-generate")):
+        mine, theirs = runs[ours][0], runs[peer][0]
+        pairs = list(zip(mine["answers"], theirs["answers"], strict=True))
+        valid = [(a, b) for a, b in pairs if b in mine["labels"]]
+        same = sum(a == b for a, b in valid) / max(len(valid), 1)
+        share = round(same, 4)
+        table.append(
+            result.Row(
+                f"{kind}: same answers, of those where the loop said a label",
+                share,
+                "labels that the loop said",
+                round(len(valid) / len(pairs), 4),
+                share,
+                (share, share),
+                ">= 0.99",
+                same >= 0.99,
+            )
+        )
+        accuracy = [statistics.median(run["accuracy"] for run in runs[side]) for side in (ours, peer)]
+        table.append(
+            result.compared(
+                f"{kind}: accuracy", accuracy[:1], [max(accuracy[1], 1e-9)], peer="the loop", goal=">= 1", digits=4
+            )
+        )
+    return table
+
+
+def measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One side in a process of its own, with the environment that it would have."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    if side.endswith(("slmctl", "alone")):
+        environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
+    rows = options.hf_rows if side.startswith("hf") else options.rows
+    command = [sys.executable, "-m", "benchmarks.predict", str(options.project), "--one", side]
+    command += ["--rows", str(rows), "--type", options.type]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    sys.stderr.write(f"{side}: {found['rows_per_s']:.2f} rows/s, accuracy {found['accuracy']:.1%}\n")
+    return found
+
+
+def one(options: argparse.Namespace) -> dict[str, Any]:
+    """Open one side's model, warm it up, and time the rows."""
+    root = options.project.resolve()
+    project = pipeline.Project(root=root, config=config.load(root / config.FILENAME))
+    prepared = pipeline.find(project, pipeline.Role("prepared", ("prepared",)))
+    task = Task.read(prepared.path)
+    records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
+    sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
+        "gguf-slmctl": lambda: ours(project, task, "gguf", options.type),
+        "gguf-alone": lambda: ours(project, task, "gguf", options.type, alone=True),
+        "gguf-llama": lambda: llama(project, task, options.type),
+        "hf-slmctl": lambda: ours(project, task, "adapter", None),
+        "hf-generate": lambda: generate(project, task),
+    }
+    for answer in sides[options.one]():
+        answer(records[:WARM])
+        begun = time.perf_counter()
+        answers = answer(records)
+        seconds = time.perf_counter() - begun
+    right = sum(text == record.answer for text, record in zip(answers, records, strict=True))
+    return {
+        "rows_per_s": len(records) / seconds, "accuracy": right / len(records), "answers": answers,
+        "labels": list(task.labels),
+    }  # fmt: skip
+
+
+def ours(
+    project: pipeline.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
+) -> Iterator[Callable[[list[Record]], list[str]]]:
+    """What `slmctl predict` does."""
+    from slmctl.engine import Answer
+    from slmctl.model import predict
+
+    model = pipeline.find(project, pipeline.Role(kind, (kind,)))
+    base = pipeline.base_of(project, model) if kind == "adapter" else None
+    with predict.opened(model, task, base=base, type=type_name) as (answerer, _):
+
+        def answer(records: list[Record]) -> list[str]:
+            prompts = [predict.prompt(task, record.input) for record in records]
+            groups = [[prompt] for prompt in prompts] if alone else [prompts]
+            texts: list[str] = []
+            for group in groups:
+                found = dict(answerer.answer(group))
+                for k in range(len(group)):
+                    one_answer = found[k]
+                    assert isinstance(one_answer, Answer)
+                    texts.append(one_answer.text)
+            return texts
+
+        yield answer
+
+
+def llama(project: pipeline.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
+    """A plain loop over `llama_cpp.Llama`, which keeps what two prompts in a row have in common."""
+    from llama_cpp import Llama
+
+    from slmctl.engine import is_type, usable_cores
+
+    model = pipeline.find(project, pipeline.Role("gguf", ("gguf",)))
+    (entry,) = [entry for entry in model.files(".gguf") if is_type(entry.path, type_name)]
+    peer = Llama(str(model.file(entry.path)), n_ctx=2048, n_threads=usable_cores(), verbose=False)
+
+    def answer(records: list[Record]) -> list[str]:
+        texts = []
+        for record in records:
+            tokens = peer.tokenize(task.prompt(task.messages(record.input)).encode(), add_bos=False, special=True)
+            said: Any = peer.create_completion(tokens, max_tokens=MAX_TOKENS, temperature=0.0, stop=[task.end])
+            texts.append(said["choices"][0]["text"].strip())
+        return texts
+
+    yield answer
+
+
+def generate(project: pipeline.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
+    """A plain loop over transformers' `generate`, on the base with its adapter in float32."""
+    import torch
+
+    from slmctl import weights
+    from slmctl.model._hf import _with_adapter
+
+    adapter: Artifact = pipeline.find(project, pipeline.Role("adapter", ("adapter",)))
+    base = pipeline.base_of(project, adapter)
+    tokenizer: Any = weights.load_tokenizer(base.path)
+    model = _with_adapter(weights.load_model(base.path, attn_implementation="sdpa"), adapter)
+    ends = [tokenizer.convert_tokens_to_ids(task.end), tokenizer.eos_token_id]
+
+    def answer(records: list[Record]) -> list[str]:
+        texts = []
+        for record in records:
+            inputs = tokenizer(task.prompt(task.messages(record.input)), add_special_tokens=False, return_tensors="pt")
+            with torch.inference_mode():
+                said = model.generate(
+                    **inputs, max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+                )
+            new = said[0, inputs["input_ids"].shape[1] :]
+            texts.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        return texts
+
+    yield answer
+
+
+if __name__ == "__main__":
+    main()
