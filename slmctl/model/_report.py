@@ -104,7 +104,7 @@ def _lead(seen: Measured) -> str:
     if seen.best == seen.focus:
         return f"{seen.focus} is what would ship, and the best of {count(len(seen.models), 'model')} measured."
     difference = seen.difference(seen.focus, seen.best)
-    told = f"The best is {seen.best} with {percent(seen.score(seen.best))}; {seen.focus} is what would ship."
+    told = f"The best model is {seen.best} with {percent(seen.score(seen.best))}; {seen.focus} is what would ship."
     if difference is None:
         return told
     chance = f" ({difference.chance})" if difference.chance else ""
@@ -140,8 +140,8 @@ def _figures(seen: Measured, verdicts: Sequence[Verdict]) -> Iterator[Figure]:
     if entry.get("size"):
         yield Figure("Size", console.size(entry["size"]), focus)
     if latency := entry.get("latency_ms"):
-        most = f", 95% within {latency['p95']:.0f} ms" if "p95" in latency else ""
-        yield Figure("Latency", f"{latency['median']:.0f} ms", f"median, one at a time{most}")
+        most = f", 95% within {latency['p95']:,.0f} ms" if "p95" in latency else ""
+        yield Figure("Latency", f"{latency['median']:,.0f} ms", f"median, one at a time{most}")
     if "ece" in entry["metrics"]:
         yield Figure("Calibration error", percent(entry["metrics"]["ece"]), "how far its confidence is off")
 
@@ -171,7 +171,7 @@ def _scoreboard(seen: Measured) -> Section:
 
 def _line(seen: Measured, name: str, others: Sequence[str]) -> list[str | Cell]:
     entry = seen.entries[name]
-    lower = seen.report.get("lower_is_better", ())
+    lower, top = seen.report.get("lower_is_better", ()), max(map(seen.score, seen.entries))
     latency = entry.get("latency_ms")
     metrics = entry["metrics"]
     figures = [("" if m not in metrics else f"{metrics[m]:.3f}" if m in lower else percent(metrics[m])) for m in others]
@@ -179,12 +179,12 @@ def _line(seen: Measured, name: str, others: Sequence[str]) -> list[str | Cell]:
     return [
         f"{name}{star}",
         entry.get("kind", "baseline"),
-        Cell(percent(seen.score(name)), "good" if name == seen.best else ""),
+        Cell(percent(seen.score(name)), "good" if seen.score(name) == top else ""),
         _range(seen, name),
         *figures,
         count(entry["invalid"]) if "invalid" in entry else "",
         console.size(entry["size"]) if entry.get("size") else "",
-        f"{latency['median']:.0f} ms" if latency else "",
+        f"{latency['median']:,.0f} ms" if latency else "",
         f"{entry['rows_per_s']:,.1f}" if entry.get("rows_per_s") else "",
     ]
 

@@ -57,7 +57,8 @@ def test_the_headline_says_who_wins_and_a_baseline_that_does_first(
 def test_the_best_model_is_named_where_it_is_not_the_one_that_ships(tmp_path: Path) -> None:
     text = words(tmp_path, evaluate_report())
     assert (
-        "The best is Q8_0 with 91.0%; Q4_K_M is what would ship. The difference is more than chance (p=0.03)." in text
+        "The best model is Q8_0 with 91.0%; Q4_K_M is what would ship. The difference is more than chance (p=0.03)."
+        in text
     )
 
 
