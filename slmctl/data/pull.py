@@ -11,6 +11,8 @@ from typing import Any
 import gguf
 import torch
 import yaml
+from tokenizers import pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from slmctl import console, hub, weights
 from slmctl.artifact import sha256_file
@@ -140,6 +142,9 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         raise DataError(f"{path.name} is not a readable GGUF file: {error}") from None
     console.say(f"  dequantising {path.name}")
     tokenizer = weights.load_tokenizer(path.parent, gguf_file=path.name)
+    pre_tokenizer = _pre_tokenizer(_text(fields.get("tokenizer.ggml.pre")))
+    if pre_tokenizer is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
     loaded = weights.load_model(path.parent, gguf_file=path.name)
     del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised
     model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF
@@ -160,6 +165,20 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         note=f"dequantised from {path.name} to float16; a little worse than the original weights",
         languages=fields["general.languages"].contents() if "general.languages" in fields else None,
     )
+
+
+def _pre_tokenizer(kind: str) -> PreTokenizer | None:
+    """How a GGUF's vocabulary splits text before its merges, where transformers reads it otherwise.
+
+    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's sets each digit apart
+    first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
+    `tokenizer.ggml.pre`.
+    """
+    if kind == "smollm":
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return None
 
 
 def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: Any) -> Base:

@@ -349,3 +349,12 @@ def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
 def test_a_malformed_hub_name_is_refused(out: Path) -> None:
     with pytest.raises(UsageError, match="is malformed"):
         run("hf:no-organisation", out)
+
+
+def test_digits_are_split_as_the_vocabulary_of_the_gguf_does() -> None:
+    # transformers gave SmolLM's vocabulary the rules of GPT-2, and the check of `quantize` found the difference
+    split = pull._pre_tokenizer("smollm")
+    assert split is not None
+    pieces = [text[start:end] for text in ["a\n 20½ x"] for _, (start, end) in split.pre_tokenize_str(text)]
+    assert pieces == ["a", "\n ", "2", "0", "½", " x"]
+    assert pull._pre_tokenizer("gpt-2") is None
