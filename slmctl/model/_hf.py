@@ -74,6 +74,20 @@ class Line:
     ended: bool = False  # by a token, which is counted and not part of the text
 
 
+class Alphabet(torch.nn.Module):
+    """The head of a model for a few tokens: labels need no logits of a whole vocabulary."""
+
+    def __init__(self, head: torch.nn.Linear, tokens: Sequence[int]) -> None:
+        super().__init__()
+        index = torch.tensor(tokens)
+        self.weight = head.weight.detach()[index]
+        self.bias = None if head.bias is None else head.bias.detach()[index]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(…, width) -> (…, tokens)"""
+        return torch.nn.functional.linear(states, self.weight, self.bias)
+
+
 class HfAnswerer:
     """Answers with transformers, in float32 on a CPU and bfloat16 on a GPU."""
 
@@ -93,12 +107,13 @@ class HfAnswerer:
             self.model = _with_adapter(self.model, model)
             if self.device == "cpu":
                 self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
+        self.alphabet: list[int] = []  # the tokens of the labels, in the order of their logits
+        self.trie = self._trie() if task.labels else None
         self.model.to(self.device)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ends = {self.tokenizer.convert_tokens_to_ids(task.end), self.tokenizer.eos_token_id}
         self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
         self._shared: tuple[list[int], State | None] = ([], None)
-        self.trie = self._trie() if task.labels else None
         self.rules = self._rules() if task.constraint else None
 
     @torch.inference_mode()
@@ -143,7 +158,8 @@ class HfAnswerer:
         kept = list(range(len(batch)))
         while asking := [row for row in kept if searches[row].path is not None]:
             state.keep([kept.index(row) for row in asking])
-            scores = self._grown(state, [searches[row].path or [] for row in asking])
+            paths = [searches[row].path or [] for row in asking]
+            scores = self._grown(state, [[self.alphabet[place] for place in path] for path in paths])
             for row, found in zip(asking, scores, strict=True):
                 searches[row].tell(found)
             state.cache.crop(width - state.width)
@@ -158,8 +174,18 @@ class HfAnswerer:
         return Answer(search.trie.labels[index], "stop", confidence, length, count, search.probabilities())
 
     def _trie(self) -> Trie:
+        """The labels in places of the alphabet; the model's head is cut down to it."""
+        tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
+        head = self.model.get_output_embeddings()
+        if type(head) is torch.nn.Linear:
+            self.alphabet = sorted({token for label in tokens for token in label})
+            whole = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            whole.set_output_embeddings(Alphabet(head, self.alphabet))
+        else:  # an adapter that was not merged adapts it
+            self.alphabet = list(range(len(self.tokenizer)))
+        places = {token: place for place, token in enumerate(self.alphabet)}
         try:
-            return Trie(self.task.labels, [self._tokens(label + self.task.end) for label in self.task.labels])
+            return Trie(self.task.labels, [[places[token] for token in label] for label in tokens])
         except ValueError as error:
             raise DataError(str(error)) from None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmctl import console, engine
+from slmctl import console, engine, grammar
 from slmctl.artifact import Artifact, FileEntry
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError, UsageError
@@ -122,6 +122,9 @@ class opened:  # noqa: N801 - reads as a verb in `with`
         self._engine: engine.Engine | None = None
 
     def __enter__(self) -> tuple[Answerer, FileEntry]:
+        """Raises DataError where the answers cannot be held to the task's schema."""
+        if self.task.kind == "extract":
+            grammar.require(self.task.schema or {})
         if self.model.kind in ("gguf", "published"):
             entry = choose_gguf(self.model, self.type)
             self._engine = engine.Engine(self.model.file(entry.path))

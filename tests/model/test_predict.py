@@ -12,7 +12,7 @@ import tiny
 from slmctl import engine, pipeline
 from slmctl.artifact import Artifact, load
 from slmctl.config import PredictConfig
-from slmctl.errors import UsageError
+from slmctl.errors import DataError, UsageError
 from slmctl.model import predict
 from slmctl.task import Task
 
@@ -77,6 +77,67 @@ def test_free_text_is_alike_too(artifacts: dict[str, Artifact]) -> None:
             theirs.completion_tokens,
         )
         assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "topic": {"enum": ["billing", "delivery"]},
+        "lines": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 30}, "maxItems": 2},
+        "note": {"type": "string", "maxLength": 6},
+    },
+    "required": ["topic", "lines", "note"],
+    "additionalProperties": False,
+}
+
+
+def test_json_is_held_to_its_schema_by_hf_and_gguf_alike(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
+    answers = {}
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        answers[name] = [found[k] for k in range(len(prompts))]
+    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert task.accepts(ours.text), ours.text
+        assert (ours.text, ours.finish, ours.completion_tokens) == (
+            theirs.text,
+            theirs.finish,
+            theirs.completion_tokens,
+        )
+        assert ours.confidence == pytest.approx(theirs.confidence, rel=0.1, abs=1e-6)
+        assert ours.text == json.dumps(json.loads(ours.text), ensure_ascii=False, sort_keys=True)
+
+
+def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": {"type": "array", "uniqueItems": True}})
+    for name in ("merged", "gguf"):
+        with pytest.raises(DataError, match="uniqueItems"), predict.opened(artifacts[name], task, type="F16"):
+            pass
+
+
+def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    prompts = [predict.prompt(task, "hello " * 5000), predict.prompt(task, "refund"), predict.Prompt("")]
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        assert isinstance(found[0], engine.EngineError)
+        assert "does not fit the context" in found[0].message
+        assert isinstance(found[1], engine.Answer)
+        assert isinstance(found[2], engine.EngineError)
+
+
+def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]]) -> None:
+    for rows in lines.values():
+        for row in rows:
+            assert row["labels"][row["answer"]] == row["confidence"] == max(row["labels"].values())
+            assert sum(row["labels"].values()) <= 1.001
 
 
 def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[str, Artifact]) -> None:
