@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+from types import TracebackType
 from typing import Any, TextIO
 
 import llama_cpp as lc
@@ -126,6 +127,8 @@ class Model:
 def serve(path: str, settings: dict[str, int]) -> None:
     """Answer requests from stdin until it closes."""
     events = _private_stdout()
+    sys.excepthook = _die
+    threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
 
     def send(**event: Any) -> None:
         if "logits" in event:  # float32, row by row
@@ -135,6 +138,8 @@ def serve(path: str, settings: dict[str, int]) -> None:
 
     model = Model(path, sequences=settings["sequences"], context=settings["context"], threads=settings["threads"])
     scheduler = Scheduler(model, settings["sequences"], settings["context"], send)
+    inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     send(
         ready=True,
         n_vocab=model.n_vocab,
@@ -144,8 +149,6 @@ def serve(path: str, settings: dict[str, int]) -> None:
         build=lc.__version__,
         system=lc.llama_print_system_info().decode(),
     )
-    inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     while True:
         wait = not scheduler.busy
         try:
@@ -161,6 +164,14 @@ def serve(path: str, settings: dict[str, int]) -> None:
             send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
         else:
             scheduler.submit(message)
+
+
+def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """End at once: a child whose reader has run out of memory would live on and be deaf."""
+    try:
+        sys.__excepthook__(kind, error or kind(), trace)
+    finally:
+        os._exit(1)
 
 
 def _read(inbox: queue.Queue[dict[str, Any] | None]) -> None:

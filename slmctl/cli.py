@@ -812,6 +812,7 @@ class _Asked:
         home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
         self.type = type_name or _smallest(self.model)
+        self.max_tokens = self._project.config.predict.max_tokens if self._project else 256
 
     @property
     def project(self) -> Project:
@@ -835,10 +836,15 @@ def _predict_here(asked: _Asked, work: dict[str, Any]) -> None:
         from slmctl.model import _file, predict
 
         work["column"] = work["column"] or asked.column
-        identity = {"model": asked.model.digest, "base": base.digest if base else None, "type": asked.type}
+        identity: dict[str, Any] = {
+            "model": asked.model.digest,
+            "base": base.digest if base else None,
+            "type": asked.type,
+        }
+        identity["max_tokens"] = asked.max_tokens
         job = _file.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
-        with predict.opened(asked.model, asked.task, base=base, type=asked.type) as (answerer, _):
-            _said(job.target, *_file.answer_file(answerer, asked.task, job))
+        with predict.opened(asked.model, asked.task, base=base, type=asked.type, max_tokens=asked.max_tokens) as opened:
+            _said(job.target, *_file.answer_file(opened[0], asked.task, job))
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, "predict") from error
 
@@ -854,8 +860,11 @@ def _predict_elsewhere(
 
         work["column"] = work["column"] or asked.column
         untuned = asked.model.kind == "base"
-        job = _file.Job(**work, list_labels=untuned, withhold=True, identity={"served": name})
-        answerer = _fleet.FleetAnswerer(_fleet.Fleet(urls, name, key_env, concurrency), asked.task, 256)
+        job = _file.Job(
+            **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
+        )
+        fleet = _fleet.Fleet(urls, name, key_env, concurrency)
+        answerer = _fleet.FleetAnswerer(fleet, asked.task, asked.max_tokens)
         _said(job.target, *_file.answer_file(answerer, asked.task, job))
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, "predict") from error

@@ -101,8 +101,8 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `pull`, `doctor --fix`, `evaluate --against URL`, `predict --engine-url URL` and sources that "
-            "name a host use the network",
+            hint="only `slmctl pull`, `doctor --fix`, `evaluate --against URL`, `predict --engine-url URL` "
+            "and sources that name a host use the network",
         )
     if not _may(host):
         raise NetworkError(

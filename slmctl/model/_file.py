@@ -146,21 +146,22 @@ def _answered(
     """The rows from `first` to before `last`, chunk by chunk, with what each one gets."""
     wanted = itertools.islice(job.rows(), first, last)
     while rows := list(itertools.islice(wanted, CHUNK)):
-        answers = [_problem(row, job) for row in rows]
-        asked = [k for k, answer in enumerate(answers) if answer is None]
+        found = {k: problem for k, row in enumerate(rows) if (problem := _problem(row, job))}
+        asked = [k for k in range(len(rows)) if k not in found]
         prompts = [prompt(task, _question(rows[k], job), list_labels=job.list_labels) for k in asked]
         killed = []
         for index, answer in answerer.answer(prompts):
-            answers[asked[index]] = _fields(task, answer)
+            found[asked[index]] = _fields(task, answer)
             if isinstance(answer, engine.EngineDiedError):
                 killed.append(index)
         for index in killed:  # most of them were only in the company of the one that did it
             for _, answer in answerer.answer([prompts[index]]):
-                answers[asked[index]] = _fields(task, answer)
-        if killed and len(killed) == len(prompts) and all(answers[asked[k]]["error"] for k in killed):  # type: ignore[index]
-            raise StageError(f"the engine dies at every row: {answers[asked[0]]['error']}", hint="is the memory full?")  # type: ignore[index]
+                found[asked[index]] = _fields(task, answer)
+        errors = [found[asked[index]]["error"] for index in killed]
+        if killed and len(killed) == len(prompts) and all(errors):
+            raise StageError(f"every row ends the engine: {errors[0]}", hint="is the memory full?")
         extra = {"valid": False} if task.kind == "extract" else {}
-        yield rows, [extra | answer for answer in answers if answer is not None]
+        yield rows, [extra | found[k] for k in range(len(rows))]
 
 
 def _problem(row: Row, job: Job) -> dict[str, Any] | None:

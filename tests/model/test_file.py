@@ -272,7 +272,7 @@ def test_rows_in_the_company_of_one_that_kills_the_engine_are_asked_again(tmp_pa
     source, out = lines(tmp_path / "in.jsonl", ["a", "poison", "b"]), tmp_path / "out.jsonl"
     assert answer_file(Mortal(), TASK, Job(source, out, "text")) == (3, 1)
     assert [row["answer"] for row in read(out)] == ["<a>", None, "<b>"]
-    with pytest.raises(StageError, match="dies at every row"):
+    with pytest.raises(StageError, match="every row ends the engine"):
         answer_file(Mortal(), TASK, Job(lines(source, ["poison", "poison"]), out, "text"))
 
 
