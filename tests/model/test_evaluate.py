@@ -447,7 +447,7 @@ def test_the_report_is_its_metrics(artifacts: dict[str, Artifact]) -> None:
     made = json.loads(artifacts["report"].file("report.json").read_bytes())
     assert made == artifacts["report"].metrics
     assert sorted(entry.path for entry in artifacts["report"].manifest.files) == [
-        "report.json", "report.md", "rows.jsonl", "task.json",
+        "report.html", "report.json", "report.md", "rows.jsonl", "task.json",
     ]  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import math
+import random
 import re
 import shutil
 from pathlib import Path
@@ -517,8 +519,17 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
 def test_an_overfitted_training_says_so(
     artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"steps": 250, "learning_rate": 5e-2, "patience": None, "schedule": "constant", "batch": 8}
-    metrics = run(settings, artifacts, tmp_path / "one")
+    # answers that have nothing to do with their questions: what is learned of them holds for no other row
+    prepared = Path(shutil.copytree(artifacts["prepared"].path, tmp_path / "prepared"))
+    lines = [json.loads(line) for line in (prepared / "train.jsonl").read_text().splitlines()][:40]
+    answers = [line["messages"][-1]["content"] for line in lines]
+    random.Random(3).shuffle(answers)
+    for line, answer in zip(lines, answers, strict=True):
+        line["messages"][-1]["content"] = answer
+    (prepared / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shuffled = artifacts | {"prepared": dataclasses.replace(artifacts["prepared"], path=prepared)}
+    settings = {"steps": 250, "learning_rate": 1e-2, "patience": None, "schedule": "constant", "batch": 8}
+    metrics = run(settings, shuffled, tmp_path / "one")
     assert metrics["overfitted"]
     assert metrics["validation_loss_last"] > 1.02 * metrics["validation_loss"]
     assert not metrics["stopped_early"]

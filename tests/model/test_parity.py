@@ -147,8 +147,8 @@ def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
 
 
 def test_a_template_that_transformers_renders_otherwise_is_caught(wanted: _parity.Reference, planted: Any) -> None:
-    messages, rendered = wanted.prompts[0]
-    other = dataclasses.replace(wanted, prompts=[(messages, rendered + " ")])
+    messages, tools, rendered = wanted.prompts[0]
+    other = dataclasses.replace(wanted, prompts=[(messages, tools, rendered + " ")])
     with pytest.raises(StageError, match="renders otherwise than transformers does"):
         _parity.check_head("x.gguf", _gguf.read(planted(unchanged)), other)
 
