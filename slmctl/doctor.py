@@ -18,6 +18,7 @@ from slmctl.engine import usable_cores
 from slmctl.errors import MissingError
 from slmctl.pipeline import EXTRAS
 
+OPTIONAL = ("cuda", "pii")  # extras that [all] leaves out: nothing is missing without them
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
 CPU_TORCH = "install torch from the CPU index that pytorch.org's install page names, before slmctl (see README)"
@@ -97,10 +98,10 @@ def _packages() -> list[Finding]:
         versions = {name: _version(name) for name in names}
         missing = [name for name, version in versions.items() if not version]
         found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
-        optional = extra == "cuda"
-        more = f"; missing: {', '.join(missing)}" if missing and not optional else ""
-        remedy = f"pip install 'slmctl[{extra}]'" if missing and not (optional and not backend.accelerator()) else ""
-        findings.append(Finding(f"[{extra}]", found + more, optional or not missing, remedy))
+        more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
+        wanted = extra not in OPTIONAL or (extra == "cuda" and backend.accelerator())
+        remedy = f"pip install 'slmctl[{extra}]'" if missing and wanted else ""
+        findings.append(Finding(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not backend.accelerator() and _is_cuda_build():
         findings.append(Finding("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))

@@ -410,3 +410,14 @@ def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
     code = f"{SCRIPT} config schema | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", code], cwd=bare, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    # without presidio, `doctor --fix` once ended with 4, and the installation with it
+    from slmctl import doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda name: "" if "presidio" in name or name == "unsloth" else "1.0")
+    found = {finding.name: finding for finding in doctor._packages()}
+    assert found["[pii]"].ok and not found["[pii]"].remedy
+    assert found["[cuda]"].ok
+    assert found["[train]"].ok
