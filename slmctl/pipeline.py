@@ -275,11 +275,12 @@ def _run(project: Project, asked: Ask) -> Outcome:
     begun = time.monotonic()
     if _assists(asked) and not asked.path.exists():
         return Outcome(_assist(asked), False, time.monotonic() - begun)
-    lock = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}"
-    if asked.path.exists():
+    lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", _keep(asked)
+    if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
     with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
-        if asked.path.exists():  # made while this process waited
+        if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
+            shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
         for given in _flat(asked.inputs):
             _require_whole(given)

@@ -110,6 +110,15 @@ def test_a_training_killed_at_any_instant_ends_in_the_same_adapter(desk: Path) -
     assert resumed >= 5, "too few of the instants fell between the first checkpoint and the end"
 
 
+def test_what_a_kill_behind_the_rename_left_is_tidied_up(desk: Path) -> None:
+    # seen once in hundreds of kills: the artifact was whole, and its checkpoints lay beside it for ever
+    (folder,) = (desk / "runs" / "adapter").iterdir()
+    left = folder.parent / f".resume-{folder.name}"
+    (left / "step-4").mkdir(parents=True)
+    assert tiny.ok(tiny.slmctl(desk, "finetune")) == str(folder)
+    assert not left.exists()
+
+
 # In one process
 
 
