@@ -152,13 +152,15 @@ def test_the_contract_is_written(run: Any) -> None:
     assert "<|im_start|>" in task.special_tokens
 
 
-def test_the_same_bytes_under_other_hash_seeds(tiny_run: Path, desk: Path) -> None:
+def test_the_same_bytes_whatever_hash_seed_zone_locale_folder_and_home(tiny_run: Path, desk: Path) -> None:
     first = next(tiny_run.glob("runs/prepared/*"))
     again = next(desk.glob("runs/prepared/*"))
     for path in sorted(again.iterdir(), reverse=True):
         path.unlink()
     again.rmdir()
-    tiny.ok(tiny.slmctl(desk, "prepare", env=tiny.environment(PYTHONHASHSEED="4711")))
+    elsewhere = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
+    env = tiny.environment(**elsewhere, HOME=str(desk))
+    tiny.ok(tiny.slmctl(desk, "prepare", env=env, cwd="/"))
     names = {path.name for path in first.iterdir()} - {"manifest.json"}
     assert {path.name for path in again.iterdir()} - {"manifest.json"} == names
     for name in names:
