@@ -58,6 +58,15 @@ def training() -> str:
     return f"{result.table('finetune')}\n\n{where}."
 
 
+def preparing() -> str:
+    """Preparing data beside its peers, as it was measured."""
+    found = json.loads((result.FOLDER / "prepare.json").read_text(encoding="utf-8"))
+    known = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"{result.table('prepare')}\n\n{found['machine']['cores']} cores of {found['machine']['processor']}; {known}."
+    )
+
+
 def filled(text: str) -> str:
     """A page with every marked part made anew."""
     for name, make in (
@@ -67,6 +76,7 @@ def filled(text: str) -> str:
         ("help", help_text),
         ("training", training),
         ("public", public.table),
+        ("preparing", preparing),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
