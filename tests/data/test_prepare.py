@@ -369,3 +369,10 @@ def test_explain_prints_mapping_and_records_and_writes_nothing(desk: Path) -> No
     first = tiny.rows()[0]
     assert first[0] in shown
     assert f"  | {first[1]}<|im_end|>" in shown
+
+
+def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any) -> None:
+    found = run([*tiny.rows(200), *((f"{text} " * 60, label) for text, label in tiny.rows(40, seed=5))])
+    longer = found.metrics["tokens"]["longer_than"]
+    assert longer["256"] > 0
+    assert f"{longer['256']} over 256" in (found.out / "report.html").read_text()
