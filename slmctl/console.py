@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -74,7 +75,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table; the first column is text, the others are figures set to the right."""
     if _level < 0:
         return
-    drawn = Table(title=Text(clean(title), style="bold"), title_justify="left")
+    head = Text(clean(title), style="bold")
+    drawn = Table(title=head, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         drawn.add_column(Text(clean(column)), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
