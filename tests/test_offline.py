@@ -64,7 +64,7 @@ def test_what_leaves_the_machine_is_refused(call: str, host: str) -> None:
     found = run(REFUSED.format(call=call, family="AF_INET", kind="SOCK_STREAM"))
     assert found["message"] == f"refused a connection to '{host}': nothing leaves this machine unasked"
     assert found["code"] == 9
-    assert "`pull`" in str(found["hint"])
+    assert "`slmctl pull`" in str(found["hint"])
 
 
 @pytest.mark.parametrize(
