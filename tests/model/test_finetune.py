@@ -600,7 +600,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 
     monkeypatch.setattr(weights, "load_model", loaded)
     monkeypatch.setattr(_memory, "available", lambda: 10_000_000)
-    with pytest.raises(StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ MB are free") as caught:
+    with pytest.raises(StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ [MG]B are free") as caught:
         run({}, artifacts, tmp_path / "one")
     assert "a smaller base" in caught.value.hint
     assert "finetune.max_length" in caught.value.hint
