@@ -34,6 +34,7 @@ class Options:
         self.level = 0
         self.json = False
         self.no_wait = False
+        self.offline = False
         self.sets: list[str] = []
 
 
@@ -44,6 +45,8 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             options.sets += value
         elif value is not None and value is not False:
             setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
+            if name == "offline":
+                offline.forbid()
             if name == "level":
                 _console()  # from now on: a stage speaks before any callback asks for the console
         return value
@@ -74,6 +77,12 @@ def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _offline(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _option("--offline", store="offline", is_flag=True, help="Refuse at once what would use the network.")(
+        command
+    )
+
+
 def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """What commands that read slmctl.yaml take too."""
     decorate = _option(
@@ -89,6 +98,7 @@ def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
 def _stage(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every stage takes too."""
     for decorate in (
+        _offline,
         _option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
         _option("--json", store="json", is_flag=True, help="Print the manifest in place of the path."),
     ):
@@ -272,6 +282,8 @@ def predict(
         if bool(urls) != bool(engine_model):
             hint = "--engine-url https://host/v1 --engine-model NAME"
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
+        if urls:
+            offline.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
         from slmctl.model import _file
 
         part, found = _file.shard(shard or "1/1"), _Asked(options, model, type_name)
@@ -329,6 +341,8 @@ def evaluate(
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
         )
+    if against:
+        offline.require(f"--against {against}", hint="leave --against out to measure the models here alone")
     _set(options, "predict", key_env=against_key_env)
     project = _project(options, prepared=prepared)
     general = pipeline.Endpoint(against, against_model, against_shots) if against and against_model else None
@@ -361,6 +375,7 @@ def run(options: Options, until: str) -> None:
     from slmctl import pipeline
 
     project = _project(options)
+    pipeline.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         _import_first(project)
     for name in CHAIN[: CHAIN.index(until) + 1]:
@@ -561,6 +576,7 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
+@_offline
 @_everywhere
 @click.pass_obj
 def doctor(options: Options, fix: bool) -> None:
@@ -696,6 +712,7 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     from slmctl import pipeline
 
     project = _project(options, **given)
+    pipeline.require_no_network(project, [name])
     if name == "prepare":
         pipeline.gather_sources(project)
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
@@ -889,6 +906,13 @@ def _root_of(options: Options, path: Path | None) -> Path:
     return options.directory
 
 
+def _say_what_left() -> None:
+    """The receipt of a command that has used the network."""
+    hosts, count = offline.summary()
+    if hosts:
+        _console().say(f"  contacted {', '.join(hosts)}: {_console().size(count)} sent")
+
+
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
     offline.seal()
@@ -900,8 +924,13 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if os.environ.get("SLMCTL_OFFLINE", "") not in ("", "0"):
+        offline.forbid()
     try:
-        cli.main(standalone_mode=False)
+        try:
+            cli.main(standalone_mode=False)
+        finally:
+            _say_what_left()
     except SlmctlError as error:
         _console().complain(error.message, error.hint)
         sys.exit(error.code)

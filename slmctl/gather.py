@@ -66,6 +66,13 @@ def is_file(source: Source) -> bool:
     return source.path is not None and not _passes(source.path)
 
 
+def host_of(source: Source, folder: Path) -> str:
+    """The host that gathering a source will contact; empty for none: a file, or a copy that never changes."""
+    if source.sql is not None:
+        return database.host(source.sql.url)
+    return "the hub" if source.hf is not None and not _copy(source, folder).exists() else ""
+
+
 def _local(source: Source, folder: Path) -> list[Source]:
     if is_file(source) and source.local.exists():
         require_file(source.local)
