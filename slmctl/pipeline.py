@@ -278,7 +278,8 @@ def _run(project: Project, asked: Ask) -> Outcome:
     lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", _keep(asked)
     if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
+    needs = [given.digest for given in _flat(asked.inputs)]
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs):
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
