@@ -575,6 +575,91 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
 
 
 @cli.command()
+@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="A file or folder that it was made of, where it is not found by its hash; again for more.",
+)
+@_stage
+@click.pass_obj
+def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
+    """Build an artifact again from what its manifest records, and compare every byte.
+
+    Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
+    of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
+    """
+    import json
+
+    from slmctl import artifact, pipeline
+    from slmctl import reproduce as module
+    from slmctl.errors import DifferentError
+
+    options.directory = _root_of(options, path)
+    project = _project_or_none(options) or _bare_project(options)
+    made = artifact.load(path)
+    name = made.manifest.stage.partition("/")[0]
+    if name == "finetune":
+        _import_first(project)
+    try:
+        found = module.reproduce(project, made, sources)
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, name) from error
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    if not found.same:
+        raise DifferentError(f"{path} is not what comes out today", hint="slmctl doctor shows this machine's versions")
+
+
+@cli.command()
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask too; again for more.",
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@_option("--json", store="json", is_flag=True, help="Print the list as JSON.")
+@_configured
+@click.pass_obj
+def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
+    """List what nothing needs, with sizes, and remove it when you agree.
+
+    Kept is what slmctl.yaml asks for today, what releases in the registry and their tags were made of, and what
+    a running process uses. Listed are other artifacts, what interrupted runs left, and copies of sources that
+    nothing was made of.
+    """
+    import json
+
+    from slmctl import gc as module
+
+    project = _project(options)
+    found = module.find(project, [*_registry(project.root), *registries])
+    console = _console()
+    for note in found.notes:
+        console.say(f"note: {note}")
+    if options.json:
+        console.write_json(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        console.write("".join(f"{console.clean(line)}\n" for line in module.lines(found, project.root)))
+    if not found.items:
+        return
+    if not yes and not sys.stdin.isatty():
+        console.say("nothing is removed: nobody is there to ask; --yes removes it")
+        return
+    if yes or click.confirm(f"remove {console.size(found.size)}?", default=False, err=True):
+        freed, left = module.remove(project, found)
+        for path in left:
+            console.say(f"  left, since a process has begun to use it: {path}")
+        console.say(f"  {console.size(freed)} freed")
+
+
+@cli.command()
 @click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
 @_offline
 @_everywhere
@@ -676,6 +761,21 @@ def _project(options: Options, **given: Path | None) -> Project:
         on_wait=lambda holder: _console().say(f"waiting for {holder}"),
         given={role: path for role, path in given.items() if path is not None},
     )
+
+
+def _project_or_none(options: Options) -> Project | None:
+    """The project of the folder that is worked in, where there is one."""
+    from slmctl import config
+
+    return _project(options) if (options.directory / config.FILENAME).exists() else None
+
+
+def _bare_project(options: Options) -> Project:
+    """A folder with artifacts and no config."""
+    from slmctl import config, pipeline
+
+    settings = config.parse("{project: none, base: none}")
+    return pipeline.Project(options.directory.resolve(), settings, wait=not options.no_wait)
 
 
 def _registry(root: Path) -> list[Path]:
