@@ -289,10 +289,12 @@ def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...
     for entry in files:
         sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    with (place / MANIFEST).open("wb") as stream:
+    half = place / f".{MANIFEST}"  # so that not even a draft has a manifest before it is whole
+    with half.open("wb") as stream:
         stream.write(manifest.to_bytes())
         stream.flush()
         os.fsync(stream.fileno())
+    half.rename(place / MANIFEST)
     for root, _, _ in os.walk(place, topdown=False):
         sync(Path(root))
     if final.exists() and not (final / MANIFEST).exists():
