@@ -825,6 +825,8 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     from slmctl import pipeline
 
     asked: Any = pipeline.ask(project, stage)
+    for given in asked.inputs.values():
+        pipeline.require_whole(given)
     try:
         module = importlib.import_module(asked.stage.module)
         text = getattr(module, function)(asked.section, **asked.inputs, **settings)
@@ -925,6 +927,7 @@ class _Asked:
                     f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
                 )
             self.model = pipeline.find(self._project, pipeline.Role(model or "gguf", (model or "gguf",)))
+        pipeline.require_whole(self.model)
         has_task = self.model.path.is_dir() and (self.model.path / "task.json").exists()
         home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)

@@ -284,7 +284,7 @@ def _run(project: Project, asked: Ask) -> Outcome:
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
         for given in _flat(asked.inputs):
-            _require_whole(given)
+            require_whole(given)
         made = _make(asked)
     return Outcome(made, False, time.monotonic() - begun)
 
@@ -379,7 +379,12 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
             shutil.copyfile(given.path / name, place / name)
 
 
-def _require_whole(given: Artifact) -> None:
+def require_whole(given: Artifact) -> None:
+    """Read every byte of an artifact before it is used.
+
+    Raises:
+        IntegrityError: It is not what its manifest says.
+    """
     faults = artifact.verify(given)
     if faults:
         raise IntegrityError(
