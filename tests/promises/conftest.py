@@ -1,8 +1,7 @@
-"""What the tests of the promises share: sizes, and the server that forks stages."""
+"""What the tests of the promises share: servers that fork stages."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,6 @@ import pytest
 from forks import Forks
 
 from slmctl.pipeline import STAGES
-
-FULL = bool(os.environ.get("SLMCTL_TORTURE"))  # `make torture`: every instant, every corruption
 
 
 @pytest.fixture(scope="session")

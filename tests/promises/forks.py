@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import tiny
 
-WRITES = "write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2"
+WRITES = "write,pwrite64,writev,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2"
 LONG_S = 300  # what no child takes, on a machine that is busy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,10 +44,8 @@ def main() -> None:
         late = os.waitpid(child, os.WNOHANG)[0] == 0 and not said and not select.select([source], [], [], 0)[0]
         if late:
             os.kill(child, signal.SIGKILL)
-        try:
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(child, 0)
-        except ChildProcessError:
-            pass
         os.close(source)
         sys.stdout.write(('"late"' if late else said.decode() or "null") + "\n")
         sys.stdout.flush()

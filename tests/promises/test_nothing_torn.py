@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import FULL
-from forks import WRITES, Call, Done, Forks
+from forks import Call, Done, Forks
+from scale import FULL
 
 from slmctl import artifact, pipeline
 
@@ -30,6 +31,29 @@ ARGS = {
 }
 BY_CHILDREN = ("quantize",)  # stages whose files are written by processes of their own
 KILL, FULL_DISK, BROKEN_DISK = "signal=SIGKILL", "error=ENOSPC", "error=EIO"
+
+
+@dataclass(frozen=True)
+class Instant:
+    """The k-th call of a name, from 1, as strace counts; with a path, of those that name it."""
+
+    name: str
+    at: int
+    path: str = ""
+
+    def options(self, how: str) -> list[str]:
+        return [*(["-P", self.path] if self.path else []), "-e", f"inject={self.name}:{how}:when={self.at}"]
+
+
+def instants(calls: Sequence[Call], place: Path, *, by_path: bool = False) -> list[Instant]:
+    """Every call that writes below a folder."""
+    found, counts = [], Counter[tuple[str, str]]()
+    for call in calls:
+        key = call.name, call.paths[0] if by_path and call.paths else ""
+        counts[key] += 1
+        if call.touches(place):
+            found.append(Instant(call.name, counts[key], key[1]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -51,10 +75,9 @@ class Scene:
     def command(self) -> list[str]:
         return ["--quiet", self.stage, *ARGS.get(self.stage, ())]
 
-    def instants(self) -> list[int]:
-        """Numbers of the calls of the stage's own process, from 1, that write below the project."""
-        own = [call for call in self.calls if call.process == self.calls[0].process]
-        return [k for k, call in enumerate(own, 1) if call.touches(self.place)]
+    def instants(self) -> list[Instant]:
+        """The calls of the stage's own process that write below the project."""
+        return instants([call for call in self.calls if call.process == self.calls[0].process], self.place)
 
 
 def scene(forks: Forks, tiny_run: Path, place: Path, stage: str) -> Scene:
@@ -79,11 +102,11 @@ def whole(desk: Path) -> Iterator[Path]:
         yield path.parent
 
 
-def disturb(made: Scene, how: str, at: int) -> Done:
-    """Run the stage, have strace do something at its k-th call, and check all that is promised."""
+def disturb(made: Scene, how: str, at: Instant) -> Done:
+    """Run the stage, have strace do something at one of its calls, and check all that is promised."""
     desk = made.copy()
     earlier = {path: (path / "manifest.json").read_bytes() for path in whole(desk)}
-    done = made.forks.traced(desk, *made.command(), options=("-e", f"inject={WRITES}:{how}:when={at}"))
+    done = made.forks.traced(desk, *made.command(), options=at.options(how))
     there = {path: (path / "manifest.json").read_bytes() for path in whole(desk)}
     assert earlier.items() <= there.items(), "an artifact that was there is not as it was"
     if how != KILL:
@@ -99,30 +122,28 @@ def disturb(made: Scene, how: str, at: int) -> Done:
     return done
 
 
-def each(made: Scene, how: str, instants: list[int]) -> int:
+def each(made: Scene, how: str, tries: Sequence[Instant]) -> int:
     """Disturb a stage at each of these instants; how many of them hit a call below the project."""
     hits = 0
-    for at in instants:
+    for at in tries:
         done = disturb(made, how, at)
         hit = [call for call in done.calls if call.injected and call.touches(made.place)]
         hits += bool(hit) or (how == KILL and done.code == -9)
     return hits
 
 
-def chosen(made: Scene, count: int, seed: int) -> list[int]:
-    """All instants at full size, else some of them, the rename among them."""
+def chosen(made: Scene, count: int, seed: int) -> list[Instant]:
+    """All instants at full size, else some of them."""
     every = made.instants()
-    if FULL or len(every) <= count:
-        return every
-    return sorted({*random.Random(seed).sample(every, count - 1), *every[-2:-1]})
+    return every if FULL else random.Random(seed).sample(every, min(count, len(every)))
 
 
 def test_prepare_survives_a_kill_and_a_full_disk(preparing: Forks, tiny_run: Path, before: Path) -> None:
     made = scene(preparing, tiny_run, before, "prepare")
     assert len(made.instants()) > 20
     for seed, how in enumerate((KILL, FULL_DISK, BROKEN_DISK)):
-        instants = chosen(made, 2, seed)
-        assert each(made, how, instants) >= len(instants) - 1
+        tries = chosen(made, 2, seed)
+        assert each(made, how, tries) == len(tries)
 
 
 @pytest.mark.slow
@@ -131,8 +152,8 @@ def test_every_stage_survives_at_any_instant(stages: Forks, tiny_run: Path, befo
     made = scene(stages, tiny_run, before, stage)
     tried = hit = 0
     for seed, how in enumerate((KILL, FULL_DISK, BROKEN_DISK)):
-        instants = chosen(made, 1 if stage in BY_CHILDREN else 2, seed)
-        tried, hit = tried + len(instants), hit + each(made, how, instants)
+        tries = chosen(made, 1 if stage in BY_CHILDREN else 2, seed)
+        tried, hit = tried + len(tries), hit + each(made, how, tries)
     assert hit >= 0.9 * tried - 1, f"strace hit {hit} of {tried}"
 
 
@@ -142,17 +163,13 @@ def test_a_process_that_writes_for_a_stage_may_die(stages: Forks, tiny_run: Path
     made = scene(stages, tiny_run, before, stage)
     done = stages.traced(made.copy(), *made.command(), follow=True)
     own = done.calls[0].process
-    written: dict[str, int] = {}
-    for call in done.calls:
-        if call.process != own and call.touches(made.place):
-            written[call.paths[0]] = written.get(call.paths[0], 0) + 1
-    assert any(path.endswith(".gguf") for path in written)
-    instants = [(path, k) for path, count in written.items() for k in range(1, count + 1)]
-    for path, at in instants if FULL else random.Random(1).sample(instants, 2):
+    by_others = instants([call for call in done.calls if call.process != own], made.place, by_path=True)
+    by_others = [one for one in by_others if ".gguf" in one.path]
+    assert by_others, "no other process writes a .gguf file"
+    for at in by_others if FULL else random.Random(1).sample(by_others, 2):
         desk = made.copy()
-        options = ("-P", path, "-e", f"inject={WRITES}:{KILL}:when={at}")
-        died = stages.traced(desk, *made.command(), follow=True, options=options)
-        assert died.code == 6, (path, at, died.code, died.stderr)
+        died = stages.traced(desk, *made.command(), follow=True, options=at.options(KILL))
+        assert died.code == 6, (at, died.code, died.stderr)
         assert list(whole(desk))
         again = stages.run(desk, *made.command())
         assert again.code == 0, again.stderr

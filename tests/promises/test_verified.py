@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import tiny
-from conftest import FULL
+from scale import FULL
 
 from slmctl import artifact, lineage, pipeline
 from slmctl.artifact import Artifact
