@@ -1,0 +1,321 @@
+"""No code from data: pickles, configs that name code and hostile chat templates are refused or ended; none is run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forks import Done, Forks
+from scale import FULL
+
+from slmctl import chat_template
+from slmctl.errors import DataError
+from slmctl.task import Task, end_of_turn
+
+weights = pytest.importorskip("slmctl.weights")
+VALUES = {
+    "messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}],
+    "tools": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>",
+}  # fmt: skip
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A file that code from data would make; it must never be there."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "code from data was run"
+
+
+class Touch:
+    """What unpickling would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def zipped(payload: bytes) -> bytes:
+    """A pickle as torch.save packs it."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        archive.writestr("archive/data.pkl", payload)
+        archive.writestr("archive/version", "3\n")
+    return raw.getvalue()
+
+
+def array(payload: Touch) -> bytes:
+    raw = io.BytesIO()
+    np.save(raw, np.array([payload], dtype=object), allow_pickle=True)
+    return raw.getvalue()
+
+
+def pickles(canary: Path) -> dict[str, bytes]:
+    """Twelve, under the names by which loaders would take them."""
+    touch = Touch(canary)
+    plain, old = pickle.dumps(touch), pickle.dumps(touch, protocol=0)
+    return {
+        "pytorch_model.bin": zipped(plain), "model.pt": zipped(plain), "weights.pth": plain, "model.ckpt": plain,
+        "adapter_model.bin": zipped(plain), "training_args.bin": plain, "optimizer.pt": zipped(plain),
+        "scheduler.pt": plain, "rng_state.pth": plain, "tokenizer.pkl": old, "importance.npy": array(touch),
+        "pytorch_model.bin.index.json": old,
+    }  # fmt: skip
+
+
+def plant(folder: Path, canary: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, raw in pickles(canary).items():
+        (folder / name).write_bytes(raw)
+
+
+def test_the_pickles_would_run(tmp_path: Path) -> None:
+    """The control: each of them runs its code when it is loaded as what it is."""
+    path = tmp_path / "control"
+    for raw in pickles(path).values():
+        if raw[:2] == b"PK":
+            raw = zipfile.ZipFile(io.BytesIO(raw)).read("archive/data.pkl")
+        elif raw[:6] == b"\x93NUMPY":
+            raw = raw[raw.index(b"\n") + 1 :]
+        pickle.loads(raw)
+        assert path.exists()
+        path.unlink()
+
+
+def refused(done: Done, *codes: int) -> None:
+    assert done.code in codes, (done.code, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json", "rows.parquet", "rows.xlsx", "rows.csv.gz"])
+def test_a_pickle_is_no_source(preparing: Forks, desk: Path, canary: Path, name: str) -> None:
+    for raw in (
+        (pickle.dumps(Touch(canary)), zipped(pickle.dumps(Touch(canary))))
+        if FULL
+        else (zipped(pickle.dumps(Touch(canary))),)
+    ):
+        (desk / name).write_bytes(raw)
+        source = f"prepare.sources=[{{path: {name}, input: text, output: category}}]"
+        refused(preparing.run(desk, "prepare", "--set", source), 3)
+
+
+def test_a_base_of_pickles_is_refused(tiny_base: Path, tmp_path: Path, canary: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    plant(base, canary)
+    (base / "pytorch_model.bin.index.json").unlink()
+    (base / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"only pickles \(.*pytorch_model\.bin"):
+        weights.refuse_code(base)
+
+
+@pytest.mark.slow
+def test_pickles_beside_a_base_are_left_behind(stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path) -> None:
+    desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
+    plant(desk / "base", canary)
+    (desk / "base" / "pytorch_model.bin.index.json").unlink()  # no JSON at all: refused by itself, see below
+    shutil.rmtree(desk / "runs" / "base")
+    done = stages.run(desk, "pull")
+    assert done.code == 0, done.stderr
+    brought = {path.name for path in Path(done.stdout.strip()).iterdir()}
+    assert not brought & pickles(canary).keys()
+    (desk / "base" / "pytorch_model.bin.index.json").write_bytes(pickle.dumps(Touch(canary)))
+    shutil.rmtree(desk / "runs" / "base")
+    refused(stages.run(desk, "pull"), 3)
+
+
+@pytest.mark.slow
+def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path) -> None:
+    """In every artifact, as a bare file of weights, as an HF folder, as an adapter, and in a checkpoint."""
+    desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
+    (desk / "in.csv").write_text("text\nhello\n")
+    ask = ("--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    for kind in ("base", "adapter", "merged", "gguf", "published"):
+        (folder,) = desk.glob(f"runs/{kind}/[!.]*")
+        for name, raw in pickles(canary).items():
+            (folder / name).write_bytes(raw)
+            if FULL or name in ("adapter_model.bin", "pytorch_model.bin"):
+                refused(stages.run(desk, "predict", str(folder), *ask), 7)
+            (folder / name).unlink()
+    for name in ("model.safetensors", "adapter_model.safetensors"):  # a pickle that is called what it is not
+        foreign = tmp_path / "foreign" / name
+        (source,) = desk.glob("runs/merged/[!.]*" if name[0] == "m" else "runs/adapter/[!.]*")
+        shutil.copytree(source, foreign)
+        (foreign / "manifest.json").unlink()
+        (foreign / name).write_bytes(pickle.dumps(Touch(canary)))
+        done = stages.run(desk, "predict", str(foreign), *ask)
+        assert done.code != 0
+    bare = tmp_path / "model.gguf"
+    bare.write_bytes(zipped(pickle.dumps(Touch(canary))))
+    refused(stages.run(desk, "predict", str(bare), *ask), 6)
+    steps = ("--set", "finetune.steps=8", "--set", "finetune.validate_every=4")
+    made = Path(stages.run(desk, "finetune", *steps).stdout.strip())
+    shutil.rmtree(made)
+    checkpoint = made.parent / f".resume-{made.name}" / "step-00000004"
+    plant(checkpoint, canary)
+    hashes = {path.name: "sha256:" + "0" * 64 for path in checkpoint.iterdir()}
+    (checkpoint / "hashes.json").write_text(json.dumps(hashes))
+    assert stages.run(desk, "finetune", *steps).code == 0
+
+
+# Configs that name code
+
+
+def configs(canary: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Six: the file, and the keys that have a loader import something."""
+    return {
+        "auto_map": ("config.json", {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
+        "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
+        "nested": ("config.json", {"text_config": {"auto_map": {"AutoModel": "other/repo--evil.Model"}}}),
+        "trusted": ("config.json", {"trust_remote_code": True, "model_type": "evil"}),
+        "kernel": ("config.json", {"_attn_implementation": "evil/kernel"}),
+        "pipeline": ("config.json", {"custom_pipelines": {"evil": {"impl": "evil.Pipeline"}}}),
+    }
+
+
+def evil_base(tiny_base: Path, place: Path, canary: Path, name: str) -> Path:
+    base = Path(shutil.copytree(tiny_base, place / "base"))
+    code = f"open({str(canary)!r}, 'w').close()\nclass Config: pass\nModel = Tokenizer = Config\n"
+    (base / "evil.py").write_text(code)
+    file, keys = configs(canary)[name]
+    written = json.dumps(json.loads((base / file).read_text()) | keys)
+    # an escape in a key hides it from whoever searches the text
+    (base / file).write_text(written.replace('"auto_map"', '"auto\\u005fmap"') if name == "nested" else written)
+    return base
+
+
+@pytest.mark.parametrize("name", configs(Path()))
+def test_configs_that_name_code_are_refused(tiny_base: Path, tmp_path: Path, canary: Path, name: str) -> None:
+    base = evil_base(tiny_base, tmp_path, canary, name)
+    with pytest.raises(DataError, match="it would run the model author's Python code"):
+        weights.refuse_code(base)
+    with pytest.raises(DataError, match="it would run the model author's Python code"):
+        weights.load_model(base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", configs(Path()))
+def test_the_command_refuses_configs_that_name_code(
+    stages: Forks, tiny_base: Path, tiny_project: Path, tmp_path: Path, canary: Path, name: str
+) -> None:
+    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
+    shutil.rmtree(desk / "base")
+    evil_base(tiny_base, desk, canary, name)
+    refused(stages.run(desk, "pull"), 3)
+    assert not list(desk.glob("runs/base/*/manifest.json"))
+
+
+# Chat templates
+
+
+def hostile(canary: Path) -> dict[str, str]:
+    """Ten: code, time and memory."""
+    return {
+        "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "globals": f"{{{{ cycler.__init__.__globals__.os.system('touch {canary}') }}}}",
+        "attribute": f"{{{{ (lipsum|attr('__globals__'))['os'].popen('touch {canary}').read() }}}}",
+        "format": "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+        "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "power": "{{ (7 ** 99999999) % 10 }}",
+        "repeat": "{{ 'a' * 10 ** 11 }}",
+        "width": "{{ '%99999999999d' % 1 }}",
+        "doubling": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    }
+
+
+@pytest.mark.parametrize("name", hostile(Path()))
+def test_hostile_templates_are_refused_or_ended(canary: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(chat_template, "LIMIT_S", 1.0)
+        with pytest.raises(DataError, match="the chat template"):
+            chat_template.render(hostile(canary)[name], VALUES)
+    # and whoever asks next is answered
+    assert chat_template.render("{% macro m() %}{% endmacro %}{{ messages[0].content }}", VALUES) == "hello"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["globals", "loops", "repeat"])
+def test_a_base_with_a_hostile_template_is_refused(
+    stages: Forks, tiny_project: Path, tmp_path: Path, canary: Path, name: str
+) -> None:
+    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
+    (desk / "base" / "chat_template.jinja").write_text(hostile(canary)[name])
+    refused(stages.run(desk, "pull"), 3)
+
+
+GEMMA = """\
+{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}\
+{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}\
+{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles alternate') }}\
+{% endif %}{{ '<start_of_turn>' + m.role + '\\n' + (first if loop.first else '') }}{{ m.content | trim }}\
+{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+TOOLS = """\
+{%- macro shown(tool) %}{{ tool | tojson }}{% endmacro -%}{% if tools %}{% for tool in tools %}{{ shown(tool) }}
+{% endfor %}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def test_templates_of_models_are_rendered_alike_here_and_in_the_child() -> None:
+    """The same text, whoever renders it; and what costs a process is not what most models have."""
+    assert chat_template.is_plain(GEMMA)
+    assert not chat_template.is_plain(TOOLS)
+    for source in (GEMMA, TOOLS):
+        values = VALUES | {"tools": [{"name": "look_up", "parameters": {"größe": 1}}]}
+        assert chat_template._child().render(source, values) == chat_template._render(source, values)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in messages %}{% for b in messages %}x{% endfor %}{% endfor %}",
+        "{% for a in messages %}{% set a = messages %}{% for b in a %}x{% endfor %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for a in messages %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set a = 'x' + eos_token %}{% set a = a + a %}{% set a = a + a %}{% set a = a + a %}",
+        "{{ messages | join(messages[0].content) }}",
+        "{{ messages[0].content | replace('a', 'aa') }}",
+        "{{ messages[0].content % 3 }}",
+        "{{ messages[0].content * 3 }}",
+        "{{ messages[0].content.ljust(9) }}",
+        "{{ messages | tojson(indent=99) }}",
+        "{{ [messages, messages] }}",
+        "{% for a in range(9) %}{% endfor %}",
+        "{% for a in messages recursive %}{{ loop(a) }}{% endfor %}",
+        "{% set x %}{{ messages }}{% endset %}",
+        "{{ 1",
+    ],
+)
+def test_what_could_multiply_is_not_plain(source: str) -> None:
+    assert not chat_template.is_plain(source)
+
+
+def test_a_template_of_a_book_is_refused() -> None:
+    with pytest.raises(DataError, match="more than 262144 characters"):
+        end_of_turn("x" * 300_000, bos_token="", eos_token="")
+
+
+def test_a_long_conversation_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "LONGEST", 1000)
+    task = Task("generate", "{% for m in messages %}{{ m.content }}{% endfor %}", "")
+    with pytest.raises(DataError, match="it writes more than 1000 characters"):
+        task.prompt([{"role": "user", "content": "x" * 900}, {"role": "user", "content": "x" * 900}])
+
+
+def test_threads_share_the_child() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(k: int) -> str:
+        return chat_template.render(TOOLS, VALUES | {"messages": [{"role": "user", "content": f"number {k}"}]})
+
+    with ThreadPoolExecutor(8) as pool:
+        for k, text in enumerate(pool.map(ask, range(64))):
+            assert f"number {k}<" in text
