@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from rapidfuzz import process
-from tokenizers import Tokenizer
 
 from slmctl import fingerprints, offline, sensitive, similar
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
+from slmctl.data._lengths import Lengths
 from slmctl.data._split import place
 from slmctl.errors import DataError
 from slmctl.records import Record
@@ -31,6 +31,7 @@ from slmctl.task import Task
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
 AHEAD = 3  # batches a worker that are read before they are needed
+OFTEN = 4096  # system prompts and labels whose findings are remembered
 LARGE = 4_000_000  # bytes of sources from which starting workers pays
 
 _NO_DIGIT = re.compile(r"\D")
@@ -119,10 +120,9 @@ class Reader:
     def __init__(self, reading: Reading) -> None:
         self.reading, self.task = reading, reading.task
         self.shapes = reading.shapes()
-        self.tokenizer = Tokenizer.from_file(str(reading.tokenizer))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._lengths = Lengths(self.task, reading.tokenizer)
         self._known = frozenset(reading.labels) if reading.labels is not None else None
+        self._often: dict[str, Applied] = {}
 
     def read(self, source: int, rows: Sequence[Raw]) -> Batch:
         """The records among some rows of a source."""
@@ -213,7 +213,10 @@ class Reader:
         names = dict(zip(("user", "assistant"), self.shapes[source].fields, strict=True))
         last, messages, left, touched = len(record.messages) - 1, [], False, False
         for at, message in enumerate(record.messages):
-            applied = self._applied(message["content"], in_json=at == last and self.task.kind == "extract")
+            if message["role"] == "system" or (at == last and record.label is not None):
+                applied = self._applied_often(message["content"])
+            else:
+                applied = self._applied(message["content"], in_json=at == last and self.task.kind == "extract")
             messages.append(message)
             if not applied.findings:
                 continue
@@ -233,6 +236,14 @@ class Reader:
         if not touched:
             return record, False
         return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
+
+    def _applied_often(self, text: str) -> Applied:
+        """The policy on a text that many rows share."""
+        if text not in self._often:
+            if len(self._often) == OFTEN:
+                self._often.clear()
+            self._often[text] = self.reading.policy.apply(text)
+        return self._often[text]
 
     def _applied(self, text: str, *, in_json: bool) -> Applied:
         """The policy on a text; of an answer in JSON, on each text in it, so that it stays JSON."""
@@ -298,8 +309,6 @@ class Reader:
         first = compact.copy()
         if changed:
             first[changed] = similar.compact(similar.sketch([before[k] for k in changed]))
-        whole = [self.task.prompt(r.prompt_messages, tools=r.tools) + r.answer + self.task.end for r in records]
-        encoded = self.tokenizer.encode_batch_fast(whole, add_special_tokens=False)
         return Batch(
             source=source,
             rejected=tuple(rejected),
@@ -316,7 +325,7 @@ class Reader:
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             places=np.array([place(r.group or text) for r, text in zip(records, before, strict=True)], dtype=float),
             moments=np.array(moments, dtype=float),
-            tokens=np.array([len(one) for one in encoded], dtype=np.int32),
+            tokens=self._lengths.of(records),
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(systems),
         )
