@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,6 +35,7 @@ AHEAD = 3  # batches a worker that are read before they are needed
 OFTEN = 4096  # system prompts and labels whose findings are remembered
 LARGE = 4_000_000  # bytes of sources from which starting workers pays
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
 _NO_DIGIT = re.compile(r"\D")
 
 Raw = tuple[int, dict[str, Any], str]  # number, columns, fault
@@ -136,7 +138,7 @@ class Reader:
                 record, original, system = self._record(source, number, columns)
                 record, touched = self._cleared(source, record, tally)
                 found += touched
-                line = json.dumps(record.to_json(), ensure_ascii=False).encode()
+                line = _encode(record.to_json()).encode()
                 moments.append(self._moment(source, columns))
             except RefusedError:
                 raise
@@ -181,7 +183,7 @@ class Reader:
         own = _shapes.cell(columns.get(origin.id)) if origin.id else ""
         if own:
             return dataclasses.replace(record, id=fingerprints.number(own)), original, system
-        identity = json.dumps([original, answer], ensure_ascii=False).encode()
+        identity = _encode([original, answer]).encode()
         return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
 
     def _opened(self, messages: _shapes.Messages) -> tuple[str, _shapes.Messages]:
@@ -389,6 +391,7 @@ _reader: Reader  # of this worker
 def _start(reading: Reading) -> None:
     global _reader
     offline.seal()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor already
     _reader = Reader(reading)
 
 
