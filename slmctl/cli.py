@@ -34,6 +34,7 @@ class Options:
         self.level = 0
         self.json = False
         self.no_wait = False
+        self.offline = False
         self.sets: list[str] = []
 
 
@@ -44,6 +45,8 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             options.sets += value
         elif value is not None and value is not False:
             setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
+            if name == "offline":
+                offline.forbid()
             if name == "level":
                 _console()  # from now on: a stage speaks before any callback asks for the console
         return value
@@ -74,6 +77,12 @@ def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _offline(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _option("--offline", store="offline", is_flag=True, help="Refuse at once what would use the network.")(
+        command
+    )
+
+
 def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """What commands that read slmctl.yaml take too."""
     decorate = _option(
@@ -89,6 +98,7 @@ def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
 def _stage(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every stage takes too."""
     for decorate in (
+        _offline,
         _option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
         _option("--json", store="json", is_flag=True, help="Print the manifest in place of the path."),
     ):
@@ -272,6 +282,8 @@ def predict(
         if bool(urls) != bool(engine_model):
             hint = "--engine-url https://host/v1 --engine-model NAME"
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
+        if urls:
+            offline.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
         from slmctl.model import _file
 
         part, found = _file.shard(shard or "1/1"), _Asked(options, model, type_name)
@@ -329,6 +341,8 @@ def evaluate(
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
         )
+    if against:
+        offline.require(f"--against {against}", hint="leave --against out to measure the models here alone")
     _set(options, "predict", key_env=against_key_env)
     project = _project(options, prepared=prepared)
     general = pipeline.Endpoint(against, against_model, against_shots) if against and against_model else None
@@ -361,6 +375,7 @@ def run(options: Options, until: str) -> None:
     from slmctl import pipeline
 
     project = _project(options)
+    pipeline.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         _import_first(project)
     for name in CHAIN[: CHAIN.index(until) + 1]:
@@ -560,7 +575,93 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
 
 
 @cli.command()
+@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="A file or folder that it was made of, where it is not found by its hash; again for more.",
+)
+@_stage
+@click.pass_obj
+def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
+    """Build an artifact again from what its manifest records, and compare every byte.
+
+    Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
+    of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
+    """
+    import json
+
+    from slmctl import artifact, pipeline
+    from slmctl import reproduce as module
+    from slmctl.errors import DifferentError
+
+    options.directory = _root_of(options, path)
+    project = _project_or_none(options) or _bare_project(options)
+    made = artifact.load(path)
+    name = made.manifest.stage.partition("/")[0]
+    if name == "finetune":
+        _import_first(project)
+    try:
+        found = module.reproduce(project, made, sources)
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, name) from error
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    if not found.same:
+        raise DifferentError(f"{path} is not what comes out today", hint="slmctl doctor shows this machine's versions")
+
+
+@cli.command()
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask too; again for more.",
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@_option("--json", store="json", is_flag=True, help="Print the list as JSON.")
+@_configured
+@click.pass_obj
+def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
+    """List what nothing needs, with sizes, and remove it when you agree.
+
+    Kept is what slmctl.yaml asks for today, what releases in the registry and their tags were made of, and what
+    a running process uses. Listed are other artifacts, what interrupted runs left, and copies of sources that
+    nothing was made of.
+    """
+    import json
+
+    from slmctl import gc as module
+
+    project = _project(options)
+    found = module.find(project, [*_registry(project.root), *registries])
+    console = _console()
+    for note in found.notes:
+        console.say(f"note: {note}")
+    if options.json:
+        console.write_json(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        console.write("".join(f"{console.clean(line)}\n" for line in module.lines(found, project.root)))
+    if not found.items:
+        return
+    if not yes and not sys.stdin.isatty():
+        console.say("nothing is removed: nobody is there to ask; --yes removes it")
+        return
+    if yes or click.confirm(f"remove {console.size(found.size)}?", default=False, err=True):
+        freed, left = module.remove(project, found)
+        for path in left:
+            console.say(f"  left, since a process has begun to use it: {path}")
+        console.say(f"  {console.size(freed)} freed")
+
+
+@cli.command()
 @click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
+@_offline
 @_everywhere
 @click.pass_obj
 def doctor(options: Options, fix: bool) -> None:
@@ -662,6 +763,21 @@ def _project(options: Options, **given: Path | None) -> Project:
     )
 
 
+def _project_or_none(options: Options) -> Project | None:
+    """The project of the folder that is worked in, where there is one."""
+    from slmctl import config
+
+    return _project(options) if (options.directory / config.FILENAME).exists() else None
+
+
+def _bare_project(options: Options) -> Project:
+    """A folder with artifacts and no config."""
+    from slmctl import config, pipeline
+
+    settings = config.parse("{project: none, base: none}")
+    return pipeline.Project(options.directory.resolve(), settings, wait=not options.no_wait)
+
+
 def _registry(root: Path) -> list[Path]:
     """The folder that the config publishes to, where there is one."""
     from slmctl import config
@@ -696,6 +812,7 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     from slmctl import pipeline
 
     project = _project(options, **given)
+    pipeline.require_no_network(project, [name])
     if name == "prepare":
         pipeline.gather_sources(project)
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
@@ -708,6 +825,8 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     from slmctl import pipeline
 
     asked: Any = pipeline.ask(project, stage)
+    for given in asked.inputs.values():
+        pipeline.require_whole(given)
     try:
         module = importlib.import_module(asked.stage.module)
         text = getattr(module, function)(asked.section, **asked.inputs, **settings)
@@ -808,6 +927,7 @@ class _Asked:
                     f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
                 )
             self.model = pipeline.find(self._project, pipeline.Role(model or "gguf", (model or "gguf",)))
+        pipeline.require_whole(self.model)
         has_task = self.model.path.is_dir() and (self.model.path / "task.json").exists()
         home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
@@ -889,6 +1009,13 @@ def _root_of(options: Options, path: Path | None) -> Path:
     return options.directory
 
 
+def _say_what_left() -> None:
+    """The receipt of a command that has used the network."""
+    hosts, count = offline.summary()
+    if hosts:
+        _console().say(f"  contacted {', '.join(hosts)}: {_console().size(count)} sent")
+
+
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
     offline.seal()
@@ -900,8 +1027,13 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if os.environ.get("SLMCTL_OFFLINE", "") not in ("", "0"):
+        offline.forbid()
     try:
-        cli.main(standalone_mode=False)
+        try:
+            cli.main(standalone_mode=False)
+        finally:
+            _say_what_left()
     except SlmctlError as error:
         _console().complain(error.message, error.hint)
         sys.exit(error.code)

@@ -268,7 +268,7 @@ def run(project: Project, asked: Ask) -> Outcome:
     try:
         return _run(project, asked)
     finally:
-        offline.contacted.clear()  # by this stage, and by what gathered its sources
+        offline.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
 def _run(project: Project, asked: Ask) -> Outcome:
@@ -278,12 +278,13 @@ def _run(project: Project, asked: Ask) -> Outcome:
     lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", _keep(asked)
     if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
+    needs = [given.digest for given in _flat(asked.inputs)]
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs):
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
         for given in _flat(asked.inputs):
-            _require_whole(given)
+            require_whole(given)
         made = _make(asked)
     return Outcome(made, False, time.monotonic() - begun)
 
@@ -368,7 +369,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions | {"machine": platform.machine(), "hosts_contacted": sorted(offline.contacted)}
+    return versions | {"machine": platform.machine()} | offline.receipt()
 
 
 def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
@@ -378,7 +379,12 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
             shutil.copyfile(given.path / name, place / name)
 
 
-def _require_whole(given: Artifact) -> None:
+def require_whole(given: Artifact) -> None:
+    """Read every byte of an artifact before it is used.
+
+    Raises:
+        IntegrityError: It is not what its manifest says.
+    """
     faults = artifact.verify(given)
     if faults:
         raise IntegrityError(
@@ -418,6 +424,26 @@ def gather_sources(project: Project) -> None:
     project.forget()
 
 
+def require_no_network(project: Project, stages: Sequence[str]) -> None:
+    """With `--offline`, refuse at once what one of these stages would be refused later.
+
+    Raises:
+        NetworkError: The base, a source, or training needs the network.
+    """
+    if not offline.is_forbidden():
+        return
+    settings = project.config
+    if "pull" in stages and config.is_remote(settings.base) and not ask(project, "pull").path.exists():
+        offline.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
+    for source in settings.prepare.sources if "prepare" in stages else []:
+        if host := gather.host_of(source, project.sources):
+            offline.require(f"a source on {host}", hint="export it once, and name the file as path")
+    if "finetune" in stages and settings.finetune.report_to:
+        offline.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
+    if "finetune" in stages and settings.finetune.machines > 1:
+        offline.require("finetune.machines")
+
+
 @contextlib.contextmanager
 def _spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
@@ -430,6 +456,8 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        if error.errno == errno.EIO:
+            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
         raise
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rapidfuzz import process
 
-from slmctl import fingerprints, offline, sensitive, similar
+from slmctl import fingerprints, offline, sensitive, similar, surroundings
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
 from slmctl.data._lengths import Lengths
@@ -362,7 +362,8 @@ def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:
     waiting: list[Future[Batch]] = []
     try:
         for source, rows in _raw(reading.sources):
-            waiting.append(pool.submit(_read, source, rows))
+            with surroundings.hidden():  # the first one starts the processes
+                waiting.append(pool.submit(_read, source, rows))
             if len(waiting) > AHEAD * workers:
                 yield waiting.pop(0).result()
         while waiting:
