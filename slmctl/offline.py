@@ -54,32 +54,37 @@ def seal() -> None:
 
 
 @contextlib.contextmanager
-def network(purpose: str, hosts: Iterable[str] | None = None) -> Iterator[None]:
+def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool | None = None) -> Iterator[None]:
     """Let this process use the network inside the block, because the user asked for `purpose`.
 
-    With `hosts` it is open for those alone, and the libraries' switches stay off. Without, the Hub may be
-    asked too. The Hub's client reads its offline switch when it is imported, and transformers may have
-    imported it long ago: its own copy of the switch is turned too.
+    With `hosts` it is open for those alone; without, for all. The libraries' switches stay off unless the Hub
+    is among them (`hub`), as it is without `hosts`.
     """
     global _open_for, _only
-    if hosts is not None:
-        _open_for, _only = purpose, frozenset(hosts)
-        _addresses.clear()
-        try:
+    _open_for, _only = purpose, None if hosts is None else frozenset(hosts)
+    _addresses.clear()
+    try:
+        with _hub_switches() if hub or (hub is None and hosts is None) else contextlib.nullcontext():
             yield
-        finally:
-            _open_for, _only = "", None
-        return
+    finally:
+        _open_for, _only = "", None
+
+
+@contextlib.contextmanager
+def _hub_switches() -> Iterator[None]:
+    """Have the Hub's client ask the Hub.
+
+    It reads its offline switch when it is imported, and transformers may have imported it long ago: its own copy of
+    the switch is turned too.
+    """
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     client: Any = sys.modules.get("huggingface_hub.constants")
     client_kept = client.HF_HUB_OFFLINE if client else True
     if client:
         client.HF_HUB_OFFLINE = False
-    _open_for = purpose
     try:
         yield
     finally:
-        _open_for = ""
         os.environ.update({name: value for name, value in kept.items() if value is not None})
         client = client or sys.modules.get(
             "huggingface_hub.constants"
@@ -101,8 +106,8 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `doctor --fix`, `evaluate --against URL`, `predict --engine-url URL` "
-            "and sources that name a host use the network",
+            hint="only `slmctl pull`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
+            "`predict --engine-url URL` and sources that name a host use the network",
         )
     if not _may(host):
         raise NetworkError(
