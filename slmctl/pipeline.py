@@ -545,7 +545,7 @@ def publish(project: Project) -> tuple[Outcome, str, bool]:
     outcome, shipment = release(project)
     with _target(project, "publish") as target:
         made = targets.plan(target, project.config.publish.to, shipment)
-        console.say(f"  {console.size(made.size)} of {len(shipment.items)} files are not there yet")
+        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
         targets.deliver(target, made)
         where = target.where(shipment, shipment.manifest).rpartition("/")[0]
     return outcome, where, made.there and not made.missing

@@ -90,8 +90,8 @@ class Target(Protocol):
     def where(self, shipment: Shipment, item: Item) -> str:
         """The address of an item there."""
 
-    def published(self, project: str, version: str) -> bytes | None:
-        """The manifest that is visible there under a version."""
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+        """The manifest that is visible there under a version; `like` is what would go there."""
 
     def holds(self, shipment: Shipment) -> set[str]:
         """The names of those items that it has, by their content."""
@@ -175,7 +175,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
     Raises:
         IntegrityError: It holds another release under the same version.
     """
-    there = target.published(sent.project, sent.version)
+    there = target.published(sent.project, sent.version, like=sent)
     if there is not None and _digest_of(there, to) != sent.release.digest:
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",

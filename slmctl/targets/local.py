@@ -28,7 +28,7 @@ class Local:
     def where(self, shipment: Shipment, item: Item) -> str:
         return str(self.root / shipment.project / shipment.version / item.name)
 
-    def published(self, project: str, version: str) -> bytes | None:
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
         path = self.root / project / version / MANIFEST
         return path.read_bytes() if path.is_file() else None
 
