@@ -354,16 +354,94 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--to", metavar="TARGET", help="where releases go: dir:FOLDER, relative to slmctl.yaml")
+@click.option("--to", metavar="TARGET", help="where releases go, such as dir:FOLDER or hf:ORG/NAME")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
 @_role("report", "A report to use in place of the config's.")
 @_stage
 @click.pass_obj
-def publish(options: Options, to: str | None, gguf: Path | None, report: Path | None) -> None:
-    """Lay out a release and copy it to a registry; refuses what no passing report measured."""
+def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
+    """Lay out a release and send it to where releases go; refuses what must not leave.
+
+    Refused are files that no passing report measured, secrets and personal data in any text of the
+    release, and a model that gives rare strings of its training rows away. TARGET is dir:FOLDER,
+    hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
+    ollama:NAME.
+    """
     _set(options, "publish", to=to)
     project = _project(options, gguf=gguf, report=report)
-    _print(options, _publish(project).artifact)
+    if not plan_only:
+        _print(options, _publish(project).artifact)
+        return
+    import json
+
+    from slmctl import pipeline, scoreboard
+
+    outcome, plan = pipeline.plan_of_publish(project)
+    _timed("publish", outcome)
+    text = json.dumps(plan, indent=1) if options.json else "\n".join(scoreboard.plan(plan))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
+@click.argument("release")
+@click.option("--tag", required=True, metavar="TAG", help="The tag, such as production.")
+@click.option("--registry", metavar="DIR", help="The folder of releases; the config's by default.")
+@_configured
+@click.pass_obj
+def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
+    """Let a tag of a registry stand for a release, at once; an older release rolls back.
+
+    RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
+    publication, and those that slmctl.yaml holds today.
+    """
+    from slmctl import config
+    from slmctl import registry as module
+
+    root = options.directory.resolve()
+    known = (root / config.FILENAME).exists()
+    project = _project(options) if known else None
+    if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
+        raise UsageError("which registry? tags live in a folder of releases", hint="--registry DIR")
+    folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
+    found = module.find(folder, release)
+    same = project is not None and project.config.project == found.metrics["project"]
+    made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+    before = f", before that {made.previous}" if made.previous else ""
+    _console().say(f"{made.project}: {tag} is {made.version}{before}")
+    _console().write(f"{found.path}\n")
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed it.")
+@_configured
+@click.pass_obj
+def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
+    """Bring a release back from where it was published, verified byte by byte.
+
+    SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
+    hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
+    """
+    from slmctl import config, pipeline, signing, targets
+
+    root = options.directory.resolve()
+    path = root / config.FILENAME
+    # outside a project there is no config, and one that nothing is taken from but these three will do
+    section = (config.load(path, options.sets) if path.exists() else config.parse(
+        "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
+    to, _, name = source.partition("#")
+    settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
+    try:
+        with targets.opened(to, settings, purpose="fetch") as target:
+            found = targets.fetch(target, name, folder, into=root)
+        if key is not None:
+            signing.verify(found.path, key)
+            _console().say(f"  signed by the holder of {key.name}")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "fetch") from error
+    _console().write(f"{found.path}\n")
 
 
 @cli.command()
@@ -410,8 +488,8 @@ def run(options: Options, until: str) -> None:
 def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
-    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
-    address on stdout when it is ready.
+    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
+    default. Prints the address on stdout when it is ready.
     """
     _set(options, "serve", host=host, port=port)
     settings = _serve_settings(options)
@@ -551,12 +629,14 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed them.")
 @_everywhere
 @click.pass_obj
-def verify(options: Options, paths: tuple[Path, ...]) -> None:
+def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     """Check every byte of artifacts; name every file that is extra, missing or changed.
 
-    PATHS are artifacts or releases; everything below runs/ by default.
+    PATHS are artifacts or releases; everything below runs/ by default. With --key, releases must be
+    signed too.
     """
     from slmctl import lineage
 
@@ -572,6 +652,8 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
             f"{len(damaged)} of {len(found)} artifacts are damaged",
             hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
+    if key is not None:
+        _require_signed(folders, key)
 
 
 @cli.command()
@@ -840,8 +922,19 @@ def _publish(project: Project) -> Outcome:
 
     outcome, target, there = pipeline.publish(project)
     _timed("publish", outcome)
-    _console().say(f"  {'already in' if there else 'copied to'} {target}")
+    _console().say(f"  {'already in' if there else 'sent to'} {target}")
     return outcome
+
+
+def _require_signed(folders: list[Path], key: Path) -> None:
+    from slmctl import pipeline, signing
+
+    try:
+        for folder in folders:
+            signing.verify(folder, key)
+            _console().write(f"{folder}: signed by the holder of {key.name}\n")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "verify --key") from error
 
 
 def _timed(name: str, outcome: Outcome) -> Outcome:
@@ -879,6 +972,10 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
 
     if model is None:
         found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    elif model.startswith("dir:"):
+        from slmctl import registry
+
+        found = registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
     else:
         found = pipeline.open_model(Path(model), ("published", "gguf"))
     faults = verify(found)

@@ -487,13 +487,47 @@ class Gate(Section):
         return self
 
 
+class Memorisation(Section):
+    """Whether the model gives rare strings of its training rows away; see docs/publish.md."""
+
+    probes: int = Field(
+        64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0 asks none"
+    )
+    max_share: Percent = Field(0.02, description="largest share of them that it may complete to the letter, such as 2%")
+
+
 class PublishConfig(Section):
-    """Lay out a release and copy it to a registry."""
+    """Lay out a release and send it to where releases go."""
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
-    to: Annotated[Text, Field(pattern=r"^dir:.+$"), Outside()] = Field(
-        "dir:./registry", description="where releases go: dir:FOLDER, relative to slmctl.yaml"
+    to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
+        "dir:./registry",
+        description="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+        "oci://HOST/REPOSITORY or ollama:NAME",
+    )
+    include: list[Literal["adapter", "merged"]] = Field(
+        default_factory=list, description="what goes out beside the GGUF files, as safetensors: adapter, merged"
+    )
+    intended_use: Text = Field("", description="a sentence for the model card: who should use the model, for what")
+    license: Text | None = Field(
+        None, description="the base's license, such as apache-2.0, where its own files do not state it"
+    )
+    allow: list[Text] = Field(
+        default_factory=list,
+        description="texts that may go out although they look like personal data, such as a support address",
+    )
+    memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
+    public: Annotated[bool, Outside()] = Field(False, description="hf: let everybody see the repository")
+    key: Annotated[Path | None, Outside()] = Field(
+        None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
+    )
+    endpoint: Annotated[Text | None, Outside()] = Field(
+        None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
+    )
+    hosts: Annotated[list[Text], Outside()] = Field(
+        default_factory=list,
+        description="further hosts that the target's server sends its clients to, to sign in or to store",
     )
 
 

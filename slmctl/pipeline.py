@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive
+from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive, signing, targets
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
 
@@ -92,8 +92,12 @@ STAGES = {
             "report", "slmctl.model.evaluate", ("scikit-learn",), version=2,
         ),
         Stage(
-            "publish", (_BASE, Role("gguf", ("gguf",)), Role("report", ("report",))), "published",
-            "slmctl.release.publish", version=2,
+            "publish",
+            (
+                _BASE, _PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
+                Role("gguf", ("gguf",)), Role("report", ("report",)),
+            ),
+            "published", "slmctl.release.publish", ("llama_cpp_python", "gguf"), version=3,
         ),
     )
 }  # fmt: skip
@@ -106,6 +110,7 @@ EXTRAS = {
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "presidio_analyzer": "pii",
+    "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
@@ -555,20 +560,70 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
     raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
 
 
-def publish(project: Project) -> tuple[Outcome, Path, bool]:
-    """Check the gates, lay out the release, and copy it to the registry.
+def publish(project: Project) -> tuple[Outcome, str, bool]:
+    """Check the gates, lay out the release, and send it to where releases go.
 
     Returns:
         The outcome of the stage, where the release lies, and whether it was there already.
 
     Raises:
-        GateError: A gate failed, or no report measured a file.
+        GateError: A gate failed, no report measured a file, or the release would give something away.
+        IntegrityError: The target has another release under the same version.
     """
+    outcome, shipment = release(project)
+    with _target(project, "publish") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
+        targets.deliver(target, made)
+        where = target.where(shipment, shipment.manifest).rpartition("/")[0]
+    return outcome, where, made.there and not made.missing
+
+
+def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
+    """What `publish` would send where, as JSON values; the release is laid out, and nothing is sent."""
+    outcome, shipment = release(project)
+    with _target(project, "publish --plan") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        verdicts = enforce_gates(project, find(project, Role("report", ("report",))))
+        lacking = {item.name for item in made.missing}
+        return outcome, {
+            "to": made.to,
+            "visibility": target.visibility,
+            "license": outcome.artifact.metrics["license"],
+            "hosts": list(target.hosts),
+            "there": made.there,
+            "bytes_to_send": made.size,
+            "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
+            "gates": [verdict.text for verdict in verdicts],
+            "files": [
+                {"file": one.name, "size": one.size, "sha256": one.sha256, "to": target.where(shipment, one),
+                 "send": one.name in lacking}
+                for one in shipment.items
+            ],
+        }  # fmt: skip
+
+
+def release(project: Project) -> tuple[Outcome, targets.Shipment]:
+    """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
     enforce_gates(project, find(project, Role("report", ("report",))))
     outcome = run(project, ask(project, "publish"))
-    module = importlib.import_module(STAGES["publish"].module)
-    target, there = module.deliver(outcome.artifact, project.config.publish, project.root)
-    return outcome, target, there
+    section = project.config.publish
+    with _spoken("publish", project.runs):
+        module = importlib.import_module(STAGES["publish"].module)
+        module.require_allowed(outcome.artifact, section)
+        signature = None
+        if section.key is not None:
+            signature = signing.sign(outcome.artifact, section.key, project.runs)
+    asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
+
+
+@contextlib.contextmanager
+def _target(project: Project, what: str) -> Iterator[targets.Target]:
+    section = project.config.publish
+    settings = targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
+    with _spoken(what, project.root), targets.opened(section.to, settings, purpose=what) as target:
+        yield target
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:
