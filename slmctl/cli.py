@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slmctl.artifact import Artifact
     from slmctl.pipeline import Outcome, Project
 
-CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish")
+CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
 
 
@@ -340,6 +340,34 @@ def evaluate(
 
 
 @cli.command()
+@click.option(
+    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
+)
+@click.option(
+    "--out-of-scope",
+    metavar="LABEL",
+    help="classify: the label of questions that belong elsewhere; they are never right to keep",
+)
+@_role("predictions", "Predictions on calibration rows to use in place of the config's.")
+@_role("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@_stage
+@click.pass_obj
+def calibrate(
+    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
+) -> None:
+    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    from slmctl import pipeline
+
+    _set(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
+    project = _project(options, predictions=predictions, outside=outside)
+    if outside is not None and predictions is None:
+        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+    outcome = _timed("calibrate", pipeline.calibrate(project))
+    _print(options, outcome.artifact)
+    _show_policy(outcome.artifact)
+
+
+@cli.command()
 @click.option("--to", metavar="TARGET", help="where releases go: dir:FOLDER, relative to slmctl.yaml")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
 @_role("report", "A report to use in place of the config's.")
@@ -375,6 +403,10 @@ def run(options: Options, until: str) -> None:
                 raise
         elif name == "publish":
             outcome = _publish(project)
+        elif name == "calibrate":
+            if project.config.calibrate is not None or until == name:
+                outcome = _timed(name, pipeline.calibrate(project))
+                _show_policy(outcome.artifact)
         else:
             if name == "prepare":
                 pipeline.gather_sources(project)
@@ -749,6 +781,18 @@ def _show_report(report: Artifact) -> None:
     _console().table(f"{report.metrics['n']} held-out rows ({report.metrics['split']})", head, rows)
     for remark in report.metrics["remarks"]:
         _console().say(f"  note: {remark}")
+
+
+def _show_policy(policy: Artifact) -> None:
+    found = policy.metrics
+    _console().say(
+        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
+        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+    )
+    if "out_of_scope_kept" in found:
+        _console().say(
+            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+        )
 
 
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
