@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -422,15 +423,30 @@ def run(options: Options, until: str) -> None:
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
 @click.option("--host", help="address to bind; only the loopback is served without a key")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@_role("policy", "policy that says which answers to keep; see slmctl calibrate")
+@click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
+@click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
+@click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
 @_configured
 @click.pass_obj
-def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
+def serve(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    host: str | None,
+    port: int | None,
+    policy: Path | None,
+    generalist: str | None,
+    generalist_model: str | None,
+    generalist_key_env: str | None,
+) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
     MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
     address on stdout when it is ready.
     """
-    _set(options, "serve", host=host, port=port)
+    _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
+    _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
     settings = _serve_settings(options)
     from slmctl.engine import Engine
 
@@ -442,12 +458,17 @@ def serve(options: Options, model: str | None, type_name: str | None, host: str 
         raise missing(error, "serve") from error
     sock = app.listen(settings.host, settings.port)
     path, task, name = _served(options, model, type_name)
-    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+    router = _router(settings, path, task, name)
+    with (
+        sock,
+        router.open() if router is not None else contextlib.nullcontext(),
+        Engine(path, sequences=settings.sequences, context=settings.context) as engine,
+    ):
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
         _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+        app.run(app.Served(engine, task, name, settings.max_tokens, router), sock)
 
 
 @cli.command()
@@ -820,6 +841,22 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     if found.path.is_dir() and (found.path / "task.json").exists():
         return path, Task.read(found.path), Path(entry.path).stem
     return path, Task("generate", _template_of(path), ""), path.stem
+
+
+def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
+    """What decides which answers come from a general model, where the settings ask for it."""
+    if settings.policy is None:
+        return None
+    from slmctl.artifact import sha256_file
+
+    try:
+        from slmctl.server.route import Router
+
+        return Router.of(settings, sha256_file(path), task, name)
+    except ModuleNotFoundError as error:
+        from slmctl.pipeline import missing
+
+        raise missing(error, "serve") from error
 
 
 def _template_of(path: Path) -> str:

@@ -534,6 +534,7 @@ class Generalist(Section):
     model: Text = Field(description="the name of the general model there")
     key_env: Text | None = Field(None, description="environment variable that holds its key")
     timeout_s: float = Field(20, gt=0, le=600, description="seconds that it has for a whole answer, then the local one")
+    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the caller sets no other")
     proxy: Text | None = Field(
         None, description="HTTP proxy that leads to it; variables of the environment are not followed"
     )
