@@ -80,7 +80,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=3,
         ),
         Stage(
             "evaluate",

@@ -28,30 +28,50 @@ FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six di
 def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, float]:
     """What an answer's probabilities say of it, as numbers for a linear score.
 
+    Of labels: the log odds of the one that was taken, how far it lies before the second, the least certain of the
+    choices on the way to it, the least share of the whole vocabulary that any label had there, and how likely the
+    out-of-scope label is. Of other answers: the mean and the least log probability of a choice, and their number.
+
     Args:
-        answer: A line of predictions, or the engine's last event: `confidence`, `completion_tokens` and, of
-            labels, `labels` with their probabilities, likeliest first.
+        answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
+            `raw_logprobs` and `labels` with their probabilities, likeliest first.
         out_of_scope: The label of questions that belong elsewhere, where the task has one.
 
     Raises:
-        ValueError: It has no confidence, or one that is no probability.
+        ValueError: It does not say how sure the model was, or says it in no numbers.
     """
-    sure = answer.get("confidence")
+    sure, choices = answer.get("confidence"), [_logprob(value) for value in answer.get("logprobs") or ()]
     if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
         raise ValueError("the answer has no confidence")
+    if not choices:
+        raise ValueError("the answer has no log probabilities")
     listed = list((answer.get("labels") or {}).items())[:LABELS]
     if not listed:
-        tokens = max(1, int(answer.get("completion_tokens") or 1))
-        whole = math.log(max(sure, 1e-300))
-        return {"mean": max(whole / tokens, -12.0), "whole": max(whole, -60.0), "tokens": math.log(tokens)}
+        return {"mean": math.fsum(choices) / len(choices), "least": min(choices), "choices": math.log(len(choices))}
+    among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
+    if len(among_all) != len(choices):
+        raise ValueError("the answer has no log probabilities among the whole vocabulary")
     second = listed[1][1] if len(listed) > 1 else 1 - sure
     found = {
         "odds": math.log(max(sure, FLOOR) / max(1 - sure, FLOOR)),
         "margin": math.log(max(sure, FLOOR) / max(second, FLOOR)),
+        "least": min(choices),
+        "allowed": min(raw - choice for raw, choice in zip(among_all, choices, strict=True)),
     }
     if out_of_scope:
         found["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
     return found
+
+
+def _logprob(value: Any) -> float:
+    """A log probability, cut where it says no more than never.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ValueError("a log probability is no number")
+    return min(0.0, max(float(value), -20.0))
 
 
 @dataclass(frozen=True)
