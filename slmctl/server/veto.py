@@ -89,13 +89,14 @@ def _anything(messages: Messages, engine: sensitive.Engine) -> bool:
 
 
 def _readings(messages: Messages) -> Iterator[str]:
-    """The ways in which a conversation could say a value: in one message, over several, or backwards."""
+    """The ways in which a conversation could say a value: in a message, over several, over lines, or backwards."""
     texts = [message["content"] for message in messages]
     yield from texts
     for some in (texts, [message["content"] for message in messages if message["role"] == "user"]):
         if len(some) > 1:
             yield from ("".join(some), " ".join(some))
     yield from (text[::-1] for text in texts)
+    yield from ("".join(lines) for lines in (text.splitlines() for text in texts) if len(lines) > 1)
 
 
 def _redacted(messages: Messages, engine: sensitive.Engine, kinds: frozenset[str]) -> tuple[Messages, dict[str, str]]:
