@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from slmctl.artifact import Artifact
     from slmctl.pipeline import Outcome, Project
 
-CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish")
+CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
 
 
@@ -354,6 +355,34 @@ def evaluate(
 
 
 @cli.command()
+@click.option(
+    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
+)
+@click.option(
+    "--out-of-scope",
+    metavar="LABEL",
+    help="classify: the label of questions that belong elsewhere; they are never right to keep",
+)
+@_role("predictions", "Predictions on calibration rows to use in place of the config's.")
+@_role("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@_stage
+@click.pass_obj
+def calibrate(
+    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
+) -> None:
+    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    from slmctl import pipeline
+
+    _set(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
+    project = _project(options, predictions=predictions, outside=outside)
+    if outside is not None and predictions is None:
+        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+    outcome = _timed("calibrate", pipeline.calibrate(project))
+    _print(options, outcome.artifact)
+    _show_policy(outcome.artifact)
+
+
+@cli.command()
 @click.option("--to", metavar="TARGET", help="where releases go, such as dir:FOLDER or hf:ORG/NAME")
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
@@ -468,6 +497,10 @@ def run(options: Options, until: str) -> None:
                 raise
         elif name == "publish":
             outcome = _publish(project)
+        elif name == "calibrate":
+            if project.config.calibrate is not None or until == name:
+                outcome = _timed(name, pipeline.calibrate(project))
+                _show_policy(outcome.artifact)
         else:
             if name == "prepare":
                 pipeline.gather_sources(project)
@@ -483,15 +516,30 @@ def run(options: Options, until: str) -> None:
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
 @click.option("--host", help="address to bind; only the loopback is served without a key")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@_role("policy", "policy that says which answers to keep; see slmctl calibrate")
+@click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
+@click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
+@click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
 @_configured
 @click.pass_obj
-def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
+def serve(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    host: str | None,
+    port: int | None,
+    policy: Path | None,
+    generalist: str | None,
+    generalist_model: str | None,
+    generalist_key_env: str | None,
+) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
     MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
     default. Prints the address on stdout when it is ready.
     """
-    _set(options, "serve", host=host, port=port)
+    _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
+    _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
     settings = _serve_settings(options)
     from slmctl.engine import Engine
 
@@ -503,12 +551,17 @@ def serve(options: Options, model: str | None, type_name: str | None, host: str 
         raise missing(error, "serve") from error
     sock = app.listen(settings.host, settings.port)
     path, task, name = _served(options, model, type_name)
-    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+    router = _router(settings, path, task, name)
+    with (
+        sock,
+        router.open() if router is not None else contextlib.nullcontext(),
+        Engine(path, sequences=settings.sequences, context=settings.context) as engine,
+    ):
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
         _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+        app.run(app.Served(engine, task, name, settings.max_tokens, router), sock)
 
 
 @cli.command()
@@ -963,6 +1016,18 @@ def _show_report(report: Artifact) -> None:
         _console().say(f"  note: {remark}")
 
 
+def _show_policy(policy: Artifact) -> None:
+    found = policy.metrics
+    _console().say(
+        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
+        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+    )
+    if "out_of_scope_kept" in found:
+        _console().say(
+            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+        )
+
+
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
     from slmctl import pipeline
@@ -992,6 +1057,22 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     if found.path.is_dir() and (found.path / "task.json").exists():
         return path, Task.read(found.path), Path(entry.path).stem
     return path, Task("generate", _template_of(path), ""), path.stem
+
+
+def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
+    """What decides which answers come from a general model, where the settings ask for it."""
+    if settings.policy is None:
+        return None
+    from slmctl.artifact import sha256_file
+
+    try:
+        from slmctl.server.route import Router
+
+        return Router.of(settings, sha256_file(path), task, name)
+    except ModuleNotFoundError as error:
+        from slmctl.pipeline import missing
+
+        raise missing(error, "serve") from error
 
 
 def _template_of(path: Path) -> str:

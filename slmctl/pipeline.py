@@ -22,7 +22,7 @@ from typing import Any
 
 from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive, signing, targets
 from slmctl.artifact import Artifact, Manifest
-from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
+from slmctl.errors import DataError, IntegrityError, MissingError, StageError, UsageError
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
 TASK = "task.json"  # travels from artifact to artifact, see `task`
@@ -80,7 +80,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=3,
         ),
         Stage(
             "evaluate",
@@ -90,6 +90,11 @@ STAGES = {
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
             "report", "slmctl.model.evaluate", ("scikit-learn",), version=2,
+        ),
+        Stage(
+            "calibrate",
+            (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True)),
+            "policy", "slmctl.release.calibrate", ("numpy",),
         ),
         Stage(
             "publish",
@@ -202,16 +207,18 @@ def ask(
 
 
 def expected(project: Project, name: str) -> Ask:
-    """What the config asks of a stage; for a report, that is a report on the models it lists."""
-    if name != "evaluate":
+    """What the config asks of a stage; for a report or a policy, that is one on the models that it is about."""
+    if name not in ("evaluate", "calibrate"):
         return ask(project, name)
 
     def there(asked: Ask) -> Artifact:
         if not asked.path.exists():
-            name = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
-            raise IntegrityError(f"{name} has not been measured with this config and data", hint="slmctl evaluate")
+            model = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
+            raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
         return artifact.load(asked.path)
 
+    if name == "calibrate":
+        return ask(project, name, _calibrated(project, there))
     return ask(project, name, _measured(project, project.config.evaluate.models, there))
 
 
@@ -508,6 +515,45 @@ def _measured(
     if project.config.evaluate.choose is not None and "gguf" in models:
         inputs["validation"] = [answers(asked) for asked in predictions_of(project, "gguf", "validation")]
     return inputs
+
+
+def calibrate(project: Project) -> Outcome:
+    """Answer the calibration rows with the file that is served, then fit the policy.
+
+    Raises:
+        DataError: The data set has too few calibration rows.
+        And what `ask` and `run` raise.
+    """
+    inputs: dict[str, Artifact | list[Artifact]] = {}
+    if "predictions" in project.given:
+        role = STAGES["calibrate"].takes[1]
+        inputs = {role.name: find(project, role)} if role.name in project.given else {}
+    else:
+        inputs = _calibrated(project, lambda asked: run(project, asked).artifact)
+    return run(project, ask(project, "calibrate", inputs))
+
+
+def _calibrated(project: Project, answers: Callable[[Ask], Artifact]) -> dict[str, Artifact | list[Artifact]]:
+    """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
+    some of them may be out of scope."""
+    rows = find(project, _PREPARED).metrics["calibration"]
+    if rows == 0:
+        raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
+    section = config.stage_config(project.config, "calibrate")
+    assert isinstance(section, config.CalibrateConfig)
+    type = section.type or _served_type(project)
+    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    return {role: answers(predictions_of(project, "gguf", split, type)[0]) for role, split in splits.items()}
+
+
+def _served_type(project: Project) -> str:
+    """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
+    files = find(project, Role("gguf", ("gguf",))).metrics["files"]
+    if project.config.evaluate.choose is not None:
+        choice = find(project, Role("report", ("report",))).metrics["choice"]["model"]
+        if choice in files:
+            return str(choice)
+    return str(min(files, key=lambda name: files[name]["size"]))
 
 
 def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:

@@ -60,7 +60,8 @@ _PEM = re.compile(
 _BLANK = re.compile(
     r"\[[\w ]+\]|<[^<>]*>?|\$\{?\w*\}?|\{+[^{}]*\}*|%\w+%?|[*.•x_#?-]+"
     r"|none|null|nil|true|false|undefined|empty|required|optional|expired|invalid|missing|string|str|text|hidden"
-    r"|redacted|secret|password|token|not|your\w*|my\w*|the|a|an|is|was",
+    r"|redacted|secret|password|token|not|the|a|an|is|was"
+    r"|(?:your|my)(?:[_-]?(?:own|new|api|secret|access|auth|key|token|pass(?:word|wd|code|phrase)?|pin|value|here))*",
     re.IGNORECASE,
 )
 _NAME = (
@@ -71,7 +72,8 @@ _NAME = (
 )
 NAMES = ("pass", "pwd", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz", "credential")
 _ASSIGNED = re.compile(
-    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}\s{{0,3}}(?P<sign>:=|=>|={{1,2}}|:)\s{{0,3}}(?P<quote>[\"'`*]{{0,3}})"
+    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}\s{{0,3}}(?P<sign>:=|=>|={{1,2}}|:)\s{{0,3}}(?:[-*] )?"
+    r"(?P<quote>[\"'`*]{0,3})"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400})",
     re.IGNORECASE,
 )
