@@ -20,11 +20,12 @@ from slmctl import __version__, offline
 from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
 
 if TYPE_CHECKING:
-    from slmctl.artifact import Artifact
+    from slmctl.artifact import Artifact, FileEntry
     from slmctl.pipeline import Outcome, Project
 
 CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
+HANDOVERS = ("compose", "kubernetes", "vllm")
 
 
 class Options:
@@ -520,6 +521,19 @@ def run(options: Options, until: str) -> None:
 @click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
 @click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
 @click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
+@click.option(
+    "--emit",
+    type=click.Choice(HANDOVERS),
+    help="Serve nothing: write a folder that runs the model in vLLM behind slmctl's gateway.",
+)
+@click.option(
+    "--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="The folder that --emit writes, anew."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["merged", "adapter"]),
+    help="What --emit hands over: merged weights (the default), or the base and the adapter on it.",
+)
 @_configured
 @click.pass_obj
 def serve(
@@ -532,14 +546,23 @@ def serve(
     generalist: str | None,
     generalist_model: str | None,
     generalist_key_env: str | None,
+    emit: str | None,
+    target: Path | None,
+    weights: str | None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
     MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
     default. Prints the address on stdout when it is ready.
+
+    With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
+    the weights that it was made of are looked for below runs/. Prints the folder.
     """
     _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
     _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
+    if emit or target or weights:
+        _emit(options, emit, target, model, type_name, weights)
+        return
     settings = _serve_settings(options)
     from slmctl.engine import Engine
 
@@ -1032,7 +1055,6 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
     from slmctl import pipeline
     from slmctl.artifact import verify
-    from slmctl.engine import is_type
     from slmctl.task import Task
 
     if model is None:
@@ -1046,17 +1068,88 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
     faults = verify(found)
     if faults:
         raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
+    entry = _file_of(found, type_name)
+    path = found.file(entry.path)
+    if found.path.is_dir() and (found.path / "task.json").exists():
+        return path, Task.read(found.path), Path(entry.path).stem
+    return path, Task("generate", _template_of(path), ""), path.stem
+
+
+def _file_of(found: Artifact, type_name: str | None) -> FileEntry:
+    """The smallest GGUF file of a type."""
+    from slmctl.engine import is_type
+
     entries = found.files(".gguf")
     chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
     if not chosen:
         raise UsageError(
             f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"
         )
-    entry = min(chosen, key=lambda one: one.size)
-    path = found.file(entry.path)
-    if found.path.is_dir() and (found.path / "task.json").exists():
-        return path, Task.read(found.path), Path(entry.path).stem
-    return path, Task("generate", _template_of(path), ""), path.stem
+    return min(chosen, key=lambda one: one.size)
+
+
+def _emit(
+    options: Options,
+    kind: str | None,
+    target: Path | None,
+    model: str | None,
+    type_name: str | None,
+    weights: str | None,
+) -> None:
+    """Write a hand-over, and print where it lies."""
+    if kind is None or target is None:
+        hint = f"slmctl serve --emit {kind or 'compose'} --output {target or 'handover'}"
+        raise UsageError(
+            "--emit and --output come together" + (", and --weights with them" if weights else ""), hint=hint
+        )
+    from slmctl import pipeline
+    from slmctl.server import emit
+    from slmctl.task import Task
+
+    kinds = ("published", "gguf", "merged", "adapter")
+    if model is None:
+        asked = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    else:
+        asked = pipeline.open_model(Path(model), kinds)
+    whole, adapter = _weights_of(options, asked, weights or ("adapter" if asked.kind == "adapter" else "merged"))
+    emit.write(
+        emit.Handover(
+            name=_name_of(options, asked, type_name),
+            model=whole,
+            adapter=adapter,
+            task=Task.read((adapter or whole).path),
+            settings=_serve_settings(options),
+            origin=asked.digest,
+        ),
+        kind,
+        target,
+    )
+    _console().say(f"next: {target}/README.md says how to start it")
+    _console().write(f"{target}\n")
+
+
+def _weights_of(options: Options, asked: Artifact, wanted: str) -> tuple[Artifact, Artifact | None]:
+    """The merged model that something is or came from, or the base and the adapter."""
+    from slmctl import lineage
+
+    root = options.directory if asked.kind == "published" else _root_of(options, asked.path)
+    if wanted == "merged":
+        return lineage.origin(root, asked, "merged"), None
+    adapter = lineage.origin(root, asked, "adapter")
+    return lineage.origin(root, adapter, "base"), adapter
+
+
+def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
+    """What clients call the model: the file that `slmctl serve` would answer with; of weights, project and version."""
+    from slmctl import config
+
+    if asked.kind in ("published", "gguf"):
+        return Path(_file_of(asked, type_name).path).stem
+    path = options.directory / config.FILENAME
+    if not path.exists():
+        return asked.path.name
+    project = config.load(path, options.sets)
+    return f"{project.project}-v{project.version}"
 
 
 def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
