@@ -28,6 +28,7 @@ from slmctl.errors import IntegrityError, LockedError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # of a release, beside its manifest and over it: it cannot list itself
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,9 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
         if name not in found:
             faults.append(f"missing: {name}")
         elif name not in expected:
-            faults.append(f"extra: {name}")
-        elif found[name].is_symlink() or not found[name].is_file():
+            if not (name == SIGNATURE and artifact.kind == "published" and _is_plain(found[name])):
+                faults.append(f"extra: {name}")
+        elif not _is_plain(found[name]):
             faults.append(f"changed: {name} (not a plain file)")
         elif found[name].stat().st_size != expected[name].size:
             faults.append(f"changed: {name} (size)")
@@ -262,6 +264,10 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
     if hashes and not faults and digest_of(artifact.manifest.files) != artifact.digest:
         faults.append(f"changed: {MANIFEST} (digest)")
     return faults
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 @contextlib.contextmanager
@@ -295,13 +301,32 @@ def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...
         stream.flush()
         os.fsync(stream.fileno())
     half.rename(place / MANIFEST)
+    _move(place, final)
+    return Artifact(final, manifest)
+
+
+def settle(place: Path, final: Path) -> Artifact:
+    """Move a folder that has its manifest already, such as a copy of an artifact, to where it belongs.
+
+    Raises:
+        IntegrityError: It is not what the manifest says.
+    """
+    whole = load(place)
+    for entry in whole.manifest.files:
+        sync(place / entry.path)
+    sync(place / MANIFEST)
+    _move(place, final)
+    return Artifact(final, whole.manifest)
+
+
+def _move(place: Path, final: Path) -> None:
+    """Rename a filled draft into place, with its folders on the disk before and the parent after."""
     for root, _, _ in os.walk(place, topdown=False):
         sync(Path(root))
     if final.exists() and not (final / MANIFEST).exists():
         shutil.rmtree(final)  # not an artifact: something was put together there by hand
     place.rename(final)
     sync(final.parent)
-    return Artifact(final, manifest)
 
 
 def sync(path: Path) -> None:

@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,11 +20,12 @@ from slmctl import __version__, offline
 from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
 
 if TYPE_CHECKING:
-    from slmctl.artifact import Artifact
+    from slmctl.artifact import Artifact, FileEntry
     from slmctl.pipeline import Outcome, Project
 
-CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish")
+CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
+HANDOVERS = ("compose", "kubernetes", "vllm")
 
 
 class Options:
@@ -354,16 +356,122 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--to", metavar="TARGET", help="where releases go: dir:FOLDER, relative to slmctl.yaml")
+@click.option(
+    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
+)
+@click.option(
+    "--out-of-scope",
+    metavar="LABEL",
+    help="classify: the label of questions that belong elsewhere; they are never right to keep",
+)
+@_role("predictions", "Predictions on calibration rows to use in place of the config's.")
+@_role("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@_stage
+@click.pass_obj
+def calibrate(
+    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
+) -> None:
+    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    from slmctl import pipeline
+
+    _set(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
+    project = _project(options, predictions=predictions, outside=outside)
+    if outside is not None and predictions is None:
+        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+    outcome = _timed("calibrate", pipeline.calibrate(project))
+    _print(options, outcome.artifact)
+    _show_policy(outcome.artifact)
+
+
+@cli.command()
+@click.option("--to", metavar="TARGET", help="where releases go, such as dir:FOLDER or hf:ORG/NAME")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
 @_role("report", "A report to use in place of the config's.")
 @_stage
 @click.pass_obj
-def publish(options: Options, to: str | None, gguf: Path | None, report: Path | None) -> None:
-    """Lay out a release and copy it to a registry; refuses what no passing report measured."""
+def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
+    """Lay out a release and send it to where releases go; refuses what must not leave.
+
+    Refused are files that no passing report measured, secrets and personal data in any text of the
+    release, and a model that gives rare strings of its training rows away. TARGET is dir:FOLDER,
+    hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
+    ollama:NAME.
+    """
     _set(options, "publish", to=to)
     project = _project(options, gguf=gguf, report=report)
-    _print(options, _publish(project).artifact)
+    if not plan_only:
+        _print(options, _publish(project).artifact)
+        return
+    import json
+
+    from slmctl import pipeline, scoreboard
+
+    outcome, plan = pipeline.plan_of_publish(project)
+    _timed("publish", outcome)
+    text = json.dumps(plan, indent=1) if options.json else "\n".join(scoreboard.plan(plan))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
+@click.argument("release")
+@click.option("--tag", required=True, metavar="TAG", help="The tag, such as production.")
+@click.option("--registry", metavar="DIR", help="The folder of releases; the config's by default.")
+@_configured
+@click.pass_obj
+def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
+    """Let a tag of a registry stand for a release, at once; an older release rolls back.
+
+    RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
+    publication, and those that slmctl.yaml holds today.
+    """
+    from slmctl import config
+    from slmctl import registry as module
+
+    root = options.directory.resolve()
+    known = (root / config.FILENAME).exists()
+    project = _project(options) if known else None
+    if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
+        raise UsageError("which registry? tags live in a folder of releases", hint="--registry DIR")
+    folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
+    found = module.find(folder, release)
+    same = project is not None and project.config.project == found.metrics["project"]
+    made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+    before = f", before that {made.previous}" if made.previous else ""
+    _console().say(f"{made.project}: {tag} is {made.version}{before}")
+    _console().write(f"{found.path}\n")
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed it.")
+@_configured
+@click.pass_obj
+def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
+    """Bring a release back from where it was published, verified byte by byte.
+
+    SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
+    hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
+    """
+    from slmctl import config, pipeline, signing, targets
+
+    root = options.directory.resolve()
+    path = root / config.FILENAME
+    # outside a project there is no config, and one that nothing is taken from but these three will do
+    section = (config.load(path, options.sets) if path.exists() else config.parse(
+        "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
+    to, _, name = source.partition("#")
+    settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
+    try:
+        with targets.opened(to, settings, purpose="fetch") as target:
+            found = targets.fetch(target, name, folder, into=root)
+        if key is not None:
+            signing.verify(found.path, key)
+            _console().say(f"  signed by the holder of {key.name}")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "fetch") from error
+    _console().write(f"{found.path}\n")
 
 
 @cli.command()
@@ -390,6 +498,10 @@ def run(options: Options, until: str) -> None:
                 raise
         elif name == "publish":
             outcome = _publish(project)
+        elif name == "calibrate":
+            if project.config.calibrate is not None or until == name:
+                outcome = _timed(name, pipeline.calibrate(project))
+                _show_policy(outcome.artifact)
         else:
             if name == "prepare":
                 pipeline.gather_sources(project)
@@ -405,15 +517,52 @@ def run(options: Options, until: str) -> None:
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
 @click.option("--host", help="address to bind; only the loopback is served without a key")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@_role("policy", "policy that says which answers to keep; see slmctl calibrate")
+@click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
+@click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
+@click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
+@click.option(
+    "--emit",
+    type=click.Choice(HANDOVERS),
+    help="Serve nothing: write a folder that runs the model in vLLM behind slmctl's gateway.",
+)
+@click.option(
+    "--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="The folder that --emit writes, anew."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["merged", "adapter"]),
+    help="What --emit hands over: merged weights (the default), or the base and the adapter on it.",
+)
 @_configured
 @click.pass_obj
-def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
+def serve(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    host: str | None,
+    port: int | None,
+    policy: Path | None,
+    generalist: str | None,
+    generalist_model: str | None,
+    generalist_key_env: str | None,
+    emit: str | None,
+    target: Path | None,
+    weights: str | None,
+) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
-    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
-    address on stdout when it is ready.
+    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
+    default. Prints the address on stdout when it is ready.
+
+    With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
+    the weights that it was made of are looked for below runs/. Prints the folder.
     """
-    _set(options, "serve", host=host, port=port)
+    _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
+    _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
+    if emit or target or weights:
+        _emit(options, emit, target, model, type_name, weights)
+        return
     settings = _serve_settings(options)
     from slmctl.engine import Engine
 
@@ -425,12 +574,17 @@ def serve(options: Options, model: str | None, type_name: str | None, host: str 
         raise missing(error, "serve") from error
     sock = app.listen(settings.host, settings.port)
     path, task, name = _served(options, model, type_name)
-    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+    router = _router(settings, path, task, name)
+    with (
+        sock,
+        router.open() if router is not None else contextlib.nullcontext(),
+        Engine(path, sequences=settings.sequences, context=settings.context) as engine,
+    ):
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
         _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+        app.run(app.Served(engine, task, name, settings.max_tokens, router), sock)
 
 
 @cli.command()
@@ -551,12 +705,14 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed them.")
 @_everywhere
 @click.pass_obj
-def verify(options: Options, paths: tuple[Path, ...]) -> None:
+def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     """Check every byte of artifacts; name every file that is extra, missing or changed.
 
-    PATHS are artifacts or releases; everything below runs/ by default.
+    PATHS are artifacts or releases; everything below runs/ by default. With --key, releases must be
+    signed too.
     """
     from slmctl import lineage
 
@@ -572,6 +728,8 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
             f"{len(damaged)} of {len(found)} artifacts are damaged",
             hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
+    if key is not None:
+        _require_signed(folders, key)
 
 
 @cli.command()
@@ -840,8 +998,19 @@ def _publish(project: Project) -> Outcome:
 
     outcome, target, there = pipeline.publish(project)
     _timed("publish", outcome)
-    _console().say(f"  {'already in' if there else 'copied to'} {target}")
+    _console().say(f"  {'already in' if there else 'sent to'} {target}")
     return outcome
+
+
+def _require_signed(folders: list[Path], key: Path) -> None:
+    from slmctl import pipeline, signing
+
+    try:
+        for folder in folders:
+            signing.verify(folder, key)
+            _console().write(f"{folder}: signed by the holder of {key.name}\n")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "verify --key") from error
 
 
 def _timed(name: str, outcome: Outcome) -> Outcome:
@@ -870,31 +1039,133 @@ def _show_report(report: Artifact) -> None:
         _console().say(f"  note: {remark}")
 
 
+def _show_policy(policy: Artifact) -> None:
+    found = policy.metrics
+    _console().say(
+        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
+        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+    )
+    if "out_of_scope_kept" in found:
+        _console().say(
+            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+        )
+
+
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
     from slmctl import pipeline
     from slmctl.artifact import verify
-    from slmctl.engine import is_type
     from slmctl.task import Task
 
     if model is None:
         found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    elif model.startswith("dir:"):
+        from slmctl import registry
+
+        found = registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
     else:
         found = pipeline.open_model(Path(model), ("published", "gguf"))
     faults = verify(found)
     if faults:
         raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
+    entry = _file_of(found, type_name)
+    path = found.file(entry.path)
+    if found.path.is_dir() and (found.path / "task.json").exists():
+        return path, Task.read(found.path), Path(entry.path).stem
+    return path, Task("generate", _template_of(path), ""), path.stem
+
+
+def _file_of(found: Artifact, type_name: str | None) -> FileEntry:
+    """The smallest GGUF file of a type."""
+    from slmctl.engine import is_type
+
     entries = found.files(".gguf")
     chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
     if not chosen:
         raise UsageError(
             f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"
         )
-    entry = min(chosen, key=lambda one: one.size)
-    path = found.file(entry.path)
-    if found.path.is_dir() and (found.path / "task.json").exists():
-        return path, Task.read(found.path), Path(entry.path).stem
-    return path, Task("generate", _template_of(path), ""), path.stem
+    return min(chosen, key=lambda one: one.size)
+
+
+def _emit(
+    options: Options,
+    kind: str | None,
+    target: Path | None,
+    model: str | None,
+    type_name: str | None,
+    weights: str | None,
+) -> None:
+    """Write a hand-over, and print where it lies."""
+    if kind is None or target is None:
+        hint = f"slmctl serve --emit {kind or 'compose'} --output {target or 'handover'}"
+        raise UsageError(
+            "--emit and --output come together" + (", and --weights with them" if weights else ""), hint=hint
+        )
+    from slmctl import pipeline
+    from slmctl.server import emit
+    from slmctl.task import Task
+
+    kinds = ("published", "gguf", "merged", "adapter")
+    if model is None:
+        asked = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    else:
+        asked = pipeline.open_model(Path(model), kinds)
+    whole, adapter = _weights_of(options, asked, weights or ("adapter" if asked.kind == "adapter" else "merged"))
+    emit.write(
+        emit.Handover(
+            name=_name_of(options, asked, type_name),
+            model=whole,
+            adapter=adapter,
+            task=Task.read((adapter or whole).path),
+            settings=_serve_settings(options),
+            origin=asked.digest,
+        ),
+        kind,
+        target,
+    )
+    _console().say(f"next: {target}/README.md says how to start it")
+    _console().write(f"{target}\n")
+
+
+def _weights_of(options: Options, asked: Artifact, wanted: str) -> tuple[Artifact, Artifact | None]:
+    """The merged model that something is or came from, or the base and the adapter."""
+    from slmctl import lineage
+
+    root = options.directory if asked.kind == "published" else _root_of(options, asked.path)
+    if wanted == "merged":
+        return lineage.origin(root, asked, "merged"), None
+    adapter = lineage.origin(root, asked, "adapter")
+    return lineage.origin(root, adapter, "base"), adapter
+
+
+def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
+    """What clients call the model: the file that `slmctl serve` would answer with; of weights, project and version."""
+    from slmctl import config
+
+    if asked.kind in ("published", "gguf"):
+        return Path(_file_of(asked, type_name).path).stem
+    path = options.directory / config.FILENAME
+    if not path.exists():
+        return asked.path.name
+    project = config.load(path, options.sets)
+    return f"{project.project}-v{project.version}"
+
+
+def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
+    """What decides which answers come from a general model, where the settings ask for it."""
+    if settings.policy is None:
+        return None
+    from slmctl.artifact import sha256_file
+
+    try:
+        from slmctl.server.route import Router
+
+        return Router.of(settings, sha256_file(path), task, name)
+    except ModuleNotFoundError as error:
+        from slmctl.pipeline import missing
+
+        raise missing(error, "serve") from error
 
 
 def _template_of(path: Path) -> str:

@@ -32,16 +32,32 @@ def asked(purpose: str, repo: str) -> Iterator[Any]:
     with offline.network(purpose, hosts=hosts(), hub=True):
         console.say(f"  contacting {', '.join(sorted(hosts()))}")
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
-        failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
-        try:
+        with spoken(f"the hub gave no {repo}"):
             # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
             yield HfApi(token=os.environ.get("HF_TOKEN") or False)
-        except failures as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise NetworkError(f"the hub gave no {repo}: {str(error).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def spoken(what: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a sentence.
+
+    Raises:
+        NetworkError: The hub refused, or cannot be reached.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
+    try:
+        yield
+    except failures as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NetworkError(f"{what}: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # how the client wraps what went wrong in one of its uploading threads
+        if not isinstance(error.__cause__, failures):
+            raise
+        raise NetworkError(f"{what}: {str(error.__cause__).splitlines()[0]}") from None
 
 
 def split(name: str, *, example: str) -> tuple[str, str]:

@@ -46,6 +46,25 @@ def opened(folder: Path) -> Artifact | Path:
         return folder
 
 
+def origin(root: Path, of: Artifact, kind: str) -> Artifact:
+    """The artifact of a kind that another one is, or was made of; what was only measured or trained on is none.
+
+    Raises:
+        IntegrityError: It is not below `runs/`.
+    """
+    here, left = {one.digest: one for one in known(root)}, [of]
+    for one in left:
+        if one.kind == kind:
+            return one
+        if one.kind not in ("report", "predictions", "prepared"):
+            inputs = [[value] if isinstance(value, str) else value for value in one.manifest.inputs.values()]
+            left += [here[digest] for value in inputs for digest in value if digest in here]
+    raise IntegrityError(
+        f"{of.path} ({of.kind}) is no {kind} model, and the one it was made of is not below {root / 'runs'}",
+        hint=f"name the project that made it with -C, or the {kind} model itself as MODEL",
+    )
+
+
 def folders(root: Path) -> list[Path]:
     """The folders of all artifacts below `runs/`, whole or not."""
     return sorted(

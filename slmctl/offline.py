@@ -182,8 +182,8 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `doctor --fix`, `evaluate --against URL`, `predict --engine-url URL` "
-            "and sources that name a host use the network",
+            hint="only `slmctl pull`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
+            "`predict --engine-url URL` and sources that name a host use the network",
         )
     if not _may(host):
         refused.add(host)
