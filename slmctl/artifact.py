@@ -19,10 +19,10 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slmctl.errors import IntegrityError, LockedError
 
@@ -189,7 +189,7 @@ def load(path: Path) -> Artifact:
     Raises:
         IntegrityError: The folder is missing, unfinished, or not what its manifest says.
     """
-    if not (path / MANIFEST).is_file():
+    if not (path / MANIFEST).is_file() or (path / MANIFEST).is_symlink():
         state = "unfinished: it has no manifest" if path.is_dir() else "missing"
         raise IntegrityError(f"artifact {path} is {state}")
     artifact = Artifact(path, Manifest.from_bytes((path / MANIFEST).read_bytes(), where=str(path / MANIFEST)))
@@ -213,6 +213,8 @@ def verify(artifact: Artifact) -> list[str]:
 
 def verify_folder(folder: Path) -> list[str]:
     """`verify` for a folder whose manifest may itself be damaged."""
+    if (folder / MANIFEST).is_symlink():
+        return [f"changed: {MANIFEST} (not a plain file)"]
     try:
         raw = (folder / MANIFEST).read_bytes()
     except OSError:
@@ -293,10 +295,12 @@ def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...
     for entry in files:
         sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    with (place / MANIFEST).open("wb") as stream:
+    half = place / f".{MANIFEST}"  # so that not even a draft has a manifest before it is whole
+    with half.open("wb") as stream:
         stream.write(manifest.to_bytes())
         stream.flush()
         os.fsync(stream.fileno())
+    half.rename(place / MANIFEST)
     _move(place, final)
     return Artifact(final, manifest)
 
@@ -335,31 +339,65 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()) -> Iterator[None]:
     """Hold `path` against other processes; the kernel frees it when the holder dies.
+
+    Args:
+        needs: Digests of artifacts that must stay while it is held.
 
     Raises:
         LockedError: Another process holds it and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "a process that has not yet said who it is"
-            if not wait:
-                raise LockedError(
-                    f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it"
-                ) from None
-            on_wait(holder)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as opened:
+        stream = opened.enter_context(path.open("a+"))
+        while not _hold(stream, path, wait=wait, on_wait=on_wait):
+            stream = opened.enter_context(path.open("a+"))
         stream.seek(0)
         stream.truncate()
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n")
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
         stream.flush()
         try:
             yield
         finally:
             stream.truncate(0)
+
+
+def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
+    """Lock an open file; whether it is still the one that others will open: `gc` removes old ones."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(stream)
+        if not wait:
+            raise LockedError(f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it") from None
+        on_wait(holder)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(stream: IO[str]) -> str:
+    """Who holds a lock, by what it has written; it writes right after it has locked."""
+    for _ in range(20):
+        stream.seek(0)
+        if line := stream.readline().strip():
+            return line
+        time.sleep(0.01)
+    return "a process that has not yet said who it is"
+
+
+def held(path: Path) -> list[str] | None:
+    """What the holder of a lock has written: who it is, then the digests that it needs; None when nobody holds it."""
+    try:
+        with path.open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [_holder(stream), *stream.read().split()]
+    except FileNotFoundError:
+        pass
+    return None

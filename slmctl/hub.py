@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-from slmctl import offline
+from slmctl import console, offline
 from slmctl.errors import NetworkError, UsageError
+
+
+def hosts() -> set[str]:
+    """The hosts that the hub is asked at, and those that it sends its client to for large files."""
+    url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    found = offline.on_the_way(url)
+    return found | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
 
 
 @contextlib.contextmanager
@@ -20,11 +29,13 @@ def asked(purpose: str, repo: str) -> Iterator[Any]:
     Raises:
         NetworkError: The hub refused, has no such thing, or cannot be reached.
     """
-    with offline.network(purpose):
+    with offline.network(purpose, hosts=hosts(), hub=True):
+        console.say(f"  contacting {', '.join(sorted(hosts()))}")
         from huggingface_hub import HfApi
 
         with spoken(f"the hub gave no {repo}"):
-            yield HfApi()
+            # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
+            yield HfApi(token=os.environ.get("HF_TOKEN") or False)
 
 
 @contextlib.contextmanager
