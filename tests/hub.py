@@ -102,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(f"{'datasets' if file[1] else 'models'}/{file[2]}", file[3], file[4])
         return self._refuse("EntryNotFound")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)

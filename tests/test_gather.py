@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -13,22 +12,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import hub as hub_server
 import postgres
 import pytest
 import tiny
 import yaml
+from hub import COMMIT
 
 from slmctl import config, console, database, gather, pipeline
 from slmctl.config import Source
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.rows import read_rows
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECRET = "never" + "-to-be-seen"
 
 
@@ -332,77 +330,21 @@ def test_files_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
 # A hub on the loopback. Its address is read when the client is imported, hence the child processes.
 
 
-class Hub(ThreadingHTTPServer):
-    """What the Hugging Face Hub answers for one data set at one commit."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Hub)
-        self.files = files
-        self.damaged: set[str] = set()
-        self.asked: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        self.server.asked.append(path)
-        about = "/api/datasets/acme/tickets"
-        file = path.removeprefix(f"/datasets/acme/tickets/resolve/{COMMIT}/")
-        if path in (about, f"{about}/revision/main", f"{about}/revision/{COMMIT}"):
-            listed = [
-                {"rfilename": name, "size": len(content), "blobId": _git_hash(content)}
-                for name, content in self.server.files.items()
-            ]
-            self._answer(json.dumps({"id": "acme/tickets", "sha": COMMIT, "siblings": listed, "tags": []}).encode())
-        elif file in self.server.files:
-            content = self.server.files[file]
-            self._answer(content[::-1] if file in self.server.damaged else content, kind="application/octet-stream")
-        else:
-            self.send_error(404)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def _answer(self, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{_git_hash(body)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+FILES = {
+    "README.md": b"# Tickets\n",
+    "dataset_infos.json": b"{}",
+    "data/train-0.csv": b"text,category\none,a\n",
+    "data/train-1.csv": b"text,category\ntwo,b\n",
+    "data/test.jsonl": b'{"text": "three", "category": "c"}\n',
+    "load.py": b"raise SystemExit\n",
+}
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    files = {
-        "README.md": b"# Tickets\n",
-        "dataset_infos.json": b"{}",
-        "data/train-0.csv": b"text,category\none,a\n",
-        "data/train-1.csv": b"text,category\ntwo,b\n",
-        "data/test.jsonl": b'{"text": "three", "category": "c"}\n',
-        "load.py": b"raise SystemExit\n",
-    }
-    with Hub(files) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+def hub() -> Iterator[hub_server.Hub]:
+    with hub_server.running() as server:
+        server.add("datasets/acme/tickets", dict(FILES))
         yield server
-        server.shutdown()
-        thread.join()
 
 
 CHILD = """
@@ -421,7 +363,7 @@ except SlmctlError as error:
 
 
 def fetch(url: str, folder: Path, **fields: Any) -> tuple[list[Any], str]:
-    env = tiny.environment(HF_ENDPOINT=url, HF_HOME=str(folder / "home"), HF_HUB_DISABLE_XET="1")
+    env = hub_server.environment(url, folder)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), json.dumps(fields)], env=env, capture_output=True, text=True
     )
@@ -429,12 +371,12 @@ def fetch(url: str, folder: Path, **fields: Any) -> tuple[list[Any], str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_a_pinned_data_set_is_fetched_once(hub: Hub, folder: Path) -> None:
+def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) -> None:
     found, said = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/train-*.csv")
     assert [title for title, _ in found] == ["acme/tickets/data/train-0.csv", "acme/tickets/data/train-1.csv"]
     assert [Path(path).read_bytes() for _, path in found] == [
-        hub.files["data/train-0.csv"],
-        hub.files["data/train-1.csv"],
+        FILES["data/train-0.csv"],
+        FILES["data/train-1.csv"],
     ]
     assert "asking the hub for acme/tickets" in said
     assert not any("load.py" in path for path in hub.asked)
@@ -444,14 +386,14 @@ def test_a_pinned_data_set_is_fetched_once(hub: Hub, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["acme/tickets", "acme/tickets@main"])
-def test_an_unpinned_data_set_is_refused_with_the_line_to_use(hub: Hub, folder: Path, name: str) -> None:
+def test_an_unpinned_data_set_is_refused_with_the_line_to_use(hub: hub_server.Hub, folder: Path, name: str) -> None:
     (kind, message, hint), _ = fetch(hub.url, folder, hf=name)
     assert (kind, message) == ("UsageError", f"source 'hf: {name}' is not pinned: what it names can change")
     assert hint == f"put this line into slmctl.yaml: hf: acme/tickets@{COMMIT}"
     assert not any("/resolve/" in path for path in hub.asked)
 
 
-def test_one_of_several_data_files_must_be_named(hub: Hub, folder: Path) -> None:
+def test_one_of_several_data_files_must_be_named(hub: hub_server.Hub, folder: Path) -> None:
     (kind, message, hint), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}")
     assert (kind, message) == ("UsageError", "acme/tickets has 3 data files")
     assert hint.endswith("among: data/train-0.csv, data/train-1.csv, data/test.jsonl")
@@ -459,14 +401,14 @@ def test_one_of_several_data_files_must_be_named(hub: Hub, folder: Path) -> None
     assert message == "acme/tickets has no data file '*.parquet'"
 
 
-def test_a_file_that_is_not_the_commit_s_is_refused(hub: Hub, folder: Path) -> None:
+def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder: Path) -> None:
     hub.damaged.add("data/test.jsonl")
     (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/test.jsonl")
     assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
     assert not list(folder.glob("hf-*"))
 
 
-def test_what_the_hub_has_not_is_said(hub: Hub, folder: Path) -> None:
+def test_what_the_hub_has_not_is_said(hub: hub_server.Hub, folder: Path) -> None:
     (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/other@{COMMIT}", file="*")
     assert (kind, message[:27]) == ("NetworkError", "the hub gave no acme/other:")
     (kind, message, _), _ = fetch(hub.url, folder, hf="no-organisation")

@@ -46,8 +46,8 @@ class Local:
 
     def finish(self, shipment: Shipment) -> None:
         files = {item.name: item.sha256 for item in shipment.items}
-        registry.record_gates(self.root, shipment.release, shipment.gates)
         registry.assemble(self.root, shipment.project, shipment.version, files)
+        registry.record_gates(self.root, shipment.release, shipment.gates)
 
     def find(self, name: str) -> tuple[str, str]:
         return registry.locate(self.root, name)

@@ -6,23 +6,20 @@ import hashlib
 import json
 import shutil
 import socket
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import hub as hub_server
 import pytest
 import tiny
+from hub import COMMIT
 
 from slmctl.artifact import Artifact
 from slmctl.base import Base
 from slmctl.config import PullConfig
 from slmctl.data import _index, pull
 from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -238,80 +235,22 @@ def test_a_packages_model_becomes_a_base(index: Path, artifacts: dict[str, Artif
 # A hub on the loopback. Its address is read when the client is imported, hence the child processes.
 
 
-class Hub(ThreadingHTTPServer):
-    """What the Hugging Face Hub answers for one model at one commit."""
-
-    def __init__(self, files: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Hub)
-        self.files = files
-        self.asked: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        self.server.asked.append(path)
-        listed = [{"rfilename": found.name} for found in sorted(self.server.files.iterdir())]
-        if path in (
-            "/api/models/acme/tiny",
-            f"/api/models/acme/tiny/revision/{COMMIT}",
-            "/api/models/acme/tiny/revision/main",
-        ):
-            self._answer(json.dumps({"id": "acme/tiny", "sha": COMMIT, "siblings": listed, "tags": []}).encode())
-        elif path.startswith(f"/api/models/acme/tiny/tree/{COMMIT}"):
-            tree = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
-                for f in sorted(self.server.files.iterdir())
-            ]
-            self._answer(json.dumps(tree).encode())
-        elif path.startswith(f"/acme/tiny/resolve/{COMMIT}/") and (self.server.files / Path(path).name).exists():
-            self._answer((self.server.files / Path(path).name).read_bytes(), kind="application/octet-stream")
-        else:
-            self.send_error(404)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def _answer(self, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(base: Path) -> Iterator[Hub]:
+def hub(base: Path) -> Iterator[hub_server.Hub]:
     (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (base / "modeling_evil.py").write_text("raise SystemExit")
-    with Hub(base) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with hub_server.running() as server:
+        server.add("models/acme/tiny", {path.name: path.read_bytes() for path in sorted(base.iterdir())})
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def _pull_from(url: str, folder: Path, name: str) -> tuple[int, str, str]:
     (folder / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:{name}'}}")
-    home = str(folder / "home")
-    done = tiny.slmctl(folder, "pull", env=tiny.environment(HF_ENDPOINT=url, HF_HOME=home, HF_HUB_DISABLE_XET="1"))
+    done = tiny.slmctl(folder, "pull", env=hub_server.environment(url, folder))
     return done.returncode, done.stdout.strip(), done.stderr
 
 
-def test_a_pinned_commit_is_fetched_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_a_pinned_commit_is_fetched_from_the_hub(hub: hub_server.Hub, tmp_path: Path) -> None:
     # transformers imports the hub's client while the offline switch is on, and the client kept it: no pull ever worked
     code, stdout, stderr = _pull_from(hub.url, tmp_path, f"acme/tiny@{COMMIT}")
     assert code == 0, stderr
@@ -323,7 +262,7 @@ def test_a_pinned_commit_is_fetched_from_the_hub(hub: Hub, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["acme/tiny", "acme/tiny@main"])
-def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: Hub, tmp_path: Path, name: str) -> None:
+def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: hub_server.Hub, tmp_path: Path, name: str) -> None:
     code, _, stderr = _pull_from(hub.url, tmp_path, name)
     assert code == 2
     assert "is not pinned" in stderr
@@ -331,7 +270,7 @@ def test_an_unpinned_hub_name_is_refused_with_the_line_to_use(hub: Hub, tmp_path
     assert not any("/resolve/" in path for path in hub.asked)
 
 
-def test_a_model_that_the_hub_has_not_is_said(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_that_the_hub_has_not_is_said(hub: hub_server.Hub, tmp_path: Path) -> None:
     code, _, stderr = _pull_from(hub.url, tmp_path, f"acme/other@{COMMIT}")
     assert code == NetworkError.code
     assert "the hub gave no acme/other" in stderr

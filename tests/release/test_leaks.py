@@ -1,0 +1,155 @@
+"""Nothing that must not leave leaves, wherever in a release it stands; what is the base's own may."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+gguf = pytest.importorskip("gguf")
+
+from slmctl.errors import GateError  # noqa: E402
+from slmctl.release import _leaks  # noqa: E402
+
+# Eight kinds, spelled so that no scanner of this repository trips over them.
+PLANTED = {
+    "key": "AKIA" + "IOSFODNN7EXAMPLQ",
+    "token": "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEF12",
+    "path": "/home/" + "jo/projects/desk/tickets.csv",
+    "email": "jo.doe" + "@corp.example",
+    "phone": "+49 170 " + "1234567",
+    "card": "4111 1111 " + "1111 1111",
+    "iban": "DE89 3704 0044 " + "0532 0130 00",
+    "ip": "server at 52.29." + "188.77",
+}
+
+
+def write_gguf(path: Path, name: str = "desk", tokens: tuple[str, ...] = ("a", "b"), tensor: str = "blk.0") -> None:
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("general.author", name)
+    writer.add_array("tokenizer.ggml.tokens", list(tokens))
+    writer.add_tensor(tensor, np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_safetensors(path: Path, said: str, tensor: str = "weight") -> None:
+    head = {"__metadata__": {"note": said}, tensor: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}
+    raw = json.dumps(head).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"AKIAIOSF")
+
+
+def plant(folder: Path, slot: str, text: str) -> str:
+    """Put a text into one place of a release; returns the file's name."""
+    if slot == "manifest":
+        (folder / "manifest.json").write_text(json.dumps({"config": {"intended_use": f"for {text}"}}))
+    elif slot == "manifest key":
+        (folder / "manifest.json").write_text(json.dumps({"metrics": {text: 1}}))
+    elif slot == "gguf":
+        write_gguf(folder / "x.gguf", text)
+    elif slot == "vocabulary":
+        write_gguf(folder / "x.gguf", tokens=("a", f"▁{text}"))
+    elif slot == "tensor name":
+        write_gguf(folder / "x.gguf", tensor=text[:60])
+    elif slot == "after tensors":
+        write_gguf(folder / "x.gguf")
+        with (folder / "x.gguf").open("ab") as stream:
+            stream.write(text.encode())
+    elif slot == "safetensors":
+        write_safetensors(folder / "x.safetensors", text)
+    elif slot == "page":
+        (folder / "report.html").write_text(f"<p>a</p><td title='{text}'>1.5</td><!-- x -->")
+    elif slot == "comment":
+        (folder / "report.html").write_text(f"<p>a</p><!-- {text} -->")
+    elif slot == "table":
+        (folder / "report.md").write_text(f"# Report\n\n| model | n |\n|---|---|\n| {text} | 12.5% |\n")
+    elif slot == "card":
+        (folder / "README.md").write_text(f"# Desk\n\nAsk {text} for more.\n")
+    elif slot == "rows":
+        (folder / "rows.jsonl").write_text('{"a": 1}\n' + json.dumps({"source": [text, 3]}) + "\n")
+    (found,) = [path.name for path in folder.iterdir()]
+    return found
+
+
+SLOTS = ("manifest", "manifest key", "gguf", "vocabulary", "tensor name", "after tensors", "safetensors", "page",
+         "comment", "table", "card", "rows")  # fmt: skip
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
+    for kind, text in PLANTED.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        name = plant(folder, slot, text)
+        with pytest.raises(GateError, match="must not leave") as caught:
+            _leaks.require_clean(folder, [name], base=None)
+        assert caught.value.code == 5
+        assert name in caught.value.message
+        assert text not in caught.value.message + caught.value.hint, "the refusal repeats the value"
+
+
+@pytest.mark.parametrize(
+    "text", [r"C:\Users\jo\desk", r"\\server\share\x", "~/desk", "file:///srv/x", "see /opt/acme/x"]
+)
+def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
+    name = plant(tmp_path, "card", text)
+    with pytest.raises(GateError, match="a path of this machine"):
+        _leaks.require_clean(tmp_path, [name], base=None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/v1", "and/or", "https://example.org/a/b/c", "1/2/3", "</think>", "billing/refund", "{{a/b}}", "+14.6 to +38.1",
+     "accuracy 0.4111111111111111", "sha256:" + "4111111111111111" * 4, "2026-11-25T01:56:38Z", "version 0.3.36"],
+)  # fmt: skip
+def test_what_looks_alike_passes(tmp_path: Path, text: str) -> None:
+    for slot in SLOTS:
+        folder = tmp_path / slot.replace(" ", "-")
+        folder.mkdir()
+        name = plant(folder, slot, text.replace("'", ""))
+        _leaks.require_clean(folder, [name], base=None)
+
+
+def test_tensors_are_exempt(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x.safetensors", "nothing")  # whose eight bytes of weights spell half a key
+    _leaks.require_clean(tmp_path, ["x.safetensors"], base=None)
+
+
+def test_what_may_go_out_is_named(tmp_path: Path) -> None:
+    name = plant(tmp_path, "card", PLANTED["email"])
+    _leaks.require_clean(tmp_path, [name], base=None, allow=[PLANTED["email"]])
+    with pytest.raises(GateError):
+        _leaks.require_clean(tmp_path, [name], base=None, allow=["someone@else.example"])
+
+
+def test_the_license_keeps_its_authors_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text(f"Copyright Jo Doe <{PLANTED['email']}>\n")
+    _leaks.require_clean(tmp_path, ["LICENSE"], base=None)
+    (tmp_path / "LICENSE").write_text(f"Copyright {PLANTED['key']}\n")
+    with pytest.raises(GateError):
+        _leaks.require_clean(tmp_path, ["LICENSE"], base=None)
+
+
+def test_a_vocabulary_may_go_out_as_far_as_it_is_the_base_s(tmp_path: Path) -> None:
+    from slmctl.artifact import foreign
+
+    odd = PLANTED["email"]
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    merges = [["▁a", odd], ["b", "c"]]
+    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {odd: 1, "a": 2}, "merges": merges}}))
+    known = foreign(base, "base")
+    write_gguf(tmp_path / "x.gguf", tokens=("a", odd, f"▁a {odd}"))
+    _leaks.require_clean(tmp_path, ["x.gguf"], base=known)
+    with pytest.raises(GateError, match=r"x\.gguf \(tokenizer\.ggml\.tokens\): email"):
+        _leaks.require_clean(tmp_path, ["x.gguf"], base=None)
+    write_gguf(tmp_path / "y.gguf", tokens=("a", odd, "another." + odd))
+    with pytest.raises(GateError, match=r"y\.gguf"):
+        _leaks.require_clean(tmp_path, ["y.gguf"], base=known)

@@ -1,0 +1,46 @@
+"""A release without a model: the files, manifest and report that targets and registries look at."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from slmctl import artifact
+from slmctl.artifact import Artifact, Manifest
+
+CARD = "---\nlicense: mit\nbase_model: tiny\nmodel-index: []\n---\n# Desk\n"
+
+
+def release(
+    folder: Path, version: str = "1.0", *, weights: bytes = b"GGUF weights", accuracy: float = 0.9, **more: bytes
+) -> Artifact:
+    """A finished release below `folder`; `more` are further files by name."""
+    path = folder / "published" / hashlib.sha256(weights + version.encode()).hexdigest()[:12]
+    sha256 = hashlib.sha256(weights).hexdigest()
+    model = {"sha256": sha256, "metrics": {"accuracy": accuracy}}
+    report = {"models": {"Q8_0": model}, "baselines": {}, "choice": None, "pairs": {}, "lower_is_better": []}
+    files = {
+        f"tiny-1M-desk-v{version}-Q8_0.gguf": weights,
+        "report.json": artifact.canonical(report),
+        "README.md": CARD.encode(),
+        "Modelfile": f"FROM ./tiny-1M-desk-v{version}-Q8_0.gguf\n".encode(),
+        "adapter/adapter_config.json": b"{}",
+        "LICENSE": b"MIT",
+        **more,
+    }
+
+    def manifest(listed: Any, digest: str) -> Manifest:
+        metrics = {"project": "desk", "version": version, "license": "mit", "files": {"Q8_0": sha256}}
+        return Manifest("published", "publish/3", digest, "sha256:0", {}, {}, listed, metrics)
+
+    with artifact.draft(path) as place:
+        for name, content in files.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_bytes(content)
+        return artifact.publish_draft(place, path, manifest)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path, the manifest too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
