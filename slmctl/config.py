@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -514,13 +514,47 @@ class CalibrateConfig(Section):
         return self
 
 
+class Memorisation(Section):
+    """Whether the model gives rare strings of its training rows away; see docs/publish.md."""
+
+    probes: int = Field(
+        64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0 asks none"
+    )
+    max_share: Percent = Field(0.02, description="largest share of them that it may complete to the letter, such as 2%")
+
+
 class PublishConfig(Section):
-    """Lay out a release and copy it to a registry."""
+    """Lay out a release and send it to where releases go."""
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
-    to: Annotated[Text, Field(pattern=r"^dir:.+$"), Outside()] = Field(
-        "dir:./registry", description="where releases go: dir:FOLDER, relative to slmctl.yaml"
+    to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
+        "dir:./registry",
+        description="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+        "oci://HOST/REPOSITORY or ollama:NAME",
+    )
+    include: list[Literal["adapter", "merged"]] = Field(
+        default_factory=list, description="what goes out beside the GGUF files, as safetensors: adapter, merged"
+    )
+    intended_use: Text = Field("", description="a sentence for the model card: who should use the model, for what")
+    license: Text | None = Field(
+        None, description="the base's license, such as apache-2.0, where its own files do not state it"
+    )
+    allow: list[Text] = Field(
+        default_factory=list,
+        description="texts that may go out although they look like personal data, such as a support address",
+    )
+    memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
+    public: Annotated[bool, Outside()] = Field(False, description="hf: let everybody see the repository")
+    key: Annotated[Path | None, Outside()] = Field(
+        None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
+    )
+    endpoint: Annotated[Text | None, Outside()] = Field(
+        None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
+    )
+    hosts: Annotated[list[Text], Outside()] = Field(
+        default_factory=list,
+        description="further hosts that the target's server sends its clients to, to sign in or to store",
     )
 
 
@@ -662,12 +696,70 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
         return recipe(value)
     if isinstance(value, list):
         return [_recipe_value(item, marked=marked) for item in value]
+    if isinstance(value, dict):
+        return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint="paths are relative to the folder of slmctl.yaml")
         return fingerprint(path)
     return str(value) if isinstance(value, Path) else value
+
+
+def contents(section: BaseModel) -> Iterator[Path]:
+    """Every file and folder whose content is part of a recipe."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        marked = any(isinstance(mark, Content) for mark in _marks(field))
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                yield from contents(item)
+            elif marked and item and not is_remote(str(item)):
+                yield Path(item)
+
+
+def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
+    """A section from what `recipe` made of it; what is no part of a recipe gets its default.
+
+    Args:
+        model: The section.
+        recorded: Its values in a recipe.
+        find: Gives the path of a file or folder by the hash of what it holds.
+
+    Raises:
+        UsageError: It holds what this version does not know.
+    """
+    try:
+        return model.model_validate(_restored(model, recorded, find))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"this slmctl cannot read a config of {model.__name__} that was recorded: {where}: {first['msg']}",
+            hint="install the version of slmctl that the manifest names",
+        ) from None
+
+
+def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name in recorded:
+            marked = any(isinstance(mark, Content) for mark in _marks(field))
+            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
+    return values
+
+
+def _restored_value(annotation: Any, value: Any, find: Callable[[str], Path], *, marked: bool) -> Any:
+    if marked and isinstance(value, str) and value.startswith("sha256:"):
+        return str(find(value))
+    if isinstance(value, list):
+        return [_restored_value(annotation, item, find, marked=marked) for item in value]
+    bare = _bare(annotation)
+    if typing.get_origin(bare) is dict and isinstance(value, dict):
+        inner = typing.get_args(bare)[1]
+        return {key: _restored_value(inner, item, find, marked=marked) for key, item in value.items()}
+    section = _model_in(annotation)
+    return _restored(section, value, find) if section is not None and isinstance(value, dict) else value
 
 
 def is_remote(base: str) -> bool:

@@ -28,12 +28,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from slmctl import surroundings
 from slmctl.errors import MissingError, StageError
-
-# What the child may know of the environment: where programs and libraries are, how many threads.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-             "GOMP_SPINCOUNT")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -379,5 +375,5 @@ def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
         stderr=stderr,
         text=True,
         encoding="utf-8",
-        env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        env=surroundings.bare(),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import artifact
-from slmctl.artifact import MANIFEST, Artifact
+from slmctl.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
 
 
@@ -36,6 +36,33 @@ def known(root: Path) -> Iterator[Artifact]:
                 yield artifact.load(path.parent)
             except IntegrityError:
                 continue
+
+
+def opened(folder: Path) -> Artifact | Path:
+    """An artifact, of which nothing but the manifest need be there; or the folder of one that has none to trust."""
+    try:
+        return Artifact(folder, Manifest.from_bytes((folder / MANIFEST).read_bytes(), where=MANIFEST))
+    except (OSError, IntegrityError):
+        return folder
+
+
+def origin(root: Path, of: Artifact, kind: str) -> Artifact:
+    """The artifact of a kind that another one is, or was made of; what was only measured or trained on is none.
+
+    Raises:
+        IntegrityError: It is not below `runs/`.
+    """
+    here, left = {one.digest: one for one in known(root)}, [of]
+    for one in left:
+        if one.kind == kind:
+            return one
+        if one.kind not in ("report", "predictions", "prepared"):
+            inputs = [[value] if isinstance(value, str) else value for value in one.manifest.inputs.values()]
+            left += [here[digest] for value in inputs for digest in value if digest in here]
+    raise IntegrityError(
+        f"{of.path} ({of.kind}) is no {kind} model, and the one it was made of is not below {root / 'runs'}",
+        hint=f"name the project that made it with -C, or the {kind} model itself as MODEL",
+    )
 
 
 def folders(root: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive
+from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive, signing, targets
 from slmctl.artifact import Artifact, Manifest
 from slmctl.errors import DataError, IntegrityError, MissingError, StageError, UsageError
 
@@ -97,8 +97,12 @@ STAGES = {
             "policy", "slmctl.release.calibrate", ("numpy",),
         ),
         Stage(
-            "publish", (_BASE, Role("gguf", ("gguf",)), Role("report", ("report",))), "published",
-            "slmctl.release.publish", version=2,
+            "publish",
+            (
+                _BASE, _PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
+                Role("gguf", ("gguf",)), Role("report", ("report",)),
+            ),
+            "published", "slmctl.release.publish", ("llama_cpp_python", "gguf"), version=3,
         ),
     )
 }  # fmt: skip
@@ -111,6 +115,7 @@ EXTRAS = {
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "presidio_analyzer": "pii",
+    "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
@@ -275,7 +280,7 @@ def run(project: Project, asked: Ask) -> Outcome:
     try:
         return _run(project, asked)
     finally:
-        offline.contacted.clear()  # by this stage, and by what gathered its sources
+        offline.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
 def _run(project: Project, asked: Ask) -> Outcome:
@@ -285,12 +290,13 @@ def _run(project: Project, asked: Ask) -> Outcome:
     lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", _keep(asked)
     if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
+    needs = [given.digest for given in _flat(asked.inputs)]
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs):
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
         for given in _flat(asked.inputs):
-            _require_whole(given)
+            require_whole(given)
         made = _make(asked)
     return Outcome(made, False, time.monotonic() - begun)
 
@@ -375,7 +381,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions | {"machine": platform.machine(), "hosts_contacted": sorted(offline.contacted)}
+    return versions | {"machine": platform.machine()} | offline.receipt()
 
 
 def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
@@ -385,7 +391,12 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
             shutil.copyfile(given.path / name, place / name)
 
 
-def _require_whole(given: Artifact) -> None:
+def require_whole(given: Artifact) -> None:
+    """Read every byte of an artifact before it is used.
+
+    Raises:
+        IntegrityError: It is not what its manifest says.
+    """
     faults = artifact.verify(given)
     if faults:
         raise IntegrityError(
@@ -425,6 +436,26 @@ def gather_sources(project: Project) -> None:
     project.forget()
 
 
+def require_no_network(project: Project, stages: Sequence[str]) -> None:
+    """With `--offline`, refuse at once what one of these stages would be refused later.
+
+    Raises:
+        NetworkError: The base, a source, or training needs the network.
+    """
+    if not offline.is_forbidden():
+        return
+    settings = project.config
+    if "pull" in stages and config.is_remote(settings.base) and not ask(project, "pull").path.exists():
+        offline.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
+    for source in settings.prepare.sources if "prepare" in stages else []:
+        if host := gather.host_of(source, project.sources):
+            offline.require(f"a source on {host}", hint="export it once, and name the file as path")
+    if "finetune" in stages and settings.finetune.report_to:
+        offline.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
+    if "finetune" in stages and settings.finetune.machines > 1:
+        offline.require("finetune.machines")
+
+
 @contextlib.contextmanager
 def _spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
@@ -437,6 +468,8 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        if error.errno == errno.EIO:
+            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
         raise
 
 
@@ -573,20 +606,70 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
     raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
 
 
-def publish(project: Project) -> tuple[Outcome, Path, bool]:
-    """Check the gates, lay out the release, and copy it to the registry.
+def publish(project: Project) -> tuple[Outcome, str, bool]:
+    """Check the gates, lay out the release, and send it to where releases go.
 
     Returns:
         The outcome of the stage, where the release lies, and whether it was there already.
 
     Raises:
-        GateError: A gate failed, or no report measured a file.
+        GateError: A gate failed, no report measured a file, or the release would give something away.
+        IntegrityError: The target has another release under the same version.
     """
+    outcome, shipment = release(project)
+    with _target(project, "publish") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
+        targets.deliver(target, made)
+        where = target.where(shipment, shipment.manifest).rpartition("/")[0]
+    return outcome, where, made.there and not made.missing
+
+
+def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
+    """What `publish` would send where, as JSON values; the release is laid out, and nothing is sent."""
+    outcome, shipment = release(project)
+    with _target(project, "publish --plan") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        verdicts = enforce_gates(project, find(project, Role("report", ("report",))))
+        lacking = {item.name for item in made.missing}
+        return outcome, {
+            "to": made.to,
+            "visibility": target.visibility,
+            "license": outcome.artifact.metrics["license"],
+            "hosts": list(target.hosts),
+            "there": made.there,
+            "bytes_to_send": made.size,
+            "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
+            "gates": [verdict.text for verdict in verdicts],
+            "files": [
+                {"file": one.name, "size": one.size, "sha256": one.sha256, "to": target.where(shipment, one),
+                 "send": one.name in lacking}
+                for one in shipment.items
+            ],
+        }  # fmt: skip
+
+
+def release(project: Project) -> tuple[Outcome, targets.Shipment]:
+    """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
     enforce_gates(project, find(project, Role("report", ("report",))))
     outcome = run(project, ask(project, "publish"))
-    module = importlib.import_module(STAGES["publish"].module)
-    target, there = module.deliver(outcome.artifact, project.config.publish, project.root)
-    return outcome, target, there
+    section = project.config.publish
+    with _spoken("publish", project.runs):
+        module = importlib.import_module(STAGES["publish"].module)
+        module.require_allowed(outcome.artifact, section)
+        signature = None
+        if section.key is not None:
+            signature = signing.sign(outcome.artifact, section.key, project.runs)
+    asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
+
+
+@contextlib.contextmanager
+def _target(project: Project, what: str) -> Iterator[targets.Target]:
+    section = project.config.publish
+    settings = targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
+    with _spoken(what, project.root), targets.opened(section.to, settings, purpose=what) as target:
+        yield target
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from slmctl import offline
+from slmctl import console, offline
 from slmctl.errors import NetworkError, UsageError
 
 ATTEMPTS = 6  # for one request, the first one included
@@ -85,11 +84,13 @@ class Remote:
         self.host = urlsplit(self.url).hostname or ""
         self.concurrency, self.timeout_s = concurrency, timeout_s
         self.retries = 0  # attempts beyond the first, over all requests
-        self._headers = {"Authorization": f"Bearer {read_key(key_env)}"} if key_env else {}
+        self._key = read_key(key_env) if key_env else ""
+        self._headers = {"Authorization": f"Bearer {self._key}"} if key_env else {}
         self._wording = Wording()
         self._stop = threading.Event()
         self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._failed_in_a_row, self._worked = 0, False
+        self._said = False
 
     def ask_all(self, requests: Iterable[Ask]) -> Iterator[tuple[int, Reply | Refusal]]:
         """Answer every request, in any order: its index, and the answer or why there is none.
@@ -99,6 +100,9 @@ class Remote:
         Raises:
             NetworkError: The endpoint cannot be reached at all, or refuses the key or the model.
         """
+        if not self._said:
+            console.say(f"  contacting {', '.join(sorted(self._hosts()))}")
+            self._said = True
         self._stop.clear()
         self._failed_in_a_row, self._worked = 0, False
         numbered = enumerate(requests)
@@ -193,6 +197,8 @@ class Remote:
                     raise httpx.ReadTimeout(f"no whole reply within {self.timeout_s:g} s")
                 if len(raw) > MAX_BYTES:
                     raise httpx.ReadError(f"a reply of more than {MAX_BYTES} bytes")
+            # an endpoint that repeats the key, in an error or an answer, must not bring it into a file
+            raw = raw.replace(self._key.encode(), b"***") if self._key else raw
             return response.status_code, response.headers, raw, time.monotonic() - begun
 
     def _address(self) -> str:
@@ -209,9 +215,7 @@ class Remote:
 
     def _hosts(self) -> set[str]:
         """The endpoint, and the proxy that this machine reaches it through."""
-        proxies = {} if proxy_bypass(self.host) else getproxies()
-        proxy = proxies.get(urlsplit(self.url).scheme) or proxies.get("all") or ""
-        return {host for host in (self.host, urlsplit(proxy).hostname or "") if host}
+        return offline.on_the_way(self.url)
 
 
 class Wording:

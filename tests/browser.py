@@ -56,13 +56,15 @@ class Browser:
         os.close(self._write)
         os.close(self._read)
 
-    def open(self, path: Path, *, dark: bool = False, width: int = 1280, height: int = 900, media: str = "") -> None:
-        """Show a file, and wait until it is loaded."""
+    def open(
+        self, page: Path | str, *, dark: bool = False, width: int = 1280, height: int = 900, media: str = ""
+    ) -> None:
+        """Show a file or an address, and wait until it is loaded."""
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._until(lambda message: message.get("method") == "Page.loadEventFired")
 
     def ask(self, script: str) -> Any:
@@ -70,6 +72,26 @@ class Browser:
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """The value of an expression as soon as it is true of the page."""
+        end = time.monotonic() + WAIT_S
+        while not (found := self.ask(f"(found => found instanceof Node || found)({script})")):
+            assert time.monotonic() < end, f"{script} did not come true: {self.ask('document.body.innerText')}"
+            time.sleep(0.02)
+        return found
+
+    def type(self, text: str) -> None:
+        """Enter a text where the focus is, as from a keyboard or the clipboard."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """Press and release a key such as Enter, Tab or Space."""
+        code, text = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " ")}[key]
+        known = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
+        modifiers = 8 if shift else 0
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, modifiers=modifiers, **known)
+        self.call("Input.dispatchKeyEvent", type="keyUp", modifiers=modifiers, **known)
 
     def image(self, *, whole: bool = False) -> bytes:
         """What is seen, as a PNG."""

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from slmctl import console
 from slmctl.engine import Engine, Event, Request
 from slmctl.errors import DataError, UsageError
+from slmctl.server import page
 from slmctl.server.route import Router
 from slmctl.task import Task
 
@@ -60,6 +61,7 @@ def application(served: Served) -> Starlette:
             Route("/v1/chat/completions", _completions, methods=["POST"]),
             Route("/v1/models", _models),
             Route("/healthz", _health),
+            *page.routes(),
         ],
         exception_handlers={BadRequestError: _bad_request, HTTPException: _http_error},
     )

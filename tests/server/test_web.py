@@ -1,0 +1,487 @@
+"""The server's web page in Debian's chromium: in front of the real server, and of one whose answers a test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tiny
+import uvicorn
+from browser import CHROMIUM, Browser
+from reported import HOSTILE
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from slmctl.artifact import Artifact
+from slmctl.server import page
+from slmctl.task import Task
+
+# what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+NAME = "SmolLM2-135M-desk-v1.0-Q8_0"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "order": {"type": "string", "title": "Order number", "description": "As on the invoice."},
+        "items": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        "paid": {"type": "boolean"},
+        "note": {"type": ["string", "null"]},
+    },
+}
+TASKS = {
+    "classify": Task("classify", "", "", labels=("billing", "delivery", "returns")),
+    "extract": Task("extract", "", "", schema=SCHEMA),
+    "generate": Task("generate", "", ""),
+}
+EXTRA = {"task": "x", "confidence": 0.875, "route": "local", "reason": "above_threshold", "model": NAME, "seconds": 0.5}
+
+
+@dataclass(frozen=True)
+class Served:
+    name: str
+    task: Task
+    max_tokens: int = 64
+
+
+@dataclass
+class Fake:
+    """What the page talks to: it says what it was told to, and keeps what it was asked."""
+
+    kind: str
+    text: str = "hello"
+    extra: dict[str, Any] = field(default_factory=lambda: dict(EXTRA))
+    refuse: tuple[int, dict[str, str], str] | None = None
+    broken: str = ""  # how a stream ends that does not end well: error, cut
+    held: bool = False  # the rest of the answer comes when this is no longer so
+    key: str = ""
+    finish: str = "stop"
+    asked: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    url: str = ""
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/v1/chat/completions", self._answer, methods=["POST"]),
+            Route("/v1/models", self._models),
+            *page.routes(),
+        ]
+        app = Starlette(routes=routes)
+        app.state.served = Served(NAME, TASKS[self.kind])
+        return app
+
+    async def _models(self, request: Request) -> Response:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return JSONResponse({"error": {"message": "no such key"}}, status_code=401)
+        return JSONResponse({"object": "list", "data": [{"id": NAME}]})
+
+    async def _answer(self, request: Request) -> Response:
+        self.asked.append((await request.json(), dict(request.headers)))
+        if self.refuse:
+            status, headers, message = self.refuse
+            return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
+        headers = {"x-slmctl-route": "local; reason=above_threshold"}
+        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=headers)
+
+    async def _stream(self) -> AsyncIterator[str]:
+        half = len(self.text) // 2
+        yield self._chunk({"role": "assistant", "content": ""})
+        yield self._chunk({"content": self.text[:half]})
+        while self.held:
+            await asyncio.sleep(0.01)
+        if self.broken == "cut":
+            return
+        if self.broken == "error":
+            yield f"data: {json.dumps({'error': {'message': 'the engine died'}})}\n\n"
+            return
+        yield self._chunk({"content": self.text[half:]})
+        yield self._chunk({}, finish_reason=self.finish, **{"slmctl": self.extra})
+        usage = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+        yield f"data: {json.dumps({'model': NAME, 'choices': [], 'usage': usage})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        # json.dumps spells a lone surrogate as an escape, which a browser reads
+        return f"data: {json.dumps({'model': NAME, 'choices': [choice], **more})}\n\n"
+
+
+@contextmanager
+def faking(kind: str, **settings: Any) -> Iterator[Fake]:
+    fake = Fake(kind, **settings)
+    server = uvicorn.Server(uvicorn.Config(fake.app(), port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        threading.Event().wait(0.01)
+    fake.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    try:
+        yield fake
+    finally:
+        fake.held = False
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not CHROMIUM:
+        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+def visit(browser: Browser, url: str, **how: Any) -> None:
+    """Open the page as a new reader would, and wait until it knows its task."""
+    browser.open(url, **how)
+    browser.ask("sessionStorage.clear()")
+    browser.open(url, **how)
+    browser.wait("!document.getElementById('form').hidden || !document.getElementById('fault').hidden")
+
+
+def ask(browser: Browser, text: str = "where is my parcel?") -> None:
+    """Type a question, send it by the keyboard, and wait for what comes of it."""
+    browser.ask("document.getElementById('text').focus()")
+    browser.type(text)
+    browser.press("Enter")
+    browser.wait("document.getElementById('stop').hidden && !document.querySelector('[aria-busy]')")
+
+
+def seen(browser: Browser, selector: str = "body") -> str:
+    return str(browser.ask(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+
+def fault_of(browser: Browser) -> str:
+    assert not browser.ask("document.getElementById('fault').hidden")
+    return seen(browser, "#fault")
+
+
+# What is sent
+
+
+def test_the_page_allows_nothing_but_itself() -> None:
+    with faking("generate") as fake:
+        response = httpx.get(fake.url)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        for outside in ("http://", "https://", "//cdn", "@import", "url(", " src=", " style=", "javascript:"):
+            assert outside not in response.text, outside
+        assert " on" not in {part[:3] for part in response.text.split("<body>")[1].split("<script>")[0].split("\n")}
+
+
+def test_the_task_is_told_as_json() -> None:
+    with faking("extract") as fake:
+        told = httpx.get(f"{fake.url}v1/task").json()
+        assert told == {
+            "kind": "extract", "labels": [], "schema": SCHEMA, "name": NAME, "version": "1.0", "max_tokens": 64,
+        }  # fmt: skip
+        assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
+        assert httpx.get(f"{fake.url}v1/task", params={"model": "gpt"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [(NAME, "1.0"), ("a-v2-Q8_0", "2"), ("tiny-v1.2.3", "1.2.3"), ("plain", None), ("x-vi-1", None)],
+)
+def test_the_version_is_read_from_the_name(name: str, version: str | None) -> None:
+    assert page.version_of(name) == version
+
+
+def test_the_wheel_brings_the_page(tmp_path: Path) -> None:
+    # the packages and data that pyproject.toml names, as setuptools lays them out
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", "from setuptools.build_meta import build_wheel as b; import sys; b(sys.argv[1])"]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples"):
+        (source / name).symlink_to(root / name)
+    subprocess.run([*command, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = root / "slmctl" / "server" / "page"
+    assert {f"slmctl/server/page/{path.name}" for path in folder.iterdir() if path.is_file()} <= names
+
+
+# In the browser
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_chat_answers_and_says_who_and_why(browser: Browser, dark: bool) -> None:
+    with faking("generate", text="It left on Monday.") as fake:
+        visit(browser, fake.url, dark=dark)
+        assert browser.ask("document.activeElement.id") == "text"  # one can write at once
+        ask(browser, "where is it?")
+        log = seen(browser, "#log")
+        for wanted in ("where is it?", "It left on Monday.", NAME, "this server", "above threshold", "87.5 %",
+                       "24.0 tokens/s", "0.50 s for 12 tokens"):  # fmt: skip
+            assert wanted in log, wanted
+        assert browser.complaints == []
+        assert {url.removeprefix(fake.url) for url in browser.requests} == {
+            "", "data:,", "v1/models", "v1/task", "v1/chat/completions",
+        } - ({"data:,"} if "data:," not in browser.requests else set())  # fmt: skip
+        background = browser.ask("getComputedStyle(document.body).backgroundColor")
+        assert background == ("rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)")
+        ask(browser, "and then?")
+        assert [turn["content"] for turn in fake.asked[1][0]["messages"]] == [
+            "where is it?", "It left on Monday.", "and then?",
+        ]  # fmt: skip
+        browser.ask("document.getElementById('anew').click()")
+        ask(browser, "afresh")
+        assert [turn["content"] for turn in fake.asked[2][0]["messages"]] == ["afresh"]
+
+
+def test_what_the_server_does_not_say_is_left_out(browser: Browser) -> None:
+    with faking("generate", extra={"task": "generate", "confidence": None}) as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        facts = seen(browser, ".facts")
+        assert "above threshold" in facts  # from the header
+        assert "undefined" not in facts
+        assert "null" not in facts
+        assert "confidence" not in facts
+
+
+def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(browser: Browser) -> None:
+    with faking("generate", text="first half, second half", held=True) as fake:
+        visit(browser, fake.url)
+        browser.type("hello")
+        browser.press("Enter")
+        browser.wait("document.querySelector('.answer .text')?.textContent === 'first half,'")
+        assert browser.ask("document.querySelector('.answer').getAttribute('aria-busy')") == "true"
+        assert browser.ask("document.getElementById('send').disabled")
+        fake.held = False
+        browser.wait("!document.querySelector('[aria-busy]')")
+        assert "first half, second half" in seen(browser, "#log")
+        fake.held = True
+        browser.type("again")
+        browser.press("Enter")
+        browser.wait("document.querySelectorAll('.answer .text')[1]?.textContent === 'first half,'")
+        browser.ask("document.getElementById('stop').click()")
+        browser.wait("document.getElementById('stop').hidden")
+        assert "Stopped here." in seen(browser, "#log")
+        assert browser.ask("document.getElementById('fault').hidden")
+
+
+NEXT = {"returns": 0.1, "billing": 0.025}
+LISTED = [{"label": label, "probability": share} for label, share in reversed(NEXT.items())]
+
+
+@pytest.mark.parametrize("labels", [{"delivery": 0.875, **NEXT}, LISTED, None], ids=["mapping", "list", "none"])
+def test_a_category_has_its_confidence_and_what_came_next(browser: Browser, labels: Any) -> None:
+    with faking("classify", text="delivery", extra=EXTRA | ({"labels": labels} if labels else {})) as fake:
+        visit(browser, fake.url)
+        assert seen(browser, "#labels summary") == "The 3 categories"
+        ask(browser)
+        assert seen(browser, ".best") == "delivery"
+        bars = browser.ask("[...document.querySelectorAll('[role=meter]')].map(b => [b.ariaLabel, b.ariaValueNow])")
+        assert bars[0] == ["confidence in delivery", "87.5"]
+        assert bars[1:] == ([["confidence in returns", "10.0"], ["confidence in billing", "2.5"]] if labels else [])
+        widths = browser.ask(
+            "[...document.querySelectorAll('.bar')].map(b => b.firstChild.offsetWidth / b.clientWidth)"
+        )
+        assert widths[0] == pytest.approx(0.875, abs=0.02)
+        ask(browser, " once more")
+        assert browser.ask("document.querySelectorAll('.best').length") == 1
+        assert [len(body["messages"]) for body, _ in fake.asked] == [1, 1]
+
+
+def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
+    answer = {"order": "A-17", "items": [{"name": "kettle"}, {"name": "lamp"}], "paid": False, "extra": [1, 2]}
+    with faking("extract", text=json.dumps(answer)) as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        rows = browser.ask(
+            "[...document.querySelector('#result table').rows].filter(r => r.closest('table').caption)"
+            ".map(r => [r.cells[0].innerText, r.cells[1].innerText.trim()])"
+        )
+        assert rows[0] == ["Order number\nAs on the invoice.", "A-17"]
+        assert [name for name, _ in rows][1:] == ["items", "paid", "note", "extra"]
+        assert "kettle" in rows[1][1]
+        assert [value for _, value in rows][2:4] == ["no", "not stated"]
+        assert browser.ask("[...document.querySelectorAll('#result th')].every(t => t.scope === 'row')")
+        browser.ask("window.copied = ''; navigator.clipboard.writeText = async (text) => { window.copied = text }")
+        browser.ask(
+            "[...document.querySelectorAll('#result button')].find(b => b.textContent.includes('Copy')).click()"
+        )
+        browser.wait("document.getElementById('told').textContent === 'Copied.'")
+        assert json.loads(browser.ask("window.copied")) == answer
+
+
+def test_json_that_was_cut_off_is_said_to_be(browser: Browser) -> None:
+    with faking("extract", text='{"order": "A-1', finish="length") as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        assert "no whole JSON" in seen(browser, "#result")
+        assert '{"order": "A-1' in seen(browser, "#result")
+        assert "cut at the longest answer" in seen(browser, "#result")
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_text_from_a_model_stays_text(browser: Browser, kind: str) -> None:
+    with faking(kind) as fake:
+        visit(browser, fake.url)
+        for text in HOSTILE:
+            fake.text = json.dumps({text: [text, {text: text}]}) if kind == "extract" else text
+            fake.extra = EXTRA | {"reason": text, "model": text, "route": text, "labels": {text + "x": 0.1}}
+            ask(browser)
+            home = "#log article:last-of-type" if kind == "generate" else "#result"
+            said = browser.ask(f"document.querySelector('{home}').textContent")
+            if kind != "extract":  # JSON's own escapes stand in the raw form of it
+                assert OBEYED.sub("", text) in said
+            assert not OBEYED.search(said)
+        assert browser.ask("document.title") == f"{NAME} · slmctl"
+        assert browser.ask("document.scripts.length") == 1
+        assert browser.ask("document.images.length") == 0
+        assert browser.ask("document.querySelectorAll('style').length") == 1
+        assert browser.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("refuse", "wanted"),
+    [
+        ((400, {}, "the prompt does not fit the context of 2048 tokens"), "does not fit the context of 2048 tokens"),
+        ((413, {}, "the body is too large"), "longer than this server takes"),
+        ((429, {"Retry-After": "7"}, "queue full"), "busy, or this key has reached its limit. Try again in 7 seconds."),
+        ((503, {}, "the engine died"), "cannot answer just now. Try again in a moment. the engine died"),
+        ((502, {}, ""), "The server answered with status 502."),
+    ],
+)
+def test_a_refusal_is_said_in_words_and_the_question_is_kept(browser: Browser, refuse: Any, wanted: str) -> None:
+    with faking("generate", refuse=refuse) as fake:
+        visit(browser, fake.url)
+        ask(browser, "my long question")
+        assert wanted in fault_of(browser)
+        assert browser.ask("document.getElementById('text').value") == "my long question"
+        assert browser.ask("document.querySelectorAll('.answer').length") == 0
+        fake.refuse = None
+        browser.ask("document.getElementById('text').value = ''")
+        ask(browser)
+        assert browser.ask("document.getElementById('fault').hidden")
+        assert len(fake.asked[-1][0]["messages"]) == 1  # what was refused is no part of the conversation
+
+
+@pytest.mark.parametrize(
+    ("broken", "wanted"), [("error", "the engine died"), ("cut", "before the answer was complete")]
+)
+def test_a_stream_that_breaks_is_no_answer(browser: Browser, broken: str, wanted: str) -> None:
+    with faking("generate", broken=broken, text="ab") as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        assert wanted in fault_of(browser)
+        assert "This answer is not complete." in seen(browser, "#log")
+
+
+def test_a_server_that_is_gone_is_said(browser: Browser) -> None:
+    with faking("generate") as fake:
+        visit(browser, fake.url)
+    ask(browser)
+    assert "cannot be reached" in fault_of(browser)
+
+
+def test_a_key_stays_in_the_tab_and_sensitive_is_a_header(browser: Browser) -> None:
+    with faking("generate", key="sk-one") as fake:
+        visit(browser, fake.url)
+        assert "wants an API key" in fault_of(browser)
+        assert browser.ask("document.activeElement.id") == "key"
+        browser.type("sk-one")
+        browser.press("Enter")
+        browser.wait("!document.getElementById('form').hidden")
+        assert browser.ask("document.getElementById('fault').hidden")
+        ask(browser)
+        assert fake.asked[0][1]["authorization"] == "Bearer sk-one"
+        assert "x-slmctl-sensitive" not in fake.asked[0][1]
+        browser.ask("document.getElementById('sensitive').focus()")
+        browser.press("Space")
+        ask(browser)
+        assert fake.asked[1][1]["x-slmctl-sensitive"] == "true"
+        assert browser.ask("sessionStorage.getItem('slmctl-key')") == "sk-one"
+        assert browser.ask("localStorage.length + document.cookie.length") == 0
+        browser.open(fake.url)
+        browser.wait("!document.getElementById('form').hidden")  # the tab remembers it
+        visit(browser, fake.url)  # a new one does not
+        assert "wants an API key" in fault_of(browser)
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_screen(browser: Browser, kind: str, width: int) -> None:
+    long = "W" * 3000
+    text = json.dumps({"order": long, "items": [{"name": {"deep": [long]}}]}) if kind == "extract" else long
+    with faking(kind, text=text, extra=EXTRA | {"labels": {long + "x": 0.1}}) as fake:
+        visit(browser, fake.url, width=width)
+        ask(browser, long)
+        browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+        assert browser.ask("document.documentElement.scrollWidth") == width
+
+
+def test_every_control_has_a_name_and_is_reached_by_tab(browser: Browser) -> None:
+    with faking("generate") as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        controls = "[...document.querySelectorAll('button,input,textarea,select')].filter(e => e.offsetParent)"
+        nameless = f"{controls}.filter(e => !e.textContent && !e.labels?.length && !e.ariaLabel).map(e => e.id)"
+        assert browser.ask(nameless) == []
+        browser.ask("document.getElementById('text').focus()")
+        reached = []
+        for _ in range(6):
+            browser.press("Tab")
+            reached.append(browser.ask("document.activeElement.id || document.activeElement.tagName"))
+        assert reached[:3] == ["send", "anew", "sensitive"]
+        assert reached[3:5] == ["SUMMARY", "SUMMARY"]
+        assert browser.ask("document.querySelectorAll('h1').length") == 1
+        assert browser.ask("document.documentElement.lang") == "en"
+        assert browser.ask("document.querySelector('#log').getAttribute('role')") == "log"
+
+
+def test_shift_and_enter_begin_a_new_line(browser: Browser) -> None:
+    with faking("generate") as fake:
+        visit(browser, fake.url)
+        browser.type("one")
+        browser.press("Enter", shift=True)
+        browser.type("two")
+        browser.press("Enter")
+        browser.wait("document.querySelector('.facts')")
+        assert fake.asked[0][0]["messages"][0]["content"] == "one\ntwo"
+
+
+# In front of the real server
+
+
+def test_the_real_server_sorts_a_text_and_talks(
+    browser: Browser, tiny_run: Path, artifacts: dict[str, Artifact]
+) -> None:
+    gguf = artifacts["gguf"]
+    bare = str(next(gguf.file(entry.path) for entry in gguf.files("F16.gguf")))
+    for model in ((), (bare,)):
+        child = tiny.start(tiny_run, "serve", *model, "--port", "0")
+        assert child.stdout is not None
+        url = child.stdout.readline().strip() + "/"
+        try:
+            visit(browser, url)
+            ask(browser, "refund my card")
+            if model:
+                assert browser.ask("document.querySelector('.answer .text').textContent.length") > 0
+            else:
+                assert seen(browser, ".best") in tiny.WORDS
+                assert float(browser.ask("document.querySelector('[role=meter]').ariaValueNow")) > 33
+            assert browser.complaints == []
+        finally:
+            child.send_signal(signal.SIGTERM)
+            child.communicate(timeout=60)
+        assert child.returncode == 0

@@ -1,0 +1,202 @@
+"""The examples that a data team copies: the nightly script and the client, run against a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+from endpoint import fails, says, serving
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("client", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["client"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+client = load(EXAMPLES / "client.py")
+
+
+@pytest.fixture(scope="module")
+def address(tiny_run: Path) -> Iterator[str]:
+    """The tiny release, served."""
+    child = tiny.start(tiny_run, "serve", "--port", "0")
+    assert child.stdout is not None
+    yield child.stdout.readline().strip()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+
+
+# The client
+
+
+def test_the_client_gets_an_answer_and_its_confidence(address: str) -> None:
+    desk = client.Client(address)
+    answer = desk.ask("refund my card")
+    assert answer.text in tiny.WORDS
+    assert 0 < answer.confidence <= 1
+    assert answer.finish == "stop"
+    assert "".join(desk.stream("refund my card")) == answer.text
+    assert client.Client(f"{address}/v1").ask("refund my card").text == answer.text
+
+
+def test_the_program_answers_line_by_line_in_order(address: str) -> None:
+    texts = [text for text, _ in tiny.rows(20)]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "client.py", "--url", address], input="\n".join(texts) + "\n\n",
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["input"] for line in lines] == texts
+    assert {line["text"] for line in lines} <= set(tiny.WORDS)
+
+
+def test_what_the_server_refuses_is_said_and_the_others_go_on(address: str) -> None:
+    desk = client.Client(address)
+    with pytest.raises(client.AskError, match="option 'tools' is not supported"):
+        desk.ask("hello", tools=[])
+    refused, answered = desk.ask_all(["hello " * 3000, "refund my card"])
+    assert "does not fit" in str(refused)
+    assert answered.text in tiny.WORDS
+
+
+def test_the_client_waits_as_long_as_it_is_told_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waits.append)
+    with serving(
+        lambda body, before: fails(429, "busy", **{"retry-after": "3"}) if before < 2 else says("yes")
+    ) as fake:
+        assert client.Client(fake.url, key="sk-1").ask("hello", sensitive=True).text == "yes"
+        assert waits == [3, 3]
+        assert fake.headers[0]["authorization"] == "Bearer sk-1"
+        assert fake.headers[0]["x-slmctl-sensitive"] == "true"
+    waits.clear()
+    with pytest.raises(client.AskError, match="cannot be reached"):
+        client.Client(fake.url).ask("hello")
+    assert len(waits) == client.ATTEMPTS - 1
+    with pytest.raises(ValueError, match="no http address"):
+        client.Client("file:///etc/passwd")
+
+
+def test_a_stream_that_breaks_off_is_no_answer() -> None:
+    half = b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
+    for rest, wanted in ((b"", "broke off"), (b'data: {"error": {"message": "the engine died"}}\n\n', "engine died")):
+        with (
+            serving(lambda body, before, rest=rest: (200, {}, half + rest)) as fake,
+            pytest.raises(client.AskError, match=wanted),
+        ):
+            list(client.Client(fake.url).stream("hello"))
+
+
+# The nightly script
+
+
+class Night:
+    """A project that the script is run in, as by cron: with a bare environment."""
+
+    def __init__(self, project: Path) -> None:
+        self.project, self.state = project, project / "runs" / ".pipeline"
+
+    def run(self, **env: str) -> subprocess.CompletedProcess[str]:
+        bare = {"PATH": "/usr/bin:/bin", "PORT": "0", "PAUSE": "0", "OMP_NUM_THREADS": "1"}
+        bare |= {"SLMCTL": str(Path(sys.executable).with_name("slmctl")), **env}
+        script = [EXAMPLES / "pipeline.sh", self.project]
+        return subprocess.run(script, env=bare, cwd="/", capture_output=True, text=True, timeout=500, check=False)
+
+    def read(self, name: str) -> str:
+        return (self.state / name).read_text().strip()
+
+    def end(self) -> None:
+        if (self.state / "pid").exists():
+            os.kill(int(self.read("pid")), signal.SIGTERM)
+
+
+@pytest.fixture
+def night(tiny_run: Path, tmp_path: Path) -> Iterator[Night]:
+    found = Night(Path(shutil.copytree(tiny_run, tmp_path / "desk")))
+    yield found
+    found.end()
+
+
+@pytest.mark.slow
+def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_is_new(night: Night) -> None:
+    first = night.run()
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), (first.stderr, night.read("log"))
+    release, pid, address = night.read("served"), night.read("pid"), night.read("address")
+    assert client.Client(address).ask("refund my card").text in tiny.WORDS
+    again = night.run()
+    assert (again.returncode, again.stderr) == (0, "")
+    assert night.read("log").splitlines()[-1].endswith(f"nothing new: {release} is served")
+    assert night.read("pid") == pid
+    with (night.project / "tickets.csv").open("a") as stream:
+        stream.writelines(f"{text} tomorrow,{label}\n" for text, label in tiny.rows(20, seed=9))
+    other = night.run()
+    assert other.returncode == 0, other.stderr
+    assert night.read("served") != release
+    assert night.read("pid") != pid
+    assert client.Client(night.read("address")).ask("refund my card").text in tiny.WORDS
+    assert len(list((night.project / "registry" / "tiny-desk").iterdir())) == 3  # 1.0 and two nights
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_its_gate_is_not_served_and_a_person_is_told(night: Night, tmp_path: Path) -> None:
+    assert night.run().returncode == 0
+    release, pid = night.read("served"), night.read("pid")
+    path = night.project / "slmctl.yaml"
+    path.write_text(path.read_text() + "gates:\n  - {metric: accuracy, model: Q8_0, min: 1.01}\n")
+    done = night.run(NOTIFY=f"cat > {tmp_path}/mail")
+    assert done.returncode == 5
+    assert "a gate failed" in done.stderr
+    assert "The old release stays" in (tmp_path / "mail").read_text()
+    assert (night.read("served"), night.read("pid")) == (release, pid)
+    assert client.Client(night.read("address")).ask("refund my card").text in tiny.WORDS
+
+
+def test_another_run_under_way_and_a_missing_program_have_their_codes(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    night.state.mkdir(parents=True)
+    (night.state / "lock").touch()
+    with subprocess.Popen(["flock", str(night.state / "lock"), "sh", "-c", "echo held; cat"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as holder:  # fmt: skip
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        assert night.run().returncode == 8
+        holder.stdin.close()
+    assert night.run(SLMCTL="/nowhere/slmctl").returncode == 127
+    assert subprocess.run([EXAMPLES / "pipeline.sh"], capture_output=True, check=False).returncode != 0
+
+
+def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
+    # a stand-in for the program that fails as it is told: what the script makes of each code
+    program = tmp_path / "slmctl"
+    program.write_text(
+        '#!/bin/sh\necho "$3" >> "$2/calls"\n[ "$3" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
+    )
+    program.chmod(0o755)
+    for code, stage, calls, wanted in (
+        (3, "prepare", 2, "rows cannot be used"), (5, "evaluate", 6, "a gate failed"), (9, "pull", 3, "oops"),
+        (6, "finetune", 3, "finetune failed with 6"), (7, "publish", 7, "publish failed with 7"), (143, "merge", 4, ""),
+    ):  # fmt: skip
+        folder = tmp_path / f"{code}"
+        folder.mkdir()
+        (folder / "slmctl.yaml").touch()
+        done = Night(folder).run(SLMCTL=str(program), FAILS=stage, CODE=str(code))
+        assert done.returncode == code, (code, done.stderr)
+        assert len((folder / "calls").read_text().splitlines()) == calls
+        assert wanted in done.stderr
+        assert (done.stderr == "") == (code == 143)
