@@ -308,6 +308,29 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Pa
     assert alone.returncode == 2
 
 
+@pytest.mark.slow
+def test_run_calibrates_where_its_section_asks_for_it(tiny_base: Path, tmp_path: Path) -> None:
+    desk = tmp_path / "desk"
+    shutil.copytree(tiny_base, desk / "base")
+    tiny.write_csv(desk / "tickets.csv", tiny.rows(900))
+    text = tiny.CONFIG.replace("output: category}]", "output: category}]\n  splits: {calibration: 0.45}")
+    (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
+    done = tiny.slmctl(desk, "run", timeout=600)
+    assert Path(tiny.ok(done)).parent.name == "published"
+    stages = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
+    assert stages.index("evaluate") < stages.index("calibrate") < stages.index("publish")
+    policy = Path(tiny.ok(tiny.slmctl(desk, "calibrate")))  # current
+    served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
+    Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
+    assert len(list((desk / "runs" / "policy").iterdir())) == 1
+    without = tiny.slmctl(desk, "run", "--set", "calibrate=null")
+    assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
+    outside = tiny.slmctl(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
+    assert outside.returncode in (0, 5)
+    made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
+    assert made == {"calibration", "test", "validation"}
+
+
 def test_rows_are_a_frozen_view() -> None:
     rows = calibrate.read(lines(300), LABELS, CalibrateConfig())
     some = rows.only(rows.fits)
