@@ -312,8 +312,10 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Pa
 def test_run_calibrates_where_its_section_asks_for_it(tiny_base: Path, tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     shutil.copytree(tiny_base, desk / "base")
-    tiny.write_csv(desk / "tickets.csv", tiny.rows(900))
-    text = tiny.CONFIG.replace("output: category}]", "output: category}]\n  splits: {calibration: 0.45}")
+    tiny.write_csv(desk / "tickets.csv", tiny.rows())
+    tiny.write_csv(desk / "more.csv", tiny.rows(700)[300:])
+    more = "{path: more.csv, input: text, output: category, split: calibration}"
+    text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
     done = tiny.slmctl(desk, "run", timeout=600)
     assert Path(tiny.ok(done)).parent.name == "published"
