@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ def one(
             )
         finally:
             await found.close()
+            await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     return run(work())  # type: ignore[no-any-return]
 
@@ -392,25 +395,21 @@ def test_a_slow_one_is_left_after_its_time() -> None:
 def test_one_that_drips_is_left_after_its_time() -> None:
     """Every single read is quick, and the whole never ends."""
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
+    def drip(listening: socket.socket) -> None:
+        connected, _ = listening.accept()
+        with connected, contextlib.suppress(OSError):
+            connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
             while True:
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.02)
+                connected.sendall(b" ")
+                time.sleep(0.02)
 
-    async def work() -> Routed:
-        server = await asyncio.start_server(drip, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        found = router(f"http://127.0.0.1:{port}/v1", timeout_s=0.3)
-        try:
-            return await found.route(ASK, {}, {}, answers(event()))
-        finally:
-            await found.close()
-            server.close()
-
-    assert told(run(work())) == ("local", "generalist-slow", "billing")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        routed = one(router(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout_s=0.3))
+        thread.join(20)  # it ends when its client has let go
+        assert not thread.is_alive()
+    assert told(routed) == ("local", "generalist-slow", "billing")
 
 
 def test_what_nobody_thought_of_ends_with_the_local_answer_too(
