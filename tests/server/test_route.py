@@ -392,6 +392,36 @@ def test_a_slow_one_is_left_after_its_time() -> None:
     assert told(routed) == ("local", "generalist-slow", "billing")
 
 
+def test_the_callers_own_deadline_is_kept() -> None:
+    go_on = threading.Event()
+
+    def wait(body: dict[str, Any], before: int) -> endpoint.Turn:
+        go_on.wait(20)
+        return says("delivery")
+
+    async def work(found: Router) -> Routed:
+        ends_at = asyncio.get_running_loop().time() + route.CUT_S + 0.2
+        routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
+        late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
+        await found.close()
+        await asyncio.sleep(0)
+        assert told(late) == told(routed)
+        return routed
+
+    with endpoint.serving(wait) as fake:
+        assert told(run(work(router(fake.url, timeout_s=600)))) == ("local", "generalist-slow", "billing")
+        go_on.set()
+
+
+def test_a_form_of_the_callers_own_is_answered_here() -> None:
+    with endpoint.serving(lambda body, before: says("from there")) as fake:
+        found = router(fake.url, task=GENERATE)
+        for form in ({"type": "json_schema", "json_schema": {}}, {"type": "json_object"}, "x"):
+            assert told(one(found, written(), response_format=form)) == ("local", "doubt", "from here")
+        assert fake.bodies == []
+        assert one(found, written(), response_format={"type": "text"}).route == "generalist"
+
+
 def test_one_that_drips_is_left_after_its_time() -> None:
     """Every single read is quick, and the whole never ends."""
 
