@@ -235,7 +235,8 @@ class Router:
         if not breaker.admits():
             return "circuit-open", None, "", ""
         try:
-            found, error = await _ended(self._escalated(cleared, options), self._limit_s(ends_at))
+            limit_s = self._limit_s(ends_at)
+            found, error = await _ended(self._escalated(cleared, options), limit_s)
         except asyncio.CancelledError:
             breaker.leaves()
             raise
@@ -243,7 +244,8 @@ class Router:
             breaker.succeeded()
             return verdict.reason, *found, ""
         known = error if isinstance(error, FailedError) else None
-        if known is None or known.counts:
+        cut_short = error is None and limit_s < self.generalist.settings.timeout_s  # by the caller's own deadline
+        if not cut_short and (known is None or known.counts):
             breaker.failed(known.pause_s if known else 0.0)
         else:
             breaker.leaves()

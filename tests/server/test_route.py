@@ -402,7 +402,8 @@ def test_the_callers_own_deadline_is_kept() -> None:
     async def work(found: Router) -> Routed:
         ends_at = asyncio.get_running_loop().time() + route.CUT_S + 0.2
         routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
-        late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
+        for _ in range(module.FAILURES + 1):  # which say nothing of the general model
+            late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
         await found.close()
         await asyncio.sleep(0)
         assert told(late) == told(routed)
