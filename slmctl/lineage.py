@@ -146,6 +146,7 @@ def _title(node: Node) -> str:
         "predictions": ("model", "split", "n"),
         "published": ("project", "version", "license"),
         "report": ("n", "split"),
+        "policy": ("model", "rows", "max_error"),
     }.get(manifest.kind, ())
     facts = ", ".join(f"{key} {manifest.metrics[key]}" for key in about if manifest.metrics.get(key) not in (None, ""))
     return f"{manifest.kind}  {node.digest[:19]}  {manifest.started}" + (f"  {facts}" if facts else "")

@@ -183,7 +183,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
             hint="only `slmctl pull`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
-            "`predict --engine-url URL` and sources that name a host use the network",
+            "`predict --engine-url URL`, `serve --generalist URL` and sources that name a host use the network",
         )
     if not _may(host):
         refused.add(host)

@@ -529,6 +529,8 @@ def calibrate(project: Project) -> Outcome:
         role = STAGES["calibrate"].takes[1]
         inputs = {role.name: find(project, role)} if role.name in project.given else {}
     else:
+        if not find(project, _PREPARED).metrics["calibration"]:
+            raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
         inputs = _calibrated(project, lambda asked: run(project, asked).artifact)
     return run(project, ask(project, "calibrate", inputs))
 
@@ -536,9 +538,6 @@ def calibrate(project: Project) -> Outcome:
 def _calibrated(project: Project, answers: Callable[[Ask], Artifact]) -> dict[str, Artifact | list[Artifact]]:
     """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
     some of them may be out of scope."""
-    rows = find(project, _PREPARED).metrics["calibration"]
-    if rows == 0:
-        raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
     type = section.type or _served_type(project)

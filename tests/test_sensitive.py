@@ -76,8 +76,8 @@ IN_CONTEXT = {
     ],
     "secret": [
         ("password=", "hunter2"), ("Password: ", "Correct-Horse"), ("my password is ", "Tr0ub4dor"),
-        ("PASSWORD: ", "swordfish"), ("password: ", "myasc650"), ('"api_key": "', "abcdefgh"), ("DB_PASSWORD=", "letmein"),
-        ("my pin is ", "4321"), ("CVV ", "123"), ("Authorization: Bearer ", RANDOM),
+        ("PASSWORD: ", "swordfish"), ('"api_key": "', "abcdefgh"), ("DB_PASSWORD=", "letmein"),
+        ("password: ", "myasc650"), ("my pin is ", "4321"), ("CVV ", "123"), ("Authorization: Bearer ", RANDOM),
         ("authorization: Basic ", "dXNlcjpwYXNz"), ("postgres://app:", "s3cret"),
         ("<password>", "swordfish</password>"), ("access token: ", "abc123def456"),
         ("aws_secret_access_key = ", RANDOM), ("Kennwort: ", "geheim1"),
@@ -91,7 +91,7 @@ NOTHING = [
     "Tracking 1Z999AA10123456784", "ISBN 978-3-16-148410-0", "EAN 4006381333931", "at 1700000000000, or 1700000000",
     "ratio 0.4111111111111111", "0.5234567890123456", "52.520008, 13.404954",
     "user@host, icon@2x.png, @jane, a@1.2.3", "git@github.com:acme/widgets.git", "We met at home. See you at ten.",
-    "password reset needed", "Password: required", "password: [SECRET]", "password=<your password>", "password=your_password_here", "api_key: YOUR-API-KEY",
+    "password reset needed", "Password: required", "password: [SECRET]", "password=<your password>",
     "PASSWORD=${DB_PASSWORD}", "my password is not working", "I forgot my password. It was working.",
     "the secret is out", "token: expired", "the key is under the mat", "My api key is invalid",
     "std::vector, a::b and dad::bad", "12:30:45:50", "00:1a:2b:3c:4d:5e", "part 0815-4711",
@@ -101,7 +101,8 @@ NOTHING = [
     "sort code 04-00-04", "DE89 3704 0044 0532 0130 01", "4111 1111 1111 1112", "612 345 678 inhabitants",
     "0xdeadbeef0123456789", "call on 12.11.2024 please", "call me at 10:30 on 12/11/2024", "call 911 or 112",
     "300 000 000 000", "Room 12.3.4.1.5", "uuid 8f98765b-4830-6496-1893-7fd2601e3c39",
-    "d41d8cd98f00b204e9800998ecf8427e", "look at this point in time",
+    "password=your_password_here", "api_key: YOUR-API-KEY", "d41d8cd98f00b204e9800998ecf8427e",
+    "look at this point in time",
 ]  # fmt: skip
 
 

@@ -23,9 +23,9 @@ from slmctl.statistics import error_bound
 from slmctl.task import Task
 
 MIN_ROWS = 200  # fewer say next to nothing about an error of a few percent
-FIT_SHARE = 0.4  # of the rows: they fit the score; the others, which it never saw, test the thresholds
+FIT_SHARE = 0.3  # of the rows: they fit the score; the others, which it never saw, test the thresholds
 RIDGE = 1.0  # pull of the weights to 0, in rows: it decides only where the rows say next to nothing
-STEPS = 100  # thresholds that are tested, at the most
+STEPS = 100  # thresholds that are looked at, about
 CURVE = 50  # points of the curve
 
 Floats = npt.NDArray[np.float64]
@@ -51,10 +51,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a threshold does to the rows that test it."""
+    """What a threshold does to the rows that test it; `expected` are the wrong ones that their scores foretell."""
 
     threshold: float
     kept: int
+    expected: float
     wrong: int
     outside_kept: int
 
@@ -165,16 +166,19 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 
     The order of the tests follows from the scores alone, and the first that fails ends them, so each may be
     made at the full level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test).
-    The strictest threshold keeps enough rows that a few errors among them would not refuse it by chance.
+    The strictest threshold is the one that should pass most easily: of fewer rows one wrong answer would refuse
+    it by chance. The rows that fitted the score foretell which one that is, and not those that test it.
 
     Args:
         cuts: Thresholds from the strictest to the loosest.
         outside: Rows that belong elsewhere.
     """
-    total = cuts[-1].kept if cuts else 0
-    start = max(_least(config, 0), min(_least(config, 2), total // 4))
+    tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
+    if not tried:
+        return None
+    first = min(tried, key=lambda cut: error_bound(math.ceil(cut.expected), cut.kept, config.confidence))
     chosen = None
-    for cut in _thinned([cut for cut in cuts if cut.kept >= start]):
+    for cut in tried[tried.index(first) :]:
         if error_bound(cut.wrong, cut.kept, config.confidence) > config.max_error:
             break
         limit = config.max_out_of_scope_kept
@@ -226,9 +230,10 @@ def _cuts(scores: Floats, rows: Rows) -> Iterator[Cut]:
     order = usable[np.argsort(-scores[usable], kind="stable")]
     wrong = np.cumsum(~rows.right[order] | rows.outside[order])
     outside = np.cumsum(rows.outside[order])
+    expected = np.cumsum(1 / (1 + np.exp(np.clip(scores[order], -30, 30))))
     for k, at in enumerate(order):
         if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
-            yield Cut(float(scores[at]), k + 1, int(wrong[k]), int(outside[k]))
+            yield Cut(float(scores[at]), k + 1, float(expected[k]), int(wrong[k]), int(outside[k]))
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
@@ -241,12 +246,10 @@ def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
     return kept
 
 
-def _least(config: CalibrateConfig, wrong: int) -> int:
-    """The fewest rows with so many wrong ones whose bound is low enough."""
-    n = wrong + math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
-    while error_bound(wrong, n, config.confidence) > config.max_error:
-        n += 1
-    return n
+def _least(config: CalibrateConfig) -> int:
+    """The fewest rows that can show an error this low, when none of them is wrong."""
+    n = math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
+    return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
 
 
 def _figures(chosen: Cut, cuts: Sequence[Cut], rows: Rows, config: CalibrateConfig) -> dict[str, Any]:
@@ -332,7 +335,7 @@ def picture(figures: dict[str, Any]) -> Any:
 
 
 def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
-    least = _least(config, 0)
+    least = _least(config)
     first = next((cut for cut in cuts if cut.kept >= least), None)
     if first is None:
         return (

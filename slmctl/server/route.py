@@ -165,6 +165,8 @@ class Router:
         options: Mapping[str, Any],
         headers: Mapping[str, str],
         local: Callable[[], Awaitable[dict[str, Any]]],
+        *,
+        ends_at: float | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -173,6 +175,8 @@ class Router:
             options: What the caller asked for beside it; what may leave is picked here.
             headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
+            ends_at: When the caller needs an answer, in the loop's time: the general model gets no more than what
+                is left.
 
         Raises:
             What `local` raises: without an answer from here there is none at all.
@@ -183,7 +187,7 @@ class Router:
         event = await local()
         answered = time.monotonic()
         verdict = self._judged(event)
-        reason, reply, text, fault = await self._decided(cleared, verdict, options, event)
+        reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at)
         if reply is None:
             routed = Routed(
                 event["text"], self.name, "local", reason, event, event.get("finish", "stop"),
@@ -218,12 +222,12 @@ class Router:
             return None
 
     async def _decided(
-        self, cleared: veto.Cleared, verdict: Verdict | None, options: Mapping[str, Any], event: dict[str, Any]
+        self, cleared: veto.Cleared, verdict: Verdict | None, options: Mapping[str, Any], ends_at: float | None
     ) -> tuple[str, Reply | None, str, str]:
         """The reason, the general model's reply and its text where it is used, and what kind of fault prevented it."""
         if cleared.reason:
             return cleared.reason, None, "", ""
-        if verdict is None:
+        if verdict is None or self._is_held_otherwise(options):
             return "doubt", None, "", ""
         if verdict.keep or self.generalist is None:
             return verdict.reason, None, "", ""
@@ -231,7 +235,8 @@ class Router:
         if not breaker.admits():
             return "circuit-open", None, "", ""
         try:
-            found, error = await _ended(self._escalated(cleared, options), self.generalist.settings.timeout_s)
+            limit_s = self._limit_s(ends_at)
+            found, error = await _ended(self._escalated(cleared, options), limit_s)
         except asyncio.CancelledError:
             breaker.leaves()
             raise
@@ -239,12 +244,26 @@ class Router:
             breaker.succeeded()
             return verdict.reason, *found, ""
         known = error if isinstance(error, FailedError) else None
-        if known is None or known.counts:
+        cut_short = error is None and limit_s < self.generalist.settings.timeout_s  # by the caller's own deadline
+        if not cut_short and (known is None or known.counts):
             breaker.failed(known.pause_s if known else 0.0)
         else:
             breaker.leaves()
         reason = known.reason if known else "generalist-slow" if error is None else "generalist-down"
         return reason, None, "", "" if known or error is None else type(error).__name__
+
+    def _is_held_otherwise(self, options: Mapping[str, Any]) -> bool:
+        """Whether the caller holds the answer to a form of their own, which the policy was not fitted for."""
+        form = options.get("response_format")
+        return self.task.kind == "generate" and form is not None and form != {"type": "text"}
+
+    def _limit_s(self, ends_at: float | None) -> float:
+        """Seconds that the general model has."""
+        assert self.generalist is not None
+        limit_s = self.generalist.settings.timeout_s
+        if ends_at is not None:
+            limit_s = min(limit_s, ends_at - asyncio.get_running_loop().time() - CUT_S)
+        return max(0.0, limit_s)
 
     async def _escalated(self, cleared: veto.Cleared, options: Mapping[str, Any]) -> tuple[Reply, str]:
         """The general model's reply, and its text as the task allows it.

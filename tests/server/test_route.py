@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ def one(
             )
         finally:
             await found.close()
+            await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     return run(work())  # type: ignore[no-any-return]
 
@@ -389,28 +392,55 @@ def test_a_slow_one_is_left_after_its_time() -> None:
     assert told(routed) == ("local", "generalist-slow", "billing")
 
 
+def test_the_callers_own_deadline_is_kept() -> None:
+    go_on = threading.Event()
+
+    def wait(body: dict[str, Any], before: int) -> endpoint.Turn:
+        go_on.wait(20)
+        return says("delivery")
+
+    async def work(found: Router) -> Routed:
+        ends_at = asyncio.get_running_loop().time() + route.CUT_S + 0.2
+        routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
+        for _ in range(module.FAILURES + 1):  # which say nothing of the general model
+            late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
+        await found.close()
+        await asyncio.sleep(0)
+        assert told(late) == told(routed)
+        return routed
+
+    with endpoint.serving(wait) as fake:
+        assert told(run(work(router(fake.url, timeout_s=600)))) == ("local", "generalist-slow", "billing")
+        go_on.set()
+
+
+def test_a_form_of_the_callers_own_is_answered_here() -> None:
+    with endpoint.serving(lambda body, before: says("from there")) as fake:
+        found = router(fake.url, task=GENERATE)
+        for form in ({"type": "json_schema", "json_schema": {}}, {"type": "json_object"}, "x"):
+            assert told(one(found, written(), response_format=form)) == ("local", "doubt", "from here")
+        assert fake.bodies == []
+        assert one(found, written(), response_format={"type": "text"}).route == "generalist"
+
+
 def test_one_that_drips_is_left_after_its_time() -> None:
     """Every single read is quick, and the whole never ends."""
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
+    def drip(listening: socket.socket) -> None:
+        connected, _ = listening.accept()
+        with connected, contextlib.suppress(OSError):
+            connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
             while True:
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.02)
+                connected.sendall(b" ")
+                time.sleep(0.02)
 
-    async def work() -> Routed:
-        server = await asyncio.start_server(drip, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        found = router(f"http://127.0.0.1:{port}/v1", timeout_s=0.3)
-        try:
-            return await found.route(ASK, {}, {}, answers(event()))
-        finally:
-            await found.close()
-            server.close()
-
-    assert told(run(work())) == ("local", "generalist-slow", "billing")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        routed = one(router(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout_s=0.3))
+        thread.join(20)  # it ends when its client has let go
+        assert not thread.is_alive()
+    assert told(routed) == ("local", "generalist-slow", "billing")
 
 
 def test_what_nobody_thought_of_ends_with_the_local_answer_too(

@@ -53,6 +53,7 @@ def routed(fake: Fake, conversations: list[disguises.Messages], **more: Any) -> 
             return [await router.route(messages, {}, {}, local) for messages in conversations]
         finally:
             await router.close()
+            await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     return asyncio.run(work())
 
@@ -90,12 +91,12 @@ def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:
     }
     harmless = [
         change(text.replace("password", "question"), plain[kind])
-        for kind, text, _ in disguises.prompts(60, seed=2)
+        for kind, text, _ in disguises.prompts(18, seed=2)
         for change in ALL.values()
     ]
     found = routed(fake, harmless)
     assert {one.route for one in found} == {"generalist"}
-    assert len(fake.bodies) == len(harmless) == 60 * len(ALL)
+    assert len(fake.bodies) == len(harmless) == 18 * len(ALL)
     assert [body["messages"] for body in fake.bodies] == harmless
 
 
@@ -129,7 +130,7 @@ def test_what_a_mark_cannot_hide_stays(fake: Fake, content: str) -> None:
 
 
 def test_every_mutation_of_a_redacted_value_is_marked_or_stays(fake: Fake) -> None:
-    cases = [case for case in disguises.prompts(60, seed=3) if case[0] in ("email", "phone")]
+    cases = [case for case in disguises.prompts(24, seed=3) if case[0] in ("email", "phone")]
     conversations = [change(text, value) for _, text, value in cases for change in ALL.values()]
     found = routed(fake, conversations, redact=["email", "phone"])
     assert {one.route for one in found} == {"local", "generalist"}

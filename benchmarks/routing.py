@@ -1,0 +1,321 @@
+"""Keep or escalate on CLINC150 and Banking77: the policy of `slmctl calibrate` on the shipped file's own probabilities.
+
+    python -m benchmarks.routing CLINC [--banking BANKING] [--type Q8_0] [--resplits N]
+
+CLINC and BANKING are folders in which `slmctl run --until quantize` has run, as with benchmarks/configs/. Every
+threshold is set on calibration rows (of CLINC150: its validation rows, `oos_val` among them, when the config puts
+them there; else `oos_val` comes from the validation split); the test rows are measured once. An in-scope question
+that is escalated counts as wrong in "in-scope accuracy". Beside it stand published figures, and TF-IDF with a linear
+model on the same rows under the same policy. The general model of the cost-quality curve is simulated: it answers
+whatever it is asked, right with a stated chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import result
+from slmctl import chart, config, pipeline
+from slmctl.config import CalibrateConfig
+from slmctl.errors import GateError
+from slmctl.records import Record, read_records
+from slmctl.release import calibrate
+from slmctl.release.calibrate import Rows
+from slmctl.task import Task
+
+OUTSIDE = "oos"
+BERT = "BERT with a threshold (Larson et al. 2019, table 2)"
+LOCALDESK = "LocalDesk 0.3.1, TF-IDF (its README)"
+IN_SCOPE = 0.95  # the in-scope accuracy at which the first recall is measured
+AIR = 0.002  # by which a threshold may miss a target on other rows
+KEPT = 0.889  # of the in-scope questions, for the second comparison
+PROMISE = CalibrateConfig(max_error=0.05, out_of_scope=OUTSIDE)
+GENERALISTS = (0.8, 0.9, 0.95, 1.0)  # simulated accuracies
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Answers of one model to the rows of one split, with the policy's score of each."""
+
+    rows: Rows
+    scores: Floats
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        return ~self.rows.outside
+
+    def kept(self, threshold: float) -> npt.NDArray[np.bool_]:
+        return (self.scores >= threshold) & ~self.rows.says_outside
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model under a policy that was fitted on its calibration rows."""
+
+    calibration: Side
+    test: Side
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("clinc", type=Path)
+    parser.add_argument("--banking", type=Path, help="a project for Banking77")
+    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--resplits", type=int, default=100)
+    options = parser.parse_args()
+    given = Given(options.clinc, options.type)
+    ours, linear = modelled(*given.lines(), given.task, PROMISE), modelled(*given.linear(), given.task, PROMISE)
+    rows = clinc(ours, linear)
+    lines = [*given.lines()[0], *given.lines()[1]]
+    promise = resplits(lines, len(given.lines()[0]), given.task, options.resplits)
+    rows.append(row(f"of {options.resplits} resplits, those with an error within 5%", promise["within"], "goal", 95,
+                    f">= {round(0.95 * options.resplits)}"))  # fmt: skip
+    if options.banking:
+        rows += banking(Given(options.banking, options.type))
+    curve = {"ours": costs(ours), "tfidf": costs(linear)}
+    path = result.write(
+        "routing", "python -m benchmarks.routing CLINC --banking BANKING", rows, ("llama-cpp-python", "scikit-learn"),
+        accuracy=accuracy(ours), accuracy_tfidf=accuracy(linear), resplits=promise, curve=curve,
+    )  # fmt: skip
+    picture = path.with_suffix(".svg")
+    picture.write_text(chart.standalone(drawn(curve)), encoding="utf-8")
+    sys.stdout.write(f"{result.table('routing')}\n\n{path}\n{picture}\n")
+
+
+class Given:
+    """A project with its data set, and the answers of its file and of a linear model."""
+
+    def __init__(self, folder: Path, type: str) -> None:
+        self.project = pipeline.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
+        self.prepared = pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
+        self.task, self.type = Task.read(self.prepared.path), type
+        self._lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
+
+    def records(self, split: str) -> list[Record]:
+        return read_records(self.prepared.file(f"{split}.jsonl"))
+
+    def lines(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Calibration and test, as the engine that serves the file answers them."""
+        if self._lines is None:
+            calibration, validation, test = map(self._answered, ("calibration", "validation", "test"))
+            self._lines = [*calibration, *_outside(validation)], test
+        return self._lines
+
+    def linear(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The same rows as a linear model of words and word pairs answers them, trained on the same rows."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        train, validation = self.records("train"), self.records("validation")
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+        rows = words.fit_transform([record.input for record in train])
+        model = LogisticRegression(C=30.0, solver="sag", tol=1e-2, random_state=0)
+        model.fit(rows, [record.answer for record in train])
+        names = [str(name) for name in model.classes_]
+
+        def answered(records: Sequence[Record]) -> list[dict[str, Any]]:
+            chances = model.predict_proba(words.transform([record.input for record in records]))
+            return [_line(record, names, row) for record, row in zip(records, chances, strict=True)]
+
+        outside = [record for record in validation if record.answer == OUTSIDE]
+        return answered([*self.records("calibration"), *outside]), answered(self.records("test"))
+
+    def _answered(self, split: str) -> list[dict[str, Any]]:
+        (asked,) = pipeline.predictions_of(self.project, "gguf", split, self.type)
+        made = pipeline.run(self.project, asked).artifact
+        text = made.file("predictions.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def _outside(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["expected"] == OUTSIDE]
+
+
+def _line(record: Record, names: list[str], chances: Floats) -> dict[str, Any]:
+    """A linear model's answer in the form of predictions."""
+    best = np.argsort(-chances)[:5]
+    sure = float(chances[best[0]])
+    return {
+        "id": record.id, "answer": names[best[0]], "expected": record.answer, "confidence": sure,
+        "labels": {names[k]: float(chances[k]) for k in best}, "logprobs": [float(np.log(sure))],
+        "raw_logprobs": [float(np.log(sure))], "completion_tokens": 1,
+    }  # fmt: skip
+
+
+def modelled(
+    calibration: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], task: Task, settings: CalibrateConfig
+) -> Model:
+    """A model's answers under the score that calibrate fits on its calibration rows."""
+    known = calibrate.read(calibration, task, settings)
+    weights, bias = calibrate.logistic(known.signals[known.fits], known.right[known.fits] & ~known.outside[known.fits])
+    sides = [known, calibrate.read(test, task, settings)]
+    return Model(*(Side(rows, rows.signals @ np.array(weights) + bias) for rows in sides))
+
+
+def clinc(ours: Model, linear: Model) -> list[result.Row]:
+    """CLINC150: in-scope accuracy, out-of-scope recall, and what is kept."""
+    first, theirs = at_accuracy(ours), at_accuracy(linear)
+    second, plain = at_kept(ours), at_kept(linear)
+    tfidf = "TF-IDF, same rows and policy"
+    return [
+        row("in-scope accuracy (escalated counts as wrong)", first["accuracy"], BERT, 0.962, ">= 0.95"),
+        row("out-of-scope recall there", first["recall"], BERT, 0.523, ">= 0.65"),
+        row("out-of-scope recall there", first["recall"], tfidf, theirs["recall"], ""),
+        row("in-scope accuracy there", first["accuracy"], tfidf, theirs["accuracy"], ""),
+        row("AUROC, in scope against out of scope", auroc(ours.test), tfidf, auroc(linear.test), ""),
+        row("in-scope questions kept", second["kept"], LOCALDESK, KEPT, ""),
+        row("accuracy of those kept", second["accuracy"], LOCALDESK, 0.970, ">= 0.985"),
+        row("out-of-scope questions sent away there", second["away"], LOCALDESK, 0.836, ">= 0.9"),
+        row("accuracy of those kept", second["accuracy"], tfidf, plain["accuracy"], ""),
+        row("out-of-scope questions sent away there", second["away"], tfidf, plain["away"], ""),
+    ]
+
+
+def at_accuracy(model: Model) -> dict[str, float]:
+    """The strictest threshold that leaves the in-scope accuracy on calibration rows, measured on test rows."""
+    side = model.calibration
+    good = side.rows.right & side.inside & ~side.rows.says_outside
+    scores = np.sort(side.scores[good])[::-1]
+    wanted = int(np.ceil((IN_SCOPE + AIR) * side.inside.sum()))
+    threshold = float(scores[wanted - 1]) if wanted <= len(scores) else -np.inf
+    kept = model.test.kept(threshold)
+    right = kept & model.test.rows.right & model.test.inside
+    return {
+        "accuracy": float(right.sum() / model.test.inside.sum()),
+        "recall": float((~kept[model.test.rows.outside]).mean()),
+    }
+
+
+def at_kept(model: Model) -> dict[str, float]:
+    """The threshold that keeps so many of the in-scope calibration rows, measured on test rows."""
+    side = model.calibration
+    usable = np.where(side.rows.says_outside, -np.inf, side.scores)[side.inside]
+    threshold = float(np.quantile(usable, 1 - KEPT, method="lower"))
+    kept = model.test.kept(threshold)
+    inside = kept & model.test.inside
+    return {
+        "kept": float(inside.sum() / model.test.inside.sum()),
+        "accuracy": float(model.test.rows.right[inside].mean()),
+        "away": float((~kept[model.test.rows.outside]).mean()),
+    }
+
+
+def accuracy(model: Model) -> float:
+    """Of the in-scope test rows, nothing escalated."""
+    return round(float(model.test.rows.right[model.test.inside].mean()), 4)
+
+
+def auroc(side: Side) -> float:
+    """Chance that an in-scope row scores above an out-of-scope one."""
+    scores = np.where(side.rows.says_outside, -np.inf, side.scores)
+    inside, outside = scores[side.inside], np.sort(scores[side.rows.outside])
+    below = np.searchsorted(outside, inside, side="left") + np.searchsorted(outside, inside, side="right")
+    return float(below.mean() / (2 * len(outside)))
+
+
+def resplits(lines: Sequence[dict[str, Any]], size: int, task: Task, count: int) -> dict[str, Any]:
+    """Calibrate on a random part of the rows, again and again: how often the realised error of the rest is as promised.
+
+    Every policy is fitted and tested as `slmctl calibrate` does it; out-of-scope questions that are kept are errors.
+    """
+    draw, errors, kept, failed = np.random.default_rng(0), [], [], 0
+    every = calibrate.read(lines, task, PROMISE)
+    for _ in range(count):
+        part = np.isin(np.arange(len(lines)), draw.permutation(len(lines))[:size])
+        rows = every.only(~part)
+        try:
+            found = calibrate.fit(every.only(part), PROMISE)
+        except GateError:
+            failed += 1
+            continue
+        weights = np.array([found["weights"][name] for name in rows.names])
+        here = Side(rows, rows.signals @ weights + found["bias"]).kept(found["threshold"])
+        errors.append(float((~rows.right | rows.outside)[here].mean()))
+        kept.append(float(here.mean()))
+    return {
+        "within": sum(error <= PROMISE.max_error for error in errors) + failed,  # without a policy nothing is kept
+        "without_policy": failed, "median_error": float(np.median(errors)), "largest_error": max(errors),
+        "median_kept": float(np.median(kept)),
+    }  # fmt: skip
+
+
+def banking(given: Given) -> list[result.Row]:
+    """Banking77: how many answers are kept at an accuracy of 95 %, set on calibration rows."""
+    settings = CalibrateConfig(max_error=0.05)
+    rows = []
+    for peer, lines in ((LOCALDESK, given.lines()), ("TF-IDF, same rows and policy", given.linear())):
+        model = modelled(*lines, given.task, settings)
+        side = model.calibration
+        order = np.argsort(-side.scores)
+        shares = np.cumsum(side.rows.right[order]) / np.arange(1, len(order) + 1)
+        enough = np.flatnonzero(shares >= 0.95)
+        threshold = float(side.scores[order[enough[-1]]]) if len(enough) else np.inf
+        kept = model.test.kept(threshold)
+        rows.append((peer, float(kept.mean()), float(model.test.rows.right[kept].mean())))
+    (peer, kept, right), (tfidf, theirs, theirs_right) = rows
+    return [
+        row("Banking77: share kept at 95%", kept, peer, 0.93, ">= 0.96"),
+        row("Banking77: accuracy of those kept", right, peer, 0.95, ">= 0.95"),
+        row("Banking77: share kept at 95%", kept, tfidf, theirs, ""),
+        row("Banking77: accuracy of those kept", right, tfidf, theirs_right, ""),
+    ]
+
+
+def costs(model: Model) -> list[dict[str, Any]]:
+    """Over every share of questions that is answered here: what is right, here and with a simulated general model."""
+    side = model.test
+    scores = np.where(side.rows.says_outside, -np.inf, side.scores)
+    good, n = side.rows.right & side.inside, len(scores)
+    found = []
+    for share in np.arange(0.02, 1.001, 0.02):
+        threshold = float(np.quantile(scores, 1 - share, method="higher"))
+        kept = side.kept(threshold)
+        if not kept.any():
+            continue
+        found.append({
+            "kept": round(float(kept.mean()), 4), "accuracy_here": round(float(good[kept].mean()), 4),
+            "out_of_scope_away": round(float((~kept[side.rows.outside]).mean()), 4),
+            "accuracy": {str(g): round(float((good[kept].sum() + g * (~kept).sum()) / n), 4) for g in GENERALISTS},
+        })  # fmt: skip
+    return found
+
+
+def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
+    """The cost-quality curve of our file, and what TF-IDF keeps right."""
+    ours = curve["ours"]
+    lines = [
+        chart.Line("answered here", [chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
+        chart.Line("TF-IDF", [chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
+        *(
+            chart.Line(f"all, general model {g:.0%}",
+                       [chart.Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
+            for g, colour in ((0.9, "c2"), (1.0, "c3"))
+        ),
+    ]  # fmt: skip
+    low = min(point.y for line in lines for point in line.points)
+    return chart.lines(
+        lines, title="Cost and quality on CLINC150", x_label="share answered here; the rest is paid for elsewhere",
+        y_label="share right", x_range=(0.0, 1.0), y_range=(max(0.0, low - 0.02), 1.0), percent=True,
+        width=2 * chart.WIDTH, height=340,
+    )  # fmt: skip
+
+
+def row(metric: str, ours: float, peer: str, theirs: float, goal: str) -> result.Row:
+    """Our figure beside one of another; the goal is on the figure itself."""
+    ours, theirs = round(float(ours), 4), round(float(theirs), 4)
+    ratio = round(ours / theirs, 4) if theirs else 0.0
+    return result.Row(metric, ours, peer, theirs, ratio, (ratio, ratio), goal, result.meets(ours, goal))
+
+
+if __name__ == "__main__":
+    main()
