@@ -30,7 +30,7 @@ NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
 class Model:
     """A loaded GGUF with its context."""
 
-    def __init__(self, path: str, *, sequences: int, context: int, threads: int) -> None:
+    def __init__(self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str]) -> None:
         params = lc.llama_model_default_params()
         params.n_gpu_layers = -1
         self.model = lc.llama_model_load_from_file(path.encode(), params)
@@ -43,7 +43,7 @@ class Model:
         self.cells = context * sequences
         settings = lc.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
-        settings.n_seq_max = sequences + 1
+        settings.n_seq_max = sequences + 1 + len(adapters)
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
         # The fused attention sums in float16. Without it a file that is not quantized gives the same logits to 1e-6
@@ -60,6 +60,24 @@ class Model:
         self._wanted = np.ctypeslib.as_array(self.batch.logits, shape=(BATCH,))
         np.ctypeslib.as_array(self.batch.n_seq_id, shape=(BATCH,))[:] = 1
         self._guide: llguidance.LLTokenizer | None = None
+        self._adapters = {name: self._adapter(name, file) for name, file in adapters.items()}
+        self._used = ""
+
+    def _adapter(self, name: str, path: str) -> Any:
+        adapter = lc.llama_adapter_lora_init(self.model, path.encode())
+        if not adapter:
+            raise SystemExit(f"error: the adapter '{name}' ({path}) is no LoRA for this model")
+        return adapter
+
+    def use(self, adapter: str) -> None:
+        """Have the next batches computed with this LoRA adapter; with none for the empty name."""
+        if adapter == self._used:
+            return
+        count = 1 if adapter else 0
+        chosen = (lc.llama_adapter_lora_p_ctypes * count)(*([self._adapters[adapter]] if adapter else []))
+        if lc.llama_set_adapters_lora(self.context, chosen, count, (ctypes.c_float * 1)(1.0)):
+            raise RuntimeError(f"llama.cpp cannot take the adapter '{adapter}'")
+        self._used = adapter
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, its control tokens read as such, none added."""
@@ -124,7 +142,7 @@ class Model:
             raise RuntimeError(f"llama.cpp cannot take sequence {sequence} back to position {start}")
 
 
-def serve(path: str, settings: dict[str, int]) -> None:
+def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
     events = _private_stdout()
     sys.excepthook = _die
@@ -136,8 +154,8 @@ def serve(path: str, settings: dict[str, int]) -> None:
         events.write(json.dumps(event, ensure_ascii=False) + "\n")
         events.flush()
 
-    model = Model(path, sequences=settings["sequences"], context=settings["context"], threads=settings["threads"])
-    scheduler = Scheduler(model, settings["sequences"], settings["context"], send)
+    model = Model(path, **settings)
+    scheduler = Scheduler(model, settings["sequences"], settings["context"], send, settings["adapters"])
     inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     send(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,9 +21,11 @@ from slmctl.grammar import Rules, Walk
 from slmctl.labels import Search, Trie
 
 KEPT = 64  # grammars
+TURN = 8  # batches in a row for the requests of one adapter, while others wait
 BATCH = 512  # tokens that one decode call takes at most
 Logits = npt.NDArray[np.float32]
 Item = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+Event = dict[str, Any]
 
 
 class Model(Protocol):
@@ -38,6 +40,7 @@ class Model(Protocol):
     def decode(self, items: list[Item]) -> list[tuple[int, Logits]]: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def forget(self, sequence: int, start: int = 0) -> None: ...
+    def use(self, adapter: str) -> None: ...
 
 
 class Text:
@@ -78,6 +81,8 @@ class Sequence:
     top_p: float
     random: np.random.Generator
     text: Text
+    adapter: str = ""  # which LoRA adapter; empty for the model itself
+    alternatives: int = -1  # likeliest tokens to tell beside each token; -1: tell none, nor the tokens
     search: Search | None = None  # for labels
     walk: Walk | None = None  # for JSON
     wants: int = 0  # for logits: at so many of the last positions
@@ -88,6 +93,11 @@ class Sequence:
     logits: list[Logits] = field(default_factory=list)
     answered: int = 0
     probability: float = 1.0  # of the choices made, each among what was allowed
+    logprobs: list[float] = field(default_factory=list)  # of each of these choices
+    totals: dict[tuple[int, ...], float] = field(default_factory=dict)  # log of all weights, by path of a label
+    said: list[tuple[int, Event]] = field(default_factory=list)  # tokens to tell, each with the byte it begins at
+    raw: int = 0  # bytes answered
+    shown: int = 0  # of these, sent
 
     @property
     def room(self) -> int:
@@ -97,12 +107,16 @@ class Sequence:
 class Scheduler:
     """Admits the requests that fit, and moves every admitted one on in each step."""
 
-    def __init__(self, model: Model, slots: int, context: int, send: Callable[..., None]) -> None:
+    def __init__(
+        self, model: Model, slots: int, context: int, send: Callable[..., None], adapters: Iterable[str] = ()
+    ) -> None:
         self.model, self.context, self.send = model, context, send
         self.free = list(range(slots, 0, -1))
+        self.heads = {name: k for k, name in enumerate(adapters, start=slots + 1)} | {"": 0}  # which sequence it is
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
-        self.prefix: list[int] = []  # the tokens that sequence 0 holds
+        self.prefixes: dict[str, list[int]] = {name: [] for name in self.heads}  # the tokens that it holds
+        self._turn, self._left = "", TURN
         self._tries: dict[tuple[str, ...], Trie] = {}
         self._rules: dict[str, Rules] = {}
 
@@ -114,17 +128,25 @@ class Scheduler:
         """Take a request; one that cannot be answered gets its error at once."""
         try:
             sequence = self._sequence(request)
-            if not sequence.prompt:
-                raise DataError("the prompt is empty")
-            if sequence.room > self.context:
-                raise DataError(
-                    f"a prompt of {len(sequence.prompt)} tokens with an answer of up to {sequence.max_tokens} "
-                    f"does not fit the context of {self.context} tokens"
-                )
+            self._require_fit(sequence, request)
         except DataError as error:
-            self.send(id=request["id"], error=error.message)
+            self.send(id=request["id"], error=error.message, refused=True)
             return
         self.waiting.append(sequence)
+
+    def _require_fit(self, sequence: Sequence, request: dict[str, Any]) -> None:
+        count = len(sequence.prompt)
+        if not count:
+            raise DataError("the prompt is empty")
+        if request.get("max_prompt") and count > request["max_prompt"]:
+            raise DataError(f"a prompt of {count} tokens is longer than the ceiling of {request['max_prompt']}")
+        if request.get("shorten") and count < self.context:
+            sequence.max_tokens = min(sequence.max_tokens, self.context - count)
+        if sequence.room > self.context:
+            raise DataError(
+                f"a prompt of {count} tokens with an answer of up to {sequence.max_tokens} "
+                f"does not fit the context of {self.context} tokens"
+            )
 
     def cancel(self, id: str) -> None:
         """Forget a request and free its place."""
@@ -135,18 +157,31 @@ class Scheduler:
     def step(self) -> None:
         """Admit, decode one batch, choose the next tokens."""
         self._admit()
+        adapter = self._whose_turn()
+        turn = [sequence for sequence in self.active if sequence.adapter == adapter]
         items: list[Item] = []
-        for sequence in self.active:
+        for sequence in turn:
             items += self._next_items(sequence, BATCH - len(items))
             if len(items) == BATCH:
                 break
         if not items:
             return
-        by_slot = {sequence.slot: sequence for sequence in self.active}
+        by_slot = {sequence.slot: sequence for sequence in turn}
+        self.model.use(adapter)
         for slot, logits in self.model.decode(items):
             self._heard(by_slot[slot], logits)
         # whoever was served last comes first next time, so a long prompt starves nobody
         self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
+
+    def _whose_turn(self) -> str:
+        """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
+        names = list(dict.fromkeys(sequence.adapter for sequence in self.active))
+        if self._turn not in names or (self._left <= 0 and len(names) > 1):
+            order = list(self.heads)
+            later = order[order.index(self._turn) + 1 :] + order
+            self._turn, self._left = next((name for name in later if name in names), ""), TURN
+        self._left -= 1
+        return self._turn
 
     def _sequence(self, request: dict[str, Any]) -> Sequence:
         prompt, head = self.model.tokenize(request["prompt"]), self.model.tokenize(request["prefix"])
@@ -161,6 +196,8 @@ class Scheduler:
             top_p=request["top_p"],
             random=np.random.default_rng(request["seed"]),
             text=Text(request["stop"]),
+            adapter=request.get("adapter", ""),
+            alternatives=request.get("alternatives", -1),
         )
         if request.get("logits"):
             sequence.wants, sequence.max_tokens = min(request["logits"], len(prompt)), 0
@@ -190,14 +227,16 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and self.free:
             sequence = self.waiting[0]
-            used = max(len(self.prefix), sequence.shared) + sum(other.room for other in self.active)
-            if used + sequence.room > self.model.cells and self.active:
-                return
+            used = sum(map(len, self.prefixes.values())) + sum(other.room for other in self.active)
+            if used + sequence.room > self.model.cells:
+                if self.active:
+                    return
+                self._forget_prefixes()
             self.waiting.pop(0)
             self._share(sequence)
             sequence.slot = self.free.pop()
             if sequence.shared:
-                self.model.copy(0, sequence.slot, sequence.shared)
+                self.model.copy(self.heads[sequence.adapter], sequence.slot, sequence.shared)
             sequence.position = sequence.shared
             sequence.pending = sequence.prompt[sequence.shared :]
             self.active.append(sequence)
@@ -207,15 +246,21 @@ class Scheduler:
                 self._end_label(sequence)  # there is only one label
 
     def _share(self, sequence: Sequence) -> None:
-        """Have sequence 0 hold the prefix of this request, computing it when it is a new one."""
-        wanted = sequence.prompt[: sequence.shared]
-        if self.prefix[: len(wanted)] == wanted:
+        """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
+        wanted, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
+        if self.prefixes[sequence.adapter][: len(wanted)] == wanted:
             return
-        self.model.forget(0)
+        self.model.forget(head)
+        self.model.use(sequence.adapter)
         for start in range(0, len(wanted), BATCH):
             part = wanted[start : start + BATCH]
-            self.model.decode([(token, start + k, 0, False) for k, token in enumerate(part)])
-        self.prefix = wanted
+            self.model.decode([(token, start + k, head, False) for k, token in enumerate(part)])
+        self.prefixes[sequence.adapter] = wanted
+
+    def _forget_prefixes(self) -> None:
+        for name, head in self.heads.items():
+            self.model.forget(head)
+            self.prefixes[name] = []
 
     def _heard(self, sequence: Sequence, logits: Logits) -> None:
         """Go on with the logits of what follows a sequence so far."""
@@ -233,6 +278,8 @@ class Scheduler:
 
     def _label(self, sequence: Sequence, search: Search, logits: Logits) -> None:
         """Walk the trie: ask only where there is a choice, go back where another branch is likelier."""
+        assert search.path is not None
+        sequence.totals[tuple(search.path)] = log_sum(logits)
         search.tell(logits)
         path = search.path
         if path is None:
@@ -246,11 +293,24 @@ class Scheduler:
         sequence.pending, sequence.path = path[same:], path
 
     def _end_label(self, sequence: Sequence) -> None:
-        assert sequence.search is not None
-        index, sequence.probability = sequence.search.best
-        sequence.answered = len(sequence.search.trie.tokens[index])
-        self.send(id=sequence.id, piece=sequence.search.trie.labels[index])
-        self._finish(sequence, "stop", labels=sequence.search.probabilities())
+        search = sequence.search
+        assert search is not None
+        index, sequence.probability = search.best
+        tokens, label = search.trie.tokens[index], search.trie.labels[index]
+        sequence.answered = len(tokens)
+        asked = {len(choice.path): choice for choice in search.choices()}
+        sequence.logprobs = [log(choice.shares[tokens[k]]) for k, choice in asked.items()]
+        among_all = [
+            rounded(one + choice.weight - sequence.totals[choice.path])
+            for one, choice in zip(sequence.logprobs, asked.values(), strict=True)
+        ]
+        for k, token in enumerate(tokens if sequence.alternatives >= 0 else ()):
+            shares = asked[k].shares if k in asked else {token: 1.0}
+            if not self.model.ends(token):
+                self._tell(sequence, token, log(shares[token]), [(one, log(share)) for one, share in shares.items()])
+        sequence.raw = len(label.encode())
+        self._emit(sequence, label)
+        self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all)
 
     def _json(self, sequence: Sequence, walk: Walk, logits: Logits) -> None:
         """Choose among what the grammar allows, and append what it then forces without asking."""
@@ -258,9 +318,7 @@ class Scheduler:
         if not len(allowed):
             self._fail(sequence, "the grammar allows nothing more")
             return
-        token, probability = self._sample(sequence, logits[allowed])
-        token = int(allowed[token])
-        sequence.probability *= probability
+        token = self._choose(sequence, logits[allowed], allowed)
         if self.model.ends(token):
             sequence.answered += 1
             self._end_text(sequence, "stop")
@@ -271,19 +329,45 @@ class Scheduler:
             self._fail(sequence, error.message)
 
     def _free_text(self, sequence: Sequence, logits: Logits) -> None:
-        token, probability = self._sample(sequence, logits)
-        sequence.probability *= probability
+        token = self._choose(sequence, logits)
         if self.model.ends(token):
             sequence.answered += 1
             self._end_text(sequence, "stop")
         else:
             self._append(sequence, [token])
 
+    def _choose(self, sequence: Sequence, logits: Logits, allowed: npt.NDArray[np.intp] | None = None) -> int:
+        """The next token, among those that are allowed; how likely it was is kept."""
+        place, probability = self._sample(sequence, logits)
+        token = place if allowed is None else int(allowed[place])
+        sequence.probability *= probability
+        sequence.logprobs.append(log(probability))
+        if sequence.alternatives >= 0 and not self.model.ends(token):
+            count = min(sequence.alternatives, len(logits))
+            best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.intp)
+            total = log_sum(logits)
+            others = [(int(k if allowed is None else allowed[k]), rounded(float(logits[k]) - total)) for k in best]
+            self._tell(sequence, token, sequence.logprobs[-1], others)
+        return token
+
+    def _tell(self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]) -> None:
+        """Keep a token for whoever wants to know the tokens, with the likeliest ones in its place."""
+        raw = self.model.piece(token)
+        likeliest = sorted(others, key=lambda one: -one[1])[: sequence.alternatives]
+        top = [{**named(self.model.piece(one)), "logprob": value} for one, value in likeliest]
+        begins = sequence.said[-1][0] + len(sequence.said[-1][1]["bytes"]) if sequence.said else sequence.raw
+        sequence.said.append((begins, {**named(raw), "logprob": logprob, "top": top}))
+
     def _append(self, sequence: Sequence, tokens: list[int]) -> None:
         """Go on with these tokens, or end where they end the answer."""
         tokens = tokens[: sequence.max_tokens - sequence.answered]
         sequence.answered += len(tokens)
-        self._emit(sequence, sequence.text.push(b"".join(map(self.model.piece, tokens))))
+        if sequence.alternatives >= 0 and sequence.walk is not None:
+            for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
+                self._tell(sequence, token, 0.0, [(token, 0.0)])
+        raw = b"".join(map(self.model.piece, tokens))
+        sequence.raw += len(raw)
+        self._emit(sequence, sequence.text.push(raw))
         if sequence.text.stopped:
             self._finish(sequence, "stop")
         elif sequence.walk is not None and sequence.walk.finished:
@@ -317,11 +401,18 @@ class Scheduler:
 
     def _emit(self, sequence: Sequence, text: str) -> None:
         if text:
-            self.send(id=sequence.id, piece=text)
+            sequence.shown += len(text.encode())
+            self.send(id=sequence.id, piece=text, **self._told(sequence, sequence.shown))
+
+    def _told(self, sequence: Sequence, end: int) -> Event:
+        """The tokens that begin before a byte of the answer and have not been told yet."""
+        count = sum(begins < end for begins, _ in sequence.said)
+        told, sequence.said = [token for _, token in sequence.said[:count]], sequence.said[count:]
+        return {"tokens": told} if told else {}
 
     def _end_text(self, sequence: Sequence, reason: str) -> None:
         self._emit(sequence, sequence.text.push(b"", final=True))
-        self._finish(sequence, reason)
+        self._finish(sequence, reason, **self._told(sequence, sequence.raw + 1))
 
     def _finish(self, sequence: Sequence, reason: str, **more: Any) -> None:
         self.send(
@@ -329,7 +420,8 @@ class Scheduler:
             finish=reason,
             prompt_tokens=len(sequence.prompt),
             completion_tokens=sequence.answered,
-            confidence=float(f"{sequence.probability:.6g}"),  # of a long text it is small
+            confidence=rounded(sequence.probability),  # of a long text it is small
+            logprobs=sequence.logprobs,
             **more,
         )
         self._release(sequence)
@@ -359,3 +451,23 @@ class Scheduler:
                 self._rules.clear()
             self._rules[schema] = self.model.rules(schema)
         return self._rules[schema]
+
+
+def log_sum(logits: Logits) -> float:
+    """Log of the sum of the exponentials."""
+    top = float(logits.max())
+    return top + math.log(float(np.exp(logits - top).sum(dtype=np.float64)))
+
+
+def log(probability: float) -> float:
+    """A log probability as it is told."""
+    return rounded(math.log(max(probability, 1e-300)))
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def named(raw: bytes) -> Event:
+    """A token's text and bytes."""
+    return {"token": raw.decode(errors="replace"), "bytes": list(raw)}

@@ -19,15 +19,16 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slmctl.errors import IntegrityError, LockedError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # of a release, beside its manifest and over it: it cannot list itself
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def load(path: Path) -> Artifact:
     Raises:
         IntegrityError: The folder is missing, unfinished, or not what its manifest says.
     """
-    if not (path / MANIFEST).is_file():
+    if not (path / MANIFEST).is_file() or (path / MANIFEST).is_symlink():
         state = "unfinished: it has no manifest" if path.is_dir() else "missing"
         raise IntegrityError(f"artifact {path} is {state}")
     artifact = Artifact(path, Manifest.from_bytes((path / MANIFEST).read_bytes(), where=str(path / MANIFEST)))
@@ -212,6 +213,8 @@ def verify(artifact: Artifact) -> list[str]:
 
 def verify_folder(folder: Path) -> list[str]:
     """`verify` for a folder whose manifest may itself be damaged."""
+    if (folder / MANIFEST).is_symlink():
+        return [f"changed: {MANIFEST} (not a plain file)"]
     try:
         raw = (folder / MANIFEST).read_bytes()
     except OSError:
@@ -250,8 +253,9 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
         if name not in found:
             faults.append(f"missing: {name}")
         elif name not in expected:
-            faults.append(f"extra: {name}")
-        elif found[name].is_symlink() or not found[name].is_file():
+            if not (name == SIGNATURE and artifact.kind == "published" and _is_plain(found[name])):
+                faults.append(f"extra: {name}")
+        elif not _is_plain(found[name]):
             faults.append(f"changed: {name} (not a plain file)")
         elif found[name].stat().st_size != expected[name].size:
             faults.append(f"changed: {name} (size)")
@@ -260,6 +264,10 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
     if hashes and not faults and digest_of(artifact.manifest.files) != artifact.digest:
         faults.append(f"changed: {MANIFEST} (digest)")
     return faults
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 @contextlib.contextmanager
@@ -287,17 +295,38 @@ def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...
     for entry in files:
         sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    with (place / MANIFEST).open("wb") as stream:
+    half = place / f".{MANIFEST}"  # so that not even a draft has a manifest before it is whole
+    with half.open("wb") as stream:
         stream.write(manifest.to_bytes())
         stream.flush()
         os.fsync(stream.fileno())
+    half.rename(place / MANIFEST)
+    _move(place, final)
+    return Artifact(final, manifest)
+
+
+def settle(place: Path, final: Path) -> Artifact:
+    """Move a folder that has its manifest already, such as a copy of an artifact, to where it belongs.
+
+    Raises:
+        IntegrityError: It is not what the manifest says.
+    """
+    whole = load(place)
+    for entry in whole.manifest.files:
+        sync(place / entry.path)
+    sync(place / MANIFEST)
+    _move(place, final)
+    return Artifact(final, whole.manifest)
+
+
+def _move(place: Path, final: Path) -> None:
+    """Rename a filled draft into place, with its folders on the disk before and the parent after."""
     for root, _, _ in os.walk(place, topdown=False):
         sync(Path(root))
     if final.exists() and not (final / MANIFEST).exists():
         shutil.rmtree(final)  # not an artifact: something was put together there by hand
     place.rename(final)
     sync(final.parent)
-    return Artifact(final, manifest)
 
 
 def sync(path: Path) -> None:
@@ -310,31 +339,65 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
+def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()) -> Iterator[None]:
     """Hold `path` against other processes; the kernel frees it when the holder dies.
+
+    Args:
+        needs: Digests of artifacts that must stay while it is held.
 
     Raises:
         LockedError: Another process holds it and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "a process that has not yet said who it is"
-            if not wait:
-                raise LockedError(
-                    f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it"
-                ) from None
-            on_wait(holder)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as opened:
+        stream = opened.enter_context(path.open("a+"))
+        while not _hold(stream, path, wait=wait, on_wait=on_wait):
+            stream = opened.enter_context(path.open("a+"))
         stream.seek(0)
         stream.truncate()
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n")
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
         stream.flush()
         try:
             yield
         finally:
             stream.truncate(0)
+
+
+def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
+    """Lock an open file; whether it is still the one that others will open: `gc` removes old ones."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(stream)
+        if not wait:
+            raise LockedError(f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it") from None
+        on_wait(holder)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(stream: IO[str]) -> str:
+    """Who holds a lock, by what it has written; it writes right after it has locked."""
+    for _ in range(20):
+        stream.seek(0)
+        if line := stream.readline().strip():
+            return line
+        time.sleep(0.01)
+    return "a process that has not yet said who it is"
+
+
+def held(path: Path) -> list[str] | None:
+    """What the holder of a lock has written: who it is, then the digests that it needs; None when nobody holds it."""
+    try:
+        with path.open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [_holder(stream), *stream.read().split()]
+    except FileNotFoundError:
+        pass
+    return None

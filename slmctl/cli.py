@@ -6,6 +6,7 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from slmctl.artifact import Artifact, FileEntry
     from slmctl.pipeline import Outcome, Project
 
-CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish")
+CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
 HANDOVERS = ("compose", "kubernetes", "vllm")
 
@@ -35,6 +36,7 @@ class Options:
         self.level = 0
         self.json = False
         self.no_wait = False
+        self.offline = False
         self.sets: list[str] = []
 
 
@@ -45,6 +47,8 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             options.sets += value
         elif value is not None and value is not False:
             setattr(options, name, {"quiet": -1, "verbose": 1}.get(parameter.name or "", value))
+            if name == "offline":
+                offline.forbid()
             if name == "level":
                 _console()  # from now on: a stage speaks before any callback asks for the console
         return value
@@ -75,6 +79,12 @@ def _everywhere(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _offline(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _option("--offline", store="offline", is_flag=True, help="Refuse at once what would use the network.")(
+        command
+    )
+
+
 def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """What commands that read slmctl.yaml take too."""
     decorate = _option(
@@ -90,6 +100,7 @@ def _configured(command: Callable[..., Any]) -> Callable[..., Any]:
 def _stage(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every stage takes too."""
     for decorate in (
+        _offline,
         _option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
         _option("--json", store="json", is_flag=True, help="Print the manifest in place of the path."),
     ):
@@ -278,6 +289,8 @@ def predict(
         if bool(urls) != bool(engine_model):
             hint = "--engine-url https://host/v1 --engine-model NAME"
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
+        if urls:
+            offline.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
         from slmctl.model import _file
 
         part, found = _file.shard(shard or "1/1"), _Asked(options, model, type_name)
@@ -335,6 +348,8 @@ def evaluate(
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
         )
+    if against:
+        offline.require(f"--against {against}", hint="leave --against out to measure the models here alone")
     _set(options, "predict", key_env=against_key_env)
     project = _project(options, prepared=prepared)
     general = pipeline.Endpoint(against, against_model, against_shots) if against and against_model else None
@@ -346,16 +361,122 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--to", metavar="TARGET", help="where releases go: dir:FOLDER, relative to slmctl.yaml")
+@click.option(
+    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
+)
+@click.option(
+    "--out-of-scope",
+    metavar="LABEL",
+    help="classify: the label of questions that belong elsewhere; they are never right to keep",
+)
+@_role("predictions", "Predictions on calibration rows to use in place of the config's.")
+@_role("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@_stage
+@click.pass_obj
+def calibrate(
+    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
+) -> None:
+    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    from slmctl import pipeline
+
+    _set(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
+    project = _project(options, predictions=predictions, outside=outside)
+    if outside is not None and predictions is None:
+        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+    outcome = _timed("calibrate", pipeline.calibrate(project))
+    _print(options, outcome.artifact)
+    _show_policy(outcome.artifact)
+
+
+@cli.command()
+@click.option("--to", metavar="TARGET", help="where releases go, such as dir:FOLDER or hf:ORG/NAME")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
 @_role("report", "A report to use in place of the config's.")
 @_stage
 @click.pass_obj
-def publish(options: Options, to: str | None, gguf: Path | None, report: Path | None) -> None:
-    """Lay out a release and copy it to a registry; refuses what no passing report measured."""
+def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
+    """Lay out a release and send it to where releases go; refuses what must not leave.
+
+    Refused are files that no passing report measured, secrets and personal data in any text of the
+    release, and a model that gives rare strings of its training rows away. TARGET is dir:FOLDER,
+    hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
+    ollama:NAME.
+    """
     _set(options, "publish", to=to)
     project = _project(options, gguf=gguf, report=report)
-    _print(options, _publish(project).artifact)
+    if not plan_only:
+        _print(options, _publish(project).artifact)
+        return
+    import json
+
+    from slmctl import pipeline, scoreboard
+
+    outcome, plan = pipeline.plan_of_publish(project)
+    _timed("publish", outcome)
+    text = json.dumps(plan, indent=1) if options.json else "\n".join(scoreboard.plan(plan))
+    _console().write(_console().clean(text) + "\n")
+
+
+@cli.command()
+@click.argument("release")
+@click.option("--tag", required=True, metavar="TAG", help="The tag, such as production.")
+@click.option("--registry", metavar="DIR", help="The folder of releases; the config's by default.")
+@_configured
+@click.pass_obj
+def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
+    """Let a tag of a registry stand for a release, at once; an older release rolls back.
+
+    RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
+    publication, and those that slmctl.yaml holds today.
+    """
+    from slmctl import config
+    from slmctl import registry as module
+
+    root = options.directory.resolve()
+    known = (root / config.FILENAME).exists()
+    project = _project(options) if known else None
+    if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
+        raise UsageError("which registry? tags live in a folder of releases", hint="--registry DIR")
+    folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
+    found = module.find(folder, release)
+    same = project is not None and project.config.project == found.metrics["project"]
+    made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+    before = f", before that {made.previous}" if made.previous else ""
+    _console().say(f"{made.project}: {tag} is {made.version}{before}")
+    _console().write(f"{found.path}\n")
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed it.")
+@_configured
+@click.pass_obj
+def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
+    """Bring a release back from where it was published, verified byte by byte.
+
+    SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
+    hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
+    """
+    from slmctl import config, pipeline, signing, targets
+
+    root = options.directory.resolve()
+    path = root / config.FILENAME
+    # outside a project there is no config, and one that nothing is taken from but these three will do
+    section = (config.load(path, options.sets) if path.exists() else config.parse(
+        "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
+    to, _, name = source.partition("#")
+    settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
+    try:
+        with targets.opened(to, settings, purpose="fetch") as target:
+            found = targets.fetch(target, name, folder, into=root)
+        if key is not None:
+            signing.verify(found.path, key)
+            _console().say(f"  signed by the holder of {key.name}")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "fetch") from error
+    _console().write(f"{found.path}\n")
 
 
 @cli.command()
@@ -367,6 +488,7 @@ def run(options: Options, until: str) -> None:
     from slmctl import pipeline
 
     project = _project(options)
+    pipeline.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         _import_first(project)
     for name in CHAIN[: CHAIN.index(until) + 1]:
@@ -381,6 +503,10 @@ def run(options: Options, until: str) -> None:
                 raise
         elif name == "publish":
             outcome = _publish(project)
+        elif name == "calibrate":
+            if project.config.calibrate is not None or until == name:
+                outcome = _timed(name, pipeline.calibrate(project))
+                _show_policy(outcome.artifact)
         else:
             if name == "prepare":
                 pipeline.gather_sources(project)
@@ -396,6 +522,10 @@ def run(options: Options, until: str) -> None:
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
 @click.option("--host", help="address to bind; only the loopback is served without a key")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@_role("policy", "policy that says which answers to keep; see slmctl calibrate")
+@click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
+@click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
+@click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
 @click.option(
     "--emit",
     type=click.Choice(HANDOVERS),
@@ -417,19 +547,24 @@ def serve(
     type_name: str | None,
     host: str | None,
     port: int | None,
+    policy: Path | None,
+    generalist: str | None,
+    generalist_model: str | None,
+    generalist_key_env: str | None,
     emit: str | None,
     target: Path | None,
     weights: str | None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
-    MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
-    address on stdout when it is ready.
+    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
+    default. Prints the address on stdout when it is ready.
 
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
     the weights that it was made of are looked for below runs/. Prints the folder.
     """
-    _set(options, "serve", host=host, port=port)
+    _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
+    _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
     if emit or target or weights:
         _emit(options, emit, target, model, type_name, weights)
         return
@@ -444,12 +579,17 @@ def serve(
         raise missing(error, "serve") from error
     sock = app.listen(settings.host, settings.port)
     path, task, name = _served(options, model, type_name)
-    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+    router = _router(settings, path, task, name)
+    with (
+        sock,
+        router.open() if router is not None else contextlib.nullcontext(),
+        Engine(path, sequences=settings.sequences, context=settings.context) as engine,
+    ):
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
         _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+        app.run(app.Served(engine, task, name, settings.max_tokens, router), sock)
 
 
 @cli.command()
@@ -570,12 +710,14 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed them.")
 @_everywhere
 @click.pass_obj
-def verify(options: Options, paths: tuple[Path, ...]) -> None:
+def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     """Check every byte of artifacts; name every file that is extra, missing or changed.
 
-    PATHS are artifacts or releases; everything below runs/ by default.
+    PATHS are artifacts or releases; everything below runs/ by default. With --key, releases must be
+    signed too.
     """
     from slmctl import lineage
 
@@ -591,10 +733,98 @@ def verify(options: Options, paths: tuple[Path, ...]) -> None:
             f"{len(damaged)} of {len(found)} artifacts are damaged",
             hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
+    if key is not None:
+        _require_signed(folders, key)
+
+
+@cli.command()
+@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="A file or folder that it was made of, where it is not found by its hash; again for more.",
+)
+@_stage
+@click.pass_obj
+def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
+    """Build an artifact again from what its manifest records, and compare every byte.
+
+    Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
+    of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
+    """
+    import json
+
+    from slmctl import artifact, pipeline
+    from slmctl import reproduce as module
+    from slmctl.errors import DifferentError
+
+    options.directory = _root_of(options, path)
+    project = _project_or_none(options) or _bare_project(options)
+    made = artifact.load(path)
+    name = made.manifest.stage.partition("/")[0]
+    if name == "finetune":
+        _import_first(project)
+    try:
+        found = module.reproduce(project, made, sources)
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, name) from error
+    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
+    _console().write(_console().clean(shown) + "\n")
+    if not found.same:
+        raise DifferentError(f"{path} is not what comes out today", hint="slmctl doctor shows this machine's versions")
+
+
+@cli.command()
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="A folder of releases to ask too; again for more.",
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@_option("--json", store="json", is_flag=True, help="Print the list as JSON.")
+@_configured
+@click.pass_obj
+def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
+    """List what nothing needs, with sizes, and remove it when you agree.
+
+    Kept is what slmctl.yaml asks for today, what releases in the registry and their tags were made of, and what
+    a running process uses. Listed are other artifacts, what interrupted runs left, and copies of sources that
+    nothing was made of.
+    """
+    import json
+
+    from slmctl import gc as module
+
+    project = _project(options)
+    found = module.find(project, [*_registry(project.root), *registries])
+    console = _console()
+    for note in found.notes:
+        console.say(f"note: {note}")
+    if options.json:
+        console.write_json(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        console.write("".join(f"{console.clean(line)}\n" for line in module.lines(found, project.root)))
+    if not found.items:
+        return
+    if not yes and not sys.stdin.isatty():
+        console.say("nothing is removed: nobody is there to ask; --yes removes it")
+        return
+    if yes or click.confirm(f"remove {console.size(found.size)}?", default=False, err=True):
+        freed, left = module.remove(project, found)
+        for path in left:
+            console.say(f"  left, since a process has begun to use it: {path}")
+        console.say(f"  {console.size(freed)} freed")
 
 
 @cli.command()
 @click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
+@_offline
 @_everywhere
 @click.pass_obj
 def doctor(options: Options, fix: bool) -> None:
@@ -696,6 +926,21 @@ def _project(options: Options, **given: Path | None) -> Project:
     )
 
 
+def _project_or_none(options: Options) -> Project | None:
+    """The project of the folder that is worked in, where there is one."""
+    from slmctl import config
+
+    return _project(options) if (options.directory / config.FILENAME).exists() else None
+
+
+def _bare_project(options: Options) -> Project:
+    """A folder with artifacts and no config."""
+    from slmctl import config, pipeline
+
+    settings = config.parse("{project: none, base: none}")
+    return pipeline.Project(options.directory.resolve(), settings, wait=not options.no_wait)
+
+
 def _registry(root: Path) -> list[Path]:
     """The folder that the config publishes to, where there is one."""
     from slmctl import config
@@ -730,6 +975,7 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     from slmctl import pipeline
 
     project = _project(options, **given)
+    pipeline.require_no_network(project, [name])
     if name == "prepare":
         pipeline.gather_sources(project)
     _print(options, _timed(name, pipeline.run(project, pipeline.ask(project, name))).artifact)
@@ -742,6 +988,8 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     from slmctl import pipeline
 
     asked: Any = pipeline.ask(project, stage)
+    for given in asked.inputs.values():
+        pipeline.require_whole(given)
     try:
         module = importlib.import_module(asked.stage.module)
         text = getattr(module, function)(asked.section, **asked.inputs, **settings)
@@ -755,8 +1003,19 @@ def _publish(project: Project) -> Outcome:
 
     outcome, target, there = pipeline.publish(project)
     _timed("publish", outcome)
-    _console().say(f"  {'already in' if there else 'copied to'} {target}")
+    _console().say(f"  {'already in' if there else 'sent to'} {target}")
     return outcome
+
+
+def _require_signed(folders: list[Path], key: Path) -> None:
+    from slmctl import pipeline, signing
+
+    try:
+        for folder in folders:
+            signing.verify(folder, key)
+            _console().write(f"{folder}: signed by the holder of {key.name}\n")
+    except ModuleNotFoundError as error:
+        raise pipeline.missing(error, "verify --key") from error
 
 
 def _timed(name: str, outcome: Outcome) -> Outcome:
@@ -785,6 +1044,18 @@ def _show_report(report: Artifact) -> None:
         _console().say(f"  note: {remark}")
 
 
+def _show_policy(policy: Artifact) -> None:
+    found = policy.metrics
+    _console().say(
+        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
+        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+    )
+    if "out_of_scope_kept" in found:
+        _console().say(
+            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+        )
+
+
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
     from slmctl import pipeline
@@ -793,6 +1064,10 @@ def _served(options: Options, model: str | None, type_name: str | None) -> tuple
 
     if model is None:
         found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    elif model.startswith("dir:"):
+        from slmctl import registry
+
+        found = registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
     else:
         found = pipeline.open_model(Path(model), ("published", "gguf"))
     faults = verify(found)
@@ -882,6 +1157,22 @@ def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
     return f"{project.project}-v{project.version}"
 
 
+def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
+    """What decides which answers come from a general model, where the settings ask for it."""
+    if settings.policy is None:
+        return None
+    from slmctl.artifact import sha256_file
+
+    try:
+        from slmctl.server.route import Router
+
+        return Router.of(settings, sha256_file(path), task, name)
+    except ModuleNotFoundError as error:
+        from slmctl.pipeline import missing
+
+        raise missing(error, "serve") from error
+
+
 def _template_of(path: Path) -> str:
     """The chat template inside a bare GGUF."""
     from slmctl.engine import Engine
@@ -912,6 +1203,7 @@ class _Asked:
                     f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
                 )
             self.model = pipeline.find(self._project, pipeline.Role(model or "gguf", (model or "gguf",)))
+        pipeline.require_whole(self.model)
         has_task = self.model.path.is_dir() and (self.model.path / "task.json").exists()
         home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
@@ -993,6 +1285,13 @@ def _root_of(options: Options, path: Path | None) -> Path:
     return options.directory
 
 
+def _say_what_left() -> None:
+    """The receipt of a command that has used the network."""
+    hosts, count = offline.summary()
+    if hosts:
+        _console().say(f"  contacted {', '.join(hosts)}: {_console().size(count)} sent")
+
+
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
     offline.seal()
@@ -1004,8 +1303,13 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if os.environ.get("SLMCTL_OFFLINE", "") not in ("", "0"):
+        offline.forbid()
     try:
-        cli.main(standalone_mode=False)
+        try:
+            cli.main(standalone_mode=False)
+        finally:
+            _say_what_left()
     except SlmctlError as error:
         _console().complain(error.message, error.hint)
         sys.exit(error.code)

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -487,13 +487,94 @@ class Gate(Section):
         return self
 
 
+class CalibrateConfig(Section):
+    """Decide from which answers on the model's word is taken, on calibration rows."""
+
+    max_error: Percent = Field(
+        0.05, gt=0, lt=0.5, description="largest share of wrong answers among those that are kept, such as 5%"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence with which max_error holds")
+    out_of_scope: Text | None = Field(
+        None, description="classify: the label of questions that belong elsewhere; they are never right to keep"
+    )
+    max_out_of_scope_kept: Percent | None = Field(
+        None, gt=0, description="largest share of the out-of-scope questions that may be kept, with the same confidence"
+    )
+    token_f1: float | None = Field(
+        None, gt=0, le=1, description="generate: token F1 from which on an answer is right; the same words by default"
+    )
+    type: Annotated[Text | None, Outside()] = Field(
+        None, description="which GGUF file, when there are several; the one that is served when left out"
+    )
+
+    @model_validator(mode="after")
+    def _names_what_it_limits(self) -> CalibrateConfig:
+        if self.max_out_of_scope_kept is not None and self.out_of_scope is None:
+            raise ValueError("'max_out_of_scope_kept' needs 'out_of_scope', the label of such questions")
+        return self
+
+
+class Memorisation(Section):
+    """Whether the model gives rare strings of its training rows away; see docs/publish.md."""
+
+    probes: int = Field(
+        64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0 asks none"
+    )
+    max_share: Percent = Field(0.02, description="largest share of them that it may complete to the letter, such as 2%")
+
+
 class PublishConfig(Section):
-    """Lay out a release and copy it to a registry."""
+    """Lay out a release and send it to where releases go."""
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
-    to: Annotated[Text, Field(pattern=r"^dir:.+$"), Outside()] = Field(
-        "dir:./registry", description="where releases go: dir:FOLDER, relative to slmctl.yaml"
+    to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
+        "dir:./registry",
+        description="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+        "oci://HOST/REPOSITORY or ollama:NAME",
+    )
+    include: list[Literal["adapter", "merged"]] = Field(
+        default_factory=list, description="what goes out beside the GGUF files, as safetensors: adapter, merged"
+    )
+    intended_use: Text = Field("", description="a sentence for the model card: who should use the model, for what")
+    license: Text | None = Field(
+        None, description="the base's license, such as apache-2.0, where its own files do not state it"
+    )
+    allow: list[Text] = Field(
+        default_factory=list,
+        description="texts that may go out although they look like personal data, such as a support address",
+    )
+    memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
+    public: Annotated[bool, Outside()] = Field(False, description="hf: let everybody see the repository")
+    key: Annotated[Path | None, Outside()] = Field(
+        None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
+    )
+    endpoint: Annotated[Text | None, Outside()] = Field(
+        None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
+    )
+    hosts: Annotated[list[Text], Outside()] = Field(
+        default_factory=list,
+        description="further hosts that the target's server sends its clients to, to sign in or to store",
+    )
+
+
+Redactable = Literal["email", "phone", "card", "iban", "ip"]
+
+
+class Generalist(Section):
+    """The general model that gets what the small one is not sure of."""
+
+    url: Text = Field(description="OpenAI-compatible endpoint that gets what the policy does not keep")
+    model: Text = Field(description="the name of the general model there")
+    key_env: Text | None = Field(None, description="environment variable that holds its key")
+    timeout_s: float = Field(20, gt=0, le=600, description="seconds that it has for a whole answer, then the local one")
+    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the caller sets no other")
+    proxy: Text | None = Field(
+        None, description="HTTP proxy that leads to it; variables of the environment are not followed"
+    )
+    redact: list[Redactable] = Field(
+        default_factory=list,
+        description="kinds of personal data that are replaced by marks instead of keeping the question here",
     )
 
 
@@ -505,6 +586,21 @@ class ServeConfig(Section):
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
     context: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
+    policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
+    generalist: Generalist | None = Field(None, description="where the other questions go, unless they are sensitive")
+    detector: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks for sensitive data; presidio adds national identity numbers (slmctl[pii])"
+    )
+    prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
+    decisions: Path | None = Field(
+        None, description="file for a line about each routed request, without its content; stderr when left out"
+    )
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> ServeConfig:
+        if self.generalist is not None and self.policy is None:
+            raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
+        return self
 
 
 class Config(Section):
@@ -525,6 +621,7 @@ class Config(Section):
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig, description="stage quantize")
     predict: PredictConfig = Field(default_factory=PredictConfig, description="stage predict")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage evaluate")
+    calibrate: CalibrateConfig | None = Field(None, description="stage calibrate; run skips it without this section")
     gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
     publish: PublishConfig = Field(default_factory=PublishConfig, description="stage publish")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="the server")
@@ -574,7 +671,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
 
 def stage_config(config: Config, stage: str) -> Section:
     """The section of one stage, with what it inherits from the top."""
-    section: Section = getattr(config, stage)
+    section: Section = getattr(config, stage) or CalibrateConfig()  # the one section that may be left out
     return section
 
 
@@ -599,12 +696,70 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
         return recipe(value)
     if isinstance(value, list):
         return [_recipe_value(item, marked=marked) for item in value]
+    if isinstance(value, dict):
+        return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint="paths are relative to the folder of slmctl.yaml")
         return fingerprint(path)
     return str(value) if isinstance(value, Path) else value
+
+
+def contents(section: BaseModel) -> Iterator[Path]:
+    """Every file and folder whose content is part of a recipe."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        marked = any(isinstance(mark, Content) for mark in _marks(field))
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                yield from contents(item)
+            elif marked and item and not is_remote(str(item)):
+                yield Path(item)
+
+
+def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
+    """A section from what `recipe` made of it; what is no part of a recipe gets its default.
+
+    Args:
+        model: The section.
+        recorded: Its values in a recipe.
+        find: Gives the path of a file or folder by the hash of what it holds.
+
+    Raises:
+        UsageError: It holds what this version does not know.
+    """
+    try:
+        return model.model_validate(_restored(model, recorded, find))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"this slmctl cannot read a config of {model.__name__} that was recorded: {where}: {first['msg']}",
+            hint="install the version of slmctl that the manifest names",
+        ) from None
+
+
+def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name in recorded:
+            marked = any(isinstance(mark, Content) for mark in _marks(field))
+            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
+    return values
+
+
+def _restored_value(annotation: Any, value: Any, find: Callable[[str], Path], *, marked: bool) -> Any:
+    if marked and isinstance(value, str) and value.startswith("sha256:"):
+        return str(find(value))
+    if isinstance(value, list):
+        return [_restored_value(annotation, item, find, marked=marked) for item in value]
+    bare = _bare(annotation)
+    if typing.get_origin(bare) is dict and isinstance(value, dict):
+        inner = typing.get_args(bare)[1]
+        return {key: _restored_value(inner, item, find, marked=marked) for key, item in value.items()}
+    section = _model_in(annotation)
+    return _restored(section, value, find) if section is not None and isinstance(value, dict) else value
 
 
 def is_remote(base: str) -> bool:

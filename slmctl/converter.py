@@ -16,9 +16,9 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from slmctl import console, offline
+from slmctl import console, offline, package_index, surroundings
 from slmctl.artifact import canonical, draft, scan, sha256_file
-from slmctl.errors import IntegrityError, MissingError, NetworkError, StageError
+from slmctl.errors import IntegrityError, MissingError, StageError
 
 PACKAGE = "llama-cpp-python"
 SCRIPT, LORA_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
@@ -87,13 +87,8 @@ def fetch() -> Path:
     number, place = version(), folder()
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch, draft(place) as out:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "--quiet"]
-        with offline.network("doctor --fix"):
-            done = subprocess.run([*command, "--dest", scratch, f"{PACKAGE}=={number}"], capture_output=True, text=True)
-        packages = list(Path(scratch).glob("*.tar.gz"))
-        if done.returncode != 0 or not packages:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise NetworkError(f"pip could not fetch the source of {PACKAGE} {number}: {reason}")
+        options = ("--no-binary", PACKAGE)
+        packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
         digest = sha256_file(packages[0]).removeprefix("sha256:")
         if KNOWN.get(number, digest) != digest:
             raise IntegrityError(f"the source of {PACKAGE} {number} has sha256 {digest}, known is {KNOWN[number]}")
@@ -139,8 +134,8 @@ def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None
 def _run(script: str, arguments: list[str], target: Path) -> None:
     """Run one of the converter's scripts in a process of its own."""
     place = require()
-    # Without PYTHONPATH and NO_LOCAL_GGUF it takes the gguf package beside it, the one that it was made for.
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "NO_LOCAL_GGUF")}
+    # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
+    kept = {key: value for key, value in surroundings.bare(**offline.SWITCHES).items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("_conversion.py")), str(place), script, *arguments,
          "--outfile", str(target)],

@@ -34,6 +34,12 @@ def place(url: str) -> str:
     return f"the {kind} database on {host}" if host else f"the {kind} database on this machine"
 
 
+def host(url: str) -> str:
+    """The host of a database; empty for one on this machine."""
+    found = _host(_address(url))
+    return "" if offline.is_local(found) else found
+
+
 def write_rows(url: str, query: str, out: IO[bytes], *, root: Path) -> int:
     """Write the rows of a query as JSON, one object a line; returns how many.
 
@@ -57,9 +63,11 @@ def write_rows(url: str, query: str, out: IO[bytes], *, root: Path) -> int:
     if not re.search(r"\border\s+by\b", query, re.IGNORECASE):
         console.say("  note: the query has no ORDER BY; rows in another order are another data set")
     count = 0
-    with offline.network(f"query on {_host(address) or 'this machine'}"):
-        if not offline.is_local(host := _host(address)):
-            offline.contacted.add(host)  # drivers in C open sockets that the guard does not see
+    asked = host(url)
+    with offline.network(f"a query on {asked}", hosts={asked}) if asked else contextlib.nullcontext():
+        if asked:
+            offline.contacted.add(asked)  # drivers in C open sockets that the guard does not see
+            offline.uncounted.add(asked)
         reached = False
         try:
             with _connected(address) as connection, contextlib.closing(_rows(connection, query)) as rows:

@@ -59,11 +59,11 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         "first": {"path": str(one.top.path), "digest": one.top.digest, "started": one.top.manifest.started},
         "second": {"path": str(two.top.path), "digest": two.top.digest, "started": two.top.manifest.started},
         "same": one.top.digest == two.top.digest,
-        "config": _changes(_configs(one, two), _configs(two, one)),
-        "data": _changes(_data(one), _data(two)),
-        "environment": _changes(_flat(one.top.manifest.environment), _flat(two.top.manifest.environment)),
-        "files": _changes(_files(one.top), _files(two.top)),
-        "metrics": _changes(_figures(one.top), _figures(two.top)),
+        "config": changes(_configs(one, two), _configs(two, one)),
+        "data": changes(_data(one), _data(two)),
+        "environment": changes(flat(one.top.manifest.environment), flat(two.top.manifest.environment)),
+        "files": changes(_files(one.top), _files(two.top)),
+        "metrics": changes(_figures(one.top), _figures(two.top)),
         "models": _models(reports[0], reports[1]) if reports[0] and reports[1] else [],
     }
 
@@ -105,7 +105,7 @@ def _configs(side: Side, other: Side) -> dict[str, Any]:
         stage = part.manifest.stage.partition("/")[0]
         label = stage if part.kind != "predictions" else name.replace("predictions", stage)
         configs[f"{label} (version)"] = part.manifest.stage
-        configs |= {f"{label}.{key}": value for key, value in _flat(part.manifest.config).items()}
+        configs |= {f"{label}.{key}": value for key, value in flat(part.manifest.config).items()}
     return configs
 
 
@@ -132,21 +132,21 @@ def _figures(top: Artifact) -> dict[str, Any]:
     """The plain figures of an artifact's metrics; those of a report are compared model by model."""
     if top.kind == "report":
         return {}
-    return {key: value for key, value in _flat(top.metrics).items() if isinstance(value, int | float | str)}
+    return {key: value for key, value in flat(top.metrics).items() if isinstance(value, int | float | str)}
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones; lists as JSON."""
     result: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, dict):
-            result |= _flat(inner, f"{prefix}{key}.")
+            result |= flat(inner, f"{prefix}{key}.")
         else:
             result[prefix + key] = json.dumps(inner, ensure_ascii=False) if isinstance(inner, list) else inner
     return result
 
 
-def _changes(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, Any]]:
+def changes(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is not the same on both sides; None where a side does not have it."""
     keys = sorted(one.keys() | two.keys())
     return [{"key": key, "first": one.get(key), "second": two.get(key)} for key in keys if one.get(key) != two.get(key)]

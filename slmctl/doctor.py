@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from slmctl import __version__, backend, converter
+from slmctl import __version__, backend, converter, surroundings
 from slmctl.config import settled_products
 from slmctl.console import size
 from slmctl.engine import usable_cores
@@ -77,7 +77,12 @@ def _products() -> list[Finding]:
     if not _version("torch"):
         return []
     done = subprocess.run(
-        [sys.executable, "-m", "slmctl.products"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "slmctl.products"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=surroundings.bare(),
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

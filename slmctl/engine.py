@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,12 +28,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from slmctl import surroundings
 from slmctl.errors import MissingError, StageError
-
-# What the child may know of the environment: where programs and libraries are, how many threads.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-             "GOMP_SPINCOUNT")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,10 @@ class Request:
         stop: Texts that end an answer and are not part of it (free text).
         schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
         every_label: Find the probability of every label, at a price; else of those that were looked at.
+        adapter: The LoRA adapter to answer with; empty for the model itself.
+        alternatives: Tell every token, with so many of the likeliest ones in its place; -1 tells none.
+        max_prompt: Longest prompt, in tokens; 0 for what the context holds.
+        shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
     """
 
     prompt: str
@@ -64,6 +64,10 @@ class Request:
     stop: tuple[str, ...] = ()
     schema: str = ""
     every_label: bool = False
+    adapter: str = ""
+    alternatives: int = -1
+    max_prompt: int = 0
+    shorten: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ class Answer:
         confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
             endpoint does not say it.
         labels: Of labels, the probability of each that was looked at, likeliest first; over all labels it is 1.
+        logprobs: The log probability of each choice that the model made, among what was allowed there; what is
+            forced is no choice, and the end of the turn is one.
+        raw_logprobs: Of labels, the same among the whole vocabulary: how much less it is, the less the model
+            wanted to say any label.
     """
 
     text: str
@@ -83,6 +91,8 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     labels: dict[str, float] = field(default_factory=dict)
+    logprobs: tuple[float, ...] = ()
+    raw_logprobs: tuple[float, ...] = ()
 
 
 class EngineError(StageError):
@@ -93,7 +103,10 @@ class EngineDiedError(EngineError):
     """The child died while it answered: this request may have killed it, or another one beside it."""
 
 
-Event = dict[str, Any]  # {"piece": text} …, then {"finish": …} or {"error": …}
+# {"piece": text, "tokens"?: [{"token", "bytes", "logprob", "top"}]} …, then either
+# {"finish", "prompt_tokens", "completion_tokens", "confidence", "logprobs", "labels"?, "raw_logprobs"?, "tokens"?} with
+# the fields of an Answer, or {"error": text, "refused"?: the request is at fault, "died"?: the child ended}
+Event = dict[str, Any]
 
 
 class Engine:
@@ -104,13 +117,22 @@ class Engine:
         sequences: Requests answered at the same time.
         context: Longest prompt with its answer, in tokens.
         threads: CPU threads; the cores this process may use, by default.
+        adapters: LoRA adapters over the model, by the name that requests call them.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
         EngineError: The file cannot be loaded.
     """
 
-    def __init__(self, gguf: Path, *, sequences: int = 16, context: int = 2048, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        sequences: int = 16,
+        context: int = 2048,
+        threads: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
                 raise MissingError(
@@ -119,7 +141,12 @@ class Engine:
                 )
         self.gguf = gguf
         self.sequences, self.context = sequences, context
-        self._settings = {"sequences": sequences, "context": context, "threads": threads or usable_cores()}
+        self._settings: dict[str, Any] = {
+            "sequences": sequences,
+            "context": context,
+            "threads": threads or usable_cores(),
+        }
+        self._settings["adapters"] = {name: str(path) for name, path in (adapters or {}).items()}
         self._ids = itertools.count()
         self._lock = threading.RLock()
         # each request with the child that answers it: when that one dies, these are told and no others
@@ -307,7 +334,8 @@ class Engine:
 def answer_of(event: Event, text: str) -> Answer:
     """An Answer from the text so far and the event that ended it."""
     counts = event["prompt_tokens"], event["completion_tokens"]
-    return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}))
+    likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
+    return Answer(text, event["finish"], event["confidence"], *counts, event.get("labels", {}), *likely)
 
 
 def error_of(event: Event) -> EngineError:
@@ -347,5 +375,5 @@ def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
         stderr=stderr,
         text=True,
         encoding="utf-8",
-        env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        env=surroundings.bare(),
     )

@@ -8,7 +8,8 @@ SlmctlError
 ├── StageError         6   a stage failed: diverged, out of memory, disk full
 ├── IntegrityError     7   an artifact is missing, unfinished or changed
 ├── LockedError        8   another process holds the lock
-└── NetworkError       9   the network was refused or failed
+├── NetworkError       9   the network was refused or failed
+└── DifferentError   104   an artifact was rebuilt, and is not the same
 
 Each carries one sentence (what and where) and a hint (what to type next). Anything else that is
 raised is a bug: it keeps its traceback and exits with 1.
@@ -81,3 +82,9 @@ class NetworkError(SlmctlError):
     """The network was refused or failed."""
 
     code = 9
+
+
+class DifferentError(SlmctlError):
+    """An artifact was rebuilt from what is recorded, and is not the same."""
+
+    code = 104

@@ -40,14 +40,14 @@ def gather(sources: Sequence[Source], folder: Path) -> list[Source]:
     for source in sources:
         if source.sql is not None:
             console.say(f"  asking {database.place(source.sql.url)}")
-            with _Draft(_copy(source, folder)) as stream:
+            with _Draft(copy_of(source, folder)) as stream:
                 count = database.write_rows(source.sql.url, source.sql.query, stream, root=folder.parents[1])
             console.detail(f"  {count} rows")
         elif source.hf is not None:
-            if not _copy(source, folder).exists():
-                _fetch(source.hf, source.file, _copy(source, folder))
+            if not copy_of(source, folder).exists():
+                _fetch(source.hf, source.file, copy_of(source, folder))
         elif _passes(source.local):
-            _spool(source.local, _copy(source, folder))
+            _spool(source.local, copy_of(source, folder))
     return gathered(sources, folder)
 
 
@@ -66,11 +66,18 @@ def is_file(source: Source) -> bool:
     return source.path is not None and not _passes(source.path)
 
 
+def host_of(source: Source, folder: Path) -> str:
+    """The host that gathering a source will contact; empty for none: a file, or a copy that never changes."""
+    if source.sql is not None:
+        return database.host(source.sql.url)
+    return "the hub" if source.hf is not None and not copy_of(source, folder).exists() else ""
+
+
 def _local(source: Source, folder: Path) -> list[Source]:
     if is_file(source) and source.local.exists():
         require_file(source.local)
         return [source]
-    copy = _copy(source, folder)
+    copy = copy_of(source, folder)
     if is_file(source) and not copy.exists():
         return [source]  # whoever hashes it says that it is missing
     if not copy.exists():
@@ -87,7 +94,7 @@ def _local(source: Source, folder: Path) -> list[Source]:
     ]
 
 
-def _copy(source: Source, folder: Path) -> Path:
+def copy_of(source: Source, folder: Path) -> Path:
     """Where the copy of a source lies: its name says what was asked, and no secret."""
     if source.sql is not None:
         return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"

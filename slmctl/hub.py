@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-from slmctl import offline
+from slmctl import console, offline
 from slmctl.errors import NetworkError, UsageError
+
+
+def hosts() -> set[str]:
+    """The hosts that the hub is asked at, and those that it sends its client to for large files."""
+    url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    found = offline.on_the_way(url)
+    return found | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
 
 
 @contextlib.contextmanager
@@ -20,17 +29,35 @@ def asked(purpose: str, repo: str) -> Iterator[Any]:
     Raises:
         NetworkError: The hub refused, has no such thing, or cannot be reached.
     """
-    with offline.network(purpose):
+    with offline.network(purpose, hosts=hosts(), hub=True):
+        console.say(f"  contacting {', '.join(sorted(hosts()))}")
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
-        failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
-        try:
-            yield HfApi()
-        except failures as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise NetworkError(f"the hub gave no {repo}: {str(error).splitlines()[0]}") from None
+        with spoken(f"the hub gave no {repo}"):
+            # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
+            yield HfApi(token=os.environ.get("HF_TOKEN") or False)
+
+
+@contextlib.contextmanager
+def spoken(what: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a sentence.
+
+    Raises:
+        NetworkError: The hub refused, or cannot be reached.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
+    try:
+        yield
+    except failures as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NetworkError(f"{what}: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # how the client wraps what went wrong in one of its uploading threads
+        if not isinstance(error.__cause__, failures):
+            raise
+        raise NetworkError(f"{what}: {str(error.__cause__).splitlines()[0]}") from None
 
 
 def split(name: str, *, example: str) -> tuple[str, str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,20 @@ class Node:
 
 
 Branch = tuple[float, int, list[int], Node]  # minus its probability, its turn, its tokens, where they lead
+
+
+class Choice(NamedTuple):
+    """A place on the way to a label where the model was asked.
+
+    Attributes:
+        path: Tokens after the prompt, up to the choice.
+        shares: The probability of every token that the labels allow there.
+        weight: Log of the sum of their exponentials, as the logits have it.
+    """
+
+    path: tuple[int, ...]
+    shares: dict[int, float]
+    weight: float
 
 
 class Trie:
@@ -79,6 +95,7 @@ class Search:
         self._order = itertools.count()  # of equally likely branches the first one found comes first
         self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
         self._found: dict[int, float] = {}
+        self._asked: dict[tuple[int, ...], Choice] = {}
         self._here = self._branch(1.0, [], trie.root)
         self._first = not every  # on the way to the first label
 
@@ -94,7 +111,10 @@ class Search:
         tokens = list(node.next)
         scores = np.asarray(logits[tokens], dtype=np.float64)
         weights = np.exp(scores - scores.max())
-        shares = -negative * weights / weights.sum()
+        among = weights / weights.sum()
+        shares = -negative * among
+        weight = float(scores.max()) + math.log(float(weights.sum()))
+        self._asked[tuple(path)] = Choice(tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight)
         branches = [
             self._branch(float(share), [*path, token], node.next[token])
             for token, share in zip(tokens, shares, strict=True)
@@ -113,6 +133,12 @@ class Search:
         """The likeliest label that was found, and its probability."""
         index = max(self._found, key=lambda one: (self._found[one], -one))
         return index, self._found[index]
+
+    def choices(self) -> list[Choice]:
+        """Where the model was asked on the way to the best label, in order."""
+        tokens = tuple(self.trie.tokens[self.best[0]])
+        paths = (tokens[:length] for length in range(len(tokens)))
+        return [self._asked[path] for path in paths if path in self._asked]
 
     def probabilities(self) -> dict[str, float]:
         """Labels with their probability, likeliest first: those that were found, or every one."""

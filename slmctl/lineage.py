@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import artifact
-from slmctl.artifact import MANIFEST, Artifact
+from slmctl.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
 
 
@@ -36,6 +36,14 @@ def known(root: Path) -> Iterator[Artifact]:
                 yield artifact.load(path.parent)
             except IntegrityError:
                 continue
+
+
+def opened(folder: Path) -> Artifact | Path:
+    """An artifact, of which nothing but the manifest need be there; or the folder of one that has none to trust."""
+    try:
+        return Artifact(folder, Manifest.from_bytes((folder / MANIFEST).read_bytes(), where=MANIFEST))
+    except (OSError, IntegrityError):
+        return folder
 
 
 def origin(root: Path, of: Artifact, kind: str) -> Artifact:

@@ -5,17 +5,22 @@ calls `seal` before any stage module is loaded. The guard is a second, independe
 audit events see what is made through the `socket` module, whichever library makes it: every
 connection and datagram, and every name look-up but the one inside `connect` to a bare name, whose
 connection is then refused.
+
+What does leave is counted: every host, and every byte that Python hands to a socket which leads elsewhere
+(under TLS the bytes before encryption). The receipt of a stage stands in its manifest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from slmctl.errors import NetworkError
@@ -26,6 +31,7 @@ SWITCHES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_DISABLE_XET": "1",  # native code that opens sockets of its own, which the guard would not see
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -41,7 +47,13 @@ _only: frozenset[str] | None = None  # the hosts it is open for; None: all
 _addresses: set[str] = set()  # what their names stand for
 _learning = threading.local()
 _installed = False
-contacted: set[str] = set()
+_forbidden = False  # by --offline
+_counting = threading.Lock()
+contacted: set[str] = set()  # since the last receipt
+uncounted: set[str] = set()  # of these, hosts that native code talks to, whose bytes nobody counts
+refused: set[str] = set()  # hosts that the guard has kept from being asked, though the network was open for others
+_bytes_out = 0
+_whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}  # of this process, for `summary`
 
 
 def seal() -> None:
@@ -53,39 +65,108 @@ def seal() -> None:
         _installed = True
 
 
+def forbid() -> None:
+    """Have every use of the network be refused before it begins, also those that a command is asked for."""
+    global _forbidden
+    _forbidden = True
+
+
+def is_forbidden() -> bool:
+    """Whether `--offline` was given."""
+    return _forbidden
+
+
+def require(purpose: str, *, hint: str = "") -> None:
+    """Refuse what will need the network, before any work is done for it.
+
+    Raises:
+        NetworkError: `--offline` was given.
+    """
+    if _forbidden:
+        raise NetworkError(f"{purpose} needs the network, and --offline forbids it", hint=hint or "leave --offline out")
+
+
 @contextlib.contextmanager
-def network(purpose: str, hosts: Iterable[str] | None = None) -> Iterator[None]:
+def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = False) -> Iterator[None]:
     """Let this process use the network inside the block, because the user asked for `purpose`.
 
-    With `hosts` it is open for those alone, and the libraries' switches stay off. Without, the Hub may be
-    asked too. The Hub's client reads its offline switch when it is imported, and transformers may have
-    imported it long ago: its own copy of the switch is turned too.
+    Args:
+        purpose: What was asked, for the message of a refusal.
+        hosts: It is open for those alone; `*.example.com` stands for all names below. None: for all.
+        hub: The Hub may be asked. Else the libraries' switches stay off, where hosts are named.
+
+    Raises:
+        NetworkError: `--offline` was given.
     """
     global _open_for, _only
-    if hosts is not None:
-        _open_for, _only = purpose, frozenset(hosts)
-        _addresses.clear()
-        try:
+    require(purpose)
+    _addresses.clear()
+    _count_sockets()
+    _open_for, _only = purpose, None if hosts is None else frozenset(hosts)
+    try:
+        with _hub_switches() if hub or hosts is None else contextlib.nullcontext():
             yield
-        finally:
-            _open_for, _only = "", None
-        return
+    finally:
+        _open_for, _only = "", None
+
+
+@contextlib.contextmanager
+def _hub_switches() -> Iterator[None]:
+    """Let the Hub be asked. Its client reads its switch when it is imported, and transformers may have imported
+    it long ago: its own copy of the switch is turned too."""
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     client: Any = sys.modules.get("huggingface_hub.constants")
     client_kept = client.HF_HUB_OFFLINE if client else True
     if client:
         client.HF_HUB_OFFLINE = False
-    _open_for = purpose
     try:
         yield
     finally:
-        _open_for = ""
         os.environ.update({name: value for name, value in kept.items() if value is not None})
-        client = client or sys.modules.get(
-            "huggingface_hub.constants"
-        )  # imported inside the block: turn it back on too
+        client = client or sys.modules.get("huggingface_hub.constants")  # imported inside the block: back on too
         if client:
             client.HF_HUB_OFFLINE = client_kept
+
+
+def on_the_way(url: str) -> set[str]:
+    """The hosts that a request to an address goes to: its own, or the proxy that this machine is told to ask."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = {} if proxy_bypass(host) else getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    return {name for name in (host, urlsplit(proxy).hostname or "") if name}
+
+
+def receipt() -> dict[str, Any]:
+    """What has left this machine since the last receipt: the hosts contacted, and the bytes sent to them."""
+    found: dict[str, Any] = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
+    return found | ({"not_counted": sorted(uncounted)} if uncounted else {})
+
+
+def begin_receipt() -> None:
+    """Forget what was counted: another stage begins."""
+    global _bytes_out
+    _whole["hosts"] |= contacted
+    _whole["bytes_out"] += _bytes_out
+    contacted.clear()
+    uncounted.clear()
+    _bytes_out = 0
+
+
+def add_receipt(found: dict[str, Any]) -> None:
+    """Take over what a child process has counted."""
+    global _bytes_out
+    contacted.update(found.get("hosts_contacted", []))
+    uncounted.update(found.get("not_counted", []))
+    _bytes_out += found.get("bytes_out", 0)
+
+
+def summary() -> tuple[list[str], int]:
+    """The hosts that this process has contacted in all, and the bytes that it has sent to them."""
+    return sorted(_whole["hosts"] | contacted), _whole["bytes_out"] + _bytes_out
 
 
 def _audit(event: str, args: tuple[object, ...]) -> None:
@@ -101,10 +182,11 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `doctor --fix`, `evaluate --against URL`, `predict --engine-url URL` "
-            "and sources that name a host use the network",
+            hint="only `slmctl pull`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
+            "`predict --engine-url URL` and sources that name a host use the network",
         )
     if not _may(host):
+        refused.add(host)
         raise NetworkError(
             f"refused a connection to '{host}': the network is open for {', '.join(sorted(_only or ()))} alone"
         )
@@ -113,17 +195,59 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
 
 def _may(host: str) -> bool:
     """Whether the network is open for a host, or for the address that its name stands for."""
-    if _only is None or host in _only or getattr(_learning, "on", False):
+    if _only is None or host in _addresses or getattr(_learning, "on", False):
         return True
-    if host not in _addresses:  # a name may stand for other addresses than a minute ago
-        _learning.on = True
-        try:
-            for name in _only:
-                with contextlib.suppress(OSError):
-                    _addresses.update(str(found[4][0]) for found in socket.getaddrinfo(name, None))
-        finally:
-            _learning.on = False
+    if any(fnmatchcase(host, name) for name in _only):
+        _learn(host)
+        return True
+    for name in _only:  # a name may stand for other addresses than a minute ago
+        if "*" not in name:
+            _learn(name)
     return host in _addresses
+
+
+def _learn(name: str) -> None:
+    """Find out which addresses a name stands for, since a connection says no more than an address."""
+    _learning.on = True
+    try:
+        with contextlib.suppress(OSError):
+            _addresses.update(str(found[4][0]) for found in socket.getaddrinfo(name, None))
+    finally:
+        _learning.on = False
+
+
+def _count_sockets() -> None:
+    """Count what Python sends from now on: plainly, and through TLS."""
+    import ssl
+
+    if getattr(socket.socket.send, "counts", False):
+        return
+    for kind, names in ((socket.socket, ("send", "sendall", "sendto", "sendmsg")), (ssl.SSLSocket, ("send", "write"))):
+        for name in names:
+            setattr(kind, name, _counted(getattr(kind, name), under_tls=kind is ssl.SSLSocket))
+
+
+def _counted(send: Callable[..., Any], *, under_tls: bool) -> Callable[..., Any]:
+    @functools.wraps(send)
+    def counting(self: Any, data: Any, *more: Any, **named: Any) -> Any:
+        global _bytes_out
+        sent = send(self, data, *more, **named)
+        if _open_for and (not under_tls or getattr(self, "_sslobj", None) is not None) and _leads_out(self, more):
+            with _counting:
+                _bytes_out += memoryview(data).nbytes if sent is None else sent
+        return sent
+
+    counting.counts = True  # type: ignore[attr-defined]
+    return counting
+
+
+def _leads_out(sock: socket.socket, more: tuple[Any, ...]) -> bool:
+    """Whether what a socket sends leaves this machine: to the peer, else to the address that the call names."""
+    try:
+        peer: object = sock.getpeername()
+    except OSError:
+        peer = more[-1] if more else ""
+    return not is_local(_host(peer))
 
 
 def _host(address: object) -> str:

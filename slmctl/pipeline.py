@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive
+from slmctl import __version__, artifact, config, console, gates, gather, offline, sensitive, signing, targets
 from slmctl.artifact import Artifact, Manifest
-from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
+from slmctl.errors import DataError, IntegrityError, MissingError, StageError, UsageError
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
 TASK = "task.json"  # travels from artifact to artifact, see `task`
@@ -80,7 +80,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=2,
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=3,
         ),
         Stage(
             "evaluate",
@@ -92,8 +92,17 @@ STAGES = {
             "report", "slmctl.model.evaluate", ("scikit-learn",), version=2,
         ),
         Stage(
-            "publish", (_BASE, Role("gguf", ("gguf",)), Role("report", ("report",))), "published",
-            "slmctl.release.publish", version=2,
+            "calibrate",
+            (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True)),
+            "policy", "slmctl.release.calibrate", ("numpy",),
+        ),
+        Stage(
+            "publish",
+            (
+                _BASE, _PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
+                Role("gguf", ("gguf",)), Role("report", ("report",)),
+            ),
+            "published", "slmctl.release.publish", ("llama_cpp_python", "gguf"), version=3,
         ),
     )
 }  # fmt: skip
@@ -106,6 +115,7 @@ EXTRAS = {
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "presidio_analyzer": "pii",
+    "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 
@@ -197,16 +207,18 @@ def ask(
 
 
 def expected(project: Project, name: str) -> Ask:
-    """What the config asks of a stage; for a report, that is a report on the models it lists."""
-    if name != "evaluate":
+    """What the config asks of a stage; for a report or a policy, that is one on the models that it is about."""
+    if name not in ("evaluate", "calibrate"):
         return ask(project, name)
 
     def there(asked: Ask) -> Artifact:
         if not asked.path.exists():
-            name = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
-            raise IntegrityError(f"{name} has not been measured with this config and data", hint="slmctl evaluate")
+            model = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
+            raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
         return artifact.load(asked.path)
 
+    if name == "calibrate":
+        return ask(project, name, _calibrated(project, there))
     return ask(project, name, _measured(project, project.config.evaluate.models, there))
 
 
@@ -268,7 +280,7 @@ def run(project: Project, asked: Ask) -> Outcome:
     try:
         return _run(project, asked)
     finally:
-        offline.contacted.clear()  # by this stage, and by what gathered its sources
+        offline.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
 def _run(project: Project, asked: Ask) -> Outcome:
@@ -278,12 +290,13 @@ def _run(project: Project, asked: Ask) -> Outcome:
     lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", _keep(asked)
     if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait):
+    needs = [given.digest for given in _flat(asked.inputs)]
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs):
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
         for given in _flat(asked.inputs):
-            _require_whole(given)
+            require_whole(given)
         made = _make(asked)
     return Outcome(made, False, time.monotonic() - begun)
 
@@ -368,7 +381,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions | {"machine": platform.machine(), "hosts_contacted": sorted(offline.contacted)}
+    return versions | {"machine": platform.machine()} | offline.receipt()
 
 
 def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
@@ -378,7 +391,12 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
             shutil.copyfile(given.path / name, place / name)
 
 
-def _require_whole(given: Artifact) -> None:
+def require_whole(given: Artifact) -> None:
+    """Read every byte of an artifact before it is used.
+
+    Raises:
+        IntegrityError: It is not what its manifest says.
+    """
     faults = artifact.verify(given)
     if faults:
         raise IntegrityError(
@@ -418,6 +436,26 @@ def gather_sources(project: Project) -> None:
     project.forget()
 
 
+def require_no_network(project: Project, stages: Sequence[str]) -> None:
+    """With `--offline`, refuse at once what one of these stages would be refused later.
+
+    Raises:
+        NetworkError: The base, a source, or training needs the network.
+    """
+    if not offline.is_forbidden():
+        return
+    settings = project.config
+    if "pull" in stages and config.is_remote(settings.base) and not ask(project, "pull").path.exists():
+        offline.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
+    for source in settings.prepare.sources if "prepare" in stages else []:
+        if host := gather.host_of(source, project.sources):
+            offline.require(f"a source on {host}", hint="export it once, and name the file as path")
+    if "finetune" in stages and settings.finetune.report_to:
+        offline.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
+    if "finetune" in stages and settings.finetune.machines > 1:
+        offline.require("finetune.machines")
+
+
 @contextlib.contextmanager
 def _spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
@@ -430,6 +468,8 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        if error.errno == errno.EIO:
+            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
         raise
 
 
@@ -475,6 +515,45 @@ def _measured(
     if project.config.evaluate.choose is not None and "gguf" in models:
         inputs["validation"] = [answers(asked) for asked in predictions_of(project, "gguf", "validation")]
     return inputs
+
+
+def calibrate(project: Project) -> Outcome:
+    """Answer the calibration rows with the file that is served, then fit the policy.
+
+    Raises:
+        DataError: The data set has too few calibration rows.
+        And what `ask` and `run` raise.
+    """
+    inputs: dict[str, Artifact | list[Artifact]] = {}
+    if "predictions" in project.given:
+        role = STAGES["calibrate"].takes[1]
+        inputs = {role.name: find(project, role)} if role.name in project.given else {}
+    else:
+        inputs = _calibrated(project, lambda asked: run(project, asked).artifact)
+    return run(project, ask(project, "calibrate", inputs))
+
+
+def _calibrated(project: Project, answers: Callable[[Ask], Artifact]) -> dict[str, Artifact | list[Artifact]]:
+    """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
+    some of them may be out of scope."""
+    rows = find(project, _PREPARED).metrics["calibration"]
+    if rows == 0:
+        raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
+    section = config.stage_config(project.config, "calibrate")
+    assert isinstance(section, config.CalibrateConfig)
+    type = section.type or _served_type(project)
+    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    return {role: answers(predictions_of(project, "gguf", split, type)[0]) for role, split in splits.items()}
+
+
+def _served_type(project: Project) -> str:
+    """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
+    files = find(project, Role("gguf", ("gguf",))).metrics["files"]
+    if project.config.evaluate.choose is not None:
+        choice = find(project, Role("report", ("report",))).metrics["choice"]["model"]
+        if choice in files:
+            return str(choice)
+    return str(min(files, key=lambda name: files[name]["size"]))
 
 
 def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
@@ -527,20 +606,70 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
     raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
 
 
-def publish(project: Project) -> tuple[Outcome, Path, bool]:
-    """Check the gates, lay out the release, and copy it to the registry.
+def publish(project: Project) -> tuple[Outcome, str, bool]:
+    """Check the gates, lay out the release, and send it to where releases go.
 
     Returns:
         The outcome of the stage, where the release lies, and whether it was there already.
 
     Raises:
-        GateError: A gate failed, or no report measured a file.
+        GateError: A gate failed, no report measured a file, or the release would give something away.
+        IntegrityError: The target has another release under the same version.
     """
+    outcome, shipment = release(project)
+    with _target(project, "publish") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
+        targets.deliver(target, made)
+        where = target.where(shipment, shipment.manifest).rpartition("/")[0]
+    return outcome, where, made.there and not made.missing
+
+
+def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
+    """What `publish` would send where, as JSON values; the release is laid out, and nothing is sent."""
+    outcome, shipment = release(project)
+    with _target(project, "publish --plan") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        verdicts = enforce_gates(project, find(project, Role("report", ("report",))))
+        lacking = {item.name for item in made.missing}
+        return outcome, {
+            "to": made.to,
+            "visibility": target.visibility,
+            "license": outcome.artifact.metrics["license"],
+            "hosts": list(target.hosts),
+            "there": made.there,
+            "bytes_to_send": made.size,
+            "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
+            "gates": [verdict.text for verdict in verdicts],
+            "files": [
+                {"file": one.name, "size": one.size, "sha256": one.sha256, "to": target.where(shipment, one),
+                 "send": one.name in lacking}
+                for one in shipment.items
+            ],
+        }  # fmt: skip
+
+
+def release(project: Project) -> tuple[Outcome, targets.Shipment]:
+    """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
     enforce_gates(project, find(project, Role("report", ("report",))))
     outcome = run(project, ask(project, "publish"))
-    module = importlib.import_module(STAGES["publish"].module)
-    target, there = module.deliver(outcome.artifact, project.config.publish, project.root)
-    return outcome, target, there
+    section = project.config.publish
+    with _spoken("publish", project.runs):
+        module = importlib.import_module(STAGES["publish"].module)
+        module.require_allowed(outcome.artifact, section)
+        signature = None
+        if section.key is not None:
+            signature = signing.sign(outcome.artifact, section.key, project.runs)
+    asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
+
+
+@contextlib.contextmanager
+def _target(project: Project, what: str) -> Iterator[targets.Target]:
+    section = project.config.publish
+    settings = targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
+    with _spoken(what, project.root), targets.opened(section.to, settings, purpose=what) as target:
+        yield target
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:

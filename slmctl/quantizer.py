@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmctl.engine import PASSED_ON, usable_cores
+from slmctl import surroundings
+from slmctl.engine import usable_cores
 from slmctl.errors import MissingError, StageError
 
 
@@ -108,7 +108,7 @@ def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "slmctl._quantizer", task],
             stdin=stdin, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
-            env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            env=surroundings.bare(),
         )  # fmt: skip
         assert child.stdout is not None
         ended = False

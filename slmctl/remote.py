@@ -12,17 +12,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from slmctl import offline
+from slmctl import console, offline
 from slmctl.errors import NetworkError, UsageError
 
 ATTEMPTS = 6  # for one request, the first one included
@@ -85,11 +84,13 @@ class Remote:
         self.host = urlsplit(self.url).hostname or ""
         self.concurrency, self.timeout_s = concurrency, timeout_s
         self.retries = 0  # attempts beyond the first, over all requests
-        self._headers = {"Authorization": f"Bearer {_key(key_env)}"} if key_env else {}
-        self._names = {"max_tokens": "max_tokens", "temperature": "temperature"}  # what this endpoint calls an option
+        self._key = read_key(key_env) if key_env else ""
+        self._headers = {"Authorization": f"Bearer {self._key}"} if key_env else {}
+        self._wording = Wording()
         self._stop = threading.Event()
         self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._failed_in_a_row, self._worked = 0, False
+        self._said = False
 
     def ask_all(self, requests: Iterable[Ask]) -> Iterator[tuple[int, Reply | Refusal]]:
         """Answer every request, in any order: its index, and the answer or why there is none.
@@ -99,6 +100,9 @@ class Remote:
         Raises:
             NetworkError: The endpoint cannot be reached at all, or refuses the key or the model.
         """
+        if not self._said:
+            console.say(f"  contacting {', '.join(sorted(self._hosts()))}")
+            self._said = True
         self._stop.clear()
         self._failed_in_a_row, self._worked = 0, False
         numbered = enumerate(requests)
@@ -165,7 +169,7 @@ class Remote:
                 problem = Refusal(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
             else:
                 if status == 200:
-                    reply = _read(raw, seconds)
+                    reply = read_reply(raw, seconds)
                     if reply is not None:
                         return reply
                     problem = Refusal("the reply is no chat completion", status)
@@ -173,11 +177,11 @@ class Remote:
                     problem = Refusal(f"HTTP {status}: {_message(raw)}", status)
                     if status in HOPELESS:
                         raise NetworkError(f"{self.host}: {HOPELESS[status]} ({problem.message})")
-                    if status == 400 and self._adapt(raw):
+                    if status == 400 and self._wording.adapt(raw):
                         continue
                     if status not in AGAIN:
                         return problem
-                    pause = _asked_to_wait(headers)
+                    pause = asked_to_wait(headers)
             if attempt < ATTEMPTS - 1:
                 longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
                 self._stop.wait(max(min(pause, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)))
@@ -193,6 +197,8 @@ class Remote:
                     raise httpx.ReadTimeout(f"no whole reply within {self.timeout_s:g} s")
                 if len(raw) > MAX_BYTES:
                     raise httpx.ReadError(f"a reply of more than {MAX_BYTES} bytes")
+            # an endpoint that repeats the key, in an error or an answer, must not bring it into a file
+            raw = raw.replace(self._key.encode(), b"***") if self._key else raw
             return response.status_code, response.headers, raw, time.monotonic() - begun
 
     def _address(self) -> str:
@@ -201,28 +207,38 @@ class Remote:
 
     def _body(self, request: Ask) -> dict[str, Any]:
         options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
-        named = {self._names[key]: value for key, value in options.items() if key in self._names}
         more = {"stop": list(request.stop)} if request.stop else {}
-        return {"model": self.model, "messages": list(request.messages), **named, **more}
-
-    def _adapt(self, raw: bytes) -> bool:
-        """Learn from a refusal how this endpoint calls an option, or that it does not take it; True to ask again."""
-        said = _message(raw)
-        if "max_completion_tokens" in said and self._names.get("max_tokens") == "max_tokens":
-            self._names["max_tokens"] = "max_completion_tokens"
-            return True
-        if "temperature" in said:
-            return self._names.pop("temperature", None) is not None
-        return False
+        return {"model": self.model, "messages": list(request.messages), **self._wording.named(options), **more}
 
     def _limits(self) -> httpx.Limits:
         return httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
 
     def _hosts(self) -> set[str]:
         """The endpoint, and the proxy that this machine reaches it through."""
-        proxies = {} if proxy_bypass(self.host) else getproxies()
-        proxy = proxies.get(urlsplit(self.url).scheme) or proxies.get("all") or ""
-        return {host for host in (self.host, urlsplit(proxy).hostname or "") if host}
+        return offline.on_the_way(self.url)
+
+
+class Wording:
+    """What an endpoint calls the options; learned from its refusals."""
+
+    def __init__(self) -> None:
+        self._names = {"max_tokens": "max_tokens"}  # "" for an option that it does not take
+
+    def named(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that the endpoint takes, by its own names."""
+        return {name: value for key, value in options.items() if (name := self._names.get(key, key))}
+
+    def adapt(self, raw: bytes) -> bool:
+        """Learn from a refusal how an option is called, or that it is not taken; True to ask again."""
+        said = _message(raw)
+        if "max_completion_tokens" in said and self._names["max_tokens"] == "max_tokens":
+            self._names["max_tokens"] = "max_completion_tokens"
+            return True
+        for option in ("temperature", "top_p"):
+            if option in said and self._names.get(option, option):
+                self._names[option] = ""
+                return True
+        return False
 
 
 def completions(url: str) -> str:
@@ -244,14 +260,19 @@ def completions(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def _key(name: str) -> str:
+def read_key(name: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        UsageError: It is not set.
+    """
     key = os.environ.get(name, "").strip()
     if not key:
         raise UsageError(f"the environment variable {name} is not set", hint=f"export {name}=..., from a secret store")
     return key
 
 
-def _read(raw: bytes, seconds: float) -> Reply | None:
+def read_reply(raw: bytes, seconds: float) -> Reply | None:
     """The answer in a body, or None where there is none."""
     with contextlib.suppress(ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
         body = json.loads(raw)
@@ -277,7 +298,7 @@ def _message(raw: bytes) -> str:
     return raw[:80].decode(errors="replace")
 
 
-def _asked_to_wait(headers: httpx.Headers) -> float:
+def asked_to_wait(headers: httpx.Headers) -> float:
     """Seconds that `Retry-After` asks for, as a number or a date; 0 for none."""
     value = headers.get("retry-after", "").strip()
     with contextlib.suppress(ValueError):

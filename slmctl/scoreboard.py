@@ -43,6 +43,22 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, [_line(name, entry, metric, others) for name, entry in entries.items()]
 
 
+def plan(found: dict[str, Any]) -> Iterator[str]:
+    """What publishing would do, a line each: the files, where they go, and under what conditions."""
+    width = max(len(one["file"]) for one in found["files"])
+    for one in found["files"]:
+        mark = "send" if one["send"] else "there"
+        yield f"{mark:<5}  {console.size(one['size']):>9}  {one['file']:<{width}}  -> {one['to']}"
+    there = ", which is there already" if found["there"] else ""
+    yield f"to          {found['to']}{there}"
+    yield f"hosts       {', '.join(found['hosts']) or 'none'}"
+    yield f"visibility  {found['visibility']}"
+    yield f"license     {found['license'] or 'none stated'}"
+    yield f"signed      {'yes' if found['signed'] else 'no'}"
+    yield from (f"gate passed {text}" for text in found["gates"] or ["(none is set)"])
+    yield f"bytes       {found['bytes_to_send']} to send"
+
+
 def _line(name: str, entry: dict[str, Any], metric: str, others: Sequence[str]) -> list[str]:
     low, high = entry["interval"]
     latency = entry.get("latency_ms")

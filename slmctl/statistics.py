@@ -35,6 +35,34 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
+    """The exact one-sided upper bound of a share (Clopper and Pearson 1934); 1 when nothing was counted.
+
+    Args:
+        wrong: Rows that were seen to be wrong.
+        total: Rows that were seen.
+        confidence: Chance that the true share lies at or below the bound, at least.
+    """
+    if wrong >= total:
+        return 1.0
+    low, high = wrong / total, 1.0
+    for _ in range(50):  # the chance of so few falls steadily as the supposed share grows
+        middle = (low + high) / 2
+        if _at_most(wrong, total, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(k: int, n: int, share: float) -> float:
+    """Chance of at most k of n when each has this chance (binomial)."""
+    counts = np.arange(1, k + 1, dtype=np.float64)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
+    known = ways + np.arange(k + 1) * math.log(share or 1e-300) + (n - np.arange(k + 1)) * math.log1p(-share)
+    return float(np.exp(known).sum())
+
+
 def drop_bound(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> float:
     """Upper bound of how much the second model's share of right answers lies below the first's.
 

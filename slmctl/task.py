@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import jsonschema
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from slmctl import chat_template
 from slmctl.artifact import canonical, sha256_bytes
 from slmctl.errors import DataError, IntegrityError
 
@@ -129,16 +128,11 @@ class Task:
             DataError: The template refuses these messages.
         """
         safe = [self.safe(message) for message in messages]
-        try:
-            return _compile(self.chat_template).render(
-                messages=safe,
-                tools=self.safe(tools) if tools else None,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-            )
-        except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
-            raise DataError(f"the chat template refuses the messages: {error}") from None
+        values = {
+            "messages": safe, "tools": self.safe(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
+        }  # fmt: skip
+        return chat_template.render(self.chat_template, values)
 
     def safe(self, value: Any) -> Any:
         """A value of a message with every text in it defused."""
@@ -198,21 +192,6 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
         raise DataError("the chat template has no end of turn", hint="a model trained with it would never stop")
     token = re.match(r"<[^<>\s]+>|\S+", end)
     return token.group() if token else end
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
-    """Compile a template in the sandbox, with what chat templates expect to find there."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _refuse
-    return environment.from_string(source)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 @functools.lru_cache(maxsize=8)

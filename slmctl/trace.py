@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import lineage
-from slmctl.artifact import MANIFEST, Artifact, Manifest, sha256_file
+from slmctl.artifact import MANIFEST, Artifact, sha256_file
 from slmctl.errors import IntegrityError
 from slmctl.fingerprints import FILENAME, Fingerprints, Match, Probe, probe
 
@@ -99,7 +99,7 @@ def trace(
         similarity: Estimated similarity (0 to 1) from which another row counts as nearly the same.
         registries: Folders of releases, `PROJECT/VERSION/` each.
     """
-    whole = [_opened(folder) for folder in lineage.folders(root)]
+    whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [one for one in whole if isinstance(one, Artifact)]
     asked = {one.path: _fingerprints(one) for one in here if one.kind == "prepared"}
     readable = {path: found for path, found in asked.items() if isinstance(found, Fingerprints)}
@@ -112,7 +112,9 @@ def trace(
         for one in here
         if one.kind == "prepared"
     )
-    released = [_opened(path.parent) for registry in registries for path in sorted(registry.glob("*/*/" + MANIFEST))]
+    released = [
+        lineage.opened(path.parent) for registry in registries for path in sorted(registry.glob("*/*/" + MANIFEST))
+    ]
     exposures = _Exposures([*here, *(one for one in released if isinstance(one, Artifact))], data_sets)
     return Trace(
         data_sets,
@@ -221,14 +223,6 @@ def _fingerprints(data_set: Artifact) -> Fingerprints | str:
 
 def _fault(found: Fingerprints | str) -> str:
     return found if isinstance(found, str) else ""
-
-
-def _opened(folder: Path) -> Artifact | Path:
-    """An artifact, of which nothing but the manifest need be there; or the folder of one that has none to trust."""
-    try:
-        return Artifact(folder, Manifest.from_bytes((folder / MANIFEST).read_bytes(), where=MANIFEST))
-    except (OSError, IntegrityError):
-        return folder
 
 
 def _shown(path: Path, root: Path) -> str:

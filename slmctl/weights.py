@@ -5,7 +5,7 @@ The one place that loads with transformers; it is imported by stages only.
 
 from __future__ import annotations
 
-import re
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,48 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
+# Keys of a model folder's JSON that have a loader import code which the folder, or a repository, brings.
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # large, and data to every loader
+CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
+
+
 def refuse_code(folder: Path) -> None:
     """Refuse a model folder that could run code when it is loaded.
 
     Raises:
         DataError: Its config names Python code (`auto_map`), or its weights are pickles.
     """
-    for path in sorted(folder.glob("*.json")):
-        if re.search(r'"auto_map"\s*:', path.read_text(encoding="utf-8", errors="replace")):
-            raise DataError(
-                f"{path.name} of the base has 'auto_map': it would run the model author's Python code",
-                hint="take a base whose architecture transformers knows",
-            )
+    _refuse_named_code(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = [
             path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
         ]
         found = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
         raise DataError(f"the base has {found}", hint="take a base with .safetensors, or a .gguf file")
+
+
+def _refuse_named_code(folder: Path) -> None:
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in VOCABULARIES and (key := _names_code(path)):
+            raise DataError(
+                f"{path.name} of the base has '{key}': it would run the model author's Python code",
+                hint="take a base whose architecture transformers knows",
+            )
+
+
+def _names_code(path: Path) -> str:
+    """The key of a JSON file that names code to load: of the model's folder, or of the hub."""
+    try:
+        left: list[Any] = [json.loads(path.read_bytes())]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} of the base is not readable JSON: {error}") from None
+    while left:
+        value = left.pop()
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if (key in CODE and inner) or (key.endswith("attn_implementation") and "/" in str(inner)):
+                return str(key)
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return ""
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
@@ -51,7 +75,12 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """The model in a folder, ready to be read from (no dropout)."""
+    """The model in a folder, ready to be read from (no dropout).
+
+    Raises:
+        DataError: Its config names code.
+    """
+    _refuse_named_code(folder)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import queue
@@ -235,6 +236,43 @@ def test_every_label_has_its_probability(shared_engine: Engine, task: Task) -> N
             wanted *= weights[allowed.index(token)] / weights.sum()
         assert head
         assert answer.labels[label] == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Task) -> None:
+    prompt = task.prompt(task.messages("hello"))
+    for asked in (
+        Request(prompt, max_tokens=6, temperature=1.0, seed=2),
+        Request(prompt, schema=SCHEMA, max_tokens=60),
+        Request(prompt, labels=("billing", "bill", "delivery late", "账单"), end=task.end),
+    ):
+        answer = shared_engine.ask(asked)
+        assert answer.logprobs
+        assert np.exp(sum(answer.logprobs)) == pytest.approx(answer.confidence, rel=1e-3)
+    assert len(answer.raw_logprobs) == len(answer.logprobs)
+    # the first choice against the logits: among the labels' tokens, and among all tokens
+    logits = shared_engine.logits(prompt)[0].astype(float)
+    tokens = shared_engine.tokenize(answer.text + task.end)
+    whole = logits[tokens[0]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    assert answer.raw_logprobs[0] == pytest.approx(whole, abs=0.02)
+    assert all(raw <= among + 1e-6 for raw, among in zip(answer.raw_logprobs, answer.logprobs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["free", "labels", "json", "stop"])
+def test_tokens_are_told_with_what_stood_beside_them(shared_engine: Engine, task: Task, kind: str) -> None:
+    asked = dataclasses.replace(request(task, kind, "hello", shared=True), alternatives=3)
+    heard = Heard()
+    shared_engine.submit(asked, heard.put)
+    events = [heard.events.get(timeout=60)]
+    while "piece" in events[-1]:
+        events.append(heard.events.get(timeout=60))
+    text = "".join(event.get("piece", "") for event in events)
+    tokens = [token for event in events for token in event.get("tokens", [])]
+    raw = b"".join(bytes(token["bytes"]) for token in tokens)
+    assert raw.decode(errors="replace").startswith(text) if kind == "stop" else raw.decode(errors="replace") == text
+    for token in tokens:
+        assert token["logprob"] <= 0
+        assert 1 <= len(token["top"]) <= 3
+        assert token["top"][0]["logprob"] >= token["logprob"] - 1e-6
 
 
 def test_one_label_begins_another_without_an_end(shared_engine: Engine) -> None:

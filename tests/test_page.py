@@ -18,7 +18,6 @@ from slmctl import chart, page
 from slmctl.chart import Bar, Dot, Line, Point
 from slmctl.console import shown
 from slmctl.data import _report as data_report
-from slmctl.gates import Verdict
 from slmctl.model import _report as model_report
 
 
@@ -42,7 +41,7 @@ def of_prepare(out: Path, names: tuple[str, ...] = ("billing", "delivery", "retu
 def of_evaluate(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "tickets") -> Path:
     report = evaluate_report(names, text, ("base", "adapter", "Q8_0", f"Q4 {text}"))
     rows = evaluate_rows(report, names, text, cut=200)
-    model_report.write(out, report, rows, labels=names, verdicts=[Verdict(True, text), Verdict(False, text)])
+    model_report.write(out, report, rows, labels=names)
     return out / "report.html"
 
 

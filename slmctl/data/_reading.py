@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from rapidfuzz import process
-from tokenizers import Tokenizer
 
-from slmctl import fingerprints, offline, sensitive, similar
+from slmctl import fingerprints, offline, sensitive, similar, surroundings
 from slmctl.config import Source, moment
 from slmctl.data import _shapes
+from slmctl.data._lengths import Lengths
 from slmctl.data._split import place
 from slmctl.errors import DataError
 from slmctl.records import Record
@@ -31,8 +32,10 @@ from slmctl.task import Task
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
 AHEAD = 3  # batches a worker that are read before they are needed
+OFTEN = 4096  # system prompts and labels whose findings are remembered
 LARGE = 4_000_000  # bytes of sources from which starting workers pays
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
 _NO_DIGIT = re.compile(r"\D")
 
 Raw = tuple[int, dict[str, Any], str]  # number, columns, fault
@@ -119,10 +122,9 @@ class Reader:
     def __init__(self, reading: Reading) -> None:
         self.reading, self.task = reading, reading.task
         self.shapes = reading.shapes()
-        self.tokenizer = Tokenizer.from_file(str(reading.tokenizer))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._lengths = Lengths(self.task, reading.tokenizer)
         self._known = frozenset(reading.labels) if reading.labels is not None else None
+        self._often: dict[str, Applied] = {}
 
     def read(self, source: int, rows: Sequence[Raw]) -> Batch:
         """The records among some rows of a source."""
@@ -136,7 +138,7 @@ class Reader:
                 record, original, system = self._record(source, number, columns)
                 record, touched = self._cleared(source, record, tally)
                 found += touched
-                line = json.dumps(record.to_json(), ensure_ascii=False).encode()
+                line = _encode(record.to_json()).encode()
                 moments.append(self._moment(source, columns))
             except RefusedError:
                 raise
@@ -181,7 +183,7 @@ class Reader:
         own = _shapes.cell(columns.get(origin.id)) if origin.id else ""
         if own:
             return dataclasses.replace(record, id=fingerprints.number(own)), original, system
-        identity = json.dumps([original, answer], ensure_ascii=False).encode()
+        identity = _encode([original, answer]).encode()
         return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
 
     def _opened(self, messages: _shapes.Messages) -> tuple[str, _shapes.Messages]:
@@ -213,7 +215,10 @@ class Reader:
         names = dict(zip(("user", "assistant"), self.shapes[source].fields, strict=True))
         last, messages, left, touched = len(record.messages) - 1, [], False, False
         for at, message in enumerate(record.messages):
-            applied = self._applied(message["content"], in_json=at == last and self.task.kind == "extract")
+            if message["role"] == "system" or (at == last and record.label is not None):
+                applied = self._applied_often(message["content"])
+            else:
+                applied = self._applied(message["content"], in_json=at == last and self.task.kind == "extract")
             messages.append(message)
             if not applied.findings:
                 continue
@@ -233,6 +238,14 @@ class Reader:
         if not touched:
             return record, False
         return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
+
+    def _applied_often(self, text: str) -> Applied:
+        """The policy on a text that many rows share."""
+        if text not in self._often:
+            if len(self._often) == OFTEN:
+                self._often.clear()
+            self._often[text] = self.reading.policy.apply(text)
+        return self._often[text]
 
     def _applied(self, text: str, *, in_json: bool) -> Applied:
         """The policy on a text; of an answer in JSON, on each text in it, so that it stays JSON."""
@@ -298,8 +311,6 @@ class Reader:
         first = compact.copy()
         if changed:
             first[changed] = similar.compact(similar.sketch([before[k] for k in changed]))
-        whole = [self.task.prompt(r.prompt_messages, tools=r.tools) + r.answer + self.task.end for r in records]
-        encoded = self.tokenizer.encode_batch_fast(whole, add_special_tokens=False)
         return Batch(
             source=source,
             rejected=tuple(rejected),
@@ -316,7 +327,7 @@ class Reader:
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             places=np.array([place(r.group or text) for r, text in zip(records, before, strict=True)], dtype=float),
             moments=np.array(moments, dtype=float),
-            tokens=np.array([len(one) for one in encoded], dtype=np.int32),
+            tokens=self._lengths.of(records),
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(systems),
         )
@@ -351,7 +362,8 @@ def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:
     waiting: list[Future[Batch]] = []
     try:
         for source, rows in _raw(reading.sources):
-            waiting.append(pool.submit(_read, source, rows))
+            with surroundings.hidden():  # the first one starts the processes
+                waiting.append(pool.submit(_read, source, rows))
             if len(waiting) > AHEAD * workers:
                 yield waiting.pop(0).result()
         while waiting:
@@ -380,6 +392,7 @@ _reader: Reader  # of this worker
 def _start(reading: Reading) -> None:
     global _reader
     offline.seal()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor already
     _reader = Reader(reading)
 
 

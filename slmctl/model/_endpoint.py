@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 import statistics
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slmctl import console, metrics
+from slmctl import briefing, console
 from slmctl.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError
@@ -28,11 +27,6 @@ from slmctl.remote import Ask, Refusal, Remote, Reply
 from slmctl.task import Task
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
-HOW = {  # what a model that was not trained for the task is told beside the task's own system prompt
-    "classify": "Answer with exactly one of these labels and nothing else: {labels}",
-    "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
-    "generate": "Answer with the text and nothing else.",
-}
 
 
 def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
@@ -159,54 +153,14 @@ def _order(id: str) -> str:
 
 def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
     """What every conversation with a general model opens with: the task in words, the examples as turns."""
-    how = HOW[task.kind].format(
-        labels=", ".join(task.labels), schema=json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
-    )
     shown = [turn for example in examples for turn in _turns(example)]
-    return [{"role": "system", "content": f"{task.system}\n{how}".strip()}, *shown]
+    return [{"role": "system", "content": briefing.brief(task)}, *shown]
 
 
 def _turns(record: Record) -> list[dict[str, str]]:
     """A record's conversation without its system prompt, which the prompt has its own for."""
     turns = [message for message in record.messages if message["role"] != "system"]
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-
-
-def read(task: Task, text: str) -> str:
-    """The answer in what a general model said, read kindly.
-
-    classify: the label that it says, whatever the case and punctuation; else the only label that stands in
-    the text (a label inside a longer one does not count). extract: what is inside a code fence, or from the
-    first brace to the last.
-    """
-    text = text.strip()
-    if task.kind == "classify":
-        return _label(task, text) or text
-    if task.kind == "extract" and metrics.parse(text) is metrics.INVALID:
-        fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL | re.IGNORECASE)
-        inner = fenced.group(1).strip() if fenced else text[text.find("{") : text.rfind("}") + 1]
-        return inner if metrics.parse(inner) is not metrics.INVALID else text
-    return text
-
-
-def _label(task: Task, text: str) -> str | None:
-    if text in task.labels:
-        return text
-    said = metrics.words(text)
-    by_words: dict[tuple[str, ...], list[str]] = {}
-    for label in task.labels:
-        by_words.setdefault(tuple(metrics.words(label)), []).append(label)
-    whole = by_words.get(tuple(said), [])
-    if len(whole) == 1:
-        return whole[0]
-    within = [key for key in by_words if key and _stands_in(key, said)]
-    longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
-    found = [label for key in longest for label in by_words[key]]
-    return found[0] if len(found) == 1 else None
-
-
-def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
-    return any(tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1))
 
 
 def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:
@@ -217,7 +171,7 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str
     if isinstance(reply, Refusal):
         return line | {"error": reply.message, "prompt_tokens": 0, "completion_tokens": 0}
     return line | {
-        "answer": read(task, reply.text),
+        "answer": briefing.read(task, reply.text),
         "said": reply.text,
         "finish": reply.finish,
         "prompt_tokens": reply.prompt_tokens,

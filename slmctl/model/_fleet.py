@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from slmctl.briefing import read
 from slmctl.engine import Answer, EngineError
 from slmctl.errors import DataError, UsageError
-from slmctl.model._endpoint import read
 from slmctl.model.predict import Prompt
 from slmctl.remote import Ask, Refusal, Remote, Reply, completions
 from slmctl.task import Task

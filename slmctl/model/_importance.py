@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slmctl import console
 from slmctl.errors import StageError
-from slmctl.model._gguf import Head
+from slmctl.gguf_head import Head
 from slmctl.model._ladder import Matrix
 
 BATCH = 8  # records of like length computed together

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmctl import console, converter, quantizer
+from slmctl import console, converter, gguf_head, quantizer
 from slmctl.artifact import Artifact
 from slmctl.base import Base
 from slmctl.config import QuantizeConfig
-from slmctl.model import _gguf
-from slmctl.model._gguf import Head
+from slmctl.gguf_head import Head
 from slmctl.quantizer import Target
 
 # Types that the importance matrix can help, and those that llama.cpp does not write without one.
@@ -42,7 +41,7 @@ def convert(config: QuantizeConfig, merged: Artifact, base: Base, scratch: Path)
     kind = _dtype(merged.path)
     path = scratch / file_name(config, base, kind.upper())
     converter.convert(merged.path, path, dtype=kind, metadata=metadata(config, base))
-    return Lossless(path, kind.upper(), _gguf.read(path))
+    return Lossless(path, kind.upper(), gguf_head.read(path))
 
 
 def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> list[Target]:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slmctl import artifact, backend, console, errors, offline
+from slmctl import artifact, backend, console, errors, offline, surroundings
 from slmctl.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import NetworkError, SlmctlError, StageError
@@ -53,7 +53,7 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
         "--master_addr", config.address, "--master_port", str(config.port), "-m", __name__, str(job),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
-    settings = {"OMP_NUM_THREADS": threads} | _interface(config) | os.environ
+    settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
     done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
     job.unlink(missing_ok=True)
@@ -64,9 +64,14 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
         raise getattr(errors, kind)(message, hint=hint)
     if done.returncode != 0 or (leads and "metrics" not in said):
         raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
-    offline.contacted.update(said.get("contacted", []))
+    offline.add_receipt(said.get("receipt", {}))
     metrics: dict[str, Any] = said.get("metrics", {})
     return metrics
+
+
+def _environment(config: FinetuneConfig) -> dict[str, str]:
+    """What the training processes see: no secrets, unless trackers are to be told, which have keys of their own."""
+    return dict(os.environ) if config.report_to else surroundings.without_secrets()
 
 
 def _interface(config: FinetuneConfig) -> dict[str, str]:
@@ -76,7 +81,10 @@ def _interface(config: FinetuneConfig) -> dict[str, str]:
     """
     if config.machines == 1:
         return {}
-    with offline.network("finetune.machines"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with (
+        offline.network("finetune.machines", hosts={config.address}),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+    ):
         try:
             probe.connect((config.address, config.port))  # of a datagram socket: finds the way, sends nothing
         except OSError as error:
@@ -129,7 +137,7 @@ def _work(job: Path) -> int:
             json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
         return error.code
     if leads:
-        said = {"metrics": metrics, "contacted": sorted(offline.contacted)}
+        said = {"metrics": metrics, "receipt": offline.receipt()}
         answer.write_text(json.dumps(said), encoding="utf-8")
     return 0
 

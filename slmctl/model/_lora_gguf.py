@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from slmctl import converter
+from slmctl import converter, gguf_head
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.errors import StageError
-from slmctl.model import _gguf, _lora
+from slmctl.model import _lora
 
 
 def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _refuse_what_is_no_sum(adapter: _lora.Adapter) -> None:
 
 def _must_hold(path: Path, layers: int, alpha: float) -> None:
     """Raises StageError when a layer is missing from the file, or its scale is another one."""
-    head = _gguf.read(path)
+    head = gguf_head.read(path)
     pairs = sum(tensor.name.endswith(".lora_a") for tensor in head.tensors)
     kept = float(head.metadata.get("adapter.lora.alpha", 0))
     if head.metadata.get("adapter.type") != "lora" or pairs != layers or not np.isclose(kept, alpha):

@@ -19,7 +19,7 @@ import torch
 
 from slmctl import quantizer
 from slmctl.errors import StageError
-from slmctl.model._gguf import Head
+from slmctl.gguf_head import Head
 from slmctl.quantizer import Row
 from slmctl.records import Record
 from slmctl.task import Message, Task

@@ -13,7 +13,6 @@ from typing import Any
 
 from slmctl import chart, console, page
 from slmctl.chart import Dot
-from slmctl.gates import Verdict
 from slmctl.model import _changes, _costs, _errors
 from slmctl.model._measured import SAID, Measured, points, tone
 from slmctl.page import Block, Cell, Chart, Figure, Notice, Section, Table, count, percent
@@ -29,7 +28,6 @@ def write(
     rows: Iterable[dict[str, Any]] = (),
     *,
     labels: Sequence[str] = (),
-    verdicts: Sequence[Verdict] = (),
 ) -> None:
     """Write `report.html` into `out`.
 
@@ -37,18 +35,14 @@ def write(
         report: What `report.json` holds.
         rows: What `rows.jsonl` holds after its first line.
         labels: What the numbers in the rows stand for.
-        verdicts: Gates, where they are known; they lie outside the report.
     """
-    page.write(out / FILENAME, _page(Measured(report), rows, labels, verdicts))
+    page.write(out / FILENAME, _page(Measured(report), rows, labels))
 
 
-def _page(
-    seen: Measured, rows: Iterable[dict[str, Any]], labels: Sequence[str], verdicts: Sequence[Verdict]
-) -> page.Page:
+def _page(seen: Measured, rows: Iterable[dict[str, Any]], labels: Sequence[str]) -> page.Page:
     headline, verdict = _headline(seen)
     sections = [
         _scoreboard(seen),
-        _gates(verdicts),
         _differences(seen),
         _choice(seen),
         _rows(seen, rows, labels),
@@ -61,7 +55,7 @@ def _page(
         headline=headline,
         lead=_lead(seen),
         tone=verdict,
-        figures=list(_figures(seen, verdicts)),
+        figures=list(_figures(seen)),
         notices=list(_notices(seen)),
         noticed="What the figures say",
         sections=[section for section in sections if section.blocks],
@@ -120,7 +114,7 @@ def _notices(seen: Measured) -> Iterator[Notice]:
         yield Notice(remark, "bad" if tuned and number < winners else "")
 
 
-def _figures(seen: Measured, verdicts: Sequence[Verdict]) -> Iterator[Figure]:
+def _figures(seen: Measured) -> Iterator[Figure]:
     focus, entry = seen.focus, seen.entries[seen.focus]
     yield Figure(
         f"{focus}, {seen.metric}", percent(seen.score(focus)), f"{_range(seen, focus)}, {seen.confidence:.0%} sure"
@@ -134,9 +128,6 @@ def _figures(seen: Measured, verdicts: Sequence[Verdict]) -> Iterator[Figure]:
     for told, name in beside:
         if name and (found := seen.difference(name, focus)):
             yield Figure(told, found.told, f"points, {found.span}, to {name}", found.tone)
-    if verdicts:
-        passed = sum(verdict.passed for verdict in verdicts)
-        yield Figure("Gates", f"{passed} of {len(verdicts)}", "passed", "good" if passed == len(verdicts) else "bad")
     if entry.get("size"):
         yield Figure("Size", console.size(entry["size"]), focus)
     if latency := entry.get("latency_ms"):
@@ -187,13 +178,6 @@ def _line(seen: Measured, name: str, others: Sequence[str]) -> list[str | Cell]:
         f"{latency['median']:,.0f} ms" if latency else "",
         f"{entry['rows_per_s']:,.1f}" if entry.get("rows_per_s") else "",
     ]
-
-
-def _gates(verdicts: Sequence[Verdict]) -> Section:
-    rows: list[list[str | Cell]] = [
-        [Cell("passed", "good") if v.passed else Cell("failed", "bad"), v.text] for v in verdicts
-    ]
-    return Section("Gates", [Table("What a release must meet", ["verdict", "gate"], rows, 2)] if rows else [])
 
 
 def _differences(seen: Measured) -> Section:

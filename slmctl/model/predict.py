@@ -14,10 +14,10 @@ from slmctl import console, engine, grammar
 from slmctl.artifact import Artifact, FileEntry
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError, UsageError
+from slmctl.policy import LABELS
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 
-LABELS = 5  # the likeliest ones that a line holds with their probabilities
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
 
 
@@ -201,6 +201,8 @@ def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
         "expected": record.answer,
         "confidence": answer.confidence,
         **({"labels": likeliest} if likeliest else {}),
+        **({"logprobs": answer.logprobs} if answer.logprobs else {}),
+        **({"raw_logprobs": answer.raw_logprobs} if answer.raw_logprobs else {}),
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

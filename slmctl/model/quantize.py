@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slmctl import console, converter, engine, weights
+from slmctl import console, converter, engine, gguf_head, weights
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.base import Base
 from slmctl.config import QuantizeConfig
 from slmctl.errors import StageError
-from slmctl.model import _gguf, _importance, _ladder, _lora_gguf, _parity
-from slmctl.model._gguf import Head
+from slmctl.gguf_head import Head
+from slmctl.model import _importance, _ladder, _lora_gguf, _parity
 from slmctl.model._ladder import WEIGHTED, Lossless, Matrix
 from slmctl.quantizer import Target
 from slmctl.records import Record, read_records
@@ -57,7 +57,7 @@ def run(
         for target in targets:
             kept, parity = _closest(target, others.get(target.type), wanted, scratch)
             answered = _must_answer(kept.path, task, held_out[:PROBES])
-            files[target.type] = _entry(kept, _gguf.read(kept.path)) | parity | answered
+            files[target.type] = _entry(kept, gguf_head.read(kept.path)) | parity | answered
             _say(target.type, files[target.type])
         lora = {}
         if adapter is not None:
@@ -107,10 +107,10 @@ def _closest(
     target: Target, other: Target | None, wanted: _parity.Reference, scratch: Path
 ) -> tuple[Target, dict[str, Any]]:
     """Hold a file against the merged model; where it was written both ways, keep the closer one under its name."""
-    parity = _parity.check(target.path, _gguf.read(target.path), wanted, scratch=scratch)
+    parity = _parity.check(target.path, gguf_head.read(target.path), wanted, scratch=scratch)
     if other is None:
         return target, parity
-    plain = _parity.check(other.path, _gguf.read(other.path), wanted, scratch=scratch)
+    plain = _parity.check(other.path, gguf_head.read(other.path), wanted, scratch=scratch)
     both = {"kl_weighted": parity.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
     if plain.get("kl_mean", 0.0) >= parity.get("kl_mean", 0.0):
         other.path.unlink()

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from slmctl import surroundings
 from slmctl.errors import DataError, UsageError
 from slmctl.rows.cells import Row, column_names, fault_of, plain
 from slmctl.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
@@ -78,7 +79,9 @@ def _cells_of(path: Path, sheet: str | None) -> Generator[list[object], None, No
     # -P: a module that lies in the folder of the data is not ours
     command = [sys.executable, "-P", "-m", "slmctl.rows.workbook", str(path), *([sheet] if sheet is not None else [])]
     with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL, env=surroundings.bare()
+        )
         assert child.stdout is not None
         try:
             with child.stdout as lines:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
 from slmctl.sensitive.stand_ins import make_key as make_key
 from slmctl.sensitive.stand_ins import stand_in
-from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, View, views
+from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, View, is_encoded, views
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 Fate = Literal["keep", "drop", "refuse"]  # of a row; refuse ends the run
@@ -133,15 +133,6 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class AppliedRow:
-    """A row after a policy: its texts in order, and what `Applied` says of a text, of all of them together."""
-
-    texts: tuple[str, ...] = field(repr=False)
-    action: Fate
-    sensitive: bool
-
-
-@dataclass(frozen=True)
 class Tally:
     """How often each rule found something, by column or role and by what was done. Sums add up across processes."""
 
@@ -175,30 +166,6 @@ class Tally:
         }
 
 
-def apply_row(
-    policy: Policy, texts: Iterable[tuple[str, str]], *, tally: Tally, fixed: Collection[str] = ()
-) -> AppliedRow:
-    """Apply a policy to every text of a row, and count.
-
-    Args:
-        policy: What to do.
-        texts: (column or role, text) pairs; a role may come several times.
-        tally: Where to count.
-        fixed: Columns that are searched and counted but never changed, such as a label; what is found in
-            them makes the row sensitive.
-    """
-    result, sensitive = [], False
-    action: Fate = "keep"
-    for where, text in texts:
-        applied = policy.apply(text)
-        tally.add(where, applied, policy)
-        unchanged = where in fixed and bool(applied.findings)
-        result.append(text if unchanged else applied.text)
-        sensitive = sensitive or applied.sensitive or unchanged
-        action = max(action, applied.action, key=FATES.index)
-    return AppliedRow(tuple(result), action, sensitive)
-
-
 # Finding
 
 Found = tuple[Finding, Match, str]  # with the match and how it was written, disguises undone
@@ -214,11 +181,10 @@ _SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=|:) ")
 
 def _may_hold(text: str) -> bool:
     """Whether anything could be found: a cheap look at the signs and words without which no rule matches."""
-    if not text.isascii():
-        text = text.translate(FOLDS)
-    text = text.lower()
+    given = text if text.isascii() else text.translate(FOLDS)
+    text = given.lower()
     signs = text.encode(errors="replace").translate(None, _OTHERS)
-    return (bool(signs) and _signs_tell(text, signs)) or _words_tell(text)
+    return (bool(signs) and _signs_tell(text, signs)) or _words_tell(text) or is_encoded(given)
 
 
 def _signs_tell(text: str, signs: bytes) -> bool:

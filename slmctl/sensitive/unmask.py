@@ -2,11 +2,14 @@
 
 Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek, characters
 without width, odd spaces, dashes and dots, percent, HTML and backslash escapes, inline HTML tags, `[at]` and
-`(dot)`, letters with s p a c e s between them, digits as English words. The result is for matching, never for output.
+`(dot)`, letters with s p a c e s between them, digits as English words, text in base64 or hexadecimal. The result is
+for matching, never for output.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import html
 import re
 import unicodedata
@@ -99,6 +102,10 @@ TWO_NUMBERS = re.compile(rf"{_TELLING}{_PAUSE}(?:double |triple )?(?:{_TELLING}|
 _DIGIT_WORD = re.compile(rf"(?:(double|triple) )?({'|'.join(_DIGITS)}|\d)", re.IGNORECASE)
 
 
+_URL_SAFE = str.maketrans("-_", "+/")
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{11,}={1,2}|[A-Za-z0-9+/_-]{16,}")
+
+
 def views(text: str) -> list[View]:
     """The ways to read a text: with disguises undone, and, where it spells something out, put together as well."""
     plain = _plain(text)
@@ -106,9 +113,35 @@ def views(text: str) -> list[View]:
     if TWO_NUMBERS.search(plain.text.lower()):
         said = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
         result.append(said.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
+    if is_encoded(plain.text):
+        result.append(plain.rewrite(_ENCODED, lambda match: _decoded(match[0]).translate(FOLDS) or match[0]))
     together = [view for view in result if _LONE.search(view.text)]
     result += [view.rewrite(_SPACED, lambda match: match[0].replace(" ", "")) for view in together]
     return [view for view in result if view is plain or view.text != plain.text]
+
+
+def is_encoded(text: str) -> bool:
+    """Whether a text holds another one in base64 or hexadecimal."""
+    return any(_decoded(run) for run in _ENCODED.findall(text))
+
+
+def _decoded(run: str) -> str:
+    """The text that a run of letters and digits stands for; empty where it is none, as nearly any word is."""
+    run = run.rstrip("=")
+    if run.isalpha() and (run.islower() or run.istitle()):
+        return ""
+    try:
+        raw = bytes.fromhex(run)
+    except ValueError:
+        try:
+            raw = base64.b64decode(run.translate(_URL_SAFE) + "=" * (-len(run) % 4), validate=True)
+        except binascii.Error:
+            return ""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return ""
+    return text if all(char.isprintable() or char in "\r\n\t" for char in text) else ""
 
 
 def _plain(text: str) -> View:

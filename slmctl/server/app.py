@@ -24,6 +24,7 @@ from slmctl import console
 from slmctl.engine import Engine, Event, Request
 from slmctl.errors import DataError, UsageError
 from slmctl.server import page
+from slmctl.server.route import Router
 from slmctl.task import Task
 
 MAX_BODY = 1 << 20  # bytes
@@ -42,6 +43,7 @@ class Served:
     task: Task
     name: str
     max_tokens: int
+    router: Router | None = None  # decides which answers come from a general model
 
 
 class BadRequestError(Exception):
@@ -135,16 +137,15 @@ async def _completions(http: HttpRequest) -> Response:
     request = _request(body, served)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     events = _events(served.engine, request)
+    if served.router is not None:
+        return await _routed(http, served, body, events, head)
     if body.get("stream"):
         with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         first = await anext(events)  # a request that does not fit is refused before the stream begins
         _raise_refusal(first)
         return StreamingResponse(_stream(head, first, events, with_usage, served), media_type="text/event-stream")
-    text, last = "", {}
-    async for event in events:
-        _raise_refusal(event)
-        text += event.get("piece", "")
-        last = event
+    last = await _whole(events)
+    text = last["text"]
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": last["finish"]}
     return JSONResponse(
         {
@@ -155,6 +156,43 @@ async def _completions(http: HttpRequest) -> Response:
             "slmctl": _extra(last, served),
         }
     )
+
+
+async def _whole(events: AsyncIterator[Event]) -> Event:
+    """The engine's last event, with the whole text."""
+    text, last = "", {}
+    async for event in events:
+        _raise_refusal(event)
+        text += event.get("piece", "")
+        last = event
+    return {**last, "text": text}
+
+
+async def _routed(
+    http: HttpRequest, served: Served, body: dict[str, Any], events: AsyncIterator[Event], head: dict[str, Any]
+) -> Response:
+    """One whole answer, of one model; a client that wants a stream gets it in one piece."""
+    assert served.router is not None
+    routed = await served.router.route(_messages(body), body, http.headers, lambda: _whole(events))
+    headers = {"x-slmctl-route": routed.header}
+    usage = _usage({"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens})
+    extra = _extra(routed.local, served) | {
+        "route": routed.route, "reason": routed.reason, "p_correct": routed.p_correct,
+    }  # fmt: skip
+    head = {**head, "model": routed.model}
+    if body.get("stream"):
+        chunk = {**head, "object": "chat.completion.chunk"}
+        parts = [
+            _chunk(chunk, {"role": "assistant", "content": routed.text}, None),
+            _chunk(chunk, {}, routed.finish, slmctl=extra),
+            "data: [DONE]\n\n",
+        ]
+        return Response("".join(parts), media_type="text/event-stream", headers=headers)
+    choice = {
+        "index": 0, "message": {"role": "assistant", "content": routed.text}, "finish_reason": routed.finish,
+    }  # fmt: skip
+    answer = {**head, "object": "chat.completion", "choices": [choice], "usage": usage, "slmctl": extra}
+    return JSONResponse(answer, headers=headers)
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:

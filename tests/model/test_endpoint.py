@@ -14,9 +14,10 @@ from endpoint import fails, says
 
 from slmctl import artifact, config, pipeline, remote
 from slmctl.artifact import Artifact
+from slmctl.briefing import read
 from slmctl.errors import DataError, NetworkError
 from slmctl.model import _endpoint
-from slmctl.model._endpoint import opening, read, shots
+from slmctl.model._endpoint import opening, shots
 from slmctl.records import Record, read_records, write_jsonl
 from slmctl.task import Task
 

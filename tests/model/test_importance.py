@@ -13,7 +13,8 @@ from slmctl.artifact import Artifact
 
 torch = pytest.importorskip("torch")
 
-from slmctl.model import _gguf, _importance, _ladder  # noqa: E402
+from slmctl import gguf_head  # noqa: E402
+from slmctl.model import _importance, _ladder  # noqa: E402
 
 RECORDS = [[5, 9, 200, 31, 7], [8, 300], [44] * 30, [12, 13, 14], [600, 5, 5, 9, 1, 2, 3, 4, 5]]
 
@@ -30,7 +31,7 @@ def lossless(artifacts: dict[str, Artifact]) -> Path:
 
 
 def test_it_is_the_mean_square_of_what_each_layer_is_given(model: Any, lossless: Path) -> None:
-    found = _importance.measure(model, RECORDS, _gguf.read(lossless))
+    found = _importance.measure(model, RECORDS, gguf_head.read(lossless))
     seen: list[Any] = []
     layer = model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].detach()))
@@ -43,7 +44,7 @@ def test_it_is_the_mean_square_of_what_each_layer_is_given(model: Any, lossless:
 
 
 def test_every_matrix_but_the_embedding_is_covered(model: Any, lossless: Path) -> None:
-    head = _gguf.read(lossless)
+    head = gguf_head.read(lossless)
     found = _importance.measure(model, RECORDS, head)
     matrices = {tensor.name: tensor.shape[0] for tensor in head.tensors if len(tensor.shape) == 2}
     assert found.keys() == matrices.keys() - {"token_embd.weight"}
@@ -51,7 +52,7 @@ def test_every_matrix_but_the_embedding_is_covered(model: Any, lossless: Path) -
 
 
 def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path, tmp_path: Path) -> None:
-    found = _importance.measure(model, RECORDS, _gguf.read(lossless))
+    found = _importance.measure(model, RECORDS, gguf_head.read(lossless))
     _ladder.save(found, tmp_path / "importance.npz")
     targets = [
         quantizer.Target("Q4_0", tmp_path / "with.gguf", weighted=True),
@@ -59,7 +60,7 @@ def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path,
     ]
     done = list(quantizer.ladder(lossless, targets, importance=tmp_path / "importance.npz", rows=len(RECORDS)))
     assert done == ["Q4_0", "Q4_0"]
-    with_, without = (_gguf.read(target.path) for target in targets)
+    with_, without = (gguf_head.read(target.path) for target in targets)
     assert with_.metadata["quantize.imatrix.entries_count"] == len(found)
     assert with_.metadata["quantize.imatrix.chunks_count"] == len(RECORDS)
     assert "quantize.imatrix.entries_count" not in without.metadata

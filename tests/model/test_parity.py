@@ -20,7 +20,8 @@ from slmctl.task import Task
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("torch")
 
-from slmctl.model import _gguf, _parity  # noqa: E402
+from slmctl import gguf_head  # noqa: E402
+from slmctl.model import _parity  # noqa: E402
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 
@@ -61,7 +62,7 @@ def planted(artifacts: dict[str, Artifact], tmp_path: Path) -> Callable[[Change]
 
 
 def check(path: Path, wanted: _parity.Reference, scratch: Path) -> dict[str, Any]:
-    found = _parity.check(path, _gguf.read(path), wanted, scratch=scratch)
+    found = _parity.check(path, gguf_head.read(path), wanted, scratch=scratch)
     _parity.check_lossless(found, path.name)
     return found
 
@@ -150,7 +151,7 @@ def test_a_template_that_transformers_renders_otherwise_is_caught(wanted: _parit
     messages, tools, rendered = wanted.prompts[0]
     other = dataclasses.replace(wanted, prompts=[(messages, tools, rendered + " ")])
     with pytest.raises(StageError, match="renders otherwise than transformers does"):
-        _parity.check_head("x.gguf", _gguf.read(planted(unchanged)), other)
+        _parity.check_head("x.gguf", gguf_head.read(planted(unchanged)), other)
 
 
 def test_every_nasty_text_is_among_those_compared(wanted: _parity.Reference) -> None:
@@ -176,7 +177,7 @@ def test_a_head_is_that_of_the_library(artifacts: dict[str, Artifact]) -> None:
     made = artifacts["gguf"]
     for entry in made.metrics["files"].values():
         path = made.file(entry["file"])
-        head, reader = _gguf.read(path), gguf.GGUFReader(path)
+        head, reader = gguf_head.read(path), gguf.GGUFReader(path)
         fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         assert head.metadata == {name: field.contents() for name, field in fields.items()}
         assert [(t.name, t.shape, t.type, t.size) for t in head.tensors] == [
@@ -191,11 +192,11 @@ def test_a_torn_file_is_seen_by_its_head(artifacts: dict[str, Artifact], tmp_pat
     raw = made.file(made.metrics["files"]["Q8_0"]["file"]).read_bytes()
     (tmp_path / "torn.gguf").write_bytes(raw[: int(len(raw) * kept)])
     with pytest.raises(IntegrityError, match=r"torn\.gguf (ends after|is no whole GGUF file)"):
-        _gguf.read(tmp_path / "torn.gguf")
+        gguf_head.read(tmp_path / "torn.gguf")
 
 
 def test_a_file_whose_head_was_never_written_is_seen(tmp_path: Path) -> None:
     # what llama.cpp leaves when it is killed: it writes the head last
     (tmp_path / "torn.gguf").write_bytes(bytes(100_000))
     with pytest.raises(IntegrityError, match="does not begin with GGUF"):
-        _gguf.read(tmp_path / "torn.gguf")
+        gguf_head.read(tmp_path / "torn.gguf")

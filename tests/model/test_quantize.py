@@ -31,8 +31,8 @@ pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from slmctl import weights  # noqa: E402
-from slmctl.model import _gguf, _ladder, _lora_gguf, _parity, merge, quantize  # noqa: E402
+from slmctl import gguf_head, weights  # noqa: E402
+from slmctl.model import _ladder, _lora_gguf, _parity, merge, quantize  # noqa: E402
 from slmctl.model.predict import choose_gguf  # noqa: E402
 
 
@@ -142,7 +142,7 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
 def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     # no row of the tiny model is a multiple of 256: every matrix falls back
     entry = run(config("Q4_K_M", importance="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
-    head = _gguf.read(tmp_path / "out" / "made" / str(entry["file"]))
+    head = gguf_head.read(tmp_path / "out" / "made" / str(entry["file"]))
     assert entry["importance"] is False
     assert not any(key.startswith("quantize.imatrix") for key in head.metadata)
     assert entry["fallback_tensors"] == sum(entry["tensor_types"].values())  # type: ignore[attr-defined]
@@ -302,7 +302,7 @@ def test_a_ladder_says_what_each_file_is(
     assert list(files) == ["F32", "Q8_0", "Q4_0"]
     entry = files["Q4_0"]  # written both ways, and the closer one is kept
     assert entry["kl_mean"] == min(entry["kl_weighted"], entry["kl_plain"])  # type: ignore[type-var]
-    kept = _gguf.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
+    kept = gguf_head.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
     assert entry["importance"] == ("quantize.imatrix.entries_count" in kept)
     assert not files["Q8_0"]["importance"]
     assert files["F32"]["kl_mean"] < files["Q8_0"]["kl_mean"] < files["Q4_0"]["kl_mean"]  # type: ignore[operator]
@@ -333,7 +333,7 @@ def test_a_file_that_is_larger_and_no_better_is_named() -> None:
 def test_base_and_languages_are_inside(artifacts: dict[str, Artifact]) -> None:
     made = artifacts["gguf"]
     for entry in made.metrics["files"].values():
-        fields = _gguf.read(made.file(entry["file"])).metadata
+        fields = gguf_head.read(made.file(entry["file"])).metadata
         assert fields["general.languages"] == ["en", "de"]
         assert fields["general.base_model.0.name"] == "Base"
 
@@ -357,7 +357,7 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
     written = _lora_gguf.write(given, merged, tmp_path / "base-116K-tiny-desk-v1.0-F16-LoRA.gguf")
     assert written["layers"] == 14
     lora = tmp_path / written["file"]
-    assert _gguf.read(lora).metadata["general.license"] == "apache-2.0"
+    assert gguf_head.read(lora).metadata["general.license"] == "apache-2.0"
     base = tmp_path / "base.gguf"
     converter.convert(artifacts["base"].path, base, dtype="f32", metadata={})
     records = read_records(artifacts["prepared"].file("validation.jsonl"))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from reported import evaluate_report, evaluate_rows
 
-from slmctl.gates import Verdict
 from slmctl.model import _changes, _errors, _report
 from slmctl.model._measured import Measured
 from slmctl.page import Chart, Table
@@ -98,14 +97,6 @@ def test_a_pair_reads_the_same_from_both_sides() -> None:
     assert (forth.value, forth.low, forth.high) == pytest.approx((0.01, -0.01, 0.03))
     assert (back.value, back.low, back.high) == (-forth.value, -forth.high, -forth.low)
     assert seen.difference("adapter", "adapter") is None
-
-
-def test_gates_are_shown_where_they_are_known(tmp_path: Path) -> None:
-    verdicts = [Verdict(True, "accuracy of Q8_0 is 0.91"), Verdict(False, "accuracy of Q4_K_M is 0.88")]
-    text = words(tmp_path, evaluate_report(), verdicts=verdicts)
-    assert "Gates 1 of 2 passed" in text
-    assert "failed accuracy of Q4_K_M is 0.88" in text
-    assert "Gates" not in words(tmp_path, evaluate_report())
 
 
 def test_the_page_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:

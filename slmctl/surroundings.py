@@ -1,0 +1,52 @@
+"""What a child process gets to see of this process's environment: never a secret that it does not need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+# What a child that only computes may know: where programs and libraries are, how many threads.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
+             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+             "GOMP_SPINCOUNT")  # fmt: skip
+
+_SECRET_NAME = re.compile(
+    r"(?i)token|secret|passw|passphrase|pgpass|credential|authorization|cookie|dsn$|_pat$|"
+    r"(?:api|access|private|signing|encryption|account|license|master)_?keys?(?:_|$)|_keys?$|^aws_|^azure_"
+)
+_SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # an address with a password in it
+
+
+def bare(**more: str) -> dict[str, str]:
+    """The environment of a child that only computes: a short list of variables, none of which holds a secret."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | more
+
+
+def without_secrets(*kept: str, **more: str) -> dict[str, str]:
+    """The environment of a child that may need variables which nobody can list, without those that hold secrets.
+
+    Args:
+        kept: Beginnings of names, in capitals, that the child needs whatever they hold, such as `PIP_`.
+    """
+    return {name: value for name, value in os.environ.items() if not is_secret(name, value, *kept)} | more
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Take the secrets out of this process's environment while the block starts processes that inherit it."""
+    secrets = {name: value for name, value in os.environ.items() if is_secret(name, value)}
+    for name in secrets:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(secrets)
+
+
+def is_secret(name: str, value: str, *kept: str) -> bool:
+    """Whether a variable may hold a secret, by its name or by a password in an address."""
+    if name.upper().startswith(kept or ("\0",)):
+        return False
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
