@@ -113,10 +113,15 @@ def _role(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 class _InOrder(click.Group):
-    """Lists the commands in the order of the data, not of the alphabet."""
+    """Lists the commands in the order of the data, not of the alphabet, each with its whole first sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Wrap the sentences: click itself cuts them at the terminal's width."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
 
 
 @click.group(

@@ -126,6 +126,14 @@ def test_every_command_and_option_has_help() -> None:
             assert isinstance(parameter, click.Argument) or parameter.help, (words, parameter.name)
 
 
+def test_no_sentence_of_the_list_of_commands_is_cut_at_80_columns() -> None:
+    listed = CliRunner().invoke(cli, ["--help"], prog_name="slmctl", terminal_width=80).output
+    words = " ".join(listed.split())
+    for found in cli.commands.values():
+        assert found.get_short_help_str(1000) in words
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_help_and_short_help_are_one() -> None:
     for words in ((), ("run",)):
         shown = [CliRunner().invoke(cli, [*words, flag], prog_name="slmctl").output for flag in ("-h", "--help")]

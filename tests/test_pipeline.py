@@ -242,6 +242,15 @@ def test_a_published_version_never_changes(desk: Path) -> None:
     assert not artifact.verify_folder(release)
 
 
+def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
+    # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
+    project = open_project(desk, "version=2.0")
+    pipeline.run(project, pipeline.ask(project, "quantize"))
+    assert not pipeline.evaluate(project, project.config.evaluate.models).current
+    project.forget()
+    assert pipeline.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")
+
+
 def test_publishing_again_is_no_change(desk: Path) -> None:
     outcome, target, there = pipeline.publish(open_project(desk))
     assert outcome.current

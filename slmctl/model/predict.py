@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmctl import console, engine, grammar
-from slmctl.artifact import Artifact, FileEntry
+from slmctl.artifact import Artifact, FileEntry, canonical
 from slmctl.config import PredictConfig
 from slmctl.errors import StageError, UsageError
 from slmctl.policy import LABELS
@@ -48,7 +48,19 @@ def run(
     if model.kind == "endpoint":
         from slmctl.model import _endpoint  # httpx is needed for these alone
 
-        return _endpoint.run(config, model=model, prepared=prepared, out=out)
+        metrics = _endpoint.run(config, model=model, prepared=prepared, out=out)
+    else:
+        metrics = _run(config, model, prepared, base, out)
+    # Who answered is part of what came out: two files can give the same answers, and a report is about one of them.
+    who = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
+    (out / "model.json").write_bytes(canonical(who))
+    return metrics
+
+
+def _run(
+    config: PredictConfig, model: Artifact, prepared: Artifact, base: Artifact | None, out: Path
+) -> dict[str, Any]:
+    """Have a model on this machine answer."""
     task = Task.read(prepared.path)
     records = read_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it never saw the labels, so it is told them

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
@@ -21,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from slmctl import console
+from slmctl.config import ServeConfig
 from slmctl.engine import Engine, Event, Request
 from slmctl.errors import DataError, UsageError
 from slmctl.server import page
@@ -66,6 +68,10 @@ def application(served: Served) -> Starlette:
         exception_handlers={BadRequestError: _bad_request, HTTPException: _http_error},
     )
     app.state.served = served
+    models, settings = {served.name: SimpleNamespace(task=served.task)}, ServeConfig(max_tokens=served.max_tokens)
+    app.state.gateway = SimpleNamespace(
+        served=SimpleNamespace(models=models, settings=settings), key_of=lambda http: None
+    )
     app.state.created = int(time.time())
     return app
 

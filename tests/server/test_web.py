@@ -23,11 +23,13 @@ import uvicorn
 from browser import CHROMIUM, Browser
 from reported import HOSTILE
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from slmctl.artifact import Artifact
+from slmctl.config import ServeConfig
 from slmctl.server import page
 from slmctl.task import Task
 
@@ -52,10 +54,14 @@ EXTRA = {"task": "x", "confidence": 0.875, "route": "local", "reason": "above_th
 
 
 @dataclass(frozen=True)
-class Served:
-    name: str
+class Model:
     task: Task
-    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Served:
+    models: dict[str, Model]
+    settings: ServeConfig = field(default_factory=lambda: ServeConfig(max_tokens=64))
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Fake:
     held: bool = False  # the rest of the answer comes when this is no longer so
     key: str = ""
     finish: str = "stop"
+    more: dict[str, str] = field(default_factory=dict)  # further models: name and kind
     asked: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
     url: str = ""
 
@@ -80,13 +87,20 @@ class Fake:
             *page.routes(),
         ]
         app = Starlette(routes=routes)
-        app.state.served = Served(NAME, TASKS[self.kind])
+        app.state.gateway = self
         return app
 
+    @property
+    def served(self) -> Served:
+        return Served({name: Model(TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())})
+
+    def key_of(self, http: Request) -> None:
+        if self.key and http.headers.get("authorization") != f"Bearer {self.key}":
+            raise HTTPException(401, "no such key")
+
     async def _models(self, request: Request) -> Response:
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            return JSONResponse({"error": {"message": "no such key"}}, status_code=401)
-        return JSONResponse({"object": "list", "data": [{"id": NAME}]})
+        self.key_of(request)
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.served.models]})
 
     async def _answer(self, request: Request) -> Response:
         self.asked.append((await request.json(), dict(request.headers)))
@@ -416,6 +430,22 @@ def test_a_key_stays_in_the_tab_and_sensitive_is_a_header(browser: Browser) -> N
         browser.wait("!document.getElementById('form').hidden")  # the tab remembers it
         visit(browser, fake.url)  # a new one does not
         assert "wants an API key" in fault_of(browser)
+
+
+def test_one_of_several_models_is_chosen(browser: Browser) -> None:
+    with faking("generate", more={"sorter": "classify"}) as fake:
+        visit(browser, fake.url)
+        assert browser.ask("[...document.getElementById('model').options].map(o => o.value)") == [NAME, "sorter"]
+        ask(browser)
+        browser.ask(
+            "(m => { m.value = 'sorter'; m.dispatchEvent(new Event('change')) })(document.getElementById('model'))"
+        )
+        browser.wait("document.getElementById('send').textContent === 'Find the category'")
+        assert seen(browser, "h1") == "sorter"
+        assert browser.ask("document.getElementById('log').hidden")
+        ask(browser)
+        assert [body["model"] for body, _ in fake.asked] == [NAME, "sorter"]
+        assert seen(browser, ".best") == "hello"
 
 
 @pytest.mark.parametrize("kind", list(TASKS))

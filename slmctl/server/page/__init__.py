@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from slmctl import chart
+from slmctl.config import ServeConfig
 from slmctl.task import Task
 
 POLICY = (
@@ -29,15 +31,28 @@ POLICY = (
 )
 
 
-class Served(Protocol):
-    """What the page has to know of what is served."""
+class Model(Protocol):
+    """A name that clients can ask for, and what it is asked."""
 
     @property
-    def name(self) -> str: ...
-    @property
     def task(self) -> Task: ...
+
+
+class Served(Protocol):
+    """The names there are, the default first, and the settings."""
+
     @property
-    def max_tokens(self) -> int: ...
+    def models(self) -> Mapping[str, Model]: ...
+    @property
+    def settings(self) -> ServeConfig: ...
+
+
+class Gateway(Protocol):
+    """What the page has to know of the server: `app.state.gateway`."""
+
+    @property
+    def served(self) -> Served: ...
+    def key_of(self, http: Request) -> object: ...
 
 
 def routes() -> list[Route]:
@@ -58,18 +73,21 @@ async def _page(_: Request) -> Response:
 
 
 async def _task(request: Request) -> Response:
-    served: Served = request.app.state.served
-    name = request.query_params.get("model", served.name)
-    if name != served.name:
-        raise HTTPException(404, f"model '{name[:100]}' is not served here; '{served.name}' is")
+    gateway: Gateway = request.app.state.gateway
+    gateway.key_of(request)
+    models = gateway.served.models
+    name = request.query_params.get("model") or next(iter(models))
+    if name not in models:
+        raise HTTPException(404, f"model '{name[:100]}' is not served here; there are: {', '.join(models)}")
+    task = models[name].task
     return JSONResponse(
         {
-            "kind": served.task.kind,
-            "labels": list(served.task.labels),
-            "schema": served.task.schema,
-            "name": served.name,
-            "version": version_of(served.name),
-            "max_tokens": served.max_tokens,
+            "kind": task.kind,
+            "labels": list(task.labels),
+            "schema": task.schema,
+            "name": name,
+            "version": version_of(name),
+            "max_tokens": gateway.served.settings.max_tokens,
         }
     )
 
