@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -36,6 +38,7 @@ LOCAL_REASONS = (
 )  # fmt: skip
 GENERALIST_REASONS = ("unsure", "out-of-scope")
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
+LOOKERS = 4  # conversations that are looked at at the same time
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 FAMILIES = {  # name: kind, help
     "slmctl_routed": ("counter", "Answers by the model that gave them, and why."),
@@ -111,6 +114,8 @@ class Router:
         self.detector, self.prices = detector, prices
         self._decisions = decisions
         self._log: IO[str] | None = None
+        # threads of their own: one that hangs takes none from the server
+        self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         self._begun = time.monotonic()
         self._routed: Counter[tuple[str, str]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
@@ -210,8 +215,8 @@ class Router:
         if veto.is_marked(headers):
             return veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
-        look = asyncio.to_thread(veto.clear, messages, engine=self.detector, redact=redact)
-        found, _ = await _ended(look, LOOK_S)
+        look = functools.partial(veto.clear, messages, engine=self.detector, redact=redact)
+        found, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
         return found if found is not None else veto.Cleared(reason="doubt")
 
     def _judged(self, event: dict[str, Any]) -> Verdict | None:
@@ -356,7 +361,7 @@ class Router:
         return (asked + said) / 1e6
 
 
-async def _ended(work: Coroutine[Any, Any, T], limit_s: float) -> tuple[T | None, BaseException | None]:
+async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:
     """What some work gives, or what it raises, whatever that is; neither where its time was over.
 
     A task and not `wait_for`: that one waits for as long as the work takes to let go.
@@ -375,7 +380,7 @@ async def _ended(work: Coroutine[Any, Any, T], limit_s: float) -> tuple[T | None
     return (None if task.cancelled() or error is not None else task.result()), error
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def _forget(task: asyncio.Future[Any]) -> None:
     """Look at what a task raised after nobody waited for it any more, or asyncio would complain."""
     if not task.cancelled():
         task.exception()
