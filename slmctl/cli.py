@@ -6,10 +6,11 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -388,34 +389,124 @@ def run(options: Options, until: str) -> None:
 @cli.command()
 @click.argument("model", required=False)
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
-@click.option("--host", help="address to bind; only the loopback is served without a key")
+@click.option("--host", help="IP address to bind; beyond the loopback, only with a key (slmctl keys add)")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
+@click.option("--keys", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A LoRA adapter over MODEL, a .gguf or the gguf artifact that holds it, asked by NAME; again for more.",
+)
+@click.option("--engine-url", metavar="URL", help="Answer through an OpenAI-compatible server that has the model.")
+@click.option("--engine-model", metavar="NAME", help="what that server calls the model")
+@click.option("--engine-key-env", metavar="NAME", help="environment variable that holds that server's key")
 @_configured
 @click.pass_obj
-def serve(options: Options, model: str | None, type_name: str | None, host: str | None, port: int | None) -> None:
+def serve(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    host: str | None,
+    port: int | None,
+    keys: Path | None,
+    adapters: tuple[str, ...],
+    engine_url: str | None,
+    engine_model: str | None,
+    engine_key_env: str | None,
+) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
     MODEL is a gguf artifact, a release or a .gguf file; the config's release by default. Prints the
-    address on stdout when it is ready.
+    address on stdout when it is ready. With --engine-url another server has the model, and MODEL, any
+    artifact of it, only says what it is asked.
     """
-    _set(options, "serve", host=host, port=port)
+    _set(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
+    _set(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
+    if adapters:
+        _set(options, "serve", adapters=_named_paths(adapters))
     settings = _serve_settings(options)
-    from slmctl.engine import Engine
-
     try:
-        from slmctl.server import app
+        from slmctl.server import process
     except ModuleNotFoundError as error:
         from slmctl.pipeline import missing
 
         raise missing(error, "serve") from error
-    sock = app.listen(settings.host, settings.port)
-    path, task, name = _served(options, model, type_name)
-    with sock, Engine(path, sequences=settings.sequences, context=settings.context) as engine:
+    from slmctl.server.keys import KeyRing
+
+    given = keys is not None or settings.keys.exists()
+    sock = process.listen(settings.host, settings.port, keys=given)
+    with sock, _backed(options, settings, model, type_name) as (backend, models, notes):
+        ring = KeyRing(settings.keys) if given else None
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
+        _console().say(f"serving {', '.join(models)} at {address}/v1; stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens), sock)
+        from slmctl.server.app import Served
+
+        process.run(Served(backend, models, settings, keys=ring, notes=notes), sock)
+
+
+@cli.group(name="keys")
+def keys_group() -> None:
+    """Make, list and revoke the API keys of slmctl serve."""
+
+
+def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which file of keys: the config's, or the one named."""
+    decorate = click.option(
+        "--keys", "path", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys"
+    )
+    return _configured(decorate(command))
+
+
+@keys_group.command(name="add")
+@click.argument("name")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, in place of serve.rate.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), help="Requests at the same time, in place of serve.concurrency."
+)
+@_keys_file
+@click.pass_obj
+def keys_add(options: Options, name: str, rate: float | None, concurrency: int | None, path: Path | None) -> None:
+    """Make a key for a client; prints it, once.
+
+    Only its hash is kept. A server that runs with the file lets it in at once.
+    """
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    secret = keys.add(path, name, rate=rate, concurrency=concurrency)
+    _console().say(f"kept as a hash in {path}; this is shown once:")
+    _console().write(secret + "\n")
+
+
+@keys_group.command(name="list")
+@_keys_file
+@click.pass_obj
+def keys_list(options: Options, path: Path | None) -> None:
+    """List the keys: name, when it was made, its limits."""
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    for key in keys.read(path) if path.exists() else ():
+        limits = [f"{key.rate:g} a minute"] if key.rate else []
+        limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
+        _console().write("  ".join([f"{key.name:<24}", key.created, ", ".join(limits)]).rstrip() + "\n")
+
+
+@keys_group.command(name="revoke")
+@click.argument("name")
+@_keys_file
+@click.pass_obj
+def keys_revoke(options: Options, name: str, path: Path | None) -> None:
+    """Remove a key; a running server lets it in no longer."""
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    keys.revoke(path, name)
+    _console().say(f"revoked {name}")
 
 
 @cli.command()
@@ -751,44 +842,150 @@ def _show_report(report: Artifact) -> None:
         _console().say(f"  note: {remark}")
 
 
+def _named_paths(given: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=PATH` of each."""
+    found = {}
+    for one in given:
+        name, mark, path = one.partition("=")
+        if not (name and mark and path):
+            raise UsageError(f"--adapter {one}: wants NAME=PATH", hint="--adapter billing=runs/gguf/0123456789ab")
+        found[name] = str(Path(path).absolute())
+    return found
+
+
+@contextlib.contextmanager
+def _backed(
+    options: Options, settings: Any, model: str | None, type_name: str | None
+) -> Iterator[tuple[Any, dict[str, Any], list[str]]]:
+    """Who answers, the models by name, and what whoever runs the server should know."""
+    from slmctl.engine import Engine
+    from slmctl.server.backends import Elsewhere, Local
+    from slmctl.server.openai import Model
+
+    if settings.engine_url is not None:
+        task, name = _task_of(options, model)
+        backend = Elsewhere(
+            settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences + settings.queue
+        )
+        with offline.network(f"answering through {settings.engine_url}", hosts=backend.hosts):
+            yield backend, {name: Model(name, task)}, []
+        return
+    found, path = _gguf_of(options, model, type_name)
+    loras = {name: _lora_of(place) for name, place in settings.adapters.items()}
+    paths = {name: lora for name, (lora, _) in loras.items()}
+    with Engine(path, sequences=settings.sequences, context=settings.context, adapters=paths) as engine:
+        own, bare, opening = _task_for(found, path, engine)
+        models = {path.stem: Model(path.stem, own, bare=bare, opening=opening)}
+        for name, (_, task) in loras.items():
+            models[name] = Model(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
+        notes = [note] if (note := _other_build(found, path, engine.info["build"])) else []
+        for note in notes:
+            _console().say(f"warning: {note}")
+        yield Local(engine), models, notes
+
+
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
+    from slmctl.engine import Engine
+
+    found, path = _gguf_of(options, model, type_name)
+    if (found.path / "task.json").exists():
+        from slmctl.task import Task
+
+        return path, Task.read(found.path), path.stem
+    with Engine(path, sequences=1, context=128) as engine:
+        return path, _task_for(found, path, engine)[0], path.stem
+
+
+def _found_of(options: Options, model: str | None, kinds: tuple[str, ...]) -> Artifact:
+    """The artifact or release that a command is given; the config's release by default."""
     from slmctl import pipeline
-    from slmctl.artifact import verify
-    from slmctl.engine import is_type
-    from slmctl.task import Task
 
     if model is None:
-        found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
-    else:
-        found = pipeline.open_model(Path(model), ("published", "gguf"))
+        return pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    return pipeline.open_model(Path(model), kinds)
+
+
+def _gguf_of(options: Options, model: str | None, type_name: str | None) -> tuple[Artifact, Path]:
+    """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
+    from slmctl.artifact import verify
+    from slmctl.engine import is_lora, is_type
+
+    found = _found_of(options, model, ("published", "gguf"))
     faults = verify(found)
     if faults:
         raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
-    entries = found.files(".gguf")
+    entries = [entry for entry in found.files(".gguf") if not is_lora(entry.path)]  # no model by itself
     chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
     if not chosen:
         raise UsageError(
-            f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"
+            f"no GGUF file of type {type_name}" if type_name else f"{found.path} has no GGUF file of a model",
+            hint=f"there are: {', '.join(entry.path for entry in entries) or 'none'}",
         )
-    entry = min(chosen, key=lambda one: one.size)
-    path = found.file(entry.path)
+    return found, found.file(min(chosen, key=lambda one: one.size).path)
+
+
+def _task_of(options: Options, model: str | None) -> tuple[Any, str]:
+    """What a model is asked that another server has, and the name it goes by here."""
+    from slmctl.task import Task
+
+    found = _found_of(options, model, ("published", "gguf", "merged", "adapter", "prepared"))
+    names = [Path(entry.path).stem for entry in found.files(".gguf")]
+    return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
+
+
+def _task_for(found: Artifact, path: Path, engine: Any) -> tuple[Any, bool, str]:
+    """The task of a file that is served, whether it carries none of its own, and what raw text begins with then."""
+    from slmctl.task import Task
+
     if found.path.is_dir() and (found.path / "task.json").exists():
-        return path, Task.read(found.path), Path(entry.path).stem
-    return path, Task("generate", _template_of(path), ""), path.stem
-
-
-def _template_of(path: Path) -> str:
-    """The chat template inside a bare GGUF."""
-    from slmctl.engine import Engine
-
-    with Engine(path, sequences=1, context=128) as engine:
-        template: str = engine.info["chat_template"]
+        return Task.read(found.path), False, ""
+    template: str = engine.info["chat_template"]
     if not template:
         raise UsageError(
             f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
         )
-    return template
+    controls = engine.controls()
+    tokens = {"bos_token": controls["bos"], "eos_token": controls["eos"], "special_tokens": tuple(controls["tokens"])}
+    return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
+
+
+def _lora_of(place: Path) -> tuple[Path, Any]:
+    """An adapter's GGUF file, and its task where it carries one."""
+    from slmctl import pipeline
+    from slmctl.artifact import verify
+    from slmctl.engine import is_lora
+    from slmctl.task import Task
+
+    found = pipeline.open_model(place, ("gguf",))
+    faults = verify(found)
+    if faults:
+        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
+    entries = found.files(".gguf")
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
+    if len(chosen) != 1:
+        raise UsageError(
+            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora=true"
+        )
+    path = found.file(chosen[0].path)
+    folder = path.parent
+    return path, Task.read(folder) if (folder / "task.json").exists() else None
+
+
+def _other_build(found: Artifact, path: Path, build: str) -> str:
+    """What to say where the engine is not the one that this file was measured with; nothing where it is."""
+    import json
+
+    measured = found.manifest.environment.get("llama_cpp_python")
+    report = found.path / "report.json"
+    if report.is_file():
+        models = json.loads(report.read_bytes())["models"].values()
+        listed = {entry.path: entry.sha256 for entry in found.files(".gguf")}
+        builds = [one.get("engine") for one in models if one.get("sha256") == listed.get(path.name)]
+        measured = builds[0] if builds else None
+    if not measured or measured == build:
+        return ""
+    return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
 
 
 class _Asked:
@@ -876,7 +1073,9 @@ def _said(target: Path, written: int, wrong: int) -> None:
 
 def _smallest(model: Artifact) -> str | None:
     """The type of the smallest GGUF file, when a model has several: the one that is served too."""
-    files = model.files(".gguf")
+    from slmctl.engine import is_lora
+
+    files = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
     return (
         min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
     )

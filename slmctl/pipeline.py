@@ -105,6 +105,7 @@ EXTRAS = {
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
+    "httptools": "serve", "prometheus_client": "serve",
     "presidio_analyzer": "pii",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip

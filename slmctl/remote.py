@@ -85,7 +85,7 @@ class Remote:
         self.host = urlsplit(self.url).hostname or ""
         self.concurrency, self.timeout_s = concurrency, timeout_s
         self.retries = 0  # attempts beyond the first, over all requests
-        self._headers = {"Authorization": f"Bearer {_key(key_env)}"} if key_env else {}
+        self._headers = {"Authorization": f"Bearer {key(key_env)}"} if key_env else {}
         self._names = {"max_tokens": "max_tokens", "temperature": "temperature"}  # what this endpoint calls an option
         self._stop = threading.Event()
         self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
@@ -170,7 +170,7 @@ class Remote:
                         return reply
                     problem = Refusal("the reply is no chat completion", status)
                 else:
-                    problem = Refusal(f"HTTP {status}: {_message(raw)}", status)
+                    problem = Refusal(f"HTTP {status}: {message(raw)}", status)
                     if status in HOPELESS:
                         raise NetworkError(f"{self.host}: {HOPELESS[status]} ({problem.message})")
                     if status == 400 and self._adapt(raw):
@@ -207,7 +207,7 @@ class Remote:
 
     def _adapt(self, raw: bytes) -> bool:
         """Learn from a refusal how this endpoint calls an option, or that it does not take it; True to ask again."""
-        said = _message(raw)
+        said = message(raw)
         if "max_completion_tokens" in said and self._names.get("max_tokens") == "max_tokens":
             self._names["max_tokens"] = "max_completion_tokens"
             return True
@@ -244,7 +244,7 @@ def completions(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise UsageError(f"the environment variable {name} is not set", hint=f"export {name}=..., from a secret store")
@@ -269,7 +269,7 @@ def _read(raw: bytes, seconds: float) -> Reply | None:
     return None
 
 
-def _message(raw: bytes) -> str:
+def message(raw: bytes) -> str:
     """What an endpoint says is wrong, short."""
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         error = json.loads(raw)["error"]
