@@ -138,15 +138,16 @@ class Gateway:
         exchange = Exchange(asked, self.served.backend, self.settings.answer_s)
         self.running.add(exchange)
         run = _Run(self, exchange, note, key)
-        try:
-            exchange.watch(http.receive)
-            return await run.respond(http.headers)
-        except FailedError as error:
-            run.close(error)
-            raise
-        except BaseException:
-            run.close(FailedError("", "cancelled", 499))
-            raise
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(run.close, FailedError("", "cancelled", 499))
+            try:
+                exchange.watch(http.receive)
+                response = await run.respond(http.headers)
+            except FailedError as error:
+                run.close(error)
+                raise
+            otherwise.pop_all()
+        return response
 
     async def _body(self, http: HttpRequest) -> bytes:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
