@@ -21,10 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slmctl import grammar
 from slmctl.config import ServeConfig
 from slmctl.engine import Event
-from slmctl.errors import DataError
 from slmctl.server import openai, page, replies
 from slmctl.server.backends import Backend
 from slmctl.server.exchange import Exchange, FailedError
@@ -174,17 +172,9 @@ class Gateway:
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(_fault_of, asked.schema)
+            self._schemas[text] = await asyncio.to_thread(self.served.backend.fault_of, asked.schema)
         if fault := self._schemas[text]:
             raise BadRequestError(fault, "response_format")
-
-
-def _fault_of(schema: dict[str, Any]) -> str:
-    try:
-        grammar.require(schema)
-    except DataError as error:
-        return error.message
-    return ""
 
 
 class _Run:
@@ -236,7 +226,7 @@ class _Run:
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build)
+        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name)
         self.close()
         return JSONResponse(body, headers=self._headers())
 
@@ -245,7 +235,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -265,7 +255,7 @@ class _Run:
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:
