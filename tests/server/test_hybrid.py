@@ -43,7 +43,7 @@ class Hybrid:
 def policy_of(release: Path, folder: Path, threshold: float) -> Path:
     """A policy for the file that a release is served with."""
     served = min(release.glob("*.gguf"), key=lambda path: path.stat().st_size)
-    names = ("odds", "margin", "least", "allowed")
+    names = ("odds", "allowed")
     Policy(artifact.sha256_file(served).removeprefix("sha256:"), Task.read(release).digest, "classify",
            "the label wanted", "", dict.fromkeys(names, 0.0), 0.0, ((0.0, 0.5),), threshold).write(folder)  # fmt: skip
     return folder / "policy.json"
