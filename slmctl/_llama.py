@@ -100,6 +100,20 @@ class Model:
         count = lc.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace") if count >= 0 else ""
 
+    def controls(self) -> dict[str, Any]:
+        """The control tokens by their texts, and which of them begin and end what the model reads."""
+        listed = [t for t in range(self.n_vocab) if lc.llama_vocab_is_control(self.vocab, t) or self.ends(t)]
+        begin, end = lc.llama_vocab_bos(self.vocab), lc.llama_vocab_eos(self.vocab)
+        return {
+            "tokens": [text for text in map(self._name, listed) if text],
+            "bos": self._name(begin),
+            "eos": self._name(end),
+            "adds_bos": bool(lc.llama_vocab_get_add_bos(self.vocab)),
+        }
+
+    def _name(self, token: int) -> str:
+        return lc.llama_vocab_get_text(self.vocab, token).decode(errors="replace") if token >= 0 else ""
+
     def chat_template(self) -> str:
         raw = lc.llama_model_chat_template(self.model, None)
         return raw.decode() if raw else ""
@@ -180,6 +194,8 @@ def serve(path: str, settings: dict[str, Any]) -> None:
             scheduler.cancel(message["cancel"])
         elif "tokenize" in message:
             send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
+        elif "controls" in message:
+            send(id=message["id"], controls=model.controls())
         else:
             scheduler.submit(message)
 

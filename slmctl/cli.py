@@ -520,7 +520,7 @@ def run(options: Options, until: str) -> None:
 @cli.command()
 @click.argument("model", required=False)
 @click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
-@click.option("--host", help="address to bind; only the loopback is served without a key")
+@click.option("--host", help="IP address to bind; beyond the loopback, only with a key (slmctl keys add)")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one")
 @_role("policy", "policy that says which answers to keep; see slmctl calibrate")
 @click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
@@ -539,6 +539,17 @@ def run(options: Options, until: str) -> None:
     type=click.Choice(["merged", "adapter"]),
     help="What --emit hands over: merged weights (the default), or the base and the adapter on it.",
 )
+@click.option("--keys", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A LoRA adapter over MODEL, a .gguf or the gguf artifact that holds it, asked by NAME; again for more.",
+)
+@click.option("--engine-url", metavar="URL", help="Answer through an OpenAI-compatible server that has the model.")
+@click.option("--engine-model", metavar="NAME", help="what that server calls the model")
+@click.option("--engine-key-env", metavar="NAME", help="environment variable that holds that server's key")
 @_configured
 @click.pass_obj
 def serve(
@@ -554,42 +565,106 @@ def serve(
     emit: str | None,
     target: Path | None,
     weights: str | None,
+    keys: Path | None,
+    adapters: tuple[str, ...],
+    engine_url: str | None,
+    engine_model: str | None,
+    engine_key_env: str | None,
 ) -> None:
     """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
 
-    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG; the config's release by
-    default. Prints the address on stdout when it is ready.
+    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG, whose new release SIGHUP takes
+    up; the config's release by default. Prints the address on stdout when it is ready. With --engine-url
+    another server has the model, and MODEL, any artifact of it, only says what it is asked.
 
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
     the weights that it was made of are looked for below runs/. Prints the folder.
     """
-    _set(options, "serve", host=host, port=port, policy=None if policy is None else str(policy.resolve()))
+    _set(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
+    _set(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
+    _set(options, "serve", policy=None if policy is None else str(policy.resolve()))
     _set(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
+    if adapters:
+        _set(options, "serve", adapters=_named_paths(adapters))
     if emit or target or weights:
         _emit(options, emit, target, model, type_name, weights)
         return
     settings = _serve_settings(options)
-    from slmctl.engine import Engine
-
     try:
-        from slmctl.server import app
+        from slmctl.server import process
     except ModuleNotFoundError as error:
         from slmctl.pipeline import missing
 
         raise missing(error, "serve") from error
-    sock = app.listen(settings.host, settings.port)
-    path, task, name = _served(options, model, type_name)
-    router = _router(settings, path, task, name)
-    with (
-        sock,
-        router.open() if router is not None else contextlib.nullcontext(),
-        Engine(path, sequences=settings.sequences, context=settings.context) as engine,
-    ):
+    given = keys is not None or settings.keys.exists()
+    sock = process.listen(settings.host, settings.port, keys=given)
+    with sock, _Opening(options, settings, model, type_name, keys=given) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        _console().say(f"serving {name} at {address}/v1 ({task.kind}); stop with Ctrl-C or SIGTERM")
+        _console().say(f"serving {', '.join(opening.served.models)} at {address}/v1; stop with Ctrl-C or SIGTERM")
         _console().write(address + "\n")
-        app.run(app.Served(engine, task, name, settings.max_tokens, router), sock)
+        process.run(opening.served, sock, opening.follow)
+
+
+@cli.group(name="keys")
+def keys_group() -> None:
+    """Make, list and revoke the API keys of slmctl serve."""
+
+
+def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which file of keys: the config's, or the one named."""
+    decorate = click.option(
+        "--keys", "path", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys"
+    )
+    return _configured(decorate(command))
+
+
+@keys_group.command(name="add")
+@click.argument("name")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, in place of serve.rate.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), help="Requests at the same time, in place of serve.concurrency."
+)
+@_keys_file
+@click.pass_obj
+def keys_add(options: Options, name: str, rate: float | None, concurrency: int | None, path: Path | None) -> None:
+    """Make a key for a client; prints it, once.
+
+    Only its hash is kept. A server that runs with the file lets it in at once.
+    """
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    secret = keys.add(path, name, rate=rate, concurrency=concurrency)
+    _console().say(f"kept as a hash in {path}; this is shown once:")
+    _console().write(secret + "\n")
+
+
+@keys_group.command(name="list")
+@_keys_file
+@click.pass_obj
+def keys_list(options: Options, path: Path | None) -> None:
+    """List the keys: name, when it was made, its limits."""
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    for key in keys.read(path) if path.exists() else ():
+        limits = [f"{key.rate:g} a minute"] if key.rate else []
+        limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
+        _console().write("  ".join([f"{key.name:<24}", key.created, ", ".join(limits)]).rstrip() + "\n")
+
+
+@keys_group.command(name="revoke")
+@click.argument("name")
+@_keys_file
+@click.pass_obj
+def keys_revoke(options: Options, name: str, path: Path | None) -> None:
+    """Remove a key; a running server lets it in no longer."""
+    from slmctl.server import keys
+
+    path = path or _serve_settings(options).keys
+    keys.revoke(path, name)
+    _console().say(f"revoked {name}")
 
 
 @cli.command()
@@ -1056,39 +1131,146 @@ def _show_policy(policy: Artifact) -> None:
         )
 
 
+def _named_paths(given: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=PATH` of each."""
+    found = {}
+    for one in given:
+        name, mark, path = one.partition("=")
+        if not (name and mark and path):
+            raise UsageError(f"--adapter {one}: wants NAME=PATH", hint="--adapter billing=runs/gguf/0123456789ab")
+        found[name] = str(Path(path).absolute())
+    return found
+
+
+class _Opening:
+    """What `serve` is given, opened: who answers, the models by name, and who decides where a policy says so.
+
+    In a `with` block; at its end everything is closed again.
+    """
+
+    def __init__(
+        self, options: Options, settings: Any, model: str | None, type_name: str | None, *, keys: bool
+    ) -> None:
+        from slmctl.server.keys import KeyRing
+
+        self._options, self._settings, self._model, self._type = options, settings, model, type_name
+        self._keys = KeyRing(settings.keys) if keys else None
+        self._stack = contextlib.ExitStack()
+        self._digest = ""
+
+    def __enter__(self) -> _Opening:
+        self.served = self._elsewhere() if self._settings.engine_url is not None else self._here()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.served.close()
+        self._stack.close()
+
+    @property
+    def follow(self) -> Callable[[], Any] | None:
+        """What opens the release that a tag stands for by now, or None where it is the same; None without a tag."""
+        return self._moved if (self._model or "").startswith("dir:") and self._settings.engine_url is None else None
+
+    def _moved(self) -> Any:
+        found = _found_of(self._options, self._model, ("published",))
+        if found.digest == self._digest:
+            return None
+        self.served = self._here()
+        return self.served
+
+    def _elsewhere(self) -> Any:
+        from slmctl.server.app import Served
+        from slmctl.server.backends import Elsewhere
+        from slmctl.server.openai import Model
+
+        settings = self._settings
+        task, name = _task_of(self._options, self._model)
+        backend = Elsewhere(
+            settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences + settings.queue
+        )
+        self._stack.enter_context(offline.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
+        return Served(backend, {name: Model(name, task)}, settings, keys=self._keys)
+
+    def _here(self) -> Any:
+        from slmctl.artifact import sha256_file
+        from slmctl.engine import Engine
+        from slmctl.server.app import Served
+        from slmctl.server.backends import Local
+        from slmctl.server.openai import Model
+        from slmctl.server.route import Router
+
+        settings = self._settings
+        found, path = _gguf_of(self._options, self._model, self._type)
+        loras = {name: _lora_of(place) for name, place in settings.adapters.items()}
+        paths = {name: lora for name, (lora, _) in loras.items()}
+        with contextlib.ExitStack() as stack:
+            engine = stack.enter_context(
+                Engine(path, sequences=settings.sequences, context=settings.context, adapters=paths)
+            )
+            own, bare, opening = _task_for(found, path, engine)
+            models = {path.stem: Model(path.stem, own, bare=bare, opening=opening)}
+            for name, (_, task) in loras.items():
+                models[name] = Model(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
+            router = None
+            if settings.policy is not None:
+                router = Router.of(settings, sha256_file(path), own, path.stem)
+                if router is not None:
+                    stack.enter_context(router.open())
+            notes = [note] if (note := _other_build(found, path, engine.info["build"])) else []
+            for note in notes:
+                _console().say(f"warning: {note}")
+            self._digest = found.digest
+            end = stack.pop_all().close
+        return Served(Local(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)
+
+
 def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
     """The GGUF file to answer with, the task it is for, and the name it goes by."""
+    from slmctl.engine import Engine
+
+    found, path = _gguf_of(options, model, type_name)
+    if (found.path / "task.json").exists():
+        from slmctl.task import Task
+
+        return path, Task.read(found.path), path.stem
+    with Engine(path, sequences=1, context=128) as engine:
+        return path, _task_for(found, path, engine)[0], path.stem
+
+
+def _found_of(options: Options, model: str | None, kinds: tuple[str, ...]) -> Artifact:
+    """The artifact or release that a command is given; the config's release by default."""
     from slmctl import pipeline
-    from slmctl.artifact import verify
-    from slmctl.task import Task
 
     if model is None:
-        found = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
-    elif model.startswith("dir:"):
+        return pipeline.find(_project(options), pipeline.Role("published", ("published",)))
+    if model.startswith("dir:"):
         from slmctl import registry
 
-        found = registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
-    else:
-        found = pipeline.open_model(Path(model), ("published", "gguf"))
+        return registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
+    return pipeline.open_model(Path(model), kinds)
+
+
+def _gguf_of(options: Options, model: str | None, type_name: str | None) -> tuple[Artifact, Path]:
+    """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
+    from slmctl.artifact import verify
+
+    found = _found_of(options, model, ("published", "gguf"))
     faults = verify(found)
     if faults:
         raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
-    entry = _file_of(found, type_name)
-    path = found.file(entry.path)
-    if found.path.is_dir() and (found.path / "task.json").exists():
-        return path, Task.read(found.path), Path(entry.path).stem
-    return path, Task("generate", _template_of(path), ""), path.stem
+    return found, found.file(_file_of(found, type_name).path)
 
 
 def _file_of(found: Artifact, type_name: str | None) -> FileEntry:
     """The smallest GGUF file of a type."""
-    from slmctl.engine import is_type
+    from slmctl.engine import is_lora, is_type
 
-    entries = found.files(".gguf")
+    entries = [entry for entry in found.files(".gguf") if not is_lora(entry.path)]  # no model by itself
     chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
     if not chosen:
         raise UsageError(
-            f"no GGUF file of type {type_name}", hint=f"there are: {', '.join(entry.path for entry in entries)}"
+            f"no GGUF file of type {type_name}" if type_name else f"{found.path} has no GGUF file of a model",
+            hint=f"there are: {', '.join(entry.path for entry in entries) or 'none'}",
         )
     return min(chosen, key=lambda one: one.size)
 
@@ -1157,33 +1339,67 @@ def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
     return f"{project.project}-v{project.version}"
 
 
-def _router(settings: Any, path: Path, task: Any, name: str) -> Any:
-    """What decides which answers come from a general model, where the settings ask for it."""
-    if settings.policy is None:
-        return None
-    from slmctl.artifact import sha256_file
+def _task_of(options: Options, model: str | None) -> tuple[Any, str]:
+    """What a model is asked that another server has, and the name it goes by here."""
+    from slmctl.task import Task
 
-    try:
-        from slmctl.server.route import Router
-
-        return Router.of(settings, sha256_file(path), task, name)
-    except ModuleNotFoundError as error:
-        from slmctl.pipeline import missing
-
-        raise missing(error, "serve") from error
+    found = _found_of(options, model, ("published", "gguf", "merged", "adapter", "prepared"))
+    names = [Path(entry.path).stem for entry in found.files(".gguf")]
+    return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
 
 
-def _template_of(path: Path) -> str:
-    """The chat template inside a bare GGUF."""
-    from slmctl.engine import Engine
+def _task_for(found: Artifact, path: Path, engine: Any) -> tuple[Any, bool, str]:
+    """The task of a file that is served, whether it carries none of its own, and what raw text begins with then."""
+    from slmctl.task import Task
 
-    with Engine(path, sequences=1, context=128) as engine:
-        template: str = engine.info["chat_template"]
+    if found.path.is_dir() and (found.path / "task.json").exists():
+        return Task.read(found.path), False, ""
+    template: str = engine.info["chat_template"]
     if not template:
         raise UsageError(
             f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
         )
-    return template
+    controls = engine.controls()
+    tokens = {"bos_token": controls["bos"], "eos_token": controls["eos"], "special_tokens": tuple(controls["tokens"])}
+    return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
+
+
+def _lora_of(place: Path) -> tuple[Path, Any]:
+    """An adapter's GGUF file, and its task where it carries one."""
+    from slmctl import pipeline
+    from slmctl.artifact import verify
+    from slmctl.engine import is_lora
+    from slmctl.task import Task
+
+    found = pipeline.open_model(place, ("gguf",))
+    faults = verify(found)
+    if faults:
+        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
+    entries = found.files(".gguf")
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
+    if len(chosen) != 1:
+        raise UsageError(
+            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora=true"
+        )
+    path = found.file(chosen[0].path)
+    folder = path.parent
+    return path, Task.read(folder) if (folder / "task.json").exists() else None
+
+
+def _other_build(found: Artifact, path: Path, build: str) -> str:
+    """What to say where the engine is not the one that this file was measured with; nothing where it is."""
+    import json
+
+    measured = found.manifest.environment.get("llama_cpp_python")
+    report = found.path / "report.json"
+    if report.is_file():
+        models = json.loads(report.read_bytes())["models"].values()
+        listed = {entry.path: entry.sha256 for entry in found.files(".gguf")}
+        builds = [one.get("engine") for one in models if one.get("sha256") == listed.get(path.name)]
+        measured = builds[0] if builds else None
+    if not measured or measured == build:
+        return ""
+    return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
 
 
 class _Asked:
@@ -1272,7 +1488,9 @@ def _said(target: Path, written: int, wrong: int) -> None:
 
 def _smallest(model: Artifact) -> str | None:
     """The type of the smallest GGUF file, when a model has several: the one that is served too."""
-    files = model.files(".gguf")
+    from slmctl.engine import is_lora
+
+    files = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
     return (
         min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
     )

@@ -581,9 +581,12 @@ class Generalist(Section):
 class ServeConfig(Section):
     """Serve a model over HTTP."""
 
-    host: Text = Field("127.0.0.1", description="address to bind; only the loopback is served without a key")
+    host: Text = Field(
+        "127.0.0.1", description="IP address to bind; beyond the loopback, only with a key (slmctl keys add)"
+    )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
+    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; over it 429 at once")
     context: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
     policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
@@ -596,8 +599,40 @@ class ServeConfig(Section):
         None, description="file for a line about each routed request, without its content; stderr when left out"
     )
 
+    max_prompt: int | None = Field(
+        None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
+    )
+    max_body: int = Field(1 << 20, ge=1024, description="ceiling for the body of a request, in bytes")
+    keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
+    rate: float | None = Field(None, gt=0, description="requests a minute for each key; no limit when left out")
+    concurrency: int | None = Field(
+        None, ge=1, description="requests at the same time for each key; no limit when left out"
+    )
+    receive_s: float = Field(10, gt=0, description="seconds that a request has to arrive, head and body")
+    answer_s: float = Field(120, gt=0, description="seconds that an answer has, waiting included")
+    grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server is told to stop")
+    origins: list[Text] = Field(
+        default_factory=list, description="origins of web pages that browsers may let ask (CORS); none when empty"
+    )
+    log_texts: bool = Field(False, description="write prompts and answers to the log too")
+    adapters: dict[Text, SourcePath] = Field(
+        default_factory=dict, description="LoRA adapters over the model, by the model name that asks for them"
+    )
+    engine_url: Text | None = Field(
+        None,
+        description="OpenAI-compatible server that answers in place of the own engine, such as http://host:8000/v1",
+    )
+    engine_model: Text | None = Field(None, description="what that server calls the model")
+    engine_key_env: Text | None = Field(None, description="environment variable that holds that server's key")
+
     @model_validator(mode="after")
-    def _can_decide(self) -> ServeConfig:
+    def _says_what_goes_together(self) -> ServeConfig:
+        if (self.engine_url is None) != (self.engine_model is None):
+            raise ValueError("'engine_url' and 'engine_model' come together")
+        if self.engine_url is not None and self.adapters:
+            raise ValueError("'adapters' are for the own engine: give another server's by its own means")
+        if self.engine_url is not None and self.policy is not None:
+            raise ValueError("'policy' is for one GGUF file of the own engine, and 'engine_url' names another")
         if self.generalist is not None and self.policy is None:
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         return self
@@ -888,6 +923,8 @@ def _resolve(config: Config, root: Path) -> Config:
                 changes[name] = [walk(item) for item in value]
             elif isinstance(value, Path) and value != STDIN:
                 changes[name] = root / value.expanduser()
+            elif isinstance(value, dict) and any(isinstance(one, Path) for one in value.values()):
+                changes[name] = {key: root / path.expanduser() for key, path in value.items()}
             elif marked and isinstance(value, str) and value and not is_remote(value):
                 changes[name] = str(root / Path(value).expanduser())
         return model.model_copy(update=changes)

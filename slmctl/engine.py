@@ -152,6 +152,8 @@ class Engine:
         # each request with the child that answers it: when that one dies, these are told and no others
         self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Event], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
+        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
         self._listener: threading.Thread | None = None
         self.info: Event = {}
         self._start()
@@ -168,15 +170,28 @@ class Engine:
             child, self._child = self._child, None
         if child is not None:
             assert self._listener is not None
-            with contextlib.suppress(OSError):
-                assert child.stdin is not None
-                child.stdin.close()
+            self._outbox.put(None)
             try:
                 child.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
             self._listener.join(timeout=5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child lives; the next request to a dead one starts another, and waits for it."""
+        return self._child is not None and self._child.poll() is None
+
+    def revive(self) -> None:
+        """Start the child again if it has died.
+
+        Raises:
+            EngineError: The file cannot be loaded any more.
+        """
+        with self._lock:
+            if not self.alive:
+                self._start()
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
         """Start answering; `on_event` is called from another thread until `finish` or `error` has come.
@@ -248,13 +263,13 @@ class Engine:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, as the engine reads it."""
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._send({"tokenize": text}, events.put)
-        event = events.get()
-        if "error" in event:
-            raise EngineError(event["error"])
-        tokens: list[int] = event["tokens"]
+        tokens: list[int] = self._reply({"tokenize": text})["tokens"]
         return tokens
+
+    def controls(self) -> dict[str, Any]:
+        """The control tokens: `tokens` (texts), `bos`, `eos`, and whether prompts begin with bos (`adds_bos`)."""
+        controls: dict[str, Any] = self._reply({"controls": True})["controls"]
+        return controls
 
     def logits(self, text: str, *, last: int = 1) -> npt.NDArray[np.float32]:
         """What the model expects after each of the last tokens of a text.
@@ -265,20 +280,24 @@ class Engine:
         Raises:
             EngineError: The text does not fit, or the child died.
         """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._send({**Request(text).__dict__, "max_tokens": 0, "logits": last}, events.put)
-        event = events.get()
-        if "error" in event:
-            raise EngineError(event["error"])
+        event = self._reply({**Request(text).__dict__, "max_tokens": 0, "logits": last})
         rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
         return rows.reshape(-1, self.info["n_vocab"])
+
+    def _reply(self, message: dict[str, Any]) -> Event:
+        """What the child says to a question that has one reply."""
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._send(message, events.put)
+        event = events.get()
+        if "error" in event:
+            raise error_of(event)
+        return event
 
     def _send(self, message: dict[str, Any], on_event: Callable[[Event], None]) -> str:
         """Have the child do something, in a fresh one when it has died; returns the id of what was asked."""
         id = str(next(self._ids))
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._start()
+            self.revive()
             assert self._child is not None
             self._pending[id] = self._child, on_event
             self._write({"id": id, **message})
@@ -294,13 +313,16 @@ class Engine:
             with log:
                 raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
         self.info = json.loads(line)
-        self._child = child
+        self._child, self._outbox = child, queue.SimpleQueue()
+        threading.Thread(target=_feed, args=(child, self._outbox), daemon=True).start()
         loaded = log.seek(0, os.SEEK_END)  # what was said while it loaded explains no later death
-        self._listener = threading.Thread(target=self._listen, args=(child, log, loaded), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(child, self._outbox, log, loaded), daemon=True)
         self._listener.start()
 
-    def _listen(self, child: subprocess.Popen[str], log: IO[bytes], loaded: int) -> None:
-        assert child.stdout is not None and child.stdin is not None
+    def _listen(
+        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
+    ) -> None:
+        assert child.stdout is not None
         for line in child.stdout:
             event = json.loads(line)
             id = event.pop("id")
@@ -314,21 +336,29 @@ class Engine:
         with log:
             reason = _reason(code, _last_words(log, loaded))
         with self._lock:
-            for pipe in (child.stdout, child.stdin):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            child.stdout.close()
+            outbox.put(None)
+            unexpected = child is self._child
             lost = {id: on_event for id, (owner, on_event) in self._pending.items() if owner is child}
             for id in lost:
                 del self._pending[id]
         for id, on_event in lost.items():
             on_event({"error": f"the engine died ({reason}) while it answered request {id}", "died": True})
+        if unexpected:
+            self.on_death()
 
     def _write(self, message: dict[str, Any]) -> None:
-        assert self._child is not None and self._child.stdin is not None
-        # an OSError or a closed pipe: the child has died; the listening thread says so to every request
-        with contextlib.suppress(OSError, ValueError):
-            self._child.stdin.write(json.dumps(message) + "\n")
-            self._child.stdin.flush()
+        self._outbox.put(json.dumps(message) + "\n")
+
+
+def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
+    """Write what the child is to do, in a thread of its own: a child that does not read holds up nobody else."""
+    assert child.stdin is not None
+    # an OSError: the child has died; the listening thread says so to every request
+    with contextlib.suppress(OSError), child.stdin as pipe:
+        while (line := outbox.get()) is not None:
+            pipe.write(line)
+            pipe.flush()
 
 
 def answer_of(event: Event, text: str) -> Answer:
@@ -346,6 +376,11 @@ def error_of(event: Event) -> EngineError:
 def is_type(path: str, type_name: str) -> bool:
     """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type_name)}\.gguf$", path) is not None
+
+
+def is_lora(path: str) -> bool:
+    """Whether a GGUF file is an adapter, as quantize names it, and no model by itself."""
+    return path.endswith("-LoRA.gguf")
 
 
 def usable_cores() -> int:

@@ -114,6 +114,7 @@ EXTRAS = {
     "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
+    "httptools": "serve", "prometheus_client": "serve",
     "presidio_analyzer": "pii",
     "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",

@@ -174,7 +174,7 @@ class Remote:
                         return reply
                     problem = Refusal("the reply is no chat completion", status)
                 else:
-                    problem = Refusal(f"HTTP {status}: {_message(raw)}", status)
+                    problem = Refusal(f"HTTP {status}: {message(raw)}", status)
                     if status in HOPELESS:
                         raise NetworkError(f"{self.host}: {HOPELESS[status]} ({problem.message})")
                     if status == 400 and self._wording.adapt(raw):
@@ -230,7 +230,7 @@ class Wording:
 
     def adapt(self, raw: bytes) -> bool:
         """Learn from a refusal how an option is called, or that it is not taken; True to ask again."""
-        said = _message(raw)
+        said = message(raw)
         if "max_completion_tokens" in said and self._names["max_tokens"] == "max_tokens":
             self._names["max_tokens"] = "max_completion_tokens"
             return True
@@ -290,7 +290,7 @@ def read_reply(raw: bytes, seconds: float) -> Reply | None:
     return None
 
 
-def _message(raw: bytes) -> str:
+def message(raw: bytes) -> str:
     """What an endpoint says is wrong, short."""
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         error = json.loads(raw)["error"]

@@ -157,7 +157,7 @@ def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
     Raises:
         UsageError: None fits, or several do.
     """
-    entries = [entry for entry in model.files(".gguf") if not entry.path.endswith("-LoRA.gguf")]  # no model by itself
+    entries = [entry for entry in model.files(".gguf") if not engine.is_lora(entry.path)]  # no model by itself
     chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
     if len(chosen) == 1:
         return chosen[0]

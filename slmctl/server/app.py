@@ -1,361 +1,569 @@
-"""The HTTP side of `slmctl serve`: OpenAI's chat completions over one engine, answers kept to the task."""
+"""The HTTP side of `slmctl serve`: OpenAI's API in front of an engine, within limits, answers kept to the task."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import signal
-import socket
+import secrets
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slmctl import console
+from slmctl import grammar
 from slmctl.config import ServeConfig
-from slmctl.engine import Engine, Event, Request
-from slmctl.errors import DataError, UsageError
-from slmctl.server import page
-from slmctl.server.route import Router
-from slmctl.task import Task
+from slmctl.engine import Event
+from slmctl.errors import DataError
+from slmctl.server import openai, page, replies
+from slmctl.server.backends import Backend
+from slmctl.server.exchange import Exchange, FailedError
+from slmctl.server.keys import Key, KeyRing
+from slmctl.server.limits import ANYBODY, BusyError, Limits
+from slmctl.server.log import Log
+from slmctl.server.metrics import Metrics
+from slmctl.server.openai import Asked, BadRequestError, Ceilings, Model
+from slmctl.server.route import FAMILIES, Router
 
-MAX_BODY = 1 << 20  # bytes
-GRACE_S = 5  # seconds that running answers get when the server is told to stop
-KNOWN = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
-         "top_p", "seed", "stop", "n", "user"}  # fmt: skip
-
-WHOLE = {"n", "max_tokens", "seed"}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPEN = ("/healthz", "/readyz")  # what is told without a key, beside the page
+COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics")
+SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
+ROUTE, REQUEST_ID = "x-slmctl-route", "x-request-id"
+NO_POLICY = "no-policy"  # the reason where nothing decides who answers
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: an engine, the task it was trained for, its name, and the ceiling of an answer."""
+    """What is served: who answers, the names it goes by (the first one is the default), and the settings.
 
-    engine: Engine
-    task: Task
-    name: str
-    max_tokens: int
-    router: Router | None = None  # decides which answers come from a general model
+    Attributes:
+        router: Decides for the default model; None keeps every answer local.
+        notes: What whoever runs the server should know of it.
+        close: Ends who answers.
+    """
+
+    backend: Backend
+    models: Mapping[str, Model]
+    settings: ServeConfig
+    keys: KeyRing | None = None
+    router: Router | None = None
+    notes: Sequence[str] = ()
+    close: Callable[[], None] = lambda: None
 
 
-class BadRequestError(Exception):
-    """What is wrong with a request, in OpenAI's words: a message and the option at fault."""
+@dataclass
+class Note:
+    """What the log and the figures will say of one request."""
 
-    def __init__(self, message: str, param: str = "") -> None:
-        super().__init__(message)
-        self.message, self.param = message, param
+    id: str
+    begun: float = field(default_factory=time.monotonic)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.begun, 4)
 
 
-def application(served: Served) -> Starlette:
-    """The ASGI application."""
+class Gateway:
+    """The state of a running server."""
+
+    def __init__(self, served: Served, log: Log) -> None:
+        self.served, self.log, self.metrics = served, log, Metrics()
+        self.settings = settings = served.settings
+        self.limits = Limits(settings.sequences, settings.queue, settings.rate, settings.concurrency)
+        most = settings.max_prompt or settings.context - 1
+        self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context - 1))
+        self.created = int(time.time())
+        self.running: set[Exchange] = set()
+        self.stopping = False
+        if served.router is not None:
+            self.metrics.include(FAMILIES, served.router.figures)
+        self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
+
+    @property
+    def ready(self) -> bool:
+        fault = self.served.keys.fault if self.served.keys else ""
+        return not self.stopping and not fault and self.served.backend.ready
+
+    def stop(self) -> None:
+        """Take no more requests."""
+        self.stopping = True
+
+    def end_all(self) -> None:
+        """End every answer that is still running, each with a word to its client."""
+        for exchange in list(self.running):
+            exchange.end("server_stopping")
+
+    # Who may ask
+
+    def key_of(self, http: HttpRequest) -> Key:
+        """The client's key; anybody's where no keys are asked for."""
+        if self.served.keys is None:
+            return ANYBODY
+        scheme, _, secret = http.headers.get("authorization", "").partition(" ")
+        key = self.served.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise HTTPException(
+                401, "a valid API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+            )
+        http.state.note.fields["key"] = key.name
+        return key
+
+    # A request for an answer
+
+    async def answer(self, http: HttpRequest, kind: str) -> Response:
+        """Answer `/v1/chat/completions` (`chat`) or `/v1/completions` (`text`)."""
+        note: Note = http.state.note
+        key = self.key_of(http)
+        self.limits.count(key)
+        if self.stopping:
+            raise FailedError("the server is being stopped", "server_stopping", 503)
+        asked = openai.check(openai.read(await self._body(http)), kind, self.served.models, self.ceilings)
+        await self._require_grammar(asked)
+        note.fields |= {"model": asked.model.name, "stream": asked.stream}
+        if self.settings.log_texts:
+            note.fields["prompt"] = asked.text
+        self.limits.enter(key, len(asked.requests))
+        exchange = Exchange(asked, self.served.backend, self.settings.answer_s)
+        self.running.add(exchange)
+        run = _Run(self, exchange, note, key)
+        try:
+            exchange.watch(http.receive)
+            return await run.respond(http.headers)
+        except FailedError as error:
+            run.close(error)
+            raise
+        except BaseException:
+            run.close(FailedError("", "cancelled", 499))
+            raise
+
+    async def _body(self, http: HttpRequest) -> bytes:
+        kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a web page of another origin can send any other type without asking
+            raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
+        raw = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.receive_s):
+                async for chunk in http.stream():
+                    raw += chunk
+                    if len(raw) > self.settings.max_body:
+                        raise HTTPException(413, f"the body is larger than {self.settings.max_body} bytes")
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {self.settings.receive_s:g} s") from None
+        except ClientDisconnect:
+            raise FailedError("the client has gone", "client_gone", 499) from None
+        return bytes(raw)
+
+    async def _require_grammar(self, asked: Asked) -> None:
+        """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
+        if asked.schema is None:
+            return
+        text = json.dumps(asked.schema)
+        if text not in self._schemas:
+            if len(self._schemas) >= 64:
+                self._schemas.clear()
+            self._schemas[text] = await asyncio.to_thread(_fault_of, asked.schema)
+        if fault := self._schemas[text]:
+            raise BadRequestError(fault, "response_format")
+
+
+def _fault_of(schema: dict[str, Any]) -> str:
+    try:
+        grammar.require(schema)
+    except DataError as error:
+        return error.message
+    return ""
+
+
+class _Run:
+    """One accepted request: its response, and its lines in figures and log."""
+
+    def __init__(self, gateway: Gateway, exchange: Exchange, note: Note, key: Key) -> None:
+        self.gateway, self.exchange, self.note, self.key = gateway, exchange, note, key
+        self.asked = exchange.asked
+        self.route, self.reason, self.name = "local", NO_POLICY, self.asked.model.name
+        self.p_correct: float | None = None  # by the policy, where one decides
+        self._closed = False
+
+    async def respond(self, headers: Mapping[str, str]) -> Response:
+        """The whole answer, or a stream that has begun: whatever fails before is still a status."""
+        router = self.gateway.served.router
+        if router is not None and self.asked.model is next(iter(self.gateway.served.models.values())):
+            return await self._routed(router, headers)
+        self.exchange.begin()
+        if self.asked.stream:
+            index, event = await self.exchange.next()
+            self._saw_first()
+            return self._streaming(self._chunks(index, event))
+        await self.exchange.whole()
+        return self._json()
+
+    async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
+        """The answer of whoever the router chose; a stream of it begins when that is decided."""
+        if len(self.asked.requests) > 1:
+            raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
+        (choice,), pieces = self.exchange.choices, list[Event]()
+
+        async def local() -> Event:
+            if not choice.last:
+                self.exchange.begin()
+            while self.exchange.running:
+                pieces.append((await self.exchange.next())[1])
+            return {**choice.last, "text": choice.text}
+
+        work = router.route(self.asked.sent, self.asked.options, headers, local)
+        routed = await self.exchange.beside(_as_coroutine(work))
+        self.route, self.reason, self.name = routed.route, routed.reason, routed.model
+        self.p_correct = routed.p_correct
+        if routed.route != "local":
+            choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
+            used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
+            choice.last = {**routed.local, **used, "finish": routed.finish}
+        self._saw_first()
+        return self._streaming(self._decided(pieces)) if self.asked.stream else self._json()
+
+    def _json(self) -> Response:
+        choices = self.exchange.choices
+        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build)
+        self.close()
+        return JSONResponse(body, headers=self._headers())
+
+    def _streaming(self, parts: AsyncGenerator[bytes, None]) -> Response:
+        return _EventStream(parts, self.exchange.deadline + SLACK_S, self._headers(), self.close)
+
+    async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
+        """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
+        stream = replies.Stream(self.asked, self._build)
+        part = stream.opening()
+        try:
+            while True:
+                part += self._chunk(stream, index, event)
+                if not self.exchange.running:
+                    break
+                yield part
+                index, event = await self.exchange.next()
+                part = b""
+        except FailedError as error:
+            self.close(error)
+            yield self._failed(error)
+            return
+        part += self._ending(stream)
+        self.close()
+        yield part
+
+    async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
+        """A whole answer as a stream."""
+        stream = replies.Stream(self.asked, self._build)
+        part = stream.opening()
+        for event in pieces:
+            if "piece" in event:
+                yield part + stream.piece(0, event)
+                part = b""
+        (choice,) = self.exchange.choices
+        part += stream.end(0, choice.last, self._extra(choice.last)) + self._ending(stream)
+        self.close()
+        yield part
+
+    def _chunk(self, stream: replies.Stream, index: int, event: Event) -> bytes:
+        if "piece" in event:
+            return stream.piece(index, event)
+        return stream.end(index, event, self._extra(event))
+
+    def _ending(self, stream: replies.Stream) -> bytes:
+        lasts = [choice.last for choice in self.exchange.choices]
+        return (stream.usage(lasts) if self.asked.with_usage else b"") + replies.DONE
+
+    def _failed(self, error: FailedError) -> bytes:
+        body = replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
+        return f"data: {json.dumps(body)}\n\n".encode()
+
+    def _extra(self, event: Event) -> dict[str, Any]:
+        """What slmctl says of an answer beside OpenAI's form."""
+        who = {"route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds}
+        known = {} if self.p_correct is None else {"p_correct": self.p_correct}
+        return replies.facts(self.asked, event) | who | known
+
+    def _headers(self) -> dict[str, str]:
+        return {ROUTE: route_header(self.route, self.reason)}
+
+    @property
+    def _build(self) -> str:
+        return self.gateway.served.backend.build
+
+    def _saw_first(self) -> None:
+        self.gateway.metrics.first.observe(self.note.seconds)
+
+    def close(self, error: FailedError | None = None) -> None:
+        """Free everything and count; what comes first counts."""
+        if self._closed:
+            return
+        self._closed = True
+        self.exchange.close()
+        self.gateway.running.discard(self.exchange)
+        seconds = self.note.seconds
+        self.gateway.limits.leave(self.key, len(self.asked.requests), None if error else seconds)
+        metrics, name = self.gateway.metrics, self.asked.model.name
+        if error is not None:
+            if error.code != "refused":
+                metrics.failed.labels(error.code).inc()
+            self.note.fields |= {"failed": error.code}
+            return
+        lasts = [choice.last for choice in self.exchange.choices]
+        used = replies.usage(self.asked, lasts)
+        metrics.answers.labels(name, self.route, self.reason).inc()
+        metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
+        metrics.tokens.labels(name, "answer").inc(used["completion_tokens"])
+        metrics.seconds.observe(seconds)
+        self.note.fields |= {
+            "route": self.route, "reason": self.reason, "prompt_tokens": used["prompt_tokens"],
+            "completion_tokens": used["completion_tokens"], "finish": [last["finish"] for last in lasts],
+            "confidence": [last.get("confidence") for last in lasts],
+        }  # fmt: skip
+        if self.gateway.settings.log_texts:
+            self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
+
+
+async def _as_coroutine(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+def route_header(route: str, reason: str) -> str:
+    """`local; reason=no-policy`."""
+    return f"{route}; reason={reason}"
+
+
+class _EventStream(Response):
+    """Server-sent events; a client that does not read until the deadline is cut off."""
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes, None],
+        deadline: float,
+        headers: Mapping[str, str],
+        close: Callable[[FailedError], None],
+    ) -> None:
+        super().__init__(None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._parts, self._deadline, self._close = parts, deadline, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout_at(self._deadline), contextlib.aclosing(self._parts) as parts:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            return  # without an end of the body, so the connection is closed
+        finally:
+            self._close(FailedError("", "client_gone", 499))
+
+
+# Routes
+
+
+def application(served: Served, log: Log) -> Starlette:
+    """The ASGI application; `app.state.gateway` is what it runs on."""
+    origins = served.settings.origins
+    cors = Middleware(
+        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+        expose_headers=[ROUTE, REQUEST_ID],
+    )  # fmt: skip
+    gateway = Gateway(served, log)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _completions, methods=["POST"]),
+            Route("/v1/chat/completions", _chat, methods=["POST"]),
+            Route("/v1/completions", _text, methods=["POST"]),
             Route("/v1/models", _models),
+            Route("/v1/models/{name:path}", _model),
             Route("/healthz", _health),
+            Route("/readyz", _ready),
+            Route("/metrics", _metrics),
             *page.routes(),
         ],
-        exception_handlers={BadRequestError: _bad_request, HTTPException: _http_error},
-    )
-    app.state.served = served
-    models, settings = {served.name: SimpleNamespace(task=served.task)}, ServeConfig(max_tokens=served.max_tokens)
-    app.state.gateway = SimpleNamespace(
-        served=SimpleNamespace(models=models, settings=settings), key_of=lambda http: None
-    )
-    app.state.created = int(time.time())
+        middleware=[Middleware(_Observed, gateway=gateway), *([cors] if origins else [])],
+        exception_handlers={
+            BadRequestError: _bad_request, BusyError: _busy, FailedError: _failed, HTTPException: _http_error,
+            Exception: _bug,
+        },
+    )  # fmt: skip
+    app.state.gateway = gateway
     return app
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind before the model loads, so that a port in use is said at once.
-
-    Raises:
-        UsageError: The address is not the loopback, or the port is taken.
-    """
-    if host not in ("127.0.0.1", "::1", "localhost"):
-        raise UsageError(
-            f"refused to serve on {host}: only the loopback is served, anyone could ask there", hint="--host 127.0.0.1"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(2048)  # from now on a client may connect, and no other server can take the port
-    except OSError as error:
-        sock.close()
-        raise UsageError(
-            f"port {port} on {host} cannot be bound: {error.strerror}", hint="--port 0 takes a free one"
-        ) from None
-    return sock
+async def _chat(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    return await gateway.answer(http, "chat")
 
 
-def run(served: Served, sock: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; running answers get a few seconds to finish."""
-    settings = uvicorn.Config(
-        application(served), log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=GRACE_S
-    )
-    server = _Server(settings)
-    asyncio.run(server.run_until_told(sock))
+async def _text(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    return await gateway.answer(http, "text")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn ends a stopped process by the signal itself; stopping a server is no failure, so this one returns."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def run_until_told(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        await self.serve(sockets=[sock])
-
-    def _stop(self) -> None:
-        console.say("stopping")
-        self.should_exit = True
+async def _models(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    gateway.key_of(http)
+    return JSONResponse({"object": "list", "data": [_listed(gateway, name) for name in gateway.served.models]})
 
 
-async def _health(_: HttpRequest) -> Response:
+async def _model(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    gateway.key_of(http)
+    name = http.path_params["name"]
+    if name not in gateway.served.models:
+        raise HTTPException(404, f"model '{name[:100]}' is not served here")
+    return JSONResponse(_listed(gateway, name))
+
+
+def _listed(gateway: Gateway, name: str) -> dict[str, Any]:
+    model = gateway.served.models[name]
+    task = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
+    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": task}
+
+
+async def _health(http: HttpRequest) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def _models(request: HttpRequest) -> Response:
-    served: Served = request.app.state.served
-    model = {"id": served.name, "object": "model", "created": request.app.state.created, "owned_by": "slmctl"}
-    return JSONResponse({"object": "list", "data": [model]})
+async def _ready(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    return JSONResponse({"ready": gateway.ready}, status_code=200 if gateway.ready else 503)
 
 
-async def _completions(http: HttpRequest) -> Response:
-    served: Served = http.app.state.served
-    body = await _body(http)
-    request = _request(body, served)
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
-    events = _events(served.engine, request)
-    if served.router is not None:
-        return await _routed(http, served, body, events, head)
-    if body.get("stream"):
-        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        first = await anext(events)  # a request that does not fit is refused before the stream begins
-        _raise_refusal(first)
-        return StreamingResponse(_stream(head, first, events, with_usage, served), media_type="text/event-stream")
-    last = await _whole(events)
-    text = last["text"]
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": last["finish"]}
-    return JSONResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": _usage(last),
-            "slmctl": _extra(last, served),
-        }
-    )
+async def _metrics(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    gateway.key_of(http)
+    metrics, limits = gateway.metrics, gateway.limits
+    metrics.running.set(limits.running)
+    metrics.waiting.set(limits.waiting)
+    metrics.ready.set(gateway.ready)
+    metrics.dropped.set(gateway.log.dropped)
+    return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-async def _whole(events: AsyncIterator[Event]) -> Event:
-    """The engine's last event, with the whole text."""
-    text, last = "", {}
-    async for event in events:
-        _raise_refusal(event)
-        text += event.get("piece", "")
-        last = event
-    return {**last, "text": text}
+# Errors, each in OpenAI's form
 
 
-async def _routed(
-    http: HttpRequest, served: Served, body: dict[str, Any], events: AsyncIterator[Event], head: dict[str, Any]
-) -> Response:
-    """One whole answer, of one model; a client that wants a stream gets it in one piece."""
-    assert served.router is not None
-    routed = await served.router.route(_messages(body), body, http.headers, lambda: _whole(events))
-    headers = {"x-slmctl-route": routed.header}
-    usage = _usage({"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens})
-    extra = _extra(routed.local, served) | {
-        "route": routed.route, "reason": routed.reason, "p_correct": routed.p_correct,
-    }  # fmt: skip
-    head = {**head, "model": routed.model}
-    if body.get("stream"):
-        chunk = {**head, "object": "chat.completion.chunk"}
-        parts = [
-            _chunk(chunk, {"role": "assistant", "content": routed.text}, None),
-            _chunk(chunk, {}, routed.finish, slmctl=extra),
-            "data: [DONE]\n\n",
-        ]
-        return Response("".join(parts), media_type="text/event-stream", headers=headers)
-    choice = {
-        "index": 0, "message": {"role": "assistant", "content": routed.text}, "finish_reason": routed.finish,
-    }  # fmt: skip
-    answer = {**head, "object": "chat.completion", "choices": [choice], "usage": usage, "slmctl": extra}
-    return JSONResponse(answer, headers=headers)
-
-
-async def _body(http: HttpRequest) -> dict[str, Any]:
-    raw = b""
-    async for chunk in http.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise BadRequestError("the body is not valid JSON") from None
-    if not isinstance(body, dict):
-        raise BadRequestError("the body is not a JSON object")
-    return {key: value for key, value in body.items() if value is not None}
-
-
-def _request(body: dict[str, Any], served: Served) -> Request:
-    """What the engine is asked; an option that is not supported is refused by its name."""
-    for name in body:
-        if name not in KNOWN:
-            raise BadRequestError(f"option '{name}' is not supported", name)
-    if body.get("model", served.name) != served.name:
-        raise BadRequestError(f"model '{body['model']}' is not served here; '{served.name}' is", "model")
-    if _number(body, "n", 1, 1, 1) != 1:
-        raise BadRequestError("only n=1 is supported", "n")
-    task, conversation = served.task, _messages(body)
-    if task.system:  # the model was trained with it, so no other is of use
-        conversation = [{"role": "system", "content": task.system}] + [m for m in conversation if m["role"] != "system"]
-    wanted = body.get("max_completion_tokens", body.get("max_tokens"))
-    length = (
-        served.max_tokens if wanted is None else _number({"max_tokens": wanted}, "max_tokens", 1, 1, served.max_tokens)
-    )
-    stop = body.get("stop", [])
-    stops = [stop] if isinstance(stop, str) else stop
-    if not (isinstance(stops, list) and len(stops) <= 4 and all(isinstance(s, str) and s for s in stops)):
-        raise BadRequestError("'stop' must be a text or up to four texts", "stop")
-    try:
-        prompt = task.prompt(conversation)
-        head = [m for m in conversation[:1] if m["role"] == "system"]
-        prefix = task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
-    except DataError as error:
-        raise BadRequestError(error.message, "messages") from None
-    return Request(
-        prompt=prompt,
-        prefix=prefix,
-        labels=task.labels,
-        end=task.end,
-        max_tokens=int(length),
-        temperature=0.0 if task.labels else _number(body, "temperature", 0.0, 0, 2),
-        top_p=_number(body, "top_p", 1.0, 0, 1),
-        seed=int(_number(body, "seed", 0, 0, 2**63)),
-        stop=(*stops, *([task.end] if task.end else [])),
-        schema=task.constraint,
-    )
-
-
-def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequestError("'messages' must be a list that is not empty", "messages")
-    result = []
-    for k, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "developer", "user", "assistant"):
-            raise BadRequestError(f"messages[{k}] needs a role: system, user or assistant", "messages")
-        content = message.get("content")
-        if isinstance(content, list):
-            parts = [
-                part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-            ]
-            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
-        if not isinstance(content, str):
-            raise BadRequestError(f"messages[{k}] needs content: a text", "messages")
-        result.append({"role": "system" if message["role"] == "developer" else message["role"], "content": content})
-    if result[-1]["role"] != "user":
-        raise BadRequestError("the last message must be the user's", "messages")
-    return result
-
-
-def _number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name, default)
-    if name in WHOLE and isinstance(value, float):
-        raise BadRequestError(f"'{name}' must be a whole number", name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadRequestError(f"'{name}' must be a number from {low} to {high}", name)
-    return value
-
-
-async def _events(engine: Engine, request: Request) -> AsyncIterator[Event]:
-    """The engine's events in this event loop; leaving early, as when a client hangs up, cancels."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-    def pass_on(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
-
-    cancel = await asyncio.to_thread(engine.submit, request, pass_on)
-    try:
-        while True:
-            event = await events.get()
-            yield event
-            if "piece" not in event:
-                return
-    finally:
-        cancel()
-
-
-async def _stream(
-    head: dict[str, Any], first: Event, rest: AsyncIterator[Event], with_usage: bool, served: Served
-) -> AsyncIterator[str]:
-    head = {**head, "object": "chat.completion.chunk"}
-    yield _chunk(head, {"role": "assistant", "content": ""}, None)
-    event = first
-    while "piece" in event:
-        yield _chunk(head, {"content": event["piece"]}, None)
-        event = await anext(rest)
-    await rest.aclose()  # type: ignore[attr-defined]
-    if "error" in event:  # the stream ends with the error, never with a bare [DONE]
-        yield f"data: {json.dumps(_error(event['error'], 'server_error'))}\n\n"
-        return
-    yield _chunk(head, {}, event["finish"], slmctl=_extra(event, served))
-    if with_usage:
-        yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(event)})}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def _chunk(head: dict[str, Any], delta: dict[str, str], finish: str | None, **more: Any) -> str:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return f"data: {json.dumps({**head, 'choices': [choice], **more})}\n\n"
-
-
-def _usage(event: Event) -> dict[str, int]:
-    prompt, answer = event["prompt_tokens"], event["completion_tokens"]
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def _extra(event: Event, served: Served) -> dict[str, Any]:
-    """What slmctl adds to OpenAI's form: how sure the model is, and of what kind the answer is."""
-    return {"task": served.task.kind, "confidence": event["confidence"]}
-
-
-def _raise_refusal(event: Event) -> None:
-    if "error" in event:
-        if "does not fit" in event["error"]:
-            raise BadRequestError(event["error"], "messages")
-        raise HTTPException(503, event["error"])
-
-
-def _error(message: str, kind: str, param: str = "") -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param or None, "code": None}}
-
-
-async def _bad_request(_: HttpRequest, error: Exception) -> Response:
+async def _bad_request(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, BadRequestError)
-    return JSONResponse(_error(error.message, "invalid_request_error", error.param), status_code=400)
+    return _refusal(http, error.status, error.message, param=error.param, code=error.code)
 
 
-async def _http_error(_: HttpRequest, error: Exception) -> Response:
+async def _busy(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, BusyError)
+    gateway: Gateway = http.app.state.gateway
+    gateway.metrics.refused.labels(error.reason).inc()
+    http.state.note.fields["refused"] = error.reason
+    wait = {"retry-after": str(error.retry_after_s)}
+    return _refusal(http, 429, error.message, kind="rate_limit_error", code=error.reason, headers=wait)
+
+
+async def _failed(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, FailedError)
+    wait = {"retry-after": "1"} if error.status == 503 else {}
+    param = "messages" if error.code == "refused" else ""
+    code = "" if error.code == "refused" else error.code
+    return _refusal(http, error.status, error.message, param=param, code=code, headers=wait)
+
+
+async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    return JSONResponse(_error(error.detail, kind), status_code=error.status_code, headers=error.headers)
+    return _refusal(http, error.status_code, error.detail, headers=dict(error.headers or {}))
+
+
+async def _bug(http: HttpRequest, error: Exception) -> Response:
+    return _refusal(http, 500, "the server has met a fault of its own; its log says more")
+
+
+def _refusal(
+    http: HttpRequest,
+    status: int,
+    message: str,
+    *,
+    kind: str = "",
+    param: str = "",
+    code: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+    http.state.note.fields["error"] = message
+    asks = http.scope["path"] in COUNTED[:2]
+    route = {ROUTE: route_header("local", "failed" if status >= 500 else "refused")} if asks else {}
+    body = replies.error(message, kind, param, code, http.state.note.id)
+    return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})
+
+
+class _Observed:
+    """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self.app, self.gateway = app, gateway
+        loopback = served_on_loopback(gateway.settings.host) and gateway.served.keys is None
+        self._hosts = frozenset(LOOPBACK) if loopback else frozenset[str]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"host")}
+        note = Note(_id_of(headers.get(b"x-request-id", b"")))
+        scope.setdefault("state", {})["note"] = note
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", note.id.encode())]
+            await send(message)
+
+        try:
+            if self._hosts and _hostname(headers.get(b"host", b"localhost")) not in self._hosts:
+                # a web page whose name was made to stand for this machine
+                body = replies.error(
+                    "this server is asked without a key, and so by the names of the loopback alone",
+                    "invalid_request_error", request_id=note.id,
+                )  # fmt: skip
+                await JSONResponse(body, status_code=403)(scope, receive, observed)
+            else:
+                await self.app(scope, receive, observed)
+        finally:
+            self._count(scope, status, note)
+
+    def _count(self, scope: MutableMapping[str, Any], status: int, note: Note) -> None:
+        path = scope["path"] if scope["path"] in COUNTED else "other"
+        self.gateway.metrics.requests.labels(path, str(status)).inc()
+        if scope["path"] in ("/healthz", "/readyz", "/metrics") and status == 200:
+            return  # asked every few seconds, and nothing happened
+        self.gateway.log.request(
+            request_id=note.id, method=scope["method"], path=scope["path"][:200], status=status, seconds=note.seconds,
+            **note.fields,
+        )  # fmt: skip
+
+
+def _id_of(given: bytes) -> str:
+    """The client's own id where it is a sane one, else a new one."""
+    text = given.decode("latin-1")
+    sane = 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
+    return text if sane else secrets.token_hex(12)
+
+
+def _hostname(host: bytes) -> str:
+    text = host.decode("latin-1").strip().lower()
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+
+
+def served_on_loopback(host: str) -> bool:
+    """Whether only this machine can reach the server."""
+    return host in LOOPBACK or host.startswith("127.")

@@ -1,0 +1,304 @@
+"""Who answers: the own engine, or any OpenAI-compatible server behind the gateway. Both tell the engine's events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httpx
+
+from slmctl import remote
+from slmctl.engine import Engine, EngineError, Event
+from slmctl.server.log import Log
+from slmctl.server.metrics import Metrics
+from slmctl.server.openai import Asked
+
+Put = Callable[[Event], None]
+Cancel = Callable[[], None]
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before the engine is started once more
+MAX_BYTES = 8_000_000  # of one reply
+# What another server may not know; it is asked without what it has refused by name.
+OPTIONAL = ("structured_outputs", "logprobs", "stream_options", "seed")
+
+
+class Backend(Protocol):
+    """Something that answers requests, in the event loop that it is started in."""
+
+    @property
+    def build(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
+    def start(self, log: Log, metrics: Metrics) -> None: ...
+    def begin(self, asked: Asked, index: int, put: Put) -> Cancel: ...
+    async def close(self) -> None: ...
+
+
+class Local:
+    """The engine of this process; it is started again at once when it dies."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._parked: dict[object, Callable[[], None]] = {}  # requests that came while there was no engine
+        self._reviving: asyncio.Task[None] | None = None
+
+    @property
+    def build(self) -> str:
+        return f"llama-cpp-python {self.engine.info['build']}"
+
+    @property
+    def ready(self) -> bool:
+        return self._reviving is None and self.engine.alive
+
+    def start(self, log: Log, metrics: Metrics) -> None:
+        self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
+        self.engine.on_death = lambda: self._later(self._died)
+
+    def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
+        """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
+        mark = object()
+        cancels: list[Cancel] = []
+
+        def submit() -> None:
+            request = asked.requests[index]
+            cancels.append(self.engine.submit(request, lambda event: self._later(put, event)))
+
+        def cancel() -> None:
+            self._parked.pop(mark, None)
+            for one in cancels:
+                one()
+
+        if self.engine.alive and self._reviving is None:
+            submit()
+        else:
+            self._parked[mark] = submit
+            self._died()
+        return cancel
+
+    async def close(self) -> None:
+        if self._reviving is not None:
+            self._reviving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reviving
+
+    def _later(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _died(self) -> None:
+        if self._reviving is None and not self.engine.alive:
+            self._reviving = asyncio.create_task(self._revive())
+
+    async def _revive(self) -> None:
+        wait = FIRST_WAIT_S
+        self._log.event("engine_died")
+        while not self.engine.alive:
+            try:
+                await asyncio.to_thread(self.engine.revive)
+            except EngineError as error:
+                self._log.event("engine_cannot_start", error=error.message, again_in_s=wait)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_S)
+        self._metrics.restarts.inc()
+        self._log.event("engine_restarted")
+        self._reviving = None
+        parked, self._parked = list(self._parked.values()), {}
+        for submit in parked:
+            submit()
+
+
+class Elsewhere:
+    """An OpenAI-compatible server that has the release's model (vLLM, llama-server, another slmctl).
+
+    It is asked as the model was trained, with the labels or the schema as a constraint where it knows one;
+    whatever it says, an answer that the task does not allow is an error and not an answer.
+    """
+
+    def __init__(self, url: str, model: str, key_env: str | None, concurrency: int) -> None:
+        self.url = remote.completions(url)
+        self.model, self._key_env = model, key_env
+        self._headers = {"Authorization": f"Bearer {remote.read_key(key_env)}"} if key_env else {}
+        self._refused: set[str] = set()
+        self._limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def hosts(self) -> set[str]:
+        """Whom this process must be able to reach."""
+        return {urlsplit(self.url).hostname or ""}
+
+    @property
+    def build(self) -> str:
+        return f"engine at {urlsplit(self.url).netloc}"
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def start(self, log: Log, metrics: Metrics) -> None:
+        # no proxy of the environment, which would be told everything; the deadline of the answer is the gateway's
+        self._client = httpx.AsyncClient(
+            headers=self._headers, timeout=httpx.Timeout(None, connect=10), limits=self._limits, trust_env=False
+        )
+
+    def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
+        task = asyncio.create_task(self._answer(asked, index, put))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def cancel() -> None:
+            task.cancel()
+
+        return cancel
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _answer(self, asked: Asked, index: int, put: Put) -> None:
+        reply = _Reply()
+        held = asked.model.held  # such an answer is shown when it is known to be one
+        try:
+            async with contextlib.aclosing(self._pieces(asked, index, reply)) as pieces:
+                async for event in pieces:
+                    if not held:
+                        put(event)
+        except httpx.HTTPError as error:
+            put({"error": f"the engine cannot be asked: {type(error).__name__}"})
+            return
+        except _RefusedError as error:
+            put({"error": error.message, "refused": error.status == 400})
+            return
+        if reply.finish is None:
+            put({"error": "the engine's answer was cut off"})
+        elif held and not asked.model.task.accepts(reply.text):
+            put({"error": f"the engine's answer is none that a task of kind '{asked.model.task.kind}' allows"})
+        else:
+            if held:
+                put({"piece": reply.text.strip() if asked.model.task.labels else reply.text, **reply.told})
+            put(reply.last)
+
+    async def _pieces(self, asked: Asked, index: int, reply: _Reply) -> AsyncGenerator[Event, None]:
+        """Ask, without what this server does not know, and read its stream."""
+        while True:
+            body = self._body(asked, index)
+            url = self.url if asked.turns[index] else self.url.removesuffix("/chat/completions") + "/completions"
+            async with self._client.stream("POST", url, json=body) as response:
+                if response.status_code == 200:
+                    size = 0
+                    async for line in response.aiter_lines():
+                        size += len(line)
+                        if size > MAX_BYTES:
+                            raise _RefusedError(f"the engine said more than {MAX_BYTES} bytes", 502)
+                        if line.startswith("data:") and (event := reply.read(line[5:].strip())):
+                            yield event
+                    return
+                raw = (await response.aread())[:MAX_BYTES]
+                said = remote.message(raw)
+                names = [name for name in OPTIONAL if name in body and name in said and name not in self._refused]
+                if response.status_code not in (400, 422) or not names:
+                    raise _RefusedError(
+                        f"the engine refused: HTTP {response.status_code}: {said}", response.status_code
+                    )
+                self._refused.update(names)
+
+    def _body(self, asked: Asked, index: int) -> dict[str, Any]:
+        request, task = asked.requests[index], asked.model.task
+        asks = {"messages": list(asked.turns[index])} if asked.turns[index] else {"prompt": request.prompt}
+        body: dict[str, Any] = {
+            "model": self.model, **asks, "max_tokens": request.max_tokens, "temperature": request.temperature,
+            "top_p": request.top_p, "seed": request.seed, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        stops = [stop for stop in request.stop if stop != task.end]
+        if stops:
+            body["stop"] = stops
+        if asked.turns[index]:
+            body |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
+        if request.labels:
+            body["structured_outputs"] = {"choice": list(request.labels)}
+        elif request.schema:
+            form = {"name": "answer", "schema": json.loads(request.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        gone = self._refused | ({"top_logprobs"} if "logprobs" in self._refused else set())
+        return {name: value for name, value in body.items() if name not in gone}
+
+
+class _RefusedError(Exception):
+    """What another server said instead of an answer."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.message, self.status = message, status
+
+
+class _Reply:
+    """What another server has said so far, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.finish: str | None = None
+        self._logprobs: list[float] = []
+        self._tokens: list[Event] = []
+        self._usage: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}  # what slmctl's own server adds
+
+    def read(self, line: str) -> Event | None:
+        """The event of one chunk, if it is one."""
+        if line == "[DONE]":
+            return None
+        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            chunk = json.loads(line)
+            self._usage = chunk.get("usage") or self._usage
+            self._own = chunk.get("slmctl") or self._own
+            if not chunk["choices"]:
+                return None
+            choice = chunk["choices"][0]
+            piece = choice["text"] if "text" in choice else choice["delta"].get("content")
+            tokens = [_token(one) for one in ((choice.get("logprobs") or {}).get("content") or [])]
+            self._tokens += tokens
+            self._logprobs += [token["logprob"] for token in tokens]
+            self.finish = choice.get("finish_reason") or self.finish
+            if isinstance(piece, str) and piece:
+                self.text += piece
+                return {"piece": piece, **({"tokens": tokens} if tokens else {})}
+        return None
+
+    @property
+    def told(self) -> Event:
+        """The tokens of an answer that is told as one piece."""
+        return {"tokens": self._tokens} if self._tokens else {}
+
+    @property
+    def last(self) -> Event:
+        """The event that ends the answer, as the engine would tell it."""
+        own = self._own.get("confidence")
+        sure = own if isinstance(own, int | float) else math.exp(sum(self._logprobs)) if self._logprobs else None
+        labels = self._own.get("labels")
+        return {
+            "finish": self.finish,
+            "prompt_tokens": _count(self._usage.get("prompt_tokens")),
+            "completion_tokens": _count(self._usage.get("completion_tokens")),
+            "confidence": sure,
+            "logprobs": self._logprobs,
+            **({"labels": labels} if isinstance(labels, dict) else {}),
+        }
+
+
+def _token(said: dict[str, Any]) -> Event:
+    top = [_named(one) for one in said.get("top_logprobs") or []]
+    return _named(said) | {"top": top}
+
+
+def _named(said: dict[str, Any]) -> Event:
+    text = str(said["token"])
+    return {"token": text, "bytes": said.get("bytes") or list(text.encode()), "logprob": float(said["logprob"])}
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value >= 0 else 0

@@ -1,0 +1,72 @@
+"""One JSON object a line, on stderr: requests without their texts, and what happens to the server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+TOGETHER = 1000  # lines written at once, at most
+KEPT = 10_000  # lines that wait for whoever reads the log; more are dropped, and counted
+
+
+class Log:
+    """Writes lines from a thread of its own: a log that nobody reads holds up no answer."""
+
+    def __init__(self, stream: TextIO | None = None, *, requests: bool = True) -> None:
+        self.dropped = 0
+        self._stream, self._requests = stream or sys.stderr, requests
+        self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def request(self, **fields: Any) -> None:
+        """One request that has been answered or refused."""
+        if self._requests:
+            self.event("request", **fields)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something that happened."""
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        try:
+            self._lines.put_nowait(json.dumps({"time": stamp, "event": name, **fields}))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, unless nobody reads it."""
+        try:
+            self._lines.put(None, timeout=1)
+        except queue.Full:
+            return
+        self._thread.join(timeout=2)
+
+    def _write(self) -> None:
+        more = True
+        while more:
+            lines = [self._lines.get()]
+            while not self._lines.empty() and len(lines) < TOGETHER:
+                lines.append(self._lines.get())
+            more = None not in lines
+            try:
+                self._stream.write("".join(f"{line}\n" for line in lines if line is not None))
+                self._stream.flush()
+            except (OSError, ValueError):  # whoever read the log has gone
+                return
+
+
+class ToLog(logging.Handler):
+    """What libraries say by the logging module, as lines of the log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = {"trace": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
+        self._log.event(record.levelname.lower(), message=record.getMessage(), source=record.name, **trace)
