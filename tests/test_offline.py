@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 
+from slmctl import offline
 from slmctl.offline import SWITCHES
 
 
