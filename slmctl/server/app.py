@@ -21,10 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slmctl import grammar
 from slmctl.config import ServeConfig
 from slmctl.engine import Event
-from slmctl.errors import DataError
 from slmctl.server import openai, page, replies
 from slmctl.server.backends import Backend
 from slmctl.server.exchange import Exchange, FailedError
@@ -138,15 +136,16 @@ class Gateway:
         exchange = Exchange(asked, self.served.backend, self.settings.answer_s)
         self.running.add(exchange)
         run = _Run(self, exchange, note, key)
-        try:
-            exchange.watch(http.receive)
-            return await run.respond(http.headers)
-        except FailedError as error:
-            run.close(error)
-            raise
-        except BaseException:
-            run.close(FailedError("", "cancelled", 499))
-            raise
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(run.close, FailedError("", "cancelled", 499))
+            try:
+                exchange.watch(http.receive)
+                response = await run.respond(http.headers)
+            except FailedError as error:
+                run.close(error)
+                raise
+            otherwise.pop_all()
+        return response
 
     async def _body(self, http: HttpRequest) -> bytes:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -173,17 +172,9 @@ class Gateway:
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(_fault_of, asked.schema)
+            self._schemas[text] = await asyncio.to_thread(self.served.backend.fault_of, asked.schema)
         if fault := self._schemas[text]:
             raise BadRequestError(fault, "response_format")
-
-
-def _fault_of(schema: dict[str, Any]) -> str:
-    try:
-        grammar.require(schema)
-    except DataError as error:
-        return error.message
-    return ""
 
 
 class _Run:
@@ -236,7 +227,7 @@ class _Run:
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build)
+        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name)
         self.close()
         return JSONResponse(body, headers=self._headers())
 
@@ -245,7 +236,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -265,7 +256,7 @@ class _Run:
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:
