@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import tiny
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: on a model this small more threads only wait for each other
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
 from slmctl import artifact, config, pipeline
 from slmctl.artifact import Artifact
