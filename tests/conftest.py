@@ -14,10 +14,10 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: on a model this small more threads only wait for each other
 
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
-
 from slmctl import artifact, config, pipeline
 from slmctl.artifact import Artifact
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
 
 @pytest.fixture(scope="session")
