@@ -389,7 +389,12 @@ def calibrate(
 
 
 @cli.command()
-@click.option("--to", metavar="TARGET", help="where releases go, such as dir:FOLDER or hf:ORG/NAME")
+@click.option(
+    "--to",
+    metavar="TARGET",
+    help="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+    "oci://HOST/REPOSITORY or ollama:NAME",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
 @_role("gguf", "A gguf artifact to use in place of the config's.")
 @_role("report", "A report to use in place of the config's.")

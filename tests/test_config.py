@@ -91,7 +91,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max', or 'max_drop' with 'against'"),
         ("evaluate: {models: [base], choose: {smallest_within: 0.1}}", "'choose' picks among GGUF files"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'max_drop' and 'against' come together"),
-        ("publish: {to: s3://bucket}", "slmctl.yaml:3: publish.to: found 's3://bucket'"),
+        ("publish: {to: 'ftp://host'}", "slmctl.yaml:3: publish.to: found 'ftp://host'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
     ],
 )  # fmt: skip
