@@ -123,7 +123,8 @@ def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -
     assert {line.split()[1] for line in said} == {b"408"}
 
 
-def alike(url: str, count: int, length: int) -> None:
+def differ(url: str, count: int, length: int) -> int:
+    """Answers that are other ones when eight are asked for at a time than when one is."""
     texts = [text for text, _ in tiny.rows(count, seed=9)]
 
     def ask(text: str) -> str:
@@ -133,16 +134,20 @@ def alike(url: str, count: int, length: int) -> None:
     alone = [ask(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(ask, texts))
-    assert together == alone
+    return sum(one != other for one, other in zip(alone, together, strict=True))
 
 
 def test_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str]) -> None:
-    alike(server[1], 16, 12)
+    assert differ(server[1], 16, 12) == 0
 
 
 @pytest.mark.slow
-def test_many_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str]) -> None:
-    alike(server[1], 100, 48)
+def test_many_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str], tiny_run: Path) -> None:
+    child, url = begin(tiny_run)
+    assert differ(url, 200, 12) == 0
+    end(child)
+    # sums of floats depend on the batch in their last bits, and an untrained model is often in two minds
+    assert differ(server[1], 100, 48) <= 2
 
 
 @pytest.mark.slow
