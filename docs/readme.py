@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 from benchmarks import public, result  # noqa: E402
 from slmctl import cli, config, pipeline  # noqa: E402
 
-FILES = (ROOT / "README.md", ROOT / "docs" / "config.md", ROOT / "docs" / "data.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "config.md", ROOT / "docs" / "data.md", ROOT / "docs" / "routing.md")
 
 
 def stages() -> str:
@@ -77,6 +77,7 @@ def filled(text: str) -> str:
         ("training", training),
         ("public", public.table),
         ("preparing", preparing),
+        ("routing", lambda: result.table("routing")),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)

@@ -44,6 +44,7 @@ SWITCHES = {
 
 _open_for = ""  # what the user asked that needs the network; empty: the guard is up
 _only: frozenset[str] | None = None  # the hosts it is open for; None: all
+_openings: list[tuple[str, frozenset[str] | None]] = []  # those that last; the latest one counts
 _addresses: set[str] = set()  # what their names stand for
 _learning = threading.local()
 _installed = False
@@ -102,12 +103,15 @@ def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = Fal
     require(purpose)
     _addresses.clear()
     _count_sockets()
-    _open_for, _only = purpose, None if hosts is None else frozenset(hosts)
+    opening = (purpose, None if hosts is None else frozenset(hosts))
+    _openings.append(opening)
+    _open_for, _only = opening
     try:
         with _hub_switches() if hub or hosts is None else contextlib.nullcontext():
             yield
     finally:
-        _open_for, _only = "", None
+        _openings.remove(opening)  # not always the last one: a server opens a release before it closes the one before
+        _open_for, _only = _openings[-1] if _openings else ("", None)
 
 
 @contextlib.contextmanager

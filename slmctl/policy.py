@@ -28,9 +28,10 @@ FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six di
 def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, float]:
     """What an answer's probabilities say of it, as numbers for a linear score.
 
-    Of labels: the log odds of the one that was taken, how far it lies before the second, the least certain of the
-    choices on the way to it, the least share of the whole vocabulary that any label had there, and how likely the
-    out-of-scope label is. Of other answers: the mean and the least log probability of a choice, and their number.
+    Of labels: the log odds of the one that was taken against all others, those that the model wanted to say a label
+    at all and not something else of its vocabulary, and how likely the out-of-scope label is. The second tells what
+    belongs elsewhere: a model that was never shown such questions is as sure of a label, but wants one less. Of
+    other answers: the mean and the least log probability of a choice, and their number.
 
     Args:
         answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
@@ -51,16 +52,15 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
     if len(among_all) != len(choices):
         raise ValueError("the answer has no log probabilities among the whole vocabulary")
-    second = listed[1][1] if len(listed) > 1 else 1 - sure
-    found = {
-        "odds": math.log(max(sure, FLOOR) / max(1 - sure, FLOOR)),
-        "margin": math.log(max(sure, FLOOR) / max(second, FLOOR)),
-        "least": min(choices),
-        "allowed": min(raw - choice for raw, choice in zip(among_all, choices, strict=True)),
-    }
+    wanted = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
+    found = {"odds": _log_odds(sure), "allowed": _log_odds(math.exp(min(0.0, wanted)))}
     if out_of_scope:
         found["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
     return found
+
+
+def _log_odds(p: float) -> float:
+    return math.log(max(p, FLOOR) / max(1 - p, FLOOR))
 
 
 def _logprob(value: Any) -> float:

@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 
+from slmctl import offline
 from slmctl.offline import SWITCHES
 
 
@@ -211,3 +212,16 @@ def test_the_network_can_be_open_for_one_host_alone() -> None:
     assert found["lookup"] == f"refused a connection to 'elsewhere.invalid': {alone}"
     assert found["switch"] == "1"
     assert found["after"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"
+
+
+def test_an_earlier_opening_that_ends_leaves_the_later_one_open() -> None:
+    first, second = (
+        offline.network("the first", hosts=["one.example"]),
+        offline.network("the next", hosts=["two.example"]),
+    )
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as a server does, when it follows a release to the next one
+    assert (offline._open_for, offline._only) == ("the next", {"two.example"})
+    second.__exit__(None, None, None)
+    assert (offline._open_for, offline._only) == ("", None)

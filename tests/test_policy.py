@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def test_signals_read_the_same_from_a_line_and_from_the_engines_event() -> None:
     event = {**SURE, "finish": "stop", "prompt_tokens": 9, "text": "a"}
     assert signals(line, out_of_scope="oos") == signals(event, out_of_scope="oos")
     assert signals(json.loads(json.dumps(line)), out_of_scope="e") == signals(event, out_of_scope="e")
-    assert signals(event)["allowed"] == pytest.approx(-0.2)
+    share = math.exp(-0.3 + 0.1 - 0.01 + 0.005)  # of the vocabulary that labels have, over both choices
+    assert signals(event) == pytest.approx({"odds": math.log(9), "allowed": math.log(share / (1 - share))})
     assert signals(TEXT) == pytest.approx({"mean": -0.8, "least": -1.0, "choices": 0.6931471805599453})
 
 

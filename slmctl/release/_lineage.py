@@ -17,7 +17,7 @@ from slmctl.base import Base
 FILENAME = "lineage.intoto.json"
 BUILD_TYPE = "urn:slmctl:pipeline:1"
 _MODELS = (".gguf", ".safetensors")
-_APART = ("hosts_contacted",)  # of an environment: they say where it was made
+_APART = ("hosts_contacted", "bytes_out", "not_counted")  # of an environment: they say where it was made
 _PRIVATE = ("sources", "task")  # of a config: names of files and columns; the task goes out as task.json
 
 

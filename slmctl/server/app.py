@@ -21,10 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slmctl import grammar
 from slmctl.config import ServeConfig
 from slmctl.engine import Event
-from slmctl.errors import DataError
 from slmctl.server import openai, page, replies
 from slmctl.server.backends import Backend
 from slmctl.server.exchange import Exchange, FailedError
@@ -174,17 +172,9 @@ class Gateway:
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(_fault_of, asked.schema)
+            self._schemas[text] = await asyncio.to_thread(self.served.backend.fault_of, asked.schema)
         if fault := self._schemas[text]:
             raise BadRequestError(f"'response_format': {fault}", "response_format")
-
-
-def _fault_of(schema: dict[str, Any]) -> str:
-    try:
-        grammar.require(schema)
-    except DataError as error:
-        return error.message
-    return ""
 
 
 class _Run:
@@ -223,7 +213,8 @@ class _Run:
                 pieces.append((await self.exchange.next())[1])
             return {**choice.last, "text": choice.text}
 
-        work = router.route(self.asked.sent, self.asked.options, headers, local)
+        ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
+        work = router.route(self.asked.sent, self.asked.options, headers, local, ends_at=ends_at)
         routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         self.p_correct = routed.p_correct
@@ -236,7 +227,7 @@ class _Run:
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build)
+        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name)
         self.close()
         return JSONResponse(body, headers=self._headers())
 
@@ -245,7 +236,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -265,7 +256,7 @@ class _Run:
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = replies.Stream(self.asked, self._build)
+        stream = replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:

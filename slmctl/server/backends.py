@@ -14,6 +14,7 @@ import httpx
 
 from slmctl import remote
 from slmctl.engine import Engine, EngineError, Event
+from slmctl.errors import DataError
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai import Asked
@@ -34,6 +35,7 @@ class Backend(Protocol):
     @property
     def ready(self) -> bool: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
+    def fault_of(self, schema: dict[str, Any]) -> str: ...
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel: ...
     async def close(self) -> None: ...
 
@@ -57,6 +59,16 @@ class Local:
     def start(self, log: Log, metrics: Metrics) -> None:
         self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
         self.engine.on_death = lambda: self._later(self._died)
+
+    def fault_of(self, schema: dict[str, Any]) -> str:
+        """Why answers cannot be held to a JSON Schema; empty where they can. It may take a while."""
+        from slmctl import grammar  # llguidance: a gateway before another engine is installed without it
+
+        try:
+            grammar.require(schema)
+        except DataError as error:
+            return error.message
+        return ""
 
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
         """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
@@ -144,6 +156,10 @@ class Elsewhere:
         self._client = httpx.AsyncClient(
             headers=self._headers, timeout=httpx.Timeout(None, connect=10), limits=self._limits, trust_env=False
         )
+
+    def fault_of(self, schema: dict[str, Any]) -> str:
+        """Nothing: the server says so itself."""
+        return ""
 
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
         task = asyncio.create_task(self._answer(asked, index, put))

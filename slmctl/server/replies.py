@@ -28,8 +28,10 @@ class Choice:
             self.last = event
 
 
-def whole(asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, Any]], build: str) -> dict[str, Any]:
-    """The body of an answer that is not streamed; `extras` is what slmctl adds to each choice."""
+def whole(
+    asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, Any]], build: str, name: str
+) -> dict[str, Any]:
+    """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
     listed = []
     for index, choice in enumerate(choices):
         said: dict[str, Any] = {"text": choice.text}
@@ -40,7 +42,7 @@ def whole(asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, An
         if len(choices) > 1:
             listed[-1]["slmctl"] = extras[index]
     return {
-        **_head(asked, build, "chat.completion" if asked.kind == "chat" else "text_completion"),
+        **_head(asked, build, "chat.completion" if asked.kind == "chat" else "text_completion", name),
         "choices": listed,
         "usage": usage(asked, [choice.last for choice in choices]),
         "slmctl": extras[0],
@@ -50,10 +52,10 @@ def whole(asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, An
 class Stream:
     """The chunks of a streamed answer, as server-sent events."""
 
-    def __init__(self, asked: Asked, build: str) -> None:
+    def __init__(self, asked: Asked, build: str, name: str) -> None:
         self.asked = asked
         kind = "chat.completion.chunk" if asked.kind == "chat" else "text_completion"
-        self._head = json.dumps(_head(asked, build, kind))[:-1]
+        self._head = json.dumps(_head(asked, build, kind, name))[:-1]
         self._length = [0] * len(asked.requests)  # characters of each choice so far
 
     def opening(self) -> bytes:
@@ -115,10 +117,10 @@ def facts(asked: Asked, event: Event) -> dict[str, Any]:
     }
 
 
-def _head(asked: Asked, build: str, kind: str) -> dict[str, Any]:
+def _head(asked: Asked, build: str, kind: str, name: str) -> dict[str, Any]:
     prefix = "chatcmpl" if asked.kind == "chat" else "cmpl"
     return {
-        "id": f"{prefix}-{asked.id}", "object": kind, "created": asked.created, "model": asked.model.name,
+        "id": f"{prefix}-{asked.id}", "object": kind, "created": asked.created, "model": name,
         "system_fingerprint": build,
     }  # fmt: skip
 

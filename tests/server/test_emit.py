@@ -352,7 +352,7 @@ def test_the_command_finds_the_weights_of_a_release(tiny_run: Path, tmp_path: Pa
     assert tiny.ok(tiny.slmctl(tiny_run, "serve", "--emit", "vllm", "--output", str(out))) == str(out)
     (name,) = {path.stem for path in (tiny_run / "registry").rglob("*Q8_0.gguf")}
     assert f"--served-model-name {name} " in (out / "vllm.sh").read_text()
-    release = next((tiny_run / "registry").glob("tiny-desk/*"))
+    release = next((tiny_run / "registry").glob("tiny-desk/[!.]*"))
     beside = tmp_path / "beside"
     args = ("serve", str(release), "--emit", "compose", "--output", str(beside), "--weights", "adapter")
     assert tiny.ok(tiny.slmctl(tiny_run, *args)) == str(beside)
@@ -365,7 +365,7 @@ def test_the_command_finds_the_weights_of_a_release(tiny_run: Path, tmp_path: Pa
 def test_weights_that_are_not_here_are_said_to_be(
     tiny_run: Path, tmp_path: Path, artifacts: dict[str, Artifact]
 ) -> None:
-    release = shutil.copytree(next((tiny_run / "registry").glob("tiny-desk/*")), tmp_path / "mailed")
+    release = shutil.copytree(next((tiny_run / "registry").glob("tiny-desk/[!.]*")), tmp_path / "mailed")
     done = tiny.slmctl(tmp_path, "serve", str(release), "--emit", "compose", "--output", str(tmp_path / "out"))
     assert done.returncode == 7
     assert "is no merged model, and the one it was made of is not below" in done.stderr

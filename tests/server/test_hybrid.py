@@ -43,7 +43,7 @@ class Hybrid:
 def policy_of(release: Path, folder: Path, threshold: float) -> Path:
     """A policy for the file that a release is served with."""
     served = min(release.glob("*.gguf"), key=lambda path: path.stat().st_size)
-    names = ("odds", "margin", "least", "allowed")
+    names = ("odds", "allowed")
     Policy(artifact.sha256_file(served).removeprefix("sha256:"), Task.read(release).digest, "classify",
            "the label wanted", "", dict.fromkeys(names, 0.0), 0.0, ((0.0, 0.5),), threshold).write(folder)  # fmt: skip
     return folder / "policy.json"
@@ -75,8 +75,9 @@ def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
     response = hybrid.ask("where is my parcel", user="jane", max_tokens=3)
     assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"
     body = response.json()
-    assert (body["model"], body["choices"][0]["message"]["content"]) == ("large", "delivery")
-    assert body["slmctl"]["route"] == "generalist"
+    assert body["choices"][0]["message"]["content"] == "delivery"
+    said = body["slmctl"]
+    assert (said["route"], said["reason"], said["model"], said["p_correct"]) == ("generalist", "unsure", "large", 0.5)
     sent, headers = hybrid.fake.bodies[-1], hybrid.fake.headers[-1]
     assert set(sent) == {"model", "messages", "max_tokens", "temperature"}
     assert headers["authorization"] == f"Bearer {KEY}"
@@ -89,7 +90,7 @@ def test_a_stream_is_the_answer_of_one_model(hybrid: Hybrid) -> None:
     chunks = [json.loads(line) for line in raw]
     assert done == "[DONE]"
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "delivery"
-    assert {chunk["model"] for chunk in chunks} == {"large"}
+    assert chunks[-1]["slmctl"]["model"] == "large"
 
 
 def test_what_is_sensitive_is_answered_here(hybrid: Hybrid) -> None:
@@ -111,10 +112,10 @@ def test_a_failure_is_answered_here_and_flagged(hybrid: Hybrid) -> None:
         response = hybrid.ask("where is my parcel")
         assert response.headers["x-slmctl-route"] == "local; reason=generalist-error"
         assert response.json()["choices"][0]["message"]["content"] in tiny.WORDS
-        assert "tiny-desk" in response.json()["model"]
+        assert "tiny-desk" in response.json()["slmctl"]["model"]
     finally:
         hybrid.said.pop()
-    assert hybrid.ask("where is my parcel").json()["model"] == "large"
+    assert hybrid.ask("where is my parcel").json()["slmctl"]["model"] == "large"
 
 
 def test_the_key_is_in_this_process_alone(hybrid: Hybrid) -> None:
@@ -131,6 +132,16 @@ def test_decisions_are_on_disk(hybrid: Hybrid) -> None:
     lines = [json.loads(line) for line in hybrid.decisions.read_text(encoding="utf-8").splitlines()]
     assert lines[-1]["reason"] == "unsure"
     assert "peculiar" not in hybrid.decisions.read_text(encoding="utf-8")
+
+
+def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
+    hybrid.ask("where is my parcel")
+    hybrid.ask("refund my card 4111 1111 1111 1111")
+    page = httpx.get(f"{hybrid.url}/metrics", timeout=60).text
+    counted = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
+    assert counted['slmctl_routed_total{reason="unsure",route="generalist"}'] > 0
+    assert counted['slmctl_routed_total{reason="sensitive",route="local"}'] > 0
+    assert counted["slmctl_circuit_open"] == 0
 
 
 def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do(tiny_run: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ EXTRACT = Task(
             "additionalProperties": False},
 )  # fmt: skip
 OF_LABELS = Policy("f" * 64, CLASSIFY.digest, "classify", "the label wanted", "oos",
-                   {"odds": 1.0, "margin": 0.0, "least": 0.0, "allowed": 0.0, "out_of_scope": 0.0},
+                   {"odds": 1.0, "allowed": 0.0, "out_of_scope": 0.0},
                    0.0, ((-2.0, 0.1), (4.0, 0.99)), 2.0)  # fmt: skip
 OF_TEXT = Policy("f" * 64, GENERATE.digest, "generate", "the same words", "",
                  {"mean": 1.0, "least": 0.0, "choices": 0.0}, 0.0, ((-2.0, 0.1), (0.0, 0.9)), -0.5)  # fmt: skip

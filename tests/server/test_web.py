@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from slmctl.artifact import Artifact
 from slmctl.config import ServeConfig
-from slmctl.server import page
+from slmctl.server import page, route
 from slmctl.task import Task
 
 # what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing
@@ -258,6 +258,17 @@ def test_a_chat_answers_and_says_who_and_why(browser: Browser, dark: bool) -> No
         browser.ask("document.getElementById('anew').click()")
         ask(browser, "afresh")
         assert [turn["content"] for turn in fake.asked[2][0]["messages"]] == ["afresh"]
+
+
+def test_every_reason_has_words(browser: Browser) -> None:
+    with faking("generate") as fake:
+        visit(browser, fake.url)
+        for reason in (*route.LOCAL_REASONS, *route.GENERALIST_REASONS, "no-policy"):
+            fake.extra = EXTRA | {"route": "generalist", "reason": reason}
+            ask(browser)
+            facts = seen(browser, "article:last-of-type .facts")
+            assert "the general model" in facts
+            assert f"because\n{reason.replace('-', ' ')}\n" not in facts, reason
 
 
 def test_what_the_server_does_not_say_is_left_out(browser: Browser) -> None:

@@ -123,6 +123,22 @@ async function ask(messages, onPiece) {
 
 // Showing
 
+// What the server's reasons mean; one that is not here is shown as it is.
+const WHY = {
+  "no-policy": "no other model is asked",
+  confident: "it is sure enough",
+  sensitive: "the text is sensitive, so it stays here",
+  doubt: "it is not known whether the text is sensitive, or how sure the model is",
+  unsure: "the small model is not sure enough",
+  "out-of-scope": "the text is about nothing that the small model was trained for",
+  "circuit-open": "the general model keeps failing, and is left alone for a while",
+  "generalist-down": "the general model cannot be reached",
+  "generalist-slow": "the general model took too long",
+  "generalist-busy": "the general model is busy",
+  "generalist-error": "the general model refused",
+  "generalist-garbage": "the general model's answer made no sense",
+};
+
 // Which model answered, why, how sure it is and how fast it was; what the server does not say is left out.
 function facts(found) {
   const [route, ...rest] = found.header.split(";");
@@ -134,7 +150,7 @@ function facts(found) {
   const add = (name, value) => value && list.append(make("div", "", make("dt", "", name), make("dd", "", value)));
   add("model", found.extra.model || found.model);
   add("answered by", spelled);
-  add("because", why.replace(/[_-]+/g, " "));
+  add("because", Object.hasOwn(WHY, why) ? WHY[why] : why.replace(/[_-]+/g, " "));
   if (typeof found.extra.confidence === "number" && task.kind !== "classify") add("confidence", percent(bounded(found.extra.confidence)));
   if (tokens) add("speed", `${(tokens / found.seconds).toFixed(1)} tokens/s`);
   add("took", `${found.seconds.toFixed(2)} s` + (tokens ? ` for ${tokens} token${tokens === 1 ? "" : "s"}` : ""));
