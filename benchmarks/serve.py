@@ -40,7 +40,7 @@ ANSWER, FREE = 8, 64  # tokens
 XLLAMACPP = """
 import sys, threading, xllamacpp
 p = xllamacpp.CommonParams()
-p.model.path, p.hostname, p.port = sys.argv[1], "127.0.0.1", int(sys.argv[2])
+p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], int(sys.argv[2])
 p.n_parallel, p.n_ctx = int(sys.argv[3]), int(sys.argv[3]) * int(sys.argv[4])
 p.cpuparams.n_threads = int(sys.argv[5])
 server = xllamacpp.Server(p)
