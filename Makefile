@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 UNSLOTH := .venv-unsloth
 DEMO := demo
 NAME ?= finetune
+# a process a core; a file stays with one, so that its fixtures are made once
+PARALLEL ?= --numprocesses auto --dist loadfile
 
 .PHONY: demo test slow test-unsloth test-gpu lint types bench readme clean
 
@@ -20,7 +22,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not gpu and not unsloth"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest -m "slow and not gpu and not unsloth"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ os.environ.setdefault(
 
 from slmctl import artifact, config, pipeline
 from slmctl.artifact import Artifact
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
 
 @pytest.fixture(scope="session")

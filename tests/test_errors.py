@@ -18,6 +18,7 @@ CODES = {
     "IntegrityError": 7,
     "LockedError": 8,
     "NetworkError": 9,
+    "DifferentError": 104,
 }
 
 

@@ -75,7 +75,7 @@ def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
     response = hybrid.ask("where is my parcel", user="jane", max_tokens=3)
     assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"
     body = response.json()
-    assert body["choices"][0]["message"]["content"] == "delivery"
+    assert (body["model"], body["choices"][0]["message"]["content"]) == ("large", "delivery")
     said = body["slmctl"]
     assert (said["route"], said["reason"], said["model"], said["p_correct"]) == ("generalist", "unsure", "large", 0.5)
     sent, headers = hybrid.fake.bodies[-1], hybrid.fake.headers[-1]
