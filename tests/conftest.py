@@ -63,3 +63,13 @@ def artifacts(tiny_run: Path) -> dict[str, Artifact]:
 def project(tiny_run: Path) -> pipeline.Project:
     """`tiny_run` as the library sees it."""
     return pipeline.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
+
+
+@pytest.fixture(scope="session")
+def endless(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained base as a .gguf file: its text goes on and on."""
+    from slmctl import converter
+
+    target = tmp_path_factory.mktemp("endless") / "endless-F16.gguf"
+    converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
+    return target

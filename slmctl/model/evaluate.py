@@ -29,7 +29,8 @@ from slmctl.statistics import POWER, percentiles, wilson
 from slmctl.task import Task
 
 DIGITS = 6  # of a figure in the report
-_CARRIED = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "not_sent", "failed")
+_CARRIED = ("kind", "size", "sha256", "engine", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "not_sent",
+            "failed")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def _run(
         "sha256": weights.sha256,
         "prompt_lists_labels": untuned and bool(task.labels),
         "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
+        "engine": answerer.model.info["build"] if isinstance(answerer, GgufAnswerer) else None,
         "latency_ms": latency,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }

@@ -174,7 +174,7 @@ class Gateway:
                 self._schemas.clear()
             self._schemas[text] = await asyncio.to_thread(self.served.backend.fault_of, asked.schema)
         if fault := self._schemas[text]:
-            raise BadRequestError(fault, "response_format")
+            raise BadRequestError(f"'response_format': {fault}", "response_format")
 
 
 class _Run:

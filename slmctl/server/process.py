@@ -49,7 +49,9 @@ def listen(host: str, port: int, *, keys: bool) -> socket.socket:
         raise UsageError(
             f"refused to serve on {host}: without a key, anyone could ask there", hint="slmctl keys add NAME"
         )
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # named as TCP: asyncio sends without delay only then, and else every answer waits 40 ms for the client's ACK
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

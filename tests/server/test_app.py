@@ -29,7 +29,7 @@ class Running:
     url: str
 
     def post(self, body: Any = None, **options: Any) -> httpx.Response:
-        sent = {"json": body} if body is not None else {}
+        sent = {"json": body} if body is not None else {"headers": {"content-type": "application/json"}}
         return httpx.post(f"{self.url}/v1/chat/completions", **sent, **options, timeout=60)
 
     def ask(self, text: str, **more: Any) -> httpx.Response:
@@ -135,7 +135,8 @@ def test_many_at_once_are_answered_like_one(server: Running) -> None:
     for body in bodies:  # every request is on its way before the first answer is read
         sock = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60)
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         sock.sendall((head + body).encode())
         sent.append(sock)
@@ -158,9 +159,15 @@ def test_models_and_health(server: Running, tiny_run: Path) -> None:
     ("more", "param"),
     [
         ({"tools": []}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"n": 2}, "n"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"uniqueItems": True}}}},
+            "response_format",
+        ),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"n": 9}, "n"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -178,7 +185,7 @@ def test_models_and_health(server: Running, tiny_run: Path) -> None:
 )
 def test_what_is_not_supported_is_refused_by_name(free: Running, more: dict[str, Any], param: str) -> None:
     response = free.post({"messages": [{"role": "user", "content": "hello"}], **more})
-    assert response.status_code == 400
+    assert response.status_code == (404 if param == "model" else 400)
     error = fault(response)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert param.removesuffix("s") in error["message"]
@@ -211,7 +218,7 @@ def test_a_prompt_that_is_too_long_is_refused(server: Running, stream: bool) -> 
 
 
 def test_an_unknown_path_is_404(server: Running) -> None:
-    assert httpx.get(f"{server.url}/v1/completions").status_code == 404
+    assert httpx.get(f"{server.url}/v1/embeddings").status_code == 404
     assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
 
 
@@ -236,7 +243,9 @@ def test_sigterm_ends_with_0(tiny_run: Path) -> None:
     running = begin(tiny_run)
     assert running.ask("hello").status_code == 200  # the address was once printed before the socket listened
     stderr = end(running)
-    assert stderr.splitlines()[-1] == "stopping"
+    events = [json.loads(line)["event"] for line in stderr.splitlines() if line.startswith("{")]
+    assert events[0] == "serving"
+    assert events[-2:] == ["stopping", "stopped"]
     assert "Traceback" not in stderr
 
 
@@ -251,7 +260,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_only_the_loopback_is_served(tmp_path: Path, host: str) -> None:
+def test_only_the_loopback_is_served_without_a_key(tmp_path: Path, host: str) -> None:
     done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--host", host)
     assert done.returncode == 2
     assert f"refused to serve on {host}" in done.stderr
