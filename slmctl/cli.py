@@ -1346,8 +1346,12 @@ def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
 
 def _task_of(options: Options, model: str | None) -> tuple[Any, str]:
     """What a model is asked that another server has, and the name it goes by here."""
-    from slmctl.task import Task
+    from slmctl.artifact import MANIFEST
+    from slmctl.task import FILENAME, Task
 
+    contract = Path(model or "")  # of a hand-over: no model, and so no artifact
+    if model and (contract / FILENAME).is_file() and not (contract / MANIFEST).exists():
+        return Task.read(contract), _serve_settings(options).engine_model
     found = _found_of(options, model, ("published", "gguf", "merged", "adapter", "prepared"))
     names = [Path(entry.path).stem for entry in found.files(".gguf")]
     return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)

@@ -8,10 +8,12 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import tiny
@@ -374,6 +376,32 @@ def test_weights_that_are_not_here_are_said_to_be(
     done = tiny.slmctl(tmp_path, "serve", bare, "--emit", "compose", "--output", str(tmp_path / "out"))
     assert done.returncode == 7
     assert not (tmp_path / "out").exists()
+
+
+def test_the_gateway_of_a_hand_over_answers_by_the_contract(tiny_run: Path, tmp_path: Path) -> None:
+    # in vLLM's place stands another slmctl with the same model
+    out = tmp_path / "out"
+    tiny.ok(tiny.slmctl(tiny_run, "serve", "--emit", "vllm", "--output", str(out)))
+    engine = tiny.start(tiny_run, "serve", "--port", "0")
+    assert engine.stdout is not None
+    url = engine.stdout.readline().strip()
+    asked = ("--set", f"serve.engine_url={url}/v1", "--port", "0")
+    env = tiny.environment(**{emit.KEY_ENV: SECRET})
+    gateway = tiny.start(out / "contract", "serve", str(out / "contract"), *asked, env=env)
+    try:
+        assert gateway.stdout is not None
+        address = gateway.stdout.readline().strip()
+        assert address, gateway.communicate()
+        body = {"messages": [{"role": "user", "content": "refund my card"}]}
+        (name,) = (one["id"] for one in httpx.get(f"{address}/v1/models").json()["data"])
+        assert name == httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        here, there = (httpx.post(f"{one}/v1/chat/completions", json=body, timeout=60).json() for one in (address, url))
+        assert here["choices"][0]["message"]["content"] in tiny.WORDS
+        assert here["choices"][0]["message"] == there["choices"][0]["message"]
+    finally:
+        for child in (gateway, engine):
+            child.send_signal(signal.SIGTERM)
+            child.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("args", [("--emit", "compose"), ("--output", "x"), ("--weights", "merged")])
