@@ -16,7 +16,7 @@ NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once
 PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo test slow test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo test slow torture test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
@@ -32,6 +32,9 @@ test-unsloth: $(UNSLOTH)/.ready
 
 test-gpu: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m gpu tests/test_gpu.py
+
+torture: $(VENV)/.dev
+	SLMCTL_TORTURE=1 $(BIN)/pytest -m "not gpu and not unsloth" tests/promises
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
