@@ -20,7 +20,10 @@ from slmctl.pipeline import EXTRAS
 
 OPTIONAL = ("cuda", "pii")  # extras that [all] leaves out: nothing is missing without them
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {
+    "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",
+    "OpenSSL": "pyOpenSSL",
+}  # fmt: skip
 CPU_TORCH = "install torch from the CPU index that pytorch.org's install page names, before slmctl (see README)"
 
 

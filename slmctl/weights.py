@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,3 +87,14 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, **options: A
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
     )
     return model.eval()
+
+
+def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors, the same bytes for the same tensors.
+
+    The library's own writer makes an error of its own of a full or a broken disk, and a file that only its owner reads.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.write_bytes(safetensors.torch.save(dict(sorted(tensors.items())), metadata={"format": "pt"}))

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from slmctl import weights
 from slmctl.artifact import canonical, sha256_file, sync
 from slmctl.errors import StageError
 
@@ -149,4 +150,4 @@ def load_random(path: Path, accelerator: Any) -> bool:
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}, path)
+    weights.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
-from slmctl import converter, gguf_head
+from slmctl import converter, gguf_head, weights
 from slmctl.artifact import Artifact, sha256_file
 from slmctl.errors import StageError
 from slmctl.model import _lora
@@ -39,7 +38,7 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
         state[f"{_lora.PREFIX}{module}.lora_B.weight"] = (change.left * (change.scale * rank / alpha)).contiguous()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = Path(scratch)
-        save_file(state, folder / _lora.WEIGHTS)
+        weights.save(state, folder / _lora.WEIGHTS)
         (folder / _lora.SETTINGS).write_text(json.dumps({"lora_alpha": alpha}), encoding="utf-8")
         card = merged.path / "README.md"
         if card.exists():  # licence, base and languages go from the card into the file

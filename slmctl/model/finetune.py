@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
 from trl import SFTConfig
 
 from slmctl import backend, console, offline, weights
@@ -383,8 +382,7 @@ def _logged(entry: dict[str, Any]) -> dict[str, Any]:
 def _save(model: Any, base: Artifact, out: Path) -> None:
     """Adapter weights and settings, the same bytes for the same training: sorted, and without paths."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
-    save_file(dict(sorted(state.items())), out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / "adapter_model.safetensors").chmod(0o644)
+    weights.save(state, out / "adapter_model.safetensors")
     settings = model.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = Base.read(base.path).name
     settings["inference_mode"] = True

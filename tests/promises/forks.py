@@ -78,7 +78,7 @@ class Forks:
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()
-        shutil.rmtree(self.place)
+        shutil.rmtree(self.place, ignore_errors=True)
 
     def start(self, folder: Path, *args: str, held: bool = False, env: dict[str, str] | None = None) -> Child:
         """Start `slmctl -C folder args…`; a child that is held waits for `Child.go`."""

@@ -17,7 +17,7 @@ LIMIT_S = 120
 
 def look(path: str) -> dict[str, object]:
     """Load a file, and compute a little."""
-    model = Model(path, sequences=1, context=64, threads=1)
+    model = Model(path, sequences=1, context=64, threads=1, adapters={})
     tokens = model.tokenize("hello please invoice")[:8]
     rows = model.decode([(token, k, 0, k == len(tokens) - 1) for k, token in enumerate(tokens)])
     return {
