@@ -292,7 +292,8 @@ def _run(project: Project, asked: Ask) -> Outcome:
     if asked.path.exists() and not keep.exists():
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
     needs = [given.digest for given in _flat(asked.inputs)]
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs):
+    locked = artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs)
+    with _spoken(asked.stage.name, project.runs), locked:
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)

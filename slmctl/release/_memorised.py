@@ -136,7 +136,7 @@ def _prompt(task: Task, record: Record, k: int, head: str) -> str | None:
 
 def _regurgitated(gguf: Path, probes: Sequence[Probe]) -> list[Probe]:
     """The probes whose string came."""
-    longest = max(len(one.wanted) for one in probes)
+    longest = max(len(one.wanted.encode()) for one in probes) + 4  # a byte may be a token, and a space comes before
     with Engine(gguf, context=CONTEXT) as engine:
         requests = [Request(one.prompt, max_tokens=longest) for one in probes]
         answers = dict(engine.ask_all(requests))
