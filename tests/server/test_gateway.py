@@ -165,7 +165,7 @@ def test_over_the_queue_it_is_said_at_once(tiny_run: Path, endless: Path) -> Non
 
 
 def test_an_answer_has_a_deadline(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.answer_s=0.05")
+    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.answer_s=0.001")
     late = post(url, {"messages": chat("hello"), **ENDLESS})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
     end(child)

@@ -16,7 +16,7 @@ from serving import ENDLESS, ROOM, begin, chat, end
 
 ORIGIN = "https://desk.example"
 HI = {"messages": chat("hello"), "max_tokens": 2}
-STREAM = {"messages": chat("hello"), "stream": True, **ENDLESS}
+STREAM = {"messages": chat("hello"), "stream": True, "n": 8, **ENDLESS}
 
 
 @dataclass(frozen=True)
