@@ -491,10 +491,15 @@ def _refusal(
 ) -> Response:
     kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
     http.state.note.fields["error"] = message
-    asks = http.scope["path"] in COUNTED[:2]
-    route = {ROUTE: route_header("local", "failed" if status >= 500 else "refused")} if asks else {}
     body = replies.error(message, kind, param, code, http.state.note.id)
+    route = _unanswered(http.scope["path"], status)
     return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})
+
+
+def _unanswered(path: str, status: int) -> dict[str, str]:
+    """The header that says of a question that it was refused or failed; nothing for other paths."""
+    reason = "failed" if status >= 500 else "refused"
+    return {ROUTE: route_header("local", reason)} if path in COUNTED[:2] else {}
 
 
 class _Observed:
@@ -527,7 +532,8 @@ class _Observed:
                     "this server is asked without a key, and so by the names of the loopback alone",
                     "invalid_request_error", request_id=note.id,
                 )  # fmt: skip
-                await JSONResponse(body, status_code=403)(scope, receive, observed)
+                route = _unanswered(scope["path"], 403)
+                await JSONResponse(body, status_code=403, headers=route)(scope, receive, observed)
             else:
                 await self.app(scope, receive, observed)
         finally:

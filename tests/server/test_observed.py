@@ -1,0 +1,119 @@
+"""What clients and operators see beside the answers: headers, request ids, limits of a key, figures, CORS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tiny
+from prometheus_client.parser import text_string_to_metric_families
+from serving import ENDLESS, ROOM, begin, chat, end
+
+ORIGIN = "https://desk.example"
+HI = {"messages": chat("hello"), "max_tokens": 2}
+STREAM = {"messages": chat("hello"), "stream": True, "n": 8, **ENDLESS}
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server of an endless text that wants a key; this one may ask once at a time."""
+
+    url: str
+    secret: str
+
+    def ask(self, body: Any = None, path: str = "chat/completions", **headers: str) -> httpx.Response:
+        sent = {"authorization": f"Bearer {self.secret}"} | headers
+        return httpx.post(f"{self.url}/v1/{path}", json=HI if body is None else body, headers=sent, timeout=60)
+
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, timeout=60).text
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    secret = tiny.ok(tiny.slmctl(keys.parent, "keys", "add", "crm", "--concurrency", "1", "--keys", str(keys)))
+    named = ("--keys", str(keys), f"--set=serve.origins=[{ORIGIN}]", "--set=serve.max_body=4096")
+    child, url = begin(tiny_run, str(endless), *ROOM, *named)
+    yield Guarded(url, secret)
+    end(child)
+
+
+def test_every_response_to_a_question_says_who_answered(guarded: Guarded) -> None:
+    said = {
+        guarded.ask(): (200, "local; reason=no-policy"),
+        guarded.ask({"prompt": "hello", "max_tokens": 2}, "completions"): (200, "local; reason=no-policy"),
+        guarded.ask({**HI, "stream": True}): (200, "local; reason=no-policy"),
+        guarded.ask({**HI, "tools": []}): (400, "local; reason=refused"),
+        guarded.ask(authorization="Bearer no"): (401, "local; reason=refused"),
+        guarded.ask({**HI, "model": "gpt-4"}): (404, "local; reason=refused"),
+        guarded.ask({**HI, "user": "x" * 5000}): (413, "local; reason=refused"),
+        guarded.ask(**{"content-type": "text/plain"}): (415, "local; reason=refused"),
+    }
+    for response, expected in said.items():
+        assert (response.status_code, response.headers["x-slmctl-route"]) == expected, response.text
+
+
+def test_a_plain_request_id_is_kept_and_any_other_replaced(guarded: Guarded) -> None:
+    assert guarded.ask(**{"x-request-id": "order-7.a_b"}).headers["x-request-id"] == "order-7.a_b"
+    for odd in ('a"b', "a b", "x" * 65, "<script>"):
+        given = guarded.ask(**{"x-request-id": odd}).headers["x-request-id"]
+        assert given != odd
+        assert given.isalnum()
+    first, second = (guarded.ask({**HI, "tools": []}) for _ in range(2))
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert first.json()["error"]["request_id"] == first.headers["x-request-id"]
+
+
+def test_a_key_has_its_own_number_of_requests_at_the_same_time(guarded: Guarded) -> None:
+    sent = {"authorization": f"Bearer {guarded.secret}"}
+    url = f"{guarded.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=STREAM, headers=sent, timeout=60) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["choices"]
+        second = guarded.ask()
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "concurrency")
+        assert int(second.headers["retry-after"]) >= 1
+    while guarded.samples()["slmctl_requests_running", frozenset()]:  # pytest's own limit ends one never freed
+        pass
+    assert guarded.ask().status_code == 200
+
+
+def test_figures_parse_and_count_every_request(guarded: Guarded) -> None:
+    def count(samples: Any, name: str, **labels: str) -> float:
+        wanted = labels.items()
+        return float(sum(value for (one, have), value in samples.items() if one == name and wanted <= have))
+
+    before = guarded.samples()
+    used = [guarded.ask().json()["usage"] for _ in range(3)]
+    guarded.ask({**HI, "tools": []})
+    after = guarded.samples()
+
+    def grown(name: str, **labels: str) -> float:
+        return count(after, name, **labels) - count(before, name, **labels)
+
+    chats = "/v1/chat/completions"
+    assert grown("slmctl_requests_total", path=chats, status="200") == 3
+    assert grown("slmctl_requests_total", path=chats, status="400") == 1
+    assert grown("slmctl_answers_total", route="local", reason="no-policy") == 3
+    assert grown("slmctl_tokens_total", kind="prompt") == sum(one["prompt_tokens"] for one in used)
+    assert grown("slmctl_tokens_total", kind="answer") == sum(one["completion_tokens"] for one in used)
+    assert grown("slmctl_answer_seconds_count") == 3
+
+
+def test_only_the_named_origins_may_ask_from_a_browser(guarded: Guarded) -> None:
+    wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    for origin, allowed in ((ORIGIN, ORIGIN), ("https://evil.example", None)):
+        asked = httpx.options(f"{guarded.url}/v1/chat/completions", headers={"origin": origin, **wish})
+        assert asked.headers.get("access-control-allow-origin") == allowed
+        assert guarded.ask(origin=origin).headers.get("access-control-allow-origin") == allowed
