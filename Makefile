@@ -25,7 +25,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m "slow and not gpu and not unsloth"
+	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth"
 
 test-unsloth: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/test_unsloth.py

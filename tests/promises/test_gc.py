@@ -1,0 +1,56 @@
+"""gc removes what nothing needs, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from slmctl import artifact
+
+
+def kept(desk: Path) -> set[str]:
+    return {str(path.parent.relative_to(desk)) for path in desk.glob("runs/*/[!.]*/manifest.json")}
+
+
+@pytest.fixture
+def older(desk: Path) -> Path:
+    """A project with a prepared data set that its config asks for no longer, and no release was made of."""
+    done = tiny.slmctl(desk, "prepare", "--set", "prepare.splits.test=0.3")
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def test_what_config_and_releases_need_stays(desk: Path, older: Path) -> None:
+    before = kept(desk)
+    done = tiny.slmctl(desk, "gc", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert before - kept(desk) == {str(older.relative_to(desk))}
+    assert tiny.slmctl(desk, "run").returncode == 0
+    assert tiny.slmctl(desk, "verify").returncode == 0
+
+
+def test_nothing_goes_unasked(desk: Path, older: Path) -> None:
+    before = kept(desk)
+    done = tiny.slmctl(desk, "gc", input="n\n")
+    assert kept(desk) == before, done.stderr
+    assert older.name in done.stdout + done.stderr, "it is listed"
+
+
+def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(desk: Path) -> None:
+    before = kept(desk)
+    done = tiny.slmctl(desk, "gc", "--yes", "--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
+    assert done.returncode == 0, done.stderr
+    needed = {"runs/base", "runs/prepared", "runs/adapter", "runs/merged", "runs/gguf"}
+    left = kept(desk)
+    assert {path for path in before if path.rpartition("/")[0] in needed} <= left
+
+
+def test_what_a_running_process_uses_stays(desk: Path, older: Path) -> None:
+    lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
+    with artifact.lock(lock, wait=False, on_wait=lambda holder: None):
+        assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
+        assert older.exists()
+    assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
+    assert not older.exists()

@@ -1,0 +1,85 @@
+"""Same bytes or a stated reason: an artifact is built again from what its manifest records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from slmctl import artifact
+from slmctl.artifact import MANIFEST, Artifact
+
+
+def made(desk: Path, kind: str) -> Artifact:
+    return artifact.load(next((desk / "runs" / kind).glob("[!.]*")))
+
+
+def falsified(one: Artifact, name: str) -> None:
+    """Change a file, and the manifest with it, so that nothing but building it again tells."""
+    path = one.path / name
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes() + b"\n")
+    (one.path / MANIFEST).chmod(0o644)
+    (one.path / MANIFEST).unlink()
+    files = artifact.scan(one.path)
+    changed = dataclasses.replace(one.manifest, files=files, digest=artifact.digest_of(files))
+    (one.path / MANIFEST).write_bytes(changed.to_bytes())
+
+
+@pytest.mark.parametrize("kind", ["prepared", "merged"])
+def test_it_comes_out_the_same(desk: Path, kind: str) -> None:
+    before = sorted(path.name for path in (desk / "runs" / kind).iterdir())
+    done = tiny.slmctl(desk, "reproduce", str(made(desk, kind).path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (desk / "runs" / kind).iterdir()) == before, "what was built for it is gone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapter", "gguf"])
+def test_training_and_quantizing_come_out_the_same(desk: Path, kind: str) -> None:
+    done = tiny.slmctl(desk, "reproduce", str(made(desk, kind).path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_differs_is_said_with_104(desk: Path) -> None:
+    one = made(desk, "prepared")
+    falsified(one, "train.jsonl")
+    assert artifact.verify(artifact.load(one.path)) == []
+    done = tiny.slmctl(desk, "reproduce", str(one.path), "--json")
+    assert done.returncode == 104, done.stderr
+    told = json.loads(done.stdout)
+    assert not told["same"]
+    assert [entry["key"] for entry in told["files"]] == ["train.jsonl"]
+
+
+def test_a_source_that_is_gone_is_named(desk: Path) -> None:
+    (desk / "tickets.csv").rename(desk.parent / "moved.csv")
+    done = tiny.slmctl(desk, "reproduce", str(made(desk, "prepared").path))
+    assert done.returncode == 7
+    assert "--source" in done.stderr
+    again = tiny.slmctl(desk, "reproduce", str(made(desk, "prepared").path), "--source", str(desk.parent / "moved.csv"))
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_other_seeds_zones_homes_and_folders_change_no_byte(tiny_project: Path, tmp_path: Path) -> None:
+    """Three runs up to the adapter in surroundings that have nothing in common."""
+    digests = []
+    for number, (seed, zone, language) in enumerate(
+        (("0", "UTC", "C.UTF-8"), ("1", "Asia/Tokyo", "C"), ("4242", "America/Lima", "POSIX"))
+    ):
+        desk = Path(shutil.copytree(tiny_project, tmp_path / f"place {number}" / "desk"))
+        home = tmp_path / f"home{number}"
+        home.mkdir()
+        env = {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language, "HOME": str(home)}
+        # the converter was fetched into the cache of the real home
+        env["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        done = tiny.slmctl(desk, "run", "--until", "quantize", "--set", "finetune.steps=8", env=tiny.environment(**env))
+        assert done.returncode == 0, done.stderr
+        digests.append({kind: made(desk, kind).digest for kind in ("base", "prepared", "adapter", "merged", "gguf")})
+    assert digests[0] == digests[1] == digests[2]

@@ -1,0 +1,55 @@
+"""What an earlier release of slmctl wrote is read by every later one; what a later one wrote is refused politely."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from slmctl import artifact
+from slmctl.artifact import MANIFEST
+from slmctl.pipeline import BY_KIND
+from slmctl.task import Task
+
+KEPT = sorted((Path(__file__).parents[1] / "fixtures").glob("*/*"))
+
+
+def test_every_kind_is_kept() -> None:
+    assert {path.name for path in KEPT} == set(BY_KIND) - {"policy"}  # a policy needs more rows than are kept
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_it_verifies_for_ever(path: Path) -> None:
+    found = artifact.load(path)
+    assert artifact.verify(found) == []
+    assert found.kind == path.name
+    if found.kind not in ("base", "prepared"):
+        assert found.manifest.inputs
+    if found.kind != "base":
+        assert Task.read(path).labels
+
+
+def test_a_kept_model_answers(tmp_path: Path) -> None:
+    (gguf,) = [path for path in KEPT if path.name == "gguf"][-1:]
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    done = tiny.slmctl(
+        tmp_path, "predict", str(gguf), "--input", str(tmp_path / "in.csv"), "--column", "text", "--output", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answer"] in Task.read(gguf).labels
+
+
+def test_a_newer_schema_is_refused_with_a_hint(tmp_path: Path) -> None:
+    place = Path(shutil.copytree(KEPT[0], tmp_path / "newer"))
+    fields = json.loads((place / MANIFEST).read_bytes())
+    fields["schema"] += 1
+    fields.pop("self")
+    fields["self"] = artifact.sha256_bytes(artifact.canonical(fields))
+    (place / MANIFEST).write_bytes(artifact.canonical(fields))
+    done = tiny.slmctl(tmp_path, "verify", str(place))
+    assert done.returncode == 7
+    assert "Traceback" not in done.stderr
+    assert "newer" in done.stderr and "hint:" in done.stderr
