@@ -475,7 +475,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
     settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
     try:
         with targets.opened(to, settings, purpose="fetch") as target:
-            found = targets.fetch(target, name, folder, into=root)
+            found = targets.fetch(target, name, folder.absolute() if folder else None, into=root)
         if key is not None:
             signing.verify(found.path, key)
             _console().say(f"  signed by the holder of {key.name}")

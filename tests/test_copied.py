@@ -71,7 +71,7 @@ def test_what_the_server_refuses_is_said_and_the_others_go_on(address: str) -> N
     with pytest.raises(client.AskError, match="option 'tools' is not supported"):
         desk.ask("hello", tools=[])
     refused, answered = desk.ask_all(["hello " * 3000, "refund my card"])
-    assert "is longer than the ceiling" in str(refused)
+    assert "does not fit" in str(refused)
     assert answered.text in tiny.WORDS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import re
@@ -114,9 +113,10 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
     own.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
     if label == "apache-2.0" and not any(path.name.startswith("LICENSE") for path in out.iterdir()):
         # the license asks for a copy of itself, and slmctl's own is the same text
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            text = importlib.metadata.distribution("slmctl").read_text("licenses/LICENSE")
-            (out / "LICENSE").write_text(text or "", encoding="utf-8")
+        installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one
+        texts = [text for one in installed if (text := one.read_text("licenses/LICENSE"))]
+        if texts:
+            (out / "LICENSE").write_text(texts[0], encoding="utf-8")
 
 
 def _id(text: str) -> str:

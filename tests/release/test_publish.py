@@ -178,14 +178,16 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path,
     tiny.ok(tiny.slmctl(fresh, "publish", *signs))
     assert plan(fresh, *signs)["bytes_to_send"] == 0
     private.unlink()
-    told = tiny.ok(tiny.slmctl(tmp_path, "fetch", f"dir:{fresh}/registry#1.0", "got", "--key", str(public)))
+    told = tiny.ok(
+        tiny.slmctl(tmp_path, "fetch", f"dir:{fresh}/registry#1.0", str(tmp_path / "got"), "--key", str(public))
+    )
     assert Path(told) == tmp_path / "got"
     assert contents(tmp_path / "got") == contents(fresh / "registry" / "tiny-desk" / "1.0")
     assert "signed by the holder of release.pub" in tiny.ok(
-        tiny.slmctl(tmp_path, "verify", "got", "--key", str(public))
+        tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
     )
     (tmp_path / "got" / "NOTICE").write_text("Mine.\n")
-    done = tiny.slmctl(tmp_path, "verify", "got", "--key", str(public))
+    done = tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
     assert done.returncode == 7
     unsigned = tiny.slmctl(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
     assert unsigned.returncode == 7
