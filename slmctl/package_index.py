@@ -19,8 +19,6 @@ from urllib.parse import urlsplit
 from slmctl import console, offline, surroundings
 from slmctl.errors import NetworkError
 
-DEFAULT = "https://pypi.org/simple"
-_FILES = {"pypi.org": "files.pythonhosted.org"}  # where an index keeps what it lists
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
@@ -68,6 +66,13 @@ def hosts() -> set[str]:
     return hosts_of(done.stdout.splitlines())
 
 
+def standard_index() -> tuple[str, str]:
+    """The index that pip asks where none is set, and the host that this one keeps its files on."""
+    from pip._internal.models.index import PyPI  # pip tells neither in another way
+
+    return PyPI.simple_url, PyPI.file_storage_domain
+
+
 def hosts_of(settings: Sequence[str]) -> set[str]:
     """The same, of lines as `pip config list` prints them."""
     urls: list[str] = []
@@ -84,11 +89,12 @@ def hosts_of(settings: Sequence[str]) -> set[str]:
         elif key in ("index-url", "extra-index-url", "find-links"):
             urls += value.split()
             with_index |= key == "index-url"
-    urls += [] if without or with_index else [DEFAULT]
+    standard, files = standard_index()
+    urls += [] if without or with_index else [standard]
     for url in urls:
         if url.startswith(("http://", "https://")):
             host = urlsplit(url).hostname or ""
-            found |= offline.on_the_way(url) | {_FILES.get(host, host)}
+            found |= offline.on_the_way(url) | {files if host == urlsplit(standard).hostname else host}
             found |= {f"*.{_domain(host)}"} if _domain(host) else set()
     return {host for host in found if host}
 
