@@ -1,5 +1,6 @@
 # make demo   installs and runs the whole pipeline on the example data
-# make test   installs and runs the tests
+# make test   installs and runs the tests; make slow runs those that take longer
+# make torture   the tests of the promises at full size: every instant, every corruption (hours)
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
 # make test-gpu       what needs a GPU, in that environment
 #

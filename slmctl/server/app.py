@@ -86,7 +86,7 @@ class Gateway:
         self.running: set[Exchange] = set()
         self.stopping = False
         if served.router is not None:
-            self.metrics.include(FAMILIES, served.router.figures)
+            self.metrics.include(FAMILIES, lambda: self.served.router.figures() if self.served.router else {})
         self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
 
     @property
@@ -127,15 +127,20 @@ class Gateway:
         self.limits.count(key)
         if self.stopping:
             raise FailedError("the server is being stopped", "server_stopping", 503)
-        asked = openai.check(openai.read(await self._body(http)), kind, self.served.models, self.ceilings)
-        await self._require_grammar(asked)
+        body = openai.read(await self._body(http))
+        while True:  # until it was checked for who will answer: a followed release may take over meanwhile
+            served = self.served
+            asked = openai.check(body, kind, served.models, self.ceilings)
+            await self._require_grammar(asked, served.backend)
+            if served is self.served:
+                break
         note.fields |= {"model": asked.model.name, "stream": asked.stream}
         if self.settings.log_texts:
             note.fields["prompt"] = asked.text
         self.limits.enter(key, len(asked.requests))
-        exchange = Exchange(asked, self.served.backend, self.settings.answer_s)
+        exchange = Exchange(asked, served.backend, self.settings.answer_s)
         self.running.add(exchange)
-        run = _Run(self, exchange, note, key)
+        run = _Run(self, served, exchange, note, key)
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, FailedError("", "cancelled", 499))
             try:
@@ -164,7 +169,7 @@ class Gateway:
             raise FailedError("the client has gone", "client_gone", 499) from None
         return bytes(raw)
 
-    async def _require_grammar(self, asked: Asked) -> None:
+    async def _require_grammar(self, asked: Asked, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
         if asked.schema is None:
             return
@@ -172,7 +177,7 @@ class Gateway:
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(self.served.backend.fault_of, asked.schema)
+            self._schemas[text] = await asyncio.to_thread(backend.fault_of, asked.schema)
         if fault := self._schemas[text]:
             raise BadRequestError(f"'response_format': {fault}", "response_format")
 
@@ -180,8 +185,8 @@ class Gateway:
 class _Run:
     """One accepted request: its response, and its lines in figures and log."""
 
-    def __init__(self, gateway: Gateway, exchange: Exchange, note: Note, key: Key) -> None:
-        self.gateway, self.exchange, self.note, self.key = gateway, exchange, note, key
+    def __init__(self, gateway: Gateway, served: Served, exchange: Exchange, note: Note, key: Key) -> None:
+        self.gateway, self.served, self.exchange, self.note, self.key = gateway, served, exchange, note, key
         self.asked = exchange.asked
         self.route, self.reason, self.name = "local", NO_POLICY, self.asked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
@@ -189,8 +194,8 @@ class _Run:
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
-        router = self.gateway.served.router
-        if router is not None and self.asked.model is next(iter(self.gateway.served.models.values())):
+        router = self.served.router
+        if router is not None and self.asked.model is next(iter(self.served.models.values())):
             return await self._routed(router, headers)
         self.exchange.begin()
         if self.asked.stream:
@@ -291,7 +296,7 @@ class _Run:
 
     @property
     def _build(self) -> str:
-        return self.gateway.served.backend.build
+        return self.served.backend.build
 
     def _saw_first(self) -> None:
         self.gateway.metrics.first.observe(self.note.seconds)
