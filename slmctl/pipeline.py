@@ -63,7 +63,7 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare",
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=2),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=3),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
@@ -89,7 +89,7 @@ STAGES = {
                 _PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
-            "report", "slmctl.model.evaluate", ("scikit-learn",), version=2,
+            "report", "slmctl.model.evaluate", ("scikit-learn",), version=3,
         ),
         Stage(
             "calibrate",
