@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from types import TracebackType
@@ -170,6 +171,8 @@ def serve(path: str, settings: dict[str, Any]) -> None:
 
     model = Model(path, **settings)
     scheduler = Scheduler(model, settings["sequences"], settings["context"], send, settings["adapters"])
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides when to end
+        signal.signal(number, signal.SIG_IGN)
     inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     send(

@@ -106,6 +106,17 @@ def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> No
     assert [line["event"] for line in log][-1] == "stopped"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_reaches_the_whole_group_does_not_end_the_engine_first(tiny_run: Path, number: int) -> None:
+    child, url = begin(tiny_run)
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    # Ctrl-C and systemd signal every process
+    os.killpg(child.pid, number)
+    events = [line["event"] for line in ended(child)]
+    assert "engine_died" not in events
+    assert events[-1] == "stopped"
+
+
 def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -> None:
     _, url = server
     port = int(url.rpartition(":")[2])
