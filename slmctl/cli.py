@@ -475,9 +475,9 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
     settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
     try:
         with targets.opened(to, settings, purpose="fetch") as target:
-            found = targets.fetch(target, name, folder.absolute() if folder else None, into=root)
+            check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
+            found = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
         if key is not None:
-            signing.verify(found.path, key)
             _console().say(f"  signed by the holder of {key.name}")
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, "fetch") from error

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slmctl import console, offline
+from slmctl.credentials import secret
 from slmctl.errors import NetworkError, UsageError
 
 
@@ -35,7 +36,7 @@ def asked(purpose: str, repo: str) -> Iterator[Any]:
 
         with spoken(f"the hub gave no {repo}"):
             # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
-            yield HfApi(token=os.environ.get("HF_TOKEN") or False)
+            yield HfApi(token=secret("HF_TOKEN") or False)
 
 
 @contextlib.contextmanager

@@ -60,8 +60,13 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
     return kept
 
 
-def verify(folder: Path, public_key: Path) -> None:
+def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     """Check that the holder of a key signed a release as it lies here: every file, and nothing else.
+
+    Args:
+        folder: The release.
+        public_key: Of who must have signed it, PEM.
+        name: What errors call the release; by default its folder.
 
     Raises:
         IntegrityError: It is not signed, or by somebody else, or something has changed since.
@@ -71,9 +76,10 @@ def verify(folder: Path, public_key: Path) -> None:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from model_signing import hashing, verifying
 
+    called = name or folder
     signature = folder / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
-        raise IntegrityError(f"{folder} is not signed: it has no {SIGNATURE}", hint="publish.key signs a release")
+        raise IntegrityError(f"{called} is not signed: it has no {SIGNATURE}", hint="publish.key signs a release")
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
@@ -82,10 +88,10 @@ def verify(folder: Path, public_key: Path) -> None:
     try:
         verifier.set_hashing_config(everything).verify(folder, signature)
     except InvalidSignature:
-        raise IntegrityError(f"the signature of {folder} is not by this key") from None
+        raise IntegrityError(f"the signature of {called} is not by this key") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise IntegrityError(f"the signature of {folder} does not hold: {reason}") from None
+        raise IntegrityError(f"the signature of {called} does not hold: {reason}") from None
     faults = artifact.verify_folder(folder)
     if faults:
-        raise IntegrityError(f"{folder} is damaged: {'; '.join(faults)}")
+        raise IntegrityError(f"{called} is damaged: {'; '.join(faults)}")

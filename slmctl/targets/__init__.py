@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -206,7 +206,9 @@ def deliver(target: Target, made: Plan) -> None:
         raise StageError(f"{made.to} does not hold {lacking} after it was sent", hint="publish again")
 
 
-def fetch(target: Target, name: str, folder: Path | None, *, into: Path) -> Artifact:
+def fetch(
+    target: Target, name: str, folder: Path | None, *, into: Path, check: Callable[[Path], None] = lambda place: None
+) -> Artifact:
     """Bring a release back, verified; what an earlier try has brought is not brought again.
 
     Args:
@@ -214,6 +216,8 @@ def fetch(target: Target, name: str, folder: Path | None, *, into: Path) -> Arti
         name: `[PROJECT@]VERSION` or a tag; may be empty where there is but one.
         folder: Where it goes; by default a folder named by project and version.
         into: The folder for that.
+        check: Raises where the release must not be taken; it is asked before the folder gets its name, and what was
+            brought stays for another try.
 
     Raises:
         IntegrityError: There is no such release, or what came is not what its manifest says.
@@ -227,25 +231,28 @@ def fetch(target: Target, name: str, folder: Path | None, *, into: Path) -> Arti
     _require_release(manifest)
     final = (into / (folder or f"{manifest.metrics['project']}-{manifest.metrics['version']}")).resolve()
     if final.exists():
-        return _already(final, manifest)
+        return _already(final, manifest, check)
     with artifact.lock(final.parent / f".{final.name}.lock", wait=True, on_wait=console.say):
         place = final.parent / f".fetching-{final.name}"
         place.mkdir(parents=True, exist_ok=True)
         for entry in manifest.files:
             _bring(target, (project, version), entry, place / entry.path)
+        (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
         target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
         (place / MANIFEST).write_bytes(raw)
         _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
+        check(place)
         fetched = artifact.settle(place, final)
     (final.parent / f".{final.name}.lock").unlink(missing_ok=True)
     return fetched
 
 
-def _already(final: Path, manifest: Manifest) -> Artifact:
+def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
     """What an earlier fetch brought to the same place."""
     if (final / MANIFEST).exists():
         found = artifact.load(final)
         if found.digest == manifest.digest and not artifact.verify(found):
+            check(final)
             return found
     raise UsageError(f"{final} exists and is not this release, whole", hint="name another folder, or remove it")
 

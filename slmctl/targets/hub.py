@@ -26,6 +26,9 @@ STORES = ("cdn-lfs.hf.co", "cdn-lfs-us-1.hf.co", "cdn-lfs-eu-1.hf.co", "cas-brid
           "hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
           "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
 _KEPT = (".gitattributes",)  # the Hub's own
+# by whether it is public
+_WORD = {True: "public", False: "private"}
+_SEEN_BY = {True: "everybody", False: "private: the organisation's members"}
 
 
 def open(to: str, settings: Settings) -> Repository:
@@ -48,7 +51,11 @@ class Repository:
 
     @property
     def visibility(self) -> str:
-        return "everybody" if self.public else "private: the organisation's members"
+        """Who may see what lies there now; before there is a repository, who will."""
+        private = self._is_private()
+        if private is None or private != self.public:
+            return _SEEN_BY[self.public]
+        return f"{_SEEN_BY[not private]}, and publish asks for {_WORD[self.public]}: it would be refused"
 
     @property
     def _api(self) -> Any:
@@ -83,12 +90,11 @@ class Repository:
         """Make sure of who will see it, then bring the large files to where nobody does."""
         with hub.spoken(f"the hub did not take {self.repo}"):
             self._api.create_repo(self.repo, private=not self.public, exist_ok=True)
-            private = bool(self._api.model_info(self.repo).private)
-        if private == self.public:
-            now, wanted = ("private", "public") if private else ("public", "private")
+        if self._is_private() != (not self.public):  # what cannot be read back is not believed
             raise GateError(
-                f"hf:{self.repo} is {now}, and publish asks for {wanted}: nothing was uploaded",
-                hint=f"change it on the hub, or publish: {{public: {str(not private).lower()}}}",
+                f"hf:{self.repo} is {_WORD[not self.public]}, and publish asks for {_WORD[self.public]}: "
+                "nothing was uploaded",
+                hint=f"change it on the hub, or publish: {{public: {str(not self.public).lower()}}}",
             )
         with hub.spoken(f"the hub did not take {self.repo}"):
             self._api.preupload_lfs_files(self.repo, additions=self._additions(missing), free_memory=False)
@@ -127,6 +133,17 @@ class Repository:
         if entry.path == SIGNATURE and SIGNATURE not in (self._files(f"v{version}") or {}):
             return
         self._download(entry.path, f"v{version}", path)
+
+    def _is_private(self) -> bool | None:
+        """Whether only members see the repository, as the Hub says; None where there is none."""
+        api = self._api
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with hub.spoken(f"the hub gave no {self.repo}"):
+            try:
+                return bool(api.model_info(self.repo).private)
+            except RepositoryNotFoundError:
+                return None
 
     def _additions(self, items: Sequence[Item]) -> list[Any]:
         from huggingface_hub import CommitOperationAdd

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,26 @@ def test_training_and_quantizing_come_out_the_same(desk: Path, kind: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_what_differs_is_said_with_104(desk: Path) -> None:
-    one = made(desk, "prepared")
-    falsified(one, "train.jsonl")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("prepared", "train.jsonl"),
+        ("merged", "model.safetensors"),
+        pytest.param("adapter", "adapter_model.safetensors", marks=pytest.mark.slow),
+        pytest.param("gguf", "*-Q8_0.gguf", marks=pytest.mark.slow),
+        pytest.param("report", "rows.jsonl", marks=pytest.mark.slow),
+    ],
+)
+def test_what_differs_is_said_with_104(desk: Path, kind: str, name: str) -> None:
+    one = made(desk, kind)
+    name = next(one.path.glob(name)).name
+    falsified(one, name)
     assert artifact.verify(artifact.load(one.path)) == []
     done = tiny.slmctl(desk, "reproduce", str(one.path), "--json")
     assert done.returncode == 104, done.stderr
     told = json.loads(done.stdout)
     assert not told["same"]
-    assert [entry["key"] for entry in told["files"]] == ["train.jsonl"]
+    assert [entry["key"] for entry in told["files"]] == [name]
 
 
 def test_a_source_that_is_gone_is_named(desk: Path) -> None:
@@ -70,15 +82,21 @@ def test_a_source_that_is_gone_is_named(desk: Path) -> None:
 def test_other_seeds_zones_homes_and_folders_change_no_byte(tiny_project: Path, tmp_path: Path) -> None:
     """Three runs up to the adapter in surroundings that have nothing in common."""
     digests = []
-    for number, (seed, zone, language) in enumerate(
-        (("0", "UTC", "C.UTF-8"), ("1", "Asia/Tokyo", "C"), ("4242", "America/Lima", "POSIX"))
-    ):
+    surroundings = [("0", "UTC", "C.UTF-8"), ("1", "Asia/Tokyo", "POSIX"), ("4242", "America/Lima", "C")]
+    # a language with another decimal sign, another i and another order, where it can be made
+    build = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(tmp_path / "tr_TR.UTF-8")]
+    if shutil.which("localedef") and subprocess.run(build, check=False, capture_output=True).returncode == 0:
+        surroundings[2] = ("4242", "America/Lima", "tr_TR.UTF-8")
+    for number, (seed, zone, language) in enumerate(surroundings):
         desk = Path(shutil.copytree(tiny_project, tmp_path / f"place {number}" / "desk"))
         home = tmp_path / f"home{number}"
         home.mkdir()
-        env = {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language, "HOME": str(home)}
-        # the converter was fetched into the cache of the real home
-        env["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        env = {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language, "LOCPATH": str(tmp_path), "HOME": str(home)}
+        # the converter was fetched into the cache of the real home; nothing else is shared
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slmctl"
+        for folder in cache.glob("converter-*"):
+            shutil.copytree(folder, home / ".cache" / "slmctl" / folder.name)
+        env["XDG_CACHE_HOME"] = str(home / ".cache")
         done = tiny.slmctl(desk, "run", "--until", "quantize", "--set", "finetune.steps=8", env=tiny.environment(**env))
         assert done.returncode == 0, done.stderr
         digests.append({kind: made(desk, kind).digest for kind in ("base", "prepared", "adapter", "merged", "gguf")})

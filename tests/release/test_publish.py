@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,19 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path,
     tiny.ok(tiny.slmctl(fresh, "publish", *signs))
     assert plan(fresh, *signs)["bytes_to_send"] == 0
     private.unlink()
-    told = tiny.ok(
-        tiny.slmctl(tmp_path, "fetch", f"dir:{fresh}/registry#1.0", str(tmp_path / "got"), "--key", str(public))
+    other = tmp_path / "other.pub"
+    made = subprocess.run(
+        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, stdout=subprocess.PIPE
     )
+    subprocess.run(["openssl", "ec", "-pubout", "-out", other], input=made.stdout, check=True, stderr=subprocess.PIPE)
+    address = f"dir:{fresh}/registry#1.0"
+    refused = tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
+    assert refused.returncode == 7
+    assert f"the signature of {address}" in refused.stderr
+    assert not (tmp_path / "got").exists()  # what is not signed by this key never has the name
+    told = tiny.ok(again := tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(public)))
+    assert "fetching" not in again.stderr  # it was brought, and is looked at again
+    assert tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other)).returncode == 7
     assert Path(told) == tmp_path / "got"
     assert contents(tmp_path / "got") == contents(fresh / "registry" / "tiny-desk" / "1.0")
     assert "signed by the holder of release.pub" in tiny.ok(
@@ -257,12 +268,29 @@ def served(url: str) -> str:
     return name
 
 
-def await_version(url: str, version: str) -> None:
-    for _ in range(600):
-        if f"v{version}" in served(url):  # no request is refused meanwhile: httpx would raise
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{version} was not served")
+def await_event(child: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    """The next event of that name in the server's log; the server is ended after a minute without it."""
+    assert child.stderr is not None
+    patience = threading.Timer(60, child.terminate)
+    patience.start()
+    try:
+        for line in child.stderr:
+            if line.startswith("{") and (event := json.loads(line))["event"] == name:
+                return dict(event)
+    finally:
+        patience.cancel()
+    raise AssertionError(f"the log has no event '{name}'")
+
+
+def follow(child: subprocess.Popen[str], url: str) -> str:
+    """Have the server take up what its tag stands for, while requests come and none is refused."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(await_event, child, "followed")
+        child.send_signal(signal.SIGHUP)
+        while not done.done():
+            served(url)
+        done.result()
+    return served(url)
 
 
 @pytest.mark.slow
@@ -271,11 +299,9 @@ def test_a_server_follows_its_tag(followed: tuple[Path, subprocess.Popen[str], s
     assert "v1.0" in served(url)
     tiny.ok(tiny.slmctl(desk, "promote", "1.1", "--tag", "production"))
     assert "v1.0" in served(url)  # until it is told
-    child.send_signal(signal.SIGHUP)
-    await_version(url, "1.1")
+    assert "v1.1" in follow(child, url)
     tiny.ok(tiny.slmctl(desk, "promote", "1.0", "--tag", "production"))
-    child.send_signal(signal.SIGHUP)
-    await_version(url, "1.0")
+    assert "v1.0" in follow(child, url)
 
 
 @pytest.mark.slow
@@ -288,7 +314,7 @@ def test_a_server_stays_with_what_is_whole(followed: tuple[Path, subprocess.Pope
     path.unlink()
     path.write_bytes(raw)
     child.send_signal(signal.SIGHUP)
-    time.sleep(3)
+    assert "damaged" in await_event(child, "not_followed")["error"]
     assert "v1.0" in served(url)
     assert child.poll() is None
 

@@ -95,6 +95,8 @@ def test_nothing_is_uploaded_where_others_would_see_it(hub: hub_server.Hub, made
     assert said["error"] == "GateError"
     assert said["message"] == "hf:acme/desk is public, and publish asks for private: nothing was uploaded"
     assert (sent, hub.did, hub.stored) == (0, ["create public"], {})
+    (_, _, visibility), _ = ask(hub, tmp_path, do="plan", release=made.path)
+    assert visibility == "everybody, and publish asks for private: it would be refused"  # the plan says so too
     _, sent = ask(hub, tmp_path, do="publish", release=made.path, public=True)
     assert sent
     said, _ = ask(hub, tmp_path, do="publish", release=release(tmp_path, "1.1").path)
