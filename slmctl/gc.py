@@ -247,7 +247,7 @@ def _left(project: pipeline.Project, used: set[str]) -> Iterator[Item]:
 
 
 def _copies(project: pipeline.Project, needed: Sequence[Artifact]) -> Iterator[Item]:
-    """Copies of sources that neither the config nor a data set that stays was made of, and endpoints nobody asks."""
+    """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
     if artifact.held(project.runs / ".locks" / "sources") is None:
         asked = {gather.copy_of(source, project.sources) for source in project.config.prepare.sources}
         hashes = {one["sha256"] for made in needed for one in made.metrics.get("sources", []) if "sha256" in one}
@@ -260,6 +260,10 @@ def _copies(project: pipeline.Project, needed: Sequence[Artifact]) -> Iterator[I
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:
             yield Item(path, "an endpoint whose answers are not kept", _size(path))
+    releases = {one.digest[7:19] for one in needed}
+    for path in sorted((project.runs / ".signatures").glob("*.sig")):
+        if path.name.partition("-")[0] not in releases:
+            yield Item(path, "a signature of a release that is not kept here", _size(path))
 
 
 def _opened_digest(folder: Path) -> str:

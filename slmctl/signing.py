@@ -48,6 +48,7 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     manifest = artifact.sha256_file(release.path / MANIFEST)[7:19]
+    # gc knows by the first part which release it is of
     kept = runs / ".signatures" / f"{release.digest[7:19]}-{manifest}-{artifact.sha256_bytes(public)[7:19]}.sig"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,14 @@ evaluate: {models: [base, adapter, gguf]}
 """
 
 
+CALIBRATED = (
+    CONFIG.replace(
+        "output: category}]\n", "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n"
+    ).replace("[Q8_0, F16]", "[Q8_0]")
+    + "calibrate: {max_error: 0.4}\n"
+)
+
+
 def rows(count: int = 300, seed: int = 0) -> list[tuple[str, str]]:
     """Distinct short texts with their categories; two words of each text tell the category."""
     choose = random.Random(seed)
@@ -144,6 +152,16 @@ def run_here(folder: Path, *args: str) -> None:
 
     sys.argv = ["slmctl", "-C", str(folder), *args]
     main()
+
+
+def calibrated(folder: Path, base: Path) -> Path:
+    """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from."""
+    shutil.copytree(base, folder / "base")
+    (folder / "slmctl.yaml").write_text(CALIBRATED, encoding="utf-8")
+    write_csv(folder / "tickets.csv", rows(800))
+    for args in (("run", "--until", "quantize"), ("calibrate",)):
+        ok(slmctl(folder, *args))
+    return folder
 
 
 SCHEMA = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from forks import Forks
 
 from slmctl.pipeline import STAGES
@@ -26,8 +27,14 @@ def stages() -> Iterator[Forks]:
         yield forks
 
 
+@pytest.fixture(scope="session")
+def calibrated_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after `slmctl calibrate`, with data enough for it; read it, copy it to change it."""
+    return tiny.calibrated(tmp_path_factory.mktemp("calibrated") / "desk", tiny_base)
+
+
 @pytest.fixture
-def before(tiny_run: Path, tmp_path: Path) -> Iterator[Path]:
-    """A folder for copies of `tiny_run`."""
+def before(tmp_path: Path) -> Iterator[Path]:
+    """A folder for copies of a run."""
     yield tmp_path
     shutil.rmtree(tmp_path, ignore_errors=True)

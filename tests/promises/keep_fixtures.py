@@ -82,6 +82,10 @@ def main() -> None:
             sys.exit(done.returncode)
         for folder in sorted((desk / "runs").glob("[!.]*/[!.]*")):
             shutil.copytree(folder, target / folder.parent.name, dirs_exist_ok=False)
+        (policy,) = tiny.calibrated(Path(place) / "calibrated", tiny.build_base(Path(place) / "base")).glob(
+            "runs/policy/[!.]*"
+        )
+        shutil.copytree(policy, target / "policy")
 
 
 if __name__ == "__main__":

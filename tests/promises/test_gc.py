@@ -54,3 +54,28 @@ def test_what_a_running_process_uses_stays(desk: Path, older: Path) -> None:
         assert older.exists()
     assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
     assert not older.exists()
+
+
+def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(desk: Path, tmp_path: Path) -> None:
+    """The config publishes elsewhere by now, and only the registry's tag tells what the release was made of."""
+    registry = (desk / "registry").rename(tmp_path / "shared")
+    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+    moved = ("--set", "publish.to=dir:./new", "--set", "prepare.splits.test=0.3", "--set", "finetune.seed=99")
+    before = kept(desk)
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--registry", str(registry), *moved))
+    needed = {"base", "prepared", "adapter", "merged", "gguf"}
+    assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
+    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes", *moved))  # where nobody names the registry, nothing needs them
+    assert not {path for path in kept(desk) if path.split("/")[1] in ("adapter", "gguf")}
+
+
+def test_a_signature_goes_with_its_release(desk: Path) -> None:
+    (release,) = desk.glob("runs/published/[!.]*")
+    folder = desk / "runs" / ".signatures"
+    folder.mkdir()
+    digest = artifact.load(release).digest[7:19]
+    for name in (f"{digest}-abc-def.sig", "000000000000-abc-def.sig"):
+        (folder / name).write_bytes(b"{}")
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    assert [path.name for path in folder.iterdir()] == [f"{digest}-abc-def.sig"]

@@ -117,6 +117,18 @@ def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
         assert (environment["hosts_contacted"], environment["bytes_out"]) == ([], 0)
 
 
+@pytest.mark.slow
+@alone
+def test_a_policy_is_fitted_and_served_alone(calibrated_run: Path, tmp_path: Path) -> None:
+    desk = Path(shutil.copytree(calibrated_run, tmp_path / "desk"))
+    (policy,) = desk.glob("runs/policy/[!.]*")
+    shutil.rmtree(policy)
+    steps = [step(desk, "calibrate"), step(desk, "serve", "--port", "0", "--policy", str(policy), serves=True)]
+    found = run_alone(tmp_path / "alone", steps)
+    silent(found)
+    assert "chat.completion" in found["steps"][-1]["stdout"]
+
+
 # The program without its guard, and without its switches
 WITHOUT = """
 import sys

@@ -30,7 +30,7 @@ ARGS = {
     "quantize": ("--set", "quantize.types=[Q8_0]"),
     "predict": ("gguf", "--type", "Q8_0", "--split", "validation"),
 }
-RUN = [name for name in pipeline.STAGES if name != "calibrate"]  # which needs more rows than the tiny project has
+RUN = list(pipeline.STAGES)
 BY_CHILDREN = ("quantize",)  # stages whose files are written by processes of their own
 KILL, FULL_DISK, BROKEN_DISK = "signal=SIGKILL", "error=ENOSPC", "error=EIO"
 
@@ -82,9 +82,16 @@ class Scene:
         return instants([call for call in self.calls if call.process == self.calls[0].process], self.place)
 
 
-def scene(forks: Forks, tiny_run: Path, place: Path, stage: str) -> Scene:
-    """A copy of `tiny_run` without what a stage left, and the trace of a run that nobody disturbs."""
-    clean = Path(shutil.copytree(tiny_run, place / "clean"))
+@pytest.fixture
+def after(request: pytest.FixtureRequest, stage: str) -> Path:
+    """A project in which a stage has run."""
+    found: Path = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
+    return found
+
+
+def scene(forks: Forks, run: Path, place: Path, stage: str) -> Scene:
+    """A copy of a project without what a stage left, and the trace of a run that nobody disturbs."""
+    clean = Path(shutil.copytree(run, place / "clean"))
     noun = pipeline.STAGES[stage].leaves
     shutil.rmtree(clean / "runs" / noun)
     if stage == "publish":
@@ -158,8 +165,8 @@ def test_prepare_survives_a_kill_and_a_full_disk(preparing: Forks, tiny_run: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [name for name in RUN if FULL or name != "prepare"])
-def test_every_stage_survives_at_any_instant(stages: Forks, tiny_run: Path, before: Path, stage: str) -> None:
-    made = scene(stages, tiny_run, before, stage)
+def test_every_stage_survives_at_any_instant(stages: Forks, after: Path, before: Path, stage: str) -> None:
+    made = scene(stages, after, before, stage)
     tried = hit = 0
     for seed, how in enumerate((KILL, FULL_DISK, BROKEN_DISK)):
         tries = chosen(made, 1 if stage in BY_CHILDREN else 2, seed)
@@ -169,8 +176,8 @@ def test_every_stage_survives_at_any_instant(stages: Forks, tiny_run: Path, befo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", BY_CHILDREN)
-def test_a_process_that_writes_for_a_stage_may_die(stages: Forks, tiny_run: Path, before: Path, stage: str) -> None:
-    made = scene(stages, tiny_run, before, stage)
+def test_a_process_that_writes_for_a_stage_may_die(stages: Forks, after: Path, before: Path, stage: str) -> None:
+    made = scene(stages, after, before, stage)
     done = stages.traced(made.copy(), *made.command(), follow=True)
     own = done.calls[0].process
     by_others = instants([call for call in done.calls if call.process != own], made.place, by_path=True)
@@ -214,8 +221,8 @@ def test_the_order_on_the_disk(preparing: Forks, tiny_run: Path, before: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUN)
-def test_the_order_on_the_disk_of_every_stage(stages: Forks, tiny_run: Path, before: Path, stage: str) -> None:
-    made = scene(stages, tiny_run, before, stage)
+def test_the_order_on_the_disk_of_every_stage(stages: Forks, after: Path, before: Path, stage: str) -> None:
+    made = scene(stages, after, before, stage)
     done = stages.traced(made.copy(), *made.command(), follow=True)
     (final,) = made.place.glob(f"runs/{pipeline.STAGES[stage].leaves}/[!.]*")
     order_of(done.calls, final)

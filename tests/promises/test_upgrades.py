@@ -18,7 +18,7 @@ KEPT = sorted((Path(__file__).parents[1] / "fixtures").glob("*/*"))
 
 
 def test_every_kind_is_kept() -> None:
-    assert {path.name for path in KEPT} == set(BY_KIND) - {"policy"}  # a policy needs more rows than are kept
+    assert {path.name for path in KEPT} == set(BY_KIND)
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -30,6 +30,13 @@ def test_it_verifies_for_ever(path: Path) -> None:
         assert found.manifest.inputs
     if found.kind != "base":
         assert Task.read(path).labels
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_it_is_shown(path: Path, tmp_path: Path) -> None:
+    done = tiny.slmctl(tmp_path, "show", str(path), "--json")
+    told = json.loads(tiny.ok(done))
+    assert (told["kind"], told["digest"]) == (path.name, artifact.load(path).digest)
 
 
 def test_a_kept_model_answers(tmp_path: Path) -> None:
