@@ -123,7 +123,9 @@ def test_a_policy_is_fitted_and_served_alone(calibrated_run: Path, tmp_path: Pat
     desk = Path(shutil.copytree(calibrated_run, tmp_path / "desk"))
     (policy,) = desk.glob("runs/policy/[!.]*")
     shutil.rmtree(policy)
-    steps = [step(desk, "calibrate"), step(desk, "serve", "--port", "0", "--policy", str(policy), serves=True)]
+    (gguf,) = desk.glob("runs/gguf/[!.]*")
+    served = step(desk, "serve", str(gguf), "--port", "0", "--policy", str(policy), serves=True)
+    steps = [step(desk, "calibrate"), served]
     found = run_alone(tmp_path / "alone", steps)
     silent(found)
     assert "chat.completion" in found["steps"][-1]["stdout"]
