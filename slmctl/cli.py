@@ -597,12 +597,14 @@ def serve(
     settings = _serve_settings(options)
     try:
         from slmctl.server import process
+        from slmctl.server.keys import read as read_keys
     except ModuleNotFoundError as error:
         from slmctl.pipeline import missing
 
         raise missing(error, "serve") from error
     given = keys is not None or settings.keys.exists()
-    sock = process.listen(settings.host, settings.port, keys=given)
+    somebody = settings.keys.exists() and bool(read_keys(settings.keys))  # a file whose last key was revoked has none
+    sock = process.listen(settings.host, settings.port, keys=somebody)
     with sock, _Opening(options, settings, model, type_name, keys=given) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"

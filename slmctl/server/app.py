@@ -219,7 +219,7 @@ class _Run:
             return {**choice.last, "text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
-        work = router.route(self.asked.sent, self.asked.options, headers, local, ends_at=ends_at)
+        work = router.route(self.asked.sent, self.asked.options, headers, local, ends_at=ends_at, request=self.note.id)
         routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         self.p_correct = routed.p_correct

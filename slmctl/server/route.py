@@ -39,6 +39,7 @@ LOCAL_REASONS = (
 GENERALIST_REASONS = ("unsure", "out-of-scope")
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
 LOOKERS = 4  # conversations that are looked at at the same time
+_PLAIN_ID = re.compile(r"(?:[a-z]{1,12}-)?[0-9a-f-]{8,64}")  # one that tells nothing: a client could write anything
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 FAMILIES = {  # name: kind, help
     "slmctl_routed": ("counter", "Answers by the model that gave them, and why."),
@@ -172,6 +173,7 @@ class Router:
         local: Callable[[], Awaitable[dict[str, Any]]],
         *,
         ends_at: float | None = None,
+        request: str = "",
     ) -> Routed:
         """Answer a request.
 
@@ -182,6 +184,7 @@ class Router:
             local: Runs the local model to its end: its last event, and `text`.
             ends_at: When the caller needs an answer, in the loop's time: the general model gets no more than what
                 is left.
+            request: The id that the answer carries, for the log of decisions.
 
         Raises:
             What `local` raises: without an answer from here there is none at all.
@@ -207,7 +210,7 @@ class Router:
             )  # fmt: skip
         self._count(routed, event, reply)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self._note(routed, times, cleared, fault, headers)
+        self._note(routed, times, cleared, fault, request)
         return routed
 
     async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> veto.Cleared:
@@ -310,12 +313,10 @@ class Router:
         self._tokens[routed.route, "completion"] += routed.completion_tokens
         self._generalist_s += reply.seconds if reply is not None else 0.0
 
-    def _note(
-        self, routed: Routed, times: dict[str, float], cleared: veto.Cleared, fault: str, headers: Mapping[str, str]
-    ) -> None:
+    def _note(self, routed: Routed, times: dict[str, float], cleared: veto.Cleared, fault: str, request: str) -> None:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "request": _request_id(headers),
+            "request": request if _PLAIN_ID.fullmatch(request) else None,
             "route": routed.route,
             "reason": routed.reason,
             "model": routed.model,
@@ -391,9 +392,3 @@ def _until(text: str, stop: Any) -> str:
     stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
     places = [text.find(one) for one in stops if isinstance(one, str) and one]
     return text[: min((place for place in places if place >= 0), default=len(text))]
-
-
-def _request_id(headers: Mapping[str, str]) -> str | None:
-    """The request's id, where it is one that tells nothing: a caller could write anything there."""
-    found = next((value for name, value in headers.items() if name.lower() == "x-request-id"), "")
-    return found if re.fullmatch(r"(?:[a-z]{1,12}-)?[0-9a-f-]{8,64}", found) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ import httpx
 import pytest
 import tiny
 
+from slmctl import cli
 from slmctl.artifact import Artifact
 
 LONG = "hello " * 3000
@@ -264,6 +266,26 @@ def test_only_the_loopback_is_served_without_a_key(tmp_path: Path, host: str) ->
     done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--host", host)
     assert done.returncode == 2
     assert f"refused to serve on {host}" in done.stderr
+
+
+def test_a_file_whose_last_key_was_revoked_opens_nothing(tmp_path: Path) -> None:
+    given = ("--keys", str(tmp_path / "keys.json"))
+    for command in (("add", "desk"), ("revoke", "desk")):
+        tiny.ok(tiny.slmctl(tmp_path, "keys", *command, *given))
+    done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--host", "0.0.0.0", *given)
+    assert done.returncode == 2
+    assert "refused to serve on 0.0.0.0" in done.stderr
+
+
+def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> None:
+    """A file answers as it was measured only in the engine that measured it."""
+    own = importlib.metadata.version("llama-cpp-python")
+    for kind in ("gguf", "published"):
+        found = artifacts[kind]
+        path = found.file(found.files("Q8_0.gguf")[0].path)
+        assert cli._other_build(found, path, own) == ""
+        said = cli._other_build(found, path, "0.1.2")
+        assert said.startswith("this engine is llama-cpp-python 0.1.2, and ") and f"measured with {own}" in said
 
 
 def test_a_damaged_release_is_not_served(desk: Path) -> None:

@@ -230,14 +230,20 @@ def test_no_http_at_all_gets_an_error_in_the_same_form(free: str) -> None:
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+def base_file(desk: Path) -> Path:
+    """A project's base as a GGUF, which its adapters are put on."""
+    from slmctl import converter
+
+    path = desk / "base.gguf"
+    converter.convert(next(desk.glob("runs/base/*/config.json")).parent, path, dtype="f16", metadata={})
+    return path
+
+
 @pytest.mark.slow
 def test_adapters_are_chosen_by_name(desk: Path) -> None:
     tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora=true"))
     (lora,) = desk.glob("runs/gguf/*/*-LoRA.gguf")
-    base = desk / "base.gguf"
-    from slmctl import converter
-
-    converter.convert(next(desk.glob("runs/base/*/config.json")).parent, base, dtype="f16", metadata={})
+    base = base_file(desk)
     child, url = begin(desk, str(base), "--adapter", f"desk={lora.parent}")
     names = [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]]
     assert names == ["base", "desk"]
@@ -249,4 +255,32 @@ def test_adapters_are_chosen_by_name(desk: Path) -> None:
         assert said["slmctl"]["confidence"] == pytest.approx(same["slmctl"]["confidence"], rel=0.05)
         assert post(url, {"model": "base", "messages": chat(text), "max_tokens": 4}).status_code == 200
     end(merged)
+    end(child)
+
+
+@pytest.mark.slow
+def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(desk: Path) -> None:
+    """Requests for all three come together; each gets what its adapter says when nobody else is there."""
+    for steps in (30, 90):
+        train = ("--set", f"finetune.steps={steps}", "--set", "quantize.lora=true")
+        tiny.ok(tiny.slmctl(desk, "run", "--until", "quantize", *train))
+    first, second = sorted(desk.glob("runs/gguf/*/*-LoRA.gguf"), key=lambda path: path.stat().st_mtime)
+    adapters = ("--adapter", f"early={first.parent}", "--adapter", f"late={second.parent}")
+    child, url = begin(desk, str(base_file(desk)), *adapters)
+    asked = [(name, text) for text, _ in tiny.rows(12, seed=5) for name in ("early", "late", "base")]
+
+    def answer(one: tuple[str, str]) -> tuple[str, float | None]:
+        name, text = one
+        said = post(url, {"model": name, "messages": chat(text), "max_tokens": 4, "temperature": 0}).json()
+        return said["choices"][0]["message"]["content"], said["slmctl"].get("confidence")
+
+    alone = [answer(one) for one in asked]
+    early = [one[1] for one, (name, _) in zip(alone, asked, strict=True) if name == "early"]
+    late = [one[1] for one, (name, _) in zip(alone, asked, strict=True) if name == "late"]
+    assert early != pytest.approx(late, rel=0.05), "the two adapters say the same: nothing is shown"
+    with ThreadPoolExecutor(9) as pool:
+        together = list(pool.map(answer, asked))
+    for (name, text), (content, sure), (other, also) in zip(asked, alone, together, strict=True):
+        if name != "base":  # whose free text may turn where two tokens are as likely
+            assert (other, also) == (content, pytest.approx(sure, rel=0.02)), (name, text)
     end(child)

@@ -128,9 +128,9 @@ def test_the_key_is_in_this_process_alone(hybrid: Hybrid) -> None:
 
 
 def test_decisions_are_on_disk(hybrid: Hybrid) -> None:
-    hybrid.ask("peculiar words")
+    said = hybrid.ask("peculiar words")
     lines = [json.loads(line) for line in hybrid.decisions.read_text(encoding="utf-8").splitlines()]
-    assert lines[-1]["reason"] == "unsure"
+    assert (lines[-1]["reason"], lines[-1]["request"]) == ("unsure", said.headers["x-request-id"])
     assert "peculiar" not in hybrid.decisions.read_text(encoding="utf-8")
 
 

@@ -92,14 +92,19 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def one(
-    found: Router, given: dict[str, Any] | None = None, messages: Any = None, headers: Any = None, **options: Any
-) -> Routed:
+    found: Router, given: dict[str, Any] | None = None, messages: Any = None, headers: Any = None,
+    *, request: str = "", **options: Any,
+) -> Routed:  # fmt: skip
     """Route one request."""
 
     async def work() -> Routed:
         try:
             return await found.route(
-                ASK if messages is None else messages, options, headers or {}, answers(given or event())
+                ASK if messages is None else messages,
+                options,
+                headers or {},
+                answers(given or event()),
+                request=request,
             )
         finally:
             await found.close()
@@ -560,8 +565,8 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = router(fake.url, decisions=path)
         with found.open():
-            one(found, event(sure=0.6), asked, {"x-request-id": "xylophone"})
-            one(found, event(sure=0.99), asked, {"X-Request-Id": "req-0123456789abcdef"})
+            one(found, event(sure=0.6), asked, request="xylophone")
+            one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
     text = path.read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["route"], line["reason"]) for line in lines] == [("generalist", "unsure"), ("local", "confident")]
