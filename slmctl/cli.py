@@ -20,7 +20,8 @@ from slmctl import __version__, offline
 from slmctl.errors import GateError, IntegrityError, SlmctlError, UsageError
 
 if TYPE_CHECKING:
-    from slmctl.artifact import Artifact, FileEntry
+    from slmctl.artifact import Artifact
+    from slmctl.given import Asked, Desk
     from slmctl.pipeline import Outcome, Project
 
 CHAIN = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate", "calibrate", "publish")
@@ -291,9 +292,10 @@ def predict(
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
         if urls:
             offline.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
+        from slmctl import given
         from slmctl.model import _file
 
-        part, found = _file.shard(shard or "1/1"), _Asked(options, model, type_name)
+        part, found = _file.shard(shard or "1/1"), given.Asked(_desk(options), model, type_name)
         with _file.spooled(source, format_name) as (path, format_name):
             work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
             if urls:
@@ -689,8 +691,9 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     """
     from slmctl.chat import chat as talk
     from slmctl.engine import Engine
+    from slmctl.given import spoken_to
 
-    path, task, name = _served(options, model, type_name)
+    path, task, name = spoken_to(_desk(options), model, type_name)
     interactive = sys.stdin.isatty()
     with Engine(path, sequences=1) as engine:
         if interactive:
@@ -714,11 +717,12 @@ def show(options: Options, path: Path | None) -> None:
     import json
 
     from slmctl import artifact, lineage
+    from slmctl.given import root_of
     from slmctl.pipeline import Role, find
 
     release = Role("published", ("published",))
     found = artifact.load(path) if path is not None else find(_project(options), release)
-    node = lineage.show(_root_of(options, path), found)
+    node = lineage.show(root_of(options.directory, path), found)
     text = json.dumps(lineage.to_json(node), indent=1) if options.json else "\n".join(lineage.lines(node))
     _console().write(_console().clean(text) + "\n")
 
@@ -842,8 +846,9 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     from slmctl import artifact, pipeline
     from slmctl import reproduce as module
     from slmctl.errors import DifferentError
+    from slmctl.given import root_of
 
-    options.directory = _root_of(options, path)
+    options.directory = root_of(options.directory, path)
     project = _project_or_none(options) or _bare_project(options)
     made = artifact.load(path)
     name = made.manifest.stage.partition("/")[0]
@@ -1006,6 +1011,13 @@ def _project(options: Options, **given: Path | None) -> Project:
         on_wait=lambda holder: _console().say(f"waiting for {holder}"),
         given={role: path for role, path in given.items() if path is not None},
     )
+
+
+def _desk(options: Options) -> Desk:
+    """Where a command works, for what finds its model."""
+    from slmctl.given import Desk
+
+    return Desk(options.directory, lambda: _project(options))
 
 
 def _project_or_none(options: Options) -> Project | None:
@@ -1179,19 +1191,22 @@ class _Opening:
         return self._moved if (self._model or "").startswith("dir:") and self._settings.engine_url is None else None
 
     def _moved(self) -> Any:
-        found = _found_of(self._options, self._model, ("published",))
+        from slmctl import given
+
+        found = given.find(_desk(self._options), self._model, ("published",))
         if found.digest == self._digest:
             return None
         self.served = self._here()
         return self.served
 
     def _elsewhere(self) -> Any:
+        from slmctl import given
         from slmctl.server.app import Served
         from slmctl.server.backends import Elsewhere
         from slmctl.server.openai import Model
 
         settings = self._settings
-        task, name = _task_of(self._options, self._model)
+        task, name = given.contract(_desk(self._options), self._model, settings.engine_model)
         backend = Elsewhere(
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences + settings.queue
         )
@@ -1199,6 +1214,7 @@ class _Opening:
         return Served(backend, {name: Model(name, task)}, settings, keys=self._keys)
 
     def _here(self) -> Any:
+        from slmctl import given
         from slmctl.artifact import sha256_file
         from slmctl.engine import Engine
         from slmctl.server.app import Served
@@ -1207,14 +1223,14 @@ class _Opening:
         from slmctl.server.route import Router
 
         settings = self._settings
-        found, path = _gguf_of(self._options, self._model, self._type)
-        loras = {name: _lora_of(place) for name, place in settings.adapters.items()}
+        found, path = given.gguf(_desk(self._options), self._model, self._type)
+        loras = {name: given.lora(place) for name, place in settings.adapters.items()}
         paths = {name: lora for name, (lora, _) in loras.items()}
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
                 Engine(path, sequences=settings.sequences, context=settings.context, adapters=paths)
             )
-            own, bare, opening = _task_for(found, path, engine)
+            own, bare, opening = given.task_in(found, path, engine)
             models = {path.stem: Model(path.stem, own, bare=bare, opening=opening)}
             for name, (_, task) in loras.items():
                 models[name] = Model(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
@@ -1223,63 +1239,12 @@ class _Opening:
                 router = Router.of(settings, sha256_file(path), own, path.stem)
                 if router is not None:
                     stack.enter_context(router.open())
-            notes = [note] if (note := _other_build(found, path, engine.info["build"])) else []
+            notes = [note] if (note := given.other_build(found, path, engine.info["build"])) else []
             for note in notes:
                 _console().say(f"warning: {note}")
             self._digest = found.digest
             end = stack.pop_all().close
         return Served(Local(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)
-
-
-def _served(options: Options, model: str | None, type_name: str | None) -> tuple[Path, Any, str]:
-    """The GGUF file to answer with, the task it is for, and the name it goes by."""
-    from slmctl.engine import Engine
-
-    found, path = _gguf_of(options, model, type_name)
-    if (found.path / "task.json").exists():
-        from slmctl.task import Task
-
-        return path, Task.read(found.path), path.stem
-    with Engine(path, sequences=1, context=128) as engine:
-        return path, _task_for(found, path, engine)[0], path.stem
-
-
-def _found_of(options: Options, model: str | None, kinds: tuple[str, ...]) -> Artifact:
-    """The artifact or release that a command is given; the config's release by default."""
-    from slmctl import pipeline
-
-    if model is None:
-        return pipeline.find(_project(options), pipeline.Role("published", ("published",)))
-    if model.startswith("dir:"):
-        from slmctl import registry
-
-        return registry.find(*registry.parse(model, options.directory))  # a tag: looked up whenever this is called
-    return pipeline.open_model(Path(model), kinds)
-
-
-def _gguf_of(options: Options, model: str | None, type_name: str | None) -> tuple[Artifact, Path]:
-    """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
-    from slmctl.artifact import verify
-
-    found = _found_of(options, model, ("published", "gguf"))
-    faults = verify(found)
-    if faults:
-        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
-    return found, found.file(_file_of(found, type_name).path)
-
-
-def _file_of(found: Artifact, type_name: str | None) -> FileEntry:
-    """The smallest GGUF file of a type."""
-    from slmctl.engine import is_lora, is_type
-
-    entries = [entry for entry in found.files(".gguf") if not is_lora(entry.path)]  # no model by itself
-    chosen = [entry for entry in entries if type_name is None or is_type(entry.path, type_name)]
-    if not chosen:
-        raise UsageError(
-            f"no GGUF file of type {type_name}" if type_name else f"{found.path} has no GGUF file of a model",
-            hint=f"there are: {', '.join(entry.path for entry in entries) or 'none'}",
-        )
-    return min(chosen, key=lambda one: one.size)
 
 
 def _emit(
@@ -1296,16 +1261,11 @@ def _emit(
         raise UsageError(
             "--emit and --output come together" + (", and --weights with them" if weights else ""), hint=hint
         )
-    from slmctl import pipeline
+    from slmctl import given
     from slmctl.server import emit
     from slmctl.task import Task
 
-    kinds = ("published", "gguf", "merged", "adapter")
-    if model is None:
-        asked = pipeline.find(_project(options), pipeline.Role("published", ("published",)))
-    else:
-        asked = pipeline.open_model(Path(model), kinds)
-    whole, adapter = _weights_of(options, asked, weights or ("adapter" if asked.kind == "adapter" else "merged"))
+    asked, whole, adapter = given.handed_over(_desk(options), model, weights)
     emit.write(
         emit.Handover(
             name=_name_of(options, asked, type_name),
@@ -1322,135 +1282,7 @@ def _emit(
     _console().write(f"{target}\n")
 
 
-def _weights_of(options: Options, asked: Artifact, wanted: str) -> tuple[Artifact, Artifact | None]:
-    """The merged model that something is or came from, or the base and the adapter."""
-    from slmctl import lineage
-
-    root = options.directory if asked.kind == "published" else _root_of(options, asked.path)
-    if wanted == "merged":
-        return lineage.origin(root, asked, "merged"), None
-    adapter = lineage.origin(root, asked, "adapter")
-    return lineage.origin(root, adapter, "base"), adapter
-
-
-def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
-    """What clients call the model: the file that `slmctl serve` would answer with; of weights, project and version."""
-    from slmctl import config
-
-    if asked.kind in ("published", "gguf"):
-        return Path(_file_of(asked, type_name).path).stem
-    path = options.directory / config.FILENAME
-    if not path.exists():
-        return asked.path.name
-    project = config.load(path, options.sets)
-    return f"{project.project}-v{project.version}"
-
-
-def _task_of(options: Options, model: str | None) -> tuple[Any, str]:
-    """What a model is asked that another server has, and the name it goes by here."""
-    from slmctl.artifact import MANIFEST
-    from slmctl.task import FILENAME, Task
-
-    contract = Path(model or "")  # of a hand-over: no model, and so no artifact
-    if model and (contract / FILENAME).is_file() and not (contract / MANIFEST).exists():
-        return Task.read(contract), _serve_settings(options).engine_model
-    found = _found_of(options, model, ("published", "gguf", "merged", "adapter", "prepared"))
-    names = [Path(entry.path).stem for entry in found.files(".gguf")]
-    return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
-
-
-def _task_for(found: Artifact, path: Path, engine: Any) -> tuple[Any, bool, str]:
-    """The task of a file that is served, whether it carries none of its own, and what raw text begins with then."""
-    from slmctl.task import Task
-
-    if found.path.is_dir() and (found.path / "task.json").exists():
-        return Task.read(found.path), False, ""
-    template: str = engine.info["chat_template"]
-    if not template:
-        raise UsageError(
-            f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
-        )
-    controls = engine.controls()
-    tokens = {"bos_token": controls["bos"], "eos_token": controls["eos"], "special_tokens": tuple(controls["tokens"])}
-    return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
-
-
-def _lora_of(place: Path) -> tuple[Path, Any]:
-    """An adapter's GGUF file, and its task where it carries one."""
-    from slmctl import pipeline
-    from slmctl.artifact import verify
-    from slmctl.engine import is_lora
-    from slmctl.task import Task
-
-    found = pipeline.open_model(place, ("gguf",))
-    faults = verify(found)
-    if faults:
-        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
-    entries = found.files(".gguf")
-    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
-    if len(chosen) != 1:
-        raise UsageError(
-            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora=true"
-        )
-    path = found.file(chosen[0].path)
-    folder = path.parent
-    return path, Task.read(folder) if (folder / "task.json").exists() else None
-
-
-def _other_build(found: Artifact, path: Path, build: str) -> str:
-    """What to say where the engine is not the one that this file was measured with; nothing where it is."""
-    import json
-
-    measured = found.manifest.environment.get("llama_cpp_python")
-    report = found.path / "report.json"
-    if report.is_file():
-        models = json.loads(report.read_bytes())["models"].values()
-        listed = {entry.path: entry.sha256 for entry in found.files(".gguf")}
-        builds = [one.get("engine") for one in models if one.get("sha256") == listed.get(path.name)]
-        measured = builds[0] if builds else None
-    if not measured or measured == build:
-        return ""
-    return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
-
-
-class _Asked:
-    """The model that a user's file is answered with, its task, and the project where one is needed."""
-
-    def __init__(self, options: Options, model: str | None, type_name: str | None) -> None:
-        from slmctl import pipeline
-        from slmctl.task import Task
-
-        self.options, self._project = options, None if model and Path(model).exists() else _project(options)
-        kinds = tuple(kind for kind in pipeline.STAGES["predict"].takes[0].kinds if kind != "endpoint")
-        if self._project is None:
-            self.model = pipeline.open_model(Path(str(model)), kinds)
-        else:
-            if model is not None and model not in kinds:
-                raise UsageError(
-                    f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
-                )
-            self.model = pipeline.find(self._project, pipeline.Role(model or "gguf", (model or "gguf",)))
-        pipeline.require_whole(self.model)
-        has_task = self.model.path.is_dir() and (self.model.path / "task.json").exists()
-        home = self.model if has_task else pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
-        self.task = Task.read(home.path)
-        self.type = type_name or _smallest(self.model)
-        self.max_tokens = self._project.config.predict.max_tokens if self._project else 256
-
-    @property
-    def project(self) -> Project:
-        self._project = self._project or _project(self.options)
-        return self._project
-
-    @property
-    def column(self) -> str:
-        """The column that the config's first source asks."""
-        sources = self.project.config.prepare.sources
-        column: str = sources[0].input if sources and isinstance(sources[0].input, str) else "input"
-        return column
-
-
-def _predict_here(asked: _Asked, work: dict[str, Any]) -> None:
+def _predict_here(asked: Asked, work: dict[str, Any]) -> None:
     """Answer a file with a model on this machine."""
     from slmctl import pipeline
 
@@ -1473,7 +1305,7 @@ def _predict_here(asked: _Asked, work: dict[str, Any]) -> None:
 
 
 def _predict_elsewhere(
-    asked: _Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
+    asked: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
 ) -> None:
     """Answer a file with a model that is served elsewhere."""
     from slmctl import pipeline
@@ -1497,21 +1329,17 @@ def _said(target: Path, written: int, wrong: int) -> None:
     _console().say(f"{written} rows written to {target}, {wrong} with an error")
 
 
-def _smallest(model: Artifact) -> str | None:
-    """The type of the smallest GGUF file, when a model has several: the one that is served too."""
-    from slmctl.engine import is_lora
+def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
+    """What clients call the model: the file that `slmctl serve` would answer with; of weights, project and version."""
+    from slmctl import config, given
 
-    files = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
-    return (
-        min(files, key=lambda one: one.size).path.removesuffix(".gguf").rpartition("-")[2] if len(files) > 1 else None
-    )
-
-
-def _root_of(options: Options, path: Path | None) -> Path:
-    """The project's folder: that of an artifact below runs/, else the one worked in."""
-    if path is not None and path.resolve().parent.parent.name == "runs":
-        return path.resolve().parents[2]
-    return options.directory
+    if asked.kind in ("published", "gguf"):
+        return Path(given.file_of(asked, type_name).path).stem
+    path = options.directory / config.FILENAME
+    if not path.exists():
+        return asked.path.name
+    project = config.load(path, options.sets)
+    return f"{project.project}-v{project.version}"
 
 
 def _say_what_left() -> None:

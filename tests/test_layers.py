@@ -13,7 +13,7 @@ from slmctl.pipeline import STAGES
 
 ROOT = Path(slmctl.__file__).parent
 GROUPS = ("data", "model", "release", "server")
-ABOVE = ("cli", "pipeline", "lineage", "trace", "gather", "doctor", "init", "chat")  # what no stage may know
+ABOVE = ("cli", "given", "pipeline", "lineage", "trace", "gather", "doctor", "init", "chat")  # what no stage may know
 
 
 def name_of(path: Path) -> str:
