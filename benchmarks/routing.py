@@ -1,13 +1,14 @@
 """Keep or escalate on CLINC150 and Banking77: the policy of `slmctl calibrate` on the shipped file's own probabilities.
 
-    python -m benchmarks.routing CLINC [--banking BANKING] [--type Q8_0] [--resplits N]
+    python -m benchmarks.routing [CLINC] [--banking BANKING] [--type Q8_0] [--resplits N]
 
 CLINC and BANKING are folders in which `slmctl run --until quantize` has run, as with benchmarks/configs/. Every
 threshold is set on calibration rows (of CLINC150: its validation rows, `oos_val` among them, when the config puts
-them there; else `oos_val` comes from the validation split); the test rows are measured once. An in-scope question
-that is escalated counts as wrong in "in-scope accuracy". Beside it stand published figures, and TF-IDF with a linear
-model on the same rows under the same policy. The general model of the cost-quality curve is simulated: it answers
-whatever it is asked, right with a stated chance.
+them there; else `oos_val` comes from the validation split); where there are none, as in benchmarks/banking77.py, the
+validation rows are taken, which chose the checkpoint too. The test rows are measured once. An in-scope question that
+is escalated counts as wrong in "in-scope accuracy". Beside it stand published figures, and TF-IDF with a linear model
+on the same rows under the same policy. The general model of the cost-quality curve is simulated: it answers whatever
+it is asked, right with a stated chance.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ LOSSES = (0.0025, 0.005, 0.01, 0.02, 0.05)  # for the whole picture
 KEPT = 0.889  # of the in-scope questions, for the second comparison
 PROMISE = CalibrateConfig(max_error=0.05, out_of_scope=OUTSIDE)
 GENERALISTS = (0.8, 0.9, 0.95, 1.0)  # simulated accuracies
+PACKAGES = ("llama-cpp-python", "scikit-learn")
 Floats = npt.NDArray[np.float64]
 
 
@@ -68,23 +70,32 @@ class Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("clinc", type=Path)
+    parser.add_argument("clinc", type=Path, nargs="?")
     parser.add_argument("--banking", type=Path, help="a project for Banking77")
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--resplits", type=int, default=100)
     options = parser.parse_args()
-    given = Given(options.clinc, options.type)
+    if options.banking:
+        path = result.write(
+            "routing-banking77", "python -m benchmarks.routing --banking BANKING",
+            banking(Given(options.banking, options.type)), PACKAGES,
+        )  # fmt: skip
+        sys.stdout.write(f"{result.table(path.stem)}\n\n{path}\n")
+    if options.clinc:
+        measure_clinc(Given(options.clinc, options.type), options.resplits)
+
+
+def measure_clinc(given: Given, count: int) -> None:
+    """CLINC150 with its out-of-scope questions: the table, the promise on resplits, and the picture."""
     ours, linear = modelled(*given.lines(), given.task, PROMISE), modelled(*given.linear(), given.task, PROMISE)
     rows = clinc(ours, linear)
     lines = [*given.lines()[0], *given.lines()[1]]
-    promise = resplits(lines, len(given.lines()[0]), given.task, options.resplits)
-    rows.append(row(f"of {options.resplits} resplits, those with an error within 5%", promise["within"], "goal", 95,
-                    f">= {round(0.95 * options.resplits)}"))  # fmt: skip
-    if options.banking:
-        rows += banking(Given(options.banking, options.type))
+    promise = resplits(lines, len(given.lines()[0]), given.task, count)
+    rows.append(row(f"of {count} resplits, those with an error within 5%", promise["within"], "goal", 95,
+                    f">= {round(0.95 * count)}"))  # fmt: skip
     curve = {"ours": costs(ours), "tfidf": costs(linear)}
     path = result.write(
-        "routing", "python -m benchmarks.routing CLINC --banking BANKING", rows, ("llama-cpp-python", "scikit-learn"),
+        "routing", "python -m benchmarks.routing CLINC", rows, PACKAGES,
         accuracy=accuracy(ours), accuracy_tfidf=accuracy(linear), resplits=promise,
         losses=[at_loss(ours, lost) for lost in LOSSES], curve=curve,
     )  # fmt: skip
@@ -102,14 +113,20 @@ class Given:
         self.task, self.type = Task.read(self.prepared.path), type
         self._lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The split that thresholds are set on, and one whose out-of-scope rows are added."""
+        return ("calibration", "validation") if self.prepared.metrics["calibration"] else ("validation",)
+
     def records(self, split: str) -> list[Record]:
         return read_records(self.prepared.file(f"{split}.jsonl"))
 
     def lines(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Calibration and test, as the engine that serves the file answers them."""
         if self._lines is None:
-            calibration, validation, test = map(self._answered, ("calibration", "validation", "test"))
-            self._lines = [*calibration, *_outside(validation)], test
+            first, *rest = self.held_out
+            outside = [line for split in rest for line in self._answered(split) if line["expected"] == OUTSIDE]
+            self._lines = [*self._answered(first), *outside], self._answered("test")
         return self._lines
 
     def linear(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -117,7 +134,7 @@ class Given:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
-        train, validation = self.records("train"), self.records("validation")
+        train = self.records("train")
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
         rows = words.fit_transform([record.input for record in train])
         model = LogisticRegression(C=30.0, solver="sag", tol=1e-2, random_state=0)
@@ -128,18 +145,15 @@ class Given:
             chances = model.predict_proba(words.transform([record.input for record in records]))
             return [_line(record, names, row) for record, row in zip(records, chances, strict=True)]
 
-        outside = [record for record in validation if record.answer == OUTSIDE]
-        return answered([*self.records("calibration"), *outside]), answered(self.records("test"))
+        first, *rest = self.held_out
+        outside = [record for split in rest for record in self.records(split) if record.answer == OUTSIDE]
+        return answered([*self.records(first), *outside]), answered(self.records("test"))
 
     def _answered(self, split: str) -> list[dict[str, Any]]:
         (asked,) = pipeline.predictions_of(self.project, "gguf", split, self.type)
         made = pipeline.run(self.project, asked).artifact
         text = made.file("predictions.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
-
-
-def _outside(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [line for line in lines if line["expected"] == OUTSIDE]
 
 
 def _line(record: Record, names: list[str], chances: Floats) -> dict[str, Any]:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 from benchmarks import public, result  # noqa: E402
 from slmctl import cli, config, pipeline  # noqa: E402
 
-FILES = (ROOT / "README.md", ROOT / "docs" / "config.md", ROOT / "docs" / "data.md", ROOT / "docs" / "routing.md")
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 
 
 def stages() -> str:
@@ -49,22 +49,13 @@ def demo() -> str:
     return (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").strip()
 
 
-def training() -> str:
-    """Training beside TRL, as it was measured."""
-    found = json.loads((result.FOLDER / "finetune.json").read_text(encoding="utf-8"))
+def measured(name: str) -> str:
+    """A benchmark's table, with the machine and the versions that it was measured on."""
+    found = json.loads((result.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     machine, versions = found["machine"], found["versions"]
-    known = ", ".join(f"{name} {version}" for name, version in versions.items())
+    known = ", ".join(f"{package} {version}" for package, version in versions.items())
     where = f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['flags'])}); {known}"
-    return f"{result.table('finetune')}\n\n{where}."
-
-
-def preparing() -> str:
-    """Preparing data beside its peers, as it was measured."""
-    found = json.loads((result.FOLDER / "prepare.json").read_text(encoding="utf-8"))
-    known = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (
-        f"{result.table('prepare')}\n\n{found['machine']['cores']} cores of {found['machine']['processor']}; {known}."
-    )
+    return f"{result.table(name)}\n\n{where}."
 
 
 def filled(text: str) -> str:
@@ -74,14 +65,16 @@ def filled(text: str) -> str:
         ("stages", stages),
         ("config", keys),
         ("help", help_text),
-        ("training", training),
         ("public", public.table),
-        ("preparing", preparing),
-        ("routing", lambda: result.table("routing")),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
-    return text
+    return re.sub(
+        r"<!-- measured (\S+) -->.*?<!-- /measured \1 -->",
+        lambda found: f"<!-- measured {found[1]} -->\n{measured(found[1])}\n<!-- /measured {found[1]} -->",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def main() -> None:
