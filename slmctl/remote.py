@@ -35,12 +35,13 @@ GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: the conversation, and how long its answer may become, in tokens."""
+    """One request: the conversation, how long its answer may become, in tokens, and the tools that it may call."""
 
     messages: Sequence[dict[str, str]]
     max_tokens: int = 256
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Reply:
     completion_tokens: int | None
     seconds: float
     confidence: float | None = None  # slmctl's own server says it
+    tool_calls: list[Any] | None = None  # as the endpoint wrote them
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ class Remote:
     def _body(self, request: Ask) -> dict[str, Any]:
         options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
         more = {"stop": list(request.stop)} if request.stop else {}
+        more |= {"tools": list(request.tools)} if request.tools else {}
         return {"model": self.model, "messages": list(request.messages), **self._wording.named(options), **more}
 
     def _limits(self) -> httpx.Limits:
@@ -277,16 +280,17 @@ def read_reply(raw: bytes, seconds: float) -> Reply | None:
     with contextlib.suppress(ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
         body = json.loads(raw)
         choice, usage = body["choices"][0], body.get("usage") or {}
-        text = choice["message"]["content"]
-        if text is None:  # a refusal to answer is an answer without words
-            text = ""
+        text, calls = choice["message"].get("content"), choice["message"].get("tool_calls")
+        if (text is None and "content" in choice["message"]) or calls:  # a refusal to answer is an answer without words
+            text = text or ""
         counts = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
         prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
         sure = (body.get("slmctl") or {}).get("confidence")
         if isinstance(text, str):
             finish = str(choice.get("finish_reason") or "")
             confidence = float(sure) if isinstance(sure, int | float) else None
-            return Reply(text, finish, prompt, completion, seconds, confidence)
+            called = calls if isinstance(calls, list) and calls else None
+            return Reply(text, finish, prompt, completion, seconds, confidence, called)
     return None
 
 

@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
     name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
     head = opening(task, examples)
-    requests = {k: Ask([*head, *_turns(records[k])[:-1]], config.max_tokens) for k in sent}
+    requests = {
+        k: Ask([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ())) for k in sent
+    }
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
     found, rate = _ask(remote, requests, answered, name)
     write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
@@ -84,7 +86,10 @@ def _ask(
     Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
     rest is asked. The file lies beside the one that names the endpoint, and is gone when all is done.
     """
-    keys = {k: sha256_bytes(canonical([request.messages, request.max_tokens])) for k, request in requests.items()}
+    keys = {
+        k: sha256_bytes(canonical([request.messages, request.max_tokens, *([request.tools] if request.tools else [])]))
+        for k, request in requests.items()
+    }
     known = _written(answered)
     found: dict[int, Reply | Refusal] = {k: known[key] for k, key in keys.items() if key in known}
     left = [k for k in requests if k not in found]
@@ -160,7 +165,14 @@ def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
 def _turns(record: Record) -> list[dict[str, str]]:
     """A record's conversation without its system prompt, which the prompt has its own for."""
     turns = [message for message in record.messages if message["role"] != "system"]
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
+    if turn["role"] == "tool":
+        return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
+    return {"role": turn["role"], "content": turn["content"]}
 
 
 def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:
@@ -170,10 +182,29 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str
         return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
     if isinstance(reply, Refusal):
         return line | {"error": reply.message, "prompt_tokens": 0, "completion_tokens": 0}
+    said = _said(task, record, reply)
     return line | {
-        "answer": briefing.read(task, reply.text),
-        "said": reply.text,
+        "answer": briefing.read(task, said),
+        "said": said,
         "finish": reply.finish,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
     }
+
+
+def _said(task: Task, record: Record, reply: Reply) -> str:
+    """What an endpoint answered; a call of a tool in the words of the base's template, as the answer wanted is."""
+    if not reply.tool_calls:
+        return reply.text
+    calls = []
+    for call in reply.tool_calls:
+        with contextlib.suppress(TypeError, KeyError):
+            name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            calls.append({"type": "function", "function": {"name": str(name), "arguments": arguments}})
+    message = {"role": "assistant", "content": reply.text, "tool_calls": calls}
+    try:
+        return str(task.spoken(record.prompt_messages, message, record.tools)["content"])
+    except DataError:  # a call that the template cannot write is none that was asked for
+        return reply.text

@@ -292,3 +292,40 @@ def test_the_two_flags_come_together(desk: Path) -> None:
     done = tiny.slmctl(desk, "evaluate", "--against", "http://127.0.0.1:9/v1")
     assert done.returncode == 2
     assert "--against and --against-model come together" in done.stderr
+
+
+# Tools
+
+CALLS = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}CALL {{ c.function | tojson }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "refund", "parameters": {"type": "object"}}}
+
+
+def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path: Path) -> None:
+    task = Task("generate", CALLS, "<|end|>")
+    wanted = 'CALL {"name": "refund", "arguments": {"order": 7}}'
+    turns = (
+        {"role": "user", "content": "where is my money"},
+        {"role": "assistant", "content": 'CALL {"name": "look_up", "arguments": {}}'},
+        {"role": "tool", "name": "look_up", "content": "order 7"},
+        {"role": "assistant", "content": wanted},
+    )
+    one = Record("a", turns, {"file": "x.jsonl", "row": 1}, tools=(TOOL,))
+    call = {"id": "1", "type": "function", "function": {"name": "refund", "arguments": '{"order": 7}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with endpoint.serving(
+        lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
+    ) as fake:
+        asked = remote.Ask(_endpoint._turns(one)[:-1], tools=one.tools or ())
+        ((_, reply),) = remote.Remote(fake.url, "large").ask_all([asked])
+    (body,) = fake.bodies
+    assert body["tools"] == [TOOL]
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]  # ids of calls are not kept
+    assert body["messages"][-1]["content"] == "look_up returned: order 7"
+    line = _endpoint._line(task, one, reply)
+    assert (line["answer"], line["expected"]) == (wanted, wanted)
+    odd = remote.Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
+    assert _endpoint._line(task, one, odd)["answer"] in ("no", "")
