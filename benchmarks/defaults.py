@@ -1,0 +1,131 @@
+"""What finetune's defaults are chosen by: one setting changed at a time, on validation rows of two data sets.
+
+    python -m benchmarks.defaults DATA BASE [--folder FOLDER] [--only NAME...]
+
+DATA is the folder that holds `banking77/` and `snips/`; BASE is what `base:` takes. Of each, 400 rows validate and
+1,200 train, drawn by a hash of their text, so that a run takes minutes: a label to choose, and a JSON object to
+write. The figure is the best validation loss of the run, per answer token, without smoothing. No test row is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result
+from benchmarks.banking77 import slmctl
+
+TRAIN, VALIDATION = 1200, 400
+DEFAULT = "default"
+# one at a time from the default
+VARIANTS: dict[str, tuple[str, ...]] = {
+    DEFAULT: (),
+    "learning_rate 1e-4": ("learning_rate=1e-4",),
+    "learning_rate 2e-4": ("learning_rate=2e-4",),
+    "learning_rate 8e-4": ("learning_rate=8e-4",),
+    "learning_rate 1.6e-3": ("learning_rate=1.6e-3",),
+    "epochs 1": ("epochs=1",),
+    "epochs 3": ("epochs=3",),
+    "rank 8": ("lora.rank=8", "lora.alpha=16"),
+    "rank 32": ("lora.rank=32", "lora.alpha=64"),
+    "dropout 0.05": ("lora.dropout=0.05",),
+    "batch 8": ("batch=8",),
+    "batch 32": ("batch=32",),
+    "label_smoothing 0.1": ("label_smoothing=0.1",),
+    "weight_decay 0.01": ("weight_decay=0.01",),
+    "schedule linear": ("schedule=linear",),
+    "attention only": ("lora.targets=[q_proj,k_proj,v_proj,o_proj]",),
+}
+SCHEMA = Path(__file__).parent / "configs" / "snips.schema.json"
+CONFIG = """\
+project: {name}
+base: {base}
+task: {task}
+prepare:
+  sources:
+    - {{path: rows.jsonl, input: text, output: answer}}
+    - {{path: held.jsonl, input: text, output: answer, split: validation}}
+  splits: {{validation: 0, calibration: 0, test: 0}}
+  duplicates: {{exact: keep, near: keep, similarity: 1.0}}
+  max_overlap: 1.0
+"""
+TASKS = {
+    "banking77": "{kind: classify, labels: from-data, system: Name the intent.}",
+    "snips": "{kind: extract, schema: snips.schema.json, system: Write the intent and its slots as JSON.}",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("base")
+    parser.add_argument("--folder", type=Path, default=Path("defaults"))
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    for name, task in TASKS.items():
+        project = make(options.folder / name, name, task, options)
+        slmctl(project, [], "run", "--until", "prepare")
+        for variant in dict.fromkeys((DEFAULT, *options.only)):
+            sets = [f"finetune.{value}" for value in VARIANTS[variant]]
+            manifest = json.loads(slmctl(project, sets, "finetune", "--json"))
+            metrics = manifest["metrics"]
+            found.setdefault(name, {})[variant] = {
+                "validation_loss": metrics["validation_loss"], "best_step": metrics["best_step"],
+                "steps": metrics["steps"], "overfitted": metrics["overfitted"], "seconds": manifest["seconds"],
+            }  # fmt: skip
+            sys.stderr.write(f"{name}, {variant}: {found[name][variant]}\n")
+    rows = [row(name, variant, runs) for name, runs in found.items() for variant in runs if variant != DEFAULT]
+    path = result.write(
+        "defaults", "python -m benchmarks.defaults DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
+        base=options.base, train=TRAIN, validation=VALIDATION, runs=found,
+    )  # fmt: skip
+    sys.stdout.write(f"{result.table('defaults')}\n\n{path}\n")
+
+
+def row(name: str, variant: str, runs: dict[str, Any]) -> result.Row:
+    """A variant's validation loss beside the default's."""
+    ours, theirs = (runs[one]["validation_loss"] for one in (variant, DEFAULT))
+    ratio = round(ours / theirs, 3)
+    return result.Row(f"{name}, {variant}: validation loss", ours, DEFAULT, theirs, ratio, (ratio, ratio), "", None)
+
+
+def make(folder: Path, name: str, task: str, options: argparse.Namespace) -> Path:
+    """A project with a sample of one data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = sorted(rows_of(options.data, name), key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())
+    parts = {"held.jsonl": rows[:VALIDATION], "rows.jsonl": rows[VALIDATION : VALIDATION + TRAIN]}
+    for file, part in parts.items():
+        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in part)
+        (folder / file).write_text("".join(lines), encoding="utf-8")
+    (folder / SCHEMA.name).write_bytes(SCHEMA.read_bytes())
+    (folder / "slmctl.yaml").write_text(CONFIG.format(name=name, base=options.base, task=task), encoding="utf-8")
+    return folder
+
+
+def rows_of(data: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The training rows of a data set, each text once."""
+    seen: set[str] = set()
+    if name == "banking77":
+        with (data / name / "train.csv").open(encoding="utf-8", newline="") as stream:
+            found = [{"text": one["text"], "answer": one["category"]} for one in csv.DictReader(stream)]
+    else:
+        lines = (data / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [
+            {"text": one["utterance"], "answer": json.dumps({"intent": one["intent"], "slots": one["slots"]})}
+            for one in map(json.loads, lines)
+        ]
+    for one in found:
+        if one["text"] not in seen:
+            seen.add(one["text"])
+            yield one
+
+
+if __name__ == "__main__":
+    main()
