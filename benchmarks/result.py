@@ -74,7 +74,7 @@ def write(name: str, command: str, rows: Sequence[Row], packages: Sequence[str],
 def machine() -> dict[str, Any]:
     """The processor, as far as its speed depends on it."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    lines = dict(line.split("\t:", 1) for line in text.splitlines() if "\t:" in line)
+    lines = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
     flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in lines.get("flags", "").split()]
     return {
         "processor": lines.get("model name", platform.processor()).strip(),
