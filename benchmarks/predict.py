@@ -54,10 +54,10 @@ def main() -> None:
         side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
     }
     path = result.write(
-        "predict", "python -m benchmarks.predict PROJECT", rows_of(runs), packages,
+        f"predict-{options.type.lower()}", "python -m benchmarks.predict PROJECT", rows_of(runs), packages,
         type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
     )  # fmt: skip
-    sys.stdout.write(result.table("predict") + f"\n\n{path}\n")
+    sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:

@@ -64,9 +64,10 @@ class Forks:
     def __init__(self, *modules: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="slmctl-forks-"))
         self._numbers = itertools.count()
+        path = [str(Path(tiny.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.server = subprocess.Popen(
             [*prefix, sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=(env or tiny.environment()) | {"PYTHONPATH": str(Path(tiny.__file__).parent), "PYTHONHASHSEED": "0"},
+            env=(env or tiny.environment()) | {"PYTHONPATH": os.pathsep.join(path), "PYTHONHASHSEED": "0"},
         )  # fmt: skip
         assert self._read() == {"ready": True}
 
