@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -468,11 +469,21 @@ def _spoken(what: str, place: Path) -> Iterator[None]:
     except MemoryError:
         raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
-        if error.errno == errno.EIO:
-            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
-        raise
+        raise _of_disk(error.errno, what, place) or error from None
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # an OSError in Rust's words: tokenizers, safetensors
+        if (found := _of_disk(int(told[1]), what, place) if told else None) is None:
+            raise
+        raise found from None
+
+
+def _of_disk(number: int | None, what: str, place: Path) -> StageError | None:
+    """What to say of an errno; None where it is not about the disk."""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StageError(f"{what}: the disk is full ({place})", hint="df -h .")
+    if number == errno.EIO:
+        return StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail")
+    return None
 
 
 # Chains of stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import tiny
 
 from slmctl import artifact, config, lineage, pipeline
-from slmctl.errors import GateError, IntegrityError, MissingError, UsageError
+from slmctl.errors import GateError, IntegrityError, MissingError, StageError, UsageError
 
 KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
 
@@ -308,3 +309,23 @@ def test_a_missing_package_is_said_with_the_command(
     assert f"hint: pip install 'slmctl[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert sys.executable not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (Exception("No space left on device (os error 28)"), "the disk is full"),  # as tokenizers says it
+        (Exception("Input/output error (os error 5)"), "the disk could not be read or written"),
+    ],
+)
+def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=said), pipeline._spoken("pull", tmp_path):
+        raise error
+
+
+def test_any_other_error_stays_as_it_is(tmp_path: Path) -> None:
+    for error in (OSError(errno.EACCES, "no"), Exception("a bug (os error of mine)")):
+        with pytest.raises(type(error)) as caught, pipeline._spoken("pull", tmp_path):
+            raise error
+        assert caught.value is error

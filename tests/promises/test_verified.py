@@ -202,7 +202,8 @@ def test_a_mutated_header_is_refused_or_loads_equal(tiny_run: Path, tmp_path: Pa
             continue
         fields = read["fields"]
         assert answer["vocabulary"] == len(fields["tokenizer.ggml.tokens"])
-        assert answer["template"] == fields.get("tokenizer.chat_template", "")
+        template = fields.get("tokenizer.chat_template", "")
+        assert answer["template"] == template.partition("\0")[0]  # where every program in C ends a text
         if calculates(read) == calculates(known):
             assert answer["logits"] == wanted["logits"]
             equal += 1
