@@ -386,13 +386,10 @@ class Crew:
         count = 2 if cores > 1 and gguf.stat().st_size < SMALL else 1
         self._used = cores
         self._threads = (cores, cores // count)  # alone, and together
-        self.engines: list[Engine] = []
-        try:
-            for _ in range(count):
-                self.engines.append(Engine(gguf, sequences=sequences // count))
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as stack:  # one that does not start takes the other along
+            share = sequences // count
+            self.engines = [stack.enter_context(Engine(gguf, sequences=share)) for _ in range(count)]
+            self._end = stack.pop_all().close
 
     @property
     def info(self) -> Event:
@@ -401,8 +398,7 @@ class Crew:
 
     def close(self) -> None:
         """End the children."""
-        for one in self.engines:
-            one.close()
+        self._end()
 
     def ask_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | EngineError]]:
         """As `Engine.ask_all`, by whoever is free."""

@@ -463,27 +463,30 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
 def _spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
     try:
-        yield
+        with _OfRust():
+            yield
     except ModuleNotFoundError as error:
         raise missing(error, what) from error
     except MemoryError:
         raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
-        raise _of_disk(error.errno, what, place) or error from None
-    except Exception as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))  # an OSError in Rust's words: tokenizers, safetensors
-        if (found := _of_disk(int(told[1]), what, place) if told else None) is None:
-            raise
-        raise found from None
+        if error.errno in _FULL:
+            raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        if error.errno == errno.EIO:
+            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
+        raise
 
 
-def _of_disk(number: int | None, what: str, place: Path) -> StageError | None:
-    """What to say of an errno; None where it is not about the disk."""
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StageError(f"{what}: the disk is full ({place})", hint="df -h .")
-    if number == errno.EIO:
-        return StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail")
-    return None
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _OfRust(contextlib.AbstractContextManager[None]):
+    """Makes an OSError of what tokenizers and kin raise as a bare Exception that has its number in words."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        told = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
+        if told and int(told[1]) in (*_FULL, errno.EIO):
+            raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
 
 
 # Chains of stages
