@@ -419,10 +419,10 @@ def test_a_child_that_runs_out_of_memory_is_said_and_replaced(model: Engine, tas
 
 def test_cancel_frees_the_place(model: Engine, task: Task) -> None:
     for _ in range(5):  # more than there are places
-        for _ in model.stream(free(task, "hello", temperature=1.5, max_tokens=200)):
+        for _ in model.stream(free(task, "hello", max_tokens=200)):
             break  # leaving the stream cancels
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    cancel = model.submit(free(task, "hello", temperature=1.5, max_tokens=200), events.put)
+    cancel = model.submit(free(task, "hello", max_tokens=200), events.put)
     events.get(timeout=60)
     cancel()
     assert model.ask(free(task, "hello", max_tokens=3)).completion_tokens == 3
