@@ -1,6 +1,6 @@
 # make demo   installs and runs the whole pipeline on the example data
 # make test   installs and runs the tests; make slow runs those that take longer
-# make torture   the tests of the promises at full size: every instant, every corruption (hours)
+# make torture   the tests of the promises at full size: every instant, every corruption (half an hour)
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
 # make test-gpu       what needs a GPU, in that environment
 #
@@ -35,7 +35,7 @@ test-gpu: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m gpu tests/test_gpu.py
 
 torture: $(VENV)/.dev
-	SLMCTL_TORTURE=1 $(BIN)/pytest -m "not gpu and not unsloth" tests/promises
+	SLMCTL_TORTURE=1 $(BIN)/pytest --numprocesses auto --dist load -m "not gpu and not unsloth" tests/promises
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
