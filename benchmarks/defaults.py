@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("defaults"))
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
+    if lacking := [name for name in TASKS if not (options.data / name).is_dir()]:
+        sys.exit(f"{options.data} has no {' and no '.join(lacking)}: see benchmarks/README.md")
     found: dict[str, dict[str, Any]] = {}
     for name, task in TASKS.items():
         project = make(options.folder / name, name, task, options)

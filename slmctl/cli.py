@@ -457,7 +457,8 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 @cli.command()
 @click.argument("source")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed it.")
+@click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="PUB",
+              help="Public key that must have signed it.")  # fmt: skip
 @_configured
 @click.pass_obj
 def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
@@ -598,16 +599,16 @@ def serve(
         return
     settings = _serve_settings(options)
     try:
+        from slmctl.server import keys as known
         from slmctl.server import process
-        from slmctl.server.keys import read as read_keys
     except ModuleNotFoundError as error:
         from slmctl.pipeline import missing
 
         raise missing(error, "serve") from error
-    given = keys is not None or settings.keys.exists()
-    somebody = settings.keys.exists() and bool(read_keys(settings.keys))  # a file whose last key was revoked has none
+    keyed = keys is not None or settings.keys.exists()
+    somebody = settings.keys.exists() and bool(known.read(settings.keys))  # a file whose last key was revoked has none
     sock = process.listen(settings.host, settings.port, keys=somebody)
-    with sock, _Opening(options, settings, model, type_name, keys=given) as opening:
+    with sock, _Opening(options, settings, model, type_name, keys=keyed) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
         _console().say(f"serving {', '.join(opening.served.models)} at {address}/v1; stop with Ctrl-C or SIGTERM")

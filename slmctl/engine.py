@@ -31,6 +31,8 @@ import numpy.typing as npt
 from slmctl import surroundings
 from slmctl.errors import MissingError, StageError
 
+SMALL = 1 << 30  # bytes of a file that may lie in memory twice
+
 
 @dataclass(frozen=True)
 class Request:
@@ -93,9 +95,6 @@ class Answer:
     labels: dict[str, float] = field(default_factory=dict)
     logprobs: tuple[float, ...] = ()
     raw_logprobs: tuple[float, ...] = ()
-
-
-SMALL = 1 << 30  # bytes of a file that may lie in memory twice
 
 
 class EngineError(StageError):

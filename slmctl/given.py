@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl import artifact, lineage, pipeline, registry
+from slmctl import lineage, pipeline, registry
 from slmctl.artifact import MANIFEST, Artifact, FileEntry
 from slmctl.engine import Engine, is_lora, is_type
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import UsageError
 from slmctl.pipeline import Project, Role
 from slmctl.task import FILENAME, Task
+
+AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,10 @@ def find(desk: Desk, model: str | None, kinds: tuple[str, ...]) -> Artifact:
     return pipeline.open_model(Path(model), kinds)
 
 
-def whole(found: Artifact) -> Artifact:
-    """The same, with every byte read again.
-
-    Raises:
-        IntegrityError: It is not what its manifest says.
-    """
-    faults = artifact.verify(found)
-    if faults:
-        raise IntegrityError(f"{found.path} is damaged: {'; '.join(faults)}", hint="fetch or make it again")
-    return found
-
-
 def gguf(desk: Desk, model: str | None, type: str | None) -> tuple[Artifact, Path]:
     """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
-    found = whole(find(desk, model, ("published", "gguf")))
+    found = find(desk, model, ("published", "gguf"))
+    pipeline.require_whole(found, hint=AGAIN)
     return found, found.file(file_of(found, type).path)
 
 
@@ -61,7 +52,7 @@ def file_of(found: Artifact, type: str | None) -> FileEntry:
     Raises:
         UsageError: There is none.
     """
-    entries = [entry for entry in found.files(".gguf") if not is_lora(entry.path)]  # no model by itself
+    entries = _models(found)
     chosen = [entry for entry in entries if type is None or is_type(entry.path, type)]
     if not chosen:
         raise UsageError(
@@ -121,7 +112,8 @@ def lora(place: Path) -> tuple[Path, Task | None]:
         IntegrityError: It is damaged.
         UsageError: It is no adapter.
     """
-    found = whole(pipeline.open_model(place, ("gguf",)))
+    found = pipeline.open_model(place, ("gguf",))
+    pipeline.require_whole(found, hint=AGAIN)
     entries = found.files(".gguf")
     chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
     if len(chosen) != 1:
@@ -150,17 +142,16 @@ class Asked:
     """The model that a user's file is answered with, its task, and the project where one is needed."""
 
     def __init__(self, desk: Desk, model: str | None, type: str | None) -> None:
-        self._desk, self._project = desk, None if model and Path(model).exists() else desk.project()
         kinds = tuple(kind for kind in pipeline.STAGES["predict"].takes[0].kinds if kind != "endpoint")
-        if self._project is None:
-            self.model = pipeline.open_model(Path(str(model)), kinds)
+        self._desk, self._project = desk, None
+        if model and Path(model).exists():
+            self.model = pipeline.open_model(Path(model), kinds)
+        elif model is not None and model not in kinds:  # said before a config is missed, which a path needs none of
+            raise UsageError(f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path")
         else:
-            if model is not None and model not in kinds:
-                raise UsageError(
-                    f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path"
-                )
+            self._project = desk.project()
             self.model = pipeline.find(self._project, Role(model or "gguf", (model or "gguf",)))
-        pipeline.require_whole(self.model)
+        pipeline.require_whole(self.model, hint=AGAIN)
         home = self.model if _has_task(self.model) else pipeline.find(self.project, Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
         self.type = type or _smallest(self.model)
@@ -181,7 +172,7 @@ class Asked:
 
 def _smallest(model: Artifact) -> str | None:
     """The type of the smallest GGUF file, when a model has several: the one that is served too."""
-    files = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
+    files = _models(model)
     smallest = min(files, key=lambda one: one.size, default=None)
     return smallest.path.removesuffix(".gguf").rpartition("-")[2] if smallest and len(files) > 1 else None
 
@@ -205,6 +196,11 @@ def root_of(directory: Path, path: Path | None) -> Path:
     if path is not None and path.resolve().parent.parent.name == "runs":
         return path.resolve().parents[2]
     return directory
+
+
+def _models(found: Artifact) -> list[FileEntry]:
+    """Its GGUF files but those of adapters, which are no model by themselves."""
+    return [entry for entry in found.files(".gguf") if not is_lora(entry.path)]
 
 
 def _has_task(found: Artifact) -> bool:

@@ -81,7 +81,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=3,
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=4,
         ),
         Stage(
             "evaluate",
@@ -394,8 +394,12 @@ def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: 
             shutil.copyfile(given.path / name, place / name)
 
 
-def require_whole(given: Artifact) -> None:
+def require_whole(given: Artifact, *, hint: str = "") -> None:
     """Read every byte of an artifact before it is used.
+
+    Args:
+        given: What will be used.
+        hint: What to type where it is damaged; by default how its stage makes it again.
 
     Raises:
         IntegrityError: It is not what its manifest says.
@@ -404,7 +408,7 @@ def require_whole(given: Artifact) -> None:
     if faults:
         raise IntegrityError(
             f"{given.path} ({given.kind}) is damaged: {'; '.join(faults)}",
-            hint=f"remove it and run its stage again: rm -r {given.path}",
+            hint=hint or f"remove it and run its stage again: rm -r {given.path}",
         )
 
 
