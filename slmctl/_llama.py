@@ -197,9 +197,6 @@ def serve(path: str, settings: dict[str, Any]) -> None:
             scheduler.cancel(message["cancel"])
         elif "tokenize" in message:
             send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
-        elif "threads" in message:
-            lc.llama_set_n_threads(model.context, message["threads"], message["threads"])
-            send(id=message["id"], threads=message["threads"])
         elif "controls" in message:
             send(id=message["id"], controls=model.controls())
         else:

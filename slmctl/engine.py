@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,8 +30,6 @@ import numpy.typing as npt
 
 from slmctl import surroundings
 from slmctl.errors import MissingError, StageError
-
-SMALL = 1 << 30  # bytes of a file that may lie in memory twice
 
 
 @dataclass(frozen=True)
@@ -240,11 +238,28 @@ class Engine:
 
         A request that cannot be answered gives its error in place of an answer.
         """
-        return _ask_all([self], requests)
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        texts: dict[int, str] = {}
+        waiting = enumerate(requests)
 
-    def use_threads(self, count: int) -> None:
-        """Have the next batches computed by so many threads, until the child is another one."""
-        self._reply({"threads": count})
+        def feed() -> bool:
+            index, request = next(waiting, (-1, None))
+            if request is None:
+                return False
+            texts[index] = ""
+            self.submit(request, lambda event: events.put((index, event)))
+            return True
+
+        for _ in range(self.sequences * 2):  # enough that a freed place is taken at once
+            feed()
+        while texts:
+            index, event = events.get()
+            if "piece" in event:
+                texts[index] += event["piece"]
+                continue
+            text = texts.pop(index)
+            yield index, error_of(event) if "error" in event else answer_of(event, text)
+            feed()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, as the engine reads it."""
@@ -366,72 +381,6 @@ def is_type(path: str, type_name: str) -> bool:
 def is_lora(path: str) -> bool:
     """Whether a GGUF file is an adapter, as quantize names it, and no model by itself."""
     return path.endswith("-LoRA.gguf")
-
-
-class Crew:
-    """Two engines of one file that share the cores: many short answers come faster from both than from one of them.
-
-    Threads of one engine wait for each other after every small product; those of two do not. A request that comes
-    alone has all cores. A file of a gigabyte or more, whose weights would lie in memory twice, gets one engine, and
-    so does a machine with one core.
-
-    Args:
-        gguf: The file.
-        sequences: Requests answered at the same time, by both together.
-    """
-
-    def __init__(self, gguf: Path, *, sequences: int = 16) -> None:
-        cores = usable_cores()
-        count = 2 if cores > 1 and gguf.stat().st_size < SMALL else 1
-        self._used = cores
-        self._threads = (cores, cores // count)  # alone, and together
-        with contextlib.ExitStack() as stack:  # one that does not start takes the other along
-            share = sequences // count
-            self.engines = [stack.enter_context(Engine(gguf, sequences=share)) for _ in range(count)]
-            self._end = stack.pop_all().close
-
-    @property
-    def info(self) -> Event:
-        """What the file says of itself; see `Engine.info`."""
-        return self.engines[0].info
-
-    def close(self) -> None:
-        """End the children."""
-        self._end()
-
-    def ask_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | EngineError]]:
-        """As `Engine.ask_all`, by whoever is free."""
-        asked = self.engines if len(requests) > 1 else self.engines[:1]
-        threads = self._threads[len(asked) > 1]
-        if threads != self._used:
-            for one in self.engines:
-                one.use_threads(threads)
-            self._used = threads
-        return _ask_all(asked, requests)
-
-
-def _ask_all(engines: Sequence[Engine], requests: Iterable[Request]) -> Iterator[tuple[int, Answer | EngineError]]:
-    events: queue.SimpleQueue[tuple[int, Engine, Event]] = queue.SimpleQueue()
-    texts: dict[int, str] = {}
-    waiting = enumerate(requests)
-
-    def feed(engine: Engine) -> None:
-        index, request = next(waiting, (-1, None))
-        if request is not None:
-            texts[index] = ""
-            engine.submit(request, lambda event: events.put((index, engine, event)))
-
-    for _ in range(max(engine.sequences for engine in engines) * 2):  # enough that a freed place is taken at once
-        for engine in engines:
-            feed(engine)
-    while texts:
-        index, engine, event = events.get()
-        if "piece" in event:
-            texts[index] += event["piece"]
-            continue
-        text = texts.pop(index)
-        yield index, error_of(event) if "error" in event else answer_of(event, text)
-        feed(engine)
 
 
 def usable_cores() -> int:

@@ -90,7 +90,7 @@ STAGES = {
                 _PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
-            "report", "slmctl.model.evaluate", ("scikit-learn",), version=3,
+            "report", "slmctl.model.evaluate", ("scikit-learn",), version=4,
         ),
         Stage(
             "calibrate",

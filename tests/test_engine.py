@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmctl import converter
-from slmctl import engine as module
 from slmctl._scheduler import Text
 from slmctl.artifact import Artifact
-from slmctl.engine import Answer, Crew, Engine, EngineError, Request, answer_of
+from slmctl.engine import Answer, Engine, EngineError, Request, answer_of
 from slmctl.task import Task
 
 TEXTS = [
@@ -444,50 +443,3 @@ def test_a_file_that_is_no_model_cannot_be_loaded(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + b"\0" * 64)
     with pytest.raises(EngineError, match=r"broken\.gguf cannot be loaded"):
         Engine(path)
-
-
-# A crew
-
-
-def labelled(task: Task, text: str) -> Request:
-    return Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end, max_tokens=12)
-
-
-@pytest.fixture
-def crew(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
-    """Two engines, whatever this machine has."""
-    monkeypatch.setattr(module, "usable_cores", lambda: 2)
-    made = Crew(gguf, sequences=4)
-    yield made
-    made.close()
-
-
-def test_a_crew_answers_as_one_engine_does(crew: Crew, shared_engine: Engine, task: Task) -> None:
-    requests = [labelled(task, text) for text in TEXTS * 5]
-    assert [one.sequences for one in crew.engines] == [2, 2]
-    together, alone = dict(crew.ask_all(requests)), dict(shared_engine.ask_all(requests))
-    assert {k: one.text for k, one in together.items()} == {k: one.text for k, one in alone.items()}  # type: ignore[union-attr]
-    assert dict(crew.ask_all(requests[:1]))[0].text == alone[0].text  # type: ignore[union-attr]
-
-
-def test_an_engine_of_a_crew_may_die(crew: Crew, task: Task) -> None:
-    found = crew.ask_all([labelled(task, text) for text in TEXTS * 20])
-    next(found)
-    os.kill(child_of(crew.engines[1]), signal.SIGKILL)
-    rest = [answer for _, answer in found]
-    assert len(rest) == len(TEXTS) * 20 - 1
-    assert sum(isinstance(answer, EngineError) for answer in rest) <= 2 * 2 * 2  # what it had been given
-    assert isinstance(dict(crew.ask_all([labelled(task, "hello")]))[0], Answer)
-
-
-@pytest.mark.parametrize(("cores", "small"), [(1, 1 << 30), (2, 0)])
-def test_a_large_file_or_a_single_core_has_one_engine(
-    gguf: Path, cores: int, small: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "usable_cores", lambda: cores)
-    monkeypatch.setattr(module, "SMALL", small)
-    made = Crew(gguf)
-    try:
-        assert [one.sequences for one in made.engines] == [16]
-    finally:
-        made.close()

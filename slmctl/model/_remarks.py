@@ -38,9 +38,10 @@ def _baselines(report: dict[str, Any]) -> Iterator[str]:
     for name, baseline in report["baselines"].items():
         theirs = baseline["metrics"][metric]
         if theirs >= ours:
+            wins = "the cheaper and better choice" if theirs > ours else "as good, and cheaper"
             yield (
                 f"The baseline {name} scores {theirs:.1%}, the best model ({best}) {ours:.1%}: "
-                "on these rows the baseline is the cheaper and better choice."
+                f"on these rows the baseline is {wins}."
             )
             continue
         found = pair(report, name, best, metric)

@@ -75,7 +75,8 @@ def _headline(seen: Measured) -> tuple[str, page.Tone]:
     name, difference = SAID.get(baseline, baseline), seen.difference(baseline, focus)
     if seen.score(baseline) >= seen.score(focus):
         more = f"{focus} {percent(seen.score(focus))}"
-        return f"{name[0].upper()}{name[1:]} {_did(seen, baseline)}, {more}: the baseline is better, and cheaper", "bad"
+        wins = "better" if seen.score(baseline) > seen.score(focus) else "as good"
+        return f"{name[0].upper()}{name[1:]} {_did(seen, baseline)}, {more}: the baseline is {wins}, and cheaper", "bad"
     if difference is not None and not difference.real:
         theirs = percent(seen.score(baseline))
         return f"{done}, {name} {theirs}: so few rows cannot tell them apart", "warn"

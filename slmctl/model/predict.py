@@ -132,7 +132,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
     ) -> None:
         self.model, self.task, self.base = model, task, base
         self.type, self.max_tokens = type, max_tokens
-        self._crew: engine.Crew | None = None
+        self._engine: engine.Engine | None = None
 
     def __enter__(self) -> tuple[Answerer, FileEntry]:
         """Raises DataError where the answers cannot be held to the task's schema."""
@@ -140,16 +140,16 @@ class opened:  # noqa: N801 - reads as a verb in `with`
             grammar.require(self.task.schema or {})
         if self.model.kind in ("gguf", "published"):
             entry = choose_gguf(self.model, self.type)
-            self._crew = engine.Crew(self.model.file(entry.path))
-            return GgufAnswerer(self._crew, self.task, self.max_tokens), entry
+            self._engine = engine.Engine(self.model.file(entry.path))
+            return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.model._hf import HfAnswerer  # torch is needed for HF models alone
 
         answerer = HfAnswerer(self.model, self.task, base=self.base, max_tokens=self.max_tokens)
         return answerer, _whole(self.model, self.base)
 
     def __exit__(self, *exc: object) -> None:
-        if self._crew is not None:
-            self._crew.close()
+        if self._engine is not None:
+            self._engine.close()
 
 
 def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
@@ -169,11 +169,11 @@ def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
 class GgufAnswerer:
     """Answers through the engine."""
 
-    def __init__(self, model: engine.Crew, task: Task, max_tokens: int) -> None:
+    def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
         self.model, self.task, self.max_tokens = model, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        return self.model.ask_all([request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts])
+        return self.model.ask_all(request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
 
 
 def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:

@@ -157,6 +157,11 @@ def test_a_baseline_that_wins_is_said_first(report: Any) -> None:
     assert found["remarks"][-1] == "Only 10 rows were measured: the intervals are wide."
 
 
+def test_a_baseline_that_is_as_good_is_not_called_better(report: Any) -> None:
+    found = report("classify", ["a"] * 10, {"Q8_0": ["a"] * 10}, train=["a"] * 3 + ["b"])
+    assert found["remarks"][0].endswith("on these rows the baseline is as good, and cheaper.")
+
+
 def test_the_linear_baseline_that_wins_is_said_first(report: Any) -> None:
     wanted = ["a", "b"] * 20
     words = ["parcel late", "refund invoice"] * 20

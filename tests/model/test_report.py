@@ -37,11 +37,11 @@ def words(out: Path, report: dict[str, Any], **more: Any) -> str:
         ),
         (
             (89, 60, 90, 91, 88),
-            "The linear baseline answers 89.0% of 100 held-out rows right, Q4_K_M 88.0%: the baseline is",
+            "The linear baseline answers 89.0% of 100 held-out rows right, Q4_K_M 88.0%: the baseline is better",
         ),
         (
             (88, 60, 90, 91, 88),
-            "The linear baseline answers 88.0% of 100 held-out rows right, Q4_K_M 88.0%: the baseline is",
+            "The linear baseline answers 88.0% of 100 held-out rows right, Q4_K_M 88.0%: the baseline is as good",
         ),
     ],
 )
