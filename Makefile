@@ -44,7 +44,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 readme: $(VENV)/.dev
@@ -71,6 +71,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@$(BIN)/slmctl --quiet doctor --fix > /dev/null
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	@echo "installing the peers that are measured beside slmctl"
+	@$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
 # gguf alone of the extra of that name: llama-cpp-python, which compiles for minutes, is not needed here

@@ -88,12 +88,13 @@ def main() -> None:
         sys.stderr.write(f"{side}: {json.dumps(runs[side][-1])}\n")
     own = asyncio.run(alone(options, file, task, texts))
     sys.stderr.write(json.dumps(own) + "\n")
+    name = f"serve-{options.type.lower()}"
     path = result.write(
-        "serve", "python -m benchmarks.serve FOLDER RECORDS", rows_of(runs, own),
+        name, f"python -m benchmarks.serve FOLDER RECORDS --type {options.type}", rows_of(runs, own),
         ("llama-cpp-python", "xllamacpp", "starlette", "uvicorn", "httptools"), file=file.name, note=options.note,
         requests=options.requests, open_loop=own["open_loop"], concurrency=own["concurrency"], mixed=own["mixed"],
     )  # fmt: skip
-    sys.stdout.write(result.table("serve") + f"\n\n{path}\n")
+    sys.stdout.write(result.table(name) + f"\n\n{path}\n")
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[result.Row]:

@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined by a line; those that have a note are drawn as dots."""
+    """Points joined by a line; those that have a note are drawn as dots. One without a name is in no legend."""
 
     name: str
     points: Sequence[Point]
@@ -324,6 +324,8 @@ def lines(
     parts.append(_text((x.start + x.end) / 2, height - 8, x_label, "muted", anchor="middle"))
     across = 0
     for line in series:
+        if not line.name:  # told by a mark of its own
+            continue
         parts.append(_text(56 + across, 16, _cut(line.name), f"{line.colour} strong"))
         across += _column([_cut(line.name)]) + 22
     if y_label:

@@ -1237,9 +1237,8 @@ class _Opening:
                 models[name] = Model(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
             router = None
             if settings.policy is not None:
-                router = Router.of(settings, sha256_file(path), own, path.stem)
-                if router is not None:
-                    stack.enter_context(router.open())
+                router = Router.of(settings.policy, settings, sha256_file(path), own, path.stem)
+                stack.enter_context(router.open())
             notes = [note] if (note := given.other_build(found, path, engine.info["build"])) else []
             for note in notes:
                 _console().say(f"warning: {note}")

@@ -86,8 +86,13 @@ def read(path: Path) -> list[Key]:
         if not all(re.fullmatch(r"[0-9a-f]{64}", key.sha256) and NAME.fullmatch(key.name) for key in keys):
             raise ValueError("a hash or a name that is none")
         return keys
+    except FileNotFoundError:
+        raise IntegrityError(f"there is no file of keys {path}", hint="slmctl keys add NAME") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise IntegrityError(f"{path} cannot be read as a file of keys: {error}", hint="slmctl keys add NAME") from None
+        raise IntegrityError(
+            f"{path} cannot be read as a file of keys: {error}",
+            hint="restore it from a copy, or move it away and make new keys: slmctl keys add NAME",
+        ) from None
 
 
 class KeyRing:

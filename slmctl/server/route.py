@@ -124,10 +124,11 @@ class Router:
         sensitive.find("0123456789", engine=detector)  # what is missing is said at the start
 
     @classmethod
-    def of(cls, settings: ServeConfig, gguf: str, task: Task, name: str) -> Router | None:
-        """The router that a config asks for; None where it names no policy.
+    def of(cls, policy: Path, settings: ServeConfig, gguf: str, task: Task, name: str) -> Router:
+        """The router that a config asks for.
 
         Args:
+            policy: Folder of the policy.
             settings: The server's section.
             gguf: sha256 of the file that answers.
             task: Its task contract.
@@ -138,13 +139,11 @@ class Router:
             ModuleNotFoundError: The detector is not installed.
             UsageError: The general model's address or key is none.
         """
-        if settings.policy is None:
-            return None
-        policy = Policy.read(settings.policy)
-        policy.require(gguf, task.digest)
+        fitted = Policy.read(policy)
+        fitted.require(gguf, task.digest)
         generalist = Generalist(settings.generalist) if settings.generalist is not None else None
         return cls(
-            policy, task, name, generalist,
+            fitted, task, name, generalist,
             detector=settings.detector, prices=settings.prices, decisions=settings.decisions,
         )  # fmt: skip
 
