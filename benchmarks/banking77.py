@@ -22,6 +22,7 @@ from benchmarks import result
 PUBLISHED = {
     "fine-tuned BERT (Casanueva et al. 2020)": 0.9366,
     "USE+ConveRT (Casanueva et al. 2020)": 0.9336,
+    "TF-IDF (LocalDesk 0.3.1's README, 3,071 rows)": 0.912,
     "Llama-3.2-1B, QLoRA on a T4 (a public model card)": 0.9021,
 }
 GOAL = ">= 0.9366"
@@ -71,10 +72,27 @@ def main() -> None:
     recipe = text.replace(str(options.data.resolve()), "DATA")
     path = result.write(
         f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, packages,
+        model=json.loads(next(folder.glob("runs/base/*/base.json")).read_bytes())["name"],
         n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds, config=recipe,
         sets=options.sets,
     )  # fmt: skip
     sys.stdout.write(f"{result.table(path.stem)}\n\n{path}\n")
+
+
+def table() -> str:
+    """Every model that was measured, beside what is published, as a Markdown table."""
+    lines = ["| | trained in | accuracy | 95% interval |", "|---|---:|---:|---:|"]
+    linear = 0.0
+    for path in sorted(result.FOLDER.glob("banking77-*.json"), reverse=True):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        *_, last = found["rows"]
+        linear = last["theirs"]
+        low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
+        where = f"{found['seconds']['finetune'] / 60:.0f} min, {found['machine']['cores']} cores"
+        lines.append(f"| {found['model']}, Q8_0 | {where} | {last['ours']:.1%} | {low} - {high} |")
+    lines.append(f"| TF-IDF + logistic regression, same rows | seconds | {linear:.1%} | |")
+    lines += [f"| {name} | published | {100 * accuracy:.2f}% | |" for name, accuracy in PUBLISHED.items()]
+    return "\n".join(lines)
 
 
 def row(name: str, ours: float, peer: str, theirs: float, goal: str) -> result.Row:

@@ -24,8 +24,8 @@ from benchmarks import result
 from slmctl import products
 
 BATCH, RATE = 16, 3e-4
-STEPS = {"slmctl": 24, "trl": 24, "trl-default": 8}
-WARM = {"slmctl": 4, "trl": 4, "trl-default": 2}  # steps before the clock starts
+SIDES = ("slmctl", "trl", "trl-default")
+STEPS, WARM = 24, 4  # of each side; so many of them before the clock starts
 VALIDATION = 200  # records
 REPEAT = 3
 
@@ -33,7 +33,7 @@ REPEAT = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("projects", nargs="+", type=Path)
-    parser.add_argument("--one", choices=STEPS, help="run one side once, and print what was measured")
+    parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
     parser.add_argument("--repeat", type=int, default=REPEAT)
     options = parser.parse_args()
     if options.one:
@@ -41,7 +41,7 @@ def main() -> None:
         return
     rows, raw = [], {}
     for project in options.projects:
-        runs: dict[str, list[dict[str, float]]] = {side: [] for side in STEPS}
+        runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(options.repeat):
             for side in runs:
                 runs[side].append(measured(side, project))
@@ -76,7 +76,7 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
             f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(other, "tokens_per_s"), peer=other, digits=0
         ),
         result.compared(
-            f"{name}: peak memory, GB", of("slmctl", "rss_gb"), of("trl", "rss_gb"), peer="trl", goal="<= 0.6"
+            f"{name}: peak memory, GB", of("slmctl", "rss_gb"), of(better, "rss_gb"), peer=better, goal="<= 0.6"
         ),
         result.compared(
             f"{name}: validation loss", of("slmctl", "validation_loss"), of("trl", "validation_loss"), peer="trl",
@@ -125,7 +125,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
     recipe = settings.finetune.model_copy(
-        update={"batch": BATCH, "learning_rate": RATE, "steps": STEPS[side], "validate_every": STEPS[side]}
+        update={"batch": BATCH, "learning_rate": RATE, "steps": STEPS, "validate_every": STEPS}
     )
     tokenizer: Any = weights.load_tokenizer(base.path)
     task = Task.read(prepared.path)
@@ -138,8 +138,8 @@ def one(side: str, project: Path) -> dict[str, Any]:
             times.append(time.perf_counter())
 
     torch.manual_seed(0)
-    order = list(_trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS[side] * BATCH]
-    tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM[side] * BATCH :])
+    order = list(_trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
+    tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM * BATCH :])
     found: dict[str, Any] = {"name": project.name}
     if side == "slmctl":
         model = finetune._transformers(recipe, base.path)
@@ -150,7 +150,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
         trainer.add_callback(Clock())
         trainer.train()
         loss = trainer.state.log_history[-2 if "eval_loss" not in trainer.state.log_history[-1] else -1]["eval_loss"]
-        found |= _products(model, trainer, times, WARM[side])
+        found |= _products(model, trainer, times, WARM)
     else:
         options: dict[str, Any] = {}
         if side == "trl":
@@ -163,9 +163,9 @@ def one(side: str, project: Path) -> dict[str, Any]:
             for k in order
         ]
         arguments = SFTConfig(
-            output_dir=str(project / "runs" / ".bench"), max_steps=STEPS[side], learning_rate=RATE,
+            output_dir=str(project / "runs" / ".bench"), max_steps=STEPS, learning_rate=RATE,
             per_device_train_batch_size=BATCH, lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(recipe.warmup * STEPS[side]),
+            warmup_steps=math.ceil(recipe.warmup * STEPS),
             train_sampling_strategy="sequential",  # the order, of like lengths, is that of slmctl
             save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
             use_cpu=True, seed=0, **options,
@@ -187,7 +187,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
                 count += int((batch["labels"] != IGNORED).sum())
         loss = total / count
     found["validation_loss"] = loss
-    found["seconds"] = times[-1] - times[WARM[side] - 1]
+    found["seconds"] = times[-1] - times[WARM - 1]
     found["tokens_per_s"] = tokens / found["seconds"]
     return found
 

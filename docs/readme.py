@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks import public, result  # noqa: E402
+from benchmarks import banking77, public, result  # noqa: E402
 from slmctl import cli, config, pipeline  # noqa: E402
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
@@ -66,6 +66,7 @@ def filled(text: str) -> str:
         ("config", keys),
         ("help", help_text),
         ("public", public.table),
+        ("banking77", banking77.table),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)

@@ -23,6 +23,7 @@ import llguidance.llamacpp
 import numpy as np
 
 from slmctl._scheduler import BATCH, Item, Logits, Scheduler
+from slmctl.errors import DataError
 from slmctl.grammar import Rules
 
 NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
@@ -81,8 +82,15 @@ class Model:
         self._used = adapter
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt, its control tokens read as such, none added."""
-        raw = text.encode()
+        """Token ids of a rendered prompt, its control tokens read as such, none added.
+
+        Raises:
+            DataError: The text is no Unicode.
+        """
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError:
+            raise DataError("the text holds half of a surrogate pair, which is no Unicode") from None
         buffer = (lc.llama_token * (len(raw) + 8))()
         count = lc.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, True)
         return list(buffer[:count])
@@ -196,7 +204,10 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         if "cancel" in message:
             scheduler.cancel(message["cancel"])
         elif "tokenize" in message:
-            send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
+            try:
+                send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
+            except DataError as error:
+                send(id=message["id"], error=error.message, refused=True)
         elif "controls" in message:
             send(id=message["id"], controls=model.controls())
         else:

@@ -20,7 +20,8 @@ from slmctl.errors import DataError
 from slmctl.grammar import Rules, Walk
 from slmctl.labels import Search, Trie
 
-KEPT = 64  # grammars
+KEPT = 64  # grammars, and tries of labels
+KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
 BATCH = 512  # tokens that one decode call takes at most
 Logits = npt.NDArray[np.float32]
@@ -244,6 +245,9 @@ class Scheduler:
                 self._append(sequence, sequence.walk.forced())
             elif sequence.search is not None and sequence.search.path is None:
                 self._end_label(sequence)  # there is only one label
+            elif sequence.search is not None and sequence.search.path:  # all labels begin with these tokens
+                sequence.path = list(sequence.search.path)
+                sequence.pending = [*sequence.pending, *sequence.path]
 
     def _share(self, sequence: Sequence) -> None:
         """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
@@ -360,7 +364,8 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> None:
         """Go on with these tokens, or end where they end the answer."""
-        tokens = tokens[: sequence.max_tokens - sequence.answered]
+        room = sequence.max_tokens - sequence.answered
+        cut, tokens = len(tokens) > room, tokens[:room]
         sequence.answered += len(tokens)
         if sequence.alternatives >= 0 and sequence.walk is not None:
             for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
@@ -370,7 +375,7 @@ class Scheduler:
         self._emit(sequence, sequence.text.push(raw))
         if sequence.text.stopped:
             self._finish(sequence, "stop")
-        elif sequence.walk is not None and sequence.walk.finished:
+        elif sequence.walk is not None and sequence.walk.finished and not cut:
             self._end_text(sequence, "stop")
         elif sequence.answered >= sequence.max_tokens:
             self._end_text(sequence, "length")
@@ -440,9 +445,13 @@ class Scheduler:
         key = (end, *labels)
         if key not in self._tries:
             try:
-                self._tries[key] = Trie(labels, [self.model.tokenize(label + end) for label in labels])
+                trie = Trie(labels, [self.model.tokenize(label + end) for label in labels])
             except ValueError as error:
                 raise DataError(str(error)) from None
+            # a client may send labels with each request
+            if len(self._tries) >= KEPT or sum(one.size for one in self._tries.values()) > KEPT_TOKENS:
+                self._tries.clear()
+            self._tries[key] = trie
         return self._tries[key]
 
     def _grammar(self, schema: str) -> Rules:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from slmctl.errors import MissingError
 
-# The device nodes that the drivers of NVIDIA and AMD make.
-NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
+# The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
+NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
 
 
 def accelerator() -> str:
-    """`cuda`, `rocm` or nothing."""
-    found = next((node for node in NODES if Path(node).exists()), "")
-    return {"": "", "/dev/kfd": "rocm"}.get(found, "cuda")
+    """`cuda`, `rocm` or nothing; nothing as well where CUDA_VISIBLE_DEVICES hides what there is."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return ""
+    return next((kind for node, kind in NODES.items() if Path(node).exists()), "")
 
 
 def cpu_flags() -> frozenset[str]:

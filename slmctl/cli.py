@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,8 +189,11 @@ def finetune(
     prepared: Path | None,
 ) -> None:
     """Train a LoRA adapter on the training records."""
+    from slmctl.model import _launch
+
     _set(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
     project = _project(options, base=base, prepared=prepared)
+    _launch.join_slurm(project.config.finetune)
     _import_first(project)
     if preview is not None:
         _print_of(project, "finetune", "preview", count=preview)
@@ -287,21 +290,26 @@ def predict(
     if source is not None or target is not None:
         if source is None or target is None:
             raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+        if split or prepared:
+            raise UsageError("--split and --prepared are of a data set, and not of a file", hint="leave them out")
         if bool(urls) != bool(engine_model):
             hint = "--engine-url https://host/v1 --engine-model NAME"
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
         if urls:
             offline.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
-        from slmctl import given
-        from slmctl.model import _file
+        from slmctl import given, pipeline
 
-        part, found = _file.shard(shard or "1/1"), given.Asked(_desk(options), model, type_name)
-        with _file.spooled(source, format_name) as (path, format_name):
-            work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
-            if urls:
-                _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)
-            else:
-                _predict_here(found, work)
+        with pipeline.spoken("predict", target.parent):
+            from slmctl.model import _file
+
+            part, most = _file.shard(shard or "1/1"), _settings(options).predict.max_tokens
+            found = given.Asked(_desk(options), model, type_name, max_tokens=most)
+            with _file.spooled(source, format_name) as (path, format_name):
+                work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
+                if urls:
+                    _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)
+                else:
+                    _predict_here(found, work)
         return
     if shard or urls or format_name or column:
         raise UsageError(
@@ -410,19 +418,17 @@ def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None
     hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
     ollama:NAME.
     """
+    from slmctl import pipeline, scoreboard
+
     _set(options, "publish", to=to)
     project = _project(options, gguf=gguf, report=report)
+    pipeline.require_no_network(project, ["publish"])
     if not plan_only:
         _print(options, _publish(project).artifact)
         return
-    import json
-
-    from slmctl import pipeline, scoreboard
-
     outcome, plan = pipeline.plan_of_publish(project)
     _timed("publish", outcome)
-    text = json.dumps(plan, indent=1) if options.json else "\n".join(scoreboard.plan(plan))
-    _console().write(_console().clean(text) + "\n")
+    _tell(options, plan, scoreboard.plan(plan))
 
 
 @cli.command()
@@ -437,7 +443,7 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
     RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
     publication, and those that slmctl.yaml holds today.
     """
-    from slmctl import config
+    from slmctl import config, pipeline
     from slmctl import registry as module
 
     root = options.directory.resolve()
@@ -448,7 +454,8 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
     folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
     found = module.find(folder, release)
     same = project is not None and project.config.project == found.metrics["project"]
-    made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+    with pipeline.spoken("promote", folder):
+        made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
     before = f", before that {made.previous}" if made.previous else ""
     _console().say(f"{made.project}: {tag} is {made.version}{before}")
     _console().write(f"{found.path}\n")
@@ -459,6 +466,7 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="PUB",
               help="Public key that must have signed it.")  # fmt: skip
+@_offline
 @_configured
 @click.pass_obj
 def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
@@ -476,14 +484,15 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
         "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
     to, _, name = source.partition("#")
     settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
-    try:
-        with targets.opened(to, settings, purpose="fetch") as target:
-            check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
-            found = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
-        if key is not None:
-            _console().say(f"  signed by the holder of {key.name}")
-    except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "fetch") from error
+    check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
+    with (
+        pipeline.spoken("fetch", folder.absolute() if folder else root),
+        offline.written_down(root if path.exists() else None, "fetch"),
+        targets.opened(to, settings, purpose="fetch") as target,
+    ):
+        found = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
+    if key is not None:
+        _console().say(f"  signed by the holder of {key.name}")
     _console().write(f"{found.path}\n")
 
 
@@ -558,6 +567,7 @@ def run(options: Options, until: str) -> None:
 @click.option("--engine-url", metavar="URL", help="Answer through an OpenAI-compatible server that has the model.")
 @click.option("--engine-model", metavar="NAME", help="what that server calls the model")
 @click.option("--engine-key-env", metavar="NAME", help="environment variable that holds that server's key")
+@_offline
 @_configured
 @click.pass_obj
 def serve(
@@ -598,6 +608,7 @@ def serve(
         _emit(options, emit, target, model, type_name, weights)
         return
     settings = _serve_settings(options)
+    _require_reachable(settings)
     try:
         from slmctl.server import keys as known
         from slmctl.server import process
@@ -715,8 +726,6 @@ def show(options: Options, path: Path | None) -> None:
 
     PATH is an artifact or a release; the config's release by default.
     """
-    import json
-
     from slmctl import artifact, lineage
     from slmctl.given import root_of
     from slmctl.pipeline import Role, find
@@ -724,8 +733,7 @@ def show(options: Options, path: Path | None) -> None:
     release = Role("published", ("published",))
     found = artifact.load(path) if path is not None else find(_project(options), release)
     node = lineage.show(root_of(options.directory, path), found)
-    text = json.dumps(lineage.to_json(node), indent=1) if options.json else "\n".join(lineage.lines(node))
-    _console().write(_console().clean(text) + "\n")
+    _tell(options, lineage.to_json(node), lineage.lines(node))
 
 
 @cli.command()
@@ -758,8 +766,6 @@ def trace(
     Exits with 0 when nothing here held the row, with 105 when something did, and with 106 when
     nothing is known to, but something is missing that could have.
     """
-    import json
-
     from slmctl import trace as module
 
     if (text is None) == (record is None):
@@ -770,8 +776,7 @@ def trace(
         raise UsageError("the text to trace is empty")
     root = options.directory.resolve()
     found = module.trace(root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries])
-    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
-    _console().write(_console().clean(shown) + "\n")
+    _tell(options, found.to_json(), module.lines(found))
     sys.exit(105 if found.found else 0 if found.sure else 106)
 
 
@@ -786,13 +791,10 @@ def diff(options: Options, first: Path, second: Path) -> None:
 
     Models that two reports measured on the same rows are compared row by row, so that chance is told from change.
     """
-    import json
+    from slmctl import diff as module
 
-    from slmctl import diff as diff_module
-
-    found = diff_module.diff(first, second)
-    text = json.dumps(found, indent=1) if options.json else "\n".join(diff_module.lines(found))
-    _console().write(_console().clean(text) + "\n")
+    found = module.diff(first, second)
+    _tell(options, found, module.lines(found))
 
 
 @cli.command()
@@ -842,7 +844,6 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
     of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
     """
-    import json
 
     from slmctl import artifact, pipeline
     from slmctl import reproduce as module
@@ -859,8 +860,7 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
         found = module.reproduce(project, made, sources)
     except ModuleNotFoundError as error:
         raise pipeline.missing(error, name) from error
-    shown = json.dumps(found.to_json(), indent=1) if options.json else "\n".join(module.lines(found))
-    _console().write(_console().clean(shown) + "\n")
+    _tell(options, found.to_json(), module.lines(found))
     if not found.same:
         raise DifferentError(f"{path} is not what comes out today", hint="slmctl doctor shows this machine's versions")
 
@@ -881,23 +881,18 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
 def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     """List what nothing needs, with sizes, and remove it when you agree.
 
-    Kept is what slmctl.yaml asks for today, what releases in the registry and their tags were made of, and what
-    a running process uses. Listed are other artifacts, what interrupted runs left, and copies of sources that
-    nothing was made of.
+    Kept is what slmctl.yaml asks for today, what its server is given, what releases in the registry and their tags
+    were made of, and what a running process uses. Listed are other artifacts, what interrupted runs left, and
+    copies of sources that nothing was made of.
     """
-    import json
-
     from slmctl import gc as module
 
     project = _project(options)
-    found = module.find(project, [*_registry(project.root), *registries])
+    found = module.find(project, [*_registry(project.root, options.sets), *registries])
     console = _console()
     for note in found.notes:
         console.say(f"note: {note}")
-    if options.json:
-        console.write_json(json.dumps(found.to_json(), indent=1) + "\n")
-    else:
-        console.write("".join(f"{console.clean(line)}\n" for line in module.lines(found, project.root)))
+    _tell(options, found.to_json(), module.lines(found, project.root))
     if not found.items:
         return
     if not yes and not sys.stdin.isatty():
@@ -1036,13 +1031,13 @@ def _bare_project(options: Options) -> Project:
     return pipeline.Project(options.directory.resolve(), settings, wait=not options.no_wait)
 
 
-def _registry(root: Path) -> list[Path]:
+def _registry(root: Path, sets: Sequence[str] = ()) -> list[Path]:
     """The folder that the config publishes to, where there is one."""
     from slmctl import config
 
     if not (root / config.FILENAME).exists():
         return []
-    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
+    kind, _, place = config.load(root / config.FILENAME, sets).publish.to.partition(":")
     if kind != "dir":
         _console().say(f"note: the releases in {kind}:{place} are not asked; name a copy of them by --registry")
         return []
@@ -1050,14 +1045,31 @@ def _registry(root: Path) -> list[Path]:
     return [folder] if folder.is_dir() else []
 
 
-def _serve_settings(options: Options) -> Any:
-    """The server's settings: the config's where there is one, else the defaults with the flags on top."""
+def _settings(options: Options) -> Any:
+    """The config where there is one, else the defaults with the flags on top."""
     from slmctl import config
 
     path = options.directory / config.FILENAME
     if path.exists():
-        return config.load(path, options.sets).serve
-    return config.parse("{project: served, base: none}", options.sets).serve
+        return config.load(path, options.sets)
+    return config.parse("{project: served, base: none}", options.sets)
+
+
+def _serve_settings(options: Options) -> Any:
+    return _settings(options).serve
+
+
+def _require_reachable(settings: Any) -> None:
+    """With `--offline`, refuse a server that would ask beyond this machine, before it loads a model."""
+    from urllib.parse import urlsplit
+
+    named = {"--engine-url": settings.engine_url}
+    if settings.generalist is not None:
+        named |= {"--generalist": settings.generalist.url, "serve.generalist.proxy": settings.generalist.proxy}
+    for what, url in named.items():
+        host = urlsplit(url or "").hostname or ""
+        if not offline.is_local(host):
+            offline.require(f"{what} at {host}", hint=f"leave {what} out to answer on this machine alone")
 
 
 def _import_first(project: Project) -> None:
@@ -1128,6 +1140,17 @@ def _print(options: Options, artifact: Artifact) -> None:
         _console().write_json(artifact.manifest.to_json())
     else:
         _console().write(f"{artifact.path}\n")
+
+
+def _tell(options: Options, fields: Any, lines: Iterable[str]) -> None:
+    """What a command found: its fields as JSON where --json asks for it, lines for people otherwise."""
+    import json
+
+    console = _console()
+    if options.json:
+        console.write_json(json.dumps(fields, indent=1) + "\n")
+    else:
+        console.write("".join(f"{console.clean(line)}\n" for line in lines))
 
 
 def _show_report(report: Artifact) -> None:
@@ -1208,9 +1231,7 @@ class _Opening:
 
         settings = self._settings
         task, name = given.contract(_desk(self._options), self._model, settings.engine_model)
-        backend = Elsewhere(
-            settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences + settings.queue
-        )
+        backend = Elsewhere(settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences)
         self._stack.enter_context(offline.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
         return Served(backend, {name: Model(name, task)}, settings, keys=self._keys)
 
@@ -1285,44 +1306,37 @@ def _emit(
 def _predict_here(asked: Asked, work: dict[str, Any]) -> None:
     """Answer a file with a model on this machine."""
     from slmctl import pipeline
+    from slmctl.model import _file, predict
 
     base = pipeline.base_of(asked.project, asked.model) if asked.model.kind == "adapter" else None
-    try:
-        from slmctl.model import _file, predict
-
-        work["column"] = work["column"] or asked.column
-        identity: dict[str, Any] = {
-            "model": asked.model.digest,
-            "base": base.digest if base else None,
-            "type": asked.type,
-        }
-        identity["max_tokens"] = asked.max_tokens
-        job = _file.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
-        with predict.opened(asked.model, asked.task, base=base, type=asked.type, max_tokens=asked.max_tokens) as opened:
-            _said(job.target, *_file.answer_file(opened[0], asked.task, job))
-    except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "predict") from error
+    if base is not None:
+        pipeline.require_whole(base)
+    work["column"] = work["column"] or asked.column
+    identity: dict[str, Any] = {
+        "model": asked.model.digest,
+        "base": base.digest if base else None,
+        "type": asked.type,
+    }
+    identity["max_tokens"] = asked.max_tokens
+    job = _file.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
+    with predict.opened(asked.model, asked.task, base=base, type=asked.type, max_tokens=asked.max_tokens) as opened:
+        _said(job.target, *_file.answer_file(opened[0], asked.task, job))
 
 
 def _predict_elsewhere(
     asked: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
 ) -> None:
     """Answer a file with a model that is served elsewhere."""
-    from slmctl import pipeline
+    from slmctl.model import _file, _fleet
 
-    try:
-        from slmctl.model import _file, _fleet
-
-        work["column"] = work["column"] or asked.column
-        untuned = asked.model.kind == "base"
-        job = _file.Job(
-            **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
-        )
-        fleet = _fleet.Fleet(urls, name, key_env, concurrency)
-        answerer = _fleet.FleetAnswerer(fleet, asked.task, asked.max_tokens)
-        _said(job.target, *_file.answer_file(answerer, asked.task, job))
-    except ModuleNotFoundError as error:
-        raise pipeline.missing(error, "predict") from error
+    work["column"] = work["column"] or asked.column
+    untuned = asked.model.kind == "base"
+    job = _file.Job(
+        **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
+    )
+    fleet = _fleet.Fleet(urls, name, key_env, concurrency)
+    answerer = _fleet.FleetAnswerer(fleet, asked.task, asked.max_tokens)
+    _said(job.target, *_file.answer_file(answerer, asked.task, job))
 
 
 def _said(target: Path, written: int, wrong: int) -> None:

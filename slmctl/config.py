@@ -596,7 +596,8 @@ class ServeConfig(Section):
     )
     prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
     decisions: Path | None = Field(
-        None, description="file for a line about each routed request, without its content; stderr when left out"
+        None,
+        description="file for a line about each routed request, without its content; the server's log when left out",
     )
 
     max_prompt: int | None = Field(

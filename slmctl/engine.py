@@ -141,6 +141,7 @@ class Engine:
                 )
         self.gguf = gguf
         self.sequences, self.context = sequences, context
+        self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {
             "sequences": sequences,
             "context": context,
@@ -233,20 +234,30 @@ class Engine:
         assert isinstance(answer, Answer)
         return answer
 
-    def ask_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer | EngineError]]:
+    def ask_all(
+        self, requests: Iterable[Request], *, widen: bool = False
+    ) -> Iterator[tuple[int, Answer | EngineError]]:
         """Answer many requests together, each with its index, in the order in which they finish.
 
         A request that cannot be answered gives its error in place of an answer.
+
+        Args:
+            requests: What to answer.
+            widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
+                the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
+                in the same memory. Nobody else may ask meanwhile.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         texts: dict[int, str] = {}
+        asked: dict[int, Request] = {}
+        long: dict[int, tuple[Request, int]] = {}  # with the tokens that each needs
         waiting = enumerate(requests)
 
         def feed() -> bool:
             index, request = next(waiting, (-1, None))
             if request is None:
                 return False
-            texts[index] = ""
+            texts[index], asked[index] = "", request
             self.submit(request, lambda event: events.put((index, event)))
             return True
 
@@ -257,9 +268,37 @@ class Engine:
             if "piece" in event:
                 texts[index] += event["piece"]
                 continue
-            text = texts.pop(index)
-            yield index, error_of(event) if "error" in event else answer_of(event, text)
+            text, request = texts.pop(index), asked.pop(index)
+            if widen and event.get("refused") and (needs := self._needs(request)) > self.context:
+                long[index] = request, needs
+            else:
+                yield index, error_of(event) if "error" in event else answer_of(event, text)
             feed()
+        widest = max(self.context, min(self.info["trained_context"], self._cells))
+        fitting = {index: request for index, (request, needs) in long.items() if needs <= widest}
+        for index in long.keys() - fitting.keys():
+            what = f"a prompt with its answer of up to {long[index][1]} tokens"
+            yield index, EngineError(f"{what} does not fit the context of {widest} tokens")
+        if fitting:
+            longest = max(long[index][1] for index in fitting)
+            self._widen(min(max(longest, 2 * self.context), widest))
+            indices = list(fitting)
+            for place, answer in self.ask_all(fitting.values()):
+                yield indices[place], answer
+
+    def _needs(self, request: Request) -> int:
+        """Tokens of a prompt with its answer; 0 for what cannot be read as tokens."""
+        with contextlib.suppress(EngineError):
+            ends = [len(self.tokenize(label + request.end)) for label in request.labels]
+            return len(self.tokenize(request.prompt)) + max(ends, default=request.max_tokens)
+        return 0
+
+    def _widen(self, context: int) -> None:
+        """Start the child again with another context, and as many sequences as the same memory then holds."""
+        self.close()
+        self.context, self.sequences = context, self._cells // context
+        self._settings |= {"context": self.context, "sequences": self.sequences}
+        self.revive()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, as the engine reads it."""

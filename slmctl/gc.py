@@ -146,7 +146,7 @@ def _needed(
     for one in known:
         by_digest.setdefault(one.digest, []).append(one)
     notes, wanted = [], _held_digests(project)
-    paths = set(_current(project))
+    paths = {*_current(project), *_served(project, known)}
     wanted |= {one.digest for one in known if one.path in paths}
     for release in _releases(registries):
         wanted |= {release.digest, *_inputs(release)}
@@ -172,6 +172,14 @@ def _current(project: pipeline.Project) -> Iterator[Path]:
                     yield from (asked.path for asked in pipeline.predictions_of(project, model))
             else:
                 yield pipeline.expected(project, name).path
+
+
+def _served(project: pipeline.Project, known: Sequence[Artifact]) -> Iterator[Path]:
+    """Artifacts that the server's section names, as a folder or as a file in one."""
+    section = project.config.serve
+    named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
+    places = [path.resolve() for path in named]
+    yield from (one.path for one in known if one.path.resolve() in {*places, *(place.parent for place in places)})
 
 
 def _releases(registries: Sequence[Path]) -> Iterator[Manifest]:

@@ -96,11 +96,15 @@ def contract(desk: Desk, model: str | None, elsewhere: str) -> tuple[Task, str]:
         desk: Where the command works.
         model: Any artifact of the model, or a folder with nothing but its task, as a hand-over has it.
         elsewhere: What the other server calls it.
+
+    Raises:
+        IntegrityError: The artifact is damaged.
     """
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
         return Task.read(alone), elsewhere
     found = find(desk, model, ("published", "gguf", "merged", "adapter", "prepared"))
+    pipeline.require_whole(found, hint=AGAIN)
     names = [Path(entry.path).stem for entry in found.files(".gguf")]
     return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
 
@@ -141,7 +145,7 @@ def other_build(found: Artifact, path: Path, build: str) -> str:
 class Asked:
     """The model that a user's file is answered with, its task, and the project where one is needed."""
 
-    def __init__(self, desk: Desk, model: str | None, type: str | None) -> None:
+    def __init__(self, desk: Desk, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in pipeline.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._desk, self._project = desk, None
         if model and Path(model).exists():
@@ -155,7 +159,7 @@ class Asked:
         home = self.model if _has_task(self.model) else pipeline.find(self.project, Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
         self.type = type or _smallest(self.model)
-        self.max_tokens = self._project.config.predict.max_tokens if self._project else 256
+        self.max_tokens = max_tokens
 
     @property
     def project(self) -> Project:

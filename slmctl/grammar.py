@@ -77,7 +77,7 @@ def require(schema: dict[str, Any]) -> None:
     Raises:
         DataError: It cannot; what it cannot express is named.
     """
-    fault = llguidance.LLMatcher.validate_grammar(_rules(json.dumps(schema)))
+    fault = llguidance.LLMatcher.validate_grammar(_rules(schema))
     if fault:
         raise _refusal(fault)
 
@@ -96,11 +96,16 @@ def _refusal(fault: str) -> DataError:
     )
 
 
-def _rules(schema: str) -> str:
-    return llguidance.LLMatcher.grammar_from_json_schema(
-        json.dumps(_ordered(json.loads(schema))),
-        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    )
+def _rules(schema: str | dict[str, Any]) -> str:
+    try:
+        return llguidance.LLMatcher.grammar_from_json_schema(
+            json.dumps(_ordered(json.loads(schema) if isinstance(schema, str) else schema)),
+            overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+        )
+    except RecursionError:
+        raise DataError("no grammar can be made of the schema: it is nested too deeply") from None
+    except ValueError as error:  # it is nested too deeply for llguidance, or holds what is no JSON there
+        raise _refusal(str(error)) from None
 
 
 def _ordered(schema: Any) -> Any:

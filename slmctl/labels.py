@@ -71,6 +71,11 @@ class Trie:
             node.label = index
 
     @property
+    def size(self) -> int:
+        """Tokens of all labels."""
+        return sum(map(len, self.tokens))
+
+    @property
     def depth(self) -> int:
         """Tokens of the longest label."""
         return max(map(len, self.tokens))

@@ -15,12 +15,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import json
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from slmctl.errors import NetworkError
@@ -97,13 +100,14 @@ def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = Fal
         hub: The Hub may be asked. Else the libraries' switches stay off, where hosts are named.
 
     Raises:
-        NetworkError: `--offline` was given.
+        NetworkError: `--offline` was given, and not all of the hosts are this machine.
     """
     global _open_for, _only
-    require(purpose)
+    opening = (purpose, None if hosts is None else frozenset(hosts))
+    if not (opening[1] and all(map(is_local, opening[1]))):
+        require(purpose)
     _addresses.clear()
     _count_sockets()
-    opening = (purpose, None if hosts is None else frozenset(hosts))
     _openings.append(opening)
     _open_for, _only = opening
     try:
@@ -158,6 +162,25 @@ def begin_receipt() -> None:
     contacted.clear()
     uncounted.clear()
     _bytes_out = 0
+
+
+@contextlib.contextmanager
+def written_down(root: Path | None, command: str) -> Iterator[None]:
+    """Keep the receipt of a command that makes no artifact: below `runs/` of a project, where it contacted anybody.
+
+    Args:
+        root: The project's folder; None keeps nothing.
+        command: What was asked.
+    """
+    try:
+        yield
+    finally:
+        found, now = receipt(), time.gmtime()
+        if root is not None and found["hosts_contacted"]:
+            path = root / "runs" / ".receipts" / f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found |= {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+            path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_receipt(found: dict[str, Any]) -> None:

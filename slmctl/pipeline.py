@@ -67,7 +67,7 @@ STAGES = {
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=3),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
-            (*_HF, "trl", "peft", "unsloth"), version=2, resumes=True,
+            (*_HF, "trl", "peft", "unsloth"), version=3, resumes=True,
         ),
         Stage("merge", (_BASE, Role("adapter", ("adapter",))), "merged", "slmctl.model.merge", ("torch",), version=2),
         Stage(
@@ -81,7 +81,7 @@ STAGES = {
                 _PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=4,
+            "predictions", "slmctl.model.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=5,
         ),
         Stage(
             "evaluate",
@@ -294,7 +294,7 @@ def _run(project: Project, asked: Ask) -> Outcome:
         return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
     needs = [given.digest for given in _flat(asked.inputs)]
     locked = artifact.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs)
-    with _spoken(asked.stage.name, project.runs), locked:
+    with spoken(asked.stage.name, project.runs), locked:
         if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
@@ -311,7 +311,7 @@ def _make(asked: Ask) -> Artifact:
     more = {"keep": keep} if stage.resumes else {}
     if stage.resumes:
         keep.mkdir(parents=True, exist_ok=True)
-    with artifact.draft(asked.path) as place, _spoken(stage.name, asked.path.parent):
+    with artifact.draft(asked.path) as place, spoken(stage.name, asked.path.parent):
         try:
             module = importlib.import_module(stage.module)
             metrics = module.run(asked.section, out=place, **more, **asked.inputs)
@@ -438,7 +438,7 @@ def gather_sources(project: Project) -> None:
     if all(gather.is_file(source) for source in sources):
         return
     lock = project.runs / ".locks" / "sources"
-    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait), _spoken("gather", project.sources):
+    with artifact.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
         gather.gather(sources, project.sources)
     project.forget()
 
@@ -447,7 +447,7 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
     """With `--offline`, refuse at once what one of these stages would be refused later.
 
     Raises:
-        NetworkError: The base, a source, or training needs the network.
+        NetworkError: The base, a source, training, or where releases go needs the network.
     """
     if not offline.is_forbidden():
         return
@@ -461,17 +461,24 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
         offline.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
     if "finetune" in stages and settings.finetune.machines > 1:
         offline.require("finetune.machines")
+    if "publish" in stages:
+        with spoken("publish", project.root):
+            targets.require_reachable(settings.publish.to, _settings(project))
 
 
 @contextlib.contextmanager
-def _spoken(what: str, place: Path) -> Iterator[None]:
+def spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
     try:
         with _OfRust():
             yield
     except ModuleNotFoundError as error:
         raise missing(error, what) from error
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch's own is a RuntimeError, on a CPU with nothing but its words
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in str(error):
+            raise
         raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
         if error.errno in _FULL:
@@ -673,7 +680,7 @@ def release(project: Project) -> tuple[Outcome, targets.Shipment]:
     enforce_gates(project, find(project, Role("report", ("report",))))
     outcome = run(project, ask(project, "publish"))
     section = project.config.publish
-    with _spoken("publish", project.runs):
+    with spoken("publish", project.runs):
         module = importlib.import_module(STAGES["publish"].module)
         module.require_allowed(outcome.artifact, section)
         signature = None
@@ -685,10 +692,18 @@ def release(project: Project) -> tuple[Outcome, targets.Shipment]:
 
 @contextlib.contextmanager
 def _target(project: Project, what: str) -> Iterator[targets.Target]:
-    section = project.config.publish
-    settings = targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
-    with _spoken(what, project.root), targets.opened(section.to, settings, purpose=what) as target:
+    to = project.config.publish.to
+    with (
+        spoken(what, project.root),
+        offline.written_down(project.root, what),
+        targets.opened(to, _settings(project), purpose=what) as target,
+    ):
         yield target
+
+
+def _settings(project: Project) -> targets.Settings:
+    section = project.config.publish
+    return targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:

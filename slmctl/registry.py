@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import artifact, console, gates
-from slmctl.artifact import MANIFEST, Artifact
+from slmctl.artifact import MANIFEST, SIGNATURE, Artifact
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 
@@ -68,11 +68,14 @@ def find(root: Path, name: str = "") -> Artifact:
     """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; without a name the only one there is.
 
     Raises:
-        IntegrityError: There is none, or it is damaged.
+        IntegrityError: There is none, it is damaged, or what lies there is another one.
         UsageError: There are several.
     """
     project, version = locate(root, name)
-    return artifact.load(root / project / version)
+    found = artifact.load(root / project / version)
+    if (found.metrics.get("project"), found.metrics.get("version")) != (project, version):
+        raise IntegrityError(f"{found.path} holds another release than its name says", hint=f"rm -r {found.path}")
+    return found
 
 
 def locate(root: Path, name: str = "") -> tuple[str, str]:
@@ -163,6 +166,8 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
         own = {entry.path: entry.sha256 for entry in kept.files}
         if {name: sha256 for name, sha256 in files.items() if name in own} != own:
             raise IntegrityError(f"{root} already holds another {project} {version}")
+        if SIGNATURE in files and artifact.sha256_file(final / MANIFEST) != "sha256:" + files[MANIFEST]:
+            raise IntegrityError(f"{root} already holds {project} {version} with another manifest than was signed")
         for name, sha256 in files.items():
             path = final / name
             if name != MANIFEST and not (path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -31,17 +33,22 @@ MAX_BYTES = 8_000_000  # of one reply
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # what may pass if asked again
 HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
 GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
+# What an endpoint may not know; it is asked again without what its refusal names.
+OPTIONAL = ("structured_outputs", "logprobs", "stream_options", "seed")
+DROPPED = (*OPTIONAL, "response_format", "temperature", "top_p")  # of an answer that is checked afterwards
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: the conversation, how long its answer may become, in tokens, and the tools that it may call."""
+    """One request: the conversation, how long its answer may become, in tokens, the tools that it may call, and
+    options that the endpoint may refuse by name."""
 
     messages: Sequence[dict[str, str]]
     max_tokens: int = 256
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
     tools: tuple[Any, ...] = ()
+    optional: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Reply:
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
-    confidence: float | None = None  # slmctl's own server says it
+    confidence: float | None = None  # where the endpoint tells it
     tool_calls: list[Any] | None = None  # as the endpoint wrote them
 
 
@@ -88,7 +95,7 @@ class Remote:
         self.retries = 0  # attempts beyond the first, over all requests
         self._key = read_key(key_env) if key_env else ""
         self._headers = {"Authorization": f"Bearer {self._key}"} if key_env else {}
-        self._wording = Wording()
+        self._wordings: defaultdict[str, Wording] = defaultdict(Wording)  # by address
         self._stop = threading.Event()
         self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._failed_in_a_row, self._worked = 0, False
@@ -158,15 +165,13 @@ class Remote:
 
     def _ask(self, client: httpx.Client, request: Ask) -> Reply | Refusal:
         """One request with all its attempts."""
-        problem = Refusal("stopped")
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self.retries += 1
-            if self._stop.is_set():
-                return problem
+        problem, url, bad, failed = Refusal("stopped"), "", "", 0
+        while not self._stop.is_set():
             pause = 0.0
             try:
-                status, headers, raw, seconds = self._attempt(client, self._body(request))
+                with self._place(bad) as url:
+                    body = self._body(request, url)
+                    status, headers, raw, seconds = self._attempt(client, url, body)
             except httpx.RequestError as error:
                 problem = Refusal(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
             else:
@@ -178,21 +183,27 @@ class Remote:
                 else:
                     problem = Refusal(f"HTTP {status}: {message(raw)}", status)
                     if status in HOPELESS:
-                        raise NetworkError(f"{self.host}: {HOPELESS[status]} ({problem.message})")
-                    if status == 400 and self._wording.adapt(raw):
+                        self._refused(url, f"{HOPELESS[status]} ({problem.message})")
+                        self.retries += 1
+                        continue
+                    if status in (400, 422) and self._wordings[url].adapt(raw, body):
+                        self.retries += 1
                         continue
                     if status not in AGAIN:
                         return problem
                     pause = asked_to_wait(headers)
-            if attempt < ATTEMPTS - 1:
-                longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
-                self._stop.wait(max(min(pause, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)))
-        return Refusal(f"{problem.message} ({ATTEMPTS} attempts)", problem.status)
+            bad, failed = url, failed + 1
+            if failed == ATTEMPTS:
+                return Refusal(f"{problem.message} ({ATTEMPTS} attempts)", problem.status)
+            self.retries += 1
+            longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failed - 1))
+            self._stop.wait(max(min(pause, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)))
+        return problem
 
-    def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes, float]:
+    def _attempt(self, client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes, float]:
         """Status, headers and body of one attempt; a reply that drips or does not end is cut off."""
         begun, raw = time.monotonic(), b""
-        with client.stream("POST", self._address(), json=body) as response:
+        with client.stream("POST", url, json=body) as response:
             for chunk in response.iter_bytes():
                 raw += chunk
                 if time.monotonic() - begun > self.timeout_s or self._stop.is_set():
@@ -203,15 +214,24 @@ class Remote:
             raw = raw.replace(self._key.encode(), b"***") if self._key else raw
             return response.status_code, response.headers, raw, time.monotonic() - begun
 
-    def _address(self) -> str:
-        """Where the next attempt goes."""
-        return self.url
+    @contextlib.contextmanager
+    def _place(self, failed: str) -> Iterator[str]:
+        """Where the next attempt goes, for as long as it takes; `failed` is where the last one failed."""
+        yield self.url
 
-    def _body(self, request: Ask) -> dict[str, Any]:
-        options = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+    def _refused(self, url: str, why: str) -> None:
+        """See whether anybody is left to ask.
+
+        Raises:
+            NetworkError: No request can get past this.
+        """
+        raise NetworkError(f"{urlsplit(url).hostname}: {why}")
+
+    def _body(self, request: Ask, url: str) -> dict[str, Any]:
+        options = {"max_tokens": request.max_tokens, "temperature": request.temperature, **request.optional}
         more = {"stop": list(request.stop)} if request.stop else {}
         more |= {"tools": list(request.tools)} if request.tools else {}
-        return {"model": self.model, "messages": list(request.messages), **self._wording.named(options), **more}
+        return {"model": self.model, "messages": list(request.messages), **self._wordings[url].named(options), **more}
 
     def _limits(self) -> httpx.Limits:
         return httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
@@ -231,14 +251,17 @@ class Wording:
         """The options that the endpoint takes, by its own names."""
         return {name: value for key, value in options.items() if (name := self._names.get(key, key))}
 
-    def adapt(self, raw: bytes) -> bool:
-        """Learn from a refusal how an option is called, or that it is not taken; True to ask again."""
+    def adapt(self, raw: bytes, sent: Mapping[str, Any]) -> bool:
+        """Learn from a refusal of what was sent how an option is called, or that it is not taken; True to ask again.
+
+        Several requests may be on their way when the first of them teaches it: each is to be asked again.
+        """
         said = message(raw)
-        if "max_completion_tokens" in said and self._names["max_tokens"] == "max_tokens":
+        if "max_completion_tokens" in said and "max_tokens" in sent:
             self._names["max_tokens"] = "max_completion_tokens"
             return True
-        for option in ("temperature", "top_p"):
-            if option in said and self._names.get(option, option):
+        for option in DROPPED:
+            if option in said and option in sent:
                 self._names[option] = ""
                 return True
         return False
@@ -261,6 +284,24 @@ def completions(url: str) -> str:
     path = parts.path.rstrip("/") or "/v1"
     path += "" if path.endswith("/chat/completions") else "/chat/completions"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def held(labels: Sequence[str], schema: str) -> dict[str, Any]:
+    """The options that hold an answer to labels, or to a JSON Schema, where the server knows them."""
+    if labels:
+        return {"structured_outputs": {"choice": list(labels)}}
+    if schema:
+        form = {"name": "answer", "schema": json.loads(schema)}
+        return {"response_format": {"type": "json_schema", "json_schema": form}}
+    return {}
+
+
+def confidence(own: Any, logprobs: Sequence[float]) -> float | None:
+    """How sure an endpoint is: as slmctl's own says it, else the probability of the tokens that it tells."""
+    if isinstance(own, int | float):
+        return float(own)
+    total = sum(logprobs)
+    return math.exp(total) if logprobs and total <= 0 else None
 
 
 def read_key(name: str) -> str:
@@ -288,10 +329,15 @@ def read_reply(raw: bytes, seconds: float) -> Reply | None:
         sure = (body.get("slmctl") or {}).get("confidence")
         if isinstance(text, str):
             finish = str(choice.get("finish_reason") or "")
-            confidence = float(sure) if isinstance(sure, int | float) else None
             called = calls if isinstance(calls, list) and calls else None
-            return Reply(text, finish, prompt, completion, seconds, confidence, called)
+            return Reply(text, finish, prompt, completion, seconds, confidence(sure, _logprobs(choice)), called)
     return None
+
+
+def _logprobs(choice: dict[str, Any]) -> list[float]:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return [float(token["logprob"]) for token in choice["logprobs"]["content"]]
+    return []
 
 
 def message(raw: bytes) -> str:

@@ -53,6 +53,29 @@ def _refuse_named_code(folder: Path) -> None:
             )
 
 
+def refuse_code_of_adapter(settings: dict[str, Any]) -> None:
+    """Refuse an adapter whose settings have PEFT import a module that they name.
+
+    What a plain LoRA of PEFT says of its base (`auto_mapping`) and the name that it gives Megatron are not imported.
+
+    Raises:
+        DataError: They do, or would have another loader do it.
+    """
+    mapping = settings.get("auto_mapping") or {}
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
+    named = {
+        "auto_mapping": library and str(library).partition(".")[0] != "transformers",
+        "megatron_config": settings.get("megatron_config"),
+        "megatron_core": settings.get("megatron_core") not in (None, "megatron.core"),
+        "tokenizer_kwargs": settings.get("tokenizer_kwargs"),
+    }
+    for key in [key for key, value in named.items() if value]:
+        raise DataError(
+            f"adapter_config.json of the adapter has '{key}': it would run the author's Python code",
+            hint="take an adapter that PEFT saved for a model of transformers",
+        )
+
+
 def _names_code(path: Path) -> str:
     """The key of a JSON file that names code to load: of the model's folder, or of the hub."""
     try:

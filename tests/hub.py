@@ -52,6 +52,7 @@ class Hub(ThreadingHTTPServer):
         self.received = 0
         self.token = ""  # when set, whoever has not this one sees nothing
         self.always_public = False
+        self.meanwhile: dict[str, bytes] = {}  # what somebody else commits right before the next commit
         self.stop_after: int | None = None  # large files; the next one ends the connection
 
     @property
@@ -221,6 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, repo: Repo, body: bytes) -> None:
         lines = [json.loads(line) for line in body.splitlines() if line]
+        if self.server.meanwhile:
+            repo.commits["f" * 40] = repo.commits[repo.head] | self.server.meanwhile
+            repo.head, self.server.meanwhile = "f" * 40, {}
         if lines[0]["value"].get("parentCommit") not in (None, repo.head):
             return self._refuse("Conflict", 412)
         files = dict(repo.commits[repo.head])

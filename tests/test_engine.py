@@ -16,13 +16,15 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmctl import converter
-from slmctl._scheduler import Text
+from slmctl._scheduler import KEPT, KEPT_TOKENS, Item, Logits, Scheduler, Text
 from slmctl.artifact import Artifact
 from slmctl.engine import Answer, Engine, EngineError, Request, answer_of
+from slmctl.grammar import Rules
 from slmctl.task import Task
 
 TEXTS = [
@@ -225,17 +227,146 @@ def test_every_label_has_its_probability(shared_engine: Engine, task: Task) -> N
     assert set(answer.labels) == set(labels)
     assert sum(answer.labels.values()) == pytest.approx(1, abs=1e-3)
     assert next(iter(answer.labels.items())) == (answer.text, answer.confidence)
-    for label in labels:  # each against the logits, token by token
-        head, tokens = len(shared_engine.tokenize(prompt)), shared_engine.tokenize(label + task.end)
-        rows = shared_engine.logits(prompt + label + task.end, last=len(tokens) + 1)
-        others = [shared_engine.tokenize(other + task.end) for other in labels]
-        wanted = 1.0
-        for k, token in enumerate(tokens):
-            allowed = sorted({other[k] for other in others if other[:k] == tokens[:k]})
-            weights = np.exp(rows[k][allowed].astype(float))
-            wanted *= weights[allowed.index(token)] / weights.sum()
-        assert head
+    for label, wanted in scored(shared_engine, prompt, labels, task.end).items():
         assert answer.labels[label] == pytest.approx(wanted, abs=0.01)
+
+
+def scored(model: Engine, prompt: str, labels: tuple[str, ...], end: str) -> dict[str, float]:
+    """The probability of each label, from the logits after each of its tokens."""
+    tokens, found = {label: model.tokenize(label + end) for label in labels}, {}
+    for label, own in tokens.items():
+        rows = model.logits(prompt + label + end, last=len(own) + 1)
+        found[label] = 1.0
+        for k, token in enumerate(own):
+            allowed = sorted({other[k] for other in tokens.values() if other[:k] == own[:k]})
+            weights = np.exp(rows[k][allowed].astype(float))
+            found[label] *= float(weights[allowed.index(token)] / weights.sum())
+    return found
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_labels_that_begin_with_the_same_tokens_are_asked_after_these(
+    shared_engine: Engine, task: Task, every: bool
+) -> None:
+    # they were once asked right after the prompt, where other tokens are likely
+    labels = ("courier truck late", "courier truck", "courier truck lost")
+    assert len({shared_engine.tokenize(label + task.end)[0] for label in labels}) == 1
+    for text in TEXTS:
+        prompt = task.prompt(task.messages(text))
+        answer = shared_engine.ask(Request(prompt, labels=labels, end=task.end, every_label=every))
+        wanted = scored(shared_engine, prompt, labels, task.end)
+        assert answer.confidence == pytest.approx(wanted[answer.text], abs=0.01)
+        assert answer.labels == pytest.approx({label: wanted[label] for label in answer.labels}, abs=0.01)
+
+
+def test_labels_do_not_depend_on_company_in_a_quantized_file(artifacts: dict[str, Artifact], task: Task) -> None:
+    found = artifacts["gguf"]
+    requests = [
+        Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end) for text, _ in tiny.rows(40, seed=3)
+    ]
+    with Engine(found.file(found.files("Q8_0.gguf")[0].path), sequences=8, context=256, threads=1) as model:
+        alone = [model.ask(one).text for one in requests]
+        together = all_together(model, requests)
+    assert [one.text if isinstance(one, Answer) else one for one in together] == alone
+    assert len(set(alone)) > 1
+
+
+class Letters:
+    """A model of single bytes that ends every answer at once; it keeps what it was made to decode."""
+
+    cells = 4096
+
+    def __init__(self) -> None:
+        self.decoded: list[int] = []
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
+
+    def ends(self, token: int) -> bool:
+        return token == 0
+
+    def rules(self, schema: str) -> Rules:
+        raise NotImplementedError
+
+    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
+        self.decoded += [token for token, *_ in items]
+        logits = np.zeros(256, np.float32)
+        logits[0] = 9
+        return [(sequence, logits) for *_, sequence, wanted in items if wanted]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        pass
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        pass
+
+    def use(self, adapter: str) -> None:
+        pass
+
+
+def scheduled(model: Letters, requests: list[Request]) -> tuple[Scheduler, list[dict[str, Any]]]:
+    """Requests answered by the scheduler alone, and what it said."""
+    said: list[dict[str, Any]] = []
+    scheduler = Scheduler(model, 4, 1024, lambda **event: said.append(event))
+    for k, one in enumerate(requests):
+        scheduler.submit({"id": str(k), **one.__dict__})
+    while scheduler.busy:
+        scheduler.step()
+    return scheduler, said
+
+
+def test_a_shared_prefix_is_decoded_once() -> None:
+    head, model = "a long system prompt that all have in common: ", Letters()
+    rests = [f"question {k}" for k in range(10)]
+    _, said = scheduled(model, [Request(head + rest, prefix=head) for rest in rests])
+    assert len([event for event in said if event.get("finish") == "stop"]) == len(rests)
+    assert len(model.decoded) == len(head) + sum(map(len, rests))
+
+
+def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
+    # a client may send other ones with each request
+    few = [Request("hello", labels=(f"{k}", "other"), end="\0") for k in range(3 * KEPT)]
+    scheduler, said = scheduled(Letters(), few)
+    assert len([event for event in said if "finish" in event]) == len(few)
+    assert len(scheduler._tries) <= KEPT
+    long = [Request("hello", labels=(f"{k}", *("x" * 600 + f"{n:02}" for n in range(50)))) for k in range(20)]
+    scheduler, _ = scheduled(Letters(), long)
+    assert sum(trie.size for trie in scheduler._tries.values()) <= KEPT_TOKENS + 31_000
+
+
+def test_text_that_is_no_unicode_fails_alone(model: Engine, task: Task) -> None:
+    # the child could once not encode it, and died with everyone's requests
+    before = child_of(model)
+    for bad in (
+        Request("half a pair: \ud800"),
+        Request("hello", labels=("\udfff", "a"), end=task.end),
+        Request("hello", prefix="\ud800"),
+    ):
+        with pytest.raises(EngineError, match="is no Unicode"):
+            model.ask(bad)
+    with pytest.raises(EngineError, match="no grammar can be made"):
+        model.ask(Request("hello", schema='{"const": "\\ud800"}'))
+    with pytest.raises(EngineError, match="is no Unicode"):
+        model.tokenize("\ud800")
+    assert model.ask(free(task, "hello", max_tokens=3, stop=("\ud800",))).completion_tokens == 3
+    assert child_of(model) == before
+
+
+def test_json_that_is_cut_inside_what_is_forced_ends_with_length(shared_engine: Engine, task: Task) -> None:
+    # the grammar had taken all that it forces, and the cut answer once ended with `stop`
+    prompt = task.prompt(task.messages("hello"))
+    whole = '{"kind": "delivery"}'
+    schema = json.dumps({"type": "object", "properties": {"kind": {"const": "delivery"}}, "required": ["kind"],
+                         "additionalProperties": False})  # fmt: skip
+    tokens = len(shared_engine.tokenize(whole))
+    cut = shared_engine.ask(Request(prompt, schema=schema, max_tokens=tokens - 2))
+    assert (cut.finish, cut.completion_tokens) == ("length", tokens - 2)
+    assert whole.startswith(cut.text) and cut.text != whole
+    exact = shared_engine.ask(Request(prompt, schema=schema, max_tokens=tokens))
+    assert (exact.finish, exact.text) == ("stop", whole)
 
 
 def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Task) -> None:

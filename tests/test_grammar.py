@@ -148,6 +148,23 @@ def test_what_it_cannot_express_is_named(tokenizer: llguidance.LLTokenizer, sche
         grammar.Rules(tokenizer, json.dumps(schema))
 
 
+@pytest.mark.parametrize("depth", [150, 350, 5000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(tokenizer: llguidance.LLTokenizer, depth: int) -> None:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        grammar.require(schema)
+    text = '{"type": "array", "items": ' * depth + "{}" + "}" * depth
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        grammar.Rules(tokenizer, text)
+
+
+def test_a_schema_with_half_a_surrogate_pair_is_refused(tokenizer: llguidance.LLTokenizer) -> None:
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        grammar.Rules(tokenizer, '{"const": "\\ud800"}')
+
+
 def test_a_token_that_is_not_allowed_is_an_error(tokenizer: llguidance.LLTokenizer) -> None:
     walk = grammar.Rules(tokenizer, json.dumps({"enum": ["yes", "no"]})).begin()
     walk.forced()

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,43 @@ def test_network_opens_for_its_block_only_and_keeps_a_receipt() -> None:
             found["closed"] = True
     """)
     assert found == {"inside": "unset", "after": "1", "contacted": ["example.invalid"], "closed": True}
+
+
+def test_what_stays_on_this_machine_is_not_forbidden() -> None:
+    found = run("""
+        from slmctl.errors import NetworkError
+        offline.seal()
+        offline.forbid()
+        with offline.network("asking", hosts={"127.0.0.1", "localhost"}):
+            found["here"] = True
+        for name, hosts in (("all", None), ("none", ()), ("one", {"127.0.0.1", "example.invalid"})):
+            try:
+                with offline.network("asking", hosts=hosts):
+                    found[name] = "opened"
+            except NetworkError as error:
+                found[name] = error.code
+    """)
+    assert found == {"here": True, "all": 9, "none": 9, "one": 9}
+
+
+def test_a_command_without_an_artifact_leaves_a_receipt(tmp_path: Path) -> None:
+    found = run(f"""
+        from pathlib import Path
+        root = Path({str(tmp_path)!r})
+        offline.seal()
+        with offline.written_down(root, "publish"):
+            found["nobody asked"] = (root / "runs").exists()
+        for project in (root, None):
+            with offline.written_down(project, "publish"), offline.network("publish", {{"example.invalid"}}):
+                try:
+                    socket.getaddrinfo("example.invalid", 443)
+                except OSError:
+                    pass
+        found["kept"] = [json.loads(path.read_text()) for path in root.glob("runs/.receipts/*.json")]
+    """)
+    assert found["nobody asked"] is False
+    (kept,) = found["kept"]  # type: ignore[misc]
+    assert (kept["command"], kept["hosts_contacted"], kept["bytes_out"]) == ("publish", ["example.invalid"], 0)
 
 
 def test_network_closes_after_an_exception() -> None:

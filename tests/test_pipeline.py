@@ -320,12 +320,12 @@ def test_a_missing_package_is_said_with_the_command(
     ],
 )
 def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=said), pipeline._spoken("pull", tmp_path):
+    with pytest.raises(StageError, match=said), pipeline.spoken("pull", tmp_path):
         raise error
 
 
 def test_any_other_error_stays_as_it_is(tmp_path: Path) -> None:
     for error in (OSError(errno.EACCES, "no"), Exception("a bug (os error of mine)")):
-        with pytest.raises(type(error)) as caught, pipeline._spoken("pull", tmp_path):
+        with pytest.raises(type(error)) as caught, pipeline.spoken("pull", tmp_path):
             raise error
         assert caught.value is error

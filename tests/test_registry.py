@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,16 @@ def test_a_version_never_changes(root: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
         send(root, release(tmp_path, weights=b"other weights"))
     assert contents(root) == before
+
+
+def test_a_release_under_another_name_is_not_taken(root: Path, tmp_path: Path) -> None:
+    send(root, release(tmp_path, "0.9"))
+    shutil.copytree(root / "desk" / "0.9", root / "desk" / "1.0")
+    with pytest.raises(IntegrityError, match="holds another release than its name says"):
+        registry.find(root, "1.0")
+    with pytest.raises(IntegrityError, match=r"lies desk 0\.9"):
+        targets.fetch(Local(root), "1.0", None, into=tmp_path / "here")
+    assert registry.find(root, "0.9").metrics["version"] == "0.9"
 
 
 def test_a_damaged_file_is_sent_again(root: Path, tmp_path: Path) -> None:

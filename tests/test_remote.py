@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -221,6 +222,38 @@ def test_options_are_learnt_from_refusals() -> None:
     assert all(isinstance(reply, Reply) for reply in found)
     assert fake.bodies[-1]["max_completion_tokens"] == 9
     assert len(fake.bodies) == 5
+
+
+def test_requests_on_their_way_learn_what_the_first_one_learnt() -> None:
+    together = threading.Barrier(4)  # so that four are refused before any has learnt of it
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        if "temperature" not in body:
+            return says("yes")
+        together.wait(timeout=30)
+        return fails(400, "'temperature' does not support 0.0 with this model.")
+
+    with endpoint.serving(manners) as fake:
+        found = answers(Remote(fake.url, "large", concurrency=4), ["a", "b", "c", "d"])
+    assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 4
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "wanted"),
+    [
+        ({"content": [{"logprob": -1.0}, {"logprob": -0.5}]}, pytest.approx(0.22313)),
+        ({"content": [{"logprob": 3.0}]}, None),
+        ({"content": [{"logprob": float("nan")}]}, None),
+        ({"content": "x"}, None),
+        ([3], None),
+        (None, None),
+    ],
+)
+def test_how_sure_an_endpoint_is(logprobs: Any, wanted: Any) -> None:
+    choice = {"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": logprobs}
+    reply = remote.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1)
+    assert reply is not None
+    assert reply.confidence == wanted
 
 
 def test_a_refusal_to_speak_is_an_answer_without_words() -> None:

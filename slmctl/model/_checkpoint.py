@@ -54,7 +54,9 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     place.rename(final)
     sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    kept = sorted(folder.glob("step-*"))
+    later = kept.index(final) + 1  # what an earlier run left behind this step was damaged, and passed over
+    for old in [*kept[later:], *kept[:later][:-KEEP]]:
         shutil.rmtree(old)
     return final
 
@@ -62,6 +64,11 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
 def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint, if there is one."""
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def passed_over(folder: Path, found: Path | None) -> list[str]:
+    """The names of the checkpoints that are newer than the newest whole one: they are damaged."""
+    return [path.name for path in sorted(folder.glob("step-*")) if found is None or path.name > found.name]
 
 
 def require_shared(found: Path | None) -> None:

@@ -395,6 +395,10 @@ def install(model: Any, smoothing: float = 0.0) -> dict[str, int]:
         if isinstance(module, LoraLinear):
             for pair in (module.lora_A, module.lora_B):
                 pair["default"].__class__ = torch.nn.Linear
+    for module in model.modules():  # what meets the float32 stream outside of a product, such as a layer norm
+        if not isinstance(module, FrozenLinear | torch.nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
     trunk.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
     plain_head = _is_plain_head(core, trunk)
     layers = list(getattr(trunk, "layers", []))

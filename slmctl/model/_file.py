@@ -31,7 +31,7 @@ from slmctl.rows.cells import Row
 from slmctl.task import Task
 
 CHUNK = 512  # rows asked together; as many are lost to a kill
-YES = (True, 1, "1", "true", "yes")
+NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # a mark in other words withholds the row
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
         format: What the source is, when its name does not say it.
         shard: Which part of how many, from (1, 1): a run of rows, so the parts in order are the whole.
         list_labels: Name the labels in the prompt, for a model that was not trained on them.
-        withhold: Leave out rows whose column `sensitive` says so, since the answers come from elsewhere.
+        withhold: Leave out rows that a column `sensitive` marks, since the answers come from elsewhere.
         identity: What else decides the answers, such as the model's digest; part of the journal's hash.
     """
 
@@ -132,8 +132,8 @@ def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
 def _check_columns(job: Job, survey: _tabular.Survey, added: list[str]) -> None:
     if not survey.rows:
         raise DataError(f"{job.source.name} holds no rows")
-    if survey.first and job.column not in survey.first:
-        known = listed(list(survey.first))
+    if survey.columns and job.column not in survey.columns:
+        known = listed(list(survey.columns))
         raise DataError(f"{job.source.name} has no column '{job.column}'", hint=f"--column NAME; its columns: {known}")
     taken = [name for name in added if name in survey.columns]
     if taken:
@@ -169,7 +169,7 @@ def _problem(row: Row, job: Job) -> dict[str, Any] | None:
     error = row.fault
     if not error and not _question(row, job):
         error = f"'{job.column}' is empty"
-    if not error and job.withhold and _said_sensitive(row.columns.get("sensitive")):
+    if not error and job.withhold and _marked_sensitive(row):
         error = "marked sensitive, so it is not sent to an endpoint"
     return {"answer": None, "confidence": None, "error": error} if error else None
 
@@ -182,8 +182,13 @@ def _question(row: Row, job: Job) -> str:
     return json.dumps(cell, ensure_ascii=False, sort_keys=True)
 
 
-def _said_sensitive(value: Any) -> bool:
-    return (value.strip().lower() if isinstance(value, str) else value) in YES
+def _marked_sensitive(row: Row) -> bool:
+    """Whether a row may not be sent. A mark in words that are not known says that it may not."""
+    cells = [cell for name, cell in row.columns.items() if name.strip().casefold() == "sensitive"]
+    return any(
+        cell.strip().casefold() not in NOT_SENSITIVE if isinstance(cell, str) else cell not in (None, False, 0)
+        for cell in cells
+    )
 
 
 def _fields(task: Task, answer: engine.Answer | engine.EngineError) -> dict[str, Any]:

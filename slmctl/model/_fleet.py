@@ -1,38 +1,74 @@
 """Answers of a model that is served elsewhere, by one or several OpenAI-compatible servers (vLLM, llama-server).
 
-They serve the model that MODEL's task was made for, so they are asked as it was trained; what they
-answer is held to the task here, since not every server can do it.
+They serve the model that MODEL's task was made for, so they are asked as it was trained, with the labels or the
+schema as a constraint where they know one; what they answer is held to the task here, since not every server does it.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+import httpx
+
+from slmctl import console
 from slmctl.briefing import read
 from slmctl.engine import Answer, EngineError
 from slmctl.errors import DataError, UsageError
 from slmctl.model.predict import Prompt
-from slmctl.remote import Ask, Refusal, Remote, Reply, completions
+from slmctl.remote import Ask, Refusal, Remote, Reply, completions, held
 from slmctl.task import Task
 
 
 class Fleet(Remote):
-    """Several endpoints asked in turn, as one: an attempt that failed is made again at the next one."""
+    """Several endpoints asked as one: whoever has least to do is asked next, and each has at most `concurrency`
+    requests in flight.
+
+    An attempt that failed is made again at another one; one that refuses the key or the model is asked no more.
+    """
 
     def __init__(self, urls: Sequence[str], model: str, key_env: str | None, concurrency: int) -> None:
         if not urls:
             raise UsageError("no endpoint is named", hint="--engine-url https://host/v1")
-        super().__init__(urls[0], model, key_env, concurrency * len(urls))
-        self.urls = [completions(url) for url in urls]
-        self._turns = itertools.cycle(self.urls)
-        self._turn = threading.Lock()
+        self.urls = list(dict.fromkeys(completions(url) for url in urls))
+        super().__init__(urls[0], model, key_env, concurrency * len(self.urls))
+        self._each = concurrency
+        self._running = dict.fromkeys(self.urls, 0)  # by those that are still asked, the next one first
+        self._failing: set[str] = set()  # asked again only where the others have no place
+        self._changed = threading.Condition()
 
-    def _address(self) -> str:
-        with self._turn:
-            return next(self._turns)
+    @contextlib.contextmanager
+    def _place(self, failed: str) -> Iterator[str]:
+        with self._changed:
+            self._failing |= {failed} & self._running.keys()
+            while (url := self._free(failed)) is None:
+                if self._stop.is_set():
+                    raise httpx.PoolTimeout("no server had a free place")
+                self._changed.wait(0.1)
+            self._failing.discard(url)
+            self._running[url] = self._running.pop(url) + 1  # of those with as little to do it is the last one now
+        try:
+            yield url
+        finally:
+            with self._changed:
+                if url in self._running:
+                    self._running[url] -= 1
+                self._changed.notify_all()
+
+    def _free(self, failed: str) -> str | None:
+        """The server with a free place that has least to do; not the one that failed, unless it is alone."""
+        others = [url for url in self._running if url != failed] or list(self._running)
+        free = [url for url in others if self._running[url] < self._each]
+        return min(free, key=lambda url: (url in self._failing, self._running[url]), default=None)
+
+    def _refused(self, url: str, why: str) -> None:
+        with self._changed:
+            if self._running.keys() == {url}:
+                super()._refused(url, why)
+            if self._running.pop(url, None) is not None:
+                console.say(f"  {urlsplit(url).netloc} is asked no more: {why}")
 
     def _hosts(self) -> set[str]:
         return super()._hosts() | {urlsplit(url).hostname or "" for url in self.urls}
@@ -45,7 +81,8 @@ class FleetAnswerer:
         self.fleet, self.task, self.max_tokens = fleet, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
-        asks = (Ask(prompt.messages, self.max_tokens) for prompt in prompts)
+        more = {"logprobs": True, **held(self.task.labels, self.task.constraint)}
+        asks = (Ask(self.task.safe(prompt.messages), self.max_tokens, optional=more) for prompt in prompts)
         for index, reply in self.fleet.ask_all(asks):
             yield index, self._answer(reply)
 

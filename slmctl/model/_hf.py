@@ -72,6 +72,7 @@ class Line:
     walk: Walk | None = None
     finish: str = ""
     ended: bool = False  # by a token, which is counted and not part of the text
+    fault: str = ""  # why the grammar cannot go on
 
 
 class Alphabet(torch.nn.Module):
@@ -132,8 +133,7 @@ class HfAnswerer:
         fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
         for indices in _batches(fits, rows, heads):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
-            answers = self._labels(head, batch) if self.trie else self._texts(head, batch)
-            yield from zip(indices, answers, strict=True)
+            yield from zip(indices, self._labels(head, batch) if self.trie else self._texts(head, batch), strict=True)
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -191,7 +191,7 @@ class HfAnswerer:
 
     # Texts, free or under a schema
 
-    def _texts(self, head: list[int], batch: list[list[int]]) -> list[Answer]:
+    def _texts(self, head: list[int], batch: list[list[int]]) -> list[Answer | EngineError]:
         """Take the likeliest token again and again; under a schema, the likeliest one that it allows."""
         state, scores = self._begun(head, batch)
         prompts = list(state.lengths)
@@ -215,6 +215,9 @@ class HfAnswerer:
     def _chosen(self, line: Line, scores: Scores) -> list[int]:
         """Choose a line's next token; returns it with those that follow from it."""
         allowed = line.walk.allowed() if line.walk else None
+        if allowed is not None and not len(allowed):
+            line.finish, line.fault = "error", "the grammar allows nothing more"
+            return []
         among = scores if allowed is None else scores[allowed]
         best = int(among.argmax())
         line.logarithm -= math.log(float(np.exp(among - among[best]).sum(dtype=np.float64)))
@@ -222,18 +225,25 @@ class HfAnswerer:
         if token in self.ends:
             line.finish, line.ended = "stop", True
             return []
-        return self._append(line, [token, *(line.walk.accept(token) if line.walk else [])])
+        try:
+            return self._append(line, [token, *(line.walk.accept(token) if line.walk else [])])
+        except DataError as error:
+            line.finish, line.fault = "error", error.message
+            return []
 
     def _append(self, line: Line, tokens: list[int]) -> list[int]:
-        tokens = tokens[: self.max_tokens - len(line.tokens)]
+        room = self.max_tokens - len(line.tokens)
+        cut, tokens = len(tokens) > room, tokens[:room]
         line.tokens += tokens
-        if line.walk is not None and line.walk.finished:
+        if line.walk is not None and line.walk.finished and not cut:
             line.finish = "stop"
         elif len(line.tokens) >= self.max_tokens:
             line.finish = "length"
         return tokens
 
-    def _text(self, line: Line, length: int) -> Answer:
+    def _text(self, line: Line, length: int) -> Answer | EngineError:
+        if line.fault:
+            return EngineError(line.fault)
         text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
         count = len(line.tokens) + line.ended
         return Answer(text, line.finish, float(f"{math.exp(line.logarithm):.6g}"), length, count)
@@ -296,6 +306,7 @@ def _batches(
 def _with_adapter(model: Any, adapter: Artifact) -> Any:
     """Put an adapter's weights on its base; every one of them must find its place."""
     settings = json.loads(adapter.file("adapter_config.json").read_bytes())
+    weights.refuse_code_of_adapter(settings)
     config = PeftConfig.from_peft_type(**{key: value for key, value in settings.items() if value is not None})
     tuned = PeftModel(model, config)
     loaded = set_peft_model_state_dict(tuned, load_file(adapter.file("adapter_model.safetensors")))

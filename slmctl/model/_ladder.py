@@ -109,15 +109,19 @@ def measure(head: Head, type_name: str) -> dict[str, Any]:
 
 
 def dominated(files: dict[str, Any]) -> list[str]:
-    """A sentence for every file that is larger than another one and no closer to the merged model."""
+    """A sentence for every file that is larger than another one and no closer to the merged model.
+
+    Of files whose distance was not measured nothing is said.
+    """
     notes = []
-    for name, entry in files.items():
+    measured = {name: entry for name, entry in files.items() if "kl_mean" in entry}
+    for name, entry in measured.items():
         better = [
-            other for other, its in files.items()
-            if its["size"] < entry["size"] and its.get("kl_mean", 0.0) <= entry.get("kl_mean", 0.0)
+            other for other, its in measured.items()
+            if its["size"] < entry["size"] and its["kl_mean"] <= entry["kl_mean"]
         ]  # fmt: skip
         if better:
-            least = min(better, key=lambda other: files[other].get("kl_mean", 0.0))
+            least = min(better, key=lambda other: files[other]["kl_mean"])
             notes.append(
                 f"{name} ({console.size(entry['size'])}) is larger than {least} ({console.size(files[least]['size'])}) "
                 "and no closer to the merged model: leave it out"

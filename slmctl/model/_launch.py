@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -67,6 +68,19 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     offline.add_receipt(said.get("receipt", {}))
     metrics: dict[str, Any] = said.get("metrics", {})
     return metrics
+
+
+def join_slurm(config: FinetuneConfig) -> None:
+    """Make this process one of a training, where `srun` started it as one of several: say so as torchrun would."""
+    known = os.environ
+    tasks = int(known.get("SLURM_STEP_NUM_TASKS") or known.get("SLURM_NTASKS") or 1)
+    if "RANK" in known or "SLURM_STEP_ID" not in known or tasks < 2:
+        return
+    known.update(RANK=known["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=known["SLURM_LOCALID"])
+    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", known.get("SLURM_STEP_TASKS_PER_NODE", "")):  # as many on every node
+        known["LOCAL_WORLD_SIZE"] = each[1]
+    known.setdefault("MASTER_ADDR", config.address)
+    known.setdefault("MASTER_PORT", str(config.port))
 
 
 def _environment(config: FinetuneConfig) -> dict[str, str]:

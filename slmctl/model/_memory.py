@@ -19,6 +19,7 @@ from slmctl.errors import StageError
 PIECE = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
 SPARE = 1.2  # what the allocator holds beside what is in use
 FIXED = 150e6  # bytes: optimizer code, thread pools, tokenized records
+MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 
 def estimate(folder: Path, config: FinetuneConfig, tokens: int) -> int:
@@ -37,7 +38,8 @@ def estimate(folder: Path, config: FinetuneConfig, tokens: int) -> int:
                 for dimension in file.get_slice(name).get_shape():
                     count *= dimension
                 parameters += count
-    hidden, inner = model.hidden_size, model.intermediate_size
+    hidden = model.hidden_size
+    inner = getattr(model, "intermediate_size", None) or 4 * hidden  # as GPT-2, OPT, Falcon and BLOOM have it
     heads = model.num_attention_heads
     kv = getattr(model, "num_key_value_heads", None) or heads
     head = getattr(model, "head_dim", None) or hidden // heads
@@ -63,16 +65,17 @@ def fullest(lengths: Sequence[int], together: int) -> int:
     return max(longest, min(PIECE, sum(sorted(lengths)[-together:])))
 
 
-def require(needed: int) -> None:
-    """Refuse what cannot fit.
+def require(needed: int, processes: int = 1) -> None:
+    """Refuse what cannot fit, of so many processes on this machine that need as much each.
 
     Raises:
         StageError: The estimate is more than the memory that is free.
     """
-    have = available() + _now()
-    if needed > have:
+    have = available() + processes * _now()
+    if processes * needed > have:
+        each = f" in {processes} processes" if processes > 1 else ""
         raise StageError(
-            f"training needs about {size(needed)} of memory, and {size(have)} are free",
+            f"training needs about {size(processes * needed)} of memory{each}, and {size(have)} are free",
             hint="a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more",
         )
 
@@ -81,14 +84,16 @@ def available() -> int:
     """Bytes that this process can still take: the machine's, or its control group's where that is less."""
     free = next(
         int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        for line in MEMINFO.read_text(encoding="ascii").splitlines()
         if line.startswith("MemAvailable")
     )
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        limit = (GROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((GROUP / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (GROUP / "memory.stat").read_text(encoding="ascii").splitlines())
     except OSError:
         return free
+    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory is wanted
     return free if limit == "max" else min(free, int(limit) - used)
 
 

@@ -24,12 +24,10 @@ class Survey:
 
     Attributes:
         rows: How many it holds, bad ones counted.
-        first: Columns of the first good row.
         columns: Every column by name, with the kinds of values it holds: `bool`, `int`, `float`, `text`.
     """
 
     rows: int
-    first: tuple[str, ...]
     columns: dict[str, frozenset[str]]
 
 
@@ -53,16 +51,15 @@ def format_of(path: Path) -> str:
 
 def survey(found: Iterable[Row], name: str) -> Survey:
     """Look through a source once."""
-    count, first = 0, tuple[str, ...]()
+    count = 0
     kinds: dict[str, set[str]] = {}
     for row in found:
         count += 1
         if row.fault:
             continue
-        first = first or tuple(row.columns)
         for column, value in row.columns.items():
             kinds.setdefault(column, set()).add(_kind(value))
-    return Survey(count, first, {column: frozenset(held - {"none"}) for column, held in kinds.items()})
+    return Survey(count, {column: frozenset(held - {"none"}) for column, held in kinds.items()})
 
 
 @contextlib.contextmanager
@@ -77,15 +74,15 @@ def writer(path: Path, kind: str, named: Path, seen: Survey, added: list[str]) -
     with path.open("wb") as raw, (
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if named.suffix.lower() == ".gz" else contextlib.nullcontext(raw)
     ) as stream:  # fmt: skip
-        begun = False
+        separator = "\t" if kind == "tsv" else ","
+        if kind != "jsonl":  # at once: a part without rows has its header too
+            stream.write(rows.as_csv([], columns=columns, separator=separator).encode())
 
         def write_text(block: list[dict[str, Any]]) -> None:
-            nonlocal begun
             if kind == "jsonl":
                 text = "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in block)
             else:
-                text = rows.as_csv(block, columns=columns, header=not begun, separator="\t" if kind == "tsv" else ",")
-            begun = True
+                text = rows.as_csv(block, columns=columns, header=False, separator=separator)
             stream.write(text.encode())
 
         yield write_text

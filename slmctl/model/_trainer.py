@@ -321,27 +321,39 @@ class Pieces:
     filled: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        count = max(1, min(len(rows), self.limit // longest))
-        parts = math.ceil(len(rows) / count)  # of nearly the same size
-        bounds = [round(k * len(rows) / parts) for k in range(parts + 1)]
-        batches = [self.packing(rows[a:b]) for a, b in itertools.pairwise(bounds)]
-        for batch, part in zip(batches, (rows[a:b] for a, b in itertools.pairwise(bounds)), strict=True):
+        parts = parted(rows, self.limit)
+        batches = [self.packing(part) for part in parts]
+        for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
             self.filled += tokens
             self.padded += tokens - prefix - sum(len(row["input_ids"]) - prefix for row in part)
         return batches
 
 
+def parted(rows: Sequence[Row], limit: int | None) -> list[Sequence[Row]]:
+    """Rows in parts of nearly the same count, each of at most `limit` tokens once padded, or one record."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    count = max(1, min(len(rows), limit // longest)) if limit else len(rows)
+    parts = math.ceil(len(rows) / count)
+    bounds = [round(k * len(rows) / parts) for k in range(parts + 1)]
+    return [rows[a:b] for a, b in itertools.pairwise(bounds)]
+
+
 class LeftPadded:
-    """Rows -> one batch (records, length), padded on the left: what unsloth's kernels expect."""
+    """Rows -> batches (records, length), padded on the left: what unsloth's kernels expect.
+
+    With a `limit` they have at most so many tokens, or one record.
+    """
 
     padded, filled = 0, 0
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
+    def __init__(self, pad: int, limit: int | None = None) -> None:
+        self.pad, self.limit = pad, limit
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [self._batch(part) for part in parted(rows, self.limit)]
+
+    def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.pad)
         labels, mask, weights = torch.full_like(ids, IGNORED), torch.zeros_like(ids), torch.zeros(ids.shape)
@@ -354,9 +366,9 @@ class LeftPadded:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         self.filled += ids.numel()
         self.padded += int(ids.numel() - mask.sum())
-        return [
-            {"input_ids": ids, "labels": labels, "weights": weights, "attention_mask": mask, "position_ids": positions}
-        ]
+        return {
+            "input_ids": ids, "labels": labels, "weights": weights, "attention_mask": mask, "position_ids": positions,
+        }  # fmt: skip
 
 
 def padded_loss(model: Any, inputs: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:

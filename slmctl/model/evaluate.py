@@ -7,7 +7,8 @@ second time, without this code.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def run(
     task = Task.read(prepared.path)
     split, records = _records(predictions, prepared)
     train, choosing = (read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation"))
-    models = _models(predictions, records)
+    # a file that may be chosen keeps its name, by which the choice and the gates go
+    models = _models(predictions, records, kept={artifact.metrics.get("sha256") for artifact in validation or ()})
     free = baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
     scored = {name: score(task, records, given) for name, given in answers.items()}
@@ -127,15 +129,28 @@ def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, 
     return split, read_records(prepared.file(f"{split}.jsonl"))
 
 
-def _models(predictions: Sequence[Artifact], records: Sequence[Record]) -> dict[str, Model]:
-    """The models by name, in the order of the pipeline, the larger file first."""
+def _models(
+    predictions: Sequence[Artifact], records: Sequence[Record], kept: Set[str | None] = frozenset()
+) -> dict[str, Model]:
+    """The models by name, in the order of the pipeline, the larger file first.
+
+    Models that have a name in common get a piece of their digest too, but those whose digest is in `kept`.
+    """
     named: dict[str, Model] = {}
+    common = Counter(_name(artifact) for artifact in predictions)
     for artifact in sorted(predictions, key=_place):
-        name = artifact.metrics["model"].replace("|", "/")  # `|` stands between the names of a pair
+        name, digest = _name(artifact), artifact.metrics.get("sha256")
+        if common[name] > 1 and digest and digest not in kept:
+            name = f"{name} ({digest[:8]})"
         if name in named:
             raise UsageError(f"two of the models are both called '{name}'", hint="give each model once")
         named[name] = _model(artifact, records)
     return named
+
+
+def _name(predictions: Artifact) -> str:
+    name: str = predictions.metrics["model"]
+    return name.replace("|", "/")  # `|` stands between the names of a pair
 
 
 def _place(predictions: Artifact) -> tuple[int, int, int, str]:

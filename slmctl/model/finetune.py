@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
 from slmctl import backend, console, offline, weights
@@ -29,6 +33,8 @@ from slmctl.task import Task
 LOG_EVERY = 10  # steps
 OVERFITTED = 1.02  # the last validation loss over the best one, from which a run is said to overfit
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Packages of trackers that are not called like them: any one of them will do.
+TRACKED_BY = {"tensorboard": ("tensorboardX", "tensorboard"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
 
 
 @backend.stdout_spared()  # unsloth prints as it loads, wraps and trains
@@ -43,10 +49,12 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         keep: Where checkpoints outlive a run that does not end; the next run goes on from there.
 
     Raises:
-        DataError: A record is longer than `max_length` tokens, or has nothing to learn.
-        MissingError: 4-bit weights are asked for, and unsloth or a GPU is missing.
+        DataError: A record is longer than `max_length` tokens, or has nothing to learn, or there is none.
+        MissingError: 4-bit weights are asked for, and unsloth or a GPU is missing; or a tracker's package is.
         StageError: The training diverged, or cannot fit the memory.
+        UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
+    _require_trackers(config.report_to)
     if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
         return _launch.several(config, base=base, prepared=prepared, out=out, keep=keep)
     _memory.forget_peak()
@@ -55,16 +63,19 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     if config.load_4bit and chosen != "unsloth":
         raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_4bit=false")
     tokenizer = weights.load_tokenizer(base.path)
-    train, cut = encode(read_records(prepared.file("train.jsonl")), task, tokenizer, config)
-    validation, validation_cut = encode(read_records(prepared.file("validation.jsonl")), task, tokenizer, config)
+    train, cut = encode(_records(prepared, "train"), task, tokenizer, config)
+    validation, validation_cut = encode(_records(prepared, "validation"), task, tokenizer, config)
     on_gpu = torch.cuda.is_available()
     leads = os.environ.get("RANK", "0") == "0"
     estimate = None
     if not on_gpu:
         lengths = [len(row["input_ids"]) for row in train]
-        together = config.batch // config.accumulation
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        together = max(config.batch // (config.accumulation * world), 1)
         estimate = _memory.estimate(base.path, config, _memory.fullest(lengths, together))
-        _memory.require(estimate)
+        if world > 1:  # what a faster process had loaded by now would count as taken
+            PartialState(cpu=True).wait_for_everyone()
+        _memory.require(estimate, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.manual_seed(config.seed)
     model = _unsloth(config, base.path) if chosen == "unsloth" else _transformers(config, base.path)
     packs = chosen == "transformers" and not on_gpu and _fast.packs(model)
@@ -74,6 +85,9 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
         found = _checkpoint.newest(keep)
         _checkpoint.require_shared(found)
+        if leads and (left := _checkpoint.passed_over(keep, found)):
+            then = "" if found else "; none is whole, so the training starts over"
+            console.say(f"  note: {', '.join(left)} of an earlier run left aside as damaged{then}")
         if found is None:
             trainer.evaluate()
             before = trainer.progress.before or math.nan
@@ -135,15 +149,52 @@ def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count
     records = read_records(prepared.file("train.jsonl"))[:count]
     lines = []
     for record in records:
-        (row,), _ = encode([record], task, tokenizer, config.model_copy(update={"too_long": "truncate"}))
+        whole = {"max_length": sys.maxsize, "too_long": "error"}
+        (row,), _ = encode([record], task, tokenizer, config.model_copy(update=whole))
+        fate, size, limit = "", len(row["input_ids"]), config.max_length
+        if size > limit and config.too_long == "truncate":
+            (row,), _ = encode([record], task, tokenizer, config)
+            fate = f"; cut from {size} to fit max_length {limit}"
+        elif size > limit:
+            what = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
+            fate = f"; longer than max_length {limit}, {what}"
         learned = sum(label != IGNORED for label in row["labels"])
         place = f"{record.id} ({record.source['file']} row {record.source['row']})"
-        lines.append(f"{place}: {len(row['input_ids'])} tokens, {learned} to learn")
+        lines.append(f"{place}: {len(row['input_ids'])} tokens, {learned} to learn{fate}")
         for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
             mark = " " if label == IGNORED else "*"
             more = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
             lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{more}")
     return "\n".join(lines)
+
+
+def _require_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that cannot follow the run, before there is one."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UsageError(
+                f"finetune.report_to: '{name}' is no tracker that transformers knows",
+                hint=f"one of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}",
+            )
+        packages = TRACKED_BY.get(name, (name,))
+        if all(importlib.util.find_spec(package) is None for package in packages):
+            raise MissingError(
+                f"finetune.report_to: {name} needs the package '{packages[0]}', which is not installed",
+                hint=f"pip install {packages[0]}",
+            )
+
+
+def _records(prepared: Artifact, split: str) -> list[Record]:
+    """The records of a split that a training cannot do without."""
+    records = read_records(prepared.file(f"{split}.jsonl"))
+    if records:
+        return records
+    if split == "train":
+        raise DataError("there are no training records", hint=f"{prepared.path / 'rejected.jsonl'} says why rows went")
+    raise DataError(
+        "there are no validation records, and the best step is chosen by their loss",
+        hint="prepare.splits.validation: 0.1, or a source with split: validation",
+    )
 
 
 def encode(
@@ -205,9 +256,10 @@ def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any, tool
                 hint="split such conversations into one record a turn",
             )
         prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
-        answer = tokenizer(message["content"] + task.end, add_special_tokens=False).input_ids
+        said = task.defused(message["content"]) + task.end  # as later turns will show it
+        answer = tokenizer(said, add_special_tokens=False).input_ids
         weight = float(message.get("weight", 1))
-        written = head + task.defused(message["content"]) + task.end
+        written = head + said
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + (answer if weight else [IGNORED] * len(answer))
         shares += [0.0] * len(prompt) + [weight] * len(answer)
@@ -225,13 +277,16 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     longest = max(asked, key=lambda message: len(message["content"]))
     row = _encode(messages, task, tokenizer, record.tools)
     while len(row["input_ids"]) > limit:
-        tokens = tokenizer(longest["content"], add_special_tokens=False).input_ids
-        if not tokens:
+        text = longest["content"]
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        if not places:
             raise DataError(
                 f"{where} is longer than max_length {limit} whatever is cut", hint="--set finetune.too_long=drop"
             )
         excess = len(row["input_ids"]) - limit
-        longest["content"] = tokenizer.decode(tokens[:-excess] if excess < len(tokens) else [])
+        # where the first token begins that must go: decoding what stays would make other text of half a character
+        begin = places[-excess][0] if excess < len(places) else 0
+        longest["content"] = text[: min(begin, len(text) - 1)]
         row = _encode(messages, task, tokenizer, record.tools)
     return row
 
@@ -290,7 +345,7 @@ def _trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         rows=validation,
-        pieces=Pieces() if packs else LeftPadded(pad),
+        pieces=Pieces() if packs else LeftPadded(pad, None if on_gpu else _memory.PIECE),
         checkpoints=keep,
         patience=config.patience,
         smoothing=config.label_smoothing,

@@ -67,7 +67,7 @@ def _run(
     name = config.type if model.kind in ("gguf", "published") else model.kind
     with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
         prompts = [asked(task, record, list_labels=untuned) for record in records]
-        latency = _latency(answerer, prompts[:LATENCY_ROWS])
+        latency = _latency(answerer, prompts)
         begun = time.monotonic()
         answers: list[engine.Answer | None] = [None] * len(records)
         with console.progress(f"predict {name}", len(records), "rows") as meter:
@@ -173,7 +173,8 @@ class GgufAnswerer:
         self.model, self.task, self.max_tokens = model, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        return self.model.ask_all(request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
+        requests = (request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
+        return self.model.ask_all(requests, widen=True)
 
 
 def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
@@ -193,9 +194,12 @@ def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
 
 
 def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """What one caller waits for one answer, in ms, over some rows asked one at a time after a warm-up."""
+    """What one caller waits for one answer, in ms, over the first rows asked one at a time after a warm-up.
+
+    The longest prompt warms up, so that no figure holds the time in which the engine made room for it.
+    """
     times = []
-    for prompt in [*prompts[:1], *prompts]:
+    for prompt in [max(prompts, key=lambda one: len(one.text)), *prompts[:LATENCY_ROWS]]:
         begun = time.monotonic()
         for _ in answerer.answer([prompt]):
             pass

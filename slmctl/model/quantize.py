@@ -112,7 +112,7 @@ def _closest(
         return target, parity
     plain = _parity.check(other.path, gguf_head.read(other.path), wanted, scratch=scratch)
     both = {"kl_weighted": parity.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
-    if plain.get("kl_mean", 0.0) >= parity.get("kl_mean", 0.0):
+    if not ("kl_mean" in plain and "kl_mean" in parity and plain["kl_mean"] < parity["kl_mean"]):
         other.path.unlink()
         return target, parity | both
     other.path.replace(target.path)
@@ -144,7 +144,7 @@ def _must_answer(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, 
     """Ask a file held-out prompts through the engine that will serve it; it must end at least one answer."""
     with engine.Engine(path, sequences=PROBES) as model:
         requests = [engine.Request(asked_of(task, probe), max_tokens=FREE_TOKENS) for probe in probes]
-        answers = [answer for _, answer in model.ask_all(requests)]
+        answers = [answer for _, answer in model.ask_all(requests, widen=True)]
     failed = [answer for answer in answers if isinstance(answer, engine.EngineError)]
     if failed:
         raise StageError(f"{path.name} does not answer: {failed[0].message}")

@@ -26,12 +26,14 @@ _BINARY = (".model",)  # a sentencepiece vocabulary
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
 _HASH = re.compile(r"\b(?:sha256:)?[0-9a-f]{32,}\b")
 _DECIMAL = re.compile(r"(?<![\w.])[-+±−]?\d+\.\d+%?(?![\w.]|-\d)")
+# An address on a network, up to where a text around it goes on: what it names is no path of this machine.
+_ADDRESS = re.compile(r"\b(?!file:)[A-Za-z][\w+.-]{0,30}://[^\s/\"'<>,;|()][^\s\"'<>,;|()]*")
 _PATH = re.compile(
-    r"(?<![\w./:<{}~%&=?#*+-])/(?:[\w.@+%-]+/)+[\w.@+%-]+"  # two parts or more: /home/jo/data
+    r"(?<![\w./<{}~%*+-])/(?:[\w.@+%-]+/)+[\w.@+%-]+"  # two parts or more: /home/jo/data
     r"|(?<![\w./])~/[\w.@+-]+"
     r"|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.@ $+-]+\\"
     r"|(?<![\\\w])\\\\[\w.-]+\\[\w$.-]+"
-    r"|\bfile://[^\s\"'<>]+"
+    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"  # an address without a host, such as a database's
 )
 
 
@@ -83,7 +85,7 @@ def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[st
     for allowed in allow:
         text = text.replace(allowed, " ")
     text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
-    if _PATH.search(text):
+    if _PATH.search(_ADDRESS.sub(" ", text)):
         yield "a path of this machine"
     for finding in sensitive.find(text, kinds):
         yield finding.rule

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -219,7 +220,10 @@ class _Run:
             return {**choice.last, "text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
-        work = router.route(self.asked.sent, self.asked.options, headers, local, ends_at=ends_at, request=self.note.id)
+        work = router.route(
+            self.asked.sent, self.asked.options, headers, local,
+            ends_at=ends_at, request=self.note.id, log=self.gateway.log,
+        )  # fmt: skip
         routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         self.p_correct = routed.p_correct
@@ -389,10 +393,13 @@ def application(served: Served, log: Log) -> Starlette:
             Route("/metrics", _metrics),
             *page.routes(),
         ],
-        middleware=[Middleware(_Observed, gateway=gateway), *([cors] if origins else [])],
+        middleware=[
+            Middleware(_Observed, gateway=gateway), *([cors] if origins else []),
+            # within what observes: Starlette's own would stand around it, and answer what nobody counts
+            Middleware(ServerErrorMiddleware, handler=_bug),
+        ],
         exception_handlers={
             BadRequestError: _bad_request, BusyError: _busy, FailedError: _failed, HTTPException: _http_error,
-            Exception: _bug,
         },
     )  # fmt: skip
     app.state.gateway = gateway
@@ -436,6 +443,7 @@ async def _health(http: HttpRequest) -> Response:
 
 async def _ready(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
+    await gateway.served.backend.look()
     return JSONResponse({"ready": gateway.ready}, status_code=200 if gateway.ready else 503)
 
 
@@ -443,6 +451,7 @@ async def _metrics(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     gateway.key_of(http)
     metrics, limits = gateway.metrics, gateway.limits
+    await gateway.served.backend.look()
     metrics.running.set(limits.running)
     metrics.waiting.set(limits.waiting)
     metrics.ready.set(gateway.ready)
@@ -513,7 +522,7 @@ class _Observed:
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app, self.gateway = app, gateway
         loopback = served_on_loopback(gateway.settings.host) and gateway.served.keys is None
-        self._hosts = frozenset(LOOPBACK) if loopback else frozenset[str]()
+        self._hosts = frozenset((*LOOPBACK, gateway.settings.host)) if loopback else frozenset[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

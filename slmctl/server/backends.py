@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncGenerator, Callable
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Set
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
+import referencing
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import UnknownType
+from referencing.exceptions import Unresolvable
 
 from slmctl import remote
-from slmctl.engine import Engine, EngineError, Event
-from slmctl.errors import DataError
+from slmctl.engine import Engine, EngineError, Event, Request
+from slmctl.errors import DataError, NetworkError
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai import Asked
@@ -23,8 +29,14 @@ Put = Callable[[Event], None]
 Cancel = Callable[[], None]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before the engine is started once more
 MAX_BYTES = 8_000_000  # of one reply
-# What another server may not know; it is asked without what it has refused by name.
-OPTIONAL = ("structured_outputs", "logprobs", "stream_options", "seed")
+LOOK_S = 2.0  # for another server to say that it is there, and as long that is believed
+MAX_STEPS = 100_000  # keywords of a client's own schema that are applied to one answer: about a second
+# Words of a refusal that is of the option itself, and so of every request's; others may be of its value.
+UNKNOWN = re.compile(
+    r"unknown|unrecogni[sz]ed|unsupported|unexpected|extra (inputs?|fields?)|additional|"
+    r"not (supported|permitted|allowed|recogni[sz]ed|implemented)|no such",
+    re.IGNORECASE,
+)
 
 
 class Backend(Protocol):
@@ -34,6 +46,7 @@ class Backend(Protocol):
     def build(self) -> str: ...
     @property
     def ready(self) -> bool: ...
+    async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
     def fault_of(self, schema: dict[str, Any]) -> str: ...
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel: ...
@@ -55,6 +68,9 @@ class Local:
     @property
     def ready(self) -> bool:
         return self._reviving is None and self.engine.alive
+
+    async def look(self) -> None:
+        """Nothing: it is known at any time whether the engine lives."""
 
     def start(self, log: Log, metrics: Metrics) -> None:
         self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
@@ -137,6 +153,7 @@ class Elsewhere:
         self._refused: set[str] = set()
         self._limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._there, self._looked = True, -math.inf
 
     @property
     def hosts(self) -> set[str]:
@@ -149,13 +166,28 @@ class Elsewhere:
 
     @property
     def ready(self) -> bool:
-        return True
+        return self._there
+
+    async def look(self) -> None:
+        """Ask whether the other server is there, unless that was asked a moment ago."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        try:
+            said = await self._looker.get(self.url.removesuffix("/chat/completions") + "/models")
+            self._there = said.status_code < 500  # a server without a list of models is there too
+        except (httpx.HTTPError, OSError, NetworkError):
+            self._there = False
 
     def start(self, log: Log, metrics: Metrics) -> None:
+        self._log = log
         # no proxy of the environment, which would be told everything; the deadline of the answer is the gateway's
         self._client = httpx.AsyncClient(
             headers=self._headers, timeout=httpx.Timeout(None, connect=10), limits=self._limits, trust_env=False
         )
+        # a connection of its own, which no answer keeps busy
+        self._looker = httpx.AsyncClient(headers=self._headers, timeout=LOOK_S, trust_env=False)
 
     def fault_of(self, schema: dict[str, Any]) -> str:
         """Nothing: the server says so itself."""
@@ -164,7 +196,15 @@ class Elsewhere:
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
         task = asyncio.create_task(self._answer(asked, index, put))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            error = None if done.cancelled() else done.exception()
+            if error is not None:  # whatever it is, nobody is to wait for the deadline
+                self._log.event("engine_failed", error=type(error).__name__)
+                put({"error": f"the engine cannot be asked: {type(error).__name__}"})
+
+        task.add_done_callback(ended)
 
         def cancel() -> None:
             task.cancel()
@@ -176,10 +216,11 @@ class Elsewhere:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
+        await self._looker.aclose()
 
     async def _answer(self, asked: Asked, index: int, put: Put) -> None:
-        reply = _Reply()
-        held = asked.model.held  # such an answer is shown when it is known to be one
+        reply, request = _Reply(), asked.requests[index]
+        held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
         try:
             async with contextlib.aclosing(self._pieces(asked, index, reply)) as pieces:
                 async for event in pieces:
@@ -193,17 +234,19 @@ class Elsewhere:
             return
         if reply.finish is None:
             put({"error": "the engine's answer was cut off"})
-        elif held and not asked.model.task.accepts(reply.text):
-            put({"error": f"the engine's answer is none that a task of kind '{asked.model.task.kind}' allows"})
+        elif held and (text := await _read(asked, request, reply.text)) is None:
+            whose = f"a task of kind '{asked.model.task.kind}'" if asked.model.held else "the request"
+            put({"error": f"the engine's answer, which ended with '{reply.finish}', is none that {whose} allows"})
         else:
             if held:
-                put({"piece": reply.text.strip() if asked.model.task.labels else reply.text, **reply.told})
+                put({"piece": text, **reply.told})
             put(reply.last)
 
     async def _pieces(self, asked: Asked, index: int, reply: _Reply) -> AsyncGenerator[Event, None]:
         """Ask, without what this server does not know, and read its stream."""
+        gone = set[str]()  # from this request, beside what is gone from all
         while True:
-            body = self._body(asked, index)
+            body = self._body(asked, index, gone)
             url = self.url if asked.turns[index] else self.url.removesuffix("/chat/completions") + "/completions"
             async with self._client.stream("POST", url, json=body) as response:
                 if response.status_code == 200:
@@ -217,16 +260,19 @@ class Elsewhere:
                     return
                 raw = (await response.aread())[:MAX_BYTES]
                 said = remote.message(raw)
-                names = [name for name in OPTIONAL if name in body and name in said and name not in self._refused]
+                names = [name for name in remote.OPTIONAL if name in body and name in said]
                 if response.status_code not in (400, 422) or not names:
                     raise _RefusedError(
                         f"the engine refused: HTTP {response.status_code}: {said}", response.status_code
                     )
-                self._refused.update(names)
+                gone.update(names)
+                if UNKNOWN.search(said):
+                    self._refused.update(names)
 
-    def _body(self, asked: Asked, index: int) -> dict[str, Any]:
+    def _body(self, asked: Asked, index: int, gone: Set[str]) -> dict[str, Any]:
+        """What is asked: the conversation as it is rendered here, its control tokens broken up."""
         request, task = asked.requests[index], asked.model.task
-        asks = {"messages": list(asked.turns[index])} if asked.turns[index] else {"prompt": request.prompt}
+        asks = {"messages": task.safe(asked.turns[index])} if asked.turns[index] else {"prompt": request.prompt}
         body: dict[str, Any] = {
             "model": self.model, **asks, "max_tokens": request.max_tokens, "temperature": request.temperature,
             "top_p": request.top_p, "seed": request.seed, "stream": True, "stream_options": {"include_usage": True},
@@ -236,13 +282,10 @@ class Elsewhere:
             body["stop"] = stops
         if asked.turns[index]:
             body |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
-        if request.labels:
-            body["structured_outputs"] = {"choice": list(request.labels)}
-        elif request.schema:
-            form = {"name": "answer", "schema": json.loads(request.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        gone = self._refused | ({"top_logprobs"} if "logprobs" in self._refused else set())
-        return {name: value for name, value in body.items() if name not in gone}
+        body |= remote.held(request.labels, request.schema)
+        left_out = self._refused | gone
+        left_out |= {"top_logprobs"} if "logprobs" in left_out else set()
+        return {name: value for name, value in body.items() if name not in left_out}
 
 
 class _RefusedError(Exception):
@@ -293,17 +336,60 @@ class _Reply:
     @property
     def last(self) -> Event:
         """The event that ends the answer, as the engine would tell it."""
-        own = self._own.get("confidence")
-        sure = own if isinstance(own, int | float) else math.exp(sum(self._logprobs)) if self._logprobs else None
         labels = self._own.get("labels")
         return {
             "finish": self.finish,
             "prompt_tokens": _count(self._usage.get("prompt_tokens")),
             "completion_tokens": _count(self._usage.get("completion_tokens")),
-            "confidence": sure,
+            "confidence": remote.confidence(self._own.get("confidence"), self._logprobs),
             "logprobs": self._logprobs,
             **({"labels": labels} if isinstance(labels, dict) else {}),
         }
+
+
+async def _read(asked: Asked, request: Request, text: str) -> str | None:
+    """The answer, if the task, or else the client's own choices or schema, allows it."""
+    if request.labels:
+        return next((one for one in (text, text.strip()) if one in request.labels), None)
+    if asked.model.held:
+        return text if asked.model.task.accepts(text) else None
+    return text if await asyncio.to_thread(_satisfies, request.schema, text) else None
+
+
+def _satisfies(schema: str, text: str) -> bool:
+    """Whether an answer satisfies a client's own schema, as far as that takes a bounded time.
+
+    Regular expressions are left to the engine: matching one can take for ever. References lead nowhere else.
+    """
+    form, left = json.loads(schema), MAX_STEPS
+
+    def bounded(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def applied(*args: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _EndlessError
+            return apply(*args) or ()
+
+        return applied
+
+    named = ("patternProperties", "additionalProperties", "unevaluatedProperties")  # properties by expressions
+    skipped = {"pattern", *(named if '"patternProperties"' in schema else ())}
+    known = Draft202012Validator.VALIDATORS
+    check = validators.extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator,
+        {name: bounded((lambda *_: ()) if name in skipped else apply) for name, apply in known.items()},
+    )
+    try:
+        return not any(check(form, registry=referencing.Registry()).iter_errors(json.loads(text)))
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
+        return False  # no JSON, or a schema that means nothing
+    except (UnknownType, Unresolvable, _EndlessError):
+        return False
+
+
+class _EndlessError(Exception):
+    """A schema takes too long to apply."""
 
 
 def _token(said: dict[str, Any]) -> Event:

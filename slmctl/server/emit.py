@@ -36,6 +36,9 @@ KEYS = "/run/keys"  # where the folder with the hashes of the clients' keys is m
 KEY_ENV = "VLLM_API_KEY"  # what vLLM reads its key from, and the gateway too
 GB = 1 << 30
 KINDS = ("compose", "kubernetes", "vllm")
+# Settings that stay here: a policy is fitted on one GGUF file, and the others are of no use without it.
+LEFT_OUT = ("policy", "generalist", "prices", "decisions", "detector")
+STOP_S = 10  # that a process has to end beyond the time that its running answers get
 SHARED = ("README.md",)
 FILES = {
     "compose": ("compose.yaml", ".env", "gateway/Dockerfile", "gateway/wheels/README"),
@@ -81,6 +84,8 @@ def write(given: Handover, kind: str, out: Path) -> None:
     half = out.with_name(f".{out.name}.half")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
+    if given.settings.policy is not None:
+        console.say("left out: serve.policy and what belongs to it, since a policy is for one GGUF file")
     try:
         _copy(given, half)
         _contract(given, kind, half / "contract")
@@ -187,7 +192,7 @@ def _contract(given: Handover, kind: str, folder: Path) -> None:
     _put(folder / "chat_template.jinja", given.task.chat_template)
     local = kind == "vllm"
     host = {"compose": "vllm", "kubernetes": f"{_label(given.name)}-vllm", "vllm": "127.0.0.1"}[kind]
-    serve = given.settings.model_dump(mode="json", by_alias=True, exclude_none=True) | {
+    serve = given.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
         "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
         "port": GATEWAY_PORT,
         "keys": "../keys/keys.json" if local else f"{KEYS}/keys.json",
@@ -226,6 +231,7 @@ def _values(given: Handover, kind: str) -> dict[str, Any]:
         "label": _label(given.name),
         "task": given.task,
         "settings": given.settings,
+        "stop_s": math.ceil(given.settings.grace_s) + STOP_S,
         "adapter": given.adapter is not None,
         "origin": given.origin,
         "weights": console.size(weights),

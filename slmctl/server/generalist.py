@@ -115,8 +115,9 @@ class Generalist:
         """
         begun = time.monotonic()
         try:
-            status, headers, raw = await self._post(self.body(messages, options))
-            if status == 400 and self._wording.adapt(raw):
+            sent = self.body(messages, options)
+            status, headers, raw = await self._post(sent)
+            if status == 400 and self._wording.adapt(raw, sent):
                 status, headers, raw = await self._post(self.body(messages, options))
         except (httpx.TimeoutException, TimeoutError):
             raise FailedError("generalist-slow") from None

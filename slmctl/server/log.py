@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -15,10 +16,10 @@ KEPT = 10_000  # lines that wait for whoever reads the log; more are dropped, an
 
 
 class Log:
-    """Writes lines from a thread of its own: a log that nobody reads holds up no answer."""
+    """Writes lines from a thread of its own: a log that nobody reads, or that cannot be written, holds up no answer."""
 
     def __init__(self, stream: TextIO | None = None, *, requests: bool = True) -> None:
-        self.dropped = 0
+        self._unread, self._unwritten = 0, 0  # each counted in one thread
         self._stream, self._requests = stream or sys.stderr, requests
         self._lines: queue.Queue[str | None] = queue.Queue(KEPT)
         self._thread = threading.Thread(target=self._write, daemon=True)
@@ -33,18 +34,30 @@ class Log:
         """Something that happened."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        try:
-            self._lines.put_nowait(json.dumps({"time": stamp, "event": name, **fields}))
-        except queue.Full:
-            self.dropped += 1
+        self.line({"time": stamp, "event": name, **fields})
 
-    def close(self) -> None:
-        """Write what waits, unless nobody reads it."""
+    def line(self, fields: dict[str, Any]) -> None:
+        """A line of these fields and no others."""
+        try:
+            self._lines.put_nowait(json.dumps(fields))
+        except queue.Full:
+            self._unread += 1
+
+    @property
+    def dropped(self) -> int:
+        """Lines that stand nowhere: nobody read the log in time, or it could not be written."""
+        return self._unread + self._unwritten
+
+    def close(self, *, stream: bool = False) -> None:
+        """Write what waits, unless nobody reads it; close the stream too where it is this log's own."""
         try:
             self._lines.put(None, timeout=1)
         except queue.Full:
             return
         self._thread.join(timeout=2)
+        if stream and not self._thread.is_alive():
+            with contextlib.suppress(OSError):  # what a full disk did not take has been counted
+                self._stream.close()
 
     def _write(self) -> None:
         more = True
@@ -56,7 +69,9 @@ class Log:
             try:
                 self._stream.write("".join(f"{line}\n" for line in lines if line is not None))
                 self._stream.flush()
-            except (OSError, ValueError):  # whoever read the log has gone
+            except OSError:  # whoever read the log has gone, or the disk is full
+                self._unwritten += sum(line is not None for line in lines)
+            except ValueError:  # it was closed
                 return
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from slmctl.task import Task
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
 STOPS = 4
 ALTERNATIVES = {"chat": 20, "text": 5}  # as OpenAI has them
-SCHEMA_BYTES = 1 << 16
+SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
+FORMS = ("response_format", "structured_outputs")  # what a client may hold answers to
 CACHED = 8192  # characters of a system prompt whose rendered head is kept
 BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -87,7 +89,7 @@ class Asked:
         requests: What the engine is asked, one a choice.
         turns: The conversation of each; empty where raw text is continued.
         sent: The conversation as the client sent it.
-        options: The sampling options that it set, for whoever else answers.
+        options: The sampling options that it set and the form that it wants, for whoever decides who answers.
         ignored: What it sent that has no effect on a model of this task.
     """
 
@@ -121,11 +123,12 @@ def read(raw: bytes) -> dict[str, Any]:
         BadRequestError: It is none, or holds text that is no Unicode.
     """
     try:
-        body = json.loads(raw, parse_constant=_no_number)
+        # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through
+        body = json.loads(raw.decode(), parse_constant=_no_number)
         if b"\\u" in raw:
             json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can be spelled, but never written
     except (ValueError, RecursionError):
-        raise BadRequestError("the body is not valid JSON") from None
+        raise BadRequestError("the body is not valid JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise BadRequestError("the body is not a JSON object")
     return {key: value for key, value in body.items() if value is not None}
@@ -153,8 +156,8 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, Model], ceilings
         prompt, dropped = _chat_prompt(model, sent)
         prompts.append(prompt)
     else:
-        prompts = _text_prompts(model, body)
-        sent = [{"role": "user", "content": body["prompt"]}] if isinstance(body["prompt"], str) else []
+        sent = [{"role": "user", "content": text} for text in _texts(body)]
+        prompts = [_text_prompt(model, message) for message in sent]
     if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * ceilings.max_prompt:
         raise BadRequestError(
             f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
@@ -169,7 +172,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, Model], ceilings
         for prompt in prompts
         for k in range(count)
     ]
-    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop")
+    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS)
     return Asked(
         kind=kind,
         model=model,
@@ -246,6 +249,10 @@ def _form(body: dict[str, Any], model: Model) -> tuple[dict[str, Any] | None, tu
             raise BadRequestError(
                 "'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs"
             )
+        if _size(texts) > SCHEMA_BYTES:
+            raise BadRequestError(
+                f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
+            )
         return None, tuple(map(str, texts))
     if kind == "text":
         return None, ()
@@ -254,11 +261,19 @@ def _form(body: dict[str, Any], model: Model) -> tuple[dict[str, Any] | None, tu
     if kind != "json_schema":
         raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
     schema = wanted["json_schema"].get("schema") if isinstance(wanted.get("json_schema"), dict) else None
-    if not isinstance(schema, dict) or len(json.dumps(schema)) > SCHEMA_BYTES:
+    if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
         raise BadRequestError(
             f"'response_format' needs json_schema.schema: an object of at most {SCHEMA_BYTES} bytes", "response_format"
         )
     return schema, ()
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value as JSON; of one that is nested too deeply to be written, more than any bound."""
+    try:
+        return len(json.dumps(value))
+    except RecursionError:
+        return sys.maxsize
 
 
 def _stops(body: dict[str, Any]) -> list[str]:
@@ -340,15 +355,18 @@ def _prefix(model: Model, system: str | None) -> str:
     return model.task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
 
 
-def _text_prompts(model: Model, body: dict[str, Any]) -> list[_Prompt]:
-    """The prompts of a completion: raw text for a bare model; for any other each is a user's message, as in chat."""
+def _texts(body: dict[str, Any]) -> list[str]:
+    """The prompts of a completion, as they were sent."""
     given = body.get("prompt")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not 1 <= len(texts) <= CHOICES or not all(isinstance(t, str) for t in texts):
         raise BadRequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
-    if model.bare:
-        return [_Prompt(model.opening + text, "", ()) for text in texts]
-    return [_chat_prompt(model, [{"role": "user", "content": text}])[0] for text in texts]
+    return texts
+
+
+def _text_prompt(model: Model, message: dict[str, str]) -> _Prompt:
+    """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
+    return _Prompt(model.opening + message["content"], "", ()) if model.bare else _chat_prompt(model, [message])[0]
 
 
 def _number(body: dict[str, Any], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from slmctl.errors import SlmctlError, UsageError
 from slmctl.server import replies
-from slmctl.server.app import Gateway, Served, application, served_on_loopback
+from slmctl.server.app import REQUEST_ID, Gateway, Served, application, served_on_loopback
 from slmctl.server.log import Log, ToLog
 
 Follow = Callable[[], Served | None]
@@ -241,7 +242,11 @@ class _Connection(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        body = json.dumps(replies.error(message, "invalid_request_error")).encode()
-        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        request_id = secrets.token_hex(12)
+        body = json.dumps(replies.error(message, "invalid_request_error", request_id=request_id)).encode()
+        head = (
+            f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{REQUEST_ID}: {request_id}\r\n"
+        )
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import re
 import time
 from collections import Counter
@@ -18,14 +17,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from slmctl import briefing, console, offline, sensitive
+from slmctl import artifact, briefing, offline, sensitive
 from slmctl.config import Prices, ServeConfig
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.policy import Policy, Verdict
 from slmctl.remote import Reply
 from slmctl.server import veto
 from slmctl.server.generalist import FailedError, Generalist
+from slmctl.server.log import Log
 from slmctl.task import Task
 
 LOCAL_REASONS = (
@@ -49,6 +50,7 @@ FAMILIES = {  # name: kind, help
     "slmctl_avoided_cost": ("counter", "What the general model would have cost for the answers given here."),
     "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
     "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
+    "slmctl_decisions_dropped": ("counter", "Decisions that the file of decisions did not take."),
 }  # fmt: skip
 Sample = tuple[dict[str, str], float]  # labels, value
 T = TypeVar("T")
@@ -94,7 +96,7 @@ class Router:
         generalist: Who gets the rest; None only says what would be escalated.
         detector: Who looks for sensitive data.
         prices: For the savings.
-        decisions: Where a line about each decision goes; stderr by default.
+        decisions: Where a line about each decision goes; the caller's log by default.
 
     Raises:
         ModuleNotFoundError: The detector is not installed.
@@ -114,7 +116,7 @@ class Router:
         self.policy, self.task, self.name, self.generalist = policy, task, name, generalist
         self.detector, self.prices = detector, prices
         self._decisions = decisions
-        self._log: IO[str] | None = None
+        self._file: Log | None = None  # of decisions: a disk that is full or slow holds up no answer
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         self._begun = time.monotonic()
@@ -135,10 +137,11 @@ class Router:
             name: What it is called.
 
         Raises:
-            IntegrityError: There is no policy, or it is for another file or task.
+            IntegrityError: There is no policy, it was changed, or it is for another file or task.
             ModuleNotFoundError: The detector is not installed.
             UsageError: The general model's address or key is none.
         """
+        _require_whole(policy if policy.is_dir() else policy.parent)
         fitted = Policy.read(policy)
         fitted.require(gguf, task.digest)
         generalist = Generalist(settings.generalist) if settings.generalist is not None else None
@@ -155,8 +158,13 @@ class Router:
                 host = self.generalist.url.split("/")[2]
                 stack.enter_context(offline.network(f"asking {host}", hosts=self.generalist.hosts))
             if self._decisions is not None:
-                self._decisions.parent.mkdir(parents=True, exist_ok=True)
-                self._log = stack.enter_context(self._decisions.open("a", encoding="utf-8", buffering=1))
+                try:
+                    self._decisions.parent.mkdir(parents=True, exist_ok=True)
+                    stream = self._decisions.open("a", encoding="utf-8")
+                except OSError as error:
+                    raise UsageError(f"decisions cannot be written to {self._decisions}: {error.strerror}") from None
+                self._file = Log(stream)
+                stack.callback(self._file.close, stream=True)
             yield
 
     async def close(self) -> None:
@@ -173,6 +181,7 @@ class Router:
         *,
         ends_at: float | None = None,
         request: str = "",
+        log: Log | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -184,6 +193,7 @@ class Router:
             ends_at: When the caller needs an answer, in the loop's time: the general model gets no more than what
                 is left.
             request: The id that the answer carries, for the log of decisions.
+            log: Where the decision is told, if no file is named for it.
 
         Raises:
             What `local` raises: without an answer from here there is none at all.
@@ -209,7 +219,7 @@ class Router:
             )  # fmt: skip
         self._count(routed, event, reply)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self._note(routed, times, cleared, fault, request)
+        self._note(routed, times, cleared, fault, request, log)
         return routed
 
     async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> veto.Cleared:
@@ -261,8 +271,8 @@ class Router:
 
     def _is_held_otherwise(self, options: Mapping[str, Any]) -> bool:
         """Whether the caller holds the answer to a form of their own, which the policy was not fitted for."""
-        form = options.get("response_format")
-        return self.task.kind == "generate" and form is not None and form != {"type": "text"}
+        form, choice = options.get("response_format"), options.get("structured_outputs")
+        return self.task.kind == "generate" and (choice is not None or form not in (None, {"type": "text"}))
 
     def _limit_s(self, ends_at: float | None) -> float:
         """Seconds that the general model has."""
@@ -312,9 +322,10 @@ class Router:
         self._tokens[routed.route, "completion"] += routed.completion_tokens
         self._generalist_s += reply.seconds if reply is not None else 0.0
 
-    def _note(self, routed: Routed, times: dict[str, float], cleared: veto.Cleared, fault: str, request: str) -> None:
+    def _note(
+        self, routed: Routed, times: dict[str, float], cleared: veto.Cleared, fault: str, request: str, log: Log | None
+    ) -> None:
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request": request if _PLAIN_ID.fullmatch(request) else None,
             "route": routed.route,
             "reason": routed.reason,
@@ -326,11 +337,10 @@ class Router:
             **({"redacted": len(cleared.marks)} if cleared.marks else {}),
             **({"fault": fault} if fault else {}),
         }
-        text = json.dumps(line)
-        if self._log is not None:
-            self._log.write(text + "\n")
-        else:
-            console.say(text)
+        if self._file is not None:
+            self._file.line({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line})
+        elif log is not None:
+            log.event("decision", **line)
 
     def figures(self) -> dict[str, list[Sample]]:
         """Every figure of FAMILIES that there is, by name."""
@@ -344,6 +354,7 @@ class Router:
             ],
             "slmctl_generalist_seconds": [({}, self._generalist_s)],
             "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
+            "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
         }  # fmt: skip
         if self.prices is not None:
             money = {"currency": self.prices.currency}
@@ -378,6 +389,20 @@ async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseExce
         return None, None
     error = None if task.cancelled() else task.exception()
     return (None if task.cancelled() or error is not None else task.result()), error
+
+
+def _require_whole(folder: Path) -> None:
+    """Refuse the policy of an artifact that was changed; one that was copied out of it stands for itself.
+
+    Raises:
+        IntegrityError: The folder is not what its manifest says.
+    """
+    faults = artifact.verify_folder(folder) if (folder / artifact.MANIFEST).exists() else []
+    if faults:
+        raise IntegrityError(
+            f"{folder} (policy) is damaged: {'; '.join(faults)}",
+            hint=f"remove it and run its stage again: rm -r {folder}",
+        )
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

@@ -49,6 +49,8 @@ def clear(messages: Sequence[Any], *, engine: sensitive.Engine = "rules", redact
         engine: Who looks.
         redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
     """
+    if not messages:
+        return Cleared(reason="doubt")  # whatever was asked, it is not here to be looked at
     for message in messages:
         if not isinstance(message.get("content"), str) or message.get("role") not in ROLES:
             return Cleared(reason="doubt")  # pictures, tool calls: what is in them is not looked at

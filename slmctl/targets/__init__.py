@@ -149,12 +149,29 @@ def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
         UsageError: There is no such kind of target, or its address is malformed.
         ModuleNotFoundError: Its client is not installed.
     """
-    target: Target = importlib.import_module(f"slmctl.targets.{KINDS[prefix(to)]}").open(to, settings)
-    elsewhere = [host for host in target.hosts if not offline.is_local(host)]
-    if target.hosts:
-        console.say(f"  will contact {', '.join(target.hosts)} and no other host")
-    with offline.network(purpose, elsewhere, hub=to.startswith("hf:")) if target.hosts else contextlib.nullcontext():
+    target = _open(to, settings)
+    hub = to.startswith("hf:")
+    with offline.network(purpose, target.hosts, hub=hub) if target.hosts else contextlib.nullcontext():
+        if target.hosts:
+            console.say(f"  will contact {', '.join(target.hosts)} and no other host")
         yield target
+
+
+def require_reachable(to: str, settings: Settings) -> None:
+    """With `--offline`, refuse a target beyond this machine before anything is done for it.
+
+    Raises:
+        NetworkError: It is one.
+        UsageError: There is no such kind of target, or its address is malformed.
+        ModuleNotFoundError: Its client is not installed.
+    """
+    if offline.is_forbidden() and not all(map(offline.is_local, _open(to, settings).hosts)):
+        offline.require(f"the target {to}", hint="dir:FOLDER is on this machine")
+
+
+def _open(to: str, settings: Settings) -> Target:
+    target: Target = importlib.import_module(f"slmctl.targets.{KINDS[prefix(to)]}").open(to, settings)
+    return target
 
 
 def prefix(to: str) -> str:
@@ -173,7 +190,8 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
     """Ask a target what it lacks of a release.
 
     Raises:
-        IntegrityError: It holds another release under the same version.
+        IntegrityError: It holds another release under the same version, or the same one with a manifest that the
+            signature is not of.
     """
     there = target.published(sent.project, sent.version, like=sent)
     if there is not None and _digest_of(there, to) != sent.release.digest:
@@ -183,9 +201,14 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
         )
     held = target.holds(sent)
     if there is not None and there != sent.manifest.path.read_bytes():
-        # made elsewhere from the same recipe: same files, but its manifest tells of another run, and a
-        # signature covers the manifest
-        held |= {MANIFEST, SIGNATURE}
+        # made elsewhere from the same recipe: same files, but its manifest tells of another run
+        if SIGNATURE in {item.name for item in sent.items}:
+            raise IntegrityError(
+                f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
+                "signature is not of",
+                hint="raise 'version' in slmctl.yaml, or publish without publish.key",
+            )
+        held.add(MANIFEST)
     missing = tuple(item for item in sent.items if item.name not in held)
     return Plan(to, sent, missing, there is not None)
 
@@ -220,7 +243,7 @@ def fetch(
             brought stays for another try.
 
     Raises:
-        IntegrityError: There is no such release, or what came is not what its manifest says.
+        IntegrityError: There is no such release, it is another one, or what came is not what its manifest says.
         UsageError: The folder exists.
     """
     project, version = target.find(name)
@@ -229,21 +252,30 @@ def fetch(
         raise IntegrityError(f"there is no release '{name or version}'")
     manifest = Manifest.from_bytes(raw[: LARGEST_MANIFEST + 1], where=f"the manifest of {project} {version}")
     _require_release(manifest)
-    final = (into / (folder or f"{manifest.metrics['project']}-{manifest.metrics['version']}")).resolve()
+    own = (str(manifest.metrics["project"]), str(manifest.metrics["version"]))
+    if own != (project or own[0], version):
+        raise IntegrityError(
+            f"under '{name or version}' lies {own[0]} {own[1]}, another release", hint=f"fetch it as #{own[1]}"
+        )
+    final = (into / (folder or "-".join(own))).resolve()
     if final.exists():
         return _already(final, manifest, check)
-    with artifact.lock(final.parent / f".{final.name}.lock", wait=True, on_wait=console.say):
-        place = final.parent / f".fetching-{final.name}"
-        place.mkdir(parents=True, exist_ok=True)
-        for entry in manifest.files:
-            _bring(target, (project, version), entry, place / entry.path)
-        (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
-        target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
-        (place / MANIFEST).write_bytes(raw)
-        _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
-        check(place)
-        fetched = artifact.settle(place, final)
-    (final.parent / f".{final.name}.lock").unlink(missing_ok=True)
+    lock = final.parent / f".{final.name}.lock"
+    with artifact.lock(lock, wait=True, on_wait=console.say):
+        if final.exists():  # another fetch has brought it while this one waited
+            fetched = _already(final, manifest, check)
+        else:
+            place = final.parent / f".fetching-{final.name}"
+            place.mkdir(parents=True, exist_ok=True)
+            for entry in manifest.files:
+                _bring(target, (project, version), entry, place / entry.path)
+            (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
+            target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
+            (place / MANIFEST).write_bytes(raw)
+            _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
+            check(place)
+            fetched = artifact.settle(place, final)
+        lock.unlink(missing_ok=True)  # while it is held: whoever waits for it finds that, and makes another
     return fetched
 
 

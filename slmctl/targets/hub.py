@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from slmctl import hub
 from slmctl.artifact import MANIFEST, SIGNATURE, FileEntry
@@ -21,9 +20,8 @@ from slmctl.credentials import secret
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.targets import Item, Settings, Shipment
 
-# Where huggingface.co sends its clients: by its documentation and by what it answers.
-STORES = ("cdn-lfs.hf.co", "cdn-lfs-us-1.hf.co", "cdn-lfs-eu-1.hf.co", "cas-bridge.xethub.hf.co",
-          "hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
+# Where huggingface.co has large files sent to, beside its own names: by what it answers.
+STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
           "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
 _KEPT = (".gitattributes",)  # the Hub's own
 # by whether it is public
@@ -44,9 +42,8 @@ class Repository:
 
     def __init__(self, repo: str, settings: Settings) -> None:
         self.repo, self.public = repo, settings.public
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        host = str(urlsplit(endpoint).hostname)
-        self.hosts = (host, *(STORES if host == "huggingface.co" else ()), *settings.hosts)
+        known = hub.hosts()
+        self.hosts = (*sorted(known), *(STORES if "huggingface.co" in known else ()), *settings.hosts)
         self._made: Any = None
 
     @property

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import oras.auth
 import oras.provider
 import requests
 
@@ -33,13 +34,41 @@ FILEPATH = "org.cncf.model.filepath"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _WEIGHTS = (".gguf", ".safetensors")
 _DOCS = (".md", ".html", "LICENSE", "NOTICE", "USE_POLICY", "rows.jsonl", "report.json", ".intoto.json")
-WHOLE = 64 << 20  # bytes up to which a file goes in one request
+WHOLE = 64 << 20  # bytes that go in one request; a larger file goes in pieces of this size
+
+
+class _SignIn(oras.auth.TokenAuth):
+    """How a registry wants its clients to sign in, by its own challenge: by password, or by a token.
+
+    oras alone knows one way for a whole registry, and sends a token again that was refused: one that was made for
+    reading does not write, and one that has expired does nothing.
+    """
+
+    _scheme = "Bearer"
+
+    def get_auth_header(self) -> dict[str, str]:
+        return {"Authorization": f"{self._scheme} {self.token}"} if self.token else {}
+
+    def authenticate_request(self, original: Any, headers: Any, refresh: bool = False) -> tuple[dict[str, str], bool]:
+        original.close()  # a refusal that was streamed would keep its connection
+        scheme = original.headers.get("Www-Authenticate", "").partition(" ")[0].lower()
+        if scheme != "basic":
+            self._scheme = "Bearer"
+            answer: tuple[dict[str, str], bool] = super().authenticate_request(original, headers, refresh=True)
+            return answer
+        self._scheme, self.token = "Basic", getattr(self, "_basic_auth", None)
+        return {**(headers or {}), **self.get_auth_header()}, self.token is not None
 
 
 class _Client(oras.provider.Registry):
     """oras without its repeating, which would take a refusal of the network's for a hiccup and wait for minutes."""
 
     do_request = oras.provider.Registry.do_request.__wrapped__
+
+    def __init__(self, host: str, *, insecure: bool) -> None:
+        super().__init__(hostname=host, insecure=insecure)
+        self.auth = _SignIn()
+        self.auth.session, self.auth.prefix, self.auth._tls_verify = self.session, self.prefix, self._tls_verify
 
 
 def open(to: str, settings: Settings) -> Repository:
@@ -59,8 +88,8 @@ class Repository:
         self.name = f"{host}/{name}"
         bare = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         bare = bare.strip("[]")
-        self.hosts = (bare, *settings.hosts)
-        self._client = _Client(hostname=host, insecure=offline.is_local(bare))
+        self._client = _Client(host, insecure=offline.is_local(bare))
+        self.hosts = (*sorted(offline.on_the_way(f"{self._client.prefix}://{host}")), *settings.hosts)
         self._client.session.auth = lambda request: request  # no password from a .netrc
         user, password = secret("OCI_USERNAME"), secret("OCI_PASSWORD")
         if user and password:
@@ -141,28 +170,32 @@ class Repository:
         """The layers of a tag by the files that they hold; None where there is no such tag."""
         with _spoken(self.name):
             url = f"{self._client.prefix}://{self._container(version).manifest_url()}"
-            answer = self._client.do_request(url, headers={"Accept": OCI_MANIFEST}, stream=True)
-            if answer.status_code == 404:
-                return None
-            self._require(answer)
-            try:
-                manifest = json.loads(answer.raw.read(LARGEST_MANIFEST, decode_content=True))
-                found = {one["annotations"][FILEPATH]: one for one in manifest["layers"]}
-                return {name: {"digest": str(one["digest"])} for name, one in found.items()}
-            except (ValueError, KeyError, TypeError):
-                raise IntegrityError(f"oci://{self.name}:{version} is no model") from None
+            with self._client.do_request(url, headers={"Accept": OCI_MANIFEST}, stream=True) as answer:
+                if answer.status_code == 404:
+                    return None
+                self._require(answer)
+                try:
+                    manifest = json.loads(answer.raw.read(LARGEST_MANIFEST, decode_content=True))
+                    found = {one["annotations"][FILEPATH]: one for one in manifest["layers"]}
+                    return {name: {"digest": str(one["digest"])} for name, one in found.items()}
+                except (ValueError, KeyError, TypeError):
+                    raise IntegrityError(f"oci://{self.name}:{version} is no model") from None
 
     def _send(self, path: Path, layer: dict[str, Any]) -> None:
-        send = self._client.put_upload if layer["size"] <= WHOLE else self._client.chunked_upload
-        self._require(send(str(path), self._container("latest"), layer))
+        given = (str(path), self._container("latest"), layer)
+        whole = layer["size"] <= WHOLE
+        self._require(
+            self._client.put_upload(*given) if whole else self._client.chunked_upload(*given, chunk_size=WHOLE)
+        )
 
     def _download(self, layer: dict[str, Any], path: Path) -> None:
         with _spoken(self.name):
             answer = self._client.get_blob(self._container("latest"), layer["digest"], stream=True)
-            self._require(answer)
-            with answer, path.open("wb") as out:
-                for piece in answer.iter_content(1 << 20):
-                    out.write(piece)
+            with answer:
+                self._require(answer)
+                with path.open("wb") as out:
+                    for piece in answer.iter_content(1 << 20):
+                        out.write(piece)
 
     def _require(self, answer: requests.Response) -> None:
         if not answer.ok:

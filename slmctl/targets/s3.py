@@ -24,6 +24,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from slmctl import offline
 from slmctl.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.credentials import secret
 from slmctl.errors import IntegrityError, NetworkError, UsageError
@@ -66,8 +67,9 @@ class Bucket:
                 response_checksum_validation="when_required",
             ),
         )
-        host = str(urlsplit(self._client.meta.endpoint_url).hostname)
-        self.hosts = (host if endpoint else f"{bucket}.{host}", *settings.hosts)
+        url = urlsplit(self._client.meta.endpoint_url)
+        asked = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
+        self.hosts = (*sorted(offline.on_the_way(asked)), *settings.hosts)
 
     def where(self, shipment: Shipment, item: Item) -> str:
         return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
@@ -81,11 +83,7 @@ class Bucket:
         held = set()
         with _spoken(self.bucket):
             for item in shipment.items:
-                head = self._head(self._key(shipment.project, shipment.version, item.name, item.sha256))
-                if head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (
-                    item.size,
-                    item.sha256,
-                ):
+                if self._has(self._key(shipment.project, shipment.version, item.name, item.sha256), item):
                     held.add(item.name)
         return held
 
@@ -149,8 +147,9 @@ class Bucket:
                         found.add((parts[0], parts[1]))
         return found
 
-    def _head(self, key: str) -> Any:
-        return _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
+    def _has(self, key: str, item: Item) -> bool:
+        head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
+        return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
 
     def _read(self, key: str) -> Any:
         return _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
@@ -162,10 +161,18 @@ class Bucket:
             body = item.path.read_bytes()
             self._client.put_object(**asked, Body=body, ContentMD5=_md5(body), Metadata={"sha256": item.sha256})
             return
-        upload, have = self._begun(key)
+        try:
+            self._send_parts(asked, item)
+        except ClientError as error:
+            # another publisher of the same file took up the same upload, and was the first to complete it
+            if error.response["Error"]["Code"] != "NoSuchUpload" or not self._has(key, item):
+                raise
+
+    def _send_parts(self, asked: dict[str, str], item: Item) -> None:
+        upload, have = self._begun(asked["Key"])
         if upload is None:
             upload = self._client.create_multipart_upload(**asked, Metadata={"sha256": item.sha256})["UploadId"]
-        asked["UploadId"] = upload
+        asked = {**asked, "UploadId": upload}
         parts = []
         with item.path.open("rb") as stream:
             for number, body in enumerate(iter(lambda: stream.read(PART), b""), 1):

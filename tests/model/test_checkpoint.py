@@ -166,7 +166,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     train(artifacts, tmp_path / "whole", tmp_path / "other")
     flip(cut / "step-00000009" / name)
     train(artifacts, tmp_path / "again", cut)
-    assert "going on from step-00000006 of an earlier run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "going on from step-00000006 of an earlier run" in said
+    assert "note: step-00000009 of an earlier run left aside as damaged\n" in said
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
@@ -179,8 +181,31 @@ def test_no_checkpoint_is_used_when_none_is_whole(
     (cut / ".draft-step-00000010").mkdir()
     assert _checkpoint.newest(cut) is None
     train(artifacts, tmp_path / "again", cut)
-    assert "going on" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "going on" not in said
+    left = "step-00000006, step-00000009 of an earlier run left aside as damaged; none is whole, so the training starts"
+    assert f"note: {left} over" in said
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def test_damaged_checkpoints_do_not_crowd_out_new_ones(
+    artifacts: dict[str, Artifact], cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the two newest are kept, and by their names those were the damaged ones
+    for name in ("step-00000006", "step-00000009"):
+        flip(cut / name / "best.safetensors")
+    whole = _checkpoint.save
+
+    def save(*args: Any) -> Path:
+        whole(*args)
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoint, "save", save)
+        with pytest.raises(Cut):
+            train(artifacts, tmp_path / "again", cut)
+    assert [path.name for path in cut.iterdir()] == ["step-00000003"]
+    assert _checkpoint.newest(cut) == cut / "step-00000003"
 
 
 def test_a_training_cut_off_after_it_stopped_early_stops_there_again(

@@ -448,6 +448,29 @@ def test_a_model_is_given_once(artifacts: dict[str, Artifact], tmp_path: Path) -
         evaluate.run(EvaluateConfig(), predictions=twice, prepared=artifacts["prepared"], out=tmp_path)
 
 
+def test_models_that_share_a_name_are_told_apart_by_their_digests(report: Any) -> None:
+    facts = {
+        "A": {"model": "Q8_0", "sha256": "1a2b3c4d5e6f"},
+        "B": {"model": "Q8_0", "sha256": "998877665544"},
+        "C": {"model": "Q4_0", "sha256": "123456789abc"},
+    }
+    found = report("classify", WANTED, {"A": GIVEN, "B": WANTED, "C": GIVEN}, facts=facts)
+    assert list(found["models"]) == ["Q8_0 (1a2b3c4d)", "Q8_0 (99887766)", "Q4_0"]
+    assert found["models"]["Q8_0 (99887766)"]["metrics"]["accuracy"] == 1.0
+    assert "Q8_0 (1a2b3c4d)|Q8_0 (99887766)" in found["pairs"]
+
+
+def test_a_file_that_may_be_chosen_keeps_its_name(report: Any) -> None:
+    test = {name: ["a"] * 100 for name in ("F16", "Q8_0", "Q4_0", "old")}
+    found = report(
+        "classify", ["a"] * 100, test, validation=files(5, 5, 5),
+        config=EvaluateConfig(choose=Choose(smallest_within=0.02)),
+        facts={"old": {"model": "Q4_0", "sha256": "feedbeef0000"}},
+    )  # fmt: skip
+    assert found["choice"]["model"] == found["focus"] == "Q4_0"
+    assert set(found["models"]) == {"F16", "Q8_0", "Q4_0", "Q4_0 (feedbeef)"}
+
+
 def test_the_report_is_its_metrics(artifacts: dict[str, Artifact]) -> None:
     made = json.loads(artifacts["report"].file("report.json").read_bytes())
     assert made == artifacts["report"].metrics

@@ -6,11 +6,14 @@ import csv
 import gzip
 import http.server
 import json
+import math
 import os
+import re
+import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +159,42 @@ def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, te
         answer_file(answerer, TASK, Job(tmp_path / name, tmp_path / "out.csv", "text"))
     assert not answerer.asked
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_the_column_may_come_after_the_first_row(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"id": 1}\n{"text": "x"}\n')
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (2, 1)
+    assert [row["error"] for row in read(out)] == ["'text' is empty", None]
+    with pytest.raises(DataError, match="no column 'other'") as caught:
+        answer_file(Echo(), TASK, Job(path, out, "other"))
+    assert "id, text" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_part_without_rows_is_a_file_of_its_kind(tmp_path: Path, target: str) -> None:
+    source, out = lines(tmp_path / "in.jsonl", texts(5)), tmp_path / target
+    assert answer_file(Echo(), TASK, Job(source, out, "text", shard=(3, 16))) == (0, 0)
+    assert read(out) == []
+    if ".csv" in target or target == "out.tsv":
+        raw = gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()
+        assert re.split(b"[,\t\n]", raw) == [b"text", b"n", b"answer", b"confidence", b"error", b""]
+
+
+MARKS = {
+    "": True, "0": True, " no ": True, "N": True, "False": True, "f": True, "OFF": True,
+    "y": False, "t": False, "on": False, "ja": False, "1": False, "TRUE": False, "perhaps": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["sensitive", " Sensitive "])
+def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, column: str) -> None:
+    marks = {**MARKS, None: True, False: True, True: False, 2: False, 0.5: False}
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {k}", column: mark}) + "\n" for k, mark in enumerate(marks)))
+    answerer = Echo()
+    answer_file(answerer, TASK, Job(path, out, "text", withhold=True))
+    assert sorted(answerer.asked) == sorted(f"row {k}" for k, sent in enumerate(marks.values()) if sent)
 
 
 def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -363,6 +402,8 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
         (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "is no part of a whole"),
         (("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"), "come together"),
         (("nonsense", "--input", "x.csv", "--output", "y.csv"), "is no model of this pipeline"),
+        (("--input", "x.csv", "--output", "y.csv", "--split", "test"), "--split and --prepared are of a data set"),
+        (("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"), "--split and --prepared are of a data set"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tiny_run: Path, args: tuple[str, ...], said: str) -> None:
@@ -379,9 +420,11 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, seconds: float = 0.0, refuses: tuple[str, ...] = (), status: int = 0) -> None:
         self.seen: list[dict[str, Any]] = []
         self.failures, self.lock = failures, threading.Lock()
+        self.seconds, self.refuses, self.status = seconds, refuses, status
+        self.now = self.most_at_once = 0
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -400,10 +443,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             failing = self.server.failures >= 0
             if not failing:
                 self.server.seen.append(body)
+            self.server.now += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
+        time.sleep(self.server.seconds)
+        with self.server.lock:
+            self.server.now -= 1
         word = body["messages"][-1]["content"].split()[-1]
         choice = {"message": {"role": "assistant", "content": word}, "finish_reason": "stop"}
-        reply = json.dumps({"error": {"message": "busy"}} if failing else {"choices": [choice]}).encode()
-        self.send_response(503 if failing else 200)
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]}
+        unknown = next((name for name in self.server.refuses if name in body), "")
+        status = self.server.status or (503 if failing else 400 if unknown else 200)
+        said = f"{unknown}: Extra inputs are not permitted" if unknown else "no"
+        reply = json.dumps({"choices": [choice]} if status == 200 else {"error": {"message": said}}).encode()
+        self.send_response(status)
         self.send_header("content-length", str(len(reply)))
         self.end_headers()
         self.wfile.write(reply)
@@ -434,12 +487,72 @@ def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, 
     assert "is not one of the" in found[9]["error"]
     seen = [body for server in servers for body in server.seen]
     assert len(seen) == 7
-    assert all(server.seen for server in servers)
+    assert servers[0].seen
+    assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in seen)
+    assert [row["confidence"] for row in found if row["answer"]] == pytest.approx([math.exp(-0.5)] * 6)
     assert {body["model"] for body in seen} == {"served"}
     assert all(body["messages"][0] == {"role": "system", "content": tiny.SYSTEM} for body in seen)
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def fleet_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Rows answered by servers, each with so many requests in flight."""
+    task, begun = Task.read(artifacts["gguf"].path), []
+
+    def call(servers: list[Server], count: int, concurrency: int = 2, task: Task = task) -> list[dict[str, Any]]:
+        begun.extend(servers)
+        source = lines(tmp_path / "in.jsonl", [f"{k} billing" for k in range(count)])
+        fleet = _fleet.Fleet([server.url for server in servers], "served", None, concurrency)
+        answerer = _fleet.FleetAnswerer(fleet, task, 16)
+        answer_file(answerer, task, Job(source, tmp_path / "out.jsonl", "text", withhold=True))
+        return read(tmp_path / "out.jsonl")
+
+    yield call
+    for server in begun:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_slow_server_keeps_no_more_than_its_own_places(fleet_of: Callable[..., Any]) -> None:
+    slow, quick = Server(seconds=0.4), Server(seconds=0.01)
+    assert [row["answer"] for row in fleet_of([slow, quick], 60)] == ["billing"] * 60
+    assert slow.most_at_once <= 2
+    assert quick.most_at_once <= 2
+    assert len(slow.seen) < 20 < len(quick.seen)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_is_left_out_while_another_answers(
+    fleet_of: Callable[..., Any], status: int, capsys: Any
+) -> None:
+    bad, good = Server(status=status), Server()
+    assert [row["answer"] for row in fleet_of([bad, good], 20)] == ["billing"] * 20
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("is asked no more: ") == 1
+    assert f"127.0.0.1:{bad.server_address[1]} is asked no more" in said
+    with pytest.raises(NetworkError, match=f"HTTP {status}"):
+        fleet_of([bad, Server(status=status)], 20)
+
+
+def test_what_a_server_does_not_know_is_left_out_from_then_on(fleet_of: Callable[..., Any]) -> None:
+    old, new = Server(refuses=("structured_outputs", "logprobs", "response_format")), Server()
+    rows = fleet_of([old, new], 40, concurrency=4)
+    assert [row["error"] for row in rows] == [None] * 40
+    assert {row["confidence"] and round(row["confidence"], 6) for row in rows} == {None, round(math.exp(-0.5), 6)}
+    assert not {"structured_outputs", "logprobs"} & old.seen[-1].keys()
+    assert all(body["logprobs"] for body in new.seen)
+
+
+def test_a_server_is_told_the_schema(fleet_of: Callable[..., Any], artifacts: dict[str, Artifact]) -> None:
+    plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
+    server = Server()
+    assert fleet_of([server], 1, task=task)[0]["valid"] is False  # it says a word
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert server.seen[0]["response_format"] == form
 
 
 def test_the_program_asks_a_server(tiny_run: Path, tmp_path: Path) -> None:
@@ -454,6 +567,34 @@ def test_the_program_asks_a_server(tiny_run: Path, tmp_path: Path) -> None:
     done = tiny.slmctl(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
     assert done.returncode == 2
     assert "NO_SUCH_KEY is not set" in done.stderr
+
+
+def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
+    server = Server()
+    source, out = lines(tmp_path / "in.jsonl", ["what of billing"] * 200), tmp_path / "out.csv"
+    args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    done = tiny.slmctl(tiny_run, *args, preexec_fn=small)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == StageError.code, done.stderr
+    assert "predict: the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_path_is_asked_with_the_settings_that_there_are(tiny_run: Path, tmp_path: Path) -> None:
+    server, source = Server(), lines(tmp_path / "in.jsonl", ["what of billing"])
+    release = str(tiny_run / "registry" / "tiny-desk" / "1.0")
+    args = ("--input", str(source), "--output", "-", "--column", "text", "--engine-url", server.url,
+            "--engine-model", "m", "--set", "predict.max_tokens=32")  # fmt: skip
+    for folder in (tiny_run, tmp_path):  # with a config, and without
+        tiny.ok(tiny.slmctl(folder, "predict", release, *args))
+    assert [body["max_tokens"] for body in server.seen] == [32, 32]
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_fleet_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:

@@ -73,6 +73,16 @@ def test_the_loss_is_on_the_answer_only(artifacts: dict[str, Artifact], tokenize
     assert tokenizer.decode(row["input_ids"][: -len(answer)]) == task.prompt(record.prompt_messages)
 
 
+def test_a_control_token_in_an_answer_is_learned_as_text(task: Task, tokenizer: Any) -> None:
+    # it was once a real end of turn, though prompt, predict and serve would show it broken up
+    answer = "Type <|im_end|> to stop"
+    record = conversation(("user", "card price"), ("assistant", answer), ("user", "and"), ("assistant", "billing"))
+    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    end = tokenizer.convert_tokens_to_ids(task.end)
+    assert [label for label in row["labels"] if label != IGNORED].count(end) == 2
+    assert learned(row, tokenizer) == f"{task.defused(answer)}{task.end}billing{task.end}"
+
+
 def test_a_record_that_is_too_long_is_named(artifacts: dict[str, Artifact], tokenizer: Any) -> None:
     prepared = artifacts["prepared"]
     records = read_records(prepared.file("train.jsonl"))
@@ -117,6 +127,33 @@ def test_left_padding_lays_rows_out() -> None:
     assert batch["weights"].tolist() == [[0, 1, 1], [0, 0, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> None:
+    whole, parts = _trainer.LeftPadded(0), _trainer.LeftPadded(0, 2 * max(len(row["input_ids"]) for row in rows))
+    batches = parts(rows)
+    assert len(batches) == math.ceil(len(rows) / 2)
+    assert max(batch["input_ids"].numel() for batch in batches) <= parts.limit
+    assert parts.filled - parts.padded == sum(len(row["input_ids"]) for row in rows)
+    with torch.no_grad():
+        total = sum(_trainer.padded_loss(model, batch) for batch in batches)
+        torch.testing.assert_close(total, _trainer.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the estimate counts on it, and a batch of 64 was once computed as a whole
+    sizes, whole = [], _trainer.padded_loss
+
+    def measured(model: Any, inputs: dict[str, Any], *args: Any) -> Any:
+        sizes.append(inputs["input_ids"].numel())
+        return whole(model, inputs, *args)
+
+    monkeypatch.setattr(_fast, "packs", lambda model: False)
+    monkeypatch.setattr(_trainer, "padded_loss", measured)
+    assert run({"steps": 2, "batch": 64}, artifacts, tmp_path / "one")["learned"]
+    assert _memory.PIECE / 2 < max(sizes) <= _memory.PIECE
 
 
 def gradients(model: Any, loss: Any) -> Any:
@@ -432,6 +469,29 @@ def test_a_record_that_cannot_be_cut_to_fit_is_named(task: Task, tokenizer: Any)
         finetune.encode([record], task, tokenizer, settings)
 
 
+@pytest.mark.parametrize("limit", range(16, 45))
+def test_a_cut_inside_a_character_takes_all_of_it(task: Task, tokenizer: Any, limit: int) -> None:
+    # the mark of half a character was once more tokens than had been cut off, and so for ever
+    record = conversation(("user", "🙂" * 8), ("assistant", "billing"))
+    (row,), cut = finetune.encode([record], task, tokenizer, FinetuneConfig(max_length=limit, too_long="truncate"))
+    assert cut["truncated"] == 1
+    assert limit - 4 < len(row["input_ids"]) <= limit
+    text = tokenizer.decode(row["input_ids"])
+    assert text == task.prompt([{"role": "user", "content": "🙂" * text.count("🙂")}]) + f"billing{task.end}"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_without_records_is_named(artifacts: dict[str, Artifact], tmp_path: Path, split: str) -> None:
+    # "all 0 are longer than max_length" was said of it
+    prepared = Path(shutil.copytree(artifacts["prepared"].path, tmp_path / "prepared"))
+    (prepared / f"{split}.jsonl").write_text("")
+    without = artifacts | {"prepared": dataclasses.replace(artifacts["prepared"], path=prepared)}
+    word = {"train": "training", "validation": "validation"}[split]
+    with pytest.raises(DataError, match=f"there are no {word} records") as caught:
+        run({}, without, tmp_path / "one")
+    assert {"train": "rejected.jsonl", "validation": "prepare.splits.validation: 0.1"}[split] in caught.value.hint
+
+
 def test_every_answer_of_a_conversation_is_learned(task: Task, tokenizer: Any) -> None:
     turns = [("system", "Name the category."), ("user", "card price"), ("assistant", "billing")]
     record = conversation(*turns, ("user", "parcel late"), ("assistant", "delivery"))
@@ -484,6 +544,23 @@ def test_a_preview_shows_what_the_model_sees(tiny_run: Path, artifacts: dict[str
         assert marked == body[-len(marked) :]
         assert marked[-1].endswith("'<|im_end|>'")
         assert "".join(ast.literal_eval(line.split(maxsplit=2)[2]).strip() for line in marked[:-1]) == record.answer
+
+
+def test_a_preview_says_what_becomes_of_a_long_record(artifacts: dict[str, Artifact]) -> None:
+    def head(**settings: Any) -> str:
+        config = FinetuneConfig.model_validate(settings)
+        base, prepared = artifacts["base"], artifacts["prepared"]
+        return finetune.preview(config, base=base, prepared=prepared, count=1).splitlines()[0]
+
+    whole = head()
+    size = int(re.findall(r"(\d+) tokens", whole)[0])
+    assert whole.endswith(" to learn")
+    assert head(max_length=size) == whole
+    assert head(max_length=size - 1) == f"{whole}; longer than max_length {size - 1}, which finetune refuses"
+    assert head(max_length=size - 1, too_long="drop").endswith(f"; longer than max_length {size - 1}, so it is dropped")
+    cut = head(max_length=size - 1, too_long="truncate")
+    assert cut.endswith(f"; cut from {size} to fit max_length {size - 1}")
+    assert int(re.findall(r"(\d+) tokens", cut)[0]) < size
 
 
 # Stopping, and what the run says of itself
@@ -623,6 +700,90 @@ def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> No
     assert _memory.fullest([10, 2 * _memory.PIECE], together=2) == 2 * _memory.PIECE
 
 
+def test_processes_share_a_batch_and_need_memory_each(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):  # noqa: N818 - it ends the run where it was seen
+        pass
+
+    def seen(lengths: Any, together: int) -> int:
+        raise Seen(together)
+
+    monkeypatch.setattr(_memory, "fullest", seen)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(Seen, match=r"^2$"):
+        run({"batch": 16, "accumulation": 2}, artifacts, tmp_path / "one")
+    monkeypatch.setattr(_memory, "available", lambda: 3 * 10**9)
+    monkeypatch.setattr(_memory, "_now", lambda: 10**9)
+    _memory.require(4 * 10**9)
+    _memory.require(2 * 10**9, processes=2)
+    with pytest.raises(StageError, match=r"needs about 6\.00 GB of memory in 2 processes, and 5\.00 GB are free"):
+        _memory.require(3 * 10**9, processes=2)
+
+
+def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a base that was read a moment ago lies in the page cache, which counted as memory in use
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   16000000 kB\n")
+    monkeypatch.setattr(_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(_memory, "GROUP", tmp_path)
+    assert _memory.available() == 16_000_000 * 1024
+    (tmp_path / "memory.max").write_text("8000000000\n")
+    (tmp_path / "memory.current").write_text("7000000000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000000000\nactive_file 1000000000\ninactive_file 4000000000\n")
+    assert _memory.available() == 5_000_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _memory.available() == 16_000_000 * 1024
+
+
+@pytest.mark.parametrize("kind", ["GPT2Config", "OPTConfig", "FalconConfig", "BloomConfig"])
+def test_configs_that_name_no_inner_size_are_estimated(tmp_path: Path, kind: str) -> None:
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    assert _memory.estimate(tmp_path, FinetuneConfig(products="float32"), 500) > 5e8
+
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "SmolLM2-135M": (
+        "LlamaConfig",
+        {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+         "num_attention_heads": 9, "num_key_value_heads": 3},
+    ),
+    "gemma-3-270m": (
+        "Gemma3TextConfig",
+        {"vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+         "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: Path, name: str) -> None:
+    kind, sizes = SHAPES[name]
+    desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
+    torch.manual_seed(0)
+    shape = getattr(transformers, kind)(**sizes, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+    transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(desk / "base")
+    # long enough that what the records share, which is computed once, is little of them
+    tiny.write_csv(desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows()])
+    tiny.ok(tiny.slmctl(desk, "run", "--until", "prepare"))
+    sets = [f"--set=finetune.{one}" for one in ("steps=2", "batch=16", "learning_rate=1e-4")]
+    done = tiny.slmctl(desk, "finetune", "--json", *sets, env=tiny.environment(OMP_NUM_THREADS="2"))
+    metrics = json.loads(tiny.ok(done))["metrics"]
+    assert metrics["memory_estimate"] == pytest.approx(metrics["memory_peak"], rel=0.3)
+
+
+def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # torch's allocator raises a RuntimeError on a CPU, which was once a traceback
+    monkeypatch.setattr(_trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
+    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    with pytest.raises(StageError, match="finetune ran out of memory"):
+        pipeline.run(project, pipeline.ask(project, "finetune"))
+    with pytest.raises(StageError, match="it ran out of memory"), pipeline.spoken("it", tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="another fault"), pipeline.spoken("it", tmp_path):
+        raise RuntimeError("another fault")
+
+
 # Architectures, from the folder to the adapter
 
 
@@ -633,6 +794,7 @@ def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> No
         ("Qwen3Config", {"head_dim": 16}, 2),
         ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, None),
         ("StableLmConfig", {}, None),
+        ("GPTNeoXConfig", {}, 0),
     ],
 )
 @pytest.mark.parametrize("products", ["float32", "bfloat16"])

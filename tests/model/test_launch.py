@@ -23,7 +23,7 @@ from slmctl.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from slmctl.model import finetune  # noqa: E402
+from slmctl.model import _launch, finetune  # noqa: E402
 
 # exact products, so that only the order of sums differs; 84 records make the last batch of an epoch half full
 SHORT = ("finetune.epochs=2", "finetune.products=float32")
@@ -103,6 +103,63 @@ def test_processes_started_from_outside_train_as_one_does(desk: Path, alone: lis
     assert made(desk).metrics["processes"] == 2
     assert_same(log_of(made(desk)), alone)
     assert done.stderr.count("validation loss before training") == 1, "one process speaks"
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_train_as_one_process_does(desk: Path, alone: list[dict[str, Any]]) -> None:
+    # srun once started two trainings, the second of which waited for the first one's lock
+    children = [
+        tiny.start(
+            desk, "finetune", *sets(*SHORT, f"finetune.port={port}"),
+            env=tiny.environment(
+                SLURM_STEP_ID="0", SLURM_NTASKS="2", SLURM_PROCID=str(k), SLURM_LOCALID=str(k),
+                SLURM_STEP_TASKS_PER_NODE="2",
+            ),
+        )
+        for port in [free_port()] for k in range(2)
+    ]  # fmt: skip
+    try:
+        said = [child.communicate(timeout=180) for child in children]
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                tiny.kill_group(child)
+    assert [child.returncode for child in children] == [0, 0], said
+    assert "".join(out for out, _ in said).splitlines() == [str(made(desk).path)]
+    assert made(desk).metrics["processes"] == 2
+    assert_same(log_of(made(desk)), alone)
+    assert "".join(err for _, err in said).count("validation loss before training") == 1, "one process speaks"
+
+
+RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("slurm", "wanted"),
+    [
+        ({}, {}),
+        ({"SLURM_NTASKS": "4"}, {}),  # inside sbatch or salloc, without srun
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, {}),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, {}),  # a shell in an allocation of 4
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "RANK": "7"}, {"RANK": "7"}),  # under torchrun
+        (
+            {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1",
+             "MASTER_PORT": "4711"},
+        ),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "3,1", "MASTER_ADDR": "node7"},
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "4711"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_slurm_says_of_a_task_is_said_as_torchrun_would(
+    monkeypatch: pytest.MonkeyPatch, slurm: dict[str, str], wanted: dict[str, str]
+) -> None:
+    given = RANKS | slurm
+    monkeypatch.setattr(os, "environ", dict(given))
+    _launch.join_slurm(config.FinetuneConfig(address="node1", port=4711))
+    assert {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} == wanted
 
 
 def running(desk: Path) -> list[int]:

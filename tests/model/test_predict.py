@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import engine, pipeline
+from slmctl import engine, grammar, pipeline
 from slmctl.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
@@ -131,6 +131,97 @@ def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) 
         assert "does not fit the context" in found[0].message
         assert isinstance(found[1], engine.Answer)
         assert isinstance(found[2], engine.EngineError)
+
+
+def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    answers = {}
+    for name in ("gguf", "merged"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            if isinstance(answerer, predict.GgufAnswerer):
+                each = len(answerer.model.tokenize("hello " * 100)) / 100
+                texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
+            found = dict(answerer.answer([predict.prompt(task, text) for text in texts]))
+            again = dict(answerer.answer([predict.prompt(task, "refund")]))[0]
+            if isinstance(answerer, predict.GgufAnswerer):  # what the model was trained on, in the same memory
+                assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
+        assert isinstance(again, engine.Answer)
+        assert isinstance(found[2], engine.EngineError)
+        assert "does not fit the context of 4096" in found[2].message
+        answers[name] = found
+    for k in (0, 1):
+        ours, theirs = answers["merged"][k], answers["gguf"][k]
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
+
+
+def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(artifacts: dict[str, Artifact]) -> None:
+    labels = ("card_arrival", "card_lost", "card_lost_abroad")
+    task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "labels": labels})
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
+    answers = {}
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        answers[name] = [found[k] for k in range(len(prompts))]
+    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert ours.labels == pytest.approx(theirs.labels, abs=0.03)
+        assert sum(ours.labels.values()) <= 1.001
+
+
+TAIL = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "z": {"const": "please hello today again"}},
+    "required": ["a", "z"],
+    "additionalProperties": False,
+}
+
+
+def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": TAIL})
+    for name in ("merged", "gguf"):
+        finished = {}
+        most = 80
+        for cut in (0, 0, 2):  # the second time with just enough tokens
+            with predict.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
+                ((_, answer),) = answerer.answer([predict.prompt(task, "refund")])
+            assert isinstance(answer, engine.Answer)
+            most = answer.completion_tokens
+            finished[most] = answer.finish
+        whole, short = sorted(finished, reverse=True)
+        assert whole - short == 2
+        assert finished == {whole: "stop", short: "length"}
+
+
+@pytest.mark.parametrize("fault", ["allowed", "accept"])
+def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
+    method = getattr(grammar.Walk, fault)
+    calls: list[Any] = []
+
+    def once(self: grammar.Walk, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            return method(self, *args)
+        if fault == "accept":
+            raise DataError("the grammar cannot go on: too complex")
+        return method(self)[:0]
+
+    monkeypatch.setattr(grammar.Walk, fault, once)
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
+    with predict.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
+        found = list(dict(answerer.answer(prompts)).values())
+    (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
+    assert wrong.message.startswith("the grammar ")
+    assert all(task.accepts(answer.text) for answer in found if isinstance(answer, engine.Answer))
 
 
 def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]]) -> None:

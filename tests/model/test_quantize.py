@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -328,6 +329,35 @@ def test_a_file_that_is_larger_and_no_better_is_named() -> None:
     }
     (note,) = _ladder.dominated(files)
     assert note.startswith("Q4_K_M (600 B) is larger than Q4_0 (500 B) and no closer")
+
+
+def test_nothing_is_said_of_files_that_were_not_compared() -> None:
+    assert _ladder.dominated({"Q8_0": {"size": 900}, "Q4_0": {"size": 500}}) == []
+
+
+def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"weighted": {"kl_mean": 0.01}, "plain": {}}
+    monkeypatch.setattr(gguf_head, "read", lambda path: None)
+    monkeypatch.setattr(_parity, "check", lambda path, *_, **__: found[path.read_text()])
+    kept, other = tmp_path / "kept.gguf", tmp_path / "other.gguf"
+    kept.write_text("weighted")
+    other.write_text("plain")
+    targets = quantizer.Target("Q4_0", kept, True), quantizer.Target("Q4_0", other)
+    quantize._closest(*targets, wanted=None, scratch=tmp_path)  # type: ignore[arg-type]
+    assert kept.read_text() == "weighted"
+
+
+def test_held_out_prompts_may_be_longer_than_the_context(
+    artifacts: dict[str, Artifact], lossless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "FREE_TOKENS", 16)
+    task = Task.read(artifacts["gguf"].path)
+    probes = read_records(artifacts["prepared"].file("validation.jsonl"))[:2]
+    turns = ({"role": "user", "content": "hello " * 3000}, {"role": "assistant", "content": "billing"})
+    probes = [*probes, dataclasses.replace(probes[0], messages=turns)]
+    with engine.Engine(lossless, sequences=1) as model:
+        assert 2048 < len(model.tokenize(quantize.asked_of(task, probes[-1]))) < 4000
+    assert quantize._must_answer(lossless, task, probes)["probes"] == 3
 
 
 def test_base_and_languages_are_inside(artifacts: dict[str, Artifact]) -> None:

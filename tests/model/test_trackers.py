@@ -12,6 +12,8 @@ import tiny
 
 from slmctl import artifact
 from slmctl.artifact import Artifact
+from slmctl.config import FinetuneConfig
+from slmctl.errors import MissingError
 
 pytest.importorskip("torch")
 
@@ -55,3 +57,29 @@ def test_mlflow_follows_a_run_in_a_folder(desk: Path, artifacts: dict[str, Artif
     (written,) = store.glob("*/*/metrics/eval_loss")  # a line holds time, value and step
     seen = [float(line.split()[1]) for line in written.read_text().splitlines()]
     assert seen == pytest.approx(losses(adapter), rel=1e-5)
+
+
+def test_a_tracker_that_nobody_knows_is_refused(desk: Path) -> None:
+    # it was once a ValueError, after the base had been loaded
+    shutil.rmtree(desk / "runs" / "adapter")
+    done = tiny.slmctl(desk, "finetune", "--set", "finetune.report_to=[mlfow]")
+    assert done.returncode == 2, done.stderr
+    assert "error: finetune.report_to: 'mlfow' is no tracker that transformers knows" in done.stderr
+    assert "mlflow" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((desk / "runs" / "adapter").iterdir())
+
+
+@pytest.mark.parametrize(("tracker", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
+def test_a_tracker_that_is_not_installed_is_named_with_its_package(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str
+) -> None:
+    from slmctl.model import finetune
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=f"{tracker} needs the package '{package}'") as caught:
+        finetune.run(
+            FinetuneConfig(report_to=[tracker]), base=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path,
+            keep=tmp_path,
+        )  # fmt: skip
+    assert caught.value.hint == f"pip install {package}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,39 @@ def test_nothing_goes_unasked(desk: Path, older: Path) -> None:
     done = tiny.slmctl(desk, "gc", input="n\n")
     assert kept(desk) == before, done.stderr
     assert older.name in done.stdout + done.stderr, "it is listed"
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_who_is_asked_decides(desk: Path, older: Path, answer: str) -> None:
+    """At a terminal, as people use it."""
+    ours, theirs = pty.openpty()
+    child = tiny.start(desk, "gc", stdin=theirs)
+    os.write(ours, f"{answer}\n".encode())
+    out, err = child.communicate(timeout=120)
+    os.close(ours)
+    os.close(theirs)
+    assert child.returncode == 0, err
+    assert older.name in out
+    assert "remove " in err and "[y/N]" in err
+    assert older.exists() == (answer == "n")
+
+
+def test_what_is_served_stays(desk: Path, older: Path) -> None:
+    """Where only the server's section names it: as a folder, and as a file in one."""
+    for section in (f"serve.adapters={{billing: {older}}}", f"serve.policy={older}/task.json"):
+        tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--set", section))
+        assert older.exists()
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    assert not older.exists()
+
+
+def test_the_registry_is_the_one_that_is_set(desk: Path, tmp_path: Path) -> None:
+    (desk / "registry").rename(tmp_path / "shared")
+    moved = ("--set", "prepare.splits.test=0.3", "--set", "finetune.seed=99")
+    before = kept(desk)
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--set", f"publish.to=dir:{tmp_path}/shared", *moved))
+    needed = {"base", "prepared", "adapter", "merged", "gguf"}
+    assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
 
 
 def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(desk: Path) -> None:

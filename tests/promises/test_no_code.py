@@ -193,6 +193,40 @@ def evil_base(tiny_base: Path, place: Path, canary: Path, name: str) -> Path:
     return base
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "auto_mapping": {"auto_mapping": {"base_model_class": "Model", "parent_library": "evil"}},
+    "megatron_config": {"megatron_config": {"a": 1}, "megatron_core": "megatron.core"},
+    "megatron_core": {"megatron_core": "evil"},
+    "tokenizer_kwargs": {"tokenizer_kwargs": {"trust_remote_code": True}},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_that_name_code_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"'{name}': it would run the author's Python code"):
+        weights.refuse_code_of_adapter({"peft_type": "LORA", **ADAPTERS[name]})
+
+
+def test_an_adapter_as_peft_saves_it_passes() -> None:
+    library = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    for mapping in (None, library):
+        weights.refuse_code_of_adapter(
+            {"auto_mapping": mapping, "megatron_core": "megatron.core", "megatron_config": None}
+        )
+
+
+def test_the_command_refuses_an_adapter_that_names_code(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
+    (source,) = tiny_run.glob("runs/adapter/[!.]*")
+    foreign = Path(shutil.copytree(source, tmp_path / "foreign"))
+    (foreign / "manifest.json").unlink()
+    settings = json.loads((foreign / "adapter_config.json").read_bytes())
+    (foreign / "adapter_config.json").write_text(json.dumps(settings | ADAPTERS["megatron_config"]))
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    ask = ("--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    refused(stages.run(tiny_run, "predict", str(foreign), *ask), 3)
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize("name", configs(Path()))
 def test_configs_that_name_code_are_refused(tiny_base: Path, tmp_path: Path, canary: Path, name: str) -> None:
     base = evil_base(tiny_base, tmp_path, canary, name)

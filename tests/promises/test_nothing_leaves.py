@@ -36,7 +36,10 @@ def can_be_alone() -> bool:
     return subprocess.run([*ALONE, "mount", "--make-rprivate", "/"], capture_output=True, check=False).returncode == 0
 
 
-alone = pytest.mark.skipif(not can_be_alone(), reason="this system lets no test make a network namespace, or no strace")
+alone = pytest.mark.skipif(
+    not can_be_alone() and not tiny.REQUIRED,
+    reason="this system lets no test make a network namespace, or no strace",
+)
 
 
 def bare(**more: str) -> dict[str, str]:
@@ -210,8 +213,29 @@ def test_the_receipt_stands_in_the_manifest(desk: Path, tmp_path: Path) -> None:
         ),
         (("finetune", "--set", "finetune.report_to=[tensorboard]"), "finetune.report_to (tensorboard)"),
         (("doctor", "--fix"), "doctor --fix"),
+        (("run", "--set", "publish.to=hf:acme/desk"), "the target hf:acme/desk"),
+        (("publish", "--plan", "--to", "s3://models/desk"), "the target s3://models/desk"),
+        (("fetch", "oci://registry.invalid/acme/desk#1.0"), "fetch"),
+        (("serve", "--engine-url", "https://e.invalid/v1", "--engine-model", "m"), "--engine-url at e.invalid"),
+        (
+            ("serve", "--policy", "p", "--generalist", "https://g.invalid/v1", "--generalist-model", "m"),
+            "--generalist at g.invalid",
+        ),
     ],
-    ids=["pull", "run", "hub", "sql", "against", "trackers", "doctor"],
+    ids=[
+        "pull",
+        "run",
+        "hub",
+        "sql",
+        "against",
+        "trackers",
+        "doctor",
+        "target",
+        "plan",
+        "fetch",
+        "engine",
+        "generalist",
+    ],
 )
 def test_offline_refuses_at_once(
     preparing: Forks, desk: Path, tmp_path: Path, args: tuple[str, ...], what: str

@@ -119,7 +119,7 @@ def test_an_endpoint_that_repeats_its_key(echo: str, desk: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed")
 def test_no_secret_is_in_a_file_a_message_or_a_child(tiny_project: Path, tmp_path: Path) -> None:
     """The whole chain, with secrets in its environment; strace shows what every child is given."""
     desk, log = Path(shutil.copytree(tiny_project, tmp_path / "desk")), tmp_path / "execs"

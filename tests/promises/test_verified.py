@@ -115,6 +115,18 @@ def test_a_damaged_model_answers_no_file(desk: Path, preparing: Any) -> None:
     assert not (desk / "out.csv").exists()
 
 
+def test_an_adapter_answers_no_file_on_a_damaged_base(desk: Path, preparing: Any) -> None:
+    (path,) = desk.glob("runs/base/[!.]*/model.safetensors")
+    raw = bytearray(path.read_bytes())
+    raw[-100] ^= 1
+    path.write_bytes(raw)
+    (desk / "in.csv").write_text("text\nhello\n")
+    done = preparing.run(desk, "predict", "adapter", "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv"))
+    assert done.code == 7
+    assert "changed: model.safetensors" in done.stderr
+    assert not (desk / "out.csv").exists()
+
+
 # A bare GGUF whose header was mutated
 
 

@@ -95,8 +95,11 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [r"C:\Users\jo\desk", r"\\server\share\x", "~/desk", "file:///srv/x", "see /opt/acme/x"]
-)
+    "text",
+    [r"C:\Users\jo\desk", r"\\server\share\x", "~/desk", "file:///srv/x", "see /opt/acme/x",
+     "--data=/home/jo/x/tickets.csv", "data:/home/jo/x", "tickets.csv#/home/jo/x", "(/home/jo/x)", "?/home/jo/x",
+     "sqlite:////home/jo/desk.db", "https://example.org/a,/home/jo/x", "x&/home/jo/x"],
+)  # fmt: skip
 def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
     name = plant(tmp_path, "card", text)
     with pytest.raises(GateError, match="a path of this machine"):
@@ -105,7 +108,8 @@ def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["/v1", "and/or", "https://example.org/a/b/c", "1/2/3", "</think>", "billing/refund", "{{a/b}}", "+14.6 to +38.1",
+    ["/v1", "and/or", "https://example.org/a/b/c", "http://host:8080/a/b", "s3://bucket/a/b",
+     "https://example.org/?next=/a/b/c#/d/e", "1/2/3", "</think>", "billing/refund", "{{a/b}}", "+14.6 to +38.1",
      "accuracy 0.4111111111111111", "sha256:" + "4111111111111111" * 4, "2026-11-25T01:56:38Z", "version 0.3.36"],
 )  # fmt: skip
 def test_what_looks_alike_passes(tmp_path: Path, text: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,40 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path,
     unsigned = tiny.slmctl(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
     assert unsigned.returncode == 7
     assert "is not signed" in unsigned.stderr
+
+
+def test_a_release_that_was_made_again_is_not_taken_for_signed(fresh: Path, tmp_path: Path) -> None:
+    """The registry has the same files, and a manifest of another time: a signature of today would not hold there."""
+    pytest.importorskip("model_signing")
+    private = tmp_path / "release.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    tiny.ok(tiny.slmctl(fresh, "publish"))
+    shutil.rmtree(fresh / "runs" / "published")
+    done = tiny.slmctl(fresh, "publish", "--set", f"publish.key={private}")
+    assert done.returncode == 7, done.stderr
+    assert "already holds tiny-desk 1.0 with the manifest of another run" in done.stderr
+    assert "hint: raise 'version'" in done.stderr
+    assert not (fresh / "registry" / "tiny-desk" / "1.0" / "model.sig").exists()
+    assert "already in" in tiny.slmctl(fresh, "publish").stderr
+
+
+def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
+    """A limit on the size of files is one form of it that a test can have."""
+
+    def limited(size: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    registry = Path(shutil.copytree(tiny_run / "registry", tmp_path / "registry"))
+    fetched = tiny.slmctl(tmp_path, "fetch", f"dir:{registry}#1.0", preexec_fn=limited(50_000))
+    promoted = tiny.slmctl(
+        tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry), preexec_fn=limited(1)
+    )
+    for what, done in (("fetch", fetched), ("promote", promoted)):
+        assert done.returncode == 6, done.stderr
+        assert f"{what}: the disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+    tiny.ok(tiny.slmctl(tmp_path, "fetch", f"dir:{registry}#1.0"))  # goes on where it stopped
+    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
 
 
 # Tags, and who follows them

@@ -19,9 +19,9 @@ import pytest
 import tiny
 import yaml
 
-from slmctl import artifact
+from slmctl import artifact, config
 from slmctl.artifact import Artifact
-from slmctl.config import ServeConfig
+from slmctl.config import Generalist, Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.server import emit
 from slmctl.task import Task
@@ -288,6 +288,33 @@ def test_the_gateway_needs_neither_torch_nor_llama(tmp_path: Path) -> None:
         "import slmctl.cli, slmctl.engine, slmctl.server.app, slmctl.server.page\n"
     )
     subprocess.run([tiny.sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", emit.KINDS)
+def test_a_policy_stays_here_and_the_rest_starts(
+    artifacts: dict[str, Artifact], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the gateway's config once named the policy, which it then refused to start with
+    prices = Prices(machine_per_hour=1, api_per_million_input_tokens=1, api_per_million_output_tokens=1)
+    general = Generalist(url="https://general.example/v1", model="large")
+    given = handover(
+        artifacts, policy=tmp_path / "policy.json", generalist=general, prices=prices,
+        decisions=tmp_path / "decisions.jsonl", grace_s=31.5, queue=7,
+    )  # fmt: skip
+    folder = written(given, kind, tmp_path)
+    assert "left out: serve.policy" in capsys.readouterr().err
+    assert "`serve.policy`" in (folder / "README.md").read_text()
+    raw = (folder / "contract" / "slmctl.yaml").read_text()
+    assert str(tmp_path) not in raw and "general.example" not in raw
+    serve = config.load(folder / "contract" / "slmctl.yaml").serve
+    assert (serve.policy, serve.generalist, serve.prices, serve.decisions) == (None, None, None, None)
+    assert (serve.queue, serve.grace_s) == (7, 31.5)
+    if kind == "compose":
+        services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+        assert services["gateway"]["stop_grace_period"] == "42s"
+    if kind == "kubernetes":
+        deployment, _ = yaml.safe_load_all((folder / "gateway.yaml").read_text())
+        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 42
 
 
 # Refusals

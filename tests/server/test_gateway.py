@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import ENDLESS, ROOM, begin, chat, end, post
+from serving import ENDLESS, ROOM, begin, chat, end, figure, post
 
-from slmctl.artifact import Artifact
+from slmctl import artifact
+from slmctl.artifact import Artifact, Manifest
+from slmctl.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +182,7 @@ def test_another_engine_is_held_to_the_task(tiny_run: Path, free: str) -> None:
     name = httpx.get(f"{free}/v1/models").json()["data"][0]["id"]
     release = tiny_run / "registry" / "tiny-desk" / "1.0"
     child, url = begin(tiny_run, str(release), "--engine-url", f"{free}/v1", "--engine-model", name)
+    assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
     for stream in (False, True):
         with client(url) as ask:
             model = ask.models.list().data[0].id
@@ -221,13 +228,168 @@ def test_what_is_no_unicode_does_not_reach_the_engine(free: str) -> None:
     assert post(free, {"messages": chat("hello"), "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}], "max_tokens": 1}',
+        b'{"model": "\xed\xa0\x80", "messages": [{"role": "user", "content": "hello"}]}',
+        b'{"messages": [{"role": "user", "content": "hello"}], "stop": "\xed\xbf\xbf"}',
+        json.dumps({"messages": chat("hello"), "max_tokens": 1}).encode("utf-16"),
+        json.dumps({"messages": chat("\ud800")}).encode("utf-16-le"),
+        b'{"messages": [{"role": "user", "content": "\xff"}]}',
+    ],
+)
+def test_a_body_that_is_no_utf_8_does_not_reach_the_engine(free: str, raw: bytes) -> None:
+    # json.loads reads bytes with halves of surrogate pairs let through, and UTF-16 too
+    said = httpx.post(f"{free}/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
+    assert (said.status_code, said.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert post(free, {"messages": chat("hello"), "max_tokens": 1}).status_code == 200
+    assert figure(free, "slmctl_engine_restarts_total") == 0
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused(free: str) -> None:
+    for depth in (150, 350, 700):
+        schema: dict[str, Any] = {}
+        for _ in range(depth):
+            schema = {"type": "array", "items": schema}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        said = post(free, {"messages": chat("hello"), "response_format": form})
+        assert said.status_code == 400, said.text
+        assert said.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_choices_have_a_ceiling(free: str) -> None:
+    choice = [f"{k:03}" + "x" * 100 for k in range(1000)]
+    said = post(free, {"messages": chat("hello"), "structured_outputs": {"choice": choice}})
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "structured_outputs")
+    said = post(free, {"messages": chat("hello"), "structured_outputs": {"choice": choice[:20]}})
+    assert said.json()["choices"][0]["message"]["content"] in choice
+
+
+def test_a_completion_is_streamed(free: str) -> None:
+    body = {"prompt": "hello", "max_tokens": 12, "temperature": 1, "seed": 3}
+    whole = httpx.post(f"{free}/v1/completions", json=body, timeout=60).json()
+    said = httpx.post(f"{free}/v1/completions", json={**body, "stream": True}, timeout=60)
+    *raw, done = [line.removeprefix("data: ") for line in said.text.splitlines() if line]
+    chunks = [json.loads(line) for line in raw]
+    assert done == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+
+
+def test_top_p_bounds_what_is_drawn_from(free: str) -> None:
+    def ask(**more: Any) -> str:
+        said = post(free, {"messages": chat("hello"), "max_tokens": 12, **more}).json()
+        return str(said["choices"][0]["message"]["content"])
+
+    greedy = ask(temperature=0)
+    assert {ask(temperature=2, top_p=0, seed=seed) for seed in range(3)} == {greedy}
+    assert len({ask(temperature=2, seed=seed) for seed in range(3)}) > 1
+    assert post(free, {"messages": chat("hello"), "top_p": 1.5}).json()["error"]["param"] == "top_p"
+
+
+def test_a_server_is_asked_by_its_own_address(tiny_run: Path, gguf: str) -> None:
+    child, url = begin(tiny_run, gguf, "--host", "127.0.0.2")
+    assert url.startswith("http://127.0.0.2:")
+    body = {"messages": chat("hello"), "max_tokens": 1}
+    assert post(url, body).status_code == 200
+    assert post(url, body, host="evil.example").status_code == 403
+    end(child)
+
+
+def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path) -> None:
+    limits = ("--set=serve.max_prompt=24", "--set=serve.concurrency=1", "--set=serve.log_texts=true")
+    child, url = begin(tiny_run, str(endless), *ROOM, *limits)
+    long = post(url, {"messages": chat("hello " * 40), "max_tokens": 1})
+    assert (long.status_code, long.json()["error"]["param"]) == (400, "messages")
+    assert "longer than the ceiling of 24" in long.json()["error"]["message"]
+    body = {"messages": chat("hello"), "n": 8, **ENDLESS}
+    with httpx.Client(timeout=60) as many, ThreadPoolExecutor(4) as pool:
+        both = list(pool.map(lambda _: many.post(f"{url}/v1/chat/completions", json=body), range(4)))
+    assert {one.status_code for one in both} == {200, 429}
+    assert {one.json()["error"]["code"] for one in both if one.status_code == 429} == {"concurrency"}
+    said = post(url, {"messages": chat("courier"), "max_tokens": 3}).json()["choices"][0]["message"]["content"]
+    log = end(child)
+    (line,) = [line for line in log if line.get("prompt") == "courier"]
+    assert line["answer"] == [said]
+
+
+def test_a_rate_of_the_server_holds_for_every_key(tiny_run: Path, endless: Path) -> None:
+    child, url = begin(tiny_run, str(endless), "--set=serve.rate=3")
+    said = [post(url, {"messages": chat("hello"), "max_tokens": 1}) for _ in range(5)]
+    assert [one.status_code for one in said][:4] == [200, 200, 200, 429]
+    assert said[3].json()["error"]["code"] == "rate"
+    end(child)
+
+
+def test_a_damaged_file_of_keys_lets_nobody_in_until_it_is_whole(tiny_run: Path, gguf: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret = tiny.ok(tiny.slmctl(tmp_path, "keys", "add", "crm", "--keys", str(path)))
+    child, url = begin(tiny_run, gguf, "--keys", str(path))
+    body = {"messages": chat("hello"), "max_tokens": 1}
+
+    def ask() -> tuple[int, int]:
+        said = post(url, body, authorization=f"Bearer {secret}").status_code
+        return said, httpx.get(f"{url}/readyz", timeout=60).status_code
+
+    assert ask() == (200, 200)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-9])
+    assert ask() == (401, 503)
+    path.write_bytes(raw)
+    child.send_signal(signal.SIGHUP)
+    assert ask() == (200, 200)
+    path.unlink()
+    assert ask() == (401, 503)
+    child.send_signal(signal.SIGHUP)
+    assert ask() == (401, 503)
+    read = [line["fault"] for line in end(child) if line["event"] == "keys_read"]
+    assert read[0] is None and "there is no file of keys" in read[1]
+
+
+def test_an_extractors_answers_satisfy_its_schema(
+    endless: Path, tmp_path: Path, artifacts: dict[str, Artifact]
+) -> None:
+    # the untrained base: what it says is held to the schema, and to nothing that it has learned
+    schema = {
+        "type": "object",
+        "properties": {
+            "topic": {"enum": ["billing", "delivery"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["topic", "count"],
+        "additionalProperties": False,
+    }
+    trained = Task.read(artifacts["gguf"].path)
+    folder = tmp_path / "gguf"
+    with artifact.draft(folder) as place:
+        shutil.copy(endless, place / "extract-F16.gguf")
+        dataclasses.replace(trained, kind="extract", labels=(), schema=schema, system="Read it.").write(place)
+        artifact.publish_draft(
+            place, folder, lambda files, digest: Manifest("gguf", "quantize/1", digest, "sha256:0", {}, {}, files)
+        )
+    child, url = begin(tmp_path, str(folder))
+    for text, _ in tiny.rows(5):
+        said = post(url, {"messages": chat(text)}).json()
+        (choice,) = said["choices"]
+        assert choice["finish_reason"] == "stop"
+        jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+        assert said["slmctl"]["task"] == "extract"
+        assert 0 < said["slmctl"]["confidence"] <= 1
+    assert post(url, {"messages": chat("hello"), "max_tokens": 2}).json()["choices"][0]["finish_reason"] == "length"
+    end(child)
+
+
 def test_no_http_at_all_gets_an_error_in_the_same_form(free: str) -> None:
     with socket.create_connection(("127.0.0.1", int(free.rpartition(":")[2])), timeout=60) as sock:
         sock.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
         with sock.makefile("rb") as stream:
             head, _, body = stream.read().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    error = json.loads(body)["error"]
+    assert error["type"] == "invalid_request_error"
+    assert f"x-request-id: {error['request_id']}\r\n".encode() in head + b"\r\n"
 
 
 def base_file(desk: Path) -> Path:

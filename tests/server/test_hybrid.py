@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import disguises
 import endpoint
 import httpx
 import pytest
 import tiny
 from endpoint import Fake, fails, says
+from serving import begin, end, figure
 
-from slmctl import artifact
+from slmctl import artifact, given
+from slmctl.engine import Engine
 from slmctl.policy import Policy
 from slmctl.task import Task
 
@@ -38,6 +41,9 @@ class Hybrid:
     def ask(self, text: str, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": text}], **more}
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+    def complete(self, prompt: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/completions", json={"prompt": prompt}, timeout=60)
 
 
 def policy_of(release: Path, folder: Path, threshold: float) -> Path:
@@ -69,6 +75,72 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=60)
         assert (child.returncode, KEY in stderr) == (0, False), stderr
+
+
+@pytest.fixture(scope="module")
+def writer(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hybrid]:
+    """The same of a bare file, which writes free text."""
+    folder = tmp_path_factory.mktemp("writer")
+    with Engine(endless, sequences=1, context=128, threads=1) as engine:
+        task, _, _ = given.task_in(artifact.foreign(endless, "gguf"), endless, engine)
+    gguf = artifact.sha256_file(endless).removeprefix("sha256:")
+    weights = dict.fromkeys(("mean", "least", "choices"), 0.0)
+    Policy(gguf, task.digest, "generate", "the same words", "", weights, 0.0, ((0.0, 0.5),), NEVER).write(folder)
+    with endpoint.serving(lambda body, before: says("from there")) as fake:
+        child, url = begin(
+            tiny_run, str(endless), "--policy", str(folder), "--generalist", fake.url, "--generalist-model", "large",
+            "--set=serve.decisions=/dev/full",
+        )  # fmt: skip
+        yield Hybrid(child, url, fake, [], Path("/dev/full"))
+        end(child)
+
+
+def test_an_answer_of_the_clients_own_form_stays_here(writer: Hybrid) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
+    for more in (
+        {"response_format": form},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"response_format": form, "stream": True},
+    ):
+        assert writer.ask("is it", **more).headers["x-slmctl-route"] == "local; reason=doubt"
+    assert writer.fake.bodies == []
+    said = writer.ask("is it", response_format={"type": "text"}, max_tokens=3)
+    assert (said.headers["x-slmctl-route"], said.status_code) == ("generalist; reason=unsure", 200)
+    assert set(writer.fake.bodies[-1]) == {"model", "messages", "max_tokens"}
+
+
+def test_a_disk_that_is_full_costs_no_answer(writer: Hybrid) -> None:
+    assert [writer.ask("is it", max_tokens=3).status_code for _ in range(3)] == [200] * 3
+    assert figure(writer.url, "slmctl_decisions_dropped_total") >= 2
+
+
+def test_several_answers_to_one_question_are_refused(writer: Hybrid) -> None:
+    for said in (writer.ask("is it", n=2), writer.complete(["is it", "or not"])):
+        assert (said.status_code, said.json()["error"]["param"]) == (400, "n")
+
+
+def test_a_prompt_in_a_list_is_looked_at_and_sent(hybrid: Hybrid) -> None:
+    # the router once saw an empty conversation, and sent that
+    before = len(hybrid.fake.bodies)
+    for prompt in ("refund 4111 1111 1111 1111", ["refund 4111 1111 1111 1111"]):
+        assert hybrid.complete(prompt).headers["x-slmctl-route"] == "local; reason=sensitive"
+    assert len(hybrid.fake.bodies) == before
+    for prompt in ("where is my parcel", ["where is my parcel"]):
+        assert hybrid.complete(prompt).headers["x-slmctl-route"] == "generalist; reason=unsure"
+        assert hybrid.fake.questions[-1] == "where is my parcel"
+
+
+def test_no_mutation_of_a_sensitive_prompt_leaves_by_either_path(hybrid: Hybrid) -> None:
+    before = len(hybrid.fake.bodies)
+    for kind, text, value in disguises.prompts(6, seed=7):
+        for name, change in disguises.MUTATIONS.items():
+            asked = change(text, value)
+            body = {"messages": asked}
+            said = [httpx.post(f"{hybrid.url}/v1/chat/completions", json=body, timeout=60)]
+            said += [hybrid.complete([asked[0]["content"]])] if len(asked) == 1 else []
+            for one in said:
+                assert one.headers["x-slmctl-route"] == "local; reason=sensitive", (kind, name)
+    assert len(hybrid.fake.bodies) == before
 
 
 def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
@@ -128,9 +200,11 @@ def test_the_key_is_in_this_process_alone(hybrid: Hybrid) -> None:
 
 
 def test_decisions_are_on_disk(hybrid: Hybrid) -> None:
-    said = hybrid.ask("peculiar words")
-    lines = [json.loads(line) for line in hybrid.decisions.read_text(encoding="utf-8").splitlines()]
-    assert (lines[-1]["reason"], lines[-1]["request"]) == ("unsure", said.headers["x-request-id"])
+    said = hybrid.ask("peculiar words").headers["x-request-id"]
+    while said not in (text := hybrid.decisions.read_text(encoding="utf-8")):  # pytest's own limit ends one never told
+        pass
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert (lines[-1]["reason"], lines[-1]["request"]) == ("unsure", said)
     assert "peculiar" not in hybrid.decisions.read_text(encoding="utf-8")
 
 
@@ -146,7 +220,8 @@ def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
 
 def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do(tiny_run: Path, tmp_path: Path) -> None:
     policy = policy_of(tiny_run / "registry" / "tiny-desk" / "1.0", tmp_path, NEVER)
-    child = tiny.start(tiny_run, "serve", "--port", "0", "--policy", str(policy))
+    # a decision is told where nothing else is, too
+    child = tiny.start(tiny_run, "-q", "serve", "--port", "0", "--policy", str(policy))
     assert child.stdout is not None
     url = child.stdout.readline().strip()
     body = {"messages": [{"role": "user", "content": "where is it"}]}
@@ -154,7 +229,8 @@ def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do(tiny_run
     os.kill(child.pid, signal.SIGTERM)
     _, stderr = child.communicate(timeout=60)
     assert response.headers["x-slmctl-route"] == "local; reason=unsure"
-    assert '"reason": "unsure"' in stderr
+    (decision,) = [line for line in map(json.loads, stderr.splitlines()) if line["event"] == "decision"]
+    assert (decision["reason"], decision["request"]) == ("unsure", response.headers["x-request-id"])
 
 
 @pytest.mark.parametrize(

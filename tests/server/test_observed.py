@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 import tiny
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ENDLESS, ROOM, begin, chat, end
+
+from slmctl.config import ServeConfig
+from slmctl.server import openai
+from slmctl.server.app import Served, application
+from slmctl.server.backends import Backend
+from slmctl.server.log import Log
+from slmctl.task import Task
 
 ORIGIN = "https://desk.example"
 HI = {"messages": chat("hello"), "max_tokens": 2}
@@ -109,6 +118,37 @@ def test_figures_parse_and_count_every_request(guarded: Guarded) -> None:
     assert grown("slmctl_tokens_total", kind="prompt") == sum(one["prompt_tokens"] for one in used)
     assert grown("slmctl_tokens_total", kind="answer") == sum(one["completion_tokens"] for one in used)
     assert grown("slmctl_answer_seconds_count") == 3
+
+
+class Broken:
+    """A backend with a bug."""
+
+    build = "none"
+    ready = True
+
+    async def look(self) -> None:
+        raise RuntimeError("a bug")
+
+
+def test_a_fault_of_the_servers_own_is_observed_too() -> None:
+    models = {"desk": openai.Model("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
+    lines = io.StringIO()
+    log = Log(lines)
+    app = application(Served(cast(Backend, Broken()), models, ServeConfig(origins=[ORIGIN])), log)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/readyz", headers={"x-request-id": "my-1", "origin": ORIGIN})
+
+    said = asyncio.run(ask())
+    log.close()
+    assert (said.status_code, said.headers["x-request-id"]) == (500, "my-1")
+    assert said.json()["error"]["request_id"] == "my-1"
+    assert said.headers["access-control-allow-origin"] == ORIGIN
+    figures = app.state.gateway.metrics.page().decode()
+    assert 'slmctl_requests_total{path="/readyz",status="500"} 1.0' in figures
+    assert json.loads(lines.getvalue())["status"] == 500
 
 
 def test_only_the_named_origins_may_ask_from_a_browser(guarded: Guarded) -> None:

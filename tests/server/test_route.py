@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -16,20 +17,21 @@ import endpoint
 import pytest
 from endpoint import fails, says
 
-from slmctl import offline
+from slmctl import artifact, offline
+from slmctl.artifact import Manifest
 from slmctl.config import Generalist as Settings
-from slmctl.config import Prices
-from slmctl.errors import UsageError
+from slmctl.config import Prices, ServeConfig
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.policy import Policy
 from slmctl.remote import MAX_BYTES
 from slmctl.server import generalist as module
 from slmctl.server import route, veto
 from slmctl.server.generalist import Breaker, Generalist
+from slmctl.server.log import Log
 from slmctl.server.route import Routed, Router
 from slmctl.task import Task
 
 pytest.importorskip("httpx")
-pytestmark = pytest.mark.usefixtures("quiet")
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 LABELS = ("billing", "delivery", "oos")
@@ -48,12 +50,18 @@ OF_TEXT = Policy("f" * 64, GENERATE.digest, "generate", "the same words", "",
 ASK = [{"role": "user", "content": "where is my kettle"}]
 
 
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What would be said on stderr."""
-    said: list[str] = []
-    monkeypatch.setattr(route.console, "say", said.append)
-    return said
+class Told(Log):
+    """A server's log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.lines: list[dict[str, Any]] = []
+
+    def line(self, fields: dict[str, Any]) -> None:
+        self.lines.append(fields)
+
+
+TOLD = Told()
 
 
 def event(text: str = "billing", sure: float = 0.6) -> dict[str, Any]:
@@ -105,6 +113,7 @@ def one(
                 headers or {},
                 answers(given or event()),
                 request=request,
+                log=TOLD,
             )
         finally:
             await found.close()
@@ -281,16 +290,14 @@ def test_stop_texts_are_kept_though_they_are_not_sent() -> None:
         assert one(found, written(), stop=None).text == "one two three four"
 
 
-def test_the_key_is_sent_there_and_stands_nowhere_else(
-    monkeypatch: pytest.MonkeyPatch, quiet: list[str], tmp_path: Path
-) -> None:
+def test_the_key_is_sent_there_and_stands_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     key = "sk-" + "very-secret-1"
     monkeypatch.setenv("THE_KEY", key)
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = router(fake.url, key_env="THE_KEY")
         routed = one(found)
         assert fake.headers[0]["authorization"] == f"Bearer {key}"
-    assert key not in repr(routed) + "".join(quiet) + json.dumps(found.figures()) + repr(found.generalist)
+    assert key not in repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.figures()) + repr(found.generalist)
     monkeypatch.delenv("THE_KEY")
     with pytest.raises(UsageError, match="THE_KEY is not set"):
         router("http://127.0.0.1:9/v1", key_env="THE_KEY")
@@ -368,14 +375,14 @@ CASES: dict[str, tuple[endpoint.Turn, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_failure_ends_with_the_local_answer(name: str, quiet: list[str]) -> None:
+def test_a_failure_ends_with_the_local_answer(name: str) -> None:
     turn, reason = CASES[name]
     with endpoint.serving(lambda body, before: turn) as fake:
         routed = one(router(fake.url))
         assert len(fake.bodies) == 1
     assert told(routed) == ("local", reason, "billing")
     assert (routed.model, routed.header) == ("small", f"local; reason={reason}")
-    assert json.loads(quiet[-1])["reason"] == reason
+    assert (TOLD.lines[-1]["event"], TOLD.lines[-1]["reason"]) == ("decision", reason)
 
 
 def test_nobody_there() -> None:
@@ -425,6 +432,8 @@ def test_a_form_of_the_callers_own_is_answered_here() -> None:
         for form in ({"type": "json_schema", "json_schema": {}}, {"type": "json_object"}, "x"):
             assert told(one(found, written(), response_format=form)) == ("local", "doubt", "from here")
         assert fake.bodies == []
+        assert told(one(found, written(), structured_outputs={"choice": ["a"]})) == ("local", "doubt", "from here")
+        assert fake.bodies == []
         assert one(found, written(), response_format={"type": "text"}).route == "generalist"
 
 
@@ -449,13 +458,13 @@ def test_one_that_drips_is_left_after_its_time() -> None:
 
 
 def test_what_nobody_thought_of_ends_with_the_local_answer_too(
-    monkeypatch: pytest.MonkeyPatch, quiet: list[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = router(fake.url)
         monkeypatch.setattr(module, "read_reply", lambda *args: 1 / 0)
         assert told(one(found)) == ("local", "generalist-down", "billing")
-    assert json.loads(quiet[-1])["fault"] == "ZeroDivisionError"
+    assert TOLD.lines[-1]["fault"] == "ZeroDivisionError"
 
 
 def test_an_option_that_is_called_otherwise_is_asked_again() -> None:
@@ -574,6 +583,44 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
     assert not [word for word in ("xylophone", "quarrel", "delivery", "billing") if word in text]
     assert set(lines[0]) == {"time", "request", "route", "reason", "model", "p_correct", "look_ms", "local_ms",
                              "beyond_ms", "prompt_tokens", "completion_tokens"}  # fmt: skip
+
+
+def test_a_full_disk_costs_decisions_and_no_answers() -> None:
+    found = router(decisions=Path("/dev/full"))
+    with found.open():
+        assert [told(one(found, event(sure=0.99))) for _ in range(3)] == [("local", "confident", "billing")] * 3
+    assert found.figures()["slmctl_decisions_dropped"] == [({}, 3.0)]
+    with pytest.raises(UsageError, match="decisions cannot be written"), router(decisions=Path("/dev/null/x")).open():
+        pass
+
+
+def test_a_log_that_cannot_be_written_counts_its_lines() -> None:
+    with open("/dev/full", "w") as stream:  # noqa: PTH123 - what a log is given
+        log = Log(stream)
+        for k in range(5):
+            log.event("something", number=k)
+        log.close(stream=True)
+    assert log.dropped == 5
+
+
+def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    with artifact.draft(folder) as place:
+        OF_LABELS.write(place)
+        artifact.publish_draft(
+            place, folder, lambda files, digest: Manifest("policy", "calibrate/1", digest, "sha256:0", {}, {}, files)
+        )
+    path = folder / "policy.json"
+    settings = ServeConfig(policy=path)
+    for given in (folder, path):
+        assert Router.of(given, settings, "f" * 64, CLASSIFY, "small").policy == OF_LABELS
+    path.write_bytes(path.read_bytes().replace(b'"threshold": 2.0', b'"threshold": 0.0'))
+    for given in (folder, path):
+        with pytest.raises(IntegrityError, match=r"damaged: changed: policy\.json"):
+            Router.of(given, settings, "f" * 64, CLASSIFY, "small")
+    copied = tmp_path / "mine.json"  # one by itself is its owner's
+    copied.write_bytes(path.read_bytes())
+    assert Router.of(copied, settings, "f" * 64, CLASSIFY, "small").policy.threshold == 0
 
 
 def test_figures_count_both_routes_and_the_savings() -> None:

@@ -29,11 +29,6 @@ EVENT = {"text": "from here", "finish": "stop", "prompt_tokens": 1, "completion_
 ALL = disguises.MUTATIONS | disguises.MORE
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route.console, "say", lambda text: None)
-
-
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     """A general model that keeps all it gets, and repeats what it was asked."""
@@ -77,6 +72,10 @@ def test_no_sensitive_prompt_reaches_the_general_model(fake: Fake) -> None:
 @pytest.mark.slow
 def test_of_a_thousand_sensitive_prompts_in_every_mutation_none_reaches_it(fake: Fake) -> None:
     assert leaked(fake, 1000, seed=0) == []
+
+
+def test_a_conversation_without_a_message_is_a_doubt() -> None:
+    assert veto.clear([]).reason == "doubt"
 
 
 def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:

@@ -148,6 +148,17 @@ def test_a_signature_may_come_later(hub: hub_server.Hub, made: Artifact, tmp_pat
 
 
 def test_whoever_commits_in_between_is_not_overwritten(hub: hub_server.Hub, made: Artifact, tmp_path: Path) -> None:
+    hub.meanwhile = {"notes.txt": b"ours"}
+    said, _ = ask(hub, tmp_path, do="publish", release=made.path)
+    assert said["error"] == "NetworkError", said
+    repo = hub.repos["models/acme/desk"]
+    assert repo.commits[repo.head]["notes.txt"] == b"ours"
+    assert "commit" not in hub.did and not repo.tags
+    ask(hub, tmp_path, do="publish", release=made.path)
+    assert repo.at("v1.0") == repo.at("main")
+
+
+def test_a_tag_of_somebody_else_is_no_release(hub: hub_server.Hub, made: Artifact, tmp_path: Path) -> None:
     hub.repos["models/acme/desk"] = Repo(private=True, commits={COMMIT: {"notes.txt": b"ours"}})
     repo = hub.repos["models/acme/desk"]
     repo.tags["v1.0"] = COMMIT

@@ -16,6 +16,8 @@ from slmctl.targets import Settings
 
 boto3 = pytest.importorskip("boto3")
 
+from botocore.exceptions import ClientError  # noqa: E402
+
 from slmctl.targets import s3 as module  # noqa: E402
 
 SECRET = "never-to" + "-be-seen"
@@ -51,6 +53,31 @@ def test_a_large_file_goes_on_where_it_was_cut(
     targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
     assert sent == [1, 0, 2, 3]
     assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_another_publisher_may_end_the_upload_that_both_took_up(
+    bucket: module.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, completed: bool
+) -> None:
+    """As S3 answers then; moto takes an upload that has ended."""
+    monkeypatch.setattr(module, "PART", 5 << 20)
+    shipment = targets.shipment(release(tmp_path, weights=os.urandom(6 << 20)))
+    complete = bucket._client.complete_multipart_upload
+
+    def late(**asked: Any) -> Any:
+        if completed:
+            complete(**asked)
+        told = {"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+        raise ClientError(told, "CompleteMultipartUpload")
+
+    monkeypatch.setattr(bucket._client, "complete_multipart_upload", late)
+    if completed:
+        targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
+        found = targets.fetch(bucket, "", None, into=tmp_path)
+        assert contents(found.path) == contents(shipment.release.path)
+    else:
+        with pytest.raises(NetworkError, match="NoSuchUpload"):
+            targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
 
 
 def test_of_two_who_publish_a_version_the_first_one_stays(bucket: module.Bucket, tmp_path: Path) -> None:

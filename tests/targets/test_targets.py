@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from slmctl import artifact, targets
 from slmctl.artifact import Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.targets import Item, Settings, Target
+from slmctl.targets.local import Local
 
 Open = Callable[[], Target]
 
@@ -115,6 +118,76 @@ def test_a_signature_may_come_later(target: Target, address: str, tmp_path: Path
     signature.write_bytes(b"{}")
     assert [item.name for item in send(target, address, made, signature).missing] == ["model.sig"]
     assert (targets.fetch(target, "1.0", None, into=tmp_path).path / "model.sig").read_bytes() == b"{}"
+
+
+def another_run(folder: Path) -> Artifact:
+    """The same release, made once more: equal files, and a manifest that tells of another time."""
+    made = release(folder)
+    (made.path / "manifest.json").write_bytes(hostile(made, started="2026-11-25T14:00:00Z"))
+    return artifact.load(made.path)
+
+
+def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(
+    target: Target, address: str, tmp_path: Path
+) -> None:
+    made, signature = release(tmp_path), tmp_path / "signature"
+    send(target, address, made)
+    again = another_run(tmp_path / "again")
+    assert send(target, address, again).missing == ()  # unsigned, it is there
+    signature.write_bytes(b"{}")
+    with pytest.raises(IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run") as caught:
+        send(target, address, again, signature)
+    assert "raise 'version'" in caught.value.hint
+    assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(made.path)
+
+
+def test_another_release_under_a_version_is_refused(target: Target, address: str, tmp_path: Path) -> None:
+    """Validly made, perhaps signed, and not what was asked for."""
+    send(target, address, release(tmp_path, "0.9"))
+
+    class Moved(Counted):
+        def find(self, name: str) -> tuple[str, str]:
+            return "desk", "1.0"
+
+        def published(self, project: str, version: str) -> bytes:
+            found: bytes = self._target.published(project, "0.9")
+            return found
+
+    with pytest.raises(IntegrityError, match=r"under '1\.0' lies desk 0\.9, another release"):
+        targets.fetch(Moved(target), "1.0", None, into=tmp_path / "here")  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError):
+        targets.fetch(target, "other@0.9", None, into=tmp_path / "here")
+    assert not list(tmp_path.glob("here/*"))
+
+
+def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, made = Local(tmp_path / "registry"), release(tmp_path)
+    send(place, "dir:", made)
+    begun, waits = threading.Event(), threading.Event()
+    monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)
+
+    class Slow(Counted):
+        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+            begun.set()
+            assert waits.wait(30), "the second one did not wait for the first"
+            self._target.get(project, version, entry, path)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(targets.fetch, Slow(place), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
+        assert begun.wait(30)
+        second = pool.submit(targets.fetch, place, "1.0", None, into=tmp_path)
+        assert first.result().path == second.result().path == tmp_path / "desk-1.0"
+    assert contents(tmp_path / "desk-1.0") == contents(made.path)
+    assert not list(tmp_path.glob(".*desk-1.0*"))
+
+
+@pytest.mark.parametrize("to", ["hf:acme/desk", "s3://models/x", "oci://registry.example/acme/desk"])
+def test_a_proxy_on_the_way_is_among_the_hosts(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "https_proxy", "HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(targets._open(to, Settings()).hosts)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    assert set(targets._open(to, Settings()).hosts) == before | {"proxy.example"}
 
 
 def test_an_interrupted_fetch_goes_on(target: Target, address: str, tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Which library trains, and what doctor says of the processor: decided from what is here, without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmctl import backend, doctor
+from slmctl.errors import MissingError
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of /dev, and no variable that hides what is in it."""
+    moved = {str(tmp_path / Path(node).name): kind for node, kind in backend.NODES.items()}
+    monkeypatch.setattr(backend, "NODES", moved)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("node", "kind"), [("nvidia0", "cuda"), ("nvidiactl", "cuda"), ("dxg", "cuda"), ("kfd", "rocm"), ("null", "")]
+)
+def test_an_accelerator_is_known_by_its_device_node(nodes: Path, node: str, kind: str) -> None:
+    assert backend.accelerator() == ""
+    (nodes / node).touch()
+    assert backend.accelerator() == kind
+
+
+@pytest.mark.parametrize(
+    ("visible", "kind"), [("", ""), ("-1", ""), (" -1 ", ""), ("0", "cuda"), ("1,0", "cuda"), ("GPU-1f", "cuda")]
+)
+def test_one_that_is_hidden_is_none(nodes: Path, monkeypatch: pytest.MonkeyPatch, visible: str, kind: str) -> None:
+    # torch sees none then, and unsloth cannot be imported without one
+    (nodes / "nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert backend.accelerator() == kind
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "gpu", "chosen"),
+    [
+        ("auto", True, True, "unsloth"),
+        ("auto", True, False, "transformers"),
+        ("auto", False, True, "transformers"),
+        ("transformers", True, True, "transformers"),
+        ("unsloth", True, True, "unsloth"),
+        ("unsloth", False, True, "backend unsloth is not installed: pip install 'slmctl[cuda]'"),
+        ("unsloth", True, False, "backend unsloth needs a GPU, and none is here: --set finetune.backend=transformers"),
+    ],
+)
+def test_who_trains(
+    nodes: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, installed: bool, gpu: bool, chosen: str
+) -> None:
+    found = importlib.util.find_spec("json") if installed else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    if gpu:
+        (nodes / "nvidia0").touch()
+    if chosen in ("transformers", "unsloth"):
+        assert backend.choose(wanted) == chosen
+        return
+    with pytest.raises(MissingError) as caught:
+        backend.choose(wanted)
+    assert f"{caught.value.message}: {caught.value.hint}" == chosen
+
+
+def products(monkeypatch: pytest.MonkeyPatch, chosen: str, done: subprocess.CompletedProcess[str]) -> doctor.Finding:
+    """What doctor says of the products when they were timed like this."""
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.13.0")
+    monkeypatch.setattr(doctor, "settled_products", lambda wanted: chosen)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    (finding,) = doctor._products()
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rates", "remedy"),
+    [
+        ("float32", {"float32": 100.0, "bfloat16": 900.0}, "--set finetune.products=bfloat16 is faster here"),
+        ("bfloat16", {"float32": 100.0, "bfloat16": 40.0}, "--set finetune.products=float32 is faster here"),
+        ("bfloat16", {"float32": 100.0, "bfloat16": 900.0}, ""),
+        ("bfloat16", {"float32": 100.0, "bfloat16": 90.0}, ""),  # too little to say
+    ],
+)
+def test_doctor_says_when_the_other_products_are_faster(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, rates: dict[str, float], remedy: str
+) -> None:
+    done = subprocess.CompletedProcess[str]([], 0, json.dumps(rates), "")
+    found = products(monkeypatch, chosen, done)
+    assert found.ok
+    assert found.remedy == remedy
+    figures = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items())
+    assert found.found == f"{figures}; auto takes {chosen}"
+
+
+def test_doctor_names_why_torch_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: Any = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: libgomp.so.1 is missing\n")
+    found = products(monkeypatch, "float32", broken)
+    assert not found.ok
+    assert found.found == "torch does not work: ImportError: libgomp.so.1 is missing"
