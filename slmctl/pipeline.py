@@ -64,7 +64,7 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.data.pull", (*_HF, "gguf"), version=2),
         Stage("prepare", (_BASE,), "prepared", "slmctl.data.prepare",
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=3),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=4),
         Stage(
             "finetune", (_BASE, _PREPARED), "adapter", "slmctl.model.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=3, resumes=True,

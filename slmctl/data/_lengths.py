@@ -60,7 +60,7 @@ class Lengths:
             frame = self._frame if self._fits(record) else None
             if frame is None:
                 prompt = self._task.prompt(record.prompt_messages, tools=record.tools)
-                texts.append(prompt + record.answer + self._task.end)
+                texts.append(prompt + self._task.defused(record.answer) + self._task.end)
             else:
                 texts.append(frame.lead + self._task.defused(record.messages[-2]["content"]) + frame.follow)
                 ends[k] = frame.head_length + self._tail(frame, record.answer)
@@ -77,7 +77,7 @@ class Lengths:
         if answer not in self._tails:
             if len(self._tails) == REMEMBERED:
                 self._tails.clear()
-            (self._tails[answer],) = self._count([frame.tail + answer + self._task.end])
+            (self._tails[answer],) = self._count([frame.tail + self._task.defused(answer) + self._task.end])
         return self._tails[answer]
 
     def _count(self, texts: list[str]) -> list[int]:

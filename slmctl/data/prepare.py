@@ -508,7 +508,8 @@ def explain(config: PrepareConfig, *, base: Artifact, count: int = 3) -> str:
         lines += [f"  row {row.number}: {row.rule}: {row.reason}" for row in batch.rejected[:3]]
         for number, line in list(zip(batch.numbers, batch.lines, strict=True))[:count]:
             record = Record.from_json(json.loads(line))
-            shown = reading.task.prompt(record.prompt_messages, tools=record.tools) + record.answer + reading.task.end
+            answer = reading.task.defused(record.answer) + reading.task.end
+            shown = reading.task.prompt(record.prompt_messages, tools=record.tools) + answer
             lines += ["", f"  row {number}, record {record.id}:", *(f"  | {part}" for part in shown.split("\n"))]
         lines.append("")
     return "\n".join(lines).rstrip()

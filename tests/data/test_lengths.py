@@ -34,7 +34,7 @@ def record(*messages: tuple[str, str], tools: tuple[Any, ...] | None = None) -> 
 
 
 def whole(task: Task, tokenizer: Path, one: Record) -> int:
-    text = task.prompt(one.prompt_messages, tools=one.tools) + one.answer + task.end
+    text = task.prompt(one.prompt_messages, tools=one.tools) + task.defused(one.answer) + task.end  # as it is trained
     return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False))
 
 
