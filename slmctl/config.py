@@ -331,7 +331,7 @@ class FinetuneConfig(Section):
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
     load_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)")
-    epochs: float = Field(2.0, gt=0, le=1000, description="passes over the training records")
+    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
     steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(

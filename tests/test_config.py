@@ -403,7 +403,7 @@ def test_gates_and_server_are_in_no_recipe(stage: str) -> None:
 
 
 def test_written_default_and_left_out_default_are_one_recipe() -> None:
-    assert config.recipe(parse("finetune: {epochs: 2.0, seed: 0}").finetune) == config.recipe(parse("").finetune)
+    assert config.recipe(parse("finetune: {epochs: 3.0, seed: 0}").finetune) == config.recipe(parse("").finetune)
 
 
 # The model, for editors and readers
@@ -447,7 +447,7 @@ def test_table_lists_every_key_with_its_help() -> None:
     assert all(help for _, _, help in rows)
     defaults = {name: default for name, default, _ in rows}
     assert defaults["project"] == defaults["base"] == defaults["prepare.sources[].sql.url"] == "required"
-    assert defaults["finetune.epochs"] == "2.0"
+    assert defaults["finetune.epochs"] == "3.0"
     assert defaults["pull.file"] == ""
     assert {"gates[].max_drop", "finetune.lora.rank", "task.schema"} <= defaults.keys()
 
