@@ -844,7 +844,6 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
     of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
     """
-
     from slmctl import artifact, pipeline
     from slmctl import reproduce as module
     from slmctl.errors import DifferentError

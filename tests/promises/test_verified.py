@@ -101,29 +101,20 @@ def test_what_is_no_damage_raises_no_alarm(tiny_run: Path, tmp_path: Path) -> No
         shutil.rmtree(folder)
 
 
-def test_a_damaged_model_answers_no_file(desk: Path, preparing: Any) -> None:
+@pytest.mark.parametrize(
+    ("model", "damaged"),
+    [("gguf", "gguf/[!.]*/*Q8_0.gguf"), ("adapter", "base/[!.]*/model.safetensors")],  # an adapter answers on its base
+)
+def test_a_damaged_model_answers_no_file(desk: Path, preparing: Any, model: str, damaged: str) -> None:
     # predict --input once looked at names and sizes alone
-    (folder,) = desk.glob("runs/gguf/[!.]*")
-    (path,) = folder.glob("*Q8_0.gguf")
+    (path,) = desk.glob(f"runs/{damaged}")
     raw = bytearray(path.read_bytes())
     raw[-100] ^= 1
     path.write_bytes(raw)
     (desk / "in.csv").write_text("text\nhello\n")
-    done = preparing.run(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv"))
+    done = preparing.run(desk, "predict", model, "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv"))
     assert done.code == 7
     assert f"changed: {path.name}" in done.stderr
-    assert not (desk / "out.csv").exists()
-
-
-def test_an_adapter_answers_no_file_on_a_damaged_base(desk: Path, preparing: Any) -> None:
-    (path,) = desk.glob("runs/base/[!.]*/model.safetensors")
-    raw = bytearray(path.read_bytes())
-    raw[-100] ^= 1
-    path.write_bytes(raw)
-    (desk / "in.csv").write_text("text\nhello\n")
-    done = preparing.run(desk, "predict", "adapter", "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv"))
-    assert done.code == 7
-    assert "changed: model.safetensors" in done.stderr
     assert not (desk / "out.csv").exists()
 
 
