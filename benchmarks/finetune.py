@@ -145,12 +145,12 @@ def one(side: str, project: Path) -> dict[str, Any]:
         model = finetune._transformers(recipe, base.path)
         _fast.install(model)
         bench = project / "runs" / ".bench"
-        trainer: Any = finetune._trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
-        trainer.checkpoints = None
-        trainer.add_callback(Clock())
-        trainer.train()
-        loss = trainer.state.log_history[-2 if "eval_loss" not in trainer.state.log_history[-1] else -1]["eval_loss"]
-        found |= _products(model, trainer, times, WARM)
+        sft: Any = finetune._trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
+        sft.checkpoints = None
+        sft.add_callback(Clock())
+        sft.train()
+        loss = sft.state.log_history[-2 if "eval_loss" not in sft.state.log_history[-1] else -1]["eval_loss"]
+        found |= _products(model, sft, times, WARM)
     else:
         options: dict[str, Any] = {}
         if side == "trl":
@@ -171,11 +171,11 @@ def one(side: str, project: Path) -> dict[str, Any]:
             use_cpu=True, seed=0, **options,
         )  # fmt: skip
         model = get_peft_model(weights.load_model(base.path, attn_implementation="sdpa"), finetune.lora_config(recipe))
-        trainer = SFTTrainer(
+        sft = SFTTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=tokenizer,
             callbacks=[Clock()],
         )  # fmt: skip
-        trainer.train()
+        sft.train()
     found["rss_gb"] = _memory.peak() / 1e9
     if side != "slmctl":
         model.eval()
@@ -193,7 +193,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
 
 
 class _Sizes:
-    """What `Order` reads of the trainer's arguments."""
+    """What `Order` reads of the sft's arguments."""
 
     per_device_train_batch_size, gradient_accumulation_steps, seed = BATCH, 1, 0
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import banking77, public, result  # noqa: E402
-from slmctl import cli, config, pipeline  # noqa: E402
+from slmctl import config, pipeline  # noqa: E402
+from slmctl.cli import cli  # noqa: E402
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 
@@ -22,7 +23,7 @@ def stages() -> str:
     for stage in pipeline.STAGES.values():
         takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
         takes += " + sources" if stage.name == "prepare" else ""
-        about = cli.cli.commands[stage.name].get_short_help_str(200)
+        about = cli.commands[stage.name].get_short_help_str(200)
         lines.append(f"| `{stage.name}` | {takes} | `runs/{stage.leaves}/` | {about} |")
     return "\n".join(lines)
 
@@ -38,9 +39,9 @@ def keys() -> str:
 
 def help_text() -> str:
     """`slmctl --help`, as it is printed."""
-    context = cli.cli.make_context("slmctl", [], resilient_parsing=True, max_content_width=100, terminal_width=100)
+    context = cli.make_context("slmctl", [], resilient_parsing=True, max_content_width=100, terminal_width=100)
     with context:
-        text = cli.cli.get_help(context)
+        text = cli.get_help(context)
     return "\n".join(["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())])
 
 

@@ -197,12 +197,12 @@ class AnswerTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         _checkpoint.load_weights(self, Path(resume_from_checkpoint))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            _checkpoint.load_optimizer(self, Path(checkpoint))
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is not None:
+            _checkpoint.load_optimizer(self, Path(folder))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or _checkpoint.load_random(Path(checkpoint), self.accelerator):
+    def _load_rng_state(self, folder: str | None) -> None:
+        if folder is None or _checkpoint.load_random(Path(folder), self.accelerator):
             return
         if self.is_world_process_zero():
             console.say("  note: another number of processes made this checkpoint; its dropout cannot be repeated")

@@ -55,9 +55,9 @@ def run(
         _ladder.write(lossless, [*targets, *others.values()], matrix, rows=rows)
         files = {}
         for target in targets:
-            kept, parity = _closest(target, others.get(target.type), wanted, scratch)
+            kept, distances = _closest(target, others.get(target.type), wanted, scratch)
             answered = _must_answer(kept.path, task, held_out[:PROBES])
-            files[target.type] = _entry(kept, gguf_head.read(kept.path)) | parity | answered
+            files[target.type] = _entry(kept, gguf_head.read(kept.path)) | distances | answered
             _say(target.type, files[target.type])
         lora = {}
         if adapter is not None:
@@ -107,14 +107,14 @@ def _closest(
     target: Target, other: Target | None, wanted: _parity.Reference, scratch: Path
 ) -> tuple[Target, dict[str, Any]]:
     """Hold a file against the merged model; where it was written both ways, keep the closer one under its name."""
-    parity = _parity.check(target.path, gguf_head.read(target.path), wanted, scratch=scratch)
+    weighted = _parity.check(target.path, gguf_head.read(target.path), wanted, scratch=scratch)
     if other is None:
-        return target, parity
+        return target, weighted
     plain = _parity.check(other.path, gguf_head.read(other.path), wanted, scratch=scratch)
-    both = {"kl_weighted": parity.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
-    if not ("kl_mean" in plain and "kl_mean" in parity and plain["kl_mean"] < parity["kl_mean"]):
+    both = {"kl_weighted": weighted.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
+    if not ("kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]):
         other.path.unlink()
-        return target, parity | both
+        return target, weighted | both
     other.path.replace(target.path)
     return dataclasses.replace(target, weighted=False), plain | both
 

@@ -48,7 +48,7 @@ def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: 
 
 
 @pytest.mark.parametrize(
-    ("name", "license", "config"),
+    ("name", "label", "config"),
     [
         ("gemma-3-270m", "gemma", {"model_type": "gemma3_text"}),
         ("gemma-4-e2b", "apache-2.0", {"model_type": "gemma4"}),
@@ -59,8 +59,8 @@ def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: 
         ("plain", "", {}),
     ],
 )
-def test_labels_that_can_be_true_hold(tmp_path: Path, name: str, license: str, config: dict[str, object]) -> None:
-    assert _license.license_of(base(tmp_path / "base", name, license, config=config), None) == license
+def test_labels_that_can_be_true_hold(tmp_path: Path, name: str, label: str, config: dict[str, object]) -> None:
+    assert _license.license_of(base(tmp_path / "base", name, label, config=config), None) == label
 
 
 def test_the_base_s_own_label_holds(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def answers(given: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
     return local
 
 
-def router(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
+def routing(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
     """A router that escalates below P(correct) = 0.7."""
     kept = {key: more.pop(key) for key in ("prices", "decisions", "detector") if key in more}
     policy = OF_TEXT if task.kind == "generate" else OF_LABELS
@@ -131,9 +131,9 @@ def told(routed: Routed) -> tuple[str, str, str]:
 
 def test_an_answer_that_is_sure_stays_and_one_that_is_not_goes() -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        assert told(one(router(fake.url), event(sure=0.95))) == ("local", "confident", "billing")
+        assert told(one(routing(fake.url), event(sure=0.95))) == ("local", "confident", "billing")
         assert fake.bodies == []
-        routed = one(router(fake.url), event(sure=0.6))
+        routed = one(routing(fake.url), event(sure=0.6))
         assert told(routed) == ("generalist", "unsure", "delivery")
         assert (routed.model, routed.header) == ("large", "generalist; reason=unsure")
         assert (routed.prompt_tokens, routed.completion_tokens) == (11, 3)
@@ -143,12 +143,12 @@ def test_an_answer_that_is_sure_stays_and_one_that_is_not_goes() -> None:
 
 def test_what_the_model_calls_out_of_scope_goes_however_sure_it_is() -> None:
     with endpoint.serving(lambda body, before: says("oos")) as fake:
-        assert told(one(router(fake.url), event("oos", 0.999))) == ("generalist", "out-of-scope", "oos")
+        assert told(one(routing(fake.url), event("oos", 0.999))) == ("generalist", "out-of-scope", "oos")
 
 
 def test_without_a_general_model_it_is_only_told() -> None:
-    assert told(one(router(), event(sure=0.6))) == ("local", "unsure", "billing")
-    assert told(one(router(), event("oos", 0.9))) == ("local", "out-of-scope", "oos")
+    assert told(one(routing(), event(sure=0.6))) == ("local", "unsure", "billing")
+    assert told(one(routing(), event("oos", 0.9))) == ("local", "out-of-scope", "oos")
 
 
 @pytest.mark.parametrize("missing", ["confidence", "logprobs", "raw_logprobs"])
@@ -156,7 +156,7 @@ def test_an_answer_that_does_not_say_how_sure_it_is_stays(missing: str) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         for value in (None, "high", [float("nan")]):
             given = event(sure=0.6) | {missing: value}
-            assert told(one(router(fake.url), given)) == ("local", "doubt", "billing")
+            assert told(one(routing(fake.url), given)) == ("local", "doubt", "billing")
         assert fake.bodies == []
 
 
@@ -166,7 +166,7 @@ def test_the_local_models_failure_is_the_callers() -> None:
 
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         with pytest.raises(UsageError):
-            run(router(fake.url).route(ASK, {}, {}, fail))
+            run(routing(fake.url).route(ASK, {}, {}, fail))
         assert fake.bodies == []
 
 
@@ -177,9 +177,9 @@ def test_the_local_models_failure_is_the_callers() -> None:
 def test_the_callers_header_keeps_it_here(value: str) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         for name in ("x-slmctl-sensitive", "X-Slmctl-Sensitive"):
-            assert told(one(router(fake.url), headers={name: value})) == ("local", "sensitive", "billing")
+            assert told(one(routing(fake.url), headers={name: value})) == ("local", "sensitive", "billing")
         assert fake.bodies == []
-        assert one(router(fake.url), headers={"x-slmctl-sensitive": "false"}).route == "generalist"
+        assert one(routing(fake.url), headers={"x-slmctl-sensitive": "false"}).route == "generalist"
 
 
 def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.Monk
         order.append("local")
         return event()
 
-    run(router().route(ASK, {}, {}, local))
+    run(routing().route(ASK, {}, {}, local))
     assert order == ["veto", "local"]
 
 
@@ -200,7 +200,7 @@ def test_a_detector_that_fails_keeps_it_here(error: type[Exception], monkeypatch
         raise error("a bug")
 
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         monkeypatch.setattr(veto.sensitive, "find", fail)
         assert told(one(found)) == ("local", "doubt", "billing")
         assert fake.bodies == []
@@ -211,7 +211,7 @@ def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(route, "LOOK_S", 0.05)
     monkeypatch.setattr(route, "CUT_S", 0.01)
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         monkeypatch.setattr(veto, "clear", lambda *args, **named: go_on.wait(20) and veto.Cleared(ASK))
         threading.Timer(0.5, go_on.set).start()
         assert told(one(found)) == ("local", "doubt", "billing")
@@ -228,7 +228,7 @@ def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) ->
 )  # fmt: skip
 def test_what_cannot_be_looked_at_stays(messages: Any) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        assert told(one(router(fake.url), messages=messages)) == ("local", "doubt", "billing")
+        assert told(one(routing(fake.url), messages=messages)) == ("local", "doubt", "billing")
         assert fake.bodies == []
 
 
@@ -248,7 +248,7 @@ def test_only_listed_fields_leave() -> None:
     }  # fmt: skip
     headers = {"authorization": "Bearer mine", "cookie": "a=b", "x-request-id": "id-1", "x-forwarded-for": "10.0.0.1"}
     with endpoint.serving(lambda body, before: says("from there")) as fake:
-        assert one(router(fake.url, task=GENERATE), written(), messages, headers, **options).route == "generalist"
+        assert one(routing(fake.url, task=GENERATE), written(), messages, headers, **options).route == "generalist"
         (body,), (sent,) = fake.bodies, fake.headers
     plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     assert body == {"model": "large", "messages": plain, "max_tokens": 40, "temperature": 0.5, "top_p": 0.9}
@@ -265,7 +265,7 @@ def test_only_listed_fields_leave() -> None:
 
 def test_the_general_model_is_told_the_task() -> None:
     with endpoint.serving(lambda body, before: says("The label is: DELIVERY.")) as fake:
-        routed = one(router(fake.url), messages=[{"role": "system", "content": "Be a pirate."}, *ASK], max_tokens=1)
+        routed = one(routing(fake.url), messages=[{"role": "system", "content": "Be a pirate."}, *ASK], max_tokens=1)
         assert routed.text == "delivery"
         system, *rest = fake.bodies[0]["messages"]
         assert "billing, delivery, oos" in system["content"] and "pirate" not in json.dumps(fake.bodies)
@@ -276,7 +276,7 @@ def test_the_general_model_is_told_the_task() -> None:
 def test_an_object_is_held_to_the_schema() -> None:
     texts = ['```json\n{"who": "me"}\n```', '{"who": 7}', '{"who": "me", "more": 1}', "I cannot"]
     with endpoint.serving(lambda body, before: says(texts[before])) as fake:
-        found = router(fake.url, task=EXTRACT)
+        found = routing(fake.url, task=EXTRACT)
         told_of = [told(one(found, written('{"who": "you"}'))) for _ in texts]
     assert told_of[0] == ("generalist", "unsure", '{"who": "me"}')
     assert told_of[1:] == [("local", "generalist-garbage", '{"who": "you"}')] * 3
@@ -284,7 +284,7 @@ def test_an_object_is_held_to_the_schema() -> None:
 
 def test_stop_texts_are_kept_though_they_are_not_sent() -> None:
     with endpoint.serving(lambda body, before: says("one two three four")) as fake:
-        found = router(fake.url, task=GENERATE)
+        found = routing(fake.url, task=GENERATE)
         assert one(found, written(), stop=["three", "two"]).text == "one "
         assert one(found, written(), stop="four").text == "one two three "
         assert one(found, written(), stop=None).text == "one two three four"
@@ -294,16 +294,16 @@ def test_the_key_is_sent_there_and_stands_nowhere_else(monkeypatch: pytest.Monke
     key = "sk-" + "very-secret-1"
     monkeypatch.setenv("THE_KEY", key)
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url, key_env="THE_KEY")
+        found = routing(fake.url, key_env="THE_KEY")
         routed = one(found)
         assert fake.headers[0]["authorization"] == f"Bearer {key}"
     assert key not in repr(routed) + json.dumps(TOLD.lines) + json.dumps(found.figures()) + repr(found.generalist)
     monkeypatch.delenv("THE_KEY")
     with pytest.raises(UsageError, match="THE_KEY is not set"):
-        router("http://127.0.0.1:9/v1", key_env="THE_KEY")
+        routing("http://127.0.0.1:9/v1", key_env="THE_KEY")
     monkeypatch.setenv("THE_KEY", "a\nb")
     with pytest.raises(UsageError, match="odd characters"):
-        router("http://127.0.0.1:9/v1", key_env="THE_KEY")
+        routing("http://127.0.0.1:9/v1", key_env="THE_KEY")
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -311,7 +311,7 @@ def test_a_redirect_is_not_followed() -> None:
         for status in (301, 302, 303, 307, 308):
             to = {"location": other.url + "/chat/completions"}
             with endpoint.serving(lambda body, before, status=status, to=to: (status, to, b"")) as fake:
-                assert told(one(router(fake.url))) == ("local", "generalist-error", "billing")
+                assert told(one(routing(fake.url))) == ("local", "generalist-error", "billing")
                 assert len(fake.bodies) == 1
         assert other.bodies == []
 
@@ -326,16 +326,16 @@ def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(monkeyp
             monkeypatch.setenv(name, there)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert one(router(fake.url)).text == "oos"
+        assert one(routing(fake.url)).text == "oos"
         assert proxy.bodies == []
-        found = router("http://general.example/v1", proxy=there)
+        found = routing("http://general.example/v1", proxy=there)
         assert one(found).text == "delivery"
         assert proxy.paths == ["http://general.example/v1/chat/completions"]
         assert found.generalist is not None and found.generalist.hosts == {"general.example", "127.0.0.1"}
 
 
 def test_the_guard_opens_for_that_host_alone() -> None:
-    found = router("http://general.example/v1")
+    found = routing("http://general.example/v1")
     with found.open():
         assert offline._only == {"general.example"}
         assert not offline._may("other.example")
@@ -378,7 +378,7 @@ CASES: dict[str, tuple[endpoint.Turn, str]] = {
 def test_a_failure_ends_with_the_local_answer(name: str) -> None:
     turn, reason = CASES[name]
     with endpoint.serving(lambda body, before: turn) as fake:
-        routed = one(router(fake.url))
+        routed = one(routing(fake.url))
         assert len(fake.bodies) == 1
     assert told(routed) == ("local", reason, "billing")
     assert (routed.model, routed.header) == ("small", f"local; reason={reason}")
@@ -388,7 +388,7 @@ def test_a_failure_ends_with_the_local_answer(name: str) -> None:
 def test_nobody_there() -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         url = fake.url
-    assert told(one(router(url))) == ("local", "generalist-down", "billing")
+    assert told(one(routing(url))) == ("local", "generalist-down", "billing")
 
 
 def test_a_slow_one_is_left_after_its_time() -> None:
@@ -399,7 +399,7 @@ def test_a_slow_one_is_left_after_its_time() -> None:
         return says("delivery")
 
     with endpoint.serving(wait) as fake:
-        routed = one(router(fake.url, timeout_s=0.2))
+        routed = one(routing(fake.url, timeout_s=0.2))
         go_on.set()
     assert told(routed) == ("local", "generalist-slow", "billing")
 
@@ -422,13 +422,13 @@ def test_the_callers_own_deadline_is_kept() -> None:
         return routed
 
     with endpoint.serving(wait) as fake:
-        assert told(run(work(router(fake.url, timeout_s=600)))) == ("local", "generalist-slow", "billing")
+        assert told(run(work(routing(fake.url, timeout_s=600)))) == ("local", "generalist-slow", "billing")
         go_on.set()
 
 
 def test_a_form_of_the_callers_own_is_answered_here() -> None:
     with endpoint.serving(lambda body, before: says("from there")) as fake:
-        found = router(fake.url, task=GENERATE)
+        found = routing(fake.url, task=GENERATE)
         for form in ({"type": "json_schema", "json_schema": {}}, {"type": "json_object"}, "x"):
             assert told(one(found, written(), response_format=form)) == ("local", "doubt", "from here")
         assert fake.bodies == []
@@ -451,7 +451,7 @@ def test_one_that_drips_is_left_after_its_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=drip, args=(listening,))
         thread.start()
-        routed = one(router(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout_s=0.3))
+        routed = one(routing(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout_s=0.3))
         thread.join(20)  # it ends when its client has let go
         assert not thread.is_alive()
     assert told(routed) == ("local", "generalist-slow", "billing")
@@ -461,7 +461,7 @@ def test_what_nobody_thought_of_ends_with_the_local_answer_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         monkeypatch.setattr(module, "read_reply", lambda *args: 1 / 0)
         assert told(one(found)) == ("local", "generalist-down", "billing")
     assert TOLD.lines[-1]["fault"] == "ZeroDivisionError"
@@ -474,7 +474,7 @@ def test_an_option_that_is_called_otherwise_is_asked_again() -> None:
         return says("delivery")
 
     with endpoint.serving(choosy) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         assert [one(found).route for _ in range(2)] == ["generalist"] * 2
         assert len(fake.bodies) == 3
 
@@ -497,7 +497,7 @@ def test_a_client_that_hangs_up_takes_its_question_along() -> None:
         await found.close()
 
     with endpoint.serving(wait) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         run(work(found))
         go_on.set()
     assert found.figures()["slmctl_routed"][0][1] == 0
@@ -551,7 +551,7 @@ def test_the_breaker_waits_as_long_as_it_is_asked_to() -> None:
 
 def test_nobody_waits_for_a_model_that_keeps_failing() -> None:
     with endpoint.serving(lambda body, before: fails(500)) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         reasons = [one(found).reason for _ in range(module.FAILURES + 3)]
         assert reasons == ["generalist-error"] * module.FAILURES + ["circuit-open"] * 3
         assert len(fake.bodies) == module.FAILURES
@@ -560,7 +560,7 @@ def test_nobody_waits_for_a_model_that_keeps_failing() -> None:
 
 def test_a_request_at_fault_does_not_open_it() -> None:
     with endpoint.serving(lambda body, before: fails(400)) as fake:
-        found = router(fake.url)
+        found = routing(fake.url)
         assert {one(found).reason for _ in range(module.FAILURES + 3)} == {"generalist-error"}
         assert len(fake.bodies) == module.FAILURES + 3
 
@@ -572,7 +572,7 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
     path = tmp_path / "log" / "decisions.jsonl"
     asked = [{"role": "user", "content": "xylophone quarrel"}]
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url, decisions=path)
+        found = routing(fake.url, decisions=path)
         with found.open():
             one(found, event(sure=0.6), asked, request="xylophone")
             one(found, event(sure=0.99), asked, request="req-0123456789abcdef")
@@ -586,11 +586,11 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_costs_decisions_and_no_answers() -> None:
-    found = router(decisions=Path("/dev/full"))
+    found = routing(decisions=Path("/dev/full"))
     with found.open():
         assert [told(one(found, event(sure=0.99))) for _ in range(3)] == [("local", "confident", "billing")] * 3
     assert found.figures()["slmctl_decisions_dropped"] == [({}, 3.0)]
-    with pytest.raises(UsageError, match="decisions cannot be written"), router(decisions=Path("/dev/null/x")).open():
+    with pytest.raises(UsageError, match="decisions cannot be written"), routing(decisions=Path("/dev/null/x")).open():
         pass
 
 
@@ -626,7 +626,7 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
 def test_figures_count_both_routes_and_the_savings() -> None:
     prices = Prices(machine_per_hour=1e-9, api_per_million_input_tokens=1e6, api_per_million_output_tokens=2e6)
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
-        found = router(fake.url, prices=prices)
+        found = routing(fake.url, prices=prices)
         for sure in (0.99, 0.99, 0.6):
             one(found, event(sure=sure))
     figures = found.figures()
