@@ -105,7 +105,7 @@ def row(name: str, ours: float, peer: str, theirs: float, goal: str) -> result.R
 def slmctl(folder: Path, sets: list[str], *args: str) -> str:
     """Run the program; what it says goes to stderr as it comes."""
     more: list[Any] = [part for value in sets for part in ("--set", value)]
-    command = [sys.executable, "-m", "slmctl.cli", "-C", str(folder), *args, *more]
+    command = [sys.executable, "-m", "slmctl", "-C", str(folder), *args, *more]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
-from slmctl import products
+from slmctl.stages.finetune import matmul_benchmark
 
 BATCH, RATE = 16, 3e-4
 SIDES = ("slmctl", "trl", "trl-default")
@@ -113,21 +113,23 @@ def one(side: str, project: Path) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from slmctl import config, pipeline, weights
-    from slmctl.model import _fast, _memory, _trainer, finetune
-    from slmctl.model._packing import IGNORED
-    from slmctl.records import read_records
-    from slmctl.task import Task
+    from slmctl import config
+    from slmctl.model_files import hf_folder
+    from slmctl.pipeline import runner
+    from slmctl.stages.finetune import cpu_kernels, finetune, memory_estimate, trainer
+    from slmctl.stages.finetune.packing import IGNORED
+    from slmctl.task.contract import Task
+    from slmctl.task.records import read_records
 
     settings = config.load(project / config.FILENAME)
-    asked = pipeline.ask(pipeline.Project(root=project, config=settings), "finetune")
+    asked = runner.ask(runner.Project(root=project, config=settings), "finetune")
     base, prepared = asked.inputs["base"], asked.inputs["prepared"]
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
     recipe = settings.finetune.model_copy(
         update={"batch": BATCH, "learning_rate": RATE, "steps": STEPS, "validate_every": STEPS}
     )
-    tokenizer: Any = weights.load_tokenizer(base.path)
+    tokenizer: Any = hf_folder.load_tokenizer(base.path)
     task = Task.read(prepared.path)
     rows, _ = finetune.encode(read_records(prepared.file("train.jsonl")), task, tokenizer, recipe)
     held, _ = finetune.encode(read_records(prepared.file("validation.jsonl"))[:VALIDATION], task, tokenizer, recipe)
@@ -138,12 +140,12 @@ def one(side: str, project: Path) -> dict[str, Any]:
             times.append(time.perf_counter())
 
     torch.manual_seed(0)
-    order = list(_trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
+    order = list(trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
     tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM * BATCH :])
     found: dict[str, Any] = {"name": project.name}
     if side == "slmctl":
         model = finetune._transformers(recipe, base.path)
-        _fast.install(model)
+        cpu_kernels.install(model)
         bench = project / "runs" / ".bench"
         sft: Any = finetune._trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
         sft.checkpoints = None
@@ -170,20 +172,22 @@ def one(side: str, project: Path) -> dict[str, Any]:
             save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
             use_cpu=True, seed=0, **options,
         )  # fmt: skip
-        model = get_peft_model(weights.load_model(base.path, attn_implementation="sdpa"), finetune.lora_config(recipe))
+        model = get_peft_model(
+            hf_folder.load_model(base.path, attn_implementation="sdpa"), finetune.lora_config(recipe)
+        )
         sft = SFTTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=tokenizer,
             callbacks=[Clock()],
         )  # fmt: skip
         sft.train()
-    found["rss_gb"] = _memory.peak() / 1e9
+    found["rss_gb"] = memory_estimate.peak() / 1e9
     if side != "slmctl":
         model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for start in range(0, len(held), BATCH):
-                (batch,) = _trainer.LeftPadded(0)(held[start : start + BATCH])
-                total += float(_trainer.padded_loss(model, batch))
+                (batch,) = trainer.LeftPadded(0)(held[start : start + BATCH])
+                total += float(trainer.padded_loss(model, batch))
                 count += int((batch["labels"] != IGNORED).sum())
         loss = total / count
     found["validation_loss"] = loss
@@ -193,7 +197,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
 
 
 class _Sizes:
-    """What `Order` reads of the sft's arguments."""
+    """What `Order` reads of the trainer's arguments."""
 
     per_device_train_batch_size, gradient_accumulation_steps, seed = BATCH, 1, 0
 
@@ -216,7 +220,7 @@ def _products(model: Any, trainer: Any, times: list[float], warm: int) -> dict[s
     kind = next(m.weight.dtype for m in core.modules() if type(m).__name__ == "FrozenLinear")
     return {
         "gflops_per_s": operations / (times[-1] - times[warm - 1]) / 1e9,
-        "peak_gflops_per_s": products.rate(kind, rows=2048, width=2048),
+        "peak_gflops_per_s": matmul_benchmark.rate(kind, rows=2048, width=2048),
         "computed_share": trainer.progress.computed / trainer.progress.real,
     }
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import result
-from slmctl import artifact, quantizer, weights
-from slmctl.base import Base
+from slmctl.artifacts import artifact
 from slmctl.config import QuantizeConfig
-from slmctl.model import _importance, _ladder, _parity, quantize
-from slmctl.records import read_records
-from slmctl.task import Task
+from slmctl.model_files import hf_folder, quantizer
+from slmctl.model_files.base_model import Base
+from slmctl.stages.quantize import gguf_files, importance_matrix, parity, quantize
+from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 TYPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
 HELD_OUT = 64  # validation records
@@ -44,19 +45,19 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
-        lossless = _ladder.convert(config, merged, base, scratch)
-        tokenizer, model = weights.load_tokenizer(merged.path), weights.load_model(merged.path)
-        _parity.ROWS = options.held_out
-        wanted = _parity.reference(model, tokenizer, task, held_out)
+        lossless = gguf_files.convert(config, merged, base, scratch)
+        tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path)
+        parity.ROWS = options.held_out
+        wanted = parity.reference(model, tokenizer, task, held_out)
 
         def kl(path: Path) -> dict[str, float]:
             logits = scratch / "logits.npy"
             quantizer.probe(path, texts=[], end=task.end, rows=wanted.rows, logits=logits)
-            return _parity.compare(wanted.logits, np.load(logits, mmap_mode="r"))
+            return parity.compare(wanted.logits, np.load(logits, mmap_mode="r"))
 
-        def ladder(matrix: _ladder.Matrix, count: int) -> dict[str, dict[str, float]]:
+        def ladder(matrix: gguf_files.Matrix, count: int) -> dict[str, dict[str, float]]:
             targets = [quantizer.Target(name, scratch / "made.gguf", bool(matrix)) for name in options.types]
-            _ladder.save(matrix, scratch / "importance.npz")
+            gguf_files.save(matrix, scratch / "importance.npz")
             found = {}
             for target in targets:
                 list(quantizer.ladder(lossless.path, [target], importance=scratch / "importance.npz", rows=count))
@@ -70,7 +71,7 @@ def main() -> None:
         everything = {"0": without}
         for count in options.rows:
             texts = quantize.texts_of(train, task, count)
-            matrix = _importance.measure(model, [_parity.encode(tokenizer, text) for text in texts], lossless.head)
+            matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)
             everything[str(count)] = with_ = ladder(matrix, count)
             rows += [
                 result.compared(

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
-from slmctl import config, pipeline
-from slmctl.artifact import Artifact
-from slmctl.records import Record, read_records
-from slmctl.task import Task
+from slmctl import config
+from slmctl.artifacts.artifact import Artifact
+from slmctl.pipeline import runner
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records
 
 WARM = 8  # rows before the clock starts
 MAX_TOKENS = 24  # what the loops may say; the longest label of Banking77 has 17 tokens
@@ -120,8 +121,8 @@ def measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Open one side's model, warm it up, and time the rows."""
     root = options.project.resolve()
-    project = pipeline.Project(root=root, config=config.load(root / config.FILENAME))
-    prepared = pipeline.find(project, pipeline.Role("prepared", ("prepared",)))
+    project = runner.Project(root=root, config=config.load(root / config.FILENAME))
+    prepared = runner.find(project, runner.Role("prepared", ("prepared",)))
     task = Task.read(prepared.path)
     records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
     sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
@@ -144,14 +145,14 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(
-    project: pipeline.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
+    project: runner.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
-    from slmctl.engine import Answer
-    from slmctl.model import predict
+    from slmctl.inference.engine import Answer
+    from slmctl.stages.predict import predict
 
-    model = pipeline.find(project, pipeline.Role(kind, (kind,)))
-    base = pipeline.base_of(project, model) if kind == "adapter" else None
+    model = runner.find(project, runner.Role(kind, (kind,)))
+    base = runner.base_of(project, model) if kind == "adapter" else None
     with predict.opened(model, task, base=base, type=type_name) as (answerer, _):
 
         def answer(records: list[Record]) -> list[str]:
@@ -169,13 +170,13 @@ def ours(
         yield answer
 
 
-def llama(project: pipeline.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
+def llama(project: runner.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
     """A plain loop over `llama_cpp.Llama`, which keeps what two prompts in a row have in common."""
     from llama_cpp import Llama
 
-    from slmctl.engine import is_type, usable_cores
+    from slmctl.inference.engine import is_type, usable_cores
 
-    model = pipeline.find(project, pipeline.Role("gguf", ("gguf",)))
+    model = runner.find(project, runner.Role("gguf", ("gguf",)))
     (entry,) = [entry for entry in model.files(".gguf") if is_type(entry.path, type_name)]
     peer = Llama(str(model.file(entry.path)), n_ctx=2048, n_threads=usable_cores(), verbose=False)
 
@@ -190,17 +191,17 @@ def llama(project: pipeline.Project, task: Task, type_name: str) -> Iterator[Cal
     yield answer
 
 
-def generate(project: pipeline.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
+def generate(project: runner.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
     """A plain loop over transformers' `generate`, on the base with its adapter in float32."""
     import torch
 
-    from slmctl import weights
-    from slmctl.model._hf import _with_adapter
+    from slmctl.model_files import hf_folder
+    from slmctl.stages.predict.transformers_answerer import _with_adapter
 
-    adapter: Artifact = pipeline.find(project, pipeline.Role("adapter", ("adapter",)))
-    base = pipeline.base_of(project, adapter)
-    tokenizer: Any = weights.load_tokenizer(base.path)
-    model = _with_adapter(weights.load_model(base.path, attn_implementation="sdpa"), adapter)
+    adapter: Artifact = runner.find(project, runner.Role("adapter", ("adapter",)))
+    base = runner.base_of(project, adapter)
+    tokenizer: Any = hf_folder.load_tokenizer(base.path)
+    model = _with_adapter(hf_folder.load_model(base.path, attn_implementation="sdpa"), adapter)
     ends = [tokenizer.convert_tokens_to_ids(task.end), tokenizer.eos_token_id]
 
     def answer(records: list[Record]) -> list[str]:

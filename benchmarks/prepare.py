@@ -142,7 +142,7 @@ class Bench:
         os.link(self._rows(rows), source)
         for made in self.project.glob("runs/prepared/*"):
             subprocess.run(["rm", "-r", str(made)], check=True)
-        command = [sys.executable, "-m", "slmctl.cli", "-C", str(self.project), "prepare"]
+        command = [sys.executable, "-m", "slmctl", "-C", str(self.project), "prepare"]
         return self._measured("slmctl", rows, command)
 
     def peer(self, rows: int) -> dict[str, float]:
@@ -156,7 +156,7 @@ class Bench:
         return path if path.exists() else tickets.write(path, count)
 
     def _run(self, *arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "slmctl.cli", "-C", str(self.project), *arguments], check=True)
+        subprocess.run([sys.executable, "-m", "slmctl", "-C", str(self.project), *arguments], check=True)
 
     def _measured(self, side: str, rows: int, command: list[str]) -> dict[str, float]:
         begun = time.monotonic()

@@ -93,7 +93,7 @@ def sides(prepared: Path) -> dict[str, str]:
 
 def slmctl(folder: Path, *args: str) -> Path:
     """Run the program; returns the path that it prints."""
-    command = [sys.executable, "-m", "slmctl.cli", "-C", str(folder), *args]
+    command = [sys.executable, "-m", "slmctl", "-C", str(folder), *args]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)

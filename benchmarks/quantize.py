@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import result
-from slmctl import converter
+from slmctl.model_files import gguf_converter
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 REPEAT = 3
@@ -116,7 +116,7 @@ def measured(step: str, options: argparse.Namespace, out: Path) -> dict[str, flo
     command = [sys.executable, "-m", "benchmarks.quantize", *inputs, "--step", step, "--out", str(out)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "GOMP_SPINCOUNT": "10000"}
     if step == "peer-convert":  # the script as its users run it
-        script = converter.require() / converter.SCRIPT
+        script = gguf_converter.require() / gguf_converter.SCRIPT
         command = [sys.executable, "-c", MEASURED, str(script), str(out / "peer"), "--outtype", "f16", "--outfile",
                    str(out / "peer.gguf")]  # fmt: skip
     begun = time.perf_counter()
@@ -145,9 +145,9 @@ def report() -> None:
 
 
 def merge(options: argparse.Namespace) -> None:
-    from slmctl import artifact
+    from slmctl.artifacts import artifact
     from slmctl.config import MergeConfig
-    from slmctl.model import merge
+    from slmctl.stages.merge import merge
 
     (options.out / "merged").mkdir()
     base, adapter = artifact.foreign(options.base, "base"), artifact.foreign(options.adapter, "adapter")
@@ -156,23 +156,23 @@ def merge(options: argparse.Namespace) -> None:
 
 def files(options: argparse.Namespace) -> None:
     """The conversion and the ladder, as `quantize` writes them."""
-    from slmctl import artifact
-    from slmctl.base import Base
+    from slmctl.artifacts import artifact
     from slmctl.config import QuantizeConfig
-    from slmctl.model import _ladder
+    from slmctl.model_files.base_model import Base
+    from slmctl.stages.quantize import gguf_files
 
     config, out = QuantizeConfig(project="bench", version="1.0", types=list(TYPES)), options.out / "files"
     (out / "scratch").mkdir(parents=True)
     merged, base = artifact.foreign(options.out / "merged", "merged"), Base.read(options.out / "merged")
-    lossless = _ladder.convert(config, merged, base, out / "scratch")
-    _ladder.write(lossless, _ladder.plan(config, base, out, weighted=False))
+    lossless = gguf_files.convert(config, merged, base, out / "scratch")
+    gguf_files.write(lossless, gguf_files.plan(config, base, out, weighted=False))
 
 
 def stage(options: argparse.Namespace) -> None:
     """The whole stage: importance matrix, files, and every check."""
-    from slmctl import artifact
+    from slmctl.artifacts import artifact
     from slmctl.config import QuantizeConfig
-    from slmctl.model import quantize
+    from slmctl.stages.quantize import quantize
 
     config, out = QuantizeConfig(project="bench", version="1.0", types=list(TYPES)), options.out / "stage"
     out.mkdir()

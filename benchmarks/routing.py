@@ -25,13 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import result
-from slmctl import chart, config, pipeline
+from slmctl import config
 from slmctl.config import CalibrateConfig
 from slmctl.errors import GateError
-from slmctl.records import Record, read_records
-from slmctl.release import calibrate
-from slmctl.release.calibrate import Rows
-from slmctl.task import Task
+from slmctl.pipeline import runner
+from slmctl.reports import svg_chart
+from slmctl.stages.calibrate import calibrate
+from slmctl.stages.calibrate.calibrate import Rows
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records
 
 OUTSIDE = "oos"
 BERT = "BERT with a threshold (Larson et al. 2019, table 2)"
@@ -100,7 +102,7 @@ def measure_clinc(given: Given, count: int) -> None:
         losses=[at_loss(ours, lost) for lost in LOSSES], curve=curve,
     )  # fmt: skip
     picture = path.with_suffix(".svg")
-    picture.write_text(chart.standalone(drawn(curve)), encoding="utf-8")
+    picture.write_text(svg_chart.standalone(drawn(curve)), encoding="utf-8")
     sys.stdout.write(f"{result.table('routing')}\n\n{path}\n{picture}\n")
 
 
@@ -108,8 +110,8 @@ class Given:
     """A project with its data set, and the answers of its file and of a linear model."""
 
     def __init__(self, folder: Path, type: str) -> None:
-        self.project = pipeline.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
-        self.prepared = pipeline.find(self.project, pipeline.Role("prepared", ("prepared",)))
+        self.project = runner.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
+        self.prepared = runner.find(self.project, runner.Role("prepared", ("prepared",)))
         self.task, self.type = Task.read(self.prepared.path), type
         self._lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
@@ -150,8 +152,8 @@ class Given:
         return answered([*self.records(first), *outside]), answered(self.records("test"))
 
     def _answered(self, split: str) -> list[dict[str, Any]]:
-        (asked,) = pipeline.predictions_of(self.project, "gguf", split, self.type)
-        made = pipeline.run(self.project, asked).artifact
+        (asked,) = runner.predictions_of(self.project, "gguf", split, self.type)
+        made = runner.run(self.project, asked).artifact
         text = made.file("predictions.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
@@ -307,19 +309,19 @@ def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
     """The cost-quality curve of our file, and what TF-IDF keeps right."""
     ours = curve["ours"]
     lines = [
-        chart.Line("answered here", [chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
-        chart.Line("TF-IDF", [chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
+        svg_chart.Line("answered here", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
+        svg_chart.Line("TF-IDF", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
         *(
-            chart.Line(f"all, general model {g:.0%}",
-                       [chart.Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
+            svg_chart.Line(f"all, general model {g:.0%}",
+                       [svg_chart.Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
             for g, colour in ((0.9, "c2"), (1.0, "c3"))
         ),
     ]  # fmt: skip
     low = min(point.y for line in lines for point in line.points)
-    return chart.lines(
+    return svg_chart.lines(
         lines, title="Cost and quality on CLINC150", x_label="share answered here; the rest is paid for elsewhere",
         y_label="share right", x_range=(0.0, 1.0), y_range=(max(0.0, low - 0.02), 1.0), percent=True,
-        width=2 * chart.WIDTH, height=340,
+        width=2 * svg_chart.WIDTH, height=340,
     )  # fmt: skip
 
 

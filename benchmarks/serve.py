@@ -31,9 +31,9 @@ from typing import Any
 import httpx
 
 from benchmarks import result
-from slmctl.engine import is_lora, is_type, usable_cores
-from slmctl.records import read_records
-from slmctl.task import Task
+from slmctl.inference.engine import is_lora, is_type, usable_cores
+from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 SEQUENCES, CONTEXT = 8, 1024
 ANSWER, FREE = 8, 64  # tokens
@@ -290,7 +290,7 @@ def server(side: str, model: Path, type_name: str) -> Iterator[tuple[str, int]]:
         port = sock.getsockname()[1]
     threads, many = str(usable_cores()), str(SEQUENCES * CONTEXT)
     commands = {
-        "slmctl": ["-m", "slmctl.cli", "-q", "-C", str(Path(__file__).parent), "serve", str(model.resolve()), "--port",
+        "slmctl": ["-m", "slmctl", "-q", "-C", str(Path(__file__).parent), "serve", str(model.resolve()), "--port",
                    str(port), *(["--type", type_name] if model.is_dir() else []), f"--set=serve.context={CONTEXT}",
                    f"--set=serve.sequences={SEQUENCES}"],
         "llama_cpp.server": ["-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1", "--port",
@@ -329,7 +329,7 @@ def wait_for(child: subprocess.Popen[bytes], url: str) -> None:
 def engine_of(pid: int) -> int:
     """The engine's process below our server's."""
     children = [p for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
-    (found,) = [int(p) for p in children if b"slmctl._llama" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    (found,) = [int(p) for p in children if b"slmctl.inference.llama_child" in Path(f"/proc/{p}/cmdline").read_bytes()]
     return found
 
 

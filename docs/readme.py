@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import banking77, public, result  # noqa: E402
-from slmctl import config, pipeline  # noqa: E402
-from slmctl.cli import cli  # noqa: E402
+from slmctl import config  # noqa: E402
+from slmctl.cli.main import cli  # noqa: E402
+from slmctl.pipeline import runner  # noqa: E402
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 
@@ -20,7 +21,7 @@ FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 def stages() -> str:
     """The table of stages."""
     lines = ["| stage | takes | leaves | what it does |", "|---|---|---|---|"]
-    for stage in pipeline.STAGES.values():
+    for stage in runner.STAGES.values():
         takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
         takes += " + sources" if stage.name == "prepare" else ""
         about = cli.commands[stage.name].get_short_help_str(200)

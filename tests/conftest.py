@@ -14,8 +14,10 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: on a model this small more threads only wait for each other
 
-from slmctl import artifact, config, pipeline
-from slmctl.artifact import Artifact
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.pipeline import runner
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
@@ -60,16 +62,16 @@ def artifacts(tiny_run: Path) -> dict[str, Artifact]:
 
 
 @pytest.fixture
-def project(tiny_run: Path) -> pipeline.Project:
+def project(tiny_run: Path) -> runner.Project:
     """`tiny_run` as the library sees it."""
-    return pipeline.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
+    return runner.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
 
 
 @pytest.fixture(scope="session")
 def endless(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
-    from slmctl import converter
+    from slmctl.model_files import gguf_converter
 
     target = tmp_path_factory.mktemp("endless") / "endless-F16.gguf"
-    converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
+    gguf_converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
     return target

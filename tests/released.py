@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from slmctl import artifact
-from slmctl.artifact import Artifact, Manifest
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
 
 CARD = "---\nlicense: mit\nbase_model: tiny\nmodel-index: []\n---\n# Desk\n"
 

@@ -49,7 +49,7 @@ def post(url: str, body: dict[str, Any], **headers: str) -> httpx.Response:
 
 def engine_of(server: subprocess.Popen[str]) -> int:
     """The process id of a server's engine."""
-    (found,) = [int(pid) for pid in _children(server.pid) if b"slmctl._llama" in _command(pid)]
+    (found,) = [int(pid) for pid in _children(server.pid) if b"slmctl.inference.llama_child" in _command(pid)]
     return found
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl import artifact
-from slmctl.artifact import MANIFEST, Artifact, FileEntry, Manifest
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, LockedError
 
 FILES = {"weights.bin": b"\x00\x01" * 500, "task.json": b'{"kind": "classify"}\n', "deep/er/note.txt": b"a note\n"}
@@ -392,7 +392,7 @@ def test_foreign_folder(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from slmctl import artifact
+from slmctl.artifacts import artifact
 with artifact.lock(Path(sys.argv[1]), wait=True, on_wait=print):
     print("held", flush=True)
     sys.stdin.read()

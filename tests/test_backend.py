@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from slmctl import backend, doctor
+from slmctl.cli import doctor_checks
 from slmctl.errors import MissingError
+from slmctl.stages.finetune import backend
 
 
 @pytest.fixture
@@ -69,12 +70,14 @@ def test_who_trains(
     assert f"{caught.value.message}: {caught.value.hint}" == chosen
 
 
-def products(monkeypatch: pytest.MonkeyPatch, chosen: str, done: subprocess.CompletedProcess[str]) -> doctor.Finding:
+def products(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, done: subprocess.CompletedProcess[str]
+) -> doctor_checks.Finding:
     """What doctor says of the products when they were timed like this."""
-    monkeypatch.setattr(doctor, "_version", lambda name: "2.13.0")
-    monkeypatch.setattr(doctor, "settled_products", lambda wanted: chosen)
+    monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
+    monkeypatch.setattr(doctor_checks, "settled_products", lambda wanted: chosen)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
-    (finding,) = doctor._products()
+    (finding,) = doctor_checks._products()
     return finding
 
 

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from workbooks import cell, row, write_ods, write_xlsx
 
-from slmctl import pipeline
 from slmctl.errors import DataError, MissingError, SlmctlError, UsageError
-from slmctl.rows import MAX_ROW, Row, read_rows
+from slmctl.pipeline import runner
+from slmctl.sources.rows import MAX_ROW, Row, read_rows
 
 MEMORY = 250  # MB that reading a file may take, whatever is in it
 HEADER = b"text,label\n"
@@ -275,7 +275,7 @@ def test_a_missing_package_is_said_by_its_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ModuleNotFoundError) as caught:
         list(read_rows(tmp_path / "a.xlsx"))
-    said = pipeline.missing(caught.value, "prepare")
+    said = runner.missing(caught.value, "prepare")
     assert isinstance(said, MissingError)
     assert said.hint == "pip install 'slmctl[data]'"
 
@@ -384,7 +384,7 @@ def test_prepare_of_a_line_of_a_gigabyte(desk: Path) -> None:
     with (desk / "tickets.csv").open("r+b") as stream:
         stream.seek(1 << 30, io.SEEK_END)
         stream.write(b"\n")
-    code = f"import sys\nfrom slmctl.cli import main\ntry: main()\nfinally: {PEAK}; print(peak, file=sys.stderr)"
+    code = f"import sys\nfrom slmctl.cli.main import main\ntry: main()\nfinally: {PEAK}; print(peak, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code, "-C", str(desk), "prepare"],
         capture_output=True, text=True, env=tiny.environment(), timeout=300,
@@ -400,7 +400,7 @@ PEAK = "peak = int(open('/proc/self/status').read().partition('VmHWM:')[2].split
 CHILD = f"""
 import json, sys
 from pathlib import Path
-from slmctl.rows import read_rows
+from slmctl.sources.rows import read_rows
 found = [[row.number, row.fault] for row in read_rows(Path(sys.argv[1]))]
 {PEAK}
 print(json.dumps([found, peak]))

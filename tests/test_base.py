@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slmctl.base import Base, size_label
 from slmctl.errors import IntegrityError
+from slmctl.model_files.base_model import Base, size_label
 
 BASE = Base(
     name="SmolLM2-135M-Instruct",

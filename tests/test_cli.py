@@ -17,9 +17,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from slmctl import __version__, artifact, config, pipeline
-from slmctl.artifact import Manifest
-from slmctl.cli import CHAIN, TEMPLATES, cli
+from slmctl import __version__, config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Manifest
+from slmctl.cli.main import CHAIN, TEMPLATES, cli
+from slmctl.pipeline import runner
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = Path(__file__).parent / "golden" / "help"
@@ -68,8 +70,8 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> artifact.Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    made = pipeline.Project(root, config.load(root / "slmctl.yaml"))
-    asked = pipeline.ask(made, stage)
+    made = runner.Project(root, config.load(root / "slmctl.yaml"))
+    asked = runner.ask(made, stage)
     with artifact.draft(asked.path) as place:
         (place / "content.txt").write_text(f"{stage}: content")
         return artifact.publish_draft(
@@ -103,7 +105,7 @@ def test_no_golden_text_is_left_over() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     # bare click is what `--help` should cost; pydantic alone costs as much again
     code = (
-        "import contextlib, io, sys\nfrom slmctl.cli import main\n"
+        "import contextlib, io, sys\nfrom slmctl.cli.main import main\n"
         f"sys.argv = ['slmctl', *{arguments}]\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
         "    with contextlib.suppress(SystemExit):\n        main()\n"
@@ -184,16 +186,16 @@ def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[confi
 
 
 def test_one_word_in_every_place() -> None:
-    for name, stage in pipeline.STAGES.items():
+    for name, stage in runner.STAGES.items():
         assert name in cli.commands
         assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
         assert stage.module.endswith(f".{name}")
-    assert [name for name in pipeline.STAGES if name in CHAIN] == list(CHAIN)
-    assert set(pipeline.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
+    assert [name for name in runner.STAGES if name in CHAIN] == list(CHAIN)
+    assert set(runner.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
 
 
 def test_every_role_of_a_stage_can_be_given_a_path() -> None:
-    for name, stage in pipeline.STAGES.items():
+    for name, stage in runner.STAGES.items():
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
         missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
         # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
@@ -206,7 +208,7 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
 
 
 def test_templates_are_those_that_ship() -> None:
-    from slmctl.init import templates
+    from slmctl.cli.project_template import templates
 
     assert sorted(TEMPLATES) == sorted(templates())
 
@@ -331,8 +333,8 @@ def test_damaged_artifact_is_7(bare: Path) -> None:
 
 def test_locked_is_8(bare: Path) -> None:
     leave(bare, "pull")
-    made = pipeline.Project(bare, config.load(bare / "slmctl.yaml"))
-    asked = pipeline.ask(made, "prepare")
+    made = runner.Project(bare, config.load(bare / "slmctl.yaml"))
+    asked = runner.ask(made, "prepare")
     lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
     with artifact.lock(lock, wait=False, on_wait=pytest.fail):
         done = slmctl("prepare", "--no-wait", cwd=bare)
@@ -428,10 +430,12 @@ def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
 
 def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -> None:
     # without presidio, `doctor --fix` once ended with 4, and the installation with it
-    from slmctl import doctor
+    from slmctl.cli import doctor_checks
 
-    monkeypatch.setattr(doctor, "_version", lambda name: "" if "presidio" in name or name == "unsloth" else "1.0")
-    found = {finding.name: finding for finding in doctor._packages()}
+    monkeypatch.setattr(
+        doctor_checks, "_version", lambda name: "" if "presidio" in name or name == "unsloth" else "1.0"
+    )
+    found = {finding.name: finding for finding in doctor_checks._packages()}
     assert found["[pii]"].ok and not found["[pii]"].remedy
     assert found["[cuda]"].ok
     assert found["[train]"].ok

@@ -8,11 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from slmctl import weights
 from slmctl.config import FinetuneConfig
-from slmctl.model import finetune, predict
-from slmctl.records import Record
-from slmctl.task import Task
+from slmctl.model_files import hf_folder
+from slmctl.stages.finetune import finetune
+from slmctl.stages.predict import predict
+from slmctl.task.contract import Task
+from slmctl.task.records import Record
 
 TEMPLATE = (
     "{% if tools %}order {% for t in tools %}{{ t.name }} {% endfor %}{% endif %}"
@@ -51,7 +52,7 @@ def test_a_prompt_is_the_whole_conversation_with_its_tools() -> None:
 
 
 def test_what_is_trained_is_what_is_asked(tiny_base: Path) -> None:
-    tokenizer = weights.load_tokenizer(tiny_base)
+    tokenizer = hf_folder.load_tokenizer(tiny_base)
     task = Task("generate", TEMPLATE, "<|im_end|>")
     (row,), _ = finetune.encode([RECORD], task, tokenizer, FinetuneConfig())
     learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]

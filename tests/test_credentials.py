@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from slmctl.credentials import SERVICE, secret
+from slmctl.network.credentials import SERVICE, secret
 
 pytest.importorskip("keyring")
 

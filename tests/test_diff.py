@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import artifact
-from slmctl.artifact import Artifact, Manifest, canonical
-from slmctl.diff import diff, lines
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest, canonical
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.statistics import mcnemar
+from slmctl.metrics.statistics import mcnemar
+from slmctl.provenance.diff import diff, lines
 
 
 def make(

@@ -20,12 +20,12 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slmctl import converter
-from slmctl._scheduler import KEPT, KEPT_TOKENS, Item, Logits, Scheduler, Text
-from slmctl.artifact import Artifact
-from slmctl.engine import Answer, Engine, EngineError, Request, answer_of
-from slmctl.grammar import Rules
-from slmctl.task import Task
+from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.engine import Answer, Engine, EngineError, Request, answer_of
+from slmctl.inference.json_grammar import Rules
+from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Item, Logits, Scheduler, Text
+from slmctl.model_files import gguf_converter
+from slmctl.task.contract import Task
 
 TEXTS = [
     "refund my card please",
@@ -41,7 +41,7 @@ TEXTS = [
 def gguf(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base: its text goes on and on, whatever the training of the others learned."""
     target = tmp_path_factory.mktemp("untrained") / "tiny-F16.gguf"
-    converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
+    gguf_converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
     return target
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmctl import similar
+from slmctl.deduplication import minhash
+from slmctl.deduplication.row_fingerprints import ENTRY, Fingerprints, Writer, probe
 from slmctl.errors import IntegrityError
-from slmctl.fingerprints import ENTRY, Fingerprints, Writer, probe
 
 TEXTS = {
     "train": ["Where is my parcel 4711? It was sent on Monday.", "I cannot log in since the update of yesterday"],
@@ -19,9 +19,9 @@ TEXTS = {
 }
 
 
-def hashed(texts: list[str]) -> tuple[bytes, similar.U64]:
-    normalised = [similar.normalise(text) for text in texts]
-    return b"".join(map(similar.digest, normalised)), similar.compact(similar.sketch(normalised))
+def hashed(texts: list[str]) -> tuple[bytes, minhash.U64]:
+    normalised = [minhash.normalise(text) for text in texts]
+    return b"".join(map(minhash.digest, normalised)), minhash.compact(minhash.sketch(normalised))
 
 
 def identity(text: str) -> str:
@@ -94,7 +94,7 @@ def test_the_file_has_no_word_and_no_freedom(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_read_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slmctl.fingerprints._BATCH", 16)
+    monkeypatch.setattr("slmctl.deduplication.row_fingerprints._BATCH", 16)
     rng = random.Random(3)
     texts = ["".join(rng.choices("abcdefgh ", k=60)) for _ in range(100)]
     with Writer(tmp_path / "rows") as writer:

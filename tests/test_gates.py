@@ -8,8 +8,8 @@ import pytest
 
 from slmctl.config import Gate
 from slmctl.errors import GateError, UsageError
-from slmctl.gates import check, enforce
-from slmctl.statistics import drop_bound
+from slmctl.metrics.gates import check, enforce
+from slmctl.metrics.statistics import drop_bound
 
 QUANTILES = {"0.025": -0.06, "0.05": -0.05, "0.1": -0.04, "0.5": -0.01, "0.9": 0.02, "0.95": 0.03, "0.975": 0.04}
 

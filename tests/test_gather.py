@@ -22,10 +22,12 @@ import tiny
 import yaml
 from hub import COMMIT
 
-from slmctl import config, console, database, gather, pipeline
+from slmctl import config, console
 from slmctl.config import Source
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
-from slmctl.rows import read_rows
+from slmctl.pipeline import runner
+from slmctl.sources import snapshot, sql
+from slmctl.sources.rows import read_rows
 
 SECRET = "never" + "-to-be-seen"
 
@@ -74,14 +76,14 @@ def address(server: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_query_becomes_a_file_of_its_rows(address: str, folder: Path) -> None:
     asked = source(sql={"url": address, "query": "select id, text, category from tickets order by id"})
-    (found,) = gather.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder)
     assert (found.sql, found.local.parent, found.local.suffix) == (None, folder, ".jsonl")
     rows = rows_of(found)
     assert len(rows) == 2500
     assert rows[-1] == {"id": 2500, "text": "ticket 2500", "category": "kind 1"}
     assert stat.S_IMODE(found.local.stat().st_mode) == 0o600
     assert [path.name for path in folder.iterdir()] == [found.local.name]
-    assert gather.gathered([asked], folder) == [found]
+    assert snapshot.gathered([asked], folder) == [found]
 
 
 def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> 
                array['x', 'y'] as list, 'NaN'::float8 as nan, 1.5::float8 as half, interval '90 min' as span,
                'f47ac10b-58cc-4372-a567-0e02b2c3d479'::uuid as id, '10.0.0.1'::inet as ip order by 1
     """
-    (found,) = gather.gather([source(sql={"url": address, "query": query})], folder)
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
     assert rows_of(found) == [
         {
             "price": "1.10", "big": "12345678901234567890", "day": "2026-11-24", "at": "2026-11-24T10:00:00",
@@ -105,7 +107,7 @@ def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> 
 def test_a_query_is_passed_on_as_it_is(address: str, folder: Path) -> None:
     # SQLAlchemy's text() takes `:name` for a parameter, psycopg takes `%` for one, inside quotes too
     query = "select ':name at 10:30' as a, '100%' as b, '%s %(x)s' as c order by 1"
-    (found,) = gather.gather([source(sql={"url": address, "query": query})], folder)
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
     assert rows_of(found) == [{"a": ":name at 10:30", "b": "100%", "c": "%s %(x)s"}]
 
 
@@ -126,7 +128,7 @@ def test_a_query_that_is_no_reading_is_refused(
     server: postgres.Server, address: str, folder: Path, query: str, fault: str
 ) -> None:
     with pytest.raises(DataError, match=re.escape(fault)):
-        gather.gather([source(sql={"url": address, "query": query})], folder)
+        snapshot.gather([source(sql={"url": address, "query": query})], folder)
     assert list(folder.iterdir()) == []
     assert server.execute("select count(*) from tickets") == [(2500,)]
     assert server.execute("select count(*) from written") == [(0,)]
@@ -137,7 +139,7 @@ def test_an_address_may_come_from_the_environment_as_a_whole(
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", postgres.OWNER_PASSWORD)
     monkeypatch.setenv("CRM", f"postgresql://owner@/postgres?host={server.folder}&port={server.port}")
-    (found,) = gather.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder)
+    (found,) = snapshot.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder)
     assert rows_of(found) == [{"one": 1}]
 
 
@@ -160,7 +162,7 @@ def test_no_error_names_the_password(
 ) -> None:  # fmt: skip
     url = url.format(secret=SECRET, port=server.port)
     with pytest.raises(kind, match=said) as caught:
-        gather.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
     spoken = capsys.readouterr()
     assert SECRET not in f"{caught.value.message} {caught.value.hint} {spoken.out} {spoken.err}"
 
@@ -169,7 +171,7 @@ def test_the_host_is_said_before_it_is_asked(folder: Path, capsys: pytest.Captur
     console.set_level(0)
     url = f"postgresql://reader:{SECRET}@127.0.0.1:1/crm"
     with pytest.raises(NetworkError):
-        gather.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
     said = capsys.readouterr().err
     assert "asking the postgresql database on 127.0.0.1" in said
     assert "no ORDER BY" in said
@@ -218,7 +220,7 @@ def tickets(folder: Path) -> Path:
 
 def test_sqlite(tickets: Path, folder: Path) -> None:
     asked = source(sql={"url": "sqlite:///crm.db", "query": "select * from tickets order by rowid"})
-    (found,) = gather.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder)
     assert rows_of(found) == [{"text": "one", "category": "a"}, {"text": None, "category": 2.5},
                               {"text": None, "category": 1}]  # fmt: skip
 
@@ -238,7 +240,7 @@ def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, 
     (tickets.parent / "slmctl.yaml").write_text("project: a\n" * 100)
     before = tickets.read_bytes(), sorted(tickets.parent.iterdir())
     try:
-        gather.gather([source(sql={"url": url, "query": query})], folder)
+        snapshot.gather([source(sql={"url": url, "query": query})], folder)
     except DataError as error:
         assert fault and fault in error.message
     assert (tickets.read_bytes(), [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"]) == before
@@ -246,14 +248,14 @@ def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, 
 
 def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:
     asked = source(sql={"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"})
-    (found,) = gather.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder)
     before = found.local.read_bytes()
     (folder / f".draft-{found.local.name}").write_text("of a process that was killed")
     with sqlite3.connect(tickets) as connection:
         connection.execute("drop table tickets")
     connection.close()
     with pytest.raises(DataError, match="no such table"):
-        gather.gather([asked], folder)
+        snapshot.gather([asked], folder)
     assert [path.name for path in folder.iterdir()] == [found.local.name]
     assert found.local.read_bytes() == before
 
@@ -265,7 +267,7 @@ def test_a_source_that_was_not_gathered_says_what_to_do(folder: Path) -> None:
         source(path="-", format="csv"),
     ):
         with pytest.raises(IntegrityError, match="there is no copy of the source") as caught:
-            gather.gathered([asked], folder)
+            snapshot.gathered([asked], folder)
         assert caught.value.hint == "slmctl prepare"
         assert SECRET not in caught.value.message
 
@@ -280,32 +282,32 @@ def test_a_named_pipe_is_copied(folder: Path) -> None:
     writer = threading.Thread(target=(root / "tickets.csv").write_text, args=("text,category\none,a\n",))
     writer.start()
     asked = source(path=root / "tickets.csv")
-    (found,) = gather.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder)
     writer.join()
     assert rows_of(found) == [{"text": "one", "category": "a"}]
-    assert gather.gathered([asked], folder) == [found]  # nobody waits for the pipe again
+    assert snapshot.gathered([asked], folder) == [found]  # nobody waits for the pipe again
     (root / "tickets.csv").unlink()
-    assert gather.gathered([asked], folder) == [found]
+    assert snapshot.gathered([asked], folder) == [found]
 
 
 def test_a_pipe_whose_name_says_nothing_needs_a_format(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows")
     with pytest.raises(UsageError, match="does not say what it holds") as caught:
-        gather.gather([source(path=tmp_path / "rows")], folder)
+        snapshot.gather([source(path=tmp_path / "rows")], folder)
     assert caught.value.hint == "format: csv"
 
 
 def test_standard_input_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n')))
-    (found,) = gather.gather([source(path="-", format="jsonl")], folder)
+    (found,) = snapshot.gather([source(path="-", format="jsonl")], folder)
     assert rows_of(found) == [{"text": "one"}]
 
 
 def test_a_terminal_is_no_source(folder: Path) -> None:
     front, back = os.openpty()
     child = (
-        "from pathlib import Path; from slmctl import gather; from slmctl.config import Source\n"
-        f"gather.gather([Source(path='-', format='csv')], Path({str(folder)!r}))"
+        "from pathlib import Path; from slmctl.sources import snapshot; from slmctl.config import Source\n"
+        f"snapshot.gather([Source(path='-', format='csv')], Path({str(folder)!r}))"
     )
     try:
         done = subprocess.run([sys.executable, "-c", child], stdin=back, capture_output=True, text=True, timeout=60)
@@ -318,13 +320,13 @@ def test_a_terminal_is_no_source(folder: Path) -> None:
 @pytest.mark.parametrize("path", ["/dev/zero", "/"])
 def test_what_has_no_end_or_no_content_is_refused_before_it_is_hashed(folder: Path, path: str) -> None:
     with pytest.raises(DataError, match="is not a file"):
-        gather.gather([source(path=path)], folder)
+        snapshot.gather([source(path=path)], folder)
 
 
 def test_files_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\none\n")
     asked = [source(path=tmp_path / "a.csv"), source(path=tmp_path / "missing.csv")]
-    assert gather.gather(asked, folder) == asked
+    assert snapshot.gather(asked, folder) == asked
 
 
 # A hub on the loopback. Its address is read when the client is imported, hence the child processes.
@@ -350,12 +352,13 @@ def hub() -> Iterator[hub_server.Hub]:
 CHILD = """
 import json, sys
 from pathlib import Path
-from slmctl import gather, offline
+from slmctl.sources import snapshot
+from slmctl.network import guard
 from slmctl.config import Source
 from slmctl.errors import SlmctlError
-offline.seal()
+guard.seal()
 try:
-    found = gather.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]))
+    found = snapshot.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]))
     print(json.dumps([[one.title, str(one.local)] for one in found]))
 except SlmctlError as error:
     print(json.dumps([type(error).__name__, error.message, error.hint]))
@@ -465,8 +468,8 @@ def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
     assert "hint: slmctl prepare" in refused.stderr
     path = Path(tiny.ok(tiny.slmctl(desk, "prepare")))
     (desk / "crm.db").unlink()
-    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME))
-    assert pipeline.ask(project, "prepare").path == path
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME))
+    assert runner.ask(project, "prepare").path == path
     gone = tiny.slmctl(desk, "prepare")
     assert gone.returncode == 3
     assert "crm.db does not exist" in gone.stderr
@@ -481,16 +484,16 @@ def test_standard_input_from_the_command_line(desk: Path) -> None:
 
 
 def test_two_who_gather_wait_for_each_other(desk: Path) -> None:
-    from slmctl import artifact
+    from slmctl.artifacts import artifact
 
     configure(desk, [{"path": "-", "format": "csv"}])
-    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
     held = artifact.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
     with held, pytest.raises(LockedError):
-        pipeline.gather_sources(project)
+        runner.gather_sources(project)
 
 
 def test_where_a_query_goes_is_said_without_its_user() -> None:
     url = f"postgresql://somebody:{SECRET}@db.example:5432/crm"
-    assert database.place(url) == "the postgresql database on db.example"
-    assert database.place("sqlite:///crm.db") == "the sqlite database on this machine"
+    assert sql.place(url) == "the postgresql database on db.example"
+    assert sql.place("sqlite:///crm.db") == "the sqlite database on this machine"

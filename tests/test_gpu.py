@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import backend
+from slmctl.stages.finetune import backend
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from llguidance import TokenizerWrapper
 
-from slmctl import grammar
 from slmctl.errors import DataError
+from slmctl.inference import json_grammar
 
 EXAMPLE = Path(__file__).parents[1] / "examples/data/order_emails.schema.json"
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def tokenizer() -> llguidance.LLTokenizer:
     return llguidance.LLTokenizer(TokenizerWrapper(Letters()))
 
 
-def answer(rules: grammar.Rules, seed: int, limit: int = 4000) -> str | None:
+def answer(rules: json_grammar.Rules, seed: int, limit: int = 4000) -> str | None:
     """One answer that the grammar allows, chosen at random but for a wish to end; None when it is too long."""
     choose, walk = np.random.default_rng(seed), rules.begin()
     tokens = walk.forced()
@@ -98,7 +98,7 @@ def answer(rules: grammar.Rules, seed: int, limit: int = 4000) -> str | None:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_whatever_it_allows_is_valid(tokenizer: llguidance.LLTokenizer, name: str) -> None:
-    rules = grammar.Rules(tokenizer, json.dumps(SCHEMAS[name]))
+    rules = json_grammar.Rules(tokenizer, json.dumps(SCHEMAS[name]))
     check = jsonschema.Draft202012Validator(SCHEMAS[name])
     texts = [text for seed in range(40) if (text := answer(rules, seed)) is not None]
     assert len(texts) > 20
@@ -112,7 +112,7 @@ def test_whatever_it_allows_is_valid(tokenizer: llguidance.LLTokenizer, name: st
 
 def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> None:
     rows = [json.loads(line) for line in (EXAMPLE.parent / "order_emails.jsonl").read_text("utf-8").splitlines()]
-    rules = grammar.Rules(tokenizer, json.dumps(SCHEMAS["example"]))
+    rules = json_grammar.Rules(tokenizer, json.dumps(SCHEMAS["example"]))
     for row in rows:
         text = json.dumps(row["fields"], ensure_ascii=False, sort_keys=True)
         walk = rules.begin()
@@ -143,9 +143,9 @@ def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> Non
 )
 def test_what_it_cannot_express_is_named(tokenizer: llguidance.LLTokenizer, schema: dict[str, Any], named: str) -> None:
     with pytest.raises(DataError, match=named):
-        grammar.require(schema)
+        json_grammar.require(schema)
     with pytest.raises(DataError, match=named):
-        grammar.Rules(tokenizer, json.dumps(schema))
+        json_grammar.Rules(tokenizer, json.dumps(schema))
 
 
 @pytest.mark.parametrize("depth", [150, 350, 5000])
@@ -154,19 +154,19 @@ def test_a_schema_that_is_nested_too_deeply_is_refused(tokenizer: llguidance.LLT
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
     with pytest.raises(DataError, match="no grammar can be made of the schema"):
-        grammar.require(schema)
+        json_grammar.require(schema)
     text = '{"type": "array", "items": ' * depth + "{}" + "}" * depth
     with pytest.raises(DataError, match="no grammar can be made of the schema"):
-        grammar.Rules(tokenizer, text)
+        json_grammar.Rules(tokenizer, text)
 
 
 def test_a_schema_with_half_a_surrogate_pair_is_refused(tokenizer: llguidance.LLTokenizer) -> None:
     with pytest.raises(DataError, match="no grammar can be made of the schema"):
-        grammar.Rules(tokenizer, '{"const": "\\ud800"}')
+        json_grammar.Rules(tokenizer, '{"const": "\\ud800"}')
 
 
 def test_a_token_that_is_not_allowed_is_an_error(tokenizer: llguidance.LLTokenizer) -> None:
-    walk = grammar.Rules(tokenizer, json.dumps({"enum": ["yes", "no"]})).begin()
+    walk = json_grammar.Rules(tokenizer, json.dumps({"enum": ["yes", "no"]})).begin()
     walk.forced()
     with pytest.raises(DataError, match="the grammar cannot go on"):
         walk.accept(Letters.tokens.index(b"x"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmctl.labels import FLOOR, LOOKS, Search, Trie
+from slmctl.inference.label_search import FLOOR, LOOKS, Search, Trie
 
 END = 9
 VOCABULARY = 10

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import slmctl
-from slmctl.pipeline import STAGES
+from slmctl.pipeline.runner import STAGES
 
 ROOT = Path(slmctl.__file__).parent
 GROUPS = ("data", "model", "release", "server")
@@ -37,7 +37,7 @@ def imports(node: ast.AST, *, lazy: bool = True) -> Iterator[str]:
 
 
 def own(found: Iterator[str]) -> set[str]:
-    """The modules of this package among imports: `slmctl.artifact.load` and `slmctl.artifact` are one."""
+    """The modules of this package among imports: `slmctl.artifacts.artifact.load` is `slmctl.artifacts.artifact`."""
     result = set()
     for name in found:
         for candidate in (name, name.rpartition(".")[0]):
@@ -52,12 +52,12 @@ def importers(package: str) -> set[str]:
 
 
 def group(name: str) -> str:
-    """`data` of `slmctl.data.pull`, `artifact` of `slmctl.artifact`."""
+    """`data` of `slmctl.stages.pull.pull`, `artifact` of `slmctl.artifacts.artifact`."""
     return [*name.split("."), ""][1]
 
 
 def test_the_trees_are_there() -> None:
-    assert {"slmctl.cli", "slmctl.data.pull", "slmctl.server.app", "slmctl.errors"} <= TREES.keys()
+    assert {"slmctl.cli.main", "slmctl.stages.pull.pull", "slmctl.server.app", "slmctl.errors"} <= TREES.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in TREES if group(name) in GROUPS])
@@ -86,21 +86,21 @@ def test_modules_form_no_circle() -> None:
 
 
 def test_errors_import_nothing_of_the_package() -> None:
-    assert own(imports(TREES["slmctl.errors"])) == own(imports(TREES["slmctl.surroundings"])) == set()
-    for name in ("slmctl.artifact", "slmctl.offline", "slmctl.rows.cells"):
+    assert own(imports(TREES["slmctl.errors"])) == own(imports(TREES["slmctl.child_environment"])) == set()
+    for name in ("slmctl.artifacts.artifact", "slmctl.network.guard", "slmctl.sources.rows.cells"):
         assert own(imports(TREES[name])) == {"slmctl.errors"}, name
 
 
 def test_rows_need_errors_alone_and_what_reads_them_is_theirs() -> None:
     parts = {
-        "slmctl.surroundings",
-        "slmctl.rows.cells",
-        "slmctl.rows.delimited",
-        "slmctl.rows.lines",
-        "slmctl.rows.objects",
-        "slmctl.rows.tables",
+        "slmctl.child_environment",
+        "slmctl.sources.rows.cells",
+        "slmctl.sources.rows.delimited",
+        "slmctl.sources.rows.lines",
+        "slmctl.sources.rows.objects",
+        "slmctl.sources.rows.tables",
     }
-    assert own(imports(TREES["slmctl.rows"])) == {"slmctl.errors", *parts} - {"slmctl.surroundings"}
+    assert own(imports(TREES["slmctl.sources.rows"])) == {"slmctl.errors", *parts} - {"slmctl.child_environment"}
     for part in parts:
         assert own(imports(TREES[part])) <= {"slmctl.errors", *parts}, part
 
@@ -108,11 +108,14 @@ def test_rows_need_errors_alone_and_what_reads_them_is_theirs() -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("click", {"slmctl.cli"}),
+        ("click", {"slmctl.cli.main"}),
         ("rich", {"slmctl.console"}),
-        ("llama_cpp", {"slmctl._llama", "slmctl._quantizer"}),  # each the child process of its parent
+        (
+            "llama_cpp",
+            {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child"},
+        ),  # each the child process of its parent
         ("pydantic", {"slmctl.config"}),
-        ("unsloth", {"slmctl.model.finetune"}),
+        ("unsloth", {"slmctl.stages.finetune.finetune"}),
     ],
 )
 def test_one_importer(package: str, only: set[str]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl import metrics
-from slmctl.metrics import INVALID, field_counts, hits, leaves, parse
+from slmctl.metrics import answer_metrics
+from slmctl.metrics.answer_metrics import INVALID, field_counts, hits, leaves, parse
 
 LABELS = ("a", "b", "c", "d")
 answers = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40)
@@ -29,7 +29,7 @@ values = st.recursive(
 def test_per_class_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     wanted, given_ = [a for a, _ in pairs], [b for _, b in pairs]
-    ours = metrics.per_class(LABELS, wanted, given_)
+    ours = answer_metrics.per_class(LABELS, wanted, given_)
     theirs = sklearn.precision_recall_fscore_support(wanted, given_, labels=list(ours), zero_division=0)
     assert set(ours) == {*wanted, *given_}
     for k, row in enumerate(ours.values()):
@@ -41,39 +41,39 @@ def test_per_class_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
 def test_calibration_error_by_its_definition(rows: list[tuple[float, bool]]) -> None:
     """Guo et al. 2017, equation 3, bin by bin."""
     sure, right = np.array([a for a, _ in rows]), np.array([b for _, b in rows])
-    edges = np.linspace(0, 1, metrics.BINS + 1)
+    edges = np.linspace(0, 1, answer_metrics.BINS + 1)
     expected = 0.0
-    sums = np.zeros((3, metrics.BINS))
-    bins = metrics.bin_of(sure)
-    for k in range(metrics.BINS):
+    sums = np.zeros((3, answer_metrics.BINS))
+    bins = answer_metrics.bin_of(sure)
+    for k in range(answer_metrics.BINS):
         inside = bins == k
         assert np.all(sure[inside] >= edges[k] - 1e-9)
         assert np.all(sure[inside] <= edges[k + 1] + 1e-9)
         sums[:, k] = inside.sum(), sure[inside].sum(), right[inside].sum()
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
-    assert metrics.calibration_error(sums.reshape(1, -1))[0] == pytest.approx(expected, abs=1e-9)
+    assert answer_metrics.calibration_error(sums.reshape(1, -1))[0] == pytest.approx(expected, abs=1e-9)
 
 
 def test_calibration_of_no_rows_is_no_error() -> None:
-    assert metrics.calibration_error(np.zeros((1, 3 * metrics.BINS)))[0] == 0.0
+    assert answer_metrics.calibration_error(np.zeros((1, 3 * answer_metrics.BINS)))[0] == 0.0
 
 
 @settings(deadline=None, max_examples=200)
 @given(texts, texts)
 def test_chrf_is_sacrebleus(wanted: str, given_: str) -> None:
     chrf = pytest.importorskip("sacrebleu.metrics").CHRF()
-    counts = np.array(metrics.chrf_counts(wanted, given_), float)
-    assert metrics.chrf(counts) == pytest.approx(chrf.corpus_score([given_], [[wanted]]).score / 100, abs=1e-9)
+    counts = np.array(answer_metrics.chrf_counts(wanted, given_), float)
+    assert answer_metrics.chrf(counts) == pytest.approx(chrf.corpus_score([given_], [[wanted]]).score / 100, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=6))
 def test_chrf_of_many_rows_is_sacrebleus_corpus_score(pairs: list[tuple[str, str]]) -> None:
     chrf = pytest.importorskip("sacrebleu.metrics").CHRF()
-    counts = np.sum([metrics.chrf_counts(a, b) for a, b in pairs], axis=0).astype(float)
+    counts = np.sum([answer_metrics.chrf_counts(a, b) for a, b in pairs], axis=0).astype(float)
     theirs = chrf.corpus_score([b for _, b in pairs], [[a for a, _ in pairs]]).score / 100
-    assert metrics.chrf(counts) == pytest.approx(theirs, abs=1e-9)
+    assert answer_metrics.chrf(counts) == pytest.approx(theirs, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=200)
@@ -81,7 +81,7 @@ def test_chrf_of_many_rows_is_sacrebleus_corpus_score(pairs: list[tuple[str, str
 def test_rouge_l_is_rouge_scores(wanted: str, given_: str) -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     theirs = scorer.score(wanted, given_)["rougeL"].fmeasure
-    assert metrics.rouge_l(metrics.words(wanted), metrics.words(given_)) == pytest.approx(theirs)
+    assert answer_metrics.rouge_l(answer_metrics.words(wanted), answer_metrics.words(given_)) == pytest.approx(theirs)
 
 
 @settings(deadline=None)
@@ -91,7 +91,7 @@ def test_common_subsequence_is_the_textbooks(a: list[str], b: list[str]) -> None
     for i, x in enumerate(a):
         for j, y in enumerate(b):
             table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
-    assert metrics.common_subsequence(a, b) == table[-1, -1]
+    assert answer_metrics.common_subsequence(a, b) == table[-1, -1]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_common_subsequence_is_the_textbooks(a: list[str], b: list[str]) -> None
     ],
 )
 def test_normalised_match(wanted: str, given_: str, same: bool) -> None:
-    assert metrics.same_text(wanted, given_) is same
+    assert answer_metrics.same_text(wanted, given_) is same
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_normalised_match(wanted: str, given_: str, same: bool) -> None:
     ],
 )
 def test_token_f1(wanted: str, given_: str, f1: float) -> None:
-    assert metrics.token_f1(wanted.split(), given_.split()) == pytest.approx(f1)
+    assert answer_metrics.token_f1(wanted.split(), given_.split()) == pytest.approx(f1)
 
 
 # Records with fields
@@ -152,7 +152,7 @@ def test_null_is_json() -> None:
     ],
 )
 def test_when_two_values_are_the_same(a: Any, b: Any, same: bool) -> None:
-    assert metrics.equal(a, b) is same
+    assert answer_metrics.equal(a, b) is same
 
 
 ORDER = {"id": "A1", "to": {"city": "Ulm"}, "items": [{"name": "lamp", "qty": 2}, {"name": "chair", "qty": 1}]}
@@ -194,14 +194,14 @@ def test_leaves_that_agree_are_leaves_of_both(wanted: Any, given_: Any) -> None:
 @settings(deadline=None)
 @given(values, values)
 def test_equal_values_are_equal_both_ways(a: Any, b: Any) -> None:
-    assert metrics.equal(a, a)
-    assert metrics.equal(a, b) == metrics.equal(b, a)
-    if metrics.equal(a, b):
+    assert answer_metrics.equal(a, a)
+    assert answer_metrics.equal(a, b) == answer_metrics.equal(b, a)
+    if answer_metrics.equal(a, b):
         assert field_counts(a, b)[0] == field_counts(a, b)[1] == field_counts(a, b)[2]
 
 
 def test_fields_one_by_one() -> None:
-    table = metrics.per_field([({"a": 1, "b": "x"}, {"a": 1, "c": 3}), ({"a": 2, "b": "y"}, INVALID)])
+    table = answer_metrics.per_field([({"a": 1, "b": "x"}, {"a": 1, "c": 3}), ({"a": 2, "b": "y"}, INVALID)])
     assert table == {
         "a": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
         "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2},

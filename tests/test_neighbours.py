@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz, process
 
-from slmctl import similar
-from slmctl.neighbours import DEPTH, LINKS, Spill, roots
+from slmctl.deduplication import minhash
+from slmctl.deduplication.near_duplicates import DEPTH, LINKS, Spill, roots
 
 NEAR = 0.85
 
@@ -21,8 +21,8 @@ def spilled(folder: Path, texts: list[str], batch: int = 1000) -> Spill:
     rows = Spill(folder)
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
-        signatures = similar.sketch(part)
-        assert rows.append(part, similar.band_keys(signatures), similar.compact(signatures)) == start
+        signatures = minhash.sketch(part)
+        assert rows.append(part, minhash.band_keys(signatures), minhash.compact(signatures)) == start
     assert len(rows) == len(texts)
     return rows
 
@@ -60,7 +60,7 @@ def test_finds_what_comparing_all_pairs_finds(tmp_path: Path) -> None:
     missed = [k for k, one in enumerate(expected) if one >= 0 and found[k] < 0]
     assert len(missed) <= 0.01 * sum(one >= 0 for one in expected)
     for k, one in enumerate(found):
-        assert one == -1 or (one < k and similar.ratio(texts[k], texts[one]) >= NEAR)
+        assert one == -1 or (one < k and minhash.ratio(texts[k], texts[one]) >= NEAR)
     assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 0.01 * len(texts)
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from slmctl import offline
-from slmctl.offline import SWITCHES
+from slmctl.network import guard
+from slmctl.network.guard import SWITCHES
 
 
 def run(code: str, **environment: str) -> dict[str, object]:
     """What a script leaves in `found`, in a process whose environment has no switch set."""
     bare = {key: value for key, value in os.environ.items() if key not in (*SWITCHES, "CI")}
-    whole = f"import json, os, socket, sys\nfrom slmctl import offline\nfound = {{}}\n{textwrap.dedent(code)}\n"
+    whole = f"import json, os, socket, sys\nfrom slmctl.network import guard\nfound = {{}}\n{textwrap.dedent(code)}\n"
     whole += "sys.stdout.write(json.dumps(found))\n"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", whole],
@@ -39,7 +39,7 @@ def run(code: str, **environment: str) -> dict[str, object]:
 
 REFUSED = """
 from slmctl.errors import NetworkError
-offline.seal()
+guard.seal()
 with socket.socket(socket.{family}, socket.{kind}) as one:
     try:
         {call}
@@ -79,7 +79,7 @@ def test_datagrams_are_refused_too(call: str) -> None:
 
 def test_this_machine_is_reached() -> None:
     found = run("""
-        offline.seal()
+        guard.seal()
         with socket.create_server(("127.0.0.1", 0)) as server:
             for host in ("127.0.0.1", "localhost"):
                 with socket.create_connection((host, server.getsockname()[1])) as one:
@@ -88,14 +88,14 @@ def test_this_machine_is_reached() -> None:
         with one, two:
             one.sendall(b"x")
             found["pair"] = two.recv(1).decode()
-        found["contacted"] = sorted(offline.contacted)
+        found["contacted"] = sorted(guard.contacted)
     """)
     assert found == {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "pair": "x", "contacted": []}
 
 
 def test_unix_socket_is_this_machine(tmp_path: object) -> None:
     found = run(f"""
-        offline.seal()
+        guard.seal()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind({f"{tmp_path}/s"!r})
             server.listen()
@@ -109,15 +109,15 @@ def test_unix_socket_is_this_machine(tmp_path: object) -> None:
 def test_network_opens_for_its_block_only_and_keeps_a_receipt() -> None:
     found = run("""
         from slmctl.errors import NetworkError
-        offline.seal()
-        with offline.network("pull"):
+        guard.seal()
+        with guard.network("pull"):
             found["inside"] = os.environ.get("HF_HUB_OFFLINE", "unset")
             try:
                 socket.getaddrinfo("example.invalid", 443)
             except OSError:
                 pass  # nowhere to be found, but it was asked for
         found["after"] = os.environ["HF_HUB_OFFLINE"]
-        found["contacted"] = sorted(offline.contacted)
+        found["contacted"] = sorted(guard.contacted)
         try:
             socket.getaddrinfo("example.invalid", 443)
         except NetworkError:
@@ -129,13 +129,13 @@ def test_network_opens_for_its_block_only_and_keeps_a_receipt() -> None:
 def test_what_stays_on_this_machine_is_not_forbidden() -> None:
     found = run("""
         from slmctl.errors import NetworkError
-        offline.seal()
-        offline.forbid()
-        with offline.network("asking", hosts={"127.0.0.1", "localhost"}):
+        guard.seal()
+        guard.forbid()
+        with guard.network("asking", hosts={"127.0.0.1", "localhost"}):
             found["here"] = True
         for name, hosts in (("all", None), ("none", ()), ("one", {"127.0.0.1", "example.invalid"})):
             try:
-                with offline.network("asking", hosts=hosts):
+                with guard.network("asking", hosts=hosts):
                     found[name] = "opened"
             except NetworkError as error:
                 found[name] = error.code
@@ -147,11 +147,11 @@ def test_a_command_without_an_artifact_leaves_a_receipt(tmp_path: Path) -> None:
     found = run(f"""
         from pathlib import Path
         root = Path({str(tmp_path)!r})
-        offline.seal()
-        with offline.written_down(root, "publish"):
+        guard.seal()
+        with guard.written_down(root, "publish"):
             found["nobody asked"] = (root / "runs").exists()
         for project in (root, None):
-            with offline.written_down(project, "publish"), offline.network("publish", {{"example.invalid"}}):
+            with guard.written_down(project, "publish"), guard.network("publish", {{"example.invalid"}}):
                 try:
                     socket.getaddrinfo("example.invalid", 443)
                 except OSError:
@@ -166,9 +166,9 @@ def test_a_command_without_an_artifact_leaves_a_receipt(tmp_path: Path) -> None:
 def test_network_closes_after_an_exception() -> None:
     found = run("""
         from slmctl.errors import NetworkError
-        offline.seal()
+        guard.seal()
         try:
-            with offline.network("pull"):
+            with guard.network("pull"):
                 raise RuntimeError
         except RuntimeError:
             pass
@@ -182,14 +182,14 @@ def test_network_closes_after_an_exception() -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "0", "DO_NOT_TRACK": "0"}, {"CI": "1"}], ids=str)
 def test_every_switch_is_set_whatever_was_there(environment: dict[str, str]) -> None:
-    found = run("offline.seal(); found |= {name: os.environ[name] for name in offline.SWITCHES}", **environment)
+    found = run("guard.seal(); found |= {name: os.environ[name] for name in guard.SWITCHES}", **environment)
     assert found == SWITCHES
 
 
 def test_children_inherit_the_switches() -> None:
     found = run("""
         import subprocess
-        offline.seal()
+        guard.seal()
         code = "import os, sys; sys.stdout.write(os.environ['TRANSFORMERS_OFFLINE'])"
         found["child"] = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     """)
@@ -197,25 +197,25 @@ def test_children_inherit_the_switches() -> None:
 
 
 def test_importing_alone_seals_nothing() -> None:
-    assert run("found |= {name: name in os.environ for name in offline.SWITCHES}") == dict.fromkeys(SWITCHES, False)
+    assert run("found |= {name: name in os.environ for name in guard.SWITCHES}") == dict.fromkeys(SWITCHES, False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "", "0.0.0.0", "::", "::1%lo"])
 def test_local_hosts(host: str) -> None:
-    assert run(f"found['local'] = offline.is_local({host!r})") == {"local": True}
+    assert run(f"found['local'] = guard.is_local({host!r})") == {"local": True}
 
 
 @pytest.mark.parametrize(
     "host", ["10.0.0.1", "192.0.2.1", "fe80::1%eth0", "localhost.example.invalid", "2130706433", "::2"]
 )
 def test_other_hosts(host: str) -> None:
-    assert run(f"found['local'] = offline.is_local({host!r})") == {"local": False}
+    assert run(f"found['local'] = guard.is_local({host!r})") == {"local": False}
 
 
 ONLY = """
 from slmctl.errors import NetworkError
-offline.seal()
-offline.socket.getaddrinfo = lambda name, port: [(2, 1, 6, "", (stands_for[name], 0))]
+guard.seal()
+guard.socket.getaddrinfo = lambda name, port: [(2, 1, 6, "", (stands_for[name], 0))]
 stands_for = {"api.example.invalid": "192.0.2.1"}
 tried = {}
 def reach(address):
@@ -227,7 +227,7 @@ def reach(address):
             return error.message
         except OSError:
             return "let through"
-with offline.network("asking", hosts={"api.example.invalid"}):
+with guard.network("asking", hosts={"api.example.invalid"}):
     found["named"] = reach("192.0.2.1")
     found["other"] = reach("192.0.2.2")
     stands_for["api.example.invalid"] = "192.0.2.2"  # a name moves
@@ -254,12 +254,12 @@ def test_the_network_can_be_open_for_one_host_alone() -> None:
 
 def test_an_earlier_opening_that_ends_leaves_the_later_one_open() -> None:
     first, second = (
-        offline.network("the first", hosts=["one.example"]),
-        offline.network("the next", hosts=["two.example"]),
+        guard.network("the first", hosts=["one.example"]),
+        guard.network("the next", hosts=["two.example"]),
     )
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)  # as a server does, when it follows a release to the next one
-    assert (offline._open_for, offline._only) == ("the next", {"two.example"})
+    assert (guard._open_for, guard._only) == ("the next", {"two.example"})
     second.__exit__(None, None, None)
-    assert (offline._open_for, offline._only) == ("", None)
+    assert (guard._open_for, guard._only) == ("", None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_neighbours import spilled
 
-from slmctl.overlap import LONG, SHORT, hashes, measure
+from slmctl.deduplication.ngram_overlap import LONG, SHORT, hashes, measure
 
 letters = st.lists(st.sampled_from("abc"), max_size=30).map(" ".join)
 texts_of_words = st.lists(letters, max_size=8)
@@ -75,8 +75,8 @@ def test_parts_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     train, held_out = np.arange(300), np.arange(300, 400)
     with spilled(tmp_path / "spill", texts) as rows:
         whole = measure(rows, train, held_out)
-        monkeypatch.setattr("slmctl.overlap._BATCH", 7)
-        monkeypatch.setattr("slmctl.overlap._HELD", 50)
+        monkeypatch.setattr("slmctl.deduplication.ngram_overlap._BATCH", 7)
+        monkeypatch.setattr("slmctl.deduplication.ngram_overlap._HELD", 50)
         assert measure(rows, train, held_out) == whole
     assert whole.overlapping >= 2
     assert len(whole.examples) == min(10, whole.overlapping)

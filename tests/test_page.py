@@ -14,11 +14,11 @@ import pytest
 from browser import CHROMIUM, Browser
 from reported import HOSTILE, evaluate_report, evaluate_rows, prepare_facts
 
-from slmctl import chart, page
-from slmctl.chart import Bar, Dot, Line, Point
 from slmctl.console import shown
-from slmctl.data import _report as data_report
-from slmctl.model import _report as model_report
+from slmctl.reports import html_page, svg_chart
+from slmctl.reports.svg_chart import Bar, Dot, Line, Point
+from slmctl.stages.evaluate import report_page as model_report
+from slmctl.stages.prepare import report_page as data_report
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +53,29 @@ BOTH = pytest.mark.parametrize("make", [of_prepare, of_evaluate])
 
 
 CHARTS = {
-    "bars": lambda text: chart.bars([Bar(text, 3, text), Bar(text, 0), Bar("", 1e7, "10 M")], title=text),
-    "no bars": lambda text: chart.bars([], title=text),
-    "stack": lambda text: chart.stack([Bar(text, 3), Bar(text, 0)], title=text),
-    "empty stack": lambda text: chart.stack([Bar(text, 0)], title=text),
-    "histogram": lambda text: chart.histogram(
+    "bars": lambda text: svg_chart.bars([Bar(text, 3, text), Bar(text, 0), Bar("", 1e7, "10 M")], title=text),
+    "no bars": lambda text: svg_chart.bars([], title=text),
+    "stack": lambda text: svg_chart.stack([Bar(text, 3), Bar(text, 0)], title=text),
+    "empty stack": lambda text: svg_chart.stack([Bar(text, 0)], title=text),
+    "histogram": lambda text: svg_chart.histogram(
         [0, 1, 2], [5, 0], title=text, unit=text, strip=(0, 0, 1, 1, 2), limit=(3.5, text)
     ),
-    "one length": lambda text: chart.histogram([7, 7], [5], title=text, unit=text),
-    "dots": lambda text: chart.dots(
+    "one length": lambda text: svg_chart.histogram([7, 7], [5], title=text, unit=text),
+    "dots": lambda text: svg_chart.dots(
         [Dot(text, 0.5, 0.4, 0.6, text), Dot(text, 1, 1, 1)], title=text, reference=(0.5, text)
     ),
-    "heat": lambda text: chart.heat([text, "b"], [text, "b"], [[5, 1], [0, 12345]], title=text),
-    "lines": lambda text: chart.lines(
+    "heat": lambda text: svg_chart.heat([text, "b"], [text, "b"], [[5, 1], [0, 12345]], title=text),
+    "lines": lambda text: svg_chart.lines(
         [Line(text, [Point(0, 1, text, text), Point(3, 2)])], title=text, x_label=text, y_label=text
     ),
-    "a point": lambda text: chart.lines([Line(text, [Point(1, 0, text)])], title=text, x_label=text, log=True),
+    "a point": lambda text: svg_chart.lines([Line(text, [Point(1, 0, text)])], title=text, x_label=text, log=True),
 }
 
 
 @pytest.mark.parametrize("name", CHARTS)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_chart_is_well_formed_and_its_texts_stay_texts(name: str, text: str) -> None:
-    root = ElementTree.fromstring(chart.standalone(CHARTS[name](text)))
+    root = ElementTree.fromstring(svg_chart.standalone(CHARTS[name](text)))
     kinds = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert kinds <= {"svg", "title", "desc", "style", "rect", "g", "text", "line", "circle", "polyline"}
     assert root.find("{*}title").text == (shown(text) or None)  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def test_a_chart_is_well_formed_and_its_texts_stay_texts(name: str, text: str) -
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_what_a_chart_draws_lies_inside_it(name: str) -> None:
-    root = ElementTree.fromstring(chart.standalone(CHARTS[name]("words")))
+    root = ElementTree.fromstring(svg_chart.standalone(CHARTS[name]("words")))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for element in root.iter():
         for key, most in (("x", width), ("x1", width), ("x2", width), ("cx", width), ("y", height), ("y1", height),
@@ -96,11 +96,11 @@ def test_what_a_chart_draws_lies_inside_it(name: str) -> None:
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:
-    root = ElementTree.fromstring(chart.bars([Bar("a", 10), Bar("b", 5), Bar("c", 0)], title="x"))
+    root = ElementTree.fromstring(svg_chart.bars([Bar("a", 10), Bar("b", 5), Bar("c", 0)], title="x"))
     ten, five, none = (float(rect.attrib["width"]) for rect in root.iter("rect"))
     assert five == pytest.approx(ten / 2, abs=0.1)
     assert none == 0
-    (shared,) = ElementTree.fromstring(chart.bars([Bar("a", 10)], title="x", most=40)).iter("rect")
+    (shared,) = ElementTree.fromstring(svg_chart.bars([Bar("a", 10)], title="x", most=40)).iter("rect")
     assert float(shared.attrib["width"]) == pytest.approx(ten / 4, abs=0.1)
 
 
@@ -115,7 +115,7 @@ def test_the_colours_are_readable_on_their_ground() -> None:
         high, low = sorted((luminance(a), luminance(b)), reverse=True)
         return (high + 0.05) / (low + 0.05)
 
-    for colours in (chart.LIGHT, chart.DARK):
+    for colours in (svg_chart.LIGHT, svg_chart.DARK):
         for name in colours.keys() - {"page", "panel", "rule"}:
             for ground in ("page", "panel"):
                 assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
@@ -209,8 +209,8 @@ def test_large_facts_make_a_page_of_modest_size_that_says_what_it_left_out(tmp_p
     path = written(tmp_path, facts)
     assert path.stat().st_size < 1_000_000
     text = path.read_text()
-    assert f"The first {page.ROWS} of 123,456 rows." in text
-    assert f"The first {page.ROWS} of 3,000 rows." in text
+    assert f"The first {html_page.ROWS} of 123,456 rows." in text
+    assert f"The first {html_page.ROWS} of 3,000 rows." in text
 
 
 def test_no_finding_is_said_plainly(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_row_that_was_lost_is_seen(tmp_path: Path) -> None:
     [(0.925, "92.5%"), (0.0, "0.0%"), (1.0, "100.0%"), (0.9999, "99.99%"), (0.00031, "0.03%"), (1e-9, "0.0000%")],
 )
 def test_a_share_is_not_rounded_to_nothing_or_all(share: float, text: str) -> None:
-    assert page.percent(share) == text
+    assert html_page.percent(share) == text
 
 
 # In the browser
@@ -363,7 +363,7 @@ def test_headings_are_in_order_and_tables_have_captions(browser: Browser, tmp_pa
 
 def test_an_image_of_its_own_has_a_dark_form(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "loss.svg"
-    path.write_text(chart.standalone(CHARTS["lines"]("loss")), encoding="utf-8")
+    path.write_text(svg_chart.standalone(CHARTS["lines"]("loss")), encoding="utf-8")
     grounds = []
     for dark in (False, True):
         browser.open(path, dark=dark)

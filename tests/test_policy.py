@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slmctl.errors import IntegrityError
-from slmctl.policy import FILENAME, Policy, signals
+from slmctl.inference.escalation_policy import FILENAME, Policy, signals
 
 SURE = {"confidence": 0.9, "labels": {"a": 0.9, "b": 0.06, "c": 0.02, "d": 0.01, "e": 0.005, "oos": 0.004},
         "logprobs": [-0.1, -0.005], "raw_logprobs": [-0.3, -0.01], "completion_tokens": 3}  # fmt: skip

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from released import contents, release
 
-from slmctl import artifact, registry, targets
-from slmctl.artifact import Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
-from slmctl.targets.local import Local
+from slmctl.releases import registry, targets
+from slmctl.releases.targets.local import Local
 
 GATE = {"metric": "accuracy", "model": "Q8_0", "min": 0.8}
 
@@ -96,8 +97,9 @@ def test_a_file_system_without_links_gets_copies(root: Path, tmp_path: Path, mon
 CHILD = """
 import sys
 from pathlib import Path
-from slmctl import artifact, targets
-from slmctl.targets.local import Local
+from slmctl.artifacts import artifact
+from slmctl.releases import targets
+from slmctl.releases.targets.local import Local
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
 place = Local(root)
 targets.deliver(place, targets.plan(place, "dir:", targets.shipment(artifact.load(folder))))
@@ -161,7 +163,7 @@ def test_a_reader_sees_the_old_or_the_new_tag(root: Path, tmp_path: Path) -> Non
     found = [registry.find(root, version) for version in ("1.0", "1.1")]
     registry.promote(root, found[0], "production")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom slmctl import registry\nroot = Path(sys.argv[1])\n"
+        "import sys\nfrom pathlib import Path\nfrom slmctl.releases import registry\nroot = Path(sys.argv[1])\n"
         "seen = {registry.find(root, 'production').metrics['version'] for _ in range(300)}\n"
         "print(sorted(seen - {'1.0', '1.1'}))"
     )

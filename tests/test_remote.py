@@ -14,9 +14,9 @@ import pytest
 import tiny
 from endpoint import fails, says
 
-from slmctl import remote
 from slmctl.errors import NetworkError, UsageError
-from slmctl.remote import Ask, Refusal, Remote, Reply
+from slmctl.network import openai_client
+from slmctl.network.openai_client import Ask, Refusal, Remote, Reply
 
 pytest.importorskip("httpx")
 
@@ -24,8 +24,8 @@ pytest.importorskip("httpx")
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait as long between attempts as a courteous client does."""
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.005)
-    monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.005)
+    monkeypatch.setattr(openai_client, "LONGEST_WAIT_S", 0.02)
 
 
 def ask(text: str) -> Ask:
@@ -128,7 +128,7 @@ def test_a_request_that_never_works_is_given_up_and_the_others_go_on() -> None:
         found = answers(Remote(fake.url, "large"), [str(k) for k in range(8)])
     assert [isinstance(reply, Refusal) for reply in found] == [k == 3 for k in range(8)]
     assert found[3] == Refusal("HTTP 500: out of order (6 attempts)", 500)
-    assert fake.questions.count("3") == remote.ATTEMPTS
+    assert fake.questions.count("3") == openai_client.ATTEMPTS
 
 
 def test_a_request_that_is_refused_is_not_asked_again() -> None:
@@ -166,7 +166,7 @@ def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
         one = Remote(fake.url, "large", concurrency=4)
         with pytest.raises(NetworkError, match="answered none of 16 requests in a row: HTTP 500"):
             list(one.ask_all(ask(str(k)) for k in range(1000)))
-    assert len(fake.bodies) < 40 * remote.ATTEMPTS
+    assert len(fake.bodies) < 40 * openai_client.ATTEMPTS
 
 
 def test_an_endpoint_that_refuses_everything_is_given_up_too() -> None:
@@ -202,7 +202,7 @@ def test_a_slow_endpoint_is_left_after_its_time() -> None:
 
 
 def test_an_endless_reply_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "MAX_BYTES", 1000)
+    monkeypatch.setattr(openai_client, "MAX_BYTES", 1000)
     with endpoint.serving(lambda body, before: says("x" * 5000)) as fake:
         (found,) = answers(Remote(fake.url, "large"), ["a"])
     assert isinstance(found, Refusal)
@@ -251,7 +251,7 @@ def test_requests_on_their_way_learn_what_the_first_one_learnt() -> None:
 )
 def test_how_sure_an_endpoint_is(logprobs: Any, wanted: Any) -> None:
     choice = {"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": logprobs}
-    reply = remote.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1)
+    reply = openai_client.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1)
     assert reply is not None
     assert reply.confidence == wanted
 
@@ -276,7 +276,7 @@ def test_a_refusal_to_speak_is_an_answer_without_words() -> None:
     ],
 )
 def test_addresses(url: str, whole: str) -> None:
-    assert remote.completions(url) == whole
+    assert openai_client.completions(url) == whole
 
 
 @pytest.mark.parametrize(

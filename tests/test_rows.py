@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from slmctl.errors import DataError
-from slmctl.records import write_jsonl
-from slmctl.rows import Row, as_csv, columns_of, read_rows
+from slmctl.sources.rows import Row, as_csv, columns_of, read_rows
+from slmctl.task.records import write_jsonl
 
 
 def rows(tmp_path: Path, name: str, content: str | bytes) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmctl.scoreboard import markdown, table
+from slmctl.reports.scoreboard import markdown, table
 
 
 def pair(difference: float, low: float, high: float, **more: float) -> dict[str, Any]:

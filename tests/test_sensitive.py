@@ -27,8 +27,10 @@ import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slmctl import artifact, config, pipeline, sensitive
+from slmctl import config, sensitive
+from slmctl.artifacts import artifact
 from slmctl.errors import MissingError, UsageError
+from slmctl.pipeline import runner
 from slmctl.sensitive import KINDS, Policy, Tally, find
 from slmctl.sensitive.rules import iban_remainder, luhn
 
@@ -533,10 +535,10 @@ def test_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
     assert {one.name for one in path.parent.iterdir()} == {"pseudonyms", ".gitignore"}
 
 
-def asked(folder: Path, *sets: str) -> pipeline.Ask:
-    project = pipeline.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def asked(folder: Path, *sets: str) -> runner.Ask:
+    project = runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
     base = artifact.foreign(folder / "base", "base")
-    return pipeline.ask(project, "prepare", {"base": base})
+    return runner.ask(project, "prepare", {"base": base})
 
 
 def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path, tmp_path: Path) -> None:
@@ -585,13 +587,14 @@ def test_config_that_does_nothing_is_a_fault(text: str, fault: str) -> None:
 # presidio
 
 WITH_PRESIDIO = """
-from slmctl import offline, sensitive
-offline.seal()
+from slmctl import sensitive
+from slmctl.network import guard
+guard.seal()
 text = "my number is 489-36-8350, nino AA 12 34 56 B, mail jane@example.org"
 found = sensitive.find(text, engine="presidio")
 print([(finding.rule, text[finding.start:finding.end]) for finding in found])
 print(sensitive.Policy({"id": "redact", "email": "redact"}, engine="presidio").apply(text).text)
-print(sensitive.find("Jane Doe of 4 Elm Street, order 4155550132 of 2024-11-02", engine="presidio"), offline.contacted)
+print(sensitive.find("Jane Doe of 4 Elm Street, order 4155550132 of 2024-11-02", engine="presidio"), guard.contacted)
 """
 
 
@@ -614,6 +617,6 @@ def test_presidio_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)  # as where it is not installed
     with pytest.raises(ModuleNotFoundError) as caught:
         find("id 489-36-8350", engine="presidio")
-    told = pipeline.missing(caught.value, "prepare")
+    told = runner.missing(caught.value, "prepare")
     assert isinstance(told, MissingError)
     assert told.hint == "pip install 'slmctl[pii]'"

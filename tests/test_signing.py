@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from released import release
 
-from slmctl import artifact, signing
-from slmctl.artifact import Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.releases import signing
 
 pytest.importorskip("model_signing")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
-from slmctl.similar import (
+from slmctl.deduplication.minhash import (
     BANDS,
     ROWS,
     band_keys,
@@ -147,7 +147,7 @@ def test_a_long_text_is_cut_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> 
     rng = random.Random(4)
     texts = ["".join(rng.choices("abcde ", k=length)) for length in (3, 500, 63, 64, 65, 68, 69, 132, 2000)]
     whole = sketch(texts)
-    monkeypatch.setattr("slmctl.similar._BLOCK", 64)
+    monkeypatch.setattr("slmctl.deduplication.minhash._BLOCK", 64)
     assert (sketch(texts) == whole).all()
 
 

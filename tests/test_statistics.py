@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl import statistics
-from slmctl.statistics import _tango, difference_interval, drop_bound, holm, mcnemar, wilson
+from slmctl.metrics import statistics
+from slmctl.metrics.statistics import _tango, difference_interval, drop_bound, holm, mcnemar, wilson
 
 counts = st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 confidences = st.floats(0.5, 0.999)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import slmctl
 from slmctl.errors import DataError, IntegrityError
-from slmctl.task import Task, end_of_turn
+from slmctl.task.contract import Task, end_of_turn
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -42,7 +42,7 @@ def plain_template() -> str:
             value = ast.literal_eval(node.value)
             assert isinstance(value, str)
             return value
-    pytest.fail("slmctl.data.pull has no CHAT_TEMPLATE")
+    pytest.fail("slmctl.stages.pull.pull has no CHAT_TEMPLATE")
 
 
 def task(kind: str = "generate", **fields: Any) -> Task:

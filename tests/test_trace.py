@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import artifact, similar
-from slmctl.artifact import MANIFEST, Artifact, Manifest
-from slmctl.fingerprints import FILENAME, Writer
-from slmctl.records import read_records
-from slmctl.trace import Standing, Trace, lines, trace
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
+from slmctl.deduplication import minhash
+from slmctl.deduplication.row_fingerprints import FILENAME, Writer
+from slmctl.provenance.trace import Standing, Trace, lines, trace
+from slmctl.task.records import read_records
 
 STRANGER = "Wholly unrelated sentence about gardening, violins and the weather in autumn"
 
@@ -27,8 +28,8 @@ def fingerprinted(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """A `rows.bin` of (side, id, text)."""
     with Writer(path) as writer:
         for side, id, text in rows:
-            normalised = similar.normalise(text)
-            writer.add(side, [id], similar.digest(normalised), similar.compact(similar.sketch([normalised])))
+            normalised = minhash.normalise(text)
+            writer.add(side, [id], minhash.digest(normalised), minhash.compact(minhash.sketch([normalised])))
 
 
 def make(root: Path, kind: str, name: str, fill: Callable[[Path], object] | None = None, **fields: Any) -> Artifact:

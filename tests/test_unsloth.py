@@ -94,29 +94,29 @@ def test_what_is_installed_satisfies_slmctl_too() -> None:
 
 
 def child_imports() -> None:
-    from slmctl import offline
+    from slmctl.network import guard
 
     asked: list[str] = []
 
     def watch(event: str, args: tuple[Any, ...]) -> None:  # in front of slmctl's guard, whose refusals may be caught
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-            asked.append(offline._host(args[1]))
+            asked.append(guard._host(args[1]))
         elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
             asked.append(str(args[0]))
 
     sys.addaudithook(watch)
-    offline.seal()
+    guard.seal()
     on_a_gpu()
-    from slmctl.model import finetune
+    from slmctl.stages.finetune import finetune
 
     assert sys.modules["unsloth"]
     assert finetune
-    assert [host for host in asked if not offline.is_local(host)] == []
+    assert [host for host in asked if not guard.is_local(host)] == []
 
 
 def on_a_gpu() -> None:
     """What slmctl imports first where there is a GPU, and what unsloth does there but not under UNSLOTH_ALLOW_CPU."""
-    from slmctl import backend
+    from slmctl.stages.finetune import backend
 
     backend.accelerator = lambda: "cuda"
     backend.import_first("auto")
@@ -148,7 +148,7 @@ def child_options() -> None:
     from transformers import PreTrainedModel
 
     from slmctl.config import FinetuneConfig
-    from slmctl.model import finetune
+    from slmctl.stages.finetune import finetune
 
     def named(function: Any) -> set[str]:
         return set(inspect.signature(function).parameters)
@@ -171,9 +171,9 @@ def child_hooks() -> None:
     import torch
     from unsloth.models import llama
 
-    from slmctl.model import _trainer
+    from slmctl.stages.finetune import trainer
 
-    ours = _trainer.AnswerTrainer
+    ours = trainer.AnswerTrainer
     assert ours.__mro__[1].__name__ == "UnslothSFTTrainer"  # or else none of this looks at what runs on a GPU
     for name in HOOKS:
         assert name in vars(ours), name
@@ -210,9 +210,9 @@ def test_every_hook_that_is_overridden_is_called_as_before(tmp_path: Path) -> No
 def child_trains(desk: str, how: str) -> None:
     if how == "rewritten":
         on_a_gpu()
-    from slmctl import artifact
+    from slmctl.artifacts import artifact
     from slmctl.config import FinetuneConfig
-    from slmctl.model import finetune
+    from slmctl.stages.finetune import finetune
 
     finetune._fast.packs = lambda model: False  # padded batches, as on a GPU
     made = finetune.SFTConfig
@@ -240,11 +240,12 @@ def test_the_trainer_that_unsloth_writes_trains_alike(desk: Path, plain: dict[st
 
 
 def child_slmctl(*args: str) -> None:
-    from slmctl import backend, cli
+    from slmctl.cli import main
+    from slmctl.stages.finetune import backend
 
     backend.accelerator = lambda: "cuda"
     sys.argv = ["slmctl", *args]
-    cli.main()
+    main.main()
 
 
 @pytest.mark.parametrize("load_4bit", ["false", "true"])

@@ -118,7 +118,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(folder: Path, *args: str) -> list[str]:
-    return [sys.executable, "-m", "slmctl.cli", "-C", str(folder), *args]
+    return [sys.executable, "-m", "slmctl", "-C", str(folder), *args]
 
 
 def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:

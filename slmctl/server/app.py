@@ -23,16 +23,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.config import ServeConfig
-from slmctl.engine import Event
-from slmctl.server import openai, page, replies
+from slmctl.inference.engine import Event
+from slmctl.server import openai_replies, openai_requests, page
+from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
-from slmctl.server.exchange import Exchange, FailedError
-from slmctl.server.keys import Key, KeyRing
-from slmctl.server.limits import ANYBODY, BusyError, Limits
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai import Asked, BadRequestError, Ceilings, Model
-from slmctl.server.route import FAMILIES, Router
+from slmctl.server.openai_requests import Asked, BadRequestError, Ceilings, Model
+from slmctl.server.rate_limits import ANYBODY, BusyError, Limits
+from slmctl.server.request_run import Exchange, FailedError
+from slmctl.server.router import FAMILIES, Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/healthz", "/readyz")  # what is told without a key, beside the page
@@ -128,10 +128,10 @@ class Gateway:
         self.limits.count(key)
         if self.stopping:
             raise FailedError("the server is being stopped", "server_stopping", 503)
-        body = openai.read(await self._body(http))
+        body = openai_requests.read(await self._body(http))
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
-            asked = openai.check(body, kind, served.models, self.ceilings)
+            asked = openai_requests.check(body, kind, served.models, self.ceilings)
             await self._require_grammar(asked, served.backend)
             if served is self.served:
                 break
@@ -236,7 +236,9 @@ class _Run:
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = replies.whole(self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name)
+        body = openai_replies.whole(
+            self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name
+        )
         self.close()
         return JSONResponse(body, headers=self._headers())
 
@@ -245,7 +247,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = replies.Stream(self.asked, self._build, self.name)
+        stream = openai_replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -265,7 +267,7 @@ class _Run:
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = replies.Stream(self.asked, self._build, self.name)
+        stream = openai_replies.Stream(self.asked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:
@@ -276,24 +278,24 @@ class _Run:
         self.close()
         yield part
 
-    def _chunk(self, stream: replies.Stream, index: int, event: Event) -> bytes:
+    def _chunk(self, stream: openai_replies.Stream, index: int, event: Event) -> bytes:
         if "piece" in event:
             return stream.piece(index, event)
         return stream.end(index, event, self._extra(event))
 
-    def _ending(self, stream: replies.Stream) -> bytes:
+    def _ending(self, stream: openai_replies.Stream) -> bytes:
         lasts = [choice.last for choice in self.exchange.choices]
-        return (stream.usage(lasts) if self.asked.with_usage else b"") + replies.DONE
+        return (stream.usage(lasts) if self.asked.with_usage else b"") + openai_replies.DONE
 
     def _failed(self, error: FailedError) -> bytes:
-        body = replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
+        body = openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
         return f"data: {json.dumps(body)}\n\n".encode()
 
     def _extra(self, event: Event) -> dict[str, Any]:
         """What slmctl says of an answer beside OpenAI's form."""
         who = {"route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds}
         known = {} if self.p_correct is None else {"p_correct": self.p_correct}
-        return replies.facts(self.asked, event) | who | known
+        return openai_replies.facts(self.asked, event) | who | known
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}
@@ -321,7 +323,7 @@ class _Run:
             self.note.fields |= {"failed": error.code}
             return
         lasts = [choice.last for choice in self.exchange.choices]
-        used = replies.usage(self.asked, lasts)
+        used = openai_replies.usage(self.asked, lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
         metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
         metrics.tokens.labels(name, "answer").inc(used["completion_tokens"])
@@ -505,7 +507,7 @@ def _refusal(
 ) -> Response:
     kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
     http.state.note.fields["error"] = message
-    body = replies.error(message, kind, param, code, http.state.note.id)
+    body = openai_replies.error(message, kind, param, code, http.state.note.id)
     route = _unanswered(http.scope["path"], status)
     return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})
 
@@ -542,7 +544,7 @@ class _Observed:
         try:
             if self._hosts and _hostname(headers.get(b"host", b"localhost")) not in self._hosts:
                 # a web page whose name was made to stand for this machine
-                body = replies.error(
+                body = openai_replies.error(
                     "this server is asked without a key, and so by the names of the loopback alone",
                     "invalid_request_error", request_id=note.id,
                 )  # fmt: skip

@@ -18,12 +18,12 @@ from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
-from slmctl import remote
-from slmctl.engine import Engine, EngineError, Event, Request
 from slmctl.errors import DataError, NetworkError
+from slmctl.inference.engine import Engine, EngineError, Event, Request
+from slmctl.network import openai_client
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai import Asked
+from slmctl.server.openai_requests import Asked
 
 Put = Callable[[Event], None]
 Cancel = Callable[[], None]
@@ -78,10 +78,10 @@ class Local:
 
     def fault_of(self, schema: dict[str, Any]) -> str:
         """Why answers cannot be held to a JSON Schema; empty where they can. It may take a while."""
-        from slmctl import grammar  # llguidance: a gateway before another engine is installed without it
+        from slmctl.inference import json_grammar  # llguidance: a gateway before another engine is installed without it
 
         try:
-            grammar.require(schema)
+            json_grammar.require(schema)
         except DataError as error:
             return error.message
         return ""
@@ -147,9 +147,9 @@ class Elsewhere:
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int) -> None:
-        self.url = remote.completions(url)
+        self.url = openai_client.completions(url)
         self.model, self._key_env = model, key_env
-        self._headers = {"Authorization": f"Bearer {remote.read_key(key_env)}"} if key_env else {}
+        self._headers = {"Authorization": f"Bearer {openai_client.read_key(key_env)}"} if key_env else {}
         self._refused: set[str] = set()
         self._limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -259,8 +259,8 @@ class Elsewhere:
                             yield event
                     return
                 raw = (await response.aread())[:MAX_BYTES]
-                said = remote.message(raw)
-                names = [name for name in remote.OPTIONAL if name in body and name in said]
+                said = openai_client.message(raw)
+                names = [name for name in openai_client.OPTIONAL if name in body and name in said]
                 if response.status_code not in (400, 422) or not names:
                     raise _RefusedError(
                         f"the engine refused: HTTP {response.status_code}: {said}", response.status_code
@@ -282,7 +282,7 @@ class Elsewhere:
             body["stop"] = stops
         if asked.turns[index]:
             body |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
-        body |= remote.held(request.labels, request.schema)
+        body |= openai_client.held(request.labels, request.schema)
         left_out = self._refused | gone
         left_out |= {"top_logprobs"} if "logprobs" in left_out else set()
         return {name: value for name, value in body.items() if name not in left_out}
@@ -341,7 +341,7 @@ class _Reply:
             "finish": self.finish,
             "prompt_tokens": _count(self._usage.get("prompt_tokens")),
             "completion_tokens": _count(self._usage.get("completion_tokens")),
-            "confidence": remote.confidence(self._own.get("confidence"), self._logprobs),
+            "confidence": openai_client.confidence(self._own.get("confidence"), self._logprobs),
             "logprobs": self._logprobs,
             **({"labels": labels} if isinstance(labels, dict) else {}),
         }

@@ -15,7 +15,7 @@ import httpx
 
 from slmctl.config import Generalist as Settings
 from slmctl.errors import NetworkError, UsageError
-from slmctl.remote import MAX_BYTES, Reply, Wording, asked_to_wait, completions, read_key, read_reply
+from slmctl.network.openai_client import MAX_BYTES, Reply, Wording, asked_to_wait, completions, read_key, read_reply
 
 ALLOWED = ("max_tokens", "temperature", "top_p")  # what leaves beside the model's name and the messages
 PER_MESSAGE = ("role", "content")

@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.server import replies
+from slmctl.server import openai_replies
 from slmctl.server.app import REQUEST_ID, Gateway, Served, application, served_on_loopback
 from slmctl.server.log import Log, ToLog
 
@@ -243,7 +243,7 @@ class _Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(12)
-        body = json.dumps(replies.error(message, "invalid_request_error", request_id=request_id)).encode()
+        body = json.dumps(openai_replies.error(message, "invalid_request_error", request_id=request_id)).encode()
         head = (
             f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             f"{REQUEST_ID}: {request_id}\r\n"

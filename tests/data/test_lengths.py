@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from slmctl.artifact import Artifact
-from slmctl.data._lengths import Lengths
-from slmctl.records import Record
-from slmctl.task import Task
+from slmctl.artifacts.artifact import Artifact
+from slmctl.stages.prepare.token_lengths import Lengths
+from slmctl.task.contract import Task
+from slmctl.task.records import Record
 
 SHOUTS = "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}"
 

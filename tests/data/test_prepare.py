@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import similar
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig
-from slmctl.data import _reading, prepare
+from slmctl.deduplication import minhash
 from slmctl.errors import DataError, GateError
-from slmctl.records import SPLITS, read_records
-from slmctl.task import Task
+from slmctl.stages.prepare import prepare, record_reader
+from slmctl.task.contract import Task
+from slmctl.task.records import SPLITS, read_records
 
 CLASSIFY = {"kind": "classify", "labels": "from-data", "system": tiny.SYSTEM}
 
@@ -121,9 +121,9 @@ def test_near_duplicates_of_held_out_rows_are_kept_out_of_training(run: Any) -> 
     assert found.metrics["near_held_out"]["left_out"] > 0
     near = [row for row in found.rejected if row["rule"] == "near a held-out row"]
     assert len(near) == found.metrics["near_held_out"]["left_out"]
-    references = [similar.normalise(r.input) for split in SPLITS[1:] for r in found.sides[split]]
+    references = [minhash.normalise(r.input) for split in SPLITS[1:] for r in found.sides[split]]
     for record in found.sides["train"]:  # every pair compared, in place of the hashes that prepare trusts
-        assert max(similar.ratio(similar.normalise(record.input), other) for other in references) < 0.85
+        assert max(minhash.ratio(minhash.normalise(record.input), other) for other in references) < 0.85
 
 
 def test_a_source_can_be_bound_to_a_side(run: Any) -> None:
@@ -347,7 +347,7 @@ def test_a_tool_call_becomes_the_text_that_the_template_writes() -> None:
 def test_workers_change_nothing(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reading, "LARGE", 0)  # so that a small data set is read by workers too
+    monkeypatch.setattr(record_reader, "LARGE", 0)  # so that a small data set is read by workers too
     path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(1200), ("", "billing"), ("x@" + "y.test", "billing")])
     made = []
     for workers in (1, 2, 3):

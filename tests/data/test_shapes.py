@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from slmctl.config import Source
-from slmctl.data import _shapes
 from slmctl.errors import DataError
+from slmctl.stages.prepare import conversation_formats
 
 USER, ANSWER = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}
 TURNS = [{"from": "human", "value": "Where is it?"}, {"from": "gpt", "value": "On its way."}]
@@ -19,8 +19,8 @@ def source(**fields: Any) -> Source:
     return Source.model_validate({"path": "rows.jsonl", **fields})
 
 
-def read(row: dict[str, Any], **fields: Any) -> _shapes.Conversation:
-    return _shapes.recognise(source(**fields), list(row)).read(row)
+def read(row: dict[str, Any], **fields: Any) -> conversation_formats.Conversation:
+    return conversation_formats.recognise(source(**fields), list(row)).read(row)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def read(row: dict[str, Any], **fields: Any) -> _shapes.Conversation:
     ],
 )
 def test_every_shape_gives_the_same_conversation(name: str, row: dict[str, Any]) -> None:
-    shape = _shapes.recognise(source(), list(row))
+    shape = conversation_formats.recognise(source(), list(row))
     assert shape.name == name
     assert shape.read(row).messages == [USER, ANSWER]
 
@@ -50,7 +50,7 @@ def test_alpaca_joins_instruction_and_input_and_takes_history() -> None:
 
 def test_columns_that_the_config_names_win_over_a_shape() -> None:
     row = {"instruction": "no", "output": "no", "body": "Where is it?", "tag": "delivery"}
-    shape = _shapes.recognise(source(input="body", output="tag"), list(row))
+    shape = conversation_formats.recognise(source(input="body", output="tag"), list(row))
     assert (shape.name, shape.because) == ("columns", "the config names the columns")
     assert [m["content"] for m in shape.read(row).messages] == ["Where is it?", "delivery"]
 
@@ -77,7 +77,7 @@ def test_a_template_reaches_nothing_but_the_row(spec: str) -> None:
 
 def test_a_template_with_an_unknown_column_is_refused_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"no column 'subjekt'; did you mean 'subject'\?"):
-        _shapes.recognise(source(input="{{ subjekt }}", output="tag"), ["subject", "tag"])
+        conversation_formats.recognise(source(input="{{ subjekt }}", output="tag"), ["subject", "tag"])
 
 
 @pytest.mark.parametrize(

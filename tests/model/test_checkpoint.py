@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import artifact
-from slmctl.artifact import Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 
 torch = pytest.importorskip("torch")
 
-from slmctl.model import _checkpoint, finetune  # noqa: E402
+from slmctl.stages.finetune import checkpoint, finetune  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -73,7 +73,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter(desk: Path, artifacts: di
 def test_a_training_killed_at_any_instant_ends_in_the_same_adapter(desk: Path) -> None:
     # a server that has imported everything forks each attempt, which saves the seconds that imports take
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["slmctl.cli", "slmctl.pipeline", "slmctl.model.finetune"])
+    context.set_forkserver_preload(["slmctl.cli.main", "slmctl.pipeline.runner", "slmctl.stages.finetune.finetune"])
     folder = untrained(desk) / "runs" / "adapter"
 
     def start() -> Any:
@@ -179,7 +179,7 @@ def test_no_checkpoint_is_used_when_none_is_whole(
     flip(cut / "step-00000009" / "best.safetensors")
     (cut / "step-00000006" / "progress.json").unlink()
     (cut / ".draft-step-00000010").mkdir()
-    assert _checkpoint.newest(cut) is None
+    assert checkpoint.newest(cut) is None
     train(artifacts, tmp_path / "again", cut)
     said = capsys.readouterr().err
     assert "going on" not in said
@@ -194,18 +194,18 @@ def test_damaged_checkpoints_do_not_crowd_out_new_ones(
     # the two newest are kept, and by their names those were the damaged ones
     for name in ("step-00000006", "step-00000009"):
         flip(cut / name / "best.safetensors")
-    whole = _checkpoint.save
+    whole = checkpoint.save
 
     def save(*args: Any) -> Path:
         whole(*args)
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint, "save", save)
+        patch.setattr(checkpoint, "save", save)
         with pytest.raises(Cut):
             train(artifacts, tmp_path / "again", cut)
     assert [path.name for path in cut.iterdir()] == ["step-00000003"]
-    assert _checkpoint.newest(cut) == cut / "step-00000003"
+    assert checkpoint.newest(cut) == cut / "step-00000003"
 
 
 def test_a_training_cut_off_after_it_stopped_early_stops_there_again(

@@ -12,14 +12,17 @@ import pytest
 import tiny
 from endpoint import fails, says
 
-from slmctl import artifact, config, pipeline, remote
-from slmctl.artifact import Artifact
-from slmctl.briefing import read
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, NetworkError
-from slmctl.model import _endpoint
-from slmctl.model._endpoint import opening, shots
-from slmctl.records import Record, read_records, write_jsonl
-from slmctl.task import Task
+from slmctl.network import openai_client
+from slmctl.pipeline import runner
+from slmctl.stages.predict import endpoint_predictions
+from slmctl.stages.predict.endpoint_predictions import opening, shots
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records, write_jsonl
+from slmctl.task.untuned_prompt import read
 
 pytest.importorskip("httpx")
 
@@ -94,7 +97,7 @@ def test_examples_cover_the_labels_before_any_comes_twice() -> None:
 def test_examples_do_not_hang_on_the_order_of_the_rows() -> None:
     assert shots(CLASSIFY, train(), 7) == shots(CLASSIFY, train()[::-1], 7)
     assert shots(GENERATE, train(), None) == shots(GENERATE, train()[::-1], None)
-    assert len(shots(GENERATE, train(), None)) == _endpoint.SHOTS
+    assert len(shots(GENERATE, train(), None)) == endpoint_predictions.SHOTS
 
 
 def test_a_sensitive_record_is_no_example() -> None:
@@ -123,9 +126,9 @@ def test_a_conversation_is_shown_as_a_whole() -> None:
 
 
 @pytest.fixture
-def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> pipeline.Project:
+def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> runner.Project:
     """The tiny project, some of whose records are marked sensitive."""
-    project = pipeline.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
+    project = runner.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
     (source,) = (tiny_run / "runs" / "prepared").iterdir()
     final = tmp_path / "runs" / "prepared" / "marked"
     old = artifact.load(source)
@@ -143,14 +146,14 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> pipeline.Project:
     return project
 
 
-def answered(project: pipeline.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
-    against = pipeline.Endpoint(url, "large", shots)
+def answered(project: runner.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
+    against = runner.Endpoint(url, "large", shots)
     section = config.stage_config(project.config, "predict").model_copy(update=more)
-    asked = pipeline.ask(project, "predict", {"model": pipeline.endpoint(project, against, shots)}, section)
-    return pipeline.run(project, asked).artifact
+    asked = runner.ask(project, "predict", {"model": runner.endpoint(project, against, shots)}, section)
+    return runner.run(project, asked).artifact
 
 
-def test_sensitive_records_are_never_sent(desk_with_sensitive: pipeline.Project) -> None:
+def test_sensitive_records_are_never_sent(desk_with_sensitive: runner.Project) -> None:
     prepared = desk_with_sensitive._found["prepared"]
     questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
     secret = {
@@ -173,25 +176,25 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: pipeline.Project)
     assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
 
 
-def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: pipeline.Project, tmp_path: Path) -> None:
+def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: runner.Project, tmp_path: Path) -> None:
     old = desk_with_sensitive._found["prepared"]
     folder = tmp_path / "all"
     shutil.copytree(old.path, folder)
     records = read_records(folder / "test.jsonl")
     write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
     with endpoint.serving(lambda body, before: says("billing")) as fake:
-        model = pipeline.endpoint(desk_with_sensitive, pipeline.Endpoint(fake.url, "large"), 0)
+        model = runner.endpoint(desk_with_sensitive, runner.Endpoint(fake.url, "large"), 0)
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
-            _endpoint.run(
+            endpoint_predictions.run(
                 config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
             )
     assert fake.bodies == []
 
 
 def test_a_row_without_an_answer_does_not_stop_the_others(
-    desk_with_sensitive: pipeline.Project, monkeypatch: pytest.MonkeyPatch
+    desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.001)
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
         return fails(400, "filtered") if "parcel" in body["messages"][-1]["content"] else says("billing")
@@ -205,7 +208,7 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     assert made.metrics["model"] == "large (zero-shot)"
 
 
-def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: pipeline.Project) -> None:
+def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: runner.Project) -> None:
     """Answers cost money, and here the money runs out after ten of them."""
     credit = [10]
 
@@ -229,9 +232,7 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
     assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
 
-def test_the_key_is_no_part_of_the_recipe(
-    desk_with_sensitive: pipeline.Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "made" + "-up")
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         first = answered(desk_with_sensitive, fake.url, 0, key_env="A_KEY", concurrency=2)
@@ -319,13 +320,13 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
     with endpoint.serving(
         lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
     ) as fake:
-        asked = remote.Ask(_endpoint._turns(one)[:-1], tools=one.tools or ())
-        ((_, reply),) = remote.Remote(fake.url, "large").ask_all([asked])
+        asked = openai_client.Ask(endpoint_predictions._turns(one)[:-1], tools=one.tools or ())
+        ((_, reply),) = openai_client.Remote(fake.url, "large").ask_all([asked])
     (body,) = fake.bodies
     assert body["tools"] == [TOOL]
     assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]  # ids of calls are not kept
     assert body["messages"][-1]["content"] == "look_up returned: order 7"
-    line = _endpoint._line(task, one, reply)
+    line = endpoint_predictions._line(task, one, reply)
     assert (line["answer"], line["expected"]) == (wanted, wanted)
-    odd = remote.Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
-    assert _endpoint._line(task, one, odd)["answer"] == "no"
+    odd = openai_client.Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
+    assert endpoint_predictions._line(task, one, odd)["answer"] == "no"

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl.artifact import Artifact, FileEntry, Manifest, load
+from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
 from slmctl.config import Choose, EvaluateConfig, Prices
 from slmctl.errors import DataError, UsageError
-from slmctl.model._choice import break_even
-from slmctl.records import Record, write_jsonl
-from slmctl.task import Task
+from slmctl.stages.evaluate.model_selection import break_even
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, write_jsonl
 
 metrics = pytest.importorskip("sklearn.metrics")
 
-from slmctl.model import evaluate  # noqa: E402
+from slmctl.stages.evaluate import evaluate  # noqa: E402
 
 LABELS = ("a", "b", "c", "d")
 SCHEMA = {"type": "object", "required": ["order"], "properties": {"order": {"type": "string"}}}

@@ -24,14 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from slmctl.artifact import Artifact
-from slmctl.engine import Answer, EngineDiedError, EngineError
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
-from slmctl.model import _file, _fleet
-from slmctl.model._file import Job, answer_file
-from slmctl.model.predict import Prompt
-from slmctl.rows import read_rows
-from slmctl.task import Task
+from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.sources.rows import read_rows
+from slmctl.stages.predict import file_prediction, server_pool
+from slmctl.stages.predict.file_prediction import Job, answer_file
+from slmctl.stages.predict.predict import Prompt
+from slmctl.task.contract import Task
 
 ROWS = [
     {"id": "1", "text": "refund my card", "note": "a, b"},
@@ -214,7 +214,7 @@ def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
 def test_no_row_is_twice_or_missing_however_often_it_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, chunk: int, stops: list[int], torn: int
 ) -> None:
-    monkeypatch.setattr(_file, "CHUNK", chunk)
+    monkeypatch.setattr(file_prediction, "CHUNK", chunk)
     source, out = lines(tmp_path / "in.jsonl", texts(count)), tmp_path / "out.jsonl"
     out.unlink(missing_ok=True)
     journal, asked = tmp_path / ".out.jsonl.answers", 0
@@ -239,7 +239,7 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
 
 
 def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_file, "CHUNK", 2)
+    monkeypatch.setattr(file_prediction, "CHUNK", 2)
     source, out = lines(tmp_path / "in.jsonl", texts(9)), tmp_path / "out.jsonl"
     for change in ("identity", "source", "column"):
         with pytest.raises(KeyboardInterrupt):
@@ -258,7 +258,7 @@ def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_file, "CHUNK", 3)
+    monkeypatch.setattr(file_prediction, "CHUNK", 3)
     source, out = lines(tmp_path / "in.jsonl", texts(10)), tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         answer_file(Echo(7), TASK, Job(source, out, "text"))
@@ -296,9 +296,9 @@ def test_the_shards_in_order_are_the_whole(tmp_path: Path, count: int, parts: in
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", ""])
 def test_a_shard_is_a_part_of_a_whole(text: str) -> None:
-    assert _file.shard("3/16") == (3, 16)
+    assert file_prediction.shard("3/16") == (3, 16)
     with pytest.raises(UsageError, match="is no part of a whole"):
-        _file.shard(text)
+        file_prediction.shard(text)
 
 
 def test_rows_in_the_company_of_one_that_kills_the_engine_are_asked_again(tmp_path: Path) -> None:
@@ -474,8 +474,8 @@ def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, 
     ]
     rows.append({"text": "it is about nothing", "sensitive": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fleet = _fleet.Fleet([server.url for server in servers], "served", None, concurrency=2)
-    answerer = _fleet.FleetAnswerer(fleet, task, 16)
+    fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency=2)
+    answerer = server_pool.FleetAnswerer(fleet, task, 16)
     assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
     found = read(out)
     for row in found[:9]:
@@ -505,8 +505,8 @@ def fleet_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callabl
     def call(servers: list[Server], count: int, concurrency: int = 2, task: Task = task) -> list[dict[str, Any]]:
         begun.extend(servers)
         source = lines(tmp_path / "in.jsonl", [f"{k} billing" for k in range(count)])
-        fleet = _fleet.Fleet([server.url for server in servers], "served", None, concurrency)
-        answerer = _fleet.FleetAnswerer(fleet, task, 16)
+        fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency)
+        answerer = server_pool.FleetAnswerer(fleet, task, 16)
         answer_file(answerer, task, Job(source, tmp_path / "out.jsonl", "text", withhold=True))
         return read(tmp_path / "out.jsonl")
 
@@ -598,12 +598,12 @@ def test_a_path_is_asked_with_the_settings_that_there_are(tiny_run: Path, tmp_pa
 
 
 def test_a_fleet_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
-    from slmctl import remote
+    from slmctl.network import openai_client
 
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.0)
     task = Task.read(artifacts["gguf"].path)
     source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
-    fleet = _fleet.Fleet(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
+    fleet = server_pool.Fleet(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
     with pytest.raises(NetworkError, match="answered none of"):
-        answer_file(_fleet.FleetAnswerer(fleet, task, 16), task, Job(source, out, "text", withhold=True))
+        answer_file(server_pool.FleetAnswerer(fleet, task, 16), task, Job(source, out, "text", withhold=True))
     assert not out.exists()

@@ -16,12 +16,13 @@ from xml.etree import ElementTree
 import pytest
 import tiny
 
-from slmctl import config, pipeline
-from slmctl.artifact import Artifact
+from slmctl import config
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, StageError
-from slmctl.records import Record, read_records
-from slmctl.task import Task
+from slmctl.pipeline import runner
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records
 
 torch = pytest.importorskip("torch")
 
@@ -29,9 +30,9 @@ import transformers  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from slmctl import weights  # noqa: E402
-from slmctl.model import _checkpoint, _curve, _fast, _memory, _trainer, finetune  # noqa: E402
-from slmctl.model._packing import IGNORED, Packing  # noqa: E402
+from slmctl.model_files import hf_folder  # noqa: E402
+from slmctl.stages.finetune import checkpoint, cpu_kernels, finetune, loss_curve, memory_estimate, trainer  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, Packing  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is depr
 
 @pytest.fixture(scope="module")
 def tokenizer(artifacts: dict[str, Artifact]) -> Any:
-    return weights.load_tokenizer(artifacts["base"].path)
+    return hf_folder.load_tokenizer(artifacts["base"].path)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,13 @@ def rows(artifacts: dict[str, Artifact], tokenizer: Any) -> list[dict[str, list[
 
 @pytest.fixture
 def model(artifacts: dict[str, Artifact]) -> Any:
-    return weights.load_model(artifacts["base"].path)
+    return hf_folder.load_model(artifacts["base"].path)
 
 
 def loss_of(model: Any, rows: list[Any]) -> Any:
     """Mean loss of an answer token, of rows padded on the left."""
-    (batch,) = _trainer.LeftPadded(0)(rows)
-    return _trainer.padded_loss(model, batch) / (batch["labels"] != IGNORED).sum()
+    (batch,) = trainer.LeftPadded(0)(rows)
+    return trainer.padded_loss(model, batch) / (batch["labels"] != IGNORED).sum()
 
 
 def test_the_loss_is_on_the_answer_only(artifacts: dict[str, Artifact], tokenizer: Any) -> None:
@@ -116,7 +117,7 @@ def test_padding_changes_nothing(model: Any, rows: list[dict[str, list[int]]]) -
 
 
 def test_left_padding_lays_rows_out() -> None:
-    (batch,) = _trainer.LeftPadded(9)(
+    (batch,) = trainer.LeftPadded(9)(
         [
             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weights": [0, 1, 1]},
             {"input_ids": [4], "labels": [4], "weights": [2]},
@@ -130,30 +131,30 @@ def test_left_padding_lays_rows_out() -> None:
 
 
 def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> None:
-    whole, parts = _trainer.LeftPadded(0), _trainer.LeftPadded(0, 2 * max(len(row["input_ids"]) for row in rows))
+    whole, parts = trainer.LeftPadded(0), trainer.LeftPadded(0, 2 * max(len(row["input_ids"]) for row in rows))
     batches = parts(rows)
     assert len(batches) == math.ceil(len(rows) / 2)
     assert max(batch["input_ids"].numel() for batch in batches) <= parts.limit
     assert parts.filled - parts.padded == sum(len(row["input_ids"]) for row in rows)
     with torch.no_grad():
-        total = sum(_trainer.padded_loss(model, batch) for batch in batches)
-        torch.testing.assert_close(total, _trainer.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
+        total = sum(trainer.padded_loss(model, batch) for batch in batches)
+        torch.testing.assert_close(total, trainer.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the estimate counts on it, and a batch of 64 was once computed as a whole
-    sizes, whole = [], _trainer.padded_loss
+    sizes, whole = [], trainer.padded_loss
 
     def measured(model: Any, inputs: dict[str, Any], *args: Any) -> Any:
         sizes.append(inputs["input_ids"].numel())
         return whole(model, inputs, *args)
 
-    monkeypatch.setattr(_fast, "packs", lambda model: False)
-    monkeypatch.setattr(_trainer, "padded_loss", measured)
+    monkeypatch.setattr(cpu_kernels, "packs", lambda model: False)
+    monkeypatch.setattr(trainer, "padded_loss", measured)
     assert run({"steps": 2, "batch": 64}, artifacts, tmp_path / "one")["learned"]
-    assert _memory.PIECE / 2 < max(sizes) <= _memory.PIECE
+    assert memory_estimate.PIECE / 2 < max(sizes) <= memory_estimate.PIECE
 
 
 def gradients(model: Any, loss: Any) -> Any:
@@ -177,7 +178,7 @@ def test_the_fast_path_gives_the_plain_gradients(
 
     plain, fast = adapted("float32"), adapted(products)
     wanted = gradients(plain, loss_of(plain, rows))
-    assert _fast.install(fast) == {"layers": 2, "fast_layers": 2}
+    assert cpu_kernels.install(fast) == {"layers": 2, "fast_layers": 2}
     batch = Packing(share=share)(rows)
     assert (batch["layout"][0] > 0) == share
     got = gradients(fast, fast(**batch).loss / len(batch["labels"]))
@@ -257,15 +258,15 @@ EIGHT = ("finetune.steps=8", "finetune.validate_every=2", "finetune.batch=8")
 
 def stopped(desk: Path) -> tuple[str, Path]:
     """The message of a training that must stop, and the folder its checkpoints are kept in."""
-    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
-    asked = pipeline.ask(project, "finetune")
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    asked = runner.ask(project, "finetune")
     with pytest.raises(StageError) as caught:
-        pipeline.run(project, asked)
+        runner.run(project, asked)
     assert caught.value.code == 6
     assert caught.value.hint == "--set finetune.learning_rate=1e-4"
     assert not asked.path.exists()
     assert not list(asked.path.parent.glob(".draft-*"))
-    return caught.value.message, pipeline._keep(asked)
+    return caught.value.message, runner._keep(asked)
 
 
 @pytest.mark.parametrize(("step", "value"), [(1, "nan"), (3, "nan"), (3, "inf"), (8, "nan")])
@@ -273,7 +274,7 @@ def stopped(desk: Path) -> tuple[str, Path]:
 def test_a_training_that_diverges_stops_at_that_step(
     desk: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int, value: str
 ) -> None:
-    whole_step, whole_loss = _trainer.AnswerTrainer.training_step, _trainer.AnswerTrainer.compute_loss
+    whole_step, whole_loss = trainer.AnswerTrainer.training_step, trainer.AnswerTrainer.compute_loss
 
     def broken_loss(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         loss = whole_loss(self, model, *args, **kwargs)
@@ -289,8 +290,8 @@ def test_a_training_that_diverges_stops_at_that_step(
             parameter.grad[0, 0] = float(value)
         return loss
 
-    monkeypatch.setattr(_trainer.AnswerTrainer, "compute_loss", broken_loss)
-    monkeypatch.setattr(_trainer.AnswerTrainer, "training_step", broken_step)
+    monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", broken_loss)
+    monkeypatch.setattr(trainer.AnswerTrainer, "training_step", broken_step)
     message, keep = stopped(desk)
     seen = "loss" if where == "weight" else where
     assert re.match(rf"training diverged: the {seen} is -?(nan|inf) at step {step}\b", message)
@@ -299,23 +300,23 @@ def test_a_training_that_diverges_stops_at_that_step(
         return
     last = keep / f"step-{(step - 1) // 2 * 2:08d}"
     assert message.endswith(f"the last good checkpoint is {last}")
-    assert _checkpoint.newest(keep) == last
+    assert checkpoint.newest(keep) == last
     for name in ("weights.safetensors", "best.safetensors"):
         assert all(bool(torch.isfinite(t).all()) for t in load_file(last / name).values())
 
 
 def test_weights_that_break_in_the_last_update_are_seen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _trainer.Watch.on_step_end
+    whole = trainer.Watch.on_step_end
 
     def broken(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 8:
             next(iter(self.trainer.trained().values())).data.fill_(float("nan"))
         whole(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(_trainer.Watch, "on_step_end", broken)
+    monkeypatch.setattr(trainer.Watch, "on_step_end", broken)
     message, keep = stopped(desk)
     assert message.startswith("training diverged: the validation loss is nan at step 8;")
-    assert _checkpoint.newest(keep) == keep / "step-00000006"
+    assert checkpoint.newest(keep) == keep / "step-00000006"
 
 
 # Settings reach the training
@@ -517,9 +518,9 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
         record = conversation(("user", "card price"), ("assistant", "billing", weight))
         rows += finetune.encode([record], task, tokenizer, FinetuneConfig())[0]
     with torch.no_grad():
-        full, half = (float(_trainer.padded_loss(model, _trainer.LeftPadded(0)([row])[0])) for row in rows)
+        full, half = (float(trainer.padded_loss(model, trainer.LeftPadded(0)([row])[0])) for row in rows)
         assert half == pytest.approx(full / 2)
-        _fast.install(model)
+        cpu_kernels.install(model)
         assert float(model(**Packing()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)
         assert float(model(**Packing()(rows)).loss) == pytest.approx(full * 1.5, rel=1e-4)
 
@@ -586,7 +587,7 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
     assert list(validations).index(best) == len(validations) - 1 - 8
     assert metrics["steps"] == list(validations)[-1]
     # what was saved is the best step's: transformers and PEFT find its loss in it
-    model = PeftModel.from_pretrained(weights.load_model(artifacts["base"].path), out)
+    model = PeftModel.from_pretrained(hf_folder.load_model(artifacts["base"].path), out)
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
     rows, _ = finetune.encode(records, task, tokenizer, FinetuneConfig())
     with torch.no_grad():
@@ -653,7 +654,7 @@ def test_the_curve_is_an_image_of_both_losses(overfitted: tuple[dict[str, Any], 
     assert {"training loss", "validation loss", "step"} <= set(words)
     assert sum("(kept)" in word for word in words) == 1
     assert f"step {metrics['best_step']}: {metrics['validation_loss']:.4f} (kept)" in words
-    assert _curve.svg(history, metrics["best_step"]) == text
+    assert loss_curve.svg(history, metrics["best_step"]) == text
     style = root.findtext(f"{name}style") or ""
     assert "prefers-color-scheme:dark" in style
     drawn = {kind for element in root.iter() for kind in element.attrib.get("class", "").split() if "-" in kind}
@@ -663,7 +664,7 @@ def test_the_curve_is_an_image_of_both_losses(overfitted: tuple[dict[str, Any], 
 
 def test_a_curve_of_one_point_is_drawn() -> None:
     history = [{"step": 1, "loss": 0.0}, {"step": 1, "eval_loss": 0.0}]
-    ElementTree.fromstring(_curve.svg(history, 1))
+    ElementTree.fromstring(loss_curve.svg(history, 1))
 
 
 # Memory
@@ -675,8 +676,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     def loaded(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(weights, "load_model", loaded)
-    monkeypatch.setattr(_memory, "available", lambda: 10_000_000)
+    monkeypatch.setattr(hf_folder, "load_model", loaded)
+    monkeypatch.setattr(memory_estimate, "available", lambda: 10_000_000)
     with pytest.raises(StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ [MG]B are free") as caught:
         run({}, artifacts, tmp_path / "one")
     assert "a smaller base" in caught.value.hint
@@ -686,18 +687,18 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 
 def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str, Artifact]) -> None:
     folder = artifacts["base"].path
-    small = _memory.estimate(folder, FinetuneConfig(), 100)
-    assert _memory.estimate(folder, FinetuneConfig(), 5000) > small
-    assert _memory.estimate(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
-    assert 0 < _memory.available() < 1e15
-    assert _memory.peak() > 1e7
+    small = memory_estimate.estimate(folder, FinetuneConfig(), 100)
+    assert memory_estimate.estimate(folder, FinetuneConfig(), 5000) > small
+    assert memory_estimate.estimate(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
+    assert 0 < memory_estimate.available() < 1e15
+    assert memory_estimate.peak() > 1e7
 
 
 def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> None:
     # short records never fill a piece: counting a whole one made the estimate for SmolLM2 half too high
-    assert _memory.fullest([5, 30, 20, 10], together=2) == 50
-    assert _memory.fullest([100] * 40, together=16) == _memory.PIECE
-    assert _memory.fullest([10, 2 * _memory.PIECE], together=2) == 2 * _memory.PIECE
+    assert memory_estimate.fullest([5, 30, 20, 10], together=2) == 50
+    assert memory_estimate.fullest([100] * 40, together=16) == memory_estimate.PIECE
+    assert memory_estimate.fullest([10, 2 * memory_estimate.PIECE], together=2) == 2 * memory_estimate.PIECE
 
 
 def test_processes_share_a_batch_and_need_memory_each(
@@ -709,36 +710,36 @@ def test_processes_share_a_batch_and_need_memory_each(
     def seen(lengths: Any, together: int) -> int:
         raise Seen(together)
 
-    monkeypatch.setattr(_memory, "fullest", seen)
+    monkeypatch.setattr(memory_estimate, "fullest", seen)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Seen, match=r"^2$"):
         run({"batch": 16, "accumulation": 2}, artifacts, tmp_path / "one")
-    monkeypatch.setattr(_memory, "available", lambda: 3 * 10**9)
-    monkeypatch.setattr(_memory, "_now", lambda: 10**9)
-    _memory.require(4 * 10**9)
-    _memory.require(2 * 10**9, processes=2)
+    monkeypatch.setattr(memory_estimate, "available", lambda: 3 * 10**9)
+    monkeypatch.setattr(memory_estimate, "_now", lambda: 10**9)
+    memory_estimate.require(4 * 10**9)
+    memory_estimate.require(2 * 10**9, processes=2)
     with pytest.raises(StageError, match=r"needs about 6\.00 GB of memory in 2 processes, and 5\.00 GB are free"):
-        _memory.require(3 * 10**9, processes=2)
+        memory_estimate.require(3 * 10**9, processes=2)
 
 
 def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a base that was read a moment ago lies in the page cache, which counted as memory in use
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   16000000 kB\n")
-    monkeypatch.setattr(_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(_memory, "GROUP", tmp_path)
-    assert _memory.available() == 16_000_000 * 1024
+    monkeypatch.setattr(memory_estimate, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_estimate, "GROUP", tmp_path)
+    assert memory_estimate.available() == 16_000_000 * 1024
     (tmp_path / "memory.max").write_text("8000000000\n")
     (tmp_path / "memory.current").write_text("7000000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000000\nactive_file 1000000000\ninactive_file 4000000000\n")
-    assert _memory.available() == 5_000_000_000
+    assert memory_estimate.available() == 5_000_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert _memory.available() == 16_000_000 * 1024
+    assert memory_estimate.available() == 16_000_000 * 1024
 
 
 @pytest.mark.parametrize("kind", ["GPT2Config", "OPTConfig", "FalconConfig", "BloomConfig"])
 def test_configs_that_name_no_inner_size_are_estimated(tmp_path: Path, kind: str) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
-    assert _memory.estimate(tmp_path, FinetuneConfig(products="float32"), 500) > 5e8
+    assert memory_estimate.estimate(tmp_path, FinetuneConfig(products="float32"), 500) > 5e8
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -774,13 +775,13 @@ def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: 
 
 def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # torch's allocator raises a RuntimeError on a CPU, which was once a traceback
-    monkeypatch.setattr(_trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
-    project = pipeline.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
     with pytest.raises(StageError, match="finetune ran out of memory"):
-        pipeline.run(project, pipeline.ask(project, "finetune"))
-    with pytest.raises(StageError, match="it ran out of memory"), pipeline.spoken("it", tmp_path):
+        runner.run(project, runner.ask(project, "finetune"))
+    with pytest.raises(StageError, match="it ran out of memory"), runner.spoken("it", tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="another fault"), pipeline.spoken("it", tmp_path):
+    with pytest.raises(RuntimeError, match="another fault"), runner.spoken("it", tmp_path):
         raise RuntimeError("another fault")
 
 
@@ -818,7 +819,7 @@ def test_any_architecture_trains(
     metrics = run(settings, artifacts | {"base": base}, tmp_path / "one")
     assert metrics["learned"]
     assert metrics.get("fast_layers") == fast_layers
-    model = PeftModel.from_pretrained(weights.load_model(folder), tmp_path / "one")
+    model = PeftModel.from_pretrained(hf_folder.load_model(folder), tmp_path / "one")
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
     rows, _ = finetune.encode(records, Task.read(artifacts["prepared"].path), tokenizer, FinetuneConfig())
     with torch.no_grad():

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slmctl import quantizer, weights
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.model_files import hf_folder, quantizer
 
 torch = pytest.importorskip("torch")
 
-from slmctl import gguf_head  # noqa: E402
-from slmctl.model import _importance, _ladder  # noqa: E402
+from slmctl.model_files import gguf_header  # noqa: E402
+from slmctl.stages.quantize import gguf_files, importance_matrix  # noqa: E402
 
 RECORDS = [[5, 9, 200, 31, 7], [8, 300], [44] * 30, [12, 13, 14], [600, 5, 5, 9, 1, 2, 3, 4, 5]]
 
 
 @pytest.fixture(scope="module")
 def model(artifacts: dict[str, Artifact]) -> Any:
-    return weights.load_model(artifacts["merged"].path)
+    return hf_folder.load_model(artifacts["merged"].path)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def lossless(artifacts: dict[str, Artifact]) -> Path:
 
 
 def test_it_is_the_mean_square_of_what_each_layer_is_given(model: Any, lossless: Path) -> None:
-    found = _importance.measure(model, RECORDS, gguf_head.read(lossless))
+    found = importance_matrix.measure(model, RECORDS, gguf_header.read(lossless))
     seen: list[Any] = []
     layer = model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].detach()))
@@ -44,23 +44,23 @@ def test_it_is_the_mean_square_of_what_each_layer_is_given(model: Any, lossless:
 
 
 def test_every_matrix_but_the_embedding_is_covered(model: Any, lossless: Path) -> None:
-    head = gguf_head.read(lossless)
-    found = _importance.measure(model, RECORDS, head)
+    head = gguf_header.read(lossless)
+    found = importance_matrix.measure(model, RECORDS, head)
     matrices = {tensor.name: tensor.shape[0] for tensor in head.tensors if len(tensor.shape) == 2}
     assert found.keys() == matrices.keys() - {"token_embd.weight"}
     assert all(values.shape == (matrices[name],) and values.dtype == np.float32 for name, values in found.items())
 
 
 def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path, tmp_path: Path) -> None:
-    found = _importance.measure(model, RECORDS, gguf_head.read(lossless))
-    _ladder.save(found, tmp_path / "importance.npz")
+    found = importance_matrix.measure(model, RECORDS, gguf_header.read(lossless))
+    gguf_files.save(found, tmp_path / "importance.npz")
     targets = [
         quantizer.Target("Q4_0", tmp_path / "with.gguf", weighted=True),
         quantizer.Target("Q4_0", tmp_path / "without.gguf"),
     ]
     done = list(quantizer.ladder(lossless, targets, importance=tmp_path / "importance.npz", rows=len(RECORDS)))
     assert done == ["Q4_0", "Q4_0"]
-    with_, without = (gguf_head.read(target.path) for target in targets)
+    with_, without = (gguf_header.read(target.path) for target in targets)
     assert with_.metadata["quantize.imatrix.entries_count"] == len(found)
     assert with_.metadata["quantize.imatrix.chunks_count"] == len(RECORDS)
     assert "quantize.imatrix.entries_count" not in without.metadata

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import artifact, config
+from slmctl import config
+from slmctl.artifacts import artifact
 from slmctl.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from slmctl.model import _launch, finetune  # noqa: E402
+from slmctl.stages.finetune import distributed, finetune  # noqa: E402
 
 # exact products, so that only the order of sums differs; 84 records make the last batch of an epoch half full
 SHORT = ("finetune.epochs=2", "finetune.products=float32")
@@ -96,7 +97,7 @@ def test_two_processes_train_as_one_does(desk: Path, alone: list[dict[str, Any]]
 def test_processes_started_from_outside_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-        "--master_port", str(free_port()), "-m", "slmctl.cli", "-C", str(desk), "finetune", *sets(*SHORT),
+        "--master_port", str(free_port()), "-m", "slmctl", "-C", str(desk), "finetune", *sets(*SHORT),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=120, check=False)
     assert set(tiny.ok(done).splitlines()) == {str(made(desk).path)}
@@ -158,7 +159,7 @@ def test_what_slurm_says_of_a_task_is_said_as_torchrun_would(
 ) -> None:
     given = RANKS | slurm
     monkeypatch.setattr(os, "environ", dict(given))
-    _launch.join_slurm(config.FinetuneConfig(address="node1", port=4711))
+    distributed.join_slurm(config.FinetuneConfig(address="node1", port=4711))
     assert {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} == wanted
 
 

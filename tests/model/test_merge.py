@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slmctl import artifact
-from slmctl.artifact import Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import MergeConfig
 from slmctl.errors import IntegrityError, StageError
 
@@ -25,8 +25,8 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig  # noqa: E402
 
-from slmctl import weights  # noqa: E402
-from slmctl.model import merge  # noqa: E402
+from slmctl.model_files import hf_folder  # noqa: E402
+from slmctl.stages.merge import merge  # noqa: E402
 
 
 def run(base: Artifact, adapter: Artifact, out: Path, **settings: Any) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def changed(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
 def test_it_equals_pefts_own_merge(artifacts: dict[str, Artifact], changed: Any, tmp_path: Path, rslora: bool) -> None:
     adapter = changed(use_rslora=rslora)
     run(artifacts["base"], adapter, tmp_path / "out", dtype="float32")
-    theirs = PeftModel.from_pretrained(weights.load_model(artifacts["base"].path), adapter.path).merge_and_unload()
-    ours = weights.load_model(tmp_path / "out")
+    theirs = PeftModel.from_pretrained(hf_folder.load_model(artifacts["base"].path), adapter.path).merge_and_unload()
+    ours = hf_folder.load_model(tmp_path / "out")
     wanted = theirs.state_dict()
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
-    base = weights.load_model(artifacts["base"].path).state_dict()
+    base = hf_folder.load_model(artifacts["base"].path).state_dict()
     assert any(not torch.equal(tensor, base[name]) for name, tensor in ours.state_dict().items())
 
 
@@ -210,7 +210,7 @@ def test_layers_stored_the_other_way_round(artifacts: dict[str, Artifact], tmp_p
 def test_sixteen_bits_are_pefts_sum_cast_once(artifacts: dict[str, Artifact], tmp_path: Path, dtype: str) -> None:
     kind = getattr(torch, dtype)
     run(artifacts["base"], artifacts["adapter"], tmp_path / "out", dtype=dtype)
-    model = weights.load_model(artifacts["base"].path)
+    model = hf_folder.load_model(artifacts["base"].path)
     theirs = PeftModel.from_pretrained(model, artifacts["adapter"].path).merge_and_unload().state_dict()
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         wanted = theirs[name].to(kind)
@@ -222,7 +222,7 @@ def test_shards_in_and_shards_out(artifacts: dict[str, Artifact], tmp_path: Path
     folder = Path(shutil.copytree(artifacts["base"].path, tmp_path / "base"))
     for name in ("manifest.json", "model.safetensors"):
         (folder / name).unlink()
-    weights.load_model(artifacts["base"].path).save_pretrained(folder, max_shard_size="100KB")
+    hf_folder.load_model(artifacts["base"].path).save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     run(artifacts["base"], artifacts["adapter"], tmp_path / "one")
     metrics = run(artifact.foreign(folder, "base"), artifacts["adapter"], tmp_path / "many", shard_gb=2e-4)
@@ -234,7 +234,10 @@ def test_shards_in_and_shards_out(artifacts: dict[str, Artifact], tmp_path: Path
         with safe_open(tmp_path / "many" / file, "pt") as opened:
             assert set(opened.keys()) == {name for name, where in index["weight_map"].items() if where == file}
         assert (tmp_path / "many" / file).stat().st_size <= 2e5 + 4096  # and its header
-    one, many = weights.load_model(tmp_path / "one").state_dict(), weights.load_model(tmp_path / "many").state_dict()
+    one, many = (
+        hf_folder.load_model(tmp_path / "one").state_dict(),
+        hf_folder.load_model(tmp_path / "many").state_dict(),
+    )
     assert index["metadata"]["total_size"] == sum(
         tensor.numel() * 4 for name, tensor in one.items() if name in index["weight_map"]
     )
@@ -297,9 +300,9 @@ def test_a_wider_type_keeps_the_sum(artifacts: dict[str, Artifact], tmp_path: Pa
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from slmctl import artifact
+from slmctl.artifacts import artifact
 from slmctl.config import MergeConfig
-from slmctl.model import merge
+from slmctl.stages.merge import merge
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 out = Path(sys.argv[3])
 out.mkdir()

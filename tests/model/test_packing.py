@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from slmctl.model import _packing, _trainer  # noqa: E402
-from slmctl.model._packing import IGNORED, Packing, shared_prefix  # noqa: E402
+from slmctl.stages.finetune import packing, trainer  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, Packing, shared_prefix  # noqa: E402
 
 
 def row(prompt: list[int], answer: list[int], weight: float = 1.0) -> Any:
@@ -27,7 +27,7 @@ def order(count: int, *, batch: int = 8, seed: int = 0, epoch: int = 0, processe
     )
     lengths = [10 + (k * 37) % 90 for k in range(count)]
     lengths += [10] if processes > 1 else []  # the silent row
-    made = _trainer.Order(lengths, arguments, processes)
+    made = trainer.Order(lengths, arguments, processes)
     made.epoch = epoch
     return made
 
@@ -61,7 +61,7 @@ def test_several_processes_fill_the_last_batch_with_rows_that_say_nothing() -> N
     made = order(12, processes=2)
     assert sorted(made) == [*range(12), *[12] * 4]
     assert len(made) == 16
-    silent = _trainer.silent(row([1, 2], [3]))
+    silent = trainer.silent(row([1, 2], [3]))
     assert silent["input_ids"] == [1, 2, 3]
     assert not any(silent["weights"])
 
@@ -94,9 +94,9 @@ def test_records_of_different_lengths_keep_their_places_and_weights() -> None:
 
 
 def test_a_record_sees_the_prefix_and_its_own_past() -> None:
-    seen = (_packing.mask(2, 3, None) == 0).tolist()
+    seen = (packing.mask(2, 3, None) == 0).tolist()
     assert seen == [[True, True, True, False, False], [True, True, True, True, False], [True] * 5]
-    narrow = (_packing.mask(2, 3, 2) == 0).tolist()
+    narrow = (packing.mask(2, 3, 2) == 0).tolist()
     assert narrow == [
         [False, True, True, False, False],
         [False, False, True, True, False],
@@ -112,7 +112,7 @@ def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window
     tokens = prefix + records * length
     query = torch.randn(1, heads, tokens, size)
     key, value = torch.randn(2, 1, kv, tokens, size)
-    got, _ = _packing.attention(
+    got, _ = packing.attention(
         torch.nn.Identity(), query, key, value, None,
         layout=(prefix, records), scaling=0.3, sliding_window=window, softcap=cap,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window
 
 
 def test_a_batch_is_cut_into_pieces_of_like_size() -> None:
-    pieces = _trainer.Pieces(limit=100)
+    pieces = trainer.Pieces(limit=100)
     rows = [row([1] * (20 + k), [3, 4]) for k in range(10)]
     made = pieces(rows)
     assert [piece["layout"][1] for piece in made] == [2, 3, 3, 2]

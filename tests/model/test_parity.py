@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slmctl import weights
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, StageError
-from slmctl.records import read_records
-from slmctl.task import Task
+from slmctl.model_files import hf_folder
+from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("torch")
 
-from slmctl import gguf_head  # noqa: E402
-from slmctl.model import _parity  # noqa: E402
+from slmctl.model_files import gguf_header  # noqa: E402
+from slmctl.stages.quantize import parity  # noqa: E402
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
-def wanted(artifacts: dict[str, Artifact]) -> _parity.Reference:
+def wanted(artifacts: dict[str, Artifact]) -> parity.Reference:
     """What the tiny merged model is."""
     merged = artifacts["merged"].path
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    return _parity.reference(weights.load_model(merged), weights.load_tokenizer(merged), Task.read(merged), records)
+    return parity.reference(hf_folder.load_model(merged), hf_folder.load_tokenizer(merged), Task.read(merged), records)
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def planted(artifacts: dict[str, Artifact], tmp_path: Path) -> Callable[[Change]
     return call
 
 
-def check(path: Path, wanted: _parity.Reference, scratch: Path) -> dict[str, Any]:
-    found = _parity.check(path, gguf_head.read(path), wanted, scratch=scratch)
-    _parity.check_lossless(found, path.name)
+def check(path: Path, wanted: parity.Reference, scratch: Path) -> dict[str, Any]:
+    found = parity.check(path, gguf_header.read(path), wanted, scratch=scratch)
+    parity.check_lossless(found, path.name)
     return found
 
 
@@ -108,7 +108,7 @@ def unchanged(values: dict[str, Any], tensors: dict[str, Any]) -> None:
     pass
 
 
-def test_the_right_file_passes(planted: Any, wanted: _parity.Reference, tmp_path: Path) -> None:
+def test_the_right_file_passes(planted: Any, wanted: parity.Reference, tmp_path: Path) -> None:
     found = check(planted(unchanged), wanted, tmp_path)
     assert found["kl_mean"] < 1e-4
     assert found["top1_agreement"] > 0.98
@@ -130,14 +130,14 @@ def test_the_right_file_passes(planted: Any, wanted: _parity.Reference, tmp_path
     ],
 )
 def test_a_planted_fault_is_caught_by_name(
-    planted: Any, wanted: _parity.Reference, tmp_path: Path, change: Change, named: str
+    planted: Any, wanted: parity.Reference, tmp_path: Path, change: Change, named: str
 ) -> None:
     with pytest.raises(StageError, match=named):
         check(planted(change), wanted, tmp_path)
 
 
 def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
-    planted: Any, wanted: _parity.Reference, tmp_path: Path
+    planted: Any, wanted: parity.Reference, tmp_path: Path
 ) -> None:
     start = dataclasses.replace(
         wanted, task=dataclasses.replace(wanted.task, end="<|im_start|>"),
@@ -147,16 +147,16 @@ def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
         check(planted(unchanged), start, tmp_path)
 
 
-def test_a_template_that_transformers_renders_otherwise_is_caught(wanted: _parity.Reference, planted: Any) -> None:
+def test_a_template_that_transformers_renders_otherwise_is_caught(wanted: parity.Reference, planted: Any) -> None:
     messages, tools, rendered = wanted.prompts[0]
     other = dataclasses.replace(wanted, prompts=[(messages, tools, rendered + " ")])
     with pytest.raises(StageError, match="renders otherwise than transformers does"):
-        _parity.check_head("x.gguf", gguf_head.read(planted(unchanged)), other)
+        parity.check_head("x.gguf", gguf_header.read(planted(unchanged)), other)
 
 
-def test_every_nasty_text_is_among_those_compared(wanted: _parity.Reference) -> None:
+def test_every_nasty_text_is_among_those_compared(wanted: parity.Reference) -> None:
     # what spells a control token is broken up first, so it is looked for by its last word
-    for text in _parity.NASTY:
+    for text in parity.NASTY:
         words = [word for word in text.split() if word not in wanted.task.special_tokens]
         assert not words or any(words[-1] in rendered for rendered in wanted.texts), text
 
@@ -166,18 +166,18 @@ def test_divergence_is_that_of_the_definition() -> None:
     a, b = (choose.normal(size=(5, 40)).astype(np.float32) for _ in range(2))
     p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (a.astype(float), b.astype(float)))
     each = (p * np.log(p / q)).sum(axis=1)
-    found = _parity.compare(a, b)
+    found = parity.compare(a, b)
     assert found["kl_mean"] == pytest.approx(each.mean(), abs=1e-6)
     assert found["kl_max"] == pytest.approx(each.max(), abs=1e-6)
     assert found["top1_agreement"] == (a.argmax(axis=1) == b.argmax(axis=1)).mean()
-    assert _parity.compare(a, a) == {"kl_mean": 0.0, "kl_max": 0.0, "top1_agreement": 1.0, "positions": 5}
+    assert parity.compare(a, a) == {"kl_mean": 0.0, "kl_max": 0.0, "top1_agreement": 1.0, "positions": 5}
 
 
 def test_a_head_is_that_of_the_library(artifacts: dict[str, Artifact]) -> None:
     made = artifacts["gguf"]
     for entry in made.metrics["files"].values():
         path = made.file(entry["file"])
-        head, reader = gguf_head.read(path), gguf.GGUFReader(path)
+        head, reader = gguf_header.read(path), gguf.GGUFReader(path)
         fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         assert head.metadata == {name: field.contents() for name, field in fields.items()}
         assert [(t.name, t.shape, t.type, t.size) for t in head.tensors] == [
@@ -192,11 +192,11 @@ def test_a_torn_file_is_seen_by_its_head(artifacts: dict[str, Artifact], tmp_pat
     raw = made.file(made.metrics["files"]["Q8_0"]["file"]).read_bytes()
     (tmp_path / "torn.gguf").write_bytes(raw[: int(len(raw) * kept)])
     with pytest.raises(IntegrityError, match=r"torn\.gguf (ends after|is no whole GGUF file)"):
-        gguf_head.read(tmp_path / "torn.gguf")
+        gguf_header.read(tmp_path / "torn.gguf")
 
 
 def test_a_file_whose_head_was_never_written_is_seen(tmp_path: Path) -> None:
     # what llama.cpp leaves when it is killed: it writes the head last
     (tmp_path / "torn.gguf").write_bytes(bytes(100_000))
     with pytest.raises(IntegrityError, match="does not begin with GGUF"):
-        gguf_head.read(tmp_path / "torn.gguf")
+        gguf_header.read(tmp_path / "torn.gguf")

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import tiny
 
-from slmctl import engine, grammar, pipeline
-from slmctl.artifact import Artifact, load
+from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
-from slmctl.model import predict
-from slmctl.task import Task
+from slmctl.inference import engine, json_grammar
+from slmctl.pipeline import runner
+from slmctl.stages.predict import predict
+from slmctl.task.contract import Task
 
 pytest.importorskip("torch")
 
@@ -204,10 +205,10 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
 ) -> None:
     plain = Task.read(artifacts["gguf"].path)
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
-    method = getattr(grammar.Walk, fault)
+    method = getattr(json_grammar.Walk, fault)
     calls: list[Any] = []
 
-    def once(self: grammar.Walk, *args: Any) -> Any:
+    def once(self: json_grammar.Walk, *args: Any) -> Any:
         calls.append(args)
         if len(calls) > 1:
             return method(self, *args)
@@ -215,7 +216,7 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
             raise DataError("the grammar cannot go on: too complex")
         return method(self)[:0]
 
-    monkeypatch.setattr(grammar.Walk, fault, once)
+    monkeypatch.setattr(json_grammar.Walk, fault, once)
     prompts = [predict.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
     with predict.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
         found = list(dict(answerer.answer(prompts)).values())
@@ -260,4 +261,4 @@ def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) 
 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:
-    assert pipeline.STAGES["predict"].takes[0].kinds == ("gguf", "base", "adapter", "merged", "published")
+    assert runner.STAGES["predict"].takes[0].kinds == ("gguf", "base", "adapter", "merged", "published")

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import tiny
 
-from slmctl import artifact, converter, engine, quantizer
-from slmctl.artifact import Artifact
-from slmctl.base import Base
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import MergeConfig, QuantizeConfig
 from slmctl.errors import IntegrityError, MissingError, StageError
-from slmctl.records import read_records
-from slmctl.task import Task
+from slmctl.inference import engine
+from slmctl.model_files import gguf_converter, quantizer
+from slmctl.model_files.base_model import Base
+from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 gguf = pytest.importorskip("gguf")
 
@@ -32,9 +34,10 @@ pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from slmctl import gguf_head, weights  # noqa: E402
-from slmctl.model import _ladder, _lora_gguf, _parity, merge, quantize  # noqa: E402
-from slmctl.model.predict import choose_gguf  # noqa: E402
+from slmctl.model_files import gguf_header, hf_folder  # noqa: E402
+from slmctl.stages.merge import merge  # noqa: E402
+from slmctl.stages.predict.predict import choose_gguf  # noqa: E402
+from slmctl.stages.quantize import gguf_files, lora_gguf, parity, quantize  # noqa: E402
 
 
 def config(*types: str, **more: Any) -> QuantizeConfig:
@@ -77,7 +80,7 @@ def run(
 )
 def test_files_are_named_by_convention(name: str, parameters: int, wanted: str) -> None:
     base = Base(name, "", "", parameters, "", "base", "", "", ())
-    found = _ladder.file_name(QuantizeConfig(project="acme", version="1.0"), base, "Q8_0")
+    found = gguf_files.file_name(QuantizeConfig(project="acme", version="1.0"), base, "Q8_0")
     assert found == wanted
     # the pattern of the GGUF naming convention, from its specification
     assert re.match(
@@ -121,10 +124,10 @@ def test_licence_project_and_template_are_inside(artifacts: dict[str, Artifact])
 
 
 def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> None:
-    from slmctl import weights
+    from slmctl.model_files import hf_folder
 
     made = artifacts["gguf"]
-    tokenizer, task = weights.load_tokenizer(artifacts["merged"].path), Task.read(made.path)
+    tokenizer, task = hf_folder.load_tokenizer(artifacts["merged"].path), Task.read(made.path)
     texts = [
         "where is my parcel",
         "  two  spaces\n\n\ttab",
@@ -143,7 +146,7 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
 def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     # no row of the tiny model is a multiple of 256: every matrix falls back
     entry = run(config("Q4_K_M", importance="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
-    head = gguf_head.read(tmp_path / "out" / "made" / str(entry["file"]))
+    head = gguf_header.read(tmp_path / "out" / "made" / str(entry["file"]))
     assert entry["importance"] is False
     assert not any(key.startswith("quantize.imatrix") for key in head.metadata)
     assert entry["fallback_tensors"] == sum(entry["tensor_types"].values())  # type: ignore[attr-defined]
@@ -160,7 +163,7 @@ def test_an_end_of_turn_that_is_no_token_is_caught(
     merged: Path, artifacts: dict[str, Artifact], lossless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the vocabulary is another question than the conversion, which takes seconds
-    monkeypatch.setattr(converter, "convert", lambda model, target, **_: shutil.copyfile(lossless, target))
+    monkeypatch.setattr(gguf_converter, "convert", lambda model, target, **_: shutil.copyfile(lossless, target))
     fields = json.loads((merged / "task.json").read_bytes())
     (merged / "task.json").write_bytes(artifact.canonical(fields | {"end": "<|the_end|>"}))
     with pytest.raises(StageError, match=r"does not read '<\|the_end\|>' as one token"):
@@ -201,7 +204,7 @@ def test_a_target_that_cannot_be_written_is_said(lossless: Path, tmp_path: Path)
 FULL = """
 import resource, sys
 from pathlib import Path
-from slmctl import quantizer
+from slmctl.model_files import quantizer
 from slmctl.errors import StageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -249,7 +252,7 @@ def test_a_full_disk_leaves_no_file_under_a_final_name(
 WAITING = """
 import sys, time
 from pathlib import Path
-from slmctl import quantizer
+from slmctl.model_files import quantizer
 step = quantizer.ladder(Path(sys.argv[1]), [quantizer.Target("Q4_0", Path(path)) for path in sys.argv[2:]])
 sys.stdout.write(next(step) + "\\n")
 sys.stdout.flush()
@@ -303,7 +306,7 @@ def test_a_ladder_says_what_each_file_is(
     assert list(files) == ["F32", "Q8_0", "Q4_0"]
     entry = files["Q4_0"]  # written both ways, and the closer one is kept
     assert entry["kl_mean"] == min(entry["kl_weighted"], entry["kl_plain"])  # type: ignore[type-var]
-    kept = gguf_head.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
+    kept = gguf_header.read(tmp_path / "out" / "made" / str(entry["file"])).metadata
     assert entry["importance"] == ("quantize.imatrix.entries_count" in kept)
     assert not files["Q8_0"]["importance"]
     assert files["F32"]["kl_mean"] < files["Q8_0"]["kl_mean"] < files["Q4_0"]["kl_mean"]  # type: ignore[operator]
@@ -327,18 +330,18 @@ def test_a_file_that_is_larger_and_no_better_is_named() -> None:
         "Q4_0": {"size": 500, "kl_mean": 0.04},
         "Q4_K_M": {"size": 600, "kl_mean": 0.05},
     }
-    (note,) = _ladder.dominated(files)
+    (note,) = gguf_files.dominated(files)
     assert note.startswith("Q4_K_M (600 B) is larger than Q4_0 (500 B) and no closer")
 
 
 def test_nothing_is_said_of_files_that_were_not_compared() -> None:
-    assert _ladder.dominated({"Q8_0": {"size": 900}, "Q4_0": {"size": 500}}) == []
+    assert gguf_files.dominated({"Q8_0": {"size": 900}, "Q4_0": {"size": 500}}) == []
 
 
 def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"weighted": {"kl_mean": 0.01}, "plain": {}}
-    monkeypatch.setattr(gguf_head, "read", lambda path: None)
-    monkeypatch.setattr(_parity, "check", lambda path, *_, **__: found[path.read_text()])
+    monkeypatch.setattr(gguf_header, "read", lambda path: None)
+    monkeypatch.setattr(parity, "check", lambda path, *_, **__: found[path.read_text()])
     kept, other = tmp_path / "kept.gguf", tmp_path / "other.gguf"
     kept.write_text("weighted")
     other.write_text("plain")
@@ -363,7 +366,7 @@ def test_held_out_prompts_may_be_longer_than_the_context(
 def test_base_and_languages_are_inside(artifacts: dict[str, Artifact]) -> None:
     made = artifacts["gguf"]
     for entry in made.metrics["files"].values():
-        fields = gguf_head.read(made.file(entry["file"])).metadata
+        fields = gguf_header.read(made.file(entry["file"])).metadata
         assert fields["general.languages"] == ["en", "de"]
         assert fields["general.base_model.0.name"] == "Base"
 
@@ -384,19 +387,19 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
     out.mkdir()
     merge.run(MergeConfig(), base=artifacts["base"], adapter=given, out=out)
     merged = artifact.foreign(out, "merged")
-    written = _lora_gguf.write(given, merged, tmp_path / "base-116K-tiny-desk-v1.0-F16-LoRA.gguf")
+    written = lora_gguf.write(given, merged, tmp_path / "base-116K-tiny-desk-v1.0-F16-LoRA.gguf")
     assert written["layers"] == 14
     lora = tmp_path / written["file"]
-    assert gguf_head.read(lora).metadata["general.license"] == "apache-2.0"
+    assert gguf_header.read(lora).metadata["general.license"] == "apache-2.0"
     base = tmp_path / "base.gguf"
-    converter.convert(artifacts["base"].path, base, dtype="f32", metadata={})
+    gguf_converter.convert(artifacts["base"].path, base, dtype="f32", metadata={})
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    wanted = _parity.reference(weights.load_model(out), weights.load_tokenizer(out), task, records)
+    wanted = parity.reference(hf_folder.load_model(out), hf_folder.load_tokenizer(out), task, records)
     distance = {}
     for name, path in (("alone", None), ("with", lora)):
         logits = tmp_path / f"{name}.npy"
         quantizer.probe(base, texts=[], end=task.end, rows=wanted.rows, logits=logits, lora=path)
-        distance[name] = _parity.compare(wanted.logits, np.load(logits))["kl_mean"]
+        distance[name] = parity.compare(wanted.logits, np.load(logits))["kl_mean"]
     assert distance["with"] < 1e-4 < 0.1 < distance["alone"]
 
 
@@ -419,7 +422,7 @@ def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(artifacts: dict[str, 
     state["base_model.model.model.norm.weight"] = next(iter(state.values())).new_ones(64)
     save_file(state, folder / "adapter_model.safetensors")
     with pytest.raises(StageError, match="trained whole layers") as caught:
-        _lora_gguf.write(artifact.foreign(folder, "adapter"), artifacts["merged"], tmp_path / "x.gguf")
+        lora_gguf.write(artifact.foreign(folder, "adapter"), artifacts["merged"], tmp_path / "x.gguf")
     assert caught.value.hint == "--set quantize.lora=false"
 
 
@@ -453,8 +456,8 @@ assert _conversion.joined(["a b"]) == ["a b"] and _conversion.joined(None) is No
 
 
 def test_the_faster_loops_pack_the_same_bytes() -> None:
-    place = converter.require()
-    source = Path(converter.__file__).parent
+    place = gguf_converter.require()
+    source = Path(gguf_converter.__file__).parent
     done = subprocess.run([sys.executable, "-c", CONVERSION, place, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -462,22 +465,22 @@ def test_the_faster_loops_pack_the_same_bytes() -> None:
 @pytest.mark.slow
 def test_the_conversion_is_the_scripts_own(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     merged = artifacts["merged"].path
-    converter.convert(merged, tmp_path / "ours.gguf", dtype="f16", metadata={})
-    script = converter.require() / converter.SCRIPT
+    gguf_converter.convert(merged, tmp_path / "ours.gguf", dtype="f16", metadata={})
+    script = gguf_converter.require() / gguf_converter.SCRIPT
     command = [sys.executable, script, merged, "--outtype", "f16", "--outfile", tmp_path / "theirs.gguf"]
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 def test_a_converter_that_is_missing_or_changed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = converter.folder()
+    kept = gguf_converter.folder()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(MissingError, match="is missing") as caught:
-        converter.require()
+        gguf_converter.require()
     assert caught.value.hint == "slmctl doctor --fix"
-    shutil.copytree(kept, converter.folder())
-    assert converter.require() == converter.folder()
-    with (converter.folder() / converter.SCRIPT).open("a") as stream:
+    shutil.copytree(kept, gguf_converter.folder())
+    assert gguf_converter.require() == gguf_converter.folder()
+    with (gguf_converter.folder() / gguf_converter.SCRIPT).open("a") as stream:
         stream.write("#")
     with pytest.raises(IntegrityError, match="has changed since it was fetched"):
-        converter.require()
+        gguf_converter.require()

@@ -15,10 +15,12 @@ import pytest
 import recompute
 import tiny
 
-from slmctl import artifact, config, pipeline
-from slmctl.artifact import Artifact, Manifest
-from slmctl.records import write_jsonl
-from slmctl.task import Task
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.pipeline import runner
+from slmctl.task.contract import Task
+from slmctl.task.records import write_jsonl
 
 pytest.importorskip("sklearn")
 
@@ -150,8 +152,8 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
         ],
     }
     metric = ", metric: field_f1" if kind == "extract" else ""
-    project = pipeline.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
-    return pipeline.run(project, pipeline.ask(project, "evaluate", given)).artifact
+    project = runner.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
+    return runner.run(project, runner.ask(project, "evaluate", given)).artifact
 
 
 def test_every_figure_is_found_again(made: Artifact) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from reported import evaluate_report, evaluate_rows
 
-from slmctl.model import _changes, _errors, _report
-from slmctl.model._measured import Measured
-from slmctl.page import Chart, Table
+from slmctl.reports.html_page import Chart, Table
+from slmctl.stages.evaluate import report_errors, report_page, report_row_changes
+from slmctl.stages.evaluate.report_data import Measured
 
 LABELS = ("billing", "delivery", "returns")
 
 
 def words(out: Path, report: dict[str, Any], **more: Any) -> str:
     """The page as its text."""
-    _report.write(out, report, **more)
+    report_page.write(out, report, **more)
     text = re.sub(r"(?s)<(style|script|svg).*?</\\1>", " ", (out / "report.html").read_text(encoding="utf-8"))
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
@@ -79,13 +79,13 @@ def test_every_part_may_be_missing(tmp_path: Path) -> None:
 def test_a_report_read_back_with_sorted_keys_is_the_same_page(tmp_path: Path) -> None:
     report = evaluate_report()
     rows = evaluate_rows(report, LABELS)
-    _report.write(tmp_path, report, rows, labels=LABELS)
+    report_page.write(tmp_path, report, rows, labels=LABELS)
     first = (tmp_path / "report.html").read_bytes()
     turned = {
         key: dict(sorted(value.items())) if key in ("models", "baselines", "pairs") else value
         for key, value in sorted(report.items())
     }
-    _report.write(tmp_path, turned, iter(rows), labels=LABELS)
+    report_page.write(tmp_path, turned, iter(rows), labels=LABELS)
     assert (tmp_path / "report.html").read_bytes() == first
 
 
@@ -103,12 +103,12 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     report = evaluate_report()
     rows = evaluate_rows(report, LABELS) * 500
     text = words(tmp_path, report, rows=rows, labels=LABELS)
-    assert f"The first {_changes.ROWS} of 35,500 rows." in text
+    assert f"The first {report_row_changes.ROWS} of 35,500 rows." in text
     assert (tmp_path / "report.html").stat().st_size < 500_000
 
 
 def test_the_grid_of_errors_has_what_was_right_on_its_diagonal_and_no_label_last() -> None:
-    section = _errors.sections(Measured(evaluate_report()))[0]
+    section = report_errors.sections(Measured(evaluate_report()))[0]
     grid, table = section.blocks
     assert isinstance(grid, Chart)
     assert isinstance(table, Table)
@@ -132,11 +132,11 @@ def test_where_a_machine_never_pays_the_page_says_so(tmp_path: Path) -> None:
 
 
 def changes(rows: list[dict[str, Any]], report: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return _changes.table(rows, report["participants"], names, LABELS)
+    return report_row_changes.table(rows, report["participants"], names, LABELS)
 
 
 def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_changes, "ROWS", 20)
+    monkeypatch.setattr(report_row_changes, "ROWS", 20)
     report = evaluate_report()
     table = changes(evaluate_rows(report, LABELS), report, ("tfidf_logistic", "Q8_0", "Q4_K_M"))
     assert len(table.rows) == 20
@@ -172,6 +172,6 @@ def test_answers_that_are_no_labels_are_told_by_score_or_text() -> None:
     rows = evaluate_rows(report, LABELS)
     for row in rows:
         row["answers"] = [[None, right, None, 0.43] for _, right, _, _ in row["answers"]]
-    table = _changes.table(rows, report["participants"], ("Q8_0", "Q4_K_M"), ())
+    table = report_row_changes.table(rows, report["participants"], ("Q8_0", "Q4_K_M"), ())
     assert table is not None
     assert [cell.text for cell in table.rows[0][1:]] == ["✓", "✗ 0.43"]  # type: ignore[union-attr]

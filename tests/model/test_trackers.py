@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from slmctl import artifact
-from slmctl.artifact import Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import MissingError
 
@@ -74,7 +74,7 @@ def test_a_tracker_that_nobody_knows_is_refused(desk: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_named_with_its_package(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, package: str
 ) -> None:
-    from slmctl.model import finetune
+    from slmctl.stages.finetune import finetune
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=f"{tracker} needs the package '{package}'") as caught:

@@ -10,20 +10,20 @@ import pytest
 import tiny
 from forks import Forks
 
-from slmctl.pipeline import STAGES
+from slmctl.pipeline.runner import STAGES
 
 
 @pytest.fixture(scope="session")
 def preparing() -> Iterator[Forks]:
     """Forks that have what `prepare` needs; there in a second."""
-    with Forks("slmctl.cli", "slmctl.pipeline", STAGES["prepare"].module) as forks:
+    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", STAGES["prepare"].module) as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
 def stages() -> Iterator[Forks]:
     """Forks that have what every stage needs."""
-    with Forks("slmctl.cli", "slmctl.pipeline", *(stage.module for stage in STAGES.values())) as forks:
+    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values())) as forks:
         yield forks
 
 

@@ -176,9 +176,9 @@ def read_trace(log: Path, process: int) -> list[Call]:
 
 def main(modules: Sequence[str]) -> None:
     """Import, then fork what is asked for; one request a line."""
-    from slmctl import offline
+    from slmctl.network import guard
 
-    offline.seal()  # as the program does, before any library is there
+    guard.seal()  # as the program does, before any library is there
     os.environ.setdefault("TQDM_DISABLE", "1")
     for name in modules:
         importlib.import_module(name)

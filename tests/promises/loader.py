@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 
-from slmctl._llama import Model
+from slmctl.inference.llama_child import Model
 
 LIMIT_S = 120
 

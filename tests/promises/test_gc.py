@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from slmctl import artifact
+from slmctl.artifacts import artifact
 
 
 def kept(desk: Path) -> set[str]:

@@ -17,11 +17,11 @@ import pytest
 from forks import Done, Forks
 from scale import FULL
 
-from slmctl import chat_template
 from slmctl.errors import DataError
-from slmctl.task import Task, end_of_turn
+from slmctl.task import chat_template
+from slmctl.task.contract import Task, end_of_turn
 
-weights = pytest.importorskip("slmctl.weights")
+weights = pytest.importorskip("slmctl.model_files.hf_folder")
 VALUES = {
     "messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}],
     "tools": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>",

@@ -22,8 +22,9 @@ import tiny
 from alone import OUTSIDE, PORT
 from forks import Forks
 
-from slmctl import package_index, pipeline
 from slmctl.errors import NetworkError
+from slmctl.network import package_index
+from slmctl.pipeline import runner
 
 ALONE = [*(["unshare", "--net", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"])]
 # What each stage is told, to be quick; one that is not listed is run as it is.
@@ -106,7 +107,7 @@ def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     (desk / "in.csv").write_text("text\nhello\n")
     short = ("--set", "finetune.steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
-    stages = [name for name in pipeline.STAGES if name not in ("predict", "calibrate")]
+    stages = [name for name in runner.STAGES if name not in ("predict", "calibrate")]
     steps = [step(desk, name, *short) for name in stages]
     steps.append(step(desk, "predict", "gguf", *short))
     steps.append(step(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short))
@@ -137,10 +138,10 @@ def test_a_policy_is_fitted_and_served_alone(calibrated_run: Path, tmp_path: Pat
 # The program without its guard, and without its switches
 WITHOUT = """
 import sys
-from slmctl import offline
-offline._installed = True
+from slmctl.network import guard
+guard._installed = True
 if "bare" in sys.argv[1]:
-    offline.SWITCHES.clear()
+    guard.SWITCHES.clear()
 sys.argv = ["slmctl", *sys.argv[2:]]
 from slmctl.cli import main
 main()

@@ -14,7 +14,7 @@ import tiny
 from forks import Done, Forks
 from scale import FULL
 
-from slmctl import artifact
+from slmctl.artifacts import artifact
 
 ROUNDS, PROCESSES = (20, 8) if FULL else (2, 8)
 
@@ -61,7 +61,7 @@ def test_no_wait_gives_way_or_takes_what_is_there(preparing: Forks, tiny_run: Pa
 HOLD = """
     import sys, time
     from pathlib import Path
-    from slmctl import artifact
+    from slmctl.artifacts import artifact
     with artifact.lock(Path(sys.argv[1]), wait=True, on_wait=print, needs=["sha256:1234"]):
         print("held", flush=True)
         time.sleep(600)

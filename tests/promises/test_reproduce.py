@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from slmctl import artifact
-from slmctl.artifact import MANIFEST, Artifact
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST, Artifact
 
 
 def made(desk: Path, kind: str) -> Artifact:

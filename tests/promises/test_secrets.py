@@ -18,7 +18,7 @@ import tiny
 from forks import Forks
 
 import slmctl
-from slmctl import surroundings
+from slmctl import child_environment
 
 SECRETS = {
     "HF_TOKEN": "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",
@@ -37,6 +37,8 @@ VALUES = [*SECRETS.values(), "canary-in-url"]
 ORDINARY = ("PATH", "HOME", "LANG", "PWD", "OLDPWD", "SHELL", "TERM", "PYTHONHASHSEED", "OMP_NUM_THREADS",
             "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "KEYBOARD_LAYOUT")  # fmt: skip
 
+CHILDREN = ("llama_child", "quantizer_child", "gguf_converter_child")
+
 
 def found_in(text: str) -> list[str]:
     return [value for value in VALUES if value in text]
@@ -44,22 +46,22 @@ def found_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_variable_that_holds_a_secret_is_known(name: str) -> None:
-    assert surroundings.is_secret(name, SECRETS[name])
+    assert child_environment.is_secret(name, SECRETS[name])
 
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_an_ordinary_variable_is_none(name: str) -> None:
-    assert not surroundings.is_secret(name, "/usr/bin")
+    assert not child_environment.is_secret(name, "/usr/bin")
 
 
 def test_children_get_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PIP_INDEX_URL", "https://me:canary-in-url@index.invalid/simple")
-    assert not found_in(json.dumps(surroundings.bare()))
-    assert not found_in(json.dumps(surroundings.without_secrets()))
-    assert surroundings.without_secrets("PIP_")["PIP_INDEX_URL"].startswith("https://me:")
-    with surroundings.hidden():
+    assert not found_in(json.dumps(child_environment.bare()))
+    assert not found_in(json.dumps(child_environment.without_secrets()))
+    assert child_environment.without_secrets("PIP_")["PIP_INDEX_URL"].startswith("https://me:")
+    with child_environment.hidden():
         assert not found_in(json.dumps(dict(os.environ)))
     assert os.environ["HF_TOKEN"] == SECRETS["HF_TOKEN"]
 
@@ -137,9 +139,7 @@ def test_no_secret_is_in_a_file_a_message_or_a_child(tiny_project: Path, tmp_pat
             assert not [value for value in VALUES if value.encode() in raw], path
     first, *children = [line for line in log.read_text(errors="replace").splitlines() if "execve(" in line]
     assert len(found_in(first)) == len(VALUES), "the control: the program itself was given them"
-    assert {name for name in ("_llama", "_quantizer", "_conversion") if any(name in line for line in children)} == {
-        "_llama", "_quantizer", "_conversion",
-    }  # fmt: skip
+    assert {name for name in CHILDREN if any(name in line for line in children)} == set(CHILDREN)
     for line in children:
         assert not found_in(line), re.sub(r"\[.*", "", line)
 
@@ -149,7 +149,9 @@ def test_a_traceback_holds_no_secret(desk: Path, tmp_path: Path) -> None:
     """A bug, with secrets in the environment and in the config."""
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "sitecustomize.py").write_text("import slmctl.gather\nslmctl.gather.gather = lambda *a: 1 / 0\n")
+    (broken / "sitecustomize.py").write_text(
+        "import slmctl.sources.snapshot\nslmctl.sources.snapshot.gather = lambda *a: 1 / 0\n"
+    )
     source = "prepare.sources=[{sql: {url: '$" + "{DATABASE_URL}', query: select 1}}]"
     done = tiny.slmctl(desk, "prepare", "--set", source, env=tiny.environment(**SECRETS, PYTHONPATH=str(broken)))
     assert "ZeroDivisionError" in done.stderr

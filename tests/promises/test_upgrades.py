@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from slmctl import __version__, artifact
-from slmctl.artifact import MANIFEST
-from slmctl.pipeline import BY_KIND
-from slmctl.task import Task
+from slmctl import __version__
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST
+from slmctl.pipeline.runner import BY_KIND
+from slmctl.task.contract import Task
 
 KEPT = sorted((Path(__file__).parents[1] / "fixtures").glob("*/*"))
 

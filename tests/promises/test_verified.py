@@ -19,13 +19,14 @@ import pytest
 import tiny
 from scale import FULL
 
-from slmctl import artifact, lineage, pipeline
-from slmctl.artifact import Artifact
-from slmctl.engine import Engine, EngineError, Request
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.engine import Engine, EngineError, Request
+from slmctl.pipeline import runner
 
 gguf = pytest.importorskip("gguf")
 
-KINDS = [stage.leaves for stage in pipeline.STAGES.values()]
+KINDS = [stage.leaves for stage in runner.STAGES.values()]
 KEPT = Path(__file__).parents[1] / "fixtures"
 
 
@@ -236,7 +237,7 @@ def test_the_process_that_asks_survives_bad_headers(tiny_run: Path, tmp_path: Pa
 
 def test_a_bare_file_is_the_one_that_was_opened(tiny_run: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(bare(tiny_run), tmp_path / "bare.gguf"))
-    found: Artifact = pipeline.open_model(path, ("gguf",))
+    found: Artifact = runner.open_model(path, ("gguf",))
     assert artifact.verify(found) == []
     flip(path, random.Random(1), tmp_path)
     assert artifact.verify(found) == ["changed: bare.gguf"]

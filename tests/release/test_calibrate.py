@@ -15,15 +15,15 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl import artifact
-from slmctl.artifact import Artifact, Manifest
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.policy import Policy
-from slmctl.records import write_jsonl
-from slmctl.release import calibrate
-from slmctl.statistics import error_bound
-from slmctl.task import Task
+from slmctl.inference.escalation_policy import Policy
+from slmctl.metrics.statistics import error_bound
+from slmctl.stages.calibrate import calibrate
+from slmctl.task.contract import Task
+from slmctl.task.records import write_jsonl
 
 LABELS = Task("classify", "", "", labels=("a", "b", "oos"))
 OBJECTS = Task("extract", "", "", schema={"type": "object"})

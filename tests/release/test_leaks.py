@@ -11,7 +11,7 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from slmctl.errors import GateError  # noqa: E402
-from slmctl.release import _leaks  # noqa: E402
+from slmctl.stages.publish import leak_scan  # noqa: E402
 
 # Eight kinds, spelled so that no scanner of this repository trips over them.
 PLANTED = {
@@ -88,7 +88,7 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
         folder.mkdir()
         name = plant(folder, slot, text)
         with pytest.raises(GateError, match="must not leave") as caught:
-            _leaks.require_clean(folder, [name], base=None)
+            leak_scan.require_clean(folder, [name], base=None)
         assert caught.value.code == 5
         assert name in caught.value.message
         assert text not in caught.value.message + caught.value.hint, "the refusal repeats the value"
@@ -103,7 +103,7 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
 def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
     name = plant(tmp_path, "card", text)
     with pytest.raises(GateError, match="a path of this machine"):
-        _leaks.require_clean(tmp_path, [name], base=None)
+        leak_scan.require_clean(tmp_path, [name], base=None)
 
 
 @pytest.mark.parametrize(
@@ -117,31 +117,31 @@ def test_what_looks_alike_passes(tmp_path: Path, text: str) -> None:
         folder = tmp_path / slot.replace(" ", "-")
         folder.mkdir()
         name = plant(folder, slot, text.replace("'", ""))
-        _leaks.require_clean(folder, [name], base=None)
+        leak_scan.require_clean(folder, [name], base=None)
 
 
 def test_tensors_are_exempt(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x.safetensors", "nothing")  # whose eight bytes of weights spell half a key
-    _leaks.require_clean(tmp_path, ["x.safetensors"], base=None)
+    leak_scan.require_clean(tmp_path, ["x.safetensors"], base=None)
 
 
 def test_what_may_go_out_is_named(tmp_path: Path) -> None:
     name = plant(tmp_path, "card", PLANTED["email"])
-    _leaks.require_clean(tmp_path, [name], base=None, allow=[PLANTED["email"]])
+    leak_scan.require_clean(tmp_path, [name], base=None, allow=[PLANTED["email"]])
     with pytest.raises(GateError):
-        _leaks.require_clean(tmp_path, [name], base=None, allow=["someone@else.example"])
+        leak_scan.require_clean(tmp_path, [name], base=None, allow=["someone@else.example"])
 
 
 def test_the_license_keeps_its_authors_and_no_secret(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text(f"Copyright Jo Doe <{PLANTED['email']}>\n")
-    _leaks.require_clean(tmp_path, ["LICENSE"], base=None)
+    leak_scan.require_clean(tmp_path, ["LICENSE"], base=None)
     (tmp_path / "LICENSE").write_text(f"Copyright {PLANTED['key']}\n")
     with pytest.raises(GateError):
-        _leaks.require_clean(tmp_path, ["LICENSE"], base=None)
+        leak_scan.require_clean(tmp_path, ["LICENSE"], base=None)
 
 
 def test_a_vocabulary_may_go_out_as_far_as_it_is_the_base_s(tmp_path: Path) -> None:
-    from slmctl.artifact import foreign
+    from slmctl.artifacts.artifact import foreign
 
     odd = PLANTED["email"]
     base = tmp_path / "base"
@@ -151,9 +151,9 @@ def test_a_vocabulary_may_go_out_as_far_as_it_is_the_base_s(tmp_path: Path) -> N
     (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {odd: 1, "a": 2}, "merges": merges}}))
     known = foreign(base, "base")
     write_gguf(tmp_path / "x.gguf", tokens=("a", odd, f"▁a {odd}"))
-    _leaks.require_clean(tmp_path, ["x.gguf"], base=known)
+    leak_scan.require_clean(tmp_path, ["x.gguf"], base=known)
     with pytest.raises(GateError, match=r"x\.gguf \(tokenizer\.ggml\.tokens\): email"):
-        _leaks.require_clean(tmp_path, ["x.gguf"], base=None)
+        leak_scan.require_clean(tmp_path, ["x.gguf"], base=None)
     write_gguf(tmp_path / "y.gguf", tokens=("a", odd, "another." + odd))
     with pytest.raises(GateError, match=r"y\.gguf"):
-        _leaks.require_clean(tmp_path, ["y.gguf"], base=known)
+        leak_scan.require_clean(tmp_path, ["y.gguf"], base=known)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from slmctl.artifact import Artifact, foreign
-from slmctl.base import Base
+from slmctl.artifacts.artifact import Artifact, foreign
 from slmctl.errors import GateError
-from slmctl.release import _license
+from slmctl.model_files.base_model import Base
+from slmctl.stages.publish import license
 
 
 def base(folder: Path, name: str, license: str, *, config: dict[str, object] | None = None, **files: str) -> Artifact:
@@ -41,10 +41,10 @@ def base(folder: Path, name: str, license: str, *, config: dict[str, object] | N
 )
 def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: dict[str, object]) -> None:
     with pytest.raises(GateError, match="cannot be under apache-2.0") as caught:  # noqa: RUF043
-        _license.license_of(base(tmp_path / "own", name, "Apache 2.0", config=config), None)
+        license.license_of(base(tmp_path / "own", name, "Apache 2.0", config=config), None)
     assert caught.value.code == 5
     with pytest.raises(GateError, match="cannot be under"):
-        _license.license_of(base(tmp_path / "none", name, "", config=config), "mit")
+        license.license_of(base(tmp_path / "none", name, "", config=config), "mit")
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: 
     ],
 )
 def test_labels_that_can_be_true_hold(tmp_path: Path, name: str, label: str, config: dict[str, object]) -> None:
-    assert _license.license_of(base(tmp_path / "base", name, label, config=config), None) == label
+    assert license.license_of(base(tmp_path / "base", name, label, config=config), None) == label
 
 
 def test_the_base_s_own_label_holds(tmp_path: Path) -> None:
     stated = base(tmp_path / "stated", "plain", "mit")
-    assert _license.license_of(stated, "MIT") == "mit"
+    assert license.license_of(stated, "MIT") == "mit"
     with pytest.raises(GateError, match=r"publish\.license is apache-2\.0, and the base plain states mit"):
-        _license.license_of(stated, "apache-2.0")
-    assert _license.license_of(base(tmp_path / "silent", "plain", ""), "Apache License 2.0") == "apache-2.0"
+        license.license_of(stated, "apache-2.0")
+    assert license.license_of(base(tmp_path / "silent", "plain", ""), "Apache License 2.0") == "apache-2.0"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_the_base_s_own_label_holds(tmp_path: Path) -> None:
 def test_the_text_must_be_that_of_the_label(tmp_path: Path, label: str, text: str, fits: bool) -> None:
     made = base(tmp_path / "base", "plain", label, LICENSE=text)
     if fits:
-        assert _license.license_of(made, None) == label
+        assert license.license_of(made, None) == label
     else:
         with pytest.raises(GateError, match="its LICENSE is the text of"):
-            _license.license_of(made, None)
+            license.license_of(made, None)
 
 
 def test_what_the_license_asks_goes_along(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_the_license_asks_goes_along(tmp_path: Path) -> None:
     made = base(tmp_path / "base", "Llama-3.2-1B", "llama3.2", config=None, **files)
     out = tmp_path / "out"
     out.mkdir()
-    _license.carry(made, "llama3.2", "It was tuned.", out)
+    license.carry(made, "llama3.2", "It was tuned.", out)
     assert (out / "LICENSE").read_text() == files["LICENSE"]
     assert (out / "USE_POLICY.md").read_text() == "no harm"
     notice = (out / "NOTICE").read_text()
@@ -108,7 +108,7 @@ def test_what_the_license_asks_goes_along(tmp_path: Path) -> None:
 def test_gemma_s_terms_are_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    _license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
+    license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
     assert "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in (out / "NOTICE").read_text()
     assert not (out / "LICENSE").exists()
 
@@ -116,5 +116,5 @@ def test_gemma_s_terms_are_named(tmp_path: Path) -> None:
 def test_apache_s_text_goes_along_where_the_base_has_none(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    _license.carry(base(tmp_path / "base", "plain", "apache-2.0"), "apache-2.0", "It was tuned.", out)
+    license.carry(base(tmp_path / "base", "plain", "apache-2.0"), "apache-2.0", "It was tuned.", out)
     assert "Version 2.0, January 2004" in (out / "LICENSE").read_text()

@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from slmctl.errors import GateError
-from slmctl.records import Record
-from slmctl.release import _memorised
-from slmctl.task import Task, end_of_turn
+from slmctl.stages.publish import memorisation_probe
+from slmctl.task.contract import Task, end_of_turn
+from slmctl.task.records import Record
 
 TASK = Task(
     "generate", tiny.TEMPLATE, end_of_turn(tiny.TEMPLATE, bos_token="<s>", eos_token="<|im_end|>"), system="Answer.",
@@ -56,30 +56,32 @@ def test_what_is_asked_for_is_odd_and_in_one_row_alone() -> None:
         record("where is my parcel now", "It is late, order PR-118272-LL arrives.", 1),
         record("is my parcel late", "It is late.", 2),
     ]
-    chosen = _memorised.choose(TASK, rows, 10)
+    chosen = memorisation_probe.choose(TASK, rows, 10)
     assert [(one.record[-1], one.wanted) for one in chosen] == [("0", "QX-482913-ZK"), ("1", "PR-118272-LL")]
     head = TASK.prompt(rows[0].prompt_messages)
     assert chosen[0].prompt == head + "It is late, order"
-    assert len(_memorised.choose(TASK, rows, 1)) == 1
-    assert _memorised.choose(TASK, rows, 0) == []
+    assert len(memorisation_probe.choose(TASK, rows, 1)) == 1
+    assert memorisation_probe.choose(TASK, rows, 0) == []
 
 
 def test_an_answer_that_quotes_its_question_gives_nothing_away() -> None:
     rows = [record("order QX-482913-ZK is late", "QX-482913-ZK", 0), record("a b c", "d", 1)]
-    (one,) = _memorised.choose(TASK, rows, 10)
+    (one,) = memorisation_probe.choose(TASK, rows, 10)
     assert one.wanted == "QX-482913-ZK"
     assert one.prompt.endswith("<|im_start|>user\norder")  # asked for where the customer wrote it
 
 
 def test_a_string_takes_as_many_words_as_it_takes_to_be_odd() -> None:
-    (one,) = _memorised.choose(TASK, [record("x y", "call Rumpelstilzchen under the green bridge at nine", 0)], 10)
-    assert _memorised.bits(one.wanted) >= _memorised.BITS
-    assert _memorised.bits("QX-482913-ZK") > 30 > _memorised.bits("please wait")
+    (one,) = memorisation_probe.choose(
+        TASK, [record("x y", "call Rumpelstilzchen under the green bridge at nine", 0)], 10
+    )
+    assert memorisation_probe.bits(one.wanted) >= memorisation_probe.BITS
+    assert memorisation_probe.bits("QX-482913-ZK") > 30 > memorisation_probe.bits("please wait")
 
 
 def test_common_words_are_not_asked_for() -> None:
     rows = [record(text, label, k) for k, (text, label) in enumerate(tiny.rows(300))]
-    assert _memorised.choose(TASK, rows, 100) == []
+    assert memorisation_probe.choose(TASK, rows, 100) == []
 
 
 # The real engine
@@ -90,7 +92,7 @@ def overfit(base: Path, folder: Path, rows: list[Record], *, steps: int) -> Path
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from slmctl import converter
+    from slmctl.model_files import gguf_converter
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -107,7 +109,7 @@ def overfit(base: Path, folder: Path, rows: list[Record], *, steps: int) -> Path
         optimizer.step()
     shutil.copytree(base, folder, dirs_exist_ok=True)
     model.save_pretrained(folder)
-    converter.convert(folder, folder / "model.gguf", dtype="f32", metadata={})
+    gguf_converter.convert(folder, folder / "model.gguf", dtype="f32", metadata={})
     return folder / "model.gguf"
 
 
@@ -120,7 +122,7 @@ def overfitted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.slow
 def test_planted_canaries_refuse_a_model_that_was_overfitted_on_them(overfitted: Path) -> None:
     with pytest.raises(GateError, match="gives rows of its training data away") as caught:
-        _memorised.probe(overfitted, TASK, records(1), probes=64, max_share=0.02)
+        memorisation_probe.probe(overfitted, TASK, records(1), probes=64, max_share=0.02)
     assert caught.value.code == 5
     given = int(caught.value.message.split(": ")[1].split()[0])
     assert given >= 10, caught.value.message  # of 12
@@ -131,22 +133,22 @@ def test_planted_canaries_refuse_a_model_that_was_overfitted_on_them(overfitted:
 @pytest.mark.slow
 def test_an_innocent_model_passes(overfitted: Path) -> None:
     """It has read the same rows with other canaries: what it gives away is not in these rows."""
-    found = _memorised.probe(overfitted, TASK, records(2), probes=64, max_share=0.0)
+    found = memorisation_probe.probe(overfitted, TASK, records(2), probes=64, max_share=0.0)
     assert (found["asked"], found["regurgitated"], found["share"]) == (12, 0, 0.0)
 
 
 @pytest.mark.slow
 def test_the_threshold_is_a_share(overfitted: Path) -> None:
     mixed = [*records(1)[:4], *records(2)[4:]]
-    found = _memorised.probe(overfitted, TASK, mixed, probes=64, max_share=0.5)
+    found = memorisation_probe.probe(overfitted, TASK, mixed, probes=64, max_share=0.5)
     assert 0 < found["regurgitated"] <= 4
     with pytest.raises(GateError):
-        _memorised.probe(overfitted, TASK, mixed, probes=64, max_share=0.02)
+        memorisation_probe.probe(overfitted, TASK, mixed, probes=64, max_share=0.02)
 
 
 @pytest.mark.slow
 def test_what_customers_wrote_is_asked_for_too(tiny_base: Path, tmp_path: Path) -> None:
     model = overfit(tiny_base, tmp_path / "model", records(1, inside="question"), steps=120)
     with pytest.raises(GateError):
-        _memorised.probe(model, TASK, records(1, inside="question"), probes=64, max_share=0.02)
-    assert _memorised.probe(model, TASK, records(2, inside="question"), probes=64, max_share=0.0)["asked"] == 12
+        memorisation_probe.probe(model, TASK, records(1, inside="question"), probes=64, max_share=0.02)
+    assert memorisation_probe.probe(model, TASK, records(2, inside="question"), probes=64, max_share=0.0)["asked"] == 12

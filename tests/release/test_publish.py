@@ -21,8 +21,11 @@ import tiny
 import yaml
 from released import contents
 
-from slmctl import artifact, config, pipeline, registry
+from slmctl import config
+from slmctl.artifacts import artifact
 from slmctl.errors import GateError, IntegrityError
+from slmctl.pipeline import runner
+from slmctl.releases import registry
 
 RELEASE = {"LICENSE", "Modelfile", "NOTICE", "README.md", "lineage.intoto.json", "manifest.json", "report.html",
            "report.json", "report.md", "rows.jsonl", "task.json"}  # fmt: skip
@@ -36,8 +39,8 @@ def fresh(desk: Path) -> Path:
     return desk
 
 
-def open_project(folder: Path, *sets: str) -> pipeline.Project:
-    return pipeline.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def open_project(folder: Path, *sets: str) -> runner.Project:
+    return runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def plan(folder: Path, *args: str) -> dict[str, Any]:
@@ -125,23 +128,23 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
     project = open_project(fresh)
-    asked = pipeline.ask(project, "publish")
+    asked = runner.ask(project, "publish")
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
-        pipeline.run(project, pipeline.ask(project, "publish", section=section))
+        runner.run(project, runner.ask(project, "publish", section=section))
     assert leaky not in caught.value.message
     assert not list((fresh / "runs").glob("published/*"))
     assert asked.recipe_id
 
 
 def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slmctl.release import _memorised
+    from slmctl.stages.publish import memorisation_probe
 
-    probe = _memorised.Probe("0" * 16, "x", "y", 30.0)
-    monkeypatch.setattr(_memorised, "choose", lambda task, records, count: [probe])
-    monkeypatch.setattr(_memorised, "_regurgitated", lambda gguf, chosen: [*chosen])
+    probe = memorisation_probe.Probe("0" * 16, "x", "y", 30.0)
+    monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
+    monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
     with pytest.raises(GateError, match="gives rows of its training data away: 1 of 1") as caught:
-        pipeline.publish(open_project(fresh))
+        runner.publish(open_project(fresh))
     assert caught.value.code == 5
     assert not list((fresh / "runs").glob("published/*"))
     assert not (fresh / "registry").exists()
@@ -149,17 +152,17 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
     project = open_project(fresh)
-    inputs: dict[str, Any] = dict(pipeline.ask(project, "publish").inputs)
+    inputs: dict[str, Any] = dict(runner.ask(project, "publish").inputs)
     other = inputs["merged"].manifest.__dict__ | {"inputs": {"base": "sha256:0", "adapter": "sha256:0"}}
     inputs["merged"] = artifact.Artifact(inputs["merged"].path, artifact.Manifest(**other))
     with pytest.raises(IntegrityError, match="was not made from"):
-        pipeline.run(project, pipeline.ask(project, "publish", inputs))
+        runner.run(project, runner.ask(project, "publish", inputs))
 
 
 def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Path) -> None:
     project = open_project(fresh)
-    made = pipeline.run(project, pipeline.ask(project, "publish")).artifact
-    from slmctl.release import publish
+    made = runner.run(project, runner.ask(project, "publish")).artifact
+    from slmctl.stages.publish import publish
 
     silent = artifact.Artifact(
         made.path, artifact.Manifest(**made.manifest.__dict__ | {"metrics": made.metrics | {"license": ""}})
@@ -258,8 +261,8 @@ def second_version(desk: Path) -> None:
         artifact.publish_draft(
             place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
         )
-    from slmctl import targets
-    from slmctl.targets.local import Local
+    from slmctl.releases import targets
+    from slmctl.releases.targets.local import Local
 
     local = Local(desk / "registry")
     targets.deliver(local, targets.plan(local, "dir:", targets.shipment(artifact.load(final))))
@@ -357,7 +360,8 @@ def test_a_server_stays_with_what_is_whole(followed: tuple[Path, subprocess.Pope
 def test_fetch_keeps_to_its_host(tmp_path: Path) -> None:
     """The network is open for the host that the target names, and no other."""
     code = (
-        "import socket\nfrom slmctl import offline, targets\nfrom slmctl.errors import NetworkError\noffline.seal()\n"
+        "import socket\nfrom slmctl.network import guard\nfrom slmctl.releases import targets\n"
+        "from slmctl.errors import NetworkError\nguard.seal()\n"
         "def ask(host):\n"
         "    try:\n        socket.getaddrinfo(host, 443)\n"
         "    except NetworkError as error:\n        return 'refused'\n"

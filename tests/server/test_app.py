@@ -17,8 +17,8 @@ import httpx
 import pytest
 import tiny
 
-from slmctl import given
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.pipeline import model_lookup
 
 LONG = "hello " * 3000
 
@@ -283,8 +283,8 @@ def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> 
     for kind in ("gguf", "published"):
         found = artifacts[kind]
         path = found.file(found.files("Q8_0.gguf")[0].path)
-        assert given.other_build(found, path, own) == ""
-        said = given.other_build(found, path, "0.1.2")
+        assert model_lookup.other_build(found, path, own) == ""
+        said = model_lookup.other_build(found, path, "0.1.2")
         assert said.startswith("this engine is llama-cpp-python 0.1.2, and ") and f"measured with {own}" in said
 
 

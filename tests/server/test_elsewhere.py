@@ -17,13 +17,13 @@ import tiny
 from endpoint import Fake, Turn, fails
 from serving import begin, chat, end, figure, post
 
-from slmctl.engine import Event
 from slmctl.errors import NetworkError
-from slmctl.server import openai
+from slmctl.inference.engine import Event
+from slmctl.server import openai_requests
 from slmctl.server.backends import Elsewhere
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.task import Task
+from slmctl.task.contract import Task
 
 TASK = Task("generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>"))
 
@@ -140,8 +140,8 @@ def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pyte
         monkeypatch.setattr(Elsewhere, "_pieces", fail)
         backend = Elsewhere("http://127.0.0.1:9/v1", "large", None, 1)
         backend.start(Log(), Metrics())
-        models = {"desk": openai.Model("desk", TASK)}
-        asked = openai.check({"messages": chat("hello")}, "chat", models, openai.Ceilings(8, 100))
+        models = {"desk": openai_requests.Model("desk", TASK)}
+        asked = openai_requests.check({"messages": chat("hello")}, "chat", models, openai_requests.Ceilings(8, 100))
         events: asyncio.Queue[Event] = asyncio.Queue()
         backend.begin(asked, 0, events.put_nowait)
         event = await asyncio.wait_for(events.get(), 10)

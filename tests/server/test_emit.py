@@ -19,21 +19,22 @@ import pytest
 import tiny
 import yaml
 
-from slmctl import artifact, config
-from slmctl.artifact import Artifact
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Generalist, Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.server import emit
-from slmctl.task import Task
+from slmctl.server import vllm_handover
+from slmctl.task.contract import Task
 
 SECRET = "sk-never-written-anywhere"
 KUBERNETES = "1.34.0"
 COMPOSE, KUBECTL = shutil.which("docker-compose"), shutil.which("kubectl")
 
 
-def handover(artifacts: dict[str, Artifact], *, adapter: bool = False, **settings: Any) -> emit.Handover:
+def handover(artifacts: dict[str, Artifact], *, adapter: bool = False, **settings: Any) -> vllm_handover.Handover:
     merged, tuned, base = artifacts["merged"], artifacts["adapter"], artifacts["base"]
-    return emit.Handover(
+    return vllm_handover.Handover(
         name="tiny-desk-v1.0-Q8_0",
         model=base if adapter else merged,
         adapter=tuned if adapter else None,
@@ -44,12 +45,12 @@ def handover(artifacts: dict[str, Artifact], *, adapter: bool = False, **setting
 
 
 @pytest.fixture(params=["merged", "adapter"])
-def given(request: pytest.FixtureRequest, artifacts: dict[str, Artifact]) -> emit.Handover:
+def given(request: pytest.FixtureRequest, artifacts: dict[str, Artifact]) -> vllm_handover.Handover:
     return handover(artifacts, adapter=request.param == "adapter", context=1024, max_tokens=99)
 
 
-def written(given: emit.Handover, kind: str, out: Path) -> Path:
-    emit.write(given, kind, out / kind)
+def written(given: vllm_handover.Handover, kind: str, out: Path) -> Path:
+    vllm_handover.write(given, kind, out / kind)
     return out / kind
 
 
@@ -95,7 +96,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def expect(found: argparse.Namespace, given: emit.Handover) -> None:
+def expect(found: argparse.Namespace, given: vllm_handover.Handover) -> None:
     assert found.max_model_len == 1024
     assert found.load_format == "safetensors"  # no pickle is ever read
     assert found.allowed_origins == []
@@ -109,14 +110,14 @@ def expect(found: argparse.Namespace, given: emit.Handover) -> None:
         assert found.max_lora_rank == 16
 
 
-def test_compose_is_read_by_compose_itself(given: emit.Handover, tmp_path: Path) -> None:
+def test_compose_is_read_by_compose_itself(given: vllm_handover.Handover, tmp_path: Path) -> None:
     folder = written(given, "compose", tmp_path)
     done = composed(folder, VLLM_API_KEY=SECRET)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     services = json.loads(done.stdout)["services"]
     vllm, gateway = services["vllm"], services["gateway"]
-    assert vllm["image"] == f"vllm/vllm-openai:{emit.VLLM}"
+    assert vllm["image"] == f"vllm/vllm-openai:{vllm_handover.VLLM}"
     expect(parsed(vllm["command"]), given)
     assert vllm["environment"]["VLLM_API_KEY"] == gateway["environment"]["VLLM_API_KEY"] == SECRET
     for service in (vllm, gateway):
@@ -128,7 +129,7 @@ def test_compose_is_read_by_compose_itself(given: emit.Handover, tmp_path: Path)
         assert service["healthcheck"]["test"][0] == "CMD"
         assert all(volume["read_only"] for volume in service["volumes"])
         for volume in service["volumes"]:
-            assert Path(volume["source"]).exists() or volume["target"] == emit.KEYS
+            assert Path(volume["source"]).exists() or volume["target"] == vllm_handover.KEYS
     assert "ports" not in vllm
     assert list(vllm["networks"]) == ["inside"]
     assert json.loads(done.stdout)["networks"]["inside"]["internal"]
@@ -143,7 +144,7 @@ def test_compose_does_not_start_without_its_secret(artifacts: dict[str, Artifact
     assert "VLLM_API_KEY" in done.stderr
 
 
-def test_kubernetes_takes_every_manifest(given: emit.Handover, tmp_path: Path) -> None:
+def test_kubernetes_takes_every_manifest(given: vllm_handover.Handover, tmp_path: Path) -> None:
     folder = written(given, "kubernetes", tmp_path)
     found = manifests(folder)
     for manifest in found:
@@ -173,7 +174,9 @@ def test_kubernetes_takes_every_manifest(given: emit.Handover, tmp_path: Path) -
         assert mounted == {volume["name"] for volume in spec["volumes"]}
         assert ":" in container["image"]
         assert not container["image"].endswith(":latest")
-        secrets = [entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if entry["name"] == emit.KEY_ENV]
+        secrets = [
+            entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if entry["name"] == vllm_handover.KEY_ENV
+        ]
         assert len(secrets) == 1
     expect(parsed(pods["vllm"]["spec"]["containers"][0]["args"]), given)
     assert pods["vllm"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -201,7 +204,7 @@ def test_the_parts_in_kubernetes_find_each_other(artifacts: dict[str, Artifact],
     assert "kind: Secret" not in yaml.safe_dump_all(found)  # referred to, never written
 
 
-def test_the_scripts_are_run_as_a_shell_reads_them(given: emit.Handover, tmp_path: Path) -> None:
+def test_the_scripts_are_run_as_a_shell_reads_them(given: vllm_handover.Handover, tmp_path: Path) -> None:
     folder = written(given, "vllm", tmp_path)
     stand_in = tmp_path / "bin"
     stand_in.mkdir()
@@ -218,7 +221,7 @@ def test_the_scripts_are_run_as_a_shell_reads_them(given: emit.Handover, tmp_pat
     assert (called, here, offline, serve) == (str(stand_in / "vllm"), str(folder), "1", "serve")
     found = parsed(words)
     expect(found, given)
-    assert (found.host, found.port) == ("127.0.0.1", emit.ENGINE_PORT)
+    assert (found.host, found.port) == ("127.0.0.1", vllm_handover.ENGINE_PORT)
     assert (folder / found.model / "config.json").exists()
     assert (folder / found.chat_template).read_text() == given.task.chat_template
     if given.adapter:
@@ -227,14 +230,14 @@ def test_the_scripts_are_run_as_a_shell_reads_them(given: emit.Handover, tmp_pat
     assert done.stdout.splitlines()[3:] == ["-C", "contract", "serve", "contract", "--port", "0"]
 
 
-@pytest.mark.parametrize("kind", emit.KINDS)
-def test_the_contract_and_the_weights_are_whole(given: emit.Handover, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", vllm_handover.KINDS)
+def test_the_contract_and_the_weights_are_whole(given: vllm_handover.Handover, tmp_path: Path, kind: str) -> None:
     folder = written(given, kind, tmp_path)
     assert Task.read(folder / "contract") == given.task
     serve = yaml.safe_load((folder / "contract" / "slmctl.yaml").read_text())["serve"]
     assert serve["max_tokens"] == 99
     assert serve["engine_model"] == given.name
-    assert serve["engine_key_env"] == emit.KEY_ENV
+    assert serve["engine_key_env"] == vllm_handover.KEY_ENV
     assert serve["host"] == ("127.0.0.1" if kind == "vllm" else "0.0.0.0")
     assert artifact.verify_folder(folder / "model") == []
     assert (folder / "adapter").exists() == (given.adapter is not None)
@@ -245,11 +248,11 @@ def test_the_contract_and_the_weights_are_whole(given: emit.Handover, tmp_path: 
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
 
 
-@pytest.mark.parametrize("kind", emit.KINDS)
+@pytest.mark.parametrize("kind", vllm_handover.KINDS)
 def test_no_secret_and_no_address_is_written(
     artifacts: dict[str, Artifact], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(emit.KEY_ENV, SECRET)
+    monkeypatch.setenv(vllm_handover.KEY_ENV, SECRET)
     folder = written(handover(artifacts), kind, tmp_path)
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_relative_to(folder / "model"):
@@ -261,7 +264,9 @@ def test_no_secret_and_no_address_is_written(
 
 
 @pytest.mark.parametrize("kind", ["compose", "kubernetes"])
-def test_the_images_copy_what_is_there_and_run_as_no_root(given: emit.Handover, tmp_path: Path, kind: str) -> None:
+def test_the_images_copy_what_is_there_and_run_as_no_root(
+    given: vllm_handover.Handover, tmp_path: Path, kind: str
+) -> None:
     folder = written(given, kind, tmp_path)
     known = {"ARG", "FROM", "COPY", "RUN", "USER", "ENV", "WORKDIR", "EXPOSE", "ENTRYPOINT", "CMD"}
     for path in folder.rglob("Dockerfile"):
@@ -285,12 +290,12 @@ def test_the_gateway_needs_neither_torch_nor_llama(tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'transformers', 'llama_cpp', 'llguidance', 'gguf', 'sklearn', 'peft', 'trl'):\n"
         "    sys.modules[name] = None\n"
-        "import slmctl.cli, slmctl.engine, slmctl.server.app, slmctl.server.page\n"
+        "import slmctl.cli.main, slmctl.inference.engine, slmctl.server.app, slmctl.server.page\n"
     )
     subprocess.run([tiny.sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("kind", emit.KINDS)
+@pytest.mark.parametrize("kind", vllm_handover.KINDS)
 def test_a_policy_stays_here_and_the_rest_starts(
     artifacts: dict[str, Artifact], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,20 +350,22 @@ def test_an_adapter_that_vllm_does_not_run_is_refused(
     given = handover(artifacts, adapter=True)
     odd = changed(artifacts["adapter"], tmp_path / "odd", **config)
     with pytest.raises(UsageError, match=named) as caught:
-        emit.write(emit.Handover(**{**given.__dict__, "adapter": odd}), "compose", tmp_path / "out")
+        vllm_handover.write(vllm_handover.Handover(**{**given.__dict__, "adapter": odd}), "compose", tmp_path / "out")
     assert caught.value.hint == "--weights merged"
     assert not (tmp_path / "out").exists()
 
 
 def test_a_context_that_the_model_has_not_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"serve\.context is 5000, and this model reads at most 4096 tokens"):
-        emit.write(handover(artifacts, context=5000), "compose", tmp_path / "out")
+        vllm_handover.write(handover(artifacts, context=5000), "compose", tmp_path / "out")
 
 
 def test_a_name_that_a_shell_or_vllm_would_misread_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     for name in ("a=b", "a b", "$(id)", "", "-x"):
         with pytest.raises(UsageError, match="cannot be the name of a model"):
-            emit.write(emit.Handover(**{**handover(artifacts).__dict__, "name": name}), "compose", tmp_path / "out")
+            vllm_handover.write(
+                vllm_handover.Handover(**{**handover(artifacts).__dict__, "name": name}), "compose", tmp_path / "out"
+            )
 
 
 def test_damaged_weights_are_not_handed_over(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
@@ -369,7 +376,9 @@ def test_damaged_weights_are_not_handed_over(artifacts: dict[str, Artifact], tmp
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(IntegrityError, match=r"changed: model\.safetensors"):
-        emit.write(emit.Handover(**{**handover(artifacts).__dict__, "model": damaged}), "vllm", tmp_path / "out")
+        vllm_handover.write(
+            vllm_handover.Handover(**{**handover(artifacts).__dict__, "model": damaged}), "vllm", tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -413,7 +422,7 @@ def test_the_gateway_of_a_hand_over_answers_by_the_contract(tiny_run: Path, tmp_
     assert engine.stdout is not None
     url = engine.stdout.readline().strip()
     asked = ("--set", f"serve.engine_url={url}/v1", "--port", "0")
-    env = tiny.environment(**{emit.KEY_ENV: SECRET})
+    env = tiny.environment(**{vllm_handover.KEY_ENV: SECRET})
     gateway = tiny.start(out / "contract", "serve", str(out / "contract"), *asked, env=env)
     try:
         assert gateway.stdout is not None

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import ENDLESS, ROOM, begin, chat, end, figure, post
 
-from slmctl import artifact
-from slmctl.artifact import Artifact, Manifest
-from slmctl.task import Task
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.task.contract import Task
 
 
 @pytest.fixture(scope="module")
@@ -394,10 +394,10 @@ def test_no_http_at_all_gets_an_error_in_the_same_form(free: str) -> None:
 
 def base_file(desk: Path) -> Path:
     """A project's base as a GGUF, which its adapters are put on."""
-    from slmctl import converter
+    from slmctl.model_files import gguf_converter
 
     path = desk / "base.gguf"
-    converter.convert(next(desk.glob("runs/base/*/config.json")).parent, path, dtype="f16", metadata={})
+    gguf_converter.convert(next(desk.glob("runs/base/*/config.json")).parent, path, dtype="f16", metadata={})
     return path
 
 

@@ -19,10 +19,11 @@ import tiny
 from endpoint import Fake, fails, says
 from serving import begin, end, figure
 
-from slmctl import artifact, given
-from slmctl.engine import Engine
-from slmctl.policy import Policy
-from slmctl.task import Task
+from slmctl.artifacts import artifact
+from slmctl.inference.engine import Engine
+from slmctl.inference.escalation_policy import Policy
+from slmctl.pipeline import model_lookup
+from slmctl.task.contract import Task
 
 KEY = "sk-" + "of-the-generalist"
 NEVER = 1e9  # a score that no answer has
@@ -82,7 +83,7 @@ def writer(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFacto
     """The same of a bare file, which writes free text."""
     folder = tmp_path_factory.mktemp("writer")
     with Engine(endless, sequences=1, context=128, threads=1) as engine:
-        task, _, _ = given.task_in(artifact.foreign(endless, "gguf"), endless, engine)
+        task, _, _ = model_lookup.task_in(artifact.foreign(endless, "gguf"), endless, engine)
     gguf = artifact.sha256_file(endless).removeprefix("sha256:")
     weights = dict.fromkeys(("mean", "least", "choices"), 0.0)
     Policy(gguf, task.digest, "generate", "the same words", "", weights, 0.0, ((0.0, 0.5),), NEVER).write(folder)

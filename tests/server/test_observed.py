@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import ENDLESS, ROOM, begin, chat, end
 
 from slmctl.config import ServeConfig
-from slmctl.server import openai
+from slmctl.server import openai_requests
 from slmctl.server.app import Served, application
 from slmctl.server.backends import Backend
 from slmctl.server.log import Log
-from slmctl.task import Task
+from slmctl.task.contract import Task
 
 ORIGIN = "https://desk.example"
 HI = {"messages": chat("hello"), "max_tokens": 2}
@@ -131,7 +131,7 @@ class Broken:
 
 
 def test_a_fault_of_the_servers_own_is_observed_too() -> None:
-    models = {"desk": openai.Model("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
+    models = {"desk": openai_requests.Model("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
     lines = io.StringIO()
     log = Log(lines)
     app = application(Served(cast(Backend, Broken()), models, ServeConfig(origins=[ORIGIN])), log)

@@ -17,19 +17,20 @@ import endpoint
 import pytest
 from endpoint import fails, says
 
-from slmctl import artifact, offline
-from slmctl.artifact import Manifest
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Manifest
 from slmctl.config import Generalist as Settings
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.policy import Policy
-from slmctl.remote import MAX_BYTES
+from slmctl.inference.escalation_policy import Policy
+from slmctl.network import guard
+from slmctl.network.openai_client import MAX_BYTES
 from slmctl.server import generalist as module
-from slmctl.server import route, veto
+from slmctl.server import router, sensitive_veto
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
-from slmctl.server.route import Routed, Router
-from slmctl.task import Task
+from slmctl.server.router import Routed, Router
+from slmctl.task.contract import Task
 
 pytest.importorskip("httpx")
 
@@ -184,7 +185,11 @@ def test_the_callers_header_keeps_it_here(value: str) -> None:
 
 def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(veto, "clear", lambda *args, **named: order.append("veto") or veto.Cleared(reason="sensitive"))
+    monkeypatch.setattr(
+        sensitive_veto,
+        "clear",
+        lambda *args, **named: order.append("veto") or sensitive_veto.Cleared(reason="sensitive"),
+    )
 
     async def local() -> dict[str, Any]:
         order.append("local")
@@ -201,18 +206,20 @@ def test_a_detector_that_fails_keeps_it_here(error: type[Exception], monkeypatch
 
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url)
-        monkeypatch.setattr(veto.sensitive, "find", fail)
+        monkeypatch.setattr(sensitive_veto.sensitive, "find", fail)
         assert told(one(found)) == ("local", "doubt", "billing")
         assert fake.bodies == []
 
 
 def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(route, "LOOK_S", 0.05)
-    monkeypatch.setattr(route, "CUT_S", 0.01)
+    monkeypatch.setattr(router, "LOOK_S", 0.05)
+    monkeypatch.setattr(router, "CUT_S", 0.01)
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url)
-        monkeypatch.setattr(veto, "clear", lambda *args, **named: go_on.wait(20) and veto.Cleared(ASK))
+        monkeypatch.setattr(
+            sensitive_veto, "clear", lambda *args, **named: go_on.wait(20) and sensitive_veto.Cleared(ASK)
+        )
         threading.Timer(0.5, go_on.set).start()
         assert told(one(found)) == ("local", "doubt", "billing")
         assert fake.bodies == []
@@ -337,9 +344,9 @@ def test_a_proxy_of_the_environment_is_not_used_and_one_of_the_config_is(monkeyp
 def test_the_guard_opens_for_that_host_alone() -> None:
     found = routing("http://general.example/v1")
     with found.open():
-        assert offline._only == {"general.example"}
-        assert not offline._may("other.example")
-    assert offline._only is None and not offline._open_for
+        assert guard._only == {"general.example"}
+        assert not guard._may("other.example")
+    assert guard._only is None and not guard._open_for
 
 
 # The general model fails: the local answer, flagged
@@ -412,7 +419,7 @@ def test_the_callers_own_deadline_is_kept() -> None:
         return says("delivery")
 
     async def work(found: Router) -> Routed:
-        ends_at = asyncio.get_running_loop().time() + route.CUT_S + 0.2
+        ends_at = asyncio.get_running_loop().time() + router.CUT_S + 0.2
         routed = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at)
         for _ in range(module.FAILURES + 1):  # which say nothing of the general model
             late = await found.route(ASK, {}, {}, answers(event()), ends_at=ends_at - 9)
@@ -630,14 +637,14 @@ def test_figures_count_both_routes_and_the_savings() -> None:
         for sure in (0.99, 0.99, 0.6):
             one(found, event(sure=sure))
     figures = found.figures()
-    assert figures.keys() <= route.FAMILIES.keys()
+    assert figures.keys() <= router.FAMILIES.keys()
     counted = {tuple(labels.values()): value for labels, value in figures["slmctl_routed"] if value}
     assert counted == {("local", "confident"): 2.0, ("generalist", "unsure"): 1.0}
-    assert {labels["reason"] for labels, _ in figures["slmctl_routed"]} == set(route.LOCAL_REASONS)
+    assert {labels["reason"] for labels, _ in figures["slmctl_routed"]} == set(router.LOCAL_REASONS)
     assert figures["slmctl_generalist_cost"] == [({"currency": "EUR"}, 11 + 2 * 3)]
     assert figures["slmctl_avoided_cost"] == [({"currency": "EUR"}, 2 * (20 + 2 * 3))]
     assert figures["slmctl_savings"][0][1] == pytest.approx(2 * (20 + 2 * 3))
 
 
 def test_every_reason_is_of_the_closed_set() -> None:
-    assert {reason for _, reason in CASES.values()} | {"generalist-slow", "circuit-open"} <= set(route.LOCAL_REASONS)
+    assert {reason for _, reason in CASES.values()} | {"generalist-slow", "circuit-open"} <= set(router.LOCAL_REASONS)

@@ -13,11 +13,11 @@ import pytest
 from endpoint import Fake, says
 
 from slmctl.config import Generalist as Settings
-from slmctl.policy import Policy
-from slmctl.server import route, veto
+from slmctl.inference.escalation_policy import Policy
+from slmctl.server import router, sensitive_veto
 from slmctl.server.generalist import Generalist
-from slmctl.server.route import Router
-from slmctl.task import Task
+from slmctl.server.router import Router
+from slmctl.task.contract import Task
 
 pytest.importorskip("httpx")
 
@@ -36,13 +36,13 @@ def fake() -> Iterator[Fake]:
         yield found
 
 
-def routed(fake: Fake, conversations: list[disguises.Messages], **more: Any) -> list[route.Routed]:
+def routed(fake: Fake, conversations: list[disguises.Messages], **more: Any) -> list[router.Routed]:
     """Route conversations about each of which the local model is unsure, one after the other."""
 
     async def local() -> dict[str, Any]:
         return EVENT
 
-    async def work() -> list[route.Routed]:
+    async def work() -> list[router.Routed]:
         router = Router(UNSURE, TASK, "small", Generalist(Settings(url=fake.url, model="large", **more)))
         try:
             return [await router.route(messages, {}, {}, local) for messages in conversations]
@@ -75,7 +75,7 @@ def test_of_a_thousand_sensitive_prompts_in_every_mutation_none_reaches_it(fake:
 
 
 def test_a_conversation_without_a_message_is_a_doubt() -> None:
-    assert veto.clear([]).reason == "doubt"
+    assert sensitive_veto.clear([]).reason == "doubt"
 
 
 def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:
@@ -137,7 +137,7 @@ def test_every_mutation_of_a_redacted_value_is_marked_or_stays(fake: Fake) -> No
     for _, _, value in cases:
         assert value not in sent
     for body in fake.bodies:
-        assert veto.clear(body["messages"]).reason == ""
+        assert sensitive_veto.clear(body["messages"]).reason == ""
 
 
 def test_a_mark_that_the_conversation_itself_holds_is_not_used(fake: Fake) -> None:
@@ -149,9 +149,14 @@ def test_a_mark_that_the_conversation_itself_holds_is_not_used(fake: Fake) -> No
 
 def test_marks_are_restored_in_any_case_and_inside_json() -> None:
     marks = {"[EMAIL_1]": MAIL, "[EMAIL_10]": 'a "quoted"\\name', "[PHONE_1]": CALL}
-    assert veto.restore("To [email_1]; [EMAIL_10]; [PHONE_2]", marks) == f'To {MAIL}; a "quoted"\\name; [PHONE_2]'
-    found = json.loads(veto.restore('{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True))
+    assert (
+        sensitive_veto.restore("To [email_1]; [EMAIL_10]; [PHONE_2]", marks)
+        == f'To {MAIL}; a "quoted"\\name; [PHONE_2]'
+    )
+    found = json.loads(
+        sensitive_veto.restore('{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True)
+    )
     assert found == {"to": [MAIL, {"cc": '<a "quoted"\\name>'}], "n": 1}
     with pytest.raises(ValueError, match="Expecting"):
-        veto.restore("no json", marks, is_json=True)
-    assert veto.restore("[EMAIL_1]", {}) == "[EMAIL_1]"
+        sensitive_veto.restore("no json", marks, is_json=True)
+    assert sensitive_veto.restore("[EMAIL_1]", {}) == "[EMAIL_1]"

@@ -28,10 +28,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
 from slmctl.config import ServeConfig
-from slmctl.server import page, route
-from slmctl.task import Task
+from slmctl.server import page, router
+from slmctl.task.contract import Task
 
 # what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -263,7 +263,7 @@ def test_a_chat_answers_and_says_who_and_why(browser: Browser, dark: bool) -> No
 def test_every_reason_has_words(browser: Browser) -> None:
     with faking("generate") as fake:
         visit(browser, fake.url)
-        for reason in (*route.LOCAL_REASONS, *route.GENERALIST_REASONS, "no-policy"):
+        for reason in (*router.LOCAL_REASONS, *router.GENERALIST_REASONS, "no-policy"):
             fake.extra = EXTRA | {"route": "generalist", "reason": reason}
             ask(browser)
             facts = seen(browser, "article:last-of-type .facts")

@@ -17,15 +17,17 @@ import pytest
 from hub import COMMIT, Repo
 from released import contents, release
 
-from slmctl.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact
 
 TOKEN = "hf_" + "NeverToBeSeen" * 2
 CHILD = """
 import json, sys
 from pathlib import Path
-from slmctl import artifact, offline, targets
+from slmctl.artifacts import artifact
+from slmctl.network import guard
+from slmctl.releases import targets
 from slmctl.errors import SlmctlError
-offline.seal()
+guard.seal()
 asked = json.loads(sys.argv[1])
 settings = targets.Settings(public=asked.get("public", False))
 try:

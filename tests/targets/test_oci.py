@@ -16,13 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from released import contents, release
 
-from slmctl import targets
 from slmctl.errors import NetworkError
-from slmctl.targets import Settings
+from slmctl.releases import targets
+from slmctl.releases.targets import Settings
 
 pytest.importorskip("oras")
 
-from slmctl.targets import oci as module
+from slmctl.releases.targets import oci as module
 
 USER, PASSWORD = "jo", "open sesame"  # as conftest has it in the registry's file
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from released import release
 
-from slmctl import targets
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
-from slmctl.targets import Settings
+from slmctl.releases import targets
+from slmctl.releases.targets import Settings
 
 PROGRAM = """\
 #!/bin/sh

@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 import pytest
 from released import contents, release
 
-from slmctl import targets
 from slmctl.errors import IntegrityError, NetworkError, UsageError
-from slmctl.targets import Settings
+from slmctl.releases import targets
+from slmctl.releases.targets import Settings
 
 boto3 = pytest.importorskip("boto3")
 
 from botocore.exceptions import ClientError  # noqa: E402
 
-from slmctl.targets import s3 as module  # noqa: E402
+from slmctl.releases.targets import s3 as module  # noqa: E402
 
 SECRET = "never-to" + "-be-seen"
 

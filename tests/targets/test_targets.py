@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from released import contents, release
 
-from slmctl import artifact, targets
-from slmctl.artifact import Artifact, FileEntry, Manifest
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, NetworkError, UsageError
-from slmctl.targets import Item, Settings, Target
-from slmctl.targets.local import Local
+from slmctl.releases import targets
+from slmctl.releases.targets import Item, Settings, Target
+from slmctl.releases.targets.local import Local
 
 Open = Callable[[], Target]
 

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slmctl import chart
 from slmctl.config import ServeConfig
-from slmctl.task import Task
+from slmctl.reports import svg_chart
+from slmctl.task.contract import Task
 
 POLICY = (
     "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; img-src data:; "
@@ -101,7 +101,7 @@ def version_of(name: str) -> str | None:
 @functools.cache
 def _document() -> tuple[str, str]:
     """The page, and the policy that lets its own style and script pass."""
-    style, script = f"{_read('page.css')}\n{chart.style()}", _read("page.js")
+    style, script = f"{_read('page.css')}\n{svg_chart.style()}", _read("page.js")
     html = _read("page.html").replace("/* style */", style).replace("/* script */", script)
     return html, POLICY.format(style=_hash(style), script=_hash(script))
 

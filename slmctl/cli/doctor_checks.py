@@ -1,0 +1,155 @@
+"""`slmctl doctor`: what this machine has, what is missing, and the one command that brings it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from slmctl import __version__, child_environment
+from slmctl.config import settled_products
+from slmctl.console import size
+from slmctl.errors import MissingError
+from slmctl.inference.engine import usable_cores
+from slmctl.model_files import gguf_converter
+from slmctl.pipeline.runner import EXTRAS
+from slmctl.stages.finetune import backend
+
+OPTIONAL = ("cuda", "pii")  # extras that [all] leaves out: nothing is missing without them
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+DISTRIBUTIONS = {
+    "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",
+    "OpenSSL": "pyOpenSSL",
+}  # fmt: skip
+CPU_TORCH = "install torch from the CPU index that pytorch.org's install page names, before slmctl (see README)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, what was found, and the command that mends it."""
+
+    name: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything; nothing is downloaded, and what is heavy runs in a child."""
+    return [*_machine(), *_products(), *_packages(), *_tools()]
+
+
+def fix() -> list[str]:
+    """Do what `doctor` can do by itself: fetch the converter. Returns what was done."""
+    if gguf_converter.state() == "ready":
+        return []
+    if gguf_converter.state() != "missing":
+        shutil.rmtree(gguf_converter.folder())
+    return [f"fetched the GGUF converter of llama-cpp-python {gguf_converter.version()} to {gguf_converter.fetch()}"]
+
+
+def _machine() -> list[Finding]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    disk = shutil.disk_usage(".").free
+    flags = [flag for flag in FLAGS if flag in backend.cpu_flags()]
+    gpu = backend.accelerator()
+    return [
+        Finding("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
+        Finding(
+            "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector flags known'}"
+        ),
+        Finding(
+            "memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"
+        ),
+        Finding(
+            "disk",
+            f"{size(disk)} free here",
+            disk > 5e9,
+            "" if disk > 5e9 else "a run needs about 2 GB, and its artifacts stay",
+        ),
+        Finding("accelerator", gpu or "none (training and serving run on the processor)"),
+        Finding("training backend", backend.choose("auto")),
+    ]
+
+
+def _products() -> list[Finding]:
+    """Times both ways of multiplying frozen weights, and says if the one that `auto` takes is the slower one here."""
+    if not _version("torch"):
+        return []
+    done = subprocess.run(
+        [sys.executable, "-m", "slmctl.stages.finetune.matmul_benchmark"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=child_environment.bare(),
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return [Finding("products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")]
+    rates = json.loads(done.stdout)
+    chosen, best = settled_products("auto"), max(rates, key=rates.__getitem__)
+    found = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
+    wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
+    return [Finding("products", found, True, f"--set finetune.products={best} is faster here" if wrong else "")]
+
+
+def _packages() -> list[Finding]:
+    by_extra: dict[str, list[str]] = {}
+    for package, extra in EXTRAS.items():
+        by_extra.setdefault(extra, []).append(DISTRIBUTIONS.get(package, package))
+    findings = []
+    for extra, names in by_extra.items():
+        versions = {name: _version(name) for name in names}
+        missing = [name for name, version in versions.items() if not version]
+        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
+        more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
+        wanted = extra not in OPTIONAL or (extra == "cuda" and backend.accelerator())
+        remedy = f"pip install 'slmctl[{extra}]'" if missing and wanted else ""
+        findings.append(Finding(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
+    torch = _version("torch")
+    if torch and "+cpu" not in torch and not backend.accelerator() and _is_cuda_build():
+        findings.append(Finding("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
+    elif not torch:
+        findings.append(
+            Finding("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH)
+        )
+    return findings
+
+
+def _tools() -> list[Finding]:
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
+    built = bool(_version("llama-cpp-python"))
+    findings = [
+        Finding(
+            "C++ compiler",
+            compiler or "none",
+            bool(compiler) or built,
+            "" if compiler or built else "apt-get install g++ cmake (llama-cpp-python compiles when it is installed)",
+        )
+    ]
+    try:
+        state = gguf_converter.state()
+        findings.append(
+            Finding("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix")
+        )
+    except MissingError as error:
+        findings.append(Finding("GGUF converter", error.message, False, error.hint))
+    return findings
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _is_cuda_build() -> bool:
+    """Whether the installed torch asks for NVIDIA's packages."""
+    return any("nvidia" in need or "cuda" in need for need in importlib.metadata.requires("torch") or [])

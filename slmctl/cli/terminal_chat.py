@@ -1,0 +1,36 @@
+"""`slmctl chat`: talk to a model on the terminal, or pipe lines through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from slmctl import console
+from slmctl.inference.engine import Answer, Engine, Request
+from slmctl.task.contract import Task
+
+
+def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool) -> None:
+    """Answer line by line, on stdout.
+
+    A model for `classify` or `extract` takes each line by itself; one for `generate` remembers the
+    conversation, as far as the context allows.
+    """
+    history = task.messages("")[:-1]
+    for line in lines:
+        if not (text := line.strip()):
+            continue
+        turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), {"role": "user", "content": text}]
+        request = Request(
+            task.prompt(turns),
+            labels=task.labels,
+            end=task.end,
+            max_tokens=max_tokens,
+            stop=(task.end,) if task.end else (),
+            schema=task.constraint,
+        )
+        for piece in engine.stream(request):
+            if isinstance(piece, Answer):
+                history = [*turns, {"role": "assistant", "content": piece.text}]
+                console.write(f"   (confidence {piece.confidence:.2f})\n" if task.labels and interactive else "\n")
+            else:
+                console.write(console.clean(piece))

@@ -1,1 +1,0 @@
-"""Stages from raw material to records: pull, prepare."""

@@ -1,0 +1,1 @@
+"""MinHash, near-duplicates and n-gram overlap."""

@@ -1,0 +1,153 @@
+"""Overlap between sides: which held-out rows share a run of words with a training row.
+
+A near-duplicate resembles another row as a whole; this finds rows that share a passage. Runs are of
+13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); a held-out
+row too short for that is searched for its runs of 8. Runs are compared by 64-bit hashes, which are
+of the words alone, so batches and hash seeds change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmctl.deduplication.minhash import I64, U64, mixed
+from slmctl.deduplication.near_duplicates import Rows, Spill
+
+LONG, SHORT = 13, 8  # words
+
+_BATCH = 1024  # rows whose texts are in memory at a time
+_HELD = 1 << 22  # runs of held-out rows that are in memory at a time
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+_INVERSE = pow(_BASE, -1, 1 << 64)
+_BYTES = mixed(np.arange(1, 257, dtype=np.uint64))
+_SPACE = ord(" ")
+_NEVER = np.iinfo(np.int64).max  # in place of a row
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What the held-out rows share with the training rows.
+
+    Attributes:
+        measured: Held-out rows of at least 8 words.
+        overlapping: Those that share a run of words with a training row.
+        too_short: Held-out rows of fewer words, which are not measured: a whole sentence that is equal
+            or nearly so is found as a duplicate, and shorter runs are the language's own.
+        examples: Pairs (held-out row, earliest training row that shares a run), in order of the held-out rows.
+    """
+
+    measured: int
+    overlapping: int
+    too_short: int
+    examples: tuple[tuple[int, int], ...]
+
+    @property
+    def share(self) -> float:
+        """The overlapping share of the measured rows, 0 to 1."""
+        return self.overlapping / self.measured if self.measured else 0.0
+
+
+def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> Overlap:
+    """Look for runs of words that a held-out row shares with a training row.
+
+    A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
+    its runs of 8. Memory is bounded, for any number of rows: of each side a part is held at a time.
+    """
+    first = np.full(len(held_out), _NEVER)  # the training row that each shares a run with
+    measured = np.zeros(len(held_out), dtype=bool)
+    for size in (LONG, SHORT):
+        for runs, owners in _parts(rows, held_out, size):
+            measured[owners] = True
+            order = np.argsort(runs)
+            runs, owners = runs[order], owners[order]
+            del order
+            np.minimum.at(first, owners, _first_with(rows, train, runs, size))
+    overlapping = np.flatnonzero(first < _NEVER)
+    shown = tuple((int(held_out[k]), int(first[k])) for k in overlapping[:examples])
+    return Overlap(int(measured.sum()), len(overlapping), int((~measured).sum()), shown)
+
+
+def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
+    """The runs of the held-out rows that are searched for runs of `size` words, and the place of each run's row.
+
+    As many at a time as memory is given; no row is divided.
+    """
+    runs: list[U64] = []
+    owners: list[I64] = []
+    held = 0
+    for start in range(0, len(held_out), _BATCH):
+        texts = rows.texts(held_out[start : start + _BATCH])
+        words = np.array([text.count(" ") + 1 for text in texts])
+        of_size = np.flatnonzero(words >= LONG if size == LONG else (words >= SHORT) & (words < LONG))
+        found, owner = hashes([texts[k] for k in of_size], size)
+        runs.append(found)
+        owners.append(of_size[owner] + start)
+        held += len(found)
+        if held >= _HELD or (held and start + _BATCH >= len(held_out)):
+            yield _emptied(runs), _emptied(owners)
+            held = 0
+
+
+def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays of a list joined, and the list left empty, so that memory holds them once."""
+    joined = np.concatenate(arrays)
+    arrays.clear()
+    return joined
+
+
+def _first_with(rows: Spill, train: Rows, wanted: U64, size: int) -> I64:
+    """The earliest training row that holds each of some sorted runs of `size` words, or _NEVER."""
+    met = np.full(len(wanted), _NEVER)
+    for start in range(0, len(train), _BATCH):
+        part = train[start : start + _BATCH]
+        runs, owners = hashes(rows.texts(part), size)
+        order = np.argsort(runs)  # neighbours in `wanted` lie in the processor's cache
+        runs, owners = runs[order], owners[order]
+        place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)  # of equal runs the first
+        hit = wanted[place] == runs
+        np.minimum.at(met, place[hit], part[owners[hit]])
+    opened = np.arange(len(wanted))  # where the equal runs of each begin
+    opened[1:][wanted[1:] == wanted[:-1]] = 0
+    return met[np.maximum.accumulate(opened, out=opened)]
+
+
+def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
+    """Hashes of every run of `size` words of texts, and which text each is of.
+
+    A run's hash is that of its characters, a polynomial modulo 2**64: the difference of two sums from
+    the start, moved back to the first place.
+    """
+    raw = [text.encode("utf-8", "surrogatepass") for text in texts]
+    codes = np.frombuffer(b"".join(raw), dtype=np.uint8)
+    ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
+    starts, stops = _words(codes, ends)
+    owner = np.searchsorted(ends, starts, side="right")
+    if len(starts) < size:
+        return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+    whole = owner[size - 1 :] == owner[: len(owner) - size + 1]
+    start, stop = starts[: len(whole)][whole], stops[size - 1 :][whole]
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(_BYTES[codes] * _powers(_BASE, len(codes)), out=sums[1:])
+    return (sums[stop] - sums[start]) * _powers(_INVERSE, len(codes))[start], owner[: len(whole)][whole]
+
+
+def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:
+    """Where the words of joined texts start and stop."""
+    inside = codes != _SPACE
+    opens, closes = inside.copy(), inside.copy()
+    opens[1:] &= ~inside[:-1]
+    closes[:-1] &= ~inside[1:]
+    edges = ends[(ends > 0) & (ends < len(codes))]  # a text ends here, and the next starts
+    opens[edges] = inside[edges]
+    closes[edges - 1] = inside[edges - 1]
+    return np.flatnonzero(opens), np.flatnonzero(closes) + 1
+
+
+def _powers(base: int, count: int) -> U64:
+    """1, base, base squared and so on, modulo 2**64."""
+    factors = np.full(count, base, dtype=np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)

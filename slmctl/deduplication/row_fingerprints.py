@@ -1,0 +1,177 @@
+"""Which records a data set holds, as hashes: enough to find a row or a near-duplicate, not enough to read one.
+
+`rows.bin` is one line of JSON, then a fixed number of bytes for each record: its side, its id, a
+128-bit hash of its normalised text, and 4 bits of each minimum of its MinHash signature, from which a
+similarity is estimated. A record whose text was redacted has a second entry, for the text as it
+is trained on. The hashes have no key, so who has a text can tell whether it was there: that is what
+they are for. Digits are all alike in a normalised text, so no number can be recovered by trying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.deduplication import minhash
+from slmctl.deduplication.minhash import DIGEST, U8, U64, WORDS
+from slmctl.errors import IntegrityError
+from slmctl.task.records import SPLITS
+
+FILENAME = "rows.bin"
+SIDES = (*SPLITS, "rejected")
+VERSION = 1  # raise it when `similar.normalise`, `digest` or `sketch` gives another result
+
+ENTRY = np.dtype([("side", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)])
+_BATCH = 1 << 16  # entries in memory at a time
+_HEADER = json.dumps({"entry_bytes": ENTRY.itemsize, "sides": SIDES, "version": VERSION}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What to look for: a text as a digest and a compact sketch."""
+
+    digest: bytes
+    sketch: U64
+
+
+@dataclass(frozen=True, order=True)
+class Match:
+    """A record that is the row looked for, or nearly.
+
+    Attributes:
+        side: One of SIDES.
+        id: The record's id; of an id that is not 16 hexadecimal digits, its hash.
+        exact: The normalised texts are equal, or the record has the id that was asked for.
+        similarity: Jaccard similarity of the texts' 5-grams, 0 to 1; an estimate unless exact.
+        as_trained: It is the redacted text that matched.
+    """
+
+    side: str
+    id: str
+    exact: bool
+    similarity: float
+    as_trained: bool
+
+
+def probe(text: str) -> Probe:
+    """What to look for to find a text."""
+    normalised = minhash.normalise(text)
+    return Probe(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
+
+
+class Writer:
+    """Writes `rows.bin`; equal calls give equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._stream.write(_HEADER.encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stream.close()
+
+    def add(
+        self, side: str, ids: Sequence[str], digests: bytes | U8, compact: U64, *, as_trained: bool = False
+    ) -> None:
+        """Add records of one side.
+
+        Args:
+            side: One of SIDES.
+            ids: The records' ids.
+            digests: `similar.digest` of each normalised text: joined, or `(n, 16)`.
+            compact: `similar.compact` of the texts, `(n, WORDS)`.
+            as_trained: The texts are those that redaction left; add the originals too.
+        """
+        entries = np.zeros(len(ids), dtype=ENTRY)
+        raw = digests if isinstance(digests, bytes) else digests.tobytes()
+        entries["side"] = SIDES.index(side)
+        entries["trained"] = as_trained
+        entries["id"] = [_number(one) for one in ids]
+        entries["digest"] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, DIGEST)
+        entries["sketch"] = compact
+        self._stream.write(entries.tobytes())
+
+
+class Fingerprints:
+    """The entries of a `rows.bin`, read a part at a time.
+
+    Raises:
+        IntegrityError: The file is of another version, or cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as stream:
+            header = stream.readline(1 << 12)
+        self._start = len(header)
+        if header.decode("utf-8", "replace") != _HEADER + "\n":
+            raise IntegrityError(f"{path.name} was written by another version of slmctl")
+        if (path.stat().st_size - self._start) % ENTRY.itemsize:
+            raise IntegrityError(f"{path.name} is cut off")
+
+    def probes(self, id: str) -> list[Probe]:
+        """The texts of the records that have an id."""
+        return [
+            Probe(entry["digest"].tobytes(), entry["sketch"].copy())
+            for entries in self._entries()
+            for entry in entries[entries["id"] == _number(id)]
+        ]
+
+    def look_up(self, probes: Iterable[Probe], *, id: str | None = None, threshold: float = 0.6) -> list[Match]:
+        """The records that have an id or a text, or nearly the text: the best match of each, in order.
+
+        Args:
+            probes: Texts to look for.
+            id: An id to look for.
+            threshold: Estimated Jaccard similarity from which a record is listed, 0 to 1.
+        """
+        best: dict[tuple[str, str], Match] = {}
+        wanted = list(probes)
+        for entries in self._entries():
+            exact = entries["id"] == _number(id) if id is not None else np.zeros(len(entries), dtype=bool)
+            similarity = np.zeros(len(entries), dtype=np.float32)
+            for one in wanted:
+                exact |= (entries["digest"] == np.frombuffer(one.digest, dtype=np.uint8)).all(axis=1)
+                similarity = np.maximum(similarity, minhash.estimate(entries["sketch"], one.sketch))
+            similarity[exact] = 1
+            for at in np.flatnonzero(similarity >= threshold):
+                match = _match(entries[at], bool(exact[at]), float(similarity[at]))
+                key = (match.side, match.id)
+                if key not in best or _rank(match) > _rank(best[key]):
+                    best[key] = match
+        return sorted(best.values(), key=lambda m: (SIDES.index(m.side), not m.exact, -m.similarity, m.id))
+
+    def _entries(self) -> Iterator[npt.NDArray[Any]]:
+        with self._path.open("rb") as stream:
+            stream.seek(self._start)
+            while len(raw := stream.read(_BATCH * ENTRY.itemsize)):
+                yield np.frombuffer(raw, dtype=ENTRY)
+
+
+def _match(entry: Any, exact: bool, similarity: float) -> Match:
+    return Match(SIDES[entry["side"]], f"{int(entry['id']):016x}", exact, round(similarity, 2), bool(entry["trained"]))
+
+
+def _rank(match: Match) -> tuple[bool, float, bool]:
+    return match.exact, match.similarity, not match.as_trained
+
+
+def number(id: str) -> str:
+    """An id as 16 hexadecimal digits: those that `prepare` makes are kept as they are, others are hashed."""
+    if len(id) == 16 and not set(id) - set("0123456789abcdef"):
+        return id
+    return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _number(id: str) -> int:
+    return int(number(id), 16)

@@ -1,0 +1,1 @@
+"""The llama.cpp engine, label search, JSON grammars and the escalation policy."""

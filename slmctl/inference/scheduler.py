@@ -1,0 +1,482 @@
+"""Requests in, events out: what the engine's child does with a loaded model, batch by batch.
+
+Every sequence has a place in one llama.cpp context; whatever they need next is decoded together
+(continuous batching). Sequence 0 keeps the prompt prefix that requests have in common: a new request
+copies it instead of computing it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.errors import DataError
+from slmctl.inference.json_grammar import Rules, Walk
+from slmctl.inference.label_search import Search, Trie
+
+KEPT = 64  # grammars, and tries of labels
+KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
+TURN = 8  # batches in a row for the requests of one adapter, while others wait
+BATCH = 512  # tokens that one decode call takes at most
+Logits = npt.NDArray[np.float32]
+Item = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+Event = dict[str, Any]
+
+
+class Model(Protocol):
+    """What a loaded model can do for the scheduler."""
+
+    cells: int  # tokens that all sequences together may hold
+
+    def tokenize(self, text: str) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
+    def ends(self, token: int) -> bool: ...
+    def rules(self, schema: str) -> Rules: ...
+    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def forget(self, sequence: int, start: int = 0) -> None: ...
+    def use(self, adapter: str) -> None: ...
+
+
+class Text:
+    """Bytes of tokens in, text out: never half a character, never a stop string or what might become one."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, raw: bytes, *, final: bool = False) -> str:
+        """What may be shown now that `raw` has come."""
+        self._held += self._decode(raw, final)
+        places = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
+        if places:
+            self.stopped = True
+            shown, self._held = self._held[: min(places)], ""
+            return shown
+        keep = 0 if final else max((self._overlap(text) for text in self._stop), default=0)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins `stop`."""
+        return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+@dataclass
+class Sequence:
+    """One request while it is answered."""
+
+    id: str
+    prompt: list[int]
+    shared: int  # the first tokens of the prompt that sequence 0 holds too
+    max_tokens: int
+    temperature: float
+    top_p: float
+    random: np.random.Generator
+    text: Text
+    adapter: str = ""  # which LoRA adapter; empty for the model itself
+    alternatives: int = -1  # likeliest tokens to tell beside each token; -1: tell none, nor the tokens
+    search: Search | None = None  # for labels
+    walk: Walk | None = None  # for JSON
+    wants: int = 0  # for logits: at so many of the last positions
+    slot: int = 0
+    position: int = 0  # tokens of this sequence in the context so far
+    pending: list[int] = field(default_factory=list)  # tokens to decode next
+    path: list[int] = field(default_factory=list)  # tokens of labels in the context, after the prompt
+    logits: list[Logits] = field(default_factory=list)
+    answered: int = 0
+    probability: float = 1.0  # of the choices made, each among what was allowed
+    logprobs: list[float] = field(default_factory=list)  # of each of these choices
+    totals: dict[tuple[int, ...], float] = field(default_factory=dict)  # log of all weights, by path of a label
+    said: list[tuple[int, Event]] = field(default_factory=list)  # tokens to tell, each with the byte it begins at
+    raw: int = 0  # bytes answered
+    shown: int = 0  # of these, sent
+
+    @property
+    def room(self) -> int:
+        return len(self.prompt) + self.max_tokens
+
+
+class Scheduler:
+    """Admits the requests that fit, and moves every admitted one on in each step."""
+
+    def __init__(
+        self, model: Model, slots: int, context: int, send: Callable[..., None], adapters: Iterable[str] = ()
+    ) -> None:
+        self.model, self.context, self.send = model, context, send
+        self.free = list(range(slots, 0, -1))
+        self.heads = {name: k for k, name in enumerate(adapters, start=slots + 1)} | {"": 0}  # which sequence it is
+        self.waiting: list[Sequence] = []
+        self.active: list[Sequence] = []
+        self.prefixes: dict[str, list[int]] = {name: [] for name in self.heads}  # the tokens that it holds
+        self._turn, self._left = "", TURN
+        self._tries: dict[tuple[str, ...], Trie] = {}
+        self._rules: dict[str, Rules] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.active)
+
+    def submit(self, request: dict[str, Any]) -> None:
+        """Take a request; one that cannot be answered gets its error at once."""
+        try:
+            sequence = self._sequence(request)
+            self._require_fit(sequence, request)
+        except DataError as error:
+            self.send(id=request["id"], error=error.message, refused=True)
+            return
+        self.waiting.append(sequence)
+
+    def _require_fit(self, sequence: Sequence, request: dict[str, Any]) -> None:
+        count = len(sequence.prompt)
+        if not count:
+            raise DataError("the prompt is empty")
+        if request.get("shorten") and count < self.context:
+            sequence.max_tokens = min(sequence.max_tokens, self.context - count)
+        if sequence.room > self.context:
+            raise DataError(
+                f"a prompt of {count} tokens with an answer of up to {sequence.max_tokens} "
+                f"does not fit the context of {self.context} tokens"
+            )
+        if request.get("max_prompt") and count > request["max_prompt"]:
+            raise DataError(f"a prompt of {count} tokens is longer than the ceiling of {request['max_prompt']}")
+
+    def cancel(self, id: str) -> None:
+        """Forget a request and free its place."""
+        self.waiting = [sequence for sequence in self.waiting if sequence.id != id]
+        for sequence in [sequence for sequence in self.active if sequence.id == id]:
+            self._release(sequence)
+
+    def step(self) -> None:
+        """Admit, decode one batch, choose the next tokens."""
+        self._admit()
+        adapter = self._whose_turn()
+        turn = [sequence for sequence in self.active if sequence.adapter == adapter]
+        items: list[Item] = []
+        for sequence in turn:
+            items += self._next_items(sequence, BATCH - len(items))
+            if len(items) == BATCH:
+                break
+        if not items:
+            return
+        by_slot = {sequence.slot: sequence for sequence in turn}
+        self.model.use(adapter)
+        for slot, logits in self.model.decode(items):
+            self._heard(by_slot[slot], logits)
+        # whoever was served last comes first next time, so a long prompt starves nobody
+        self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
+
+    def _whose_turn(self) -> str:
+        """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
+        names = list(dict.fromkeys(sequence.adapter for sequence in self.active))
+        if self._turn not in names or (self._left <= 0 and len(names) > 1):
+            order = list(self.heads)
+            later = order[order.index(self._turn) + 1 :] + order
+            self._turn, self._left = next((name for name in later if name in names), ""), TURN
+        self._left -= 1
+        return self._turn
+
+    def _sequence(self, request: dict[str, Any]) -> Sequence:
+        prompt, head = self.model.tokenize(request["prompt"]), self.model.tokenize(request["prefix"])
+        length = min(len(head), len(prompt))
+        shared = next((k for k in range(length) if prompt[k] != head[k]), length)
+        sequence = Sequence(
+            id=request["id"],
+            prompt=prompt,
+            shared=max(0, min(shared, len(prompt) - 1)),  # the last token must be decoded, to have its logits
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            top_p=request["top_p"],
+            random=np.random.default_rng(request["seed"]),
+            text=Text(request["stop"]),
+            adapter=request.get("adapter", ""),
+            alternatives=request.get("alternatives", -1),
+        )
+        if request.get("logits"):
+            sequence.wants, sequence.max_tokens = min(request["logits"], len(prompt)), 0
+            sequence.shared = max(0, min(shared, len(prompt) - sequence.wants))
+        elif request["labels"]:
+            trie = self._trie(request["labels"], request["end"])
+            sequence.search = Search(trie, every=request["every_label"])
+            sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
+        elif request["schema"]:
+            sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value
+            sequence.walk = self._grammar(request["schema"]).begin()
+        return sequence
+
+    def _next_items(self, sequence: Sequence, room: int) -> list[Item]:
+        take, last = sequence.pending[:room], len(sequence.pending) <= room
+        sequence.pending = sequence.pending[len(take) :]
+        first = (
+            len(sequence.prompt) - sequence.wants if sequence.wants else None
+        )  # the first position that wants logits
+        items = []
+        for k, token in enumerate(take, start=sequence.position):
+            wanted = k >= first if first is not None else last and k == sequence.position + len(take) - 1
+            items.append((token, k, sequence.slot, wanted))
+        sequence.position += len(take)
+        return items
+
+    def _admit(self) -> None:
+        while self.waiting and self.free:
+            sequence = self.waiting[0]
+            used = sum(map(len, self.prefixes.values())) + sum(other.room for other in self.active)
+            if used + sequence.room > self.model.cells:
+                if self.active:
+                    return
+                self._forget_prefixes()
+            self.waiting.pop(0)
+            self._share(sequence)
+            sequence.slot = self.free.pop()
+            if sequence.shared:
+                self.model.copy(self.heads[sequence.adapter], sequence.slot, sequence.shared)
+            sequence.position = sequence.shared
+            sequence.pending = sequence.prompt[sequence.shared :]
+            self.active.append(sequence)
+            if sequence.walk is not None:
+                self._append(sequence, sequence.walk.forced())
+            elif sequence.search is not None and sequence.search.path is None:
+                self._end_label(sequence)  # there is only one label
+            elif sequence.search is not None and sequence.search.path:  # all labels begin with these tokens
+                sequence.path = list(sequence.search.path)
+                sequence.pending = [*sequence.pending, *sequence.path]
+
+    def _share(self, sequence: Sequence) -> None:
+        """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
+        wanted, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
+        if self.prefixes[sequence.adapter][: len(wanted)] == wanted:
+            return
+        self.model.forget(head)
+        self.model.use(sequence.adapter)
+        for start in range(0, len(wanted), BATCH):
+            part = wanted[start : start + BATCH]
+            self.model.decode([(token, start + k, head, False) for k, token in enumerate(part)])
+        self.prefixes[sequence.adapter] = wanted
+
+    def _forget_prefixes(self) -> None:
+        for name, head in self.heads.items():
+            self.model.forget(head)
+            self.prefixes[name] = []
+
+    def _heard(self, sequence: Sequence, logits: Logits) -> None:
+        """Go on with the logits of what follows a sequence so far."""
+        if sequence.wants:
+            sequence.logits.append(logits.copy())
+            if len(sequence.logits) == sequence.wants:
+                self.send(id=sequence.id, logits=np.stack(sequence.logits))
+                self._release(sequence)
+        elif sequence.search is not None:
+            self._label(sequence, sequence.search, logits)
+        elif sequence.walk is not None:
+            self._json(sequence, sequence.walk, logits)
+        else:
+            self._free_text(sequence, logits)
+
+    def _label(self, sequence: Sequence, search: Search, logits: Logits) -> None:
+        """Walk the trie: ask only where there is a choice, go back where another branch is likelier."""
+        assert search.path is not None
+        sequence.totals[tuple(search.path)] = log_sum(logits)
+        search.tell(logits)
+        path = search.path
+        if path is None:
+            self._end_label(sequence)
+            return
+        same = next((k for k, (a, b) in enumerate(zip(sequence.path, path, strict=False)) if a != b), None)
+        same = min(len(sequence.path), len(path)) if same is None else same
+        if same < len(sequence.path):
+            self.model.forget(sequence.slot, len(sequence.prompt) + same)
+        sequence.position = len(sequence.prompt) + same
+        sequence.pending, sequence.path = path[same:], path
+
+    def _end_label(self, sequence: Sequence) -> None:
+        search = sequence.search
+        assert search is not None
+        index, sequence.probability = search.best
+        tokens, label = search.trie.tokens[index], search.trie.labels[index]
+        sequence.answered = len(tokens)
+        asked = {len(choice.path): choice for choice in search.choices()}
+        sequence.logprobs = [log(choice.shares[tokens[k]]) for k, choice in asked.items()]
+        among_all = [
+            rounded(one + choice.weight - sequence.totals[choice.path])
+            for one, choice in zip(sequence.logprobs, asked.values(), strict=True)
+        ]
+        for k, token in enumerate(tokens if sequence.alternatives >= 0 else ()):
+            shares = asked[k].shares if k in asked else {token: 1.0}
+            if not self.model.ends(token):
+                self._tell(sequence, token, log(shares[token]), [(one, log(share)) for one, share in shares.items()])
+        sequence.raw = len(label.encode())
+        self._emit(sequence, label)
+        self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all)
+
+    def _json(self, sequence: Sequence, walk: Walk, logits: Logits) -> None:
+        """Choose among what the grammar allows, and append what it then forces without asking."""
+        allowed = walk.allowed()
+        if not len(allowed):
+            self._fail(sequence, "the grammar allows nothing more")
+            return
+        token = self._choose(sequence, logits[allowed], allowed)
+        if self.model.ends(token):
+            sequence.answered += 1
+            self._end_text(sequence, "stop")
+            return
+        try:
+            self._append(sequence, [token, *walk.accept(token)])
+        except DataError as error:
+            self._fail(sequence, error.message)
+
+    def _free_text(self, sequence: Sequence, logits: Logits) -> None:
+        token = self._choose(sequence, logits)
+        if self.model.ends(token):
+            sequence.answered += 1
+            self._end_text(sequence, "stop")
+        else:
+            self._append(sequence, [token])
+
+    def _choose(self, sequence: Sequence, logits: Logits, allowed: npt.NDArray[np.intp] | None = None) -> int:
+        """The next token, among those that are allowed; how likely it was is kept."""
+        place, probability = self._sample(sequence, logits)
+        token = place if allowed is None else int(allowed[place])
+        sequence.probability *= probability
+        sequence.logprobs.append(log(probability))
+        if sequence.alternatives >= 0 and not self.model.ends(token):
+            count = min(sequence.alternatives, len(logits))
+            best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.intp)
+            total = log_sum(logits)
+            others = [(int(k if allowed is None else allowed[k]), rounded(float(logits[k]) - total)) for k in best]
+            self._tell(sequence, token, sequence.logprobs[-1], others)
+        return token
+
+    def _tell(self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]) -> None:
+        """Keep a token for whoever wants to know the tokens, with the likeliest ones in its place."""
+        raw = self.model.piece(token)
+        likeliest = sorted(others, key=lambda one: -one[1])[: sequence.alternatives]
+        top = [{**named(self.model.piece(one)), "logprob": value} for one, value in likeliest]
+        begins = sequence.said[-1][0] + len(sequence.said[-1][1]["bytes"]) if sequence.said else sequence.raw
+        sequence.said.append((begins, {**named(raw), "logprob": logprob, "top": top}))
+
+    def _append(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Go on with these tokens, or end where they end the answer."""
+        room = sequence.max_tokens - sequence.answered
+        cut, tokens = len(tokens) > room, tokens[:room]
+        sequence.answered += len(tokens)
+        if sequence.alternatives >= 0 and sequence.walk is not None:
+            for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
+                self._tell(sequence, token, 0.0, [(token, 0.0)])
+        raw = b"".join(map(self.model.piece, tokens))
+        sequence.raw += len(raw)
+        self._emit(sequence, sequence.text.push(raw))
+        if sequence.text.stopped:
+            self._finish(sequence, "stop")
+        elif sequence.walk is not None and sequence.walk.finished and not cut:
+            self._end_text(sequence, "stop")
+        elif sequence.answered >= sequence.max_tokens:
+            self._end_text(sequence, "length")
+        else:
+            sequence.pending += tokens
+
+    def _sample(self, sequence: Sequence, logits: Logits) -> tuple[int, float]:
+        """The place of the next token in `logits`, and its probability at temperature 1.
+
+        A draw goes through the tokens in the order of the vocabulary: with a seed it then hardly depends on
+        the last bits of the logits, which differ with the company that a sequence is decoded in.
+        """
+        scores = logits - logits.max()
+        weights = np.exp(scores)
+        total = float(weights.sum(dtype=np.float64))
+        if sequence.temperature <= 0:
+            token = int(scores.argmax())
+        else:
+            shares = np.exp(scores.astype(np.float64) / sequence.temperature)
+            if sequence.top_p < 1:
+                order = np.argsort(-shares, kind="stable")
+                kept = int(np.searchsorted(np.cumsum(shares[order]), sequence.top_p * shares.sum())) + 1
+                shares[order[kept:]] = 0
+            sums = np.cumsum(shares)
+            token = int(np.searchsorted(sums, sequence.random.random() * sums[-1], side="right"))
+            token = min(token, len(scores) - 1)
+        return token, math.exp(float(scores[token])) / total
+
+    def _emit(self, sequence: Sequence, text: str) -> None:
+        if text:
+            sequence.shown += len(text.encode())
+            self.send(id=sequence.id, piece=text, **self._told(sequence, sequence.shown))
+
+    def _told(self, sequence: Sequence, end: int) -> Event:
+        """The tokens that begin before a byte of the answer and have not been told yet."""
+        count = sum(begins < end for begins, _ in sequence.said)
+        told, sequence.said = [token for _, token in sequence.said[:count]], sequence.said[count:]
+        return {"tokens": told} if told else {}
+
+    def _end_text(self, sequence: Sequence, reason: str) -> None:
+        self._emit(sequence, sequence.text.push(b"", final=True))
+        self._finish(sequence, reason, **self._told(sequence, sequence.raw + 1))
+
+    def _finish(self, sequence: Sequence, reason: str, **more: Any) -> None:
+        self.send(
+            id=sequence.id,
+            finish=reason,
+            prompt_tokens=len(sequence.prompt),
+            completion_tokens=sequence.answered,
+            confidence=rounded(sequence.probability),  # of a long text it is small
+            logprobs=sequence.logprobs,
+            **more,
+        )
+        self._release(sequence)
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self.send(id=sequence.id, error=message)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.model.forget(sequence.slot)
+        self.active.remove(sequence)
+        self.free.append(sequence.slot)
+
+    def _trie(self, labels: list[str], end: str) -> Trie:
+        """The trie of the tokens of every label followed by the end of the turn."""
+        key = (end, *labels)
+        if key not in self._tries:
+            try:
+                trie = Trie(labels, [self.model.tokenize(label + end) for label in labels])
+            except ValueError as error:
+                raise DataError(str(error)) from None
+            # a client may send labels with each request
+            if len(self._tries) >= KEPT or sum(one.size for one in self._tries.values()) > KEPT_TOKENS:
+                self._tries.clear()
+            self._tries[key] = trie
+        return self._tries[key]
+
+    def _grammar(self, schema: str) -> Rules:
+        if schema not in self._rules:
+            if len(self._rules) >= KEPT:  # a client may send a schema with each request
+                self._rules.clear()
+            self._rules[schema] = self.model.rules(schema)
+        return self._rules[schema]
+
+
+def log_sum(logits: Logits) -> float:
+    """Log of the sum of the exponentials."""
+    top = float(logits.max())
+    return top + math.log(float(np.exp(logits - top).sum(dtype=np.float64)))
+
+
+def log(probability: float) -> float:
+    """A log probability as it is told."""
+    return rounded(math.log(max(probability, 1e-300)))
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def named(raw: bytes) -> Event:
+    """A token's text and bytes."""
+    return {"token": raw.decode(errors="replace"), "bytes": list(raw)}

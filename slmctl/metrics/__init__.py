@@ -1,0 +1,1 @@
+"""What answers score, with intervals, tests and gates."""

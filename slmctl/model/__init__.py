@@ -1,1 +1,0 @@
-"""Stages from records to a measured model: finetune, merge, quantize, predict, evaluate."""

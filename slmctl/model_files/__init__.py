@@ -1,0 +1,1 @@
+"""HF folders, GGUF files and LoRA adapters on disk."""

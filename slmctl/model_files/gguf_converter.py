@@ -1,0 +1,173 @@
+"""llama.cpp's HF-to-GGUF converter, from the source package of the installed llama-cpp-python.
+
+The wheel has no converter; its source package holds the one of exactly the commit that was built.
+`slmctl doctor --fix` fetches it once; `quantize` only runs what is there, after checking every hash.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from slmctl import child_environment, console
+from slmctl.artifacts.artifact import canonical, draft, scan, sha256_file
+from slmctl.errors import IntegrityError, MissingError, StageError
+from slmctl.network import guard, package_index
+
+PACKAGE = "llama-cpp-python"
+SCRIPT, LORA_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+SEAL = "seal.json"  # sha256 of every file, and of the source package they came from
+WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+INSIDE = "vendor/llama.cpp"
+
+# Source packages that were looked at; another version is trusted as the package index serves it.
+KNOWN = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
+
+
+def version() -> str:
+    """The installed version of llama-cpp-python.
+
+    Raises:
+        MissingError: It is not installed.
+    """
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingError(f"{PACKAGE} is not installed", hint="pip install 'slmctl[gguf]'") from None
+
+
+def folder() -> Path:
+    """Where the converter of the installed version belongs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "slmctl" / f"converter-{version()}"
+
+
+def state() -> str:
+    """`ready`, `missing` or `damaged: …`."""
+    place = folder()
+    if not (place / SEAL).exists():
+        return "missing"
+    sealed = json.loads((place / SEAL).read_bytes())
+    return "ready" if sealed["files"] == _hashes(place) else f"damaged: {place} has changed since it was fetched"
+
+
+def source_hash() -> str:
+    """sha256 of the source package that the converter came from."""
+    return str(json.loads((folder() / SEAL).read_bytes())["source"])
+
+
+def require() -> Path:
+    """The folder of a converter that is whole.
+
+    Raises:
+        MissingError: It was never fetched.
+        IntegrityError: It has changed since.
+    """
+    found = state()
+    if found == "missing":
+        raise MissingError(f"the GGUF converter of {PACKAGE} {version()} is missing", hint="slmctl doctor --fix")
+    if found != "ready":
+        raise IntegrityError(f"the GGUF converter is {found}", hint=f"rm -r {folder()} && slmctl doctor --fix")
+    return folder()
+
+
+def fetch() -> Path:
+    """Download the source package with pip and keep its converter; nothing of it is installed or run.
+
+    Raises:
+        NetworkError: pip could not fetch it.
+        IntegrityError: It is not the package that is known under this version.
+    """
+    number, place = version(), folder()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch, draft(place) as out:
+        options = ("--no-binary", PACKAGE)
+        packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
+        digest = sha256_file(packages[0]).removeprefix("sha256:")
+        if KNOWN.get(number, digest) != digest:
+            raise IntegrityError(f"the source of {PACKAGE} {number} has sha256 {digest}, known is {KNOWN[number]}")
+        _unpack(packages[0], out)
+        (out / SEAL).write_bytes(canonical({"source": digest, "files": _hashes(out)}))
+        out.rename(place)
+    return place
+
+
+def convert(model: Path, target: Path, *, dtype: str, metadata: dict[str, str]) -> None:
+    """Write a model folder as one GGUF file.
+
+    Args:
+        model: An HF folder.
+        target: The GGUF file to write.
+        dtype: f32, f16 or bf16.
+        metadata: GGUF keys such as `general.license`.
+
+    Raises:
+        StageError: The converter does not know the architecture or the tokenizer, or failed.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        sheet = Path(scratch) / "metadata.json"
+        sheet.write_bytes(canonical(metadata))
+        _run(SCRIPT, [str(model), "--outtype", dtype, "--metadata", str(sheet)], target)
+
+
+def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None:
+    """Write a LoRA adapter as a GGUF file of its own.
+
+    Args:
+        adapter: A folder as PEFT writes it.
+        target: The GGUF file to write.
+        base: An HF folder, for the architecture.
+        dtype: f32, f16 or bf16.
+
+    Raises:
+        StageError: The converter does not know the architecture, or failed.
+    """
+    _run(LORA_SCRIPT, [str(adapter), "--base", str(base), "--outtype", dtype], target)
+
+
+def _run(script: str, arguments: list[str], target: Path) -> None:
+    """Run one of the converter's scripts in a process of its own."""
+    place = require()
+    # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
+    kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("_conversion.py")), str(place), script, *arguments,
+         "--outfile", str(target)],
+        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+    if done.returncode != 0 or not target.exists():
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        # numpy says of a full disk only how much of an array it could write
+        full = re.search(r"No space left|Disk quota|File too large|\d+ requested and \d+ written", done.stderr)
+        raise StageError(
+            f"the GGUF converter failed: {lines[-1]}",
+            hint="the disk is full: df -h ." if full else "slmctl -v quantize shows what it said",
+        )
+    for line in done.stderr.splitlines():
+        console.detail(line)
+
+
+def _hashes(place: Path) -> dict[str, str]:
+    return {entry.path: entry.sha256 for entry in scan(place) if entry.path != SEAL and "__pycache__" not in entry.path}
+
+
+def _unpack(package: Path, out: Path) -> None:
+    with tarfile.open(package) as archive:
+        for member in archive:
+            _, _, name = member.name.partition(INSIDE + "/")
+            if not (member.isfile() and name.startswith(WANTED)) or ".." in PurePosixPath(name).parts:
+                continue
+            target = out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stream = archive.extractfile(member)
+            assert stream is not None
+            target.write_bytes(stream.read())
+    if not (out / SCRIPT).exists():
+        raise IntegrityError(f"the source package {package.name} holds no {SCRIPT}")

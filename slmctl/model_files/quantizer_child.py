@@ -1,0 +1,159 @@
+"""The child process of `quantize`: llama.cpp writes quantized files, and says how a file reads and computes.
+
+    python -m slmctl.model_files.quantizer_child ladder   one lossless GGUF -> a file for every type asked
+    python -m slmctl.model_files.quantizer_child probe    a GGUF -> its vocabulary, token ids, end of turn and logits
+
+The order comes as JSON on stdin; answers go to stdout as JSON lines. What the engine serves, `_llama`
+computes; this module measures files before they count, and imports llama_cpp for nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import llama_cpp as lc
+import numpy as np
+import numpy.typing as npt
+
+SLAB = 64 << 20  # bytes of rows that llama.cpp holds at once; its own limit is 8 GiB
+
+
+def ladder(order: dict[str, Any], send: Any) -> None:
+    """Write `{"source", "threads", "importance", "rows", "targets": [{"type", "path", "weighted"}]}`."""
+    weights = dict(np.load(order["importance"])) if order["importance"] else {}
+    for target in order["targets"]:
+        params = lc.llama_model_quantize_default_params()
+        params.ftype = ftype(target["type"])
+        params.nthread = order["threads"]
+        params.max_buf_size = SLAB
+        kept = _attach(params, weights, order["rows"]) if target["weighted"] else None
+        status = lc.llama_model_quantize(order["source"].encode(), target["path"].encode(), params)
+        del kept  # what the parameters point to had to live until here
+        if status != 0:
+            raise SystemExit(f"llama.cpp could not write {target['path']} as {target['type']} ({status})")
+        send(type=target["type"])
+
+
+def ftype(type_name: str) -> int:
+    """llama.cpp's number of a type such as Q4_K_M."""
+    prefix = "LLAMA_FTYPE_ALL_" if type_name == "F32" else "LLAMA_FTYPE_MOSTLY_"
+    number = getattr(lc, prefix + type_name, None)
+    if number is None:
+        raise SystemExit(f"this llama.cpp has no quantization type {type_name}")
+    return int(number)
+
+
+def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int) -> list[Any]:
+    """Point the parameters to an importance matrix, and have the file say that there was one."""
+    entries = (lc.llama_model_imatrix_data * (len(weights) + 1))()  # an entry without a name ends it
+    for entry, (name, values) in zip(entries, sorted(weights.items()), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    facts: list[tuple[str, int | str]] = [
+        ("quantize.imatrix.dataset", "the training records"),
+        ("quantize.imatrix.entries_count", len(weights)),
+        ("quantize.imatrix.chunks_count", rows),
+    ]
+    notes = (lc.llama_model_kv_override * (len(facts) + 1))()  # an entry without a key ends it
+    for note, (key, value) in zip(notes, facts, strict=False):
+        note.key = key.encode()
+        if isinstance(value, int):
+            note.tag, note.value.val_i64 = lc.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        else:
+            note.tag, note.value.val_str = lc.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    params.imatrix, params.kv_overrides = entries, notes
+    return [entries, notes, weights]
+
+
+def probe(order: dict[str, Any], send: Any) -> None:
+    """Answer `{"model", "lora", "threads", "texts", "end", "rows": [{"tokens", "positions"}], "logits"}`.
+
+    The logits of the positions of all rows go to the file `logits`, (positions, vocabulary) in float32.
+    """
+    params = lc.llama_model_default_params()
+    model = lc.llama_model_load_from_file(order["model"].encode(), params)
+    if not model:
+        raise SystemExit(f"llama.cpp cannot load {order['model']}")
+    vocab = lc.llama_model_get_vocab(model)
+    end = _tokens(vocab, order["end"])
+    send(
+        vocabulary=lc.llama_vocab_n_tokens(vocab),
+        end_token=lc.llama_vocab_eos(vocab),
+        end_of_turn=end,
+        ends=bool(end) and bool(lc.llama_vocab_is_eog(vocab, end[0])),
+        tokens=[_tokens(vocab, text) for text in order["texts"]],
+    )
+    rows = order["rows"]
+    if rows:
+        count = sum(len(row["positions"]) for row in rows)
+        shape = (count, lc.llama_vocab_n_tokens(vocab))
+        out = np.lib.format.open_memmap(order["logits"], mode="w+", dtype=np.float32, shape=shape)
+        _compute(model, order, rows, out)
+        out.flush()
+    send(done=True)
+
+
+def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out: npt.NDArray[np.float32]) -> None:
+    """Decode every row on its own, and keep the logits at its positions."""
+    longest = max(len(row["tokens"]) for row in rows)
+    settings = lc.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
+    settings.n_threads = settings.n_threads_batch = order["threads"]
+    context = lc.llama_init_from_model(model, settings)
+    if not context:
+        raise SystemExit(f"llama.cpp cannot make a context of {longest} tokens: out of memory")
+    if order["lora"]:
+        adapter = lc.llama_adapter_lora_init(model, order["lora"].encode())
+        if not adapter:
+            raise SystemExit(f"llama.cpp cannot load {order['lora']}")
+        lc.llama_set_adapters_lora(context, (lc.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0))
+    batch, filled = lc.llama_batch_init(longest, 0, 1), 0
+    for row in rows:
+        wanted = set(row["positions"])
+        lc.llama_memory_clear(lc.llama_get_memory(context), True)
+        batch.n_tokens = len(row["tokens"])
+        for k, token in enumerate(row["tokens"]):
+            batch.token[k], batch.pos[k], batch.n_seq_id[k] = token, k, 1
+            batch.seq_id[k][0], batch.logits[k] = 0, int(k in wanted)
+        status = lc.llama_decode(context, batch)
+        if status != 0:
+            raise SystemExit(f"llama_decode failed with {status}")
+        for position in row["positions"]:
+            logits = lc.llama_get_logits_ith(context, position)
+            out[filled] = np.ctypeslib.as_array(logits, shape=(out.shape[1],))
+            filled += 1
+
+
+def _tokens(vocab: Any, text: str) -> list[int]:
+    """Token ids of a rendered text as the engine reads it: control tokens as such, none added."""
+    raw = text.encode()
+    buffer = (lc.llama_token * (len(raw) + 8))()
+    count = lc.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), False, True)
+    return list(buffer[:count])
+
+
+def main() -> None:
+    """Do what stdin says; stdout is for answers alone, so what llama.cpp prints goes to stderr."""
+    libc = ctypes.CDLL(None)
+    if hasattr(
+        libc, "prctl"
+    ):  # Linux: end with the parent, however that ends, and write into no folder of the next run
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(**answer: Any) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    {"ladder": ladder, "probe": probe}[sys.argv[1]](json.load(sys.stdin), send)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The Hugging Face Hub: what is asked of it is pinned to a commit, and what goes wrong there becomes a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from slmctl import console
+from slmctl.errors import NetworkError, UsageError
+from slmctl.network import guard
+from slmctl.network.credentials import secret
+
+
+def hosts() -> set[str]:
+    """The hosts that the hub is asked at, and those that it sends its client to for large files."""
+    url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    found = guard.on_the_way(url)
+    return found | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
+
+
+@contextlib.contextmanager
+def asked(purpose: str, repo: str) -> Iterator[Any]:
+    """The hub's client (`HfApi`), with the network open for what the block does with it.
+
+    Raises:
+        NetworkError: The hub refused, has no such thing, or cannot be reached.
+    """
+    with guard.network(purpose, hosts=hosts(), hub=True):
+        console.say(f"  contacting {', '.join(sorted(hosts()))}")
+        from huggingface_hub import HfApi
+
+        with spoken(f"the hub gave no {repo}"):
+            # the libraries' switch keeps tokens from being sent unasked; a gated repository needs the user's
+            yield HfApi(token=secret("HF_TOKEN") or False)
+
+
+@contextlib.contextmanager
+def spoken(what: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a sentence.
+
+    Raises:
+        NetworkError: The hub refused, or cannot be reached.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
+    try:
+        yield
+    except failures as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NetworkError(f"{what}: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # how the client wraps what went wrong in one of its uploading threads
+        if not isinstance(error.__cause__, failures):
+            raise
+        raise NetworkError(f"{what}: {str(error.__cause__).splitlines()[0]}") from None
+
+
+def split(name: str, *, example: str) -> tuple[str, str]:
+    """`ORG/NAME@COMMIT` in its two parts; the commit may be missing or no commit.
+
+    Raises:
+        UsageError: It is not written like that.
+    """
+    repo, _, commit = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UsageError(f"{example}{name} is malformed", hint=f"{example}ORG/NAME@COMMIT")
+    return repo, commit
+
+
+def is_pinned(commit: str) -> bool:
+    """Whether a revision is a commit, and not a branch or tag, which can move."""
+    return re.fullmatch(r"[0-9a-f]{40}", commit) is not None
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when there is no connection: httpx's errors up to 1.x, httpx2's from 2.0 on."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)

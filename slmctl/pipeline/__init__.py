@@ -1,0 +1,1 @@
+"""The stage table, what runs a stage, and chains of stages."""

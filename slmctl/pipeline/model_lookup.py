@@ -1,0 +1,213 @@
+"""Models as commands are given them: by path, by kind, as a release's tag, or the config's; opened and whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import lineage
+from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry
+from slmctl.errors import UsageError
+from slmctl.inference.engine import Engine, is_lora, is_type
+from slmctl.pipeline import runner
+from slmctl.pipeline.runner import Project, Role
+from slmctl.releases import registry
+from slmctl.task.contract import FILENAME, Task
+
+AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where a command works: a folder, and its project, which is read when it is needed."""
+
+    directory: Path
+    project: Callable[[], Project]
+
+
+def find(desk: Desk, model: str | None, kinds: tuple[str, ...]) -> Artifact:
+    """The artifact or release that a command is given; the config's release by default.
+
+    Raises:
+        IntegrityError: There is none, or it is damaged.
+        UsageError: It is of another kind.
+    """
+    if model is None:
+        return runner.find(desk.project(), Role("published", ("published",)))
+    if model.startswith("dir:"):
+        return registry.find(*registry.parse(model, desk.directory))  # a tag: looked up whenever this is called
+    return runner.open_model(Path(model), kinds)
+
+
+def gguf(desk: Desk, model: str | None, type: str | None) -> tuple[Artifact, Path]:
+    """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
+    found = find(desk, model, ("published", "gguf"))
+    runner.require_whole(found, hint=AGAIN)
+    return found, found.file(file_of(found, type).path)
+
+
+def file_of(found: Artifact, type: str | None) -> FileEntry:
+    """The smallest GGUF file of a type.
+
+    Raises:
+        UsageError: There is none.
+    """
+    entries = _models(found)
+    chosen = [entry for entry in entries if type is None or is_type(entry.path, type)]
+    if not chosen:
+        raise UsageError(
+            f"no GGUF file of type {type}" if type else f"{found.path} has no GGUF file of a model",
+            hint=f"there are: {', '.join(entry.path for entry in entries) or 'none'}",
+        )
+    return min(chosen, key=lambda one: one.size)
+
+
+def spoken_to(desk: Desk, model: str | None, type: str | None) -> tuple[Path, Task, str]:
+    """The GGUF file to talk to, the task it is for, and the name it goes by."""
+    found, path = gguf(desk, model, type)
+    if _has_task(found):
+        return path, Task.read(found.path), path.stem
+    with Engine(path, sequences=1, context=128) as engine:
+        return path, task_in(found, path, engine)[0], path.stem
+
+
+def task_in(found: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:
+    """The task of a file that is served, whether it carries none of its own, and what raw text begins with then.
+
+    Raises:
+        UsageError: It has neither a task nor a chat template.
+    """
+    if _has_task(found):
+        return Task.read(found.path), False, ""
+    template: str = engine.info["chat_template"]
+    if not template:
+        raise UsageError(
+            f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
+        )
+    controls = engine.controls()
+    tokens = {"bos_token": controls["bos"], "eos_token": controls["eos"], "special_tokens": tuple(controls["tokens"])}
+    return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
+
+
+def contract(desk: Desk, model: str | None, elsewhere: str) -> tuple[Task, str]:
+    """What a model is asked that another server has, and the name it goes by here.
+
+    Args:
+        desk: Where the command works.
+        model: Any artifact of the model, or a folder with nothing but its task, as a hand-over has it.
+        elsewhere: What the other server calls it.
+
+    Raises:
+        IntegrityError: The artifact is damaged.
+    """
+    alone = Path(model or "")
+    if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
+        return Task.read(alone), elsewhere
+    found = find(desk, model, ("published", "gguf", "merged", "adapter", "prepared"))
+    runner.require_whole(found, hint=AGAIN)
+    names = [Path(entry.path).stem for entry in found.files(".gguf")]
+    return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
+
+
+def lora(place: Path) -> tuple[Path, Task | None]:
+    """An adapter's GGUF file, and its task where it carries one.
+
+    Raises:
+        IntegrityError: It is damaged.
+        UsageError: It is no adapter.
+    """
+    found = runner.open_model(place, ("gguf",))
+    runner.require_whole(found, hint=AGAIN)
+    entries = found.files(".gguf")
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
+    if len(chosen) != 1:
+        raise UsageError(
+            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora=true"
+        )
+    path = found.file(chosen[0].path)
+    return path, Task.read(path.parent) if (path.parent / FILENAME).exists() else None
+
+
+def other_build(found: Artifact, path: Path, build: str) -> str:
+    """What to say where the engine is not the one that this file was measured with; nothing where it is."""
+    measured = found.manifest.environment.get("llama_cpp_python")
+    report = found.path / "report.json"
+    if report.is_file():
+        models = json.loads(report.read_bytes())["models"].values()
+        listed = {entry.path: entry.sha256 for entry in found.files(".gguf")}
+        builds = [one.get("engine") for one in models if one.get("sha256") == listed.get(path.name)]
+        measured = builds[0] if builds else None
+    if not measured or measured == build:
+        return ""
+    return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
+
+
+class Asked:
+    """The model that a user's file is answered with, its task, and the project where one is needed."""
+
+    def __init__(self, desk: Desk, model: str | None, type: str | None, *, max_tokens: int) -> None:
+        kinds = tuple(kind for kind in runner.STAGES["predict"].takes[0].kinds if kind != "endpoint")
+        self._desk, self._project = desk, None
+        if model and Path(model).exists():
+            self.model = runner.open_model(Path(model), kinds)
+        elif model is not None and model not in kinds:  # said before a config is missed, which a path needs none of
+            raise UsageError(f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path")
+        else:
+            self._project = desk.project()
+            self.model = runner.find(self._project, Role(model or "gguf", (model or "gguf",)))
+        runner.require_whole(self.model, hint=AGAIN)
+        home = self.model if _has_task(self.model) else runner.find(self.project, Role("prepared", ("prepared",)))
+        self.task = Task.read(home.path)
+        self.type = type or _smallest(self.model)
+        self.max_tokens = max_tokens
+
+    @property
+    def project(self) -> Project:
+        self._project = self._project or self._desk.project()
+        return self._project
+
+    @property
+    def column(self) -> str:
+        """The column that the config's first source asks."""
+        sources = self.project.config.prepare.sources
+        column: str = sources[0].input if sources and isinstance(sources[0].input, str) else "input"
+        return column
+
+
+def _smallest(model: Artifact) -> str | None:
+    """The type of the smallest GGUF file, when a model has several: the one that is served too."""
+    files = _models(model)
+    smallest = min(files, key=lambda one: one.size, default=None)
+    return smallest.path.removesuffix(".gguf").rpartition("-")[2] if smallest and len(files) > 1 else None
+
+
+def handed_over(desk: Desk, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
+    """What a hand-over is of: what was asked, and the weights that it is or came from: a whole model, or a base and
+    an adapter."""
+    if model is None:
+        asked = runner.find(desk.project(), Role("published", ("published",)))
+    else:
+        asked = runner.open_model(Path(model), ("published", "gguf", "merged", "adapter"))
+    root = desk.directory if asked.kind == "published" else root_of(desk.directory, asked.path)
+    if (weights or ("adapter" if asked.kind == "adapter" else "merged")) == "merged":
+        return asked, lineage.origin(root, asked, "merged"), None
+    adapter = lineage.origin(root, asked, "adapter")
+    return asked, lineage.origin(root, adapter, "base"), adapter
+
+
+def root_of(directory: Path, path: Path | None) -> Path:
+    """The project's folder: that of an artifact below runs/, else the one worked in."""
+    if path is not None and path.resolve().parent.parent.name == "runs":
+        return path.resolve().parents[2]
+    return directory
+
+
+def _models(found: Artifact) -> list[FileEntry]:
+    """Its GGUF files but those of adapters, which are no model by themselves."""
+    return [entry for entry in found.files(".gguf") if not is_lora(entry.path)]
+
+
+def _has_task(found: Artifact) -> bool:
+    return found.path.is_dir() and (found.path / FILENAME).exists()

@@ -1,0 +1,294 @@
+"""What no release, tag, config or running process needs: found, listed, and removed when that is asked for.
+
+An artifact is renamed before it is removed, so that one that is half gone never lies where a whole one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmctl import console
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
+from slmctl.errors import IntegrityError
+from slmctl.pipeline import runner
+from slmctl.provenance import reproduce
+from slmctl.sources import snapshot
+
+TRASH = ".trash-"  # of an artifact that is being removed
+_LEFT = {
+    ".draft-": "a stage that was interrupted",
+    ".resume-": "a training that was interrupted, of another config",
+    TRASH: "a removal that was interrupted",
+    reproduce.PREFIX: "a comparison that was interrupted",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that nothing needs; `size` in bytes."""
+
+    path: Path
+    what: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What could be removed, and what a user should know of how it was looked for."""
+
+    items: tuple[Item, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        items = [{"path": str(item.path), "what": item.what, "size": item.size} for item in self.items]
+        return {"size": self.size, "items": items, "notes": list(self.notes)}
+
+
+def find(project: runner.Project, registries: Sequence[Path]) -> Found:
+    """Everything below `runs/` that nothing needs.
+
+    Args:
+        project: With its present config, whose artifacts are all kept.
+        registries: Folders of releases; what these were made of is kept. Releases elsewhere cannot be asked: where
+            the config publishes elsewhere, all that was laid out for it is kept.
+
+    Raises:
+        IntegrityError: A release cannot be read, so nobody can say what it needs.
+    """
+    everything = [lineage.opened(folder) for folder in lineage.folders(project.root)]
+    known = [one for one in everything if isinstance(one, Artifact)]
+    needed, notes = _needed(project, known, registries)
+    used = _in_use(project)
+    items = [
+        Item(path, f"{path.parent.name}, {_about(one)}", _size(path))
+        for one in everything
+        if (path := one.path if isinstance(one, Artifact) else one) not in needed and not _is_used(path, used)
+    ]
+    items += _left(project, used)
+    items += _copies(project, [one for one in known if one.path in needed])
+    items += [Item(path, "a lock that nobody holds", 0) for path in _locks(project) if artifact.held(path) is None]
+    return Found(tuple(items), tuple(notes))
+
+
+def lines(found: Found, root: Path) -> Iterator[str]:
+    """The list for people, the largest first."""
+    shown = [item for item in found.items if item.size]
+    for item in sorted(shown, key=lambda one: (-one.size, one.path)):
+        yield f"{console.size(item.size):>9}  {item.path.relative_to(root)}  ({item.what})"
+    empty = len(found.items) - len(shown)
+    if empty:
+        yield f"{'0 B':>9}  {empty} locks and empty files that nobody uses"
+    yield f"{console.size(found.size):>9}  in all" if found.items else "nothing to remove: all that is here is needed"
+
+
+def remove(project: runner.Project, found: Found) -> tuple[int, list[Path]]:
+    """Remove what was found, except what a process has begun to use since.
+
+    Returns:
+        Bytes freed, and what was left.
+    """
+    freed, left = 0, []
+    for item in found.items:
+        if _remove(project, item.path):
+            freed += item.size
+        else:
+            left.append(item.path)
+    return freed, left
+
+
+def _remove(project: runner.Project, path: Path) -> bool:
+    """Remove one thing, under the lock that whoever makes it would hold."""
+    if path.parent == project.runs / ".locks":
+        return _remove_lock(path)
+    lock = _lock_of(project, path)
+    if lock is not None and artifact.held(lock) is not None:
+        return False
+    if (path / MANIFEST).exists():
+        if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
+            return False
+        trash = path.with_name(TRASH + path.name)
+        shutil.rmtree(trash, ignore_errors=True)
+        path = path.rename(trash)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _remove_lock(path: Path) -> bool:
+    """Remove a lock's file while holding it: whoever waits for it finds that it is another one, and begins anew."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink()
+    return True
+
+
+# What is needed
+
+
+def _needed(
+    project: runner.Project, known: Sequence[Artifact], registries: Sequence[Path]
+) -> tuple[set[Path], list[str]]:
+    """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
+    by_digest: dict[str, list[Artifact]] = {}
+    for one in known:
+        by_digest.setdefault(one.digest, []).append(one)
+    notes, wanted = [], _held_digests(project)
+    paths = {*_current(project), *_served(project, known)}
+    wanted |= {one.digest for one in known if one.path in paths}
+    for release in _releases(registries):
+        wanted |= {release.digest, *_inputs(release)}
+    if not project.config.publish.to.startswith("dir:"):
+        notes.append(f"releases in {project.config.publish.to} cannot be asked: all that was laid out here is kept")
+        wanted |= {one.digest for one in known if one.kind == "published"}
+    left, reached = list(wanted), set(wanted)
+    while left:
+        for one in by_digest.get(left.pop(), ()):
+            left += [digest for digest in _inputs(one.manifest) if digest not in reached]
+            reached |= _inputs(one.manifest)
+    # answers of models and data that are needed are what the next report is made of
+    reached |= {one.digest for one in known if one.kind == "predictions" and _inputs(one.manifest) <= reached}
+    return paths | {one.path for one in known if one.digest in reached}, notes
+
+
+def _current(project: runner.Project) -> Iterator[Path]:
+    """Where the present config's artifacts lie, or would."""
+    for name in runner.STAGES:
+        with contextlib.suppress(IntegrityError):  # what it needs has not been made
+            if name == "predict":
+                for model in project.config.evaluate.models:
+                    yield from (asked.path for asked in runner.predictions_of(project, model))
+            else:
+                yield runner.expected(project, name).path
+
+
+def _served(project: runner.Project, known: Sequence[Artifact]) -> Iterator[Path]:
+    """Artifacts that the server's section names, as a folder or as a file in one."""
+    section = project.config.serve
+    named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
+    places = [path.resolve() for path in named]
+    yield from (one.path for one in known if one.path.resolve() in {*places, *(place.parent for place in places)})
+
+
+def _releases(registries: Sequence[Path]) -> Iterator[Manifest]:
+    for registry in registries:
+        for path in sorted(registry.glob("*/*/" + MANIFEST)):
+            if not path.parent.parent.name.startswith("."):
+                yield Manifest.from_bytes(path.read_bytes(), where=str(path))
+
+
+def _inputs(manifest: Artifact | Manifest) -> set[str]:
+    values = (manifest.manifest if isinstance(manifest, Artifact) else manifest).inputs.values()
+    return {digest for value in values for digest in (value if isinstance(value, list) else [value])}
+
+
+# What is in use
+
+
+def _locks(project: runner.Project) -> list[Path]:
+    return sorted(path for path in (project.runs / ".locks").glob("*") if path.is_file())
+
+
+def _held_digests(project: runner.Project) -> set[str]:
+    """Digests that running stages have said they need."""
+    return {line for path in _locks(project) for line in (artifact.held(path) or [])[1:]}
+
+
+def _lock_of(project: runner.Project, path: Path) -> Path | None:
+    """The lock that whoever makes something below `runs/` holds."""
+    if path.parent == project.sources:
+        return project.runs / ".locks" / "sources"
+    if path.parent.parent != project.runs or path.parent.name.startswith("."):
+        return None
+    name = path.name
+    for prefix in _LEFT:
+        name = name.removeprefix(prefix)
+    return project.runs / ".locks" / f"{path.parent.name}-{name}"
+
+
+def _in_use(project: runner.Project) -> set[str]:
+    """Files below `runs/` that a process has open or mapped, such as a model that is served (Linux)."""
+    top, used = str(project.runs.resolve()) + "/", set[str]()
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            used |= {str(link.readlink()) for link in (process / "fd").iterdir()}
+        with contextlib.suppress(OSError):
+            used |= {top + line.partition(top)[2].strip() for line in (process / "maps").open() if top in line}
+    return {path for path in used if path.startswith(top)}
+
+
+def _is_used(path: Path, used: set[str]) -> bool:
+    prefix = f"{path.resolve()}/"
+    return any(one.startswith(prefix) for one in used)
+
+
+# What lies beside
+
+
+def _left(project: runner.Project, used: set[str]) -> Iterator[Item]:
+    """What interrupted runs left: drafts, and checkpoints of trainings that the config no longer asks for."""
+    current = {path.name for path in _current(project)}
+    for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
+        prefix = next((one for one in _LEFT if path.name.startswith(one)), "")
+        if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != ".draft-"):
+            continue
+        lock = _lock_of(project, path)
+        if (lock is not None and artifact.held(lock) is not None) or _is_used(path, used):
+            continue
+        if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
+            continue  # the next run goes on from there
+        yield Item(path, _LEFT[prefix], _size(path))
+
+
+def _copies(project: runner.Project, needed: Sequence[Artifact]) -> Iterator[Item]:
+    """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
+    if artifact.held(project.runs / ".locks" / "sources") is None:
+        asked = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
+        hashes = {one["sha256"] for made in needed for one in made.metrics.get("sources", []) if "sha256" in one}
+        for path in sorted(project.sources.glob("[!.]*")):
+            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+            own = {artifact.sha256_file(one).removeprefix("sha256:") for one in files} if path not in asked else set()
+            if path not in asked and not own & hashes:
+                yield Item(path, "a copy of a source that nothing here was made of", _size(path))
+    models = {digest for one in needed for digest in _inputs(one)}
+    for path in sorted((project.runs / ".endpoints").glob("*.json")):
+        if artifact.foreign(path, "endpoint").digest not in models:
+            yield Item(path, "an endpoint whose answers are not kept", _size(path))
+    releases = {one.digest[7:19] for one in needed}
+    for path in sorted((project.runs / ".signatures").glob("*.sig")):
+        if path.name.partition("-")[0] not in releases:
+            yield Item(path, "a signature of a release that is not kept here", _size(path))
+
+
+def _opened_digest(folder: Path) -> str:
+    opened = lineage.opened(folder)
+    return opened.digest if isinstance(opened, Artifact) else ""
+
+
+def _about(one: Artifact | Path) -> str:
+    return f"made {one.manifest.started}" if isinstance(one, Artifact) else f"its {MANIFEST} is missing or damaged"
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if path.is_symlink() or path.is_file():
+        return path.lstat().st_size
+    return sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())

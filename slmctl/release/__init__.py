@@ -1,1 +1,0 @@
-"""Stages from a measured model to a release: publish."""

@@ -1,0 +1,344 @@
+"""Where releases go and come back from: one plan, one delivery, one fetch, whatever the target is.
+
+    dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX   oci://HOST/REPOSITORY   ollama:NAME
+
+A target says what it holds; nothing is remembered here, so a second delivery sends what the target lacks, which is
+nothing. What makes a release visible (its manifest, a commit, a tag) comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from slmctl import console
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
+from slmctl.errors import IntegrityError, StageError, UsageError
+from slmctl.network import guard
+
+KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3", "oci://": "oci", "ollama:": "ollama"}
+LARGEST_MANIFEST = 16 << 20  # bytes; more is no manifest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of a release: its name there, where it lies here, its size in bytes and its sha256."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A release with all that leaves the machine: its files, its manifest and, where it was signed, its signature.
+
+    Attributes:
+        gates: What each gate asked when the release was published, as JSON values.
+    """
+
+    release: Artifact
+    items: tuple[Item, ...]
+    gates: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def project(self) -> str:
+        return str(self.release.metrics["project"])
+
+    @property
+    def version(self) -> str:
+        return str(self.release.metrics["version"])
+
+    @property
+    def manifest(self) -> Item:
+        return next(item for item in self.items if item.name == MANIFEST)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a target needs to be told, beside its name.
+
+    Attributes:
+        public: Whether everybody may see what is published.
+        endpoint: Address of an S3 service other than the environment's.
+        hosts: Further hosts that the target's server sends its clients to.
+    """
+
+    root: Path = field(default_factory=Path)
+    public: bool = False
+    endpoint: str | None = None
+    hosts: tuple[str, ...] = ()
+
+
+class Target(Protocol):
+    """A place for releases. A `version` is the name under which a release is looked up there: a version or a tag."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that it is reached at; none for one on this machine."""
+
+    @property
+    def visibility(self) -> str:
+        """Who may see what lies there, in words."""
+
+    def where(self, shipment: Shipment, item: Item) -> str:
+        """The address of an item there."""
+
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+        """The manifest that is visible there under a version; `like` is what would go there."""
+
+    def holds(self, shipment: Shipment) -> set[str]:
+        """The names of those items that it has, by their content."""
+
+    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+        """Bring items there, not yet visible."""
+
+    def finish(self, shipment: Shipment) -> None:
+        """Make the release visible, whole."""
+
+    def find(self, name: str) -> tuple[str, str]:
+        """What `[PROJECT@]VERSION`, a tag, or nothing stands for there: project and version."""
+
+    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+        """Bring one file of a release here; SIGNATURE may be missing there, and then there is no file."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What publishing will do, as far as the target said."""
+
+    to: str
+    shipment: Shipment
+    missing: tuple[Item, ...]
+    there: bool  # the release is visible already
+
+    @property
+    def size(self) -> int:
+        """Bytes to send."""
+        return sum(item.size for item in self.missing)
+
+
+def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequence[dict[str, Any]] = ()) -> Shipment:
+    """A release as it leaves: its files as its manifest lists them, the manifest, the signature.
+
+    Raises:
+        IntegrityError: A file is not what the manifest says.
+    """
+    faults = artifact.verify(release)
+    if faults:
+        raise IntegrityError(f"{release.path} is damaged: {'; '.join(faults)}", hint=f"rm -r {release.path}")
+    items = [Item(one.path, release.file(one.path), one.size, one.sha256) for one in release.manifest.files]
+    extra = [(SIGNATURE, signature)] if signature is not None else []
+    for name, path in [*extra, (MANIFEST, release.path / MANIFEST)]:
+        sha256 = artifact.sha256_file(path).removeprefix("sha256:")
+        items.append(Item(name, path, path.stat().st_size, sha256))
+    return Shipment(release, tuple(items), tuple(gates))
+
+
+@contextlib.contextmanager
+def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
+    """The target of an address, with the network open for its hosts alone, which are said first.
+
+    Raises:
+        UsageError: There is no such kind of target, or its address is malformed.
+        ModuleNotFoundError: Its client is not installed.
+    """
+    target = _open(to, settings)
+    hub = to.startswith("hf:")
+    with guard.network(purpose, target.hosts, hub=hub) if target.hosts else contextlib.nullcontext():
+        if target.hosts:
+            console.say(f"  will contact {', '.join(target.hosts)} and no other host")
+        yield target
+
+
+def require_reachable(to: str, settings: Settings) -> None:
+    """With `--offline`, refuse a target beyond this machine before anything is done for it.
+
+    Raises:
+        NetworkError: It is one.
+        UsageError: There is no such kind of target, or its address is malformed.
+        ModuleNotFoundError: Its client is not installed.
+    """
+    if guard.is_forbidden() and not all(map(guard.is_local, _open(to, settings).hosts)):
+        guard.require(f"the target {to}", hint="dir:FOLDER is on this machine")
+
+
+def _open(to: str, settings: Settings) -> Target:
+    target: Target = importlib.import_module(f"slmctl.releases.targets.{KINDS[prefix(to)]}").open(to, settings)
+    return target
+
+
+def prefix(to: str) -> str:
+    """What kind of target an address names.
+
+    Raises:
+        UsageError: None that is known.
+    """
+    for known in KINDS:
+        if to.startswith(known) and len(to) > len(known):
+            return known
+    raise UsageError(f"'{to}' names no target", hint="dir:FOLDER, hf:ORG/NAME, s3://BUCKET/PREFIX, oci://HOST/REPO")
+
+
+def plan(target: Target, to: str, sent: Shipment) -> Plan:
+    """Ask a target what it lacks of a release.
+
+    Raises:
+        IntegrityError: It holds another release under the same version, or the same one with a manifest that the
+            signature is not of.
+    """
+    there = target.published(sent.project, sent.version, like=sent)
+    if there is not None and _digest_of(there, to) != sent.release.digest:
+        raise IntegrityError(
+            f"{to} already holds another {sent.project} {sent.version}",
+            hint="a published version never changes: raise 'version' in slmctl.yaml",
+        )
+    held = target.holds(sent)
+    if there is not None and there != sent.manifest.path.read_bytes():
+        # made elsewhere from the same recipe: same files, but its manifest tells of another run
+        if SIGNATURE in {item.name for item in sent.items}:
+            raise IntegrityError(
+                f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
+                "signature is not of",
+                hint="raise 'version' in slmctl.yaml, or publish without publish.key",
+            )
+        held.add(MANIFEST)
+    missing = tuple(item for item in sent.items if item.name not in held)
+    return Plan(to, sent, missing, there is not None)
+
+
+def deliver(target: Target, made: Plan) -> None:
+    """Do what a plan says, and ask once more.
+
+    Raises:
+        StageError: The target does not hold what was sent.
+    """
+    if made.there and not made.missing:
+        return
+    target.put(made.shipment, made.missing)
+    target.finish(made.shipment)
+    again = plan(target, made.to, made.shipment)
+    if not again.there or again.missing:
+        lacking = ", ".join(item.name for item in again.missing) or "the release"
+        raise StageError(f"{made.to} does not hold {lacking} after it was sent", hint="publish again")
+
+
+def fetch(
+    target: Target, name: str, folder: Path | None, *, into: Path, check: Callable[[Path], None] = lambda place: None
+) -> Artifact:
+    """Bring a release back, verified; what an earlier try has brought is not brought again.
+
+    Args:
+        target: Where it is.
+        name: `[PROJECT@]VERSION` or a tag; may be empty where there is but one.
+        folder: Where it goes; by default a folder named by project and version.
+        into: The folder for that.
+        check: Raises where the release must not be taken; it is asked before the folder gets its name, and what was
+            brought stays for another try.
+
+    Raises:
+        IntegrityError: There is no such release, it is another one, or what came is not what its manifest says.
+        UsageError: The folder exists.
+    """
+    project, version = target.find(name)
+    raw = target.published(project, version)
+    if raw is None:
+        raise IntegrityError(f"there is no release '{name or version}'")
+    manifest = Manifest.from_bytes(raw[: LARGEST_MANIFEST + 1], where=f"the manifest of {project} {version}")
+    _require_release(manifest)
+    own = (str(manifest.metrics["project"]), str(manifest.metrics["version"]))
+    if own != (project or own[0], version):
+        raise IntegrityError(
+            f"under '{name or version}' lies {own[0]} {own[1]}, another release", hint=f"fetch it as #{own[1]}"
+        )
+    final = (into / (folder or "-".join(own))).resolve()
+    if final.exists():
+        return _already(final, manifest, check)
+    lock = final.parent / f".{final.name}.lock"
+    with artifact.lock(lock, wait=True, on_wait=console.say):
+        if final.exists():  # another fetch has brought it while this one waited
+            fetched = _already(final, manifest, check)
+        else:
+            place = final.parent / f".fetching-{final.name}"
+            place.mkdir(parents=True, exist_ok=True)
+            for entry in manifest.files:
+                _bring(target, (project, version), entry, place / entry.path)
+            (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
+            target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
+            (place / MANIFEST).write_bytes(raw)
+            _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
+            check(place)
+            fetched = artifact.settle(place, final)
+        lock.unlink(missing_ok=True)  # while it is held: whoever waits for it finds that, and makes another
+    return fetched
+
+
+def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
+    """What an earlier fetch brought to the same place."""
+    if (final / MANIFEST).exists():
+        found = artifact.load(final)
+        if found.digest == manifest.digest and not artifact.verify(found):
+            check(final)
+            return found
+    raise UsageError(f"{final} exists and is not this release, whole", hint="name another folder, or remove it")
+
+
+def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> None:
+    wanted = "sha256:" + entry.sha256
+    if path.is_file() and not path.is_symlink() and artifact.sha256_file(path) == wanted:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console.say(f"  fetching {entry.path} ({console.size(entry.size)})")
+    target.get(*of, entry, path)
+    if path.stat().st_size != entry.size or artifact.sha256_file(path) != wanted:
+        path.unlink()
+        raise IntegrityError(f"{entry.path} came otherwise than its manifest says", hint="fetch again")
+
+
+def _drop_strays(place: Path, wanted: set[str]) -> None:
+    """Remove what an interrupted fetch of another release left."""
+    for path in sorted(place.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(place).as_posix() not in wanted:
+            path.unlink()
+
+
+def _require_release(manifest: Manifest) -> None:
+    """A manifest from elsewhere names no file outside its folder, and is that of a release.
+
+    Raises:
+        IntegrityError: Not so.
+    """
+    if manifest.kind != "published" or not {"project", "version"} <= manifest.metrics.keys():
+        raise IntegrityError(f"what is there is of kind '{manifest.kind}', no release")
+    for text in (str(manifest.metrics["project"]), str(manifest.metrics["version"])):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", text):
+            raise IntegrityError("the manifest's project or version is no name")
+    names = [entry.path for entry in manifest.files]
+    for name in names:
+        path = PurePosixPath(name)
+        climbs = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name
+        if climbs or name in (MANIFEST, SIGNATURE, ".") or any(part.startswith(".") for part in path.parts):
+            raise IntegrityError("the manifest names a file outside its folder")
+    if len(set(names)) != len(names):
+        raise IntegrityError("the manifest names a file twice")
+
+
+def _digest_of(raw: bytes, where: str) -> str:
+    return Manifest.from_bytes(raw, where=f"the manifest in {where}").digest
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content and have it on the disk."""
+    shutil.copyfile(source, target)
+    artifact.sync(target)

@@ -1,0 +1,178 @@
+"""hf:ORG/NAME: a repository of the Hugging Face Hub, private unless asked otherwise; a version is the tag vVERSION.
+
+Large files go to the Hub's storage first, which nobody sees; one commit then makes the release, and its tag the
+version, so an interrupted upload shows nothing and goes on with what the storage lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
+from slmctl.errors import GateError, IntegrityError, UsageError
+from slmctl.network import hub
+from slmctl.network.credentials import secret
+from slmctl.releases.targets import Item, Settings, Shipment
+
+# Where huggingface.co has large files sent to, beside its own names: by what it answers.
+STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
+          "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
+_KEPT = (".gitattributes",)  # the Hub's own
+# by whether it is public
+_WORD = {True: "public", False: "private"}
+_SEEN_BY = {True: "everybody", False: "private: the organisation's members"}
+
+
+def open(to: str, settings: Settings) -> Repository:
+    """The repository of an address."""
+    repo, revision = hub.split(to.removeprefix("hf:"), example="publish.to: hf:")
+    if revision:
+        raise UsageError(f"'{to}' names a revision", hint=f"hf:{repo}; a release is tagged with its version")
+    return Repository(repo, settings)
+
+
+class Repository:
+    """One repository as a target."""
+
+    def __init__(self, repo: str, settings: Settings) -> None:
+        self.repo, self.public = repo, settings.public
+        known = hub.hosts()
+        self.hosts = (*sorted(known), *(STORES if "huggingface.co" in known else ()), *settings.hosts)
+        self._made: Any = None
+
+    @property
+    def visibility(self) -> str:
+        """Who may see what lies there now; before there is a repository, who will."""
+        private = self._is_private()
+        if private is None or private != self.public:
+            return _SEEN_BY[self.public]
+        return f"{_SEEN_BY[not private]}, and publish asks for {_WORD[self.public]}: it would be refused"
+
+    @property
+    def _api(self) -> Any:
+        """The client, made when the network is open: it reads its switches when it is imported."""
+        if self._made is None:
+            os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage has hosts of its own, and another client
+            from huggingface_hub import HfApi
+
+            constants: Any = sys.modules["huggingface_hub.constants"]
+            constants.HF_HUB_DISABLE_XET = True
+            self._made = HfApi(token=secret("HF_TOKEN") or False)
+        return self._made
+
+    def where(self, shipment: Shipment, item: Item) -> str:
+        return f"hf:{self.repo}@v{shipment.version}/{item.name}"
+
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+        files = self._files(f"v{version}")
+        if files is None:
+            return None
+        if MANIFEST not in files:
+            raise IntegrityError(f"hf:{self.repo} has a tag v{version} that is no release of slmctl")
+        with tempfile.TemporaryDirectory() as place:
+            self._download(MANIFEST, f"v{version}", Path(place) / MANIFEST)
+            return (Path(place) / MANIFEST).read_bytes()
+
+    def holds(self, shipment: Shipment) -> set[str]:
+        there = self._files(f"v{shipment.version}") or self._files("main") or {}
+        return {item.name for item in shipment.items if _same(item, there.get(item.name))}
+
+    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+        """Make sure of who will see it, then bring the large files to where nobody does."""
+        with hub.spoken(f"the hub did not take {self.repo}"):
+            self._api.create_repo(self.repo, private=not self.public, exist_ok=True)
+        if self._is_private() != (not self.public):  # what cannot be read back is not believed
+            raise GateError(
+                f"hf:{self.repo} is {_WORD[not self.public]}, and publish asks for {_WORD[self.public]}: "
+                "nothing was uploaded",
+                hint=f"change it on the hub, or publish: {{public: {str(not self.public).lower()}}}",
+            )
+        with hub.spoken(f"the hub did not take {self.repo}"):
+            self._api.preupload_lfs_files(self.repo, additions=self._additions(missing), free_memory=False)
+
+    def finish(self, shipment: Shipment) -> None:
+        """One commit that leaves exactly this release in the repository, and its tag."""
+        from huggingface_hub import CommitOperationDelete
+
+        with hub.spoken(f"the hub did not take {self.repo}"):
+            head = self._api.model_info(self.repo).sha
+            there = self._files("main") or {}
+            names = {item.name for item in shipment.items}
+            changes: list[Any] = [CommitOperationDelete(name) for name in there if name not in {*names, *_KEPT}]
+            changes += self._additions([one for one in shipment.items if not _same(one, there.get(one.name))])
+            if changes:
+                message = f"{shipment.project} {shipment.version}"
+                head = self._api.create_commit(
+                    self.repo, changes, commit_message=message, parent_commit=head
+                ).oid  # refused when somebody else has committed since
+            tag = f"v{shipment.version}"
+            if self._files(tag) is not None:  # the same release, and now it is signed
+                self._api.delete_tag(self.repo, tag=tag)
+            self._api.create_tag(self.repo, tag=tag, revision=head)
+
+    def find(self, name: str) -> tuple[str, str]:
+        project, _, version = name.rpartition("@")
+        if version:
+            return project, version.removeprefix("v")
+        with hub.spoken(f"the hub gave no {self.repo}"):
+            tags = [one.name[1:] for one in self._api.list_repo_refs(self.repo).tags if one.name.startswith("v")]
+        if len(tags) != 1:
+            raise UsageError(f"hf:{self.repo} has {len(tags)} releases", hint=f"#VERSION: {', '.join(tags) or 'none'}")
+        return project, tags[0]
+
+    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+        if entry.path == SIGNATURE and SIGNATURE not in (self._files(f"v{version}") or {}):
+            return
+        self._download(entry.path, f"v{version}", path)
+
+    def _is_private(self) -> bool | None:
+        """Whether only members see the repository, as the Hub says; None where there is none."""
+        api = self._api
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with hub.spoken(f"the hub gave no {self.repo}"):
+            try:
+                return bool(api.model_info(self.repo).private)
+            except RepositoryNotFoundError:
+                return None
+
+    def _additions(self, items: Sequence[Item]) -> list[Any]:
+        from huggingface_hub import CommitOperationAdd
+
+        return [CommitOperationAdd(item.name, item.path) for item in items]
+
+    def _files(self, revision: str) -> dict[str, Any] | None:
+        """What a revision holds, by path; None where there is no such revision or repository."""
+        api = self._api
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        with hub.spoken(f"the hub gave no {self.repo}"):
+            try:
+                tree = list(api.list_repo_tree(self.repo, recursive=True, revision=revision))
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                return None
+        return {one.path: one for one in tree if hasattr(one, "blob_id")}
+
+    def _download(self, name: str, revision: str, path: Path) -> None:
+        api = self._api
+        with (
+            hub.spoken(f"the hub gave no {name} of {self.repo}"),
+            tempfile.TemporaryDirectory(dir=path.parent) as place,
+        ):
+            Path(api.hf_hub_download(self.repo, name, revision=revision, local_dir=place)).replace(path)
+
+
+def _same(item: Item, there: Any) -> bool:
+    """Whether the Hub holds an item, by the hash that it keeps: sha256 of large files, git's of small ones."""
+    if there is None or there.size != item.size:
+        return False
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == item.sha256)
+    content = item.path.read_bytes()
+    return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())

@@ -1,0 +1,66 @@
+"""dir:FOLDER: a registry on this machine, or on a disk that machines share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
+from slmctl.errors import IntegrityError
+from slmctl.releases import registry
+from slmctl.releases.targets import Item, Settings, Shipment, copy_file
+
+
+def open(to: str, settings: Settings) -> Local:
+    """The registry of an address."""
+    return Local(registry.parse(to, settings.root)[0])
+
+
+class Local:
+    """A registry as a target."""
+
+    hosts = ()
+    visibility = "who may read the folder"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def where(self, shipment: Shipment, item: Item) -> str:
+        return str(self.root / shipment.project / shipment.version / item.name)
+
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+        path = self.root / project / version / MANIFEST
+        return path.read_bytes() if path.is_file() else None
+
+    def holds(self, shipment: Shipment) -> set[str]:
+        """What a visible release has under its names; before it is visible, what lies there by content."""
+        final = self.root / shipment.project / shipment.version
+        if (final / MANIFEST).exists():
+            held = {item.name for item in shipment.items if _is(final / item.name, item.sha256)}
+            return held if registry.has_gates(self.root, shipment.release) else held - {MANIFEST}
+        return {item.name for item in shipment.items if registry.holds_blob(self.root, item.sha256)}
+
+    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+        for item in missing:
+            registry.put_blob(self.root, item.path, item.sha256)
+
+    def finish(self, shipment: Shipment) -> None:
+        files = {item.name: item.sha256 for item in shipment.items}
+        registry.assemble(self.root, shipment.project, shipment.version, files)
+        registry.record_gates(self.root, shipment.release, shipment.gates)
+
+    def find(self, name: str) -> tuple[str, str]:
+        return registry.locate(self.root, name)
+
+    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+        source = self.root / project / version / entry.path
+        if source.is_symlink() or not source.is_file():
+            if entry.path == SIGNATURE:
+                return
+            raise IntegrityError(f"{source} is missing", hint="publish it again")
+        copy_file(source, path)
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256

@@ -1,0 +1,226 @@
+"""s3://BUCKET/PREFIX: objects of any S3 service, laid out like a registry on a disk.
+
+    PREFIX/.blobs/<sha256>                       every file once
+    PREFIX/<project>/<version>/manifest.json     written last: with it the release is visible
+    PREFIX/<project>/<version>/model.sig         where it was signed
+
+A file under its hash can be written by several at once and never be torn; a large one goes in parts, and those that
+an interrupted upload left are taken up again. Nothing is visible under a version before all of it is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
+from slmctl.errors import IntegrityError, NetworkError, UsageError
+from slmctl.network import guard
+from slmctl.network.credentials import secret
+from slmctl.releases.targets import Item, Settings, Shipment
+
+PART = 64 << 20  # bytes of one part of a large file
+_BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
+
+
+def open(to: str, settings: Settings) -> Bucket:
+    """The bucket of an address."""
+    bucket, _, prefix = to.removeprefix("s3://").partition("/")
+    return Bucket(bucket, prefix.strip("/"), settings)
+
+
+class Bucket:
+    """A place in a bucket as a target."""
+
+    visibility = "who may read the bucket"
+
+    def __init__(self, bucket: str, prefix: str, settings: Settings) -> None:
+        self.bucket, self.prefix = bucket, prefix
+        key, hidden = secret("AWS_ACCESS_KEY_ID"), secret("AWS_SECRET_ACCESS_KEY")
+        endpoint = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint is not None and (urlsplit(endpoint).username or not urlsplit(endpoint).hostname):
+            raise UsageError(
+                "publish.endpoint is no address such as https://storage.example", hint="without a password"
+            )
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+            aws_access_key_id=key,
+            aws_secret_access_key=hidden,
+            aws_session_token=secret("AWS_SESSION_TOKEN") if key else None,
+            config=Config(
+                signature_version=None if key and hidden else UNSIGNED,  # and never the credentials of a file or host
+                s3={"addressing_style": "path" if endpoint else "virtual"},
+                request_checksum_calculation="when_required",  # other services than AWS know only MD5
+                response_checksum_validation="when_required",
+            ),
+        )
+        url = urlsplit(self._client.meta.endpoint_url)
+        asked = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
+        self.hosts = (*sorted(guard.on_the_way(asked)), *settings.hosts)
+
+    def where(self, shipment: Shipment, item: Item) -> str:
+        return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
+
+    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+        with _spoken(self.bucket):
+            found = self._read(self._key(project, version, MANIFEST, ""))
+            return None if found is None else found["Body"].read()
+
+    def holds(self, shipment: Shipment) -> set[str]:
+        held = set()
+        with _spoken(self.bucket):
+            for item in shipment.items:
+                if self._has(self._key(shipment.project, shipment.version, item.name, item.sha256), item):
+                    held.add(item.name)
+        return held
+
+    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+        with _spoken(self.bucket):
+            for item in missing:
+                if item.name != MANIFEST:
+                    self._send(self._key(shipment.project, shipment.version, item.name, item.sha256), item)
+
+    def finish(self, shipment: Shipment) -> None:
+        """The manifest, unless somebody else's is there by now."""
+        item = shipment.manifest
+        body = item.path.read_bytes()
+        key = self._key(shipment.project, shipment.version, MANIFEST, "")
+        asked: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "ContentMD5": _md5(body)}
+        asked["Metadata"] = {"sha256": item.sha256}
+        with _spoken(self.bucket):
+            try:
+                self._client.put_object(**asked, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("NotImplemented", "501"):  # a service without conditions
+                    self._client.put_object(**asked)
+                elif error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
+                    raise
+
+    def find(self, name: str) -> tuple[str, str]:
+        project, _, version = name.rpartition("@")
+        releases = self._releases()
+        found = sorted(one for one in releases if version in ("", one[1]) and project in ("", one[0]))
+        if len(found) == 1:
+            return found[0]
+        listed = ", ".join("@".join(one) for one in sorted(releases)) or "none"
+        if not found:
+            raise IntegrityError(f"s3://{self.bucket}/{self.prefix} holds no release '{name}'", hint=f"there: {listed}")
+        raise UsageError(f"'{name}' may mean several releases", hint=f"#PROJECT@VERSION: {listed}")
+
+    def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+        with _spoken(self.bucket):
+            found = self._read(self._key(project, version, entry.path, entry.sha256))
+            if found is None:
+                if entry.path == SIGNATURE:
+                    return
+                raise IntegrityError(f"{entry.path} is not in s3://{self.bucket}/{self.prefix}", hint="publish again")
+            with path.open("wb") as out:
+                for piece in found["Body"].iter_chunks(1 << 20):
+                    out.write(piece)
+
+    def _key(self, project: str, version: str, name: str, sha256: str) -> str:
+        inner = f"{project}/{version}/{name}" if name in _BY_NAME else f".blobs/{sha256}"
+        return f"{self.prefix}/{inner}" if self.prefix else inner
+
+    def _releases(self) -> set[tuple[str, str]]:
+        start = f"{self.prefix}/" if self.prefix else ""
+        found = set()
+        with _spoken(self.bucket):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            for page in pages:
+                for one in page.get("Contents", []):
+                    parts = one["Key"].removeprefix(start).split("/")
+                    if len(parts) == 3 and parts[2] == MANIFEST:
+                        found.add((parts[0], parts[1]))
+        return found
+
+    def _has(self, key: str, item: Item) -> bool:
+        head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
+        return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
+
+    def _read(self, key: str) -> Any:
+        return _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
+
+    def _send(self, key: str, item: Item) -> None:
+        """One object, whole or not at all."""
+        asked = {"Bucket": self.bucket, "Key": key}
+        if item.size <= PART:
+            body = item.path.read_bytes()
+            self._client.put_object(**asked, Body=body, ContentMD5=_md5(body), Metadata={"sha256": item.sha256})
+            return
+        try:
+            self._send_parts(asked, item)
+        except ClientError as error:
+            # another publisher of the same file took up the same upload, and was the first to complete it
+            if error.response["Error"]["Code"] != "NoSuchUpload" or not self._has(key, item):
+                raise
+
+    def _send_parts(self, asked: dict[str, str], item: Item) -> None:
+        upload, have = self._begun(asked["Key"])
+        if upload is None:
+            upload = self._client.create_multipart_upload(**asked, Metadata={"sha256": item.sha256})["UploadId"]
+        asked = {**asked, "UploadId": upload}
+        parts = []
+        with item.path.open("rb") as stream:
+            for number, body in enumerate(iter(lambda: stream.read(PART), b""), 1):
+                etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+                if have.get(number) != (etag, len(body)):
+                    etag = self._client.upload_part(**asked, PartNumber=number, Body=body, ContentMD5=_md5(body))[
+                        "ETag"
+                    ]
+                parts.append({"PartNumber": number, "ETag": etag})
+        self._client.complete_multipart_upload(**asked, MultipartUpload={"Parts": parts})
+
+    def _begun(self, key: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
+        """An interrupted upload of the same object, and the parts of it that arrived: their ETag and size."""
+        listed = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", [])
+        uploads = [one["UploadId"] for one in listed if one["Key"] == key]
+        if not uploads:
+            return None, {}
+        pages = self._client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=uploads[-1])
+        parts = [part for page in pages for part in page.get("Parts", [])]
+        return uploads[-1], {part["PartNumber"]: (part["ETag"], part["Size"]) for part in parts}
+
+
+def _md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def _unless_missing(ask: Any) -> Any:
+    try:
+        return ask()
+    except ClientError as error:
+        if (
+            error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+            and "Bucket" not in error.response["Error"]["Code"]
+        ):
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def _spoken(bucket: str) -> Iterator[None]:
+    """Turn what the client raises into a sentence; its own words on a refusal can hold the key's id."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        raise NetworkError(
+            f"s3://{bucket} refused {error.operation_name}: {code}",
+            hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that the bucket exists",
+        ) from None
+    except BotoCoreError as error:
+        raise NetworkError(f"s3://{bucket} cannot be reached: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,210 @@
+"""One HTML file for people: what a report says, as a page that needs nothing beside itself.
+
+A report hands over plain text and charts in the classes below and knows no HTML. The template
+escapes every text, after it was cleaned and cut here. The page forbids itself every request and every
+script but its own (a content security policy with their hashes), so that no text from data can act.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jinja2
+from markupsafe import Markup
+
+from slmctl.console import shown
+from slmctl.reports import svg_chart
+
+Tone = Literal["", "good", "warn", "bad"]
+ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
+HEAD = 60  # characters of a column's name
+TEXT = 480  # characters of a text that a page shows
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number to remember."""
+
+    label: str
+    value: str
+    note: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence; in a list of what to look at first, it leads to the section of that title."""
+
+    kind: ClassVar[str] = "notice"
+    text: str
+    tone: Tone = ""
+    section: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of `slmctl.reports.svg_chart` with its title."""
+
+    kind: ClassVar[str] = "chart"
+    title: str
+    svg: Markup
+    note: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes the whole width."""
+        return float(self.svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]) > svg_chart.WIDTH
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell that says more than its text: good or bad, and what its tooltip tells."""
+
+    text: str
+    tone: Tone = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head; the first `texts` columns are text, the others figures.
+
+    `total` counts the rows there are, where the rows given are fewer. `choices` name sets of rows, by
+    their places, for a table that a reader may search.
+    """
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    texts: int = 1
+    total: int | None = None
+    note: str = ""
+    choices: Sequence[tuple[str, Sequence[int]]] = ()
+    folded: bool = False
+    half: bool = False  # as wide as a chart, beside one
+
+    @property
+    def heads(self) -> list[str]:
+        """The head, cut so that no column is wider than its cells for the sake of a name."""
+        return [shown(name, HEAD) for name in self.head]
+
+    @property
+    def shown(self) -> list[list[Cell]]:
+        """The rows of the page."""
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows[:ROWS]]
+
+    @property
+    def capped(self) -> str:
+        """How many rows are not in the page, said plainly."""
+        total = max(self.total or 0, len(self.rows))
+        here = min(len(self.rows), ROWS)
+        return f"The first {here:,} of {total:,} rows." if here < total else ""
+
+    @property
+    def sets(self) -> list[list[str]]:
+        """For each row of the page, the numbers of the choices that it belongs to."""
+        found: list[list[str]] = [[] for _ in self.rows[:ROWS]]
+        for number, (_, places) in enumerate(self.choices):
+            for place in places:
+                if place < len(found):
+                    found[place].append(str(number))
+        return found
+
+
+Block = Chart | Table | Notice
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a title."""
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+
+    @property
+    def id(self) -> str:
+        """What a link names."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+@dataclass(frozen=True)
+class Page:
+    """Headline, figures, what to look at first, details."""
+
+    kicker: str  # what kind of report, of which project
+    headline: str
+    lead: str = ""
+    tone: Tone = ""
+    figures: Sequence[Figure] = ()
+    notices: Sequence[Notice] = ()
+    noticed: str = "Look at first"  # what the notices are under
+    sections: Sequence[Section] = ()
+    foot: str = ""
+
+
+def write(path: Path, page: Page) -> None:
+    """Render a page to a file."""
+    path.write_text(render(page), encoding="utf-8")
+
+
+def render(page: Page) -> str:
+    """A page as one HTML document, the same bytes for the same page."""
+    css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_plain, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_read("report.html"))
+    ids = {section.title: section.id for section in page.sections}
+    return template.render(
+        page=page,
+        ids=ids,
+        css=Markup(css),  # noqa: S704 - files of this package, and no text from data
+        js=Markup(js),  # noqa: S704
+        css_hash=_hash(css),
+        js_hash=_hash(js),
+    )
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`92.5%`; what is not quite nothing or all keeps the digits that show it."""
+    for more in range(digits, 5):
+        text = f"{share:.{more}%}"
+        if (float(text[:-1]) not in (0.0, 100.0)) or share in (0.0, 1.0):
+            return text
+    return text
+
+
+def count(number: int, noun: str = "") -> str:
+    """`10,003`; `1 row`, `3 rows`."""
+    return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
+
+
+def either(number: int, one: str, many: str) -> str:
+    """The form of a word that goes with a number: `is` or `are`."""
+    return one if number == 1 else many
+
+
+def place(entry: dict[str, Any]) -> str:
+    """Where a row lies: `tickets.csv row 17`."""
+    return f"{entry['file']} row {entry['row']}"
+
+
+def _plain(value: Any) -> Any:
+    """What the template writes: markup as it is, anything else as one cleaned line."""
+    return value if isinstance(value, Markup) else shown(str(value), TEXT)
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _read(name: str) -> str:
+    return resources.files("slmctl.templates").joinpath(name).read_text(encoding="utf-8").strip()

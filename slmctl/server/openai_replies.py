@@ -1,0 +1,142 @@
+"""Answers in OpenAI's form: whole, as a stream of chunks, or an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmctl.inference.engine import Event
+from slmctl.server.openai_requests import Asked
+
+LABELS = 5  # the likeliest ones that an answer tells with their probabilities
+
+
+@dataclass
+class Choice:
+    """One answer as it grows: its text, the tokens in it where they are told, and the event that ended it."""
+
+    text: str = ""
+    tokens: list[Event] = field(default_factory=list)
+    last: Event = field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        self.text += event.get("piece", "")
+        self.tokens += event.get("tokens", [])
+        if "finish" in event:
+            self.last = event
+
+
+def whole(
+    asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, Any]], build: str, name: str
+) -> dict[str, Any]:
+    """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
+    listed = []
+    for index, choice in enumerate(choices):
+        said: dict[str, Any] = {"text": choice.text}
+        if asked.kind == "chat":
+            said = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        tokens = _logprobs(asked, choice.tokens, 0) if asked.tells_tokens else None
+        listed.append({"index": index, **said, "logprobs": tokens, "finish_reason": choice.last["finish"]})
+        if len(choices) > 1:
+            listed[-1]["slmctl"] = extras[index]
+    return {
+        **_head(asked, build, "chat.completion" if asked.kind == "chat" else "text_completion", name),
+        "choices": listed,
+        "usage": usage(asked, [choice.last for choice in choices]),
+        "slmctl": extras[0],
+    }
+
+
+class Stream:
+    """The chunks of a streamed answer, as server-sent events."""
+
+    def __init__(self, asked: Asked, build: str, name: str) -> None:
+        self.asked = asked
+        kind = "chat.completion.chunk" if asked.kind == "chat" else "text_completion"
+        self._head = json.dumps(_head(asked, build, kind, name))[:-1]
+        self._length = [0] * len(asked.requests)  # characters of each choice so far
+
+    def opening(self) -> bytes:
+        """What comes before the first piece: a chat's choices say who speaks."""
+        if self.asked.kind != "chat":
+            return b""
+        delta = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(index, {"delta": delta}) for index in range(len(self.asked.requests)))
+
+    def piece(self, index: int, event: Event) -> bytes:
+        """A piece of one choice; with the event that ended it, tokens that had no piece of their own."""
+        text = event.get("piece", "")
+        said: dict[str, Any] = {"delta": {"content": text}} if self.asked.kind == "chat" else {"text": text}
+        if self.asked.tells_tokens:
+            said["logprobs"] = _logprobs(self.asked, event.get("tokens", []), self._length[index])
+        self._length[index] += len(text)
+        return self._chunk(index, said)
+
+    def end(self, index: int, event: Event, extra: dict[str, Any]) -> bytes:
+        """The last chunk of one choice."""
+        rest = self.piece(index, event | {"piece": ""}) if event.get("tokens") else b""
+        said: dict[str, Any] = {"delta": {}} if self.asked.kind == "chat" else {"text": ""}
+        return rest + self._chunk(index, said, event["finish"], slmctl=extra)
+
+    def usage(self, lasts: Sequence[Event]) -> bytes:
+        return self._line(choices=[], usage=usage(self.asked, lasts))
+
+    def _chunk(self, index: int, said: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        return self._line(choices=[{"index": index, **said, "finish_reason": finish}], **more)
+
+    def _line(self, **fields: Any) -> bytes:
+        return f"data: {self._head}, {json.dumps(fields)[1:]}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def error(message: str, kind: str, param: str = "", code: str = "", request_id: str = "") -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    fields = {"message": message, "type": kind, "param": param or None, "code": code or None}
+    return {"error": fields | ({"request_id": request_id} if request_id else {})}
+
+
+def usage(asked: Asked, lasts: Sequence[Event]) -> dict[str, int]:
+    """Tokens of the prompts, each counted once, and of all answers."""
+    prompts = {one.prompt: last["prompt_tokens"] for one, last in zip(asked.requests, lasts, strict=True)}
+    prompt, answer = sum(prompts.values()), sum(last["completion_tokens"] for last in lasts)
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def facts(asked: Asked, event: Event) -> dict[str, Any]:
+    """What slmctl says of an answer: of what task it is, how sure the model was, what was left out of account."""
+    labels = dict(list(event.get("labels", {}).items())[:LABELS])
+    return {
+        "task": asked.model.task.kind,
+        "confidence": event.get("confidence"),
+        **({"labels": labels} if labels else {}),
+        **({"ignored": list(asked.ignored)} if asked.ignored else {}),
+    }
+
+
+def _head(asked: Asked, build: str, kind: str, name: str) -> dict[str, Any]:
+    prefix = "chatcmpl" if asked.kind == "chat" else "cmpl"
+    return {
+        "id": f"{prefix}-{asked.id}", "object": kind, "created": asked.created, "model": name,
+        "system_fingerprint": build,
+    }  # fmt: skip
+
+
+def _logprobs(asked: Asked, tokens: Sequence[Event], offset: int) -> dict[str, Any]:
+    """Tokens with their log probabilities, in the form of the kind of request."""
+    if asked.kind == "chat":
+        listed = [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
+        return {"content": listed, "refusal": None}
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token["token"])
+    return {
+        "tokens": [token["token"] for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": [{one["token"]: one["logprob"] for one in token["top"]} for token in tokens],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,385 @@
+"""Requests in OpenAI's form, every option checked; `replies` are the answers.
+
+An option that is not supported is refused by its name. What a model was trained for comes from its
+release: in task mode a client chooses neither system prompt nor template, labels or schema.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from slmctl.errors import DataError
+from slmctl.inference.engine import Request
+from slmctl.task.contract import Task
+
+CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
+STOPS = 4
+ALTERNATIVES = {"chat": 20, "text": 5}  # as OpenAI has them
+SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
+FORMS = ("response_format", "structured_outputs")  # what a client may hold answers to
+CACHED = 8192  # characters of a system prompt whose rendered head is kept
+BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+_BOTH = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop", "n", "user",
+         "logprobs"}  # fmt: skip
+KNOWN = {
+    "chat": _BOTH | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs"},
+    "text": _BOTH | {"prompt"},
+}
+# Values that ask for nothing: clients send them without being told to.
+NEUTRAL: dict[str, Any] = {
+    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
+    "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True,
+}  # fmt: skip
+
+
+class BadRequestError(Exception):
+    """What is wrong with a request, in OpenAI's words: a message and the option at fault."""
+
+    def __init__(self, message: str, param: str = "", *, status: int = 400, code: str = "") -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code = message, param, status, code
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One name that clients can ask for.
+
+    Attributes:
+        task: What the release says it is asked.
+        adapter: The engine's LoRA adapter that answers; empty for the model itself.
+        bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
+        opening: What raw text begins with: the token that the model expects there.
+    """
+
+    name: str
+    task: Task
+    adapter: str = ""
+    bare: bool = False
+    opening: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether every answer must be one that the task allows."""
+        return bool(self.task.labels or self.task.constraint)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """How much a request may ask for, in tokens."""
+
+    max_tokens: int
+    max_prompt: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that has been checked.
+
+    Attributes:
+        kind: `chat` or `text` (completions).
+        requests: What the engine is asked, one a choice.
+        turns: The conversation of each; empty where raw text is continued.
+        sent: The conversation as the client sent it.
+        options: The sampling options that it set and the form that it wants, for whoever decides who answers.
+        ignored: What it sent that has no effect on a model of this task.
+    """
+
+    kind: str
+    model: Model
+    requests: tuple[Request, ...]
+    turns: tuple[tuple[dict[str, str], ...], ...]
+    sent: tuple[dict[str, str], ...]
+    options: dict[str, Any]
+    ignored: tuple[str, ...] = ()
+    stream: bool = False
+    with_usage: bool = False
+    schema: dict[str, Any] | None = None  # the client's own, to be checked before it is asked under
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def tells_tokens(self) -> bool:
+        return self.requests[0].alternatives >= 0
+
+    @property
+    def text(self) -> str:
+        """What was asked, for a log that is to hold it."""
+        return "\n".join(message["content"] for message in self.sent) or "\n".join(one.prompt for one in self.requests)
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body; a value of null is as good as left out.
+
+    Raises:
+        BadRequestError: It is none, or holds text that is no Unicode.
+    """
+    try:
+        # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through
+        body = json.loads(raw.decode(), parse_constant=_no_number)
+        if b"\\u" in raw:
+            json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can be spelled, but never written
+    except (ValueError, RecursionError):
+        raise BadRequestError("the body is not valid JSON in UTF-8") from None
+    if not isinstance(body, dict):
+        raise BadRequestError("the body is not a JSON object")
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def check(body: dict[str, Any], kind: str, models: Mapping[str, Model], ceilings: Ceilings) -> Asked:
+    """A request of `/v1/chat/completions` (`chat`) or `/v1/completions` (`text`), every option checked.
+
+    Raises:
+        BadRequestError: An option is unknown or out of bounds; it is named.
+    """
+    body = {key: value for key, value in body.items() if not _asks_nothing(key, value)}
+    for name in body:
+        if name not in KNOWN[kind]:
+            raise BadRequestError(f"option '{name}' is not supported", name)
+    model = _model(body, models)
+    common, schema, ignored = _options(body, kind, model, ceilings)
+    prompts, sent, dropped = [], list[dict[str, str]](), list[str]()
+    if kind == "chat":
+        sent = _messages(body)
+        prompt, dropped = _chat_prompt(model, sent)
+        prompts.append(prompt)
+    else:
+        sent = [{"role": "user", "content": text} for text in _texts(body)]
+        prompts = [_text_prompt(model, message) for message in sent]
+    if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * ceilings.max_prompt:
+        raise BadRequestError(
+            f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
+            f"{ceilings.max_prompt} tokens allowed",
+            "messages" if kind == "chat" else "prompt",
+        )
+    count = int(_number(body, "n", 1, 1, CHOICES, whole=True))
+    if count * len(prompts) > CHOICES:
+        raise BadRequestError(f"'n' times the prompts must be at most {CHOICES}", "n")
+    requests = [
+        replace(common, prompt=prompt.text, prefix=prompt.prefix, seed=(common.seed + k) % 2**63)
+        for prompt in prompts
+        for k in range(count)
+    ]
+    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS)
+    return Asked(
+        kind=kind,
+        model=model,
+        requests=tuple(requests),
+        turns=tuple(prompt.turns for prompt in prompts for _ in range(count)),
+        sent=tuple(sent),
+        options={name: body[name] for name in names if name in body},
+        ignored=(*dropped, *ignored),
+        stream=_flag(body, "stream"),
+        with_usage=_stream_options(body),
+        schema=schema,
+    )
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
+
+
+def _model(body: dict[str, Any], models: Mapping[str, Model]) -> Model:
+    name = body.get("model", next(iter(models)))
+    if not isinstance(name, str) or name not in models:
+        raise BadRequestError(
+            f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}",
+            "model",
+            status=404 if isinstance(name, str) else 400,
+            code="model_not_found",
+        )
+    return models[name]
+
+
+def _options(
+    body: dict[str, Any], kind: str, model: Model, ceilings: Ceilings
+) -> tuple[Request, dict[str, Any] | None, list[str]]:
+    """What all choices have in common, the client's own schema, and which options have no effect."""
+    task = model.task
+    wanted = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    length = _number(body, wanted, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
+    temperature = _number(body, "temperature", 0.0, 0, 2)
+    schema, labels = _form(body, model)
+    stops = _stops(body)
+    given = {name for name in ("temperature", "top_p", "seed", "stop", wanted) if name in body}
+    ignored = sorted(given if task.labels else given & {"stop"} if task.constraint else set())
+    request = Request(
+        prompt="",
+        labels=task.labels or labels,
+        end=task.end,
+        max_tokens=int(length),
+        temperature=0.0 if task.labels or labels else temperature,
+        top_p=_number(body, "top_p", 1.0, 0, 1),
+        seed=int(_number(body, "seed", secrets.randbits(31) if temperature else 0, 0, 2**63 - 1, whole=True)),
+        stop=(*stops, *([task.end] if task.end else [])),
+        schema=task.constraint or (json.dumps(schema) if schema is not None else ""),
+        adapter=model.adapter,
+        alternatives=_alternatives(body, kind),
+        max_prompt=ceilings.max_prompt,
+        shorten=wanted not in body,
+    )
+    return request, schema, ignored
+
+
+def _form(body: dict[str, Any], model: Model) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The form that a client asks answers in: a JSON Schema, or a list of choices as vLLM has it."""
+    wanted = body.get("response_format", {"type": "text"})
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    choices = body.get("structured_outputs")
+    if model.held and (kind != "text" or choices is not None):
+        name = "structured_outputs" if choices is not None else "response_format"
+        raise BadRequestError(f"option '{name}' is not supported by a model of kind '{model.task.kind}': "
+                              "its release says what form answers have", name)  # fmt: skip
+    if choices is not None:
+        listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
+        texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
+        if not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
+            raise BadRequestError(
+                "'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs"
+            )
+        if _size(texts) > SCHEMA_BYTES:
+            raise BadRequestError(
+                f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
+            )
+        return None, tuple(map(str, texts))
+    if kind == "text":
+        return None, ()
+    if kind == "json_object":
+        return {"type": "object"}, ()
+    if kind != "json_schema":
+        raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
+    schema = wanted["json_schema"].get("schema") if isinstance(wanted.get("json_schema"), dict) else None
+    if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
+        raise BadRequestError(
+            f"'response_format' needs json_schema.schema: an object of at most {SCHEMA_BYTES} bytes", "response_format"
+        )
+    return schema, ()
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value as JSON; of one that is nested too deeply to be written, more than any bound."""
+    try:
+        return len(json.dumps(value))
+    except RecursionError:
+        return sys.maxsize
+
+
+def _stops(body: dict[str, Any]) -> list[str]:
+    stop = body.get("stop", [])
+    stops = [stop] if isinstance(stop, str) else stop
+    if not (isinstance(stops, list) and len(stops) <= STOPS and all(isinstance(s, str) and s for s in stops)):
+        raise BadRequestError(f"'stop' must be a text or up to {STOPS} texts", "stop")
+    return stops
+
+
+def _alternatives(body: dict[str, Any], kind: str) -> int:
+    """Likeliest tokens to tell in the place of each; -1 where no token is to be told."""
+    most = ALTERNATIVES[kind]
+    if kind == "text":
+        return int(_number(body, "logprobs", -1, 0, most, whole=True)) if "logprobs" in body else -1
+    if not _flag(body, "logprobs"):
+        if "top_logprobs" in body:
+            raise BadRequestError("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
+        return -1
+    return int(_number(body, "top_logprobs", 0, 0, most, whole=True))
+
+
+def _stream_options(body: dict[str, Any]) -> bool:
+    options = body.get("stream_options", {})
+    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
+        raise BadRequestError("'stream_options' may hold include_usage alone", "stream_options")
+    return _flag(options, "include_usage", "stream_options")
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("'messages' must be a list that is not empty", "messages")
+    result = []
+    for k, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
+            raise BadRequestError(f"messages[{k}] needs a role: system, user or assistant", "messages")
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+            content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+        if not isinstance(content, str):
+            raise BadRequestError(f"messages[{k}] needs content: a text", "messages")
+        result.append({"role": ROLES[role], "content": content})
+    if result[-1]["role"] != "user":
+        raise BadRequestError("the last message must be the user's", "messages")
+    return result
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A rendered prompt, the text at its start that other requests share, and the conversation that it is made of."""
+
+    text: str
+    prefix: str
+    turns: tuple[dict[str, str], ...]
+
+
+def _chat_prompt(model: Model, sent: Sequence[dict[str, str]]) -> tuple[_Prompt, list[str]]:
+    """The rendered prompt of a conversation, and what was left out of it."""
+    task, turns, dropped = model.task, tuple(sent), list[str]()
+    if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
+        own = [{"role": "system", "content": task.system}] if task.system else []
+        turns = (*own, *(message for message in sent if message["role"] != "system"))
+        dropped = ["system"] if any(message["role"] == "system" for message in sent) else []
+    system = turns[0]["content"] if turns[0]["role"] == "system" else None
+    try:
+        find = _prefix if system is None or len(system) < CACHED else _prefix.__wrapped__
+        return _Prompt(task.prompt(turns), find(model, system), turns), dropped
+    except DataError as error:
+        raise BadRequestError(error.message, "messages") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _prefix(model: Model, system: str | None) -> str:
+    """What every prompt with this system prompt opens with."""
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return model.task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
+
+
+def _texts(body: dict[str, Any]) -> list[str]:
+    """The prompts of a completion, as they were sent."""
+    given = body.get("prompt")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not 1 <= len(texts) <= CHOICES or not all(isinstance(t, str) for t in texts):
+        raise BadRequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
+    return texts
+
+
+def _text_prompt(model: Model, message: dict[str, str]) -> _Prompt:
+    """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
+    return _Prompt(model.opening + message["content"], "", ()) if model.bare else _chat_prompt(model, [message])[0]
+
+
+def _number(body: dict[str, Any], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+    value = body.get(name, default)
+    if whole and isinstance(value, float):
+        raise BadRequestError(f"'{name}' must be a whole number", name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequestError(f"'{name}' must be a number from {low} to {high}", name)
+    return value
+
+
+def _flag(body: dict[str, Any], name: str, param: str = "") -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequestError(f"'{name}' must be true or false", param or name)
+    return value

@@ -1,0 +1,138 @@
+"""One request on its way: the events of its choices, and whatever else may end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from slmctl.inference.engine import Event
+from slmctl.server.backends import Backend, Cancel
+from slmctl.server.openai_replies import Choice
+from slmctl.server.openai_requests import Asked
+
+T = TypeVar("T")
+# What may end a request before its answer does: the status where no answer has begun yet, and the words.
+ENDINGS = {
+    "deadline_exceeded": (504, "no whole answer within {seconds:g} s"),
+    "server_stopping": (503, "the server is being stopped"),
+    "client_gone": (499, "the client has gone"),
+}
+
+
+class FailedError(Exception):
+    """An accepted request will get no whole answer: why, in a word and in a sentence, and the status that says so."""
+
+    def __init__(self, message: str, code: str, status: int) -> None:
+        super().__init__(message)
+        self.message, self.code, self.status = message, code, status
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's word for it."""
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+
+class Exchange:
+    """Runs every choice of a request; `close` frees whatever it still holds.
+
+    Everything that happens comes through one queue, so that a reader sees it in order and waits in one place.
+    """
+
+    def __init__(self, asked: Asked, backend: Backend, limit_s: float) -> None:
+        self.asked, self.limit_s = asked, limit_s
+        self.choices = [Choice() for _ in asked.requests]
+        self.backend, self._cancels = backend, list[Cancel]()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self.deadline = self._loop.time() + limit_s
+        self._timer = self._loop.call_at(self.deadline, self.end, "deadline_exceeded")
+        self._ended: asyncio.Future[FailedError] = self._loop.create_future()
+        self._watch: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Have every choice answered."""
+        for index in range(len(self.asked.requests)):
+            self._cancels.append(self.backend.begin(self.asked, index, self._putter(index)))
+
+    def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """End when the client hangs up."""
+
+        async def wait() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.end("client_gone")
+
+        self._watch = asyncio.create_task(wait())
+
+    def end(self, code: str) -> None:
+        """End from outside, for one of the ENDINGS."""
+        if not self._ended.done():
+            status, words = ENDINGS[code]
+            self._ended.set_result(FailedError(words.format(seconds=self.limit_s), code, status))
+            self._events.put_nowait((-1, {}))
+
+    def close(self) -> None:
+        """Free what is still held, here and in the backend."""
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        for cancel in self._cancels:
+            cancel()
+
+    async def next(self) -> tuple[int, Event]:
+        """The next event, with its choice.
+
+        Raises:
+            FailedError: A choice failed, or the whole was ended.
+        """
+        index, event = await self._events.get()
+        if self._ended.done():
+            raise self._ended.result()
+        if "error" in event:
+            raise _failure(event)
+        self.choices[index].add(event)
+        return index, event
+
+    @property
+    def running(self) -> bool:
+        """Whether a choice has not ended yet."""
+        return not all(choice.last for choice in self.choices)
+
+    async def whole(self) -> None:
+        """Run every choice to its end."""
+        while self.running:
+            await self.next()
+
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work that `end` ends too.
+
+        Raises:
+            FailedError: It was ended.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((task, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self._ended.result()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    def _putter(self, index: int) -> Callable[[Event], None]:
+        def put(event: Event) -> None:
+            self._events.put_nowait((index, event))
+
+        return put
+
+
+def _failure(event: Event) -> FailedError:
+    if event.get("refused"):
+        return FailedError(event["error"], "refused", 400)
+    if event.get("died"):
+        return FailedError("the engine died while it answered; it is being started again", "engine_died", 503)
+    return FailedError(event["error"], "engine_failed", 502)

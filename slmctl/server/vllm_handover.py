@@ -1,0 +1,271 @@
+"""A model -> a hand-over: a folder from which others run it in vLLM, behind slmctl's gateway.
+
+For those who outgrow one machine. vLLM gets the merged weights, or the base with the adapter on it;
+the gateway in front of it keeps the name, the task contract, the keys and the limits that `slmctl serve`
+has. The folder needs nothing but the public images and packages that its README names, and holds no
+secret: keys are referred to, by a variable or a file that whoever runs it brings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from slmctl import __version__, console
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import FILENAME, ServeConfig
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.task.contract import Task
+
+VLLM = "v0.33.0"  # the image's tag; its arguments are those that tests/server/vllm_serve.txt lists
+PYTHON = "3.12-slim"  # of the gateway's image
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for; it takes no others
+ENGINE_PORT, GATEWAY_PORT = 8000, 8080
+KEYS = "/run/keys"  # where the folder with the hashes of the clients' keys is mounted
+KEY_ENV = "VLLM_API_KEY"  # what vLLM reads its key from, and the gateway too
+GB = 1 << 30
+KINDS = ("compose", "kubernetes", "vllm")
+# Settings that stay here: a policy is fitted on one GGUF file, and the others are of no use without it.
+LEFT_OUT = ("policy", "generalist", "prices", "decisions", "detector")
+STOP_S = 10  # that a process has to end beyond the time that its running answers get
+SHARED = ("README.md",)
+FILES = {
+    "compose": ("compose.yaml", ".env", "gateway/Dockerfile", "gateway/wheels/README"),
+    "kubernetes": (
+        "kustomization.yaml", "vllm.yaml", "gateway.yaml", "network.yaml", "vllm/Dockerfile", "gateway/Dockerfile",
+        "gateway/wheels/README",
+    ),
+    "vllm": ("vllm.sh", "gateway.sh"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What is handed over.
+
+    Attributes:
+        name: What clients call the model; the same as where `slmctl serve` answers.
+        model: The weights that vLLM loads: a merged model, or the base of an adapter.
+        adapter: The adapter on it, if it is not merged.
+        task: The contract that the gateway holds answers to.
+        settings: The gateway's limits.
+        origin: The digest of what was asked for, such as a release.
+    """
+
+    name: str
+    model: Artifact
+    adapter: Artifact | None
+    task: Task
+    settings: ServeConfig
+    origin: str
+
+
+def write(given: Handover, kind: str, out: Path) -> None:
+    """Write the folder, whole or not at all.
+
+    Raises:
+        UsageError: The folder exists, or vLLM cannot run this model with these settings.
+        IntegrityError: The weights are not what their manifest says.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already", hint="name a new folder with --output")
+    _check(given)
+    half = out.with_name(f".{out.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    if given.settings.policy is not None:
+        console.say("left out: serve.policy and what belongs to it, since a policy is for one GGUF file")
+    try:
+        _copy(given, half)
+        _contract(given, kind, half / "contract")
+        for place, text in _rendered(given, kind):
+            _put(half / place, text)
+        _sums(half)
+        half.rename(out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def vllm_arguments(given: Handover, root: str) -> list[str]:
+    """What follows `vllm serve`, given what goes before `/model`, `/adapter` and `/contract`."""
+    served = [f"{given.name}-base"] if given.adapter else [given.name]
+    arguments = [
+        f"{root}/model", "--served-model-name", *served, "--max-model-len", str(given.settings.context), "--seed", "0",
+        "--chat-template", f"{root}/contract/chat_template.jinja", "--load-format", "safetensors",
+        "--generation-config", "vllm", "--allowed-origins", "[]", "--disable-fastapi-docs",
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    if given.adapter:
+        rank = min(allowed for allowed in RANKS if allowed >= _adapter_config(given.adapter)["r"])
+        arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{given.name}={root}/adapter"]
+    return arguments
+
+
+# Checks
+
+
+def _check(given: Handover) -> None:
+    """That vLLM can run it, as far as files can tell."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given.name):
+        raise UsageError(
+            f"'{given.name}' cannot be the name of a model in vLLM", hint="letters, digits, dots, hyphens, underscores"
+        )
+    for part in (given.model, given.adapter):
+        faults = artifact.verify(part) if part else []
+        if part and faults:
+            raise IntegrityError(
+                f"{part.path} ({part.kind}) is damaged: {'; '.join(faults)}",
+                hint=f"remove it and run its stage again: rm -r {part.path}",
+            )
+    if not given.model.files(".safetensors"):
+        raise UsageError(
+            f"{given.model.path} holds no .safetensors, and vLLM serves no GGUF", hint="slmctl merge makes them"
+        )
+    config = json.loads(given.model.file("config.json").read_bytes())
+    longest = config.get("max_position_embeddings")
+    if isinstance(longest, int) and given.settings.context > longest:
+        raise UsageError(
+            f"serve.context is {given.settings.context}, and this model reads at most {longest} tokens",
+            hint=f"--set serve.context={longest}",
+        )
+    if given.adapter:
+        _check_adapter(_adapter_config(given.adapter))
+
+
+def _check_adapter(config: dict[str, Any]) -> None:
+    """Refuse the forms of LoRA that vLLM does not run; merged they are weights like any other."""
+    unknown = [
+        name
+        for name, there in (
+            ("DoRA", config.get("use_dora")),
+            ("trained biases", config.get("bias", "none") != "none" or config.get("lora_bias")),
+            ("whole layers", config.get("modules_to_save")),
+            ("a rank that differs by layer", config.get("rank_pattern") or config.get("alpha_pattern")),
+            (f"a rank over {RANKS[-1]}", config["r"] > RANKS[-1]),
+        )
+        if there
+    ]
+    if unknown:
+        raise UsageError(
+            f"vLLM does not run this adapter on its base: it has {' and '.join(unknown)}", hint="--weights merged"
+        )
+
+
+def _adapter_config(adapter: Artifact) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(adapter.file("adapter_config.json").read_bytes())
+    return config
+
+
+# Files
+
+
+def _copy(given: Handover, out: Path) -> None:
+    """The weights with all that came with them, their licence and their manifest too."""
+    for name, part in (("model", given.model), ("adapter", given.adapter)):
+        if part is None:
+            continue
+        listed = [entry.path for entry in part.manifest.files]
+        listed += [artifact.MANIFEST] if (part.path / artifact.MANIFEST).exists() else []
+        size = sum(entry.size for entry in part.manifest.files)
+        console.say(f"copying {console.size(size)} of {part.kind} to {name}/")
+        for path in listed:
+            target = out / name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(part.path / path, target)
+
+
+def _contract(given: Handover, kind: str, folder: Path) -> None:
+    """What the gateway holds to: the task, its limits and where vLLM is; and the template that vLLM gets too."""
+    folder.mkdir()
+    given.task.write(folder)
+    _put(folder / "chat_template.jinja", given.task.chat_template)
+    local = kind == "vllm"
+    host = {"compose": "vllm", "kubernetes": f"{_label(given.name)}-vllm", "vllm": "127.0.0.1"}[kind]
+    serve = given.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
+        "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
+        "port": GATEWAY_PORT,
+        "keys": "../keys/keys.json" if local else f"{KEYS}/keys.json",
+        "adapters": {},
+        "engine_url": f"http://{host}:{ENGINE_PORT}/v1",
+        "engine_model": given.name,
+        "engine_key_env": KEY_ENV,
+    }
+    config = {"project": _label(given.name), "base": "none", "serve": serve}
+    _put(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _rendered(given: Handover, kind: str) -> Iterator[tuple[str, str]]:
+    """Place and text of every file that a template makes."""
+    environment = jinja2.Environment(  # noqa: S701 - YAML, shell and Markdown; values are quoted by the filters
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
+    environment.filters["shell"] = _shell
+    values = _values(given, kind)
+    for place in (*SHARED, *FILES[kind]):
+        name = f"{kind}/{place}" if place not in SHARED and not place.startswith("gateway/") else place
+        source = resources.files("slmctl.templates").joinpath("serve", *name.split("/")).read_text(encoding="utf-8")
+        text = environment.from_string(source).render(values)
+        if place.endswith(".yaml"):
+            list(yaml.safe_load_all(text))  # what does not parse is a bug here, and is found here
+        yield place, text
+
+
+def _values(given: Handover, kind: str) -> dict[str, Any]:
+    weights = sum(entry.size for part in (given.model, given.adapter) if part for entry in part.files(".safetensors"))
+    root = "." if kind == "vllm" else ""
+    return {
+        "kind": kind,
+        "name": given.name,
+        "label": _label(given.name),
+        "task": given.task,
+        "settings": given.settings,
+        "stop_s": math.ceil(given.settings.grace_s) + STOP_S,
+        "adapter": given.adapter is not None,
+        "origin": given.origin,
+        "weights": console.size(weights),
+        "version": __version__,
+        "weights_id": (given.adapter or given.model).digest.removeprefix("sha256:")[:12],
+        "vllm": VLLM,
+        "python": PYTHON,
+        "arguments": vllm_arguments(given, root),
+        "memory_gb": math.ceil(2 * weights / GB) + 8,  # the weights twice while they are read, and vLLM itself
+        "keys": KEYS,
+        "engine_port": ENGINE_PORT,
+        "gateway_port": GATEWAY_PORT,
+    }
+
+
+def _label(name: str) -> str:
+    """A name as Kubernetes, image names and slmctl.yaml allow it: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+
+
+def _shell(arguments: str | Sequence[str]) -> str:
+    """Words as a shell reads them again."""
+    return shlex.quote(arguments) if isinstance(arguments, str) else shlex.join(arguments)
+
+
+def _put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    if path.suffix == ".sh":
+        path.chmod(0o755)
+
+
+def _sums(folder: Path) -> None:
+    """`SHA256SUMS` over all of it, which `sha256sum --check` reads."""
+    lines = [f"{entry.sha256}  {entry.path}\n" for entry in artifact.scan(folder)]
+    _put(folder / "SHA256SUMS", "".join(lines))

@@ -1,0 +1,1 @@
+"""Files, SQL, data sets of the hub and pipes, as rows."""

@@ -1,0 +1,240 @@
+"""Sources that are no files, brought into files: queries, data sets of the hub, pipes, standard input.
+
+Everything after this reads local files and hashes what is in them. A copy lies in `runs/.sources/` under a name
+made from what was asked, without passwords.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from slmctl import console
+from slmctl.artifacts.artifact import canonical, sync
+from slmctl.config import STDIN, Source, mask
+from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.network import hub
+from slmctl.sources import sql
+from slmctl.sources.rows import FORMATS, format_of, require_file
+
+
+def gather(sources: Sequence[Source], folder: Path) -> list[Source]:
+    """Copy every source that is no file into `folder`, anew, and say before which host will be contacted.
+
+    A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
+
+    Returns:
+        The sources as local files; one of the hub may become several.
+
+    Raises:
+        DataError: A query failed, or a file of the hub is not what the hub says.
+        NetworkError: A host could not be reached.
+        UsageError: A source is not pinned, names no data file, or is standard input from a terminal.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        if source.sql is not None:
+            console.say(f"  asking {sql.place(source.sql.url)}")
+            with _Draft(copy_of(source, folder)) as stream:
+                count = sql.write_rows(source.sql.url, source.sql.query, stream, root=folder.parents[1])
+            console.detail(f"  {count} rows")
+        elif source.hf is not None:
+            if not copy_of(source, folder).exists():
+                _fetch(source.hf, source.file, copy_of(source, folder))
+        elif _passes(source.local):
+            _spool(source.local, copy_of(source, folder))
+    return gathered(sources, folder)
+
+
+def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
+    """The sources as local files, where need be those that `gather` left; nothing is contacted or waited for.
+
+    Raises:
+        IntegrityError: There is no copy of a source that is no file.
+        DataError: Something else than a file or pipe stands in a source's place.
+    """
+    return [local for source in sources for local in _local(source, folder)]
+
+
+def is_file(source: Source) -> bool:
+    """Whether a source is a path that can be read again and again (nothing may be there, too)."""
+    return source.path is not None and not _passes(source.path)
+
+
+def host_of(source: Source, folder: Path) -> str:
+    """The host that gathering a source will contact; empty for none: a file, or a copy that never changes."""
+    if source.sql is not None:
+        return sql.host(source.sql.url)
+    return "the hub" if source.hf is not None and not copy_of(source, folder).exists() else ""
+
+
+def _local(source: Source, folder: Path) -> list[Source]:
+    if is_file(source) and source.local.exists():
+        require_file(source.local)
+        return [source]
+    copy = copy_of(source, folder)
+    if is_file(source) and not copy.exists():
+        return [source]  # whoever hashes it says that it is missing
+    if not copy.exists():
+        raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
+    if source.hf is None:
+        return [source.model_copy(update={"path": copy, "sql": None})]
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    title = source.name or source.hf.partition("@")[0]
+    return [
+        source.model_copy(
+            update={"path": path, "hf": None, "file": None, "name": f"{title}/{path.relative_to(copy).as_posix()}"}
+        )
+        for path in files
+    ]
+
+
+def copy_of(source: Source, folder: Path) -> Path:
+    """Where the copy of a source lies: its name says what was asked, and no secret."""
+    if source.sql is not None:
+        return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"
+    if source.hf is not None:
+        return folder / f"hf-{_key(source.hf, source.file)}"
+    path = source.local
+    if path == STDIN:
+        return folder / f"stdin-{_key(source.format)}.{source.format}"
+    root = folder.parents[1]
+    named = path.relative_to(root) if path.is_relative_to(root) else path
+    suffix = f".{source.format}" if source.format else "".join(path.suffixes[-2 if path.suffix == ".gz" else -1 :])
+    return folder / f"pipe-{_key(str(named), source.format)}{suffix}"
+
+
+def _key(*asked: str | None) -> str:
+    return hashlib.sha256(canonical(list(asked))).hexdigest()[:12]
+
+
+def _passes(path: Path) -> bool:
+    """Whether what is read from a path is gone then."""
+    try:
+        return path == STDIN or stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _shown(source: Source) -> str:
+    """A source as its user may recognise it, without secrets."""
+    if source.sql is not None:
+        return f"'{source.name or mask(source.sql.url)}'"
+    return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.path}'"
+
+
+def _spool(path: Path, target: Path) -> None:
+    """Copy what passes by, to its end."""
+    if path == STDIN:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("the source '-' is a terminal", hint="pipe the rows in: … | slmctl prepare")
+        console.say("  reading standard input")
+        with _Draft(target) as out:
+            shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
+        return
+    if target.suffix not in (".gz", *FORMATS):
+        raise UsageError(f"the name of the pipe {path.name} does not say what it holds", hint="format: csv")
+    console.say(f"  reading the pipe {path.name}")
+    with path.open("rb") as stream, _Draft(target) as out:
+        shutil.copyfileobj(stream, out, 1 << 20)
+
+
+class _Draft:
+    """A file that appears under its name when it is whole and on the disk; readable by its owner alone."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._place = target.with_name(f".draft-{target.name}")
+
+    def __enter__(self) -> IO[bytes]:
+        self._place.unlink(missing_ok=True)  # of a process that was killed
+        self._stream = os.fdopen(os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        return self._stream
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            with self._stream:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            if kind is None:
+                os.replace(self._place, self._target)
+                sync(self._target.parent)
+        finally:
+            self._place.unlink(missing_ok=True)
+
+
+# The hub
+
+
+def _fetch(name: str, pattern: str | None, target: Path) -> None:
+    """The data files of a pinned data set, into a folder that appears when it is whole."""
+    repo, commit = hub.split(name, example="hf: ")
+    console.say(f"  asking the hub for {repo}")
+    draft = target.with_name(f".draft-{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with hub.asked(f"prepare hf:{name}", repo) as client:
+            if not hub.is_pinned(commit):
+                pinned = client.dataset_info(repo, revision=commit or None).sha
+                raise UsageError(
+                    f"source 'hf: {name}' is not pinned: what it names can change",
+                    hint=f"put this line into slmctl.yaml: hf: {repo}@{pinned}",
+                )
+            listed = client.dataset_info(repo, revision=commit, files_metadata=True).siblings or []
+            for entry in _choose(repo, listed, pattern):
+                console.say(f"  fetching {entry.rfilename} of {repo} at {commit[:12]}")
+                client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
+                _require_same(draft / entry.rfilename, entry)
+        shutil.rmtree(draft / ".cache", ignore_errors=True)  # the client's own notes
+        for path in sorted(draft.rglob("*"), reverse=True):
+            sync(path)
+        draft.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _choose(repo: str, listed: Sequence[Any], pattern: str | None) -> list[Any]:
+    """The data files that a pattern names; without one, the only one there is."""
+    files = [entry for entry in listed if _is_data(entry.rfilename)]
+    if pattern is None:
+        chosen = files if len(files) == 1 else []
+    else:
+        chosen = [entry for entry in files if fnmatch.fnmatchcase(entry.rfilename, pattern)]
+    if not chosen:
+        names = ", ".join(entry.rfilename for entry in files[:20]) or "none"
+        more = f" and {len(files) - 20} more" if len(files) > 20 else ""
+        what = f"no data file '{pattern}'" if pattern else f"{len(files)} data files" if files else "no data file"
+        raise UsageError(f"{repo} has {what}", hint=f"file: NAME or a pattern chooses among: {names}{more}")
+    return chosen
+
+
+def _is_data(name: str) -> bool:
+    path = PurePosixPath(name)
+    if path.is_absolute() or any(part.startswith(".") for part in path.parts) or path.name == "dataset_infos.json":
+        return False
+    try:
+        format_of(Path(path.name))
+    except DataError:
+        return False
+    return True
+
+
+def _require_same(path: Path, entry: Any) -> None:
+    """A file is what the commit holds: by sha256 where it is kept apart from git, else by git's own hash."""
+    digest = hashlib.sha256() if entry.lfs is not None else hashlib.sha1(usedforsecurity=False)
+    if entry.lfs is None:
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    wanted, found = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id, digest.hexdigest()
+    if found != wanted:
+        raise IntegrityError(f"{entry.rfilename} is not what the hub says it is: wanted {wanted}, got {found}")

@@ -1,0 +1,160 @@
+"""Checkpoints of a training: whole or not there, without pickles, and resumed exactly.
+
+    step-00000120/ weights.safetensors optimizer.safetensors best.safetensors
+                   trainer_state.json progress.json hashes.json
+
+A checkpoint is put together in a draft, synced and renamed; `hashes.json`, written last, holds the
+sha256 of every file. Resuming takes the newest one whose hashes agree, else the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+
+from slmctl.artifacts.artifact import canonical, sha256_file, sync
+from slmctl.errors import StageError
+from slmctl.model_files import hf_folder
+
+KEEP = 2  # checkpoints; an older one serves when the newest is damaged
+HASHES = "hashes.json"
+
+
+def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
+    """Write a checkpoint of a trainer's present state, with the random states of all processes; returns its folder."""
+    folder: Path = trainer.checkpoints
+    final = folder / f"step-{trainer.state.global_step:08d}"
+    place = folder / f".draft-{final.name}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    weights = trainer.trained()
+    _write(weights, place / "weights.safetensors")
+    _write(trainer.best_weights, place / "best.safetensors")
+    states = trainer.optimizer.state
+    tensors = {
+        f"{name}/{key}": torch.as_tensor(value) for name, p in weights.items() for key, value in states[p].items()
+    }
+    _write(tensors | random_states, place / "optimizer.safetensors")
+    trainer.state.save_to_json(str(place / "trainer_state.json"))
+    schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
+    known = dataclasses.asdict(trainer.progress)
+    known["best"] = known["best"] if trainer.best_weights else None  # infinity is no JSON
+    (place / "progress.json").write_bytes(canonical({"progress": known, "schedule": schedule}))
+    hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
+    (place / HASHES).write_bytes(canonical(hashes))
+    for path in [*place.iterdir(), place]:
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    place.rename(final)
+    sync(folder)
+    kept = sorted(folder.glob("step-*"))
+    later = kept.index(final) + 1  # what an earlier run left behind this step was damaged, and passed over
+    for old in [*kept[later:], *kept[:later][:-KEEP]]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, if there is one."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def passed_over(folder: Path, found: Path | None) -> list[str]:
+    """The names of the checkpoints that are newer than the newest whole one: they are damaged."""
+    return [path.name for path in sorted(folder.glob("step-*")) if found is None or path.name > found.name]
+
+
+def require_shared(found: Path | None) -> None:
+    """Make sure that all processes go on from the same checkpoint.
+
+    Raises:
+        StageError: They do not: a machine has a folder of its own.
+    """
+    names = set(gather_object([found.name if found else "the beginning"]))
+    if len(names) > 1:
+        raise StageError(
+            f"the machines would go on from {' and '.join(sorted(names))}",
+            hint="put the project into a folder that all machines share",
+        )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is there, and is what was written."""
+    try:
+        hashes = json.loads((path / HASHES).read_bytes())
+        return all(sha256_file(path / name) == value for name, value in hashes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def load_weights(trainer: Any, path: Path) -> None:
+    """Weights, best weights and progress."""
+    with torch.no_grad():
+        for name, value in load_file(path / "weights.safetensors").items():
+            trainer.trained()[name].copy_(value)
+    trainer.best_weights = {
+        name: value.to(trainer.args.device) for name, value in load_file(path / "best.safetensors").items()
+    }
+    known = json.loads((path / "progress.json").read_bytes())["progress"]
+    if known["best"] is None:
+        del known["best"]
+    trainer.progress = dataclasses.replace(trainer.progress, **known)
+
+
+def load_optimizer(trainer: Any, path: Path) -> None:
+    """The optimizer's moments and the place in the schedule; the loss was logged just before the checkpoint."""
+    tensors = load_file(path / "optimizer.safetensors")
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    for name, p in trainer.trained().items():
+        prefix = f"{name}/"
+        optimizer.state[p] = {
+            key.removeprefix(prefix): value if key == f"{prefix}step" else value.to(p.device)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+    known = json.loads((path / "progress.json").read_bytes())
+    scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    scheduler.last_epoch = known["schedule"]["last_epoch"]
+    scheduler._last_lr = known["schedule"]["rates"]
+    for group, rate in zip(optimizer.param_groups, known["schedule"]["rates"], strict=True):
+        group["lr"] = rate
+
+
+def gather_random(accelerator: Any) -> dict[str, torch.Tensor]:
+    """The states of the random generators of every process by name, `random/RANK/GENERATOR`; all must ask for them."""
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        alone = accelerator.num_processes == 1  # then it may use every GPU, else one
+        states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+        own |= {f"cuda{k:03}": state for k, state in enumerate(states)}
+    everyone = gather_object([own])
+    return {f"random/{rank}/{name}": state for rank, known in enumerate(everyone) for name, state in known.items()}
+
+
+def load_random(path: Path, accelerator: Any) -> bool:
+    """Set this process's random generators, so that dropout goes on as it would have.
+
+    Returns whether it can: a checkpoint of fewer processes has no state for the others, which then keep their own.
+    """
+    states = load_file(path / "optimizer.safetensors")
+    prefix = f"random/{accelerator.process_index}/"
+    own = {name.removeprefix(prefix): state for name, state in sorted(states.items()) if name.startswith(prefix)}
+    if own:
+        torch.set_rng_state(own.pop("cpu"))
+    if own and torch.cuda.is_available():
+        if accelerator.num_processes == 1:
+            torch.cuda.set_rng_state_all(list(own.values()))
+        else:
+            torch.cuda.set_rng_state(next(iter(own.values())))
+    return sum(name.startswith("random/") and name.endswith("/cpu") for name in states) == accelerator.num_processes
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    hf_folder.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)

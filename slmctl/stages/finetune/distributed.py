@@ -1,0 +1,178 @@
+"""finetune in more than one process: torch starts them, the first of them writes.
+
+Run as a module, this starts them; started by that, it is one of them. Machines that train together
+share the project's folder: each is told its number, and only machine 0 answers for the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from slmctl import child_environment, console, errors
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import FinetuneConfig
+from slmctl.errors import NetworkError, SlmctlError, StageError
+from slmctl.network import guard
+from slmctl.stages.finetune import backend
+
+SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+
+
+def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
+    """Train in `config.processes` processes on each of `config.machines` machines.
+
+    Returns the metrics, on machine 0; the others get none.
+
+    Raises:
+        SlmctlError: What a process raised.
+        StageError: A process ended without a word.
+    """
+    keep.mkdir(parents=True, exist_ok=True)  # another machine may be here first
+    job, answer = keep / f"job-{config.machine_rank}.json", keep / "answer.json"
+    leads = config.machine_rank == 0
+    if leads:
+        answer.unlink(missing_ok=True)
+    told = {
+        "config": config.model_dump(mode="json"), "base": str(base.path), "prepared": str(prepared.path),
+        "out": str(out), "keep": str(keep), "answer": str(answer),
+    }  # fmt: skip
+    job.write_text(json.dumps(told), encoding="utf-8")
+    command = [
+        sys.executable, "-m", __name__, "--nproc_per_node", str(config.processes),
+        "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
+        "--master_addr", config.address, "--master_port", str(config.port), "-m", __name__, str(job),
+    ]  # fmt: skip
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
+    settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
+    done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+    job.unlink(missing_ok=True)
+    if leads:
+        answer.unlink(missing_ok=True)
+    if "error" in said:
+        kind, message, hint = said["error"]
+        raise getattr(errors, kind)(message, hint=hint)
+    if done.returncode != 0 or (leads and "metrics" not in said):
+        raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
+    guard.add_receipt(said.get("receipt", {}))
+    metrics: dict[str, Any] = said.get("metrics", {})
+    return metrics
+
+
+def join_slurm(config: FinetuneConfig) -> None:
+    """Make this process one of a training, where `srun` started it as one of several: say so as torchrun would."""
+    known = os.environ
+    tasks = int(known.get("SLURM_STEP_NUM_TASKS") or known.get("SLURM_NTASKS") or 1)
+    if "RANK" in known or "SLURM_STEP_ID" not in known or tasks < 2:
+        return
+    known.update(RANK=known["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=known["SLURM_LOCALID"])
+    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", known.get("SLURM_STEP_TASKS_PER_NODE", "")):  # as many on every node
+        known["LOCAL_WORLD_SIZE"] = each[1]
+    known.setdefault("MASTER_ADDR", config.address)
+    known.setdefault("MASTER_PORT", str(config.port))
+
+
+def _environment(config: FinetuneConfig) -> dict[str, str]:
+    """What the training processes see: no secrets, unless trackers are to be told, which have keys of their own."""
+    return dict(os.environ) if config.report_to else child_environment.without_secrets()
+
+
+def _interface(config: FinetuneConfig) -> dict[str, str]:
+    """The network interface on which machines meet, as gloo wants to be told.
+
+    Left alone, gloo takes the one that the host's own name stands for, which on many machines is the loopback.
+    """
+    if config.machines == 1:
+        return {}
+    with (
+        guard.network("finetune.machines", hosts={config.address}),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+    ):
+        try:
+            probe.connect((config.address, config.port))  # of a datagram socket: finds the way, sends nothing
+        except OSError as error:
+            raise NetworkError(
+                f"there is no way to machine 0 at {config.address}: {error.strerror or error}",
+                hint="--set finetune.address=ADDRESS, the same on every machine",
+            ) from None
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                asked = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(asked[20:24]) == own:
+                    return {"GLOO_SOCKET_IFNAME": name}
+    return {}
+
+
+def _start(arguments: list[str]) -> int:
+    """Be torchrun, without its report on a process that failed: that process has said why."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run.main(arguments)
+    except ChildFailedError as error:
+        return next(failure.exitcode for failure in error.failures.values()) or 1
+    return 0
+
+
+def _work(job: Path) -> int:
+    """Do one process's share; returns its exit code."""
+    guard.seal()
+    told = json.loads(job.read_text(encoding="utf-8"))
+    config = FinetuneConfig.model_validate(told["config"])
+    backend.import_first(config.backend)
+    from slmctl.stages.finetune import finetune  # after the switches are set, and after unsloth
+
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads:
+        console.set_level(-1)
+    answer = Path(told["answer"])
+    try:
+        metrics = finetune.run(
+            config, base=_opened(told["base"], "merged"),
+            prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
+        )  # fmt: skip
+    except SlmctlError as error:
+        failure = [type(error).__name__, error.message, error.hint]
+        with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
+            json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
+        return error.code
+    if leads:
+        said = {"metrics": metrics, "receipt": guard.receipt()}
+        answer.write_text(json.dumps(said), encoding="utf-8")
+    return 0
+
+
+def _opened(path: str, kind: str) -> Artifact:
+    """An artifact, whose hashes were checked by whoever started this process."""
+    folder = Path(path)
+    return artifact.load(folder) if (folder / artifact.MANIFEST).exists() else artifact.foreign(folder, kind)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it, whatever ends that: two trainings of one
+    recipe would write into the same folder."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    raise SystemExit(_work(Path(sys.argv[1])) if "WORLD_SIZE" in os.environ else _start(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""base + adapter -> merged: the adapter folded into the base's weights, piece by piece."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slmctl import console
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import MergeConfig
+from slmctl.errors import StageError
+from slmctl.model_files import lora_adapter
+from slmctl.model_files.base_model import Base
+from slmctl.model_files.lora_adapter import Adapter
+from slmctl.stages.merge.safetensors_stream import INDEX, Planned, ShardWriter, Stored, stored
+
+# Where an output head takes its weights from when the base stores none for it.
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+
+
+def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) -> dict[str, Any]:
+    """Write the merged model: W + scale * B A in float32, then cast; a few rows in memory at a time.
+
+    Raises:
+        StageError: The adapter is of a form that cannot be merged, or does not fit.
+    """
+    changes, tensors = lora_adapter.read(adapter.path), stored(base.path)
+    untied = _untie(tensors, changes)
+    tensors += untied
+    _must_fit(tensors, changes)
+    dtype = None if config.dtype == "base" else getattr(torch, config.dtype)
+    planned = [
+        Planned(t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape) for t in tensors
+    ]
+    with (
+        console.progress("merge", len(changes.names), "layers") as meter,
+        ShardWriter(out, planned, limit=int(config.shard_gb * 1e9)) as writer,
+    ):
+        for tensor in tensors:
+            _write(writer, tensor, changes)
+            if tensor.name in changes.names:
+                meter.advance()
+    for entry in base.manifest.files:
+        if not entry.path.endswith((".safetensors", ".md", INDEX)):
+            shutil.copyfile(base.file(entry.path), out / entry.path)
+    _write_card(Base.read(base.path), out)
+    _write_config(out / "config.json", config.dtype, untied=bool(untied))
+    scales = sorted({change.scale for change in changes.changes.values()})
+    return {
+        "layers": len(changes.changes), "replaced": len(changes.replaced), "scales": scales,
+        "shards": len(writer.shards), "untied": bool(untied),
+    }  # fmt: skip
+
+
+def _untie(tensors: list[Stored], adapter: Adapter) -> list[Stored]:
+    """The output head as a tensor of its own, where it shares the embedding's and only one of them was trained."""
+    names = {tensor.name for tensor in tensors}
+    embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDINGS)]
+    if len(embeddings) != 1 or names & {*HEADS}:
+        return []
+    trained = [head for head in HEADS if head in adapter.names]
+    if not trained and embeddings[0].name not in adapter.names:
+        return []
+    shared = embeddings[0]
+    return [Stored(trained[0] if trained else HEADS[0], shared.dtype, shared.shape, shared.path, shared.start)]
+
+
+def _must_fit(tensors: list[Stored], adapter: Adapter) -> None:
+    there = {tensor.name: tensor for tensor in tensors}
+    missing = sorted(adapter.names - there.keys())
+    if missing:
+        raise StageError(
+            f"the adapter does not fit the base: it has no layer '{missing[0].removesuffix('.weight')}'",
+            hint="give the base it was trained on",
+        )
+    shapes: dict[str, tuple[int, ...]] = {name: change.shape for name, change in adapter.changes.items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
+    for name, shape in shapes.items():
+        if there[name].shape != shape:
+            raise StageError(f"the adapter does not fit the base at '{name}': {shape}, not {there[name].shape}")
+        if not there[name].dtype.is_floating_point or there[name].dtype.itemsize < 2:
+            raise StageError(
+                f"the base holds '{name}' as {there[name].dtype}, and an adapter cannot be added to that",
+                hint="pull the base in 16 or 32 bits",
+            )
+
+
+def _write(writer: ShardWriter, source: Stored, adapter: Adapter) -> None:
+    planned = writer.begin()
+    whole, change = adapter.replaced.get(source.name), adapter.changes.get(source.name)
+    if whole is not None:
+        writer.write(_cast(whole, planned.dtype, name=source.name))
+    elif change is None and planned.dtype == source.dtype:
+        writer.copy(source)
+    else:
+        for first, last in source.blocks() if change is None or change.by_rows else [(0, source.shape[0])]:
+            piece = source.rows(first, last)
+            merged = piece if change is None else change.apply(piece, first, last)
+            writer.write(_cast(merged, planned.dtype, name=source.name))
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tensor:
+    cast = weight.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        raise StageError(f"merging '{name}' gives values that {dtype} cannot hold", hint="--set merge.dtype=float32")
+    return cast
+
+
+def _write_card(base: Base, out: Path) -> None:
+    """A front matter in place of the base's own card: the GGUF converter copies license and base from it."""
+    fields = {
+        "base_model": base.public_name,
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": base.license,
+    }
+    lines = [f"{key}: {value}" for key, value in fields.items() if value]
+    # quoted: `no` is Norwegian, and false in YAML
+    lines += ["language:", *(f"- {json.dumps(code)}" for code in base.languages)] if base.languages else []
+    text = "\n".join(["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""])
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_config(path: Path, dtype: str, *, untied: bool) -> None:
+    """Say what has changed: the type of the weights, and a head that is the embedding no longer."""
+    change: dict[str, Any] = {} if dtype == "base" else {"dtype": dtype}
+    if untied:
+        change["tie_word_embeddings"] = False
+    if not change:
+        return
+    fields = json.loads(path.read_bytes())
+    if "dtype" in change:
+        fields.pop("torch_dtype", None)
+    path.write_text(json.dumps(fields | change, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""model + rows -> predictions."""

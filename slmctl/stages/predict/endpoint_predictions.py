@@ -1,0 +1,211 @@
+"""prepared -> predictions of a general model behind an OpenAI-compatible endpoint, told the task in its prompt.
+
+It is given every chance: the labels or the schema stand in its system prompt, examples from the training
+rows may stand before the question, and its answer is read kindly. Records marked sensitive are never
+sent, neither as a question nor as an example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slmctl import console
+from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
+from slmctl.config import PredictConfig
+from slmctl.errors import DataError
+from slmctl.network.openai_client import Ask, Refusal, Remote, Reply
+from slmctl.task import untuned_prompt
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records, write_jsonl
+
+SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
+
+
+def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
+    """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records' order.
+
+    Raises:
+        DataError: Every record is marked sensitive, so none may be sent.
+        NetworkError: The endpoint cannot be reached, or refuses the key or the model.
+        UsageError: The variable that should hold the key is not set.
+    """
+    wanted = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
+    task = Task.read(prepared.path)
+    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
+    remote = Remote(wanted["url"], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
+    sent = [k for k, record in enumerate(records) if not record.sensitive]
+    if not sent:
+        raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
+    name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
+    head = opening(task, examples)
+    requests = {
+        k: Ask([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ())) for k in sent
+    }
+    answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
+    found, rate = _ask(remote, requests, answered, name)
+    write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
+    waits = sorted(reply.seconds * 1000 for reply in found.values() if isinstance(reply, Reply))
+    answered.unlink(missing_ok=True)
+    failed = [reply for reply in found.values() if isinstance(reply, Refusal)]
+    if failed:
+        causes = Counter(refusal.message for refusal in failed)
+        console.say(f"  {name}: {len(failed)} rows have no answer, most of them: {causes.most_common(1)[0][0]}")
+    return {
+        "model": name,
+        "kind": "endpoint",
+        "endpoint": remote.url,
+        "split": config.split,
+        "n": len(records),
+        "size": None,
+        "sha256": "",
+        "prompt_lists_labels": bool(task.labels),
+        "shots": len(examples),
+        "labels_shown": len({example.answer for example in examples}) if task.labels else 0,
+        "not_sent": len(records) - len(sent),
+        "failed": len(failed),
+        "retries": remote.retries,
+        "latency_ms": _waits(waits),
+        "rows_per_s": rate,
+    }
+
+
+def _ask(
+    remote: Remote, requests: dict[int, Ask], answered: Path, name: str
+) -> tuple[dict[int, Reply | Refusal], float | None]:
+    """Every reply by row, and how many came a second.
+
+    Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
+    rest is asked. The file lies beside the one that names the endpoint, and is gone when all is done.
+    """
+    keys = {
+        k: sha256_bytes(canonical([request.messages, request.max_tokens, *([request.tools] if request.tools else [])]))
+        for k, request in requests.items()
+    }
+    known = _written(answered)
+    found: dict[int, Reply | Refusal] = {k: known[key] for k, key in keys.items() if key in known}
+    left = [k for k in requests if k not in found]
+    if found:
+        console.say(f"  {name}: {len(found)} rows were answered before it was stopped")
+    begun = time.monotonic()
+    with (
+        console.progress(f"predict {name}", len(left), "rows") as meter,
+        answered.open("a", encoding="utf-8") as stream,
+    ):
+        stream.write("\n")  # ends a line that was torn
+        for index, reply in remote.ask_all(requests[k] for k in left):
+            k = left[index]
+            found[k] = reply
+            if isinstance(reply, Reply):
+                stream.write(json.dumps({"key": keys[k]} | dataclasses.asdict(reply)) + "\n")
+                stream.flush()
+            meter.advance()
+    return found, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
+
+
+def _written(path: Path) -> dict[str, Reply]:
+    """The replies that were written down, by request; a torn line counts as none."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            fields = json.loads(line)
+            key = fields.pop("key")
+            found[key] = Reply(**fields)
+    return found
+
+
+def _waits(waits: Sequence[float]) -> dict[str, float] | None:
+    """What one answer took, with `concurrency` requests in flight, in ms."""
+    if not waits:
+        return None
+    p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
+    return {"median": round(statistics.median(waits), 1), "p95": round(p95, 1), "n": len(waits)}
+
+
+def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:
+    """The examples of a prompt: training rows in an order that their ids decide, so nobody picks them.
+
+    For classify each label comes once before any comes twice, the commonest first, so that as many labels
+    as possible are shown; `count` None shows every label once, or SHOTS rows for the other tasks.
+    """
+    if count == 0:
+        return []
+    free = sorted((record for record in train if not record.sensitive), key=lambda record: _order(record.id))
+    if task.kind != "classify":
+        return free[: SHOTS if count is None else count]
+    common = Counter(record.answer for record in train)
+    seen: Counter[str] = Counter()
+    ranked = []
+    for record in free:
+        seen[record.answer] += 1
+        ranked.append((seen[record.answer], -common[record.answer], _order(record.id), record))
+    ranked.sort(key=lambda one: one[:3])
+    chosen = [one[3] for one in ranked[: len({record.answer for record in free}) if count is None else count]]
+    return sorted(chosen, key=lambda record: _order(record.id))
+
+
+def _order(id: str) -> str:
+    return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
+
+
+def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
+    """What every conversation with a general model opens with: the task in words, the examples as turns."""
+    shown = [turn for example in examples for turn in _turns(example)]
+    return [{"role": "system", "content": untuned_prompt.brief(task)}, *shown]
+
+
+def _turns(record: Record) -> list[dict[str, str]]:
+    """A record's conversation without its system prompt, which the prompt has its own for."""
+    turns = [message for message in record.messages if message["role"] != "system"]
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
+    if turn["role"] == "tool":
+        return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:
+    """One row: its answer as it is read and as it was said; or why there is none."""
+    line: dict[str, Any] = {"id": record.id, "answer": None, "expected": record.answer, "confidence": None}
+    if reply is None:
+        return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
+    if isinstance(reply, Refusal):
+        return line | {"error": reply.message, "prompt_tokens": 0, "completion_tokens": 0}
+    said = _said(task, record, reply)
+    return line | {
+        "answer": untuned_prompt.read(task, said),
+        "said": said,
+        "finish": reply.finish,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+    }
+
+
+def _said(task: Task, record: Record, reply: Reply) -> str:
+    """What an endpoint answered; a call of a tool in the words of the base's template, as the answer wanted is."""
+    if not reply.tool_calls:
+        return reply.text
+    calls = []
+    for call in reply.tool_calls:
+        with contextlib.suppress(TypeError, KeyError):
+            name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            calls.append({"type": "function", "function": {"name": str(name), "arguments": arguments}})
+    message = {"role": "assistant", "content": reply.text, "tool_calls": calls}
+    try:
+        return str(task.spoken(record.prompt_messages, message, record.tools)["content"])
+    except DataError:  # a call that the template cannot write is none that was asked for
+        return reply.text

@@ -1,0 +1,227 @@
+"""one model + rows -> predictions: every answer, row by row, with how sure the model was."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmctl import console
+from slmctl.artifacts.artifact import Artifact, FileEntry, canonical
+from slmctl.config import PredictConfig
+from slmctl.errors import StageError, UsageError
+from slmctl.inference import engine, json_grammar
+from slmctl.inference.escalation_policy import LABELS
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records, write_jsonl
+
+LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: the rendered prompt, the text at its start that all questions share, the turns it is made of."""
+
+    text: str
+    prefix: str = ""
+    messages: tuple[dict[str, Any], ...] = ()
+
+
+class Answerer(Protocol):
+    """A model that answers prompts, many together, in any order."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...
+
+
+def run(
+    config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None
+) -> dict[str, Any]:
+    """Answer every record of one split, and write `predictions.jsonl` in the records' order.
+
+    Raises:
+        UsageError: The model has several GGUF files and none is chosen.
+        StageError: The model could not answer a row.
+    """
+    if model.kind == "endpoint":
+        from slmctl.stages.predict import endpoint_predictions  # httpx is needed for these alone
+
+        metrics = endpoint_predictions.run(config, model=model, prepared=prepared, out=out)
+    else:
+        metrics = _run(config, model, prepared, base, out)
+    # Who answered is part of what came out: two files can give the same answers, and a report is about one of them.
+    who = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
+    (out / "model.json").write_bytes(canonical(who))
+    return metrics
+
+
+def _run(
+    config: PredictConfig, model: Artifact, prepared: Artifact, base: Artifact | None, out: Path
+) -> dict[str, Any]:
+    """Have a model on this machine answer."""
+    task = Task.read(prepared.path)
+    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    untuned = model.kind == "base"  # it never saw the labels, so it is told them
+    name = config.type if model.kind in ("gguf", "published") else model.kind
+    with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
+        prompts = [asked(task, record, list_labels=untuned) for record in records]
+        latency = _latency(answerer, prompts)
+        begun = time.monotonic()
+        answers: list[engine.Answer | None] = [None] * len(records)
+        with console.progress(f"predict {name}", len(records), "rows") as meter:
+            for index, answer in answerer.answer(prompts):
+                if isinstance(answer, engine.EngineError):
+                    raise StageError(f"row {records[index].id} could not be answered: {answer.message}")
+                answers[index] = answer
+                meter.advance()
+        seconds = time.monotonic() - begun
+    write_jsonl(
+        out / "predictions.jsonl", (_line(record, answer) for record, answer in zip(records, answers, strict=True))
+    )
+    return {
+        "model": name or Path(weights.path).stem,
+        "kind": model.kind,
+        "split": config.split,
+        "n": len(records),
+        "size": weights.size,
+        "sha256": weights.sha256,
+        "prompt_lists_labels": untuned and bool(task.labels),
+        "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
+        "engine": answerer.model.info["build"] if isinstance(answerer, GgufAnswerer) else None,
+        "latency_ms": latency,
+        "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
+    }
+
+
+def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
+    """The prompt for one input, and how much of it does not depend on the input."""
+    turns = task.messages(text, list_labels=list_labels)
+    return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
+
+
+def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
+    """The prompt of a record: its whole conversation before the answer, and the tools in it."""
+    turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
+    turns = task.told(turns) if list_labels else turns
+    text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
+    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
+
+
+def _shared(task: Task, *, list_labels: bool) -> str:
+    """What every prompt opens with that has the task's own system prompt."""
+    mark = "\x00"
+    return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
+
+
+class opened:  # noqa: N801 - reads as a verb in `with`
+    """Open a model for answering: `with opened(model, task) as (answerer, weights)`.
+
+    `weights` is the file that answers: the GGUF itself, or the safetensors of an HF model.
+    """
+
+    def __init__(
+        self,
+        model: Artifact,
+        task: Task,
+        *,
+        base: Artifact | None = None,
+        type: str | None = None,
+        max_tokens: int = 256,
+    ) -> None:
+        self.model, self.task, self.base = model, task, base
+        self.type, self.max_tokens = type, max_tokens
+        self._engine: engine.Engine | None = None
+
+    def __enter__(self) -> tuple[Answerer, FileEntry]:
+        """Raises DataError where the answers cannot be held to the task's schema."""
+        if self.task.kind == "extract":
+            json_grammar.require(self.task.schema or {})
+        if self.model.kind in ("gguf", "published"):
+            entry = choose_gguf(self.model, self.type)
+            self._engine = engine.Engine(self.model.file(entry.path))
+            return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
+        from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
+
+        answerer = HfAnswerer(self.model, self.task, base=self.base, max_tokens=self.max_tokens)
+        return answerer, _whole(self.model, self.base)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
+    """The GGUF file of a model that `--type` picks, or the only one.
+
+    Raises:
+        UsageError: None fits, or several do.
+    """
+    entries = [entry for entry in model.files(".gguf") if not engine.is_lora(entry.path)]  # no model by itself
+    chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(entry.path for entry in entries) or "none"
+    raise UsageError(f"{model.path.name} has these GGUF files: {names}", hint="--type Q4_K_M picks one")
+
+
+class GgufAnswerer:
+    """Answers through the engine."""
+
+    def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
+        self.model, self.task, self.max_tokens = model, task, max_tokens
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        requests = (request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
+        return self.model.ask_all(requests, widen=True)
+
+
+def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
+    """What the engine is asked so that the answer is one that the task allows."""
+    return engine.Request(
+        prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
+        schema=task.constraint,
+    )  # fmt: skip
+
+
+def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
+    """The weights of an HF model as one entry: an adapter counts with its base, since it needs it."""
+    size = sum(entry.size for entry in model.files(".safetensors"))
+    if model.kind == "adapter" and base is not None:
+        size += sum(entry.size for entry in base.files(".safetensors"))
+    return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
+
+
+def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """What one caller waits for one answer, in ms, over the first rows asked one at a time after a warm-up.
+
+    The longest prompt warms up, so that no figure holds the time in which the engine made room for it.
+    """
+    times = []
+    for prompt in [max(prompts, key=lambda one: len(one.text)), *prompts[:LATENCY_ROWS]]:
+        begun = time.monotonic()
+        for _ in answerer.answer([prompt]):
+            pass
+        times.append((time.monotonic() - begun) * 1000)
+    measured = sorted(times[1:])
+    p95 = measured[min(len(measured) - 1, int(len(measured) * 0.95))]
+    return {"median": round(statistics.median(measured), 1), "p95": round(p95, 1), "n": len(measured)}
+
+
+def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
+    assert answer is not None
+    likeliest = dict(itertools.islice(answer.labels.items(), LABELS))
+    return {
+        "id": record.id,
+        "answer": answer.text,
+        "expected": record.answer,
+        "confidence": answer.confidence,
+        **({"labels": likeliest} if likeliest else {}),
+        **({"logprobs": answer.logprobs} if answer.logprobs else {}),
+        **({"raw_logprobs": answer.raw_logprobs} if answer.raw_logprobs else {}),
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+    }

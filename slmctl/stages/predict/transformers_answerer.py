@@ -1,0 +1,315 @@
+"""Answers of HF models: base, adapter on base, merged; by the same label search and the same grammar as the engine's.
+
+What all prompts open with is computed once. The rest is computed in batches of like length; labels are
+scored on top of the prompts' states, which are kept, and never decoded freely.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import llguidance.hf
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import DynamicCache
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import DataError, StageError
+from slmctl.inference.engine import Answer, EngineError
+from slmctl.inference.json_grammar import Rules, Walk
+from slmctl.inference.label_search import Search, Trie
+from slmctl.model_files import hf_folder
+from slmctl.task.contract import Task
+
+if TYPE_CHECKING:
+    from slmctl.stages.predict.predict import Prompt
+
+ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass
+class State:
+    """A batch of sequences as far as they are computed.
+
+    Attributes:
+        cache: Keys and values, (rows, heads, width, size) a layer.
+        mask: (rows, width), 0 where a row is padded.
+        lengths: Tokens of each row, padding left out.
+    """
+
+    cache: Any
+    mask: torch.Tensor
+    lengths: list[int]
+
+    @property
+    def width(self) -> int:
+        return self.mask.shape[1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        if list(rows) != list(range(len(self.lengths))):
+            index = torch.tensor(rows, device=self.mask.device)
+            self.cache.batch_select_indices(index)
+            self.mask, self.lengths = self.mask[index], [self.lengths[row] for row in rows]
+
+
+@dataclass
+class Line:
+    """A text while it is written."""
+
+    tokens: list[int] = field(default_factory=list)
+    logarithm: float = 0.0  # of the probability of the choices made
+    walk: Walk | None = None
+    finish: str = ""
+    ended: bool = False  # by a token, which is counted and not part of the text
+    fault: str = ""  # why the grammar cannot go on
+
+
+class Alphabet(torch.nn.Module):
+    """The head of a model for a few tokens: labels need no logits of a whole vocabulary."""
+
+    def __init__(self, head: torch.nn.Linear, tokens: Sequence[int]) -> None:
+        super().__init__()
+        index = torch.tensor(tokens)
+        self.weight = head.weight.detach()[index]
+        self.bias = None if head.bias is None else head.bias.detach()[index]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(…, width) -> (…, tokens)"""
+        return torch.nn.functional.linear(states, self.weight, self.bias)
+
+
+class HfAnswerer:
+    """Answers with transformers, in float32 on a CPU and bfloat16 on a GPU."""
+
+    def __init__(self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int) -> None:
+        self.task, self.max_tokens = task, max_tokens
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        folder = (base or model).path
+        self.tokenizer: Any = hf_folder.load_tokenizer(folder)
+        self.model: Any = hf_folder.load_model(
+            folder, dtype=torch.bfloat16 if self.device == "cuda" else torch.float32, attn_implementation="sdpa"
+        )
+        # transformers renamed it; drop the old name with the releases before 5.20
+        self._cache = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        if model.kind == "adapter":
+            if base is None:
+                raise StageError("an adapter answers on top of its base, which is not here", hint="--base PATH")
+            self.model = _with_adapter(self.model, model)
+            if self.device == "cpu":
+                self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
+        self.alphabet: list[int] = []  # the tokens of the labels, in the order of their logits
+        self.trie = self._trie() if task.labels else None
+        self.model.to(self.device)
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ends = {self.tokenizer.convert_tokens_to_ids(task.end), self.tokenizer.eos_token_id}
+        self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
+        self._shared: tuple[list[int], State | None] = ([], None)
+        self.rules = self._rules() if task.constraint else None
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+        rows = [self._tokens(prompt.text) for prompt in prompts]
+        heads = [self._head(self._tokens(prompt.prefix), row) for prompt, row in zip(prompts, rows, strict=True)]
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        room = self.trie.depth if self.trie else self.max_tokens
+        fits: list[int] = []
+        for index, row in enumerate(rows):
+            if row and len(row) + room <= longest:
+                fits.append(index)
+                continue
+            what = f"a prompt of {len(row)} tokens with an answer of up to {room} does not fit the context of {longest}"
+            yield index, EngineError(what if row else "the prompt is empty")
+        fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
+        for indices in _batches(fits, rows, heads):
+            batch, head = [rows[index] for index in indices], list(heads[indices[0]])
+            yield from zip(indices, self._labels(head, batch) if self.trie else self._texts(head, batch), strict=True)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    @staticmethod
+    def _head(prefix: list[int], row: list[int]) -> tuple[int, ...]:
+        """What of a prefix a prompt does begin with; its last token is left to compute, to have its logits."""
+        length = min(len(prefix), max(len(row) - 1, 0))
+        return tuple(row[: next((k for k in range(length) if prefix[k] != row[k]), length)])
+
+    # Labels
+
+    def _labels(self, head: list[int], batch: list[list[int]]) -> list[Answer]:
+        """Search the labels' trie; a path is computed on top of its prompt, whose state stays."""
+        assert self.trie is not None
+        state, scores = self._begun(head, batch)
+        width, lengths = state.width, list(state.lengths)
+        searches = [Search(self.trie) for _ in batch]
+        for search, found in zip(searches, scores, strict=True):
+            if search.path == []:
+                search.tell(found)
+        kept = list(range(len(batch)))
+        while asking := [row for row in kept if searches[row].path is not None]:
+            state.keep([kept.index(row) for row in asking])
+            paths = [searches[row].path or [] for row in asking]
+            scores = self._grown(state, [[self.alphabet[place] for place in path] for path in paths])
+            for row, found in zip(asking, scores, strict=True):
+                searches[row].tell(found)
+            state.cache.crop(width - state.width)
+            state.mask, state.lengths, kept = state.mask[:, :width], [lengths[row] for row in asking], asking
+        return [self._label(search, lengths[row]) for row, search in enumerate(searches)]
+
+    @staticmethod
+    def _label(search: Search, length: int) -> Answer:
+        index, probability = search.best
+        confidence = float(f"{probability:.6g}")
+        count = len(search.trie.tokens[index])
+        return Answer(search.trie.labels[index], "stop", confidence, length, count, search.probabilities())
+
+    def _trie(self) -> Trie:
+        """The labels in places of the alphabet; the model's head is cut down to it."""
+        tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
+        head = self.model.get_output_embeddings()
+        if type(head) is torch.nn.Linear:
+            self.alphabet = sorted({token for label in tokens for token in label})
+            whole = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            whole.set_output_embeddings(Alphabet(head, self.alphabet))
+        else:  # an adapter that was not merged adapts it
+            self.alphabet = list(range(len(self.tokenizer)))
+        places = {token: place for place, token in enumerate(self.alphabet)}
+        try:
+            return Trie(self.task.labels, [[places[token] for token in label] for label in tokens])
+        except ValueError as error:
+            raise DataError(str(error)) from None
+
+    # Texts, free or under a schema
+
+    def _texts(self, head: list[int], batch: list[list[int]]) -> list[Answer | EngineError]:
+        """Take the likeliest token again and again; under a schema, the likeliest one that it allows."""
+        state, scores = self._begun(head, batch)
+        prompts = list(state.lengths)
+        lines = [Line(walk=self.rules.begin() if self.rules else None) for _ in batch]
+        kept = list(range(len(batch)))
+        forced = [line.walk.forced() if line.walk else [] for line in lines]
+        for line, tokens in zip(lines, forced, strict=True):
+            self._append(line, tokens)
+        if any(forced):  # a schema forces the same beginning on every row
+            scores = self._grown(state, forced)
+        while asking := [k for k, row in enumerate(kept) if not lines[row].finish]:
+            added = [self._chosen(lines[kept[k]], scores[k]) for k in asking]
+            going = [k for k in asking if not lines[kept[k]].finish]
+            if not going:
+                break
+            state.keep(going)
+            scores = self._grown(state, [added[asking.index(k)] for k in going])
+            kept = [kept[k] for k in going]
+        return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
+
+    def _chosen(self, line: Line, scores: Scores) -> list[int]:
+        """Choose a line's next token; returns it with those that follow from it."""
+        allowed = line.walk.allowed() if line.walk else None
+        if allowed is not None and not len(allowed):
+            line.finish, line.fault = "error", "the grammar allows nothing more"
+            return []
+        among = scores if allowed is None else scores[allowed]
+        best = int(among.argmax())
+        line.logarithm -= math.log(float(np.exp(among - among[best]).sum(dtype=np.float64)))
+        token = best if allowed is None else int(allowed[best])
+        if token in self.ends:
+            line.finish, line.ended = "stop", True
+            return []
+        try:
+            return self._append(line, [token, *(line.walk.accept(token) if line.walk else [])])
+        except DataError as error:
+            line.finish, line.fault = "error", error.message
+            return []
+
+    def _append(self, line: Line, tokens: list[int]) -> list[int]:
+        room = self.max_tokens - len(line.tokens)
+        cut, tokens = len(tokens) > room, tokens[:room]
+        line.tokens += tokens
+        if line.walk is not None and line.walk.finished and not cut:
+            line.finish = "stop"
+        elif len(line.tokens) >= self.max_tokens:
+            line.finish = "length"
+        return tokens
+
+    def _text(self, line: Line, length: int) -> Answer | EngineError:
+        if line.fault:
+            return EngineError(line.fault)
+        text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
+        count = len(line.tokens) + line.ended
+        return Answer(text, line.finish, float(f"{math.exp(line.logarithm):.6g}"), length, count)
+
+    def _rules(self) -> Rules:
+        size = int(self.model.config.get_text_config().vocab_size)
+        guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=size, eos_token=self.ends)
+        return Rules(guide, self.task.constraint)
+
+    # Computing
+
+    def _begun(self, head: list[int], batch: list[list[int]]) -> tuple[State, list[Scores]]:
+        """Prompts computed on top of what they share, and the logits of what follows each."""
+        if head != self._shared[0]:
+            self._shared = head, None
+            if head:
+                state = State(DynamicCache(), torch.ones((1, 0), dtype=torch.long, device=self.device), [0])
+                self._grown(state, [head])
+                self._shared = head, state
+        shared = self._shared[1]
+        mask = torch.ones((len(batch), len(head)), dtype=torch.long, device=self.device)
+        state = State(copy.deepcopy(shared.cache) if shared else DynamicCache(), mask, [len(head)] * len(batch))
+        if shared:
+            state.cache.batch_repeat_interleave(len(batch))
+        return state, self._grown(state, [row[len(head) :] for row in batch])
+
+    def _grown(self, state: State, added: list[list[int]]) -> list[Scores]:
+        """Compute more tokens of each row; returns the logits (vocabulary,) of what follows each."""
+        longest = max(map(len, added))
+        ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in added], device=self.device)
+        new = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in added], device=self.device)
+        positions = torch.tensor(
+            [[max(0, begun + k - longest + len(row)) for k in range(longest)]
+             for begun, row in zip(state.lengths, added, strict=True)], device=self.device,
+        )  # fmt: skip
+        state.mask = torch.cat([state.mask, new], dim=1)
+        state.lengths = [begun + len(row) for begun, row in zip(state.lengths, added, strict=True)]
+        out = self.model(
+            input_ids=ids, attention_mask=state.mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+            **{self._cache: state.cache},
+        )  # fmt: skip
+        return list(out.logits[:, -1].float().cpu().numpy())
+
+
+def _batches(
+    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]]
+) -> Iterator[list[int]]:
+    """Runs of prompts with one prefix, as many as fit a batch; the longest of a run is its last."""
+    batch: list[int] = []
+    for index in order:
+        length = len(rows[index]) - len(heads[index])
+        if batch and (len(batch) == ROWS or (len(batch) + 1) * length > TOKENS or heads[index] != heads[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _with_adapter(model: Any, adapter: Artifact) -> Any:
+    """Put an adapter's weights on its base; every one of them must find its place."""
+    settings = json.loads(adapter.file("adapter_config.json").read_bytes())
+    hf_folder.refuse_code_of_adapter(settings)
+    config = PeftConfig.from_peft_type(**{key: value for key, value in settings.items() if value is not None})
+    tuned = PeftModel(model, config)
+    loaded = set_peft_model_state_dict(tuned, load_file(adapter.file("adapter_model.safetensors")))
+    if loaded.unexpected_keys:
+        raise StageError(f"the adapter does not fit the base: it has no layer '{loaded.unexpected_keys[0]}'")
+    return tuned.eval()

