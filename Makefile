@@ -29,10 +29,10 @@ slow: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth"
 
 test-unsloth: $(UNSLOTH)/.ready
-	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/test_unsloth.py
+	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/stages/finetune/test_unsloth.py
 
 test-gpu: $(UNSLOTH)/.ready
-	$(UNSLOTH)/bin/pytest -m gpu tests/test_gpu.py
+	$(UNSLOTH)/bin/pytest -m gpu tests/stages/finetune/test_gpu.py
 
 torture: $(VENV)/.dev
 	SLMCTL_TORTURE=1 $(BIN)/pytest --numprocesses auto --dist load -m "not gpu and not unsloth" tests/promises

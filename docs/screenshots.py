@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the demo's question, and the browser that the tests use
 
-from browser import Browser  # noqa: E402
+from support.browser import Browser  # noqa: E402
 
 from examples.demo import QUESTION, SLMCTL  # noqa: E402
 

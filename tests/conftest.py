@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"

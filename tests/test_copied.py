@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import tiny
-from endpoint import fails, says, serving
+from support import tiny
+from support.endpoint import fails, says, serving
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tiny
+from support import tiny
 
 ROWS = 300
 CONFIG = """\

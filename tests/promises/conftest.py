@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
-from forks import Forks
+from support import tiny
+from support.forks import Forks
 
 from slmctl.pipeline.runner import STAGES
 

@@ -7,7 +7,7 @@ import pty
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from slmctl.artifacts import artifact
 

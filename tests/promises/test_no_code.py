@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forks import Done, Forks
-from scale import FULL
+from support.forks import Done, Forks
+from support.scale import FULL
 
 from slmctl.errors import DataError
 from slmctl.task import chat_template

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import tiny
-from alone import OUTSIDE, PORT
-from forks import Forks
+from support import TESTS, tiny
+from support.alone import OUTSIDE, PORT
+from support.forks import Forks
 
 from slmctl.errors import NetworkError
 from slmctl.network import package_index
@@ -61,7 +61,7 @@ def run_alone(place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str]
     place.mkdir()
     order, report = place / "order.json", place / "report.json"
     order.write_text(json.dumps({"steps": list(steps), "names": list(names)}))
-    program = Path(__file__).with_name("alone.py")
+    program = TESTS / "support" / "alone.py"
     done = subprocess.run(
         [*ALONE, sys.executable, str(program), str(order), str(report)], capture_output=True, text=True
     )
@@ -143,7 +143,7 @@ guard._installed = True
 if "bare" in sys.argv[1]:
     guard.SWITCHES.clear()
 sys.argv = ["slmctl", *sys.argv[2:]]
-from slmctl.cli import main
+from slmctl.cli.main import main
 main()
 """
 

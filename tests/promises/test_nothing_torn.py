@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tiny
-from forks import Call, Done, Forks
-from scale import FULL
+from support import tiny
+from support.forks import Call, Done, Forks
+from support.scale import FULL
 
 from slmctl.artifacts import artifact
 from slmctl.pipeline import runner

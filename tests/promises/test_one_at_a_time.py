@@ -10,9 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import tiny
-from forks import Done, Forks
-from scale import FULL
+from support import tiny
+from support.forks import Done, Forks
+from support.scale import FULL
 
 from slmctl.artifacts import artifact
 

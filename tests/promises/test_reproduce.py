@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tiny
-from forks import Forks
+from support import tiny
+from support.forks import Forks
 
 import slmctl
 from slmctl import child_environment

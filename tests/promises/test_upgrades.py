@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from support import TESTS, tiny
 
 from slmctl import __version__
 from slmctl.artifacts import artifact
@@ -15,14 +15,14 @@ from slmctl.artifacts.artifact import MANIFEST
 from slmctl.pipeline.runner import BY_KIND
 from slmctl.task.contract import Task
 
-KEPT = sorted((Path(__file__).parents[1] / "fixtures").glob("*/*"))
+KEPT = sorted((TESTS / "fixtures").glob("*/*"))
 
 
 def test_every_kind_is_kept() -> None:
     """Of this version too: whoever raises it keeps its fixtures first."""
     for version in {__version__, *(path.parent.name for path in KEPT)}:
         kept = {path.name for path in KEPT if path.parent.name == version}
-        assert kept == set(BY_KIND), f"{version}: python tests/promises/keep_fixtures.py"
+        assert kept == set(BY_KIND), f"{version}: python tests/support/keep_fixtures.py"
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")

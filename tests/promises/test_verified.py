@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from scale import FULL
+from support import TESTS, tiny
+from support.scale import FULL
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
@@ -27,7 +27,7 @@ from slmctl.pipeline import runner
 gguf = pytest.importorskip("gguf")
 
 KINDS = [stage.leaves for stage in runner.STAGES.values()]
-KEPT = Path(__file__).parents[1] / "fixtures"
+KEPT = TESTS / "fixtures"
 
 
 def flip(path: Path, choose: random.Random, _: Path) -> None:
@@ -157,7 +157,7 @@ class Loader:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("loader.py"))], stdin=subprocess.PIPE,
+            [sys.executable, str(TESTS / "support" / "loader.py")], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=tiny.environment(),
         )  # fmt: skip
 

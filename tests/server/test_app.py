@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-import tiny
+from support import tiny
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline import model_lookup

@@ -13,8 +13,8 @@ from subprocess import Popen
 
 import httpx
 import pytest
-import tiny
-from serving import ENDLESS, ROOM, begin, chat, end, ended, engine_of, figure, memory, post
+from support import tiny
+from support.serving import ENDLESS, ROOM, begin, chat, end, ended, engine_of, figure, memory, post
 
 BODY = {"messages": chat("hello"), "stream": True, **ENDLESS}
 

@@ -16,10 +16,10 @@ import httpx
 import jsonschema
 import openai
 import pytest
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import ENDLESS, ROOM, begin, chat, end, figure, post
+from support import tiny
+from support.serving import ENDLESS, ROOM, begin, chat, end, figure, post
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest

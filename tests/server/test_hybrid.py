@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import disguises
-import endpoint
 import httpx
 import pytest
-import tiny
-from endpoint import Fake, fails, says
-from serving import begin, end, figure
+from support import disguises, endpoint, tiny
+from support.endpoint import Fake, fails, says
+from support.serving import begin, end, figure
 
 from slmctl.artifacts import artifact
 from slmctl.inference.engine import Engine

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import httpx
 import pytest
-import tiny
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ENDLESS, ROOM, begin, chat, end
+from support import tiny
+from support.serving import ENDLESS, ROOM, begin, chat, end
 
 from slmctl.config import ServeConfig
 from slmctl.server import openai_requests

@@ -18,15 +18,15 @@ from typing import Any
 
 import httpx
 import pytest
-import tiny
 import uvicorn
-from browser import CHROMIUM, Browser
-from reported import HOSTILE
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from support import tiny
+from support.browser import CHROMIUM, Browser
+from support.reported import HOSTILE
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import ServeConfig

@@ -1,0 +1,442 @@
+"""The command line: help that comes at once, texts that match the config, and an exit code for each failure.
+
+`SLMCTL_UPDATE_GOLDEN=1 pytest tests/cli/test_cli.py` writes the help texts in tests/golden/help anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from support import TESTS
+
+from slmctl import __version__, config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Manifest
+from slmctl.cli.main import CHAIN, TEMPLATES, cli
+from slmctl.pipeline import runner
+
+SCRIPT = Path(sys.executable).with_name("slmctl")
+GOLDEN = TESTS / "golden" / "help"
+GOOD = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\n"
+
+
+def slmctl(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The program itself, in a process of its own."""
+    return subprocess.run(
+        [SCRIPT, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def commands(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command and group, by the words that name it; the program itself is the empty one."""
+    yield prefix
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def command(*words: str) -> click.Command:
+    found: click.Command = cli
+    for word in words:
+        assert isinstance(found, click.Group)
+        found = found.commands[word]
+    return found
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder with a config and its sources, and no artifacts."""
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    (tmp_path / "a.csv").write_text("input,output\nhello,world\n")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def leave(root: Path, stage: str) -> artifact.Artifact:
+    """An artifact where the config's recipe puts it, as if its stage had run."""
+    made = runner.Project(root, config.load(root / "slmctl.yaml"))
+    asked = runner.ask(made, stage)
+    with artifact.draft(asked.path) as place:
+        (place / "content.txt").write_text(f"{stage}: content")
+        return artifact.publish_draft(
+            place,
+            asked.path,
+            lambda files, digest: Manifest(
+                asked.stage.leaves, asked.stage.id, digest, asked.recipe_id, asked.recipe, asked.digests, files
+            ),
+        )
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", list(commands()), ids="-".join)
+def test_help_is_the_golden_text(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli, [*words, "--help"], prog_name="slmctl", terminal_width=100, max_content_width=100)
+    assert result.exit_code == 0
+    path = GOLDEN / f"{'-'.join(words) or 'slmctl'}.txt"
+    if os.environ.get("SLMCTL_UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.output, encoding="utf-8")
+    assert result.output == path.read_text(encoding="utf-8")
+
+
+def test_no_golden_text_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == {"-".join(words) or "slmctl" for words in commands()}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["--version"], ["--nonsense"]], ids=str)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    # bare click is what `--help` should cost; pydantic alone costs as much again
+    code = (
+        "import contextlib, io, sys\nfrom slmctl.cli.main import main\n"
+        f"sys.argv = ['slmctl', *{arguments}]\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "    with contextlib.suppress(SystemExit):\n        main()\n"
+        "sys.stdout.write(' '.join({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "click" in loaded
+    assert not loaded & {
+        "pydantic", "yaml", "rich", "numpy", "torch", "jinja2", "jsonschema", "rapidfuzz", "transformers",
+        "llama_cpp", "gguf", "sklearn", "starlette", "uvicorn", "httpx", "asyncio",
+    }  # fmt: skip
+
+
+def test_every_command_and_option_has_help() -> None:
+    for words in commands():
+        found = command(*words)
+        assert found.help, words
+        for parameter in found.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, (words, parameter.name)
+
+
+def test_no_sentence_of_the_list_of_commands_is_cut_at_80_columns() -> None:
+    listed = CliRunner().invoke(cli, ["--help"], prog_name="slmctl", terminal_width=80).output
+    words = " ".join(listed.split())
+    for found in cli.commands.values():
+        assert found.get_short_help_str(1000) in words
+    assert max(map(len, listed.splitlines())) <= 80
+
+
+def test_help_and_short_help_are_one() -> None:
+    for words in ((), ("run",)):
+        shown = [CliRunner().invoke(cli, [*words, flag], prog_name="slmctl").output for flag in ("-h", "--help")]
+        assert shown[0] == shown[1]
+
+
+# What is written once in the config is repeated here only because pydantic must not load for --help
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "section", "field"),
+    [
+        ("finetune", "--epochs", config.FinetuneConfig, "epochs"),
+        ("finetune", "--learning-rate", config.FinetuneConfig, "learning_rate"),
+        ("finetune", "--seed", config.FinetuneConfig, "seed"),
+        ("quantize", "--type", config.QuantizeConfig, "types"),
+        ("predict", "--type", config.PredictConfig, "type"),
+        ("predict", "--split", config.PredictConfig, "split"),
+        ("evaluate", "--model", config.EvaluateConfig, "models"),
+        ("evaluate", "--split", config.PredictConfig, "split"),
+        ("publish", "--to", config.PublishConfig, "to"),
+        ("calibrate", "--max-error", config.CalibrateConfig, "max_error"),
+        ("calibrate", "--out-of-scope", config.CalibrateConfig, "out_of_scope"),
+        ("serve", "--type", config.PredictConfig, "type"),
+        ("serve", "--policy", config.ServeConfig, "policy"),
+        ("serve", "--generalist", config.Generalist, "url"),
+        ("serve", "--generalist-model", config.Generalist, "model"),
+        ("serve", "--generalist-key-env", config.Generalist, "key_env"),
+        ("serve", "--host", config.ServeConfig, "host"),
+        ("serve", "--port", config.ServeConfig, "port"),
+        ("chat", "--type", config.PredictConfig, "type"),
+    ],
+)
+def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[config.Section], field: str) -> None:
+    (option,) = [one for one in command(words).params if flag in one.opts]
+    assert isinstance(option, click.Option)
+    assert option.help == section.model_fields[field].description
+    # click keeps the help option it makes first: with the names of the program, other tests see no difference
+    left_out = (
+        command(words)
+        .make_context(words, [], resilient_parsing=True, help_option_names=["-h", "--help"])
+        .params[option.name or ""]
+    )
+    assert left_out in (None, ())  # never compared with a default
+    schema = section.model_json_schema()["properties"][field]
+    if isinstance(option.type, click.Choice):
+        assert list(option.type.choices) == schema["enum"]
+
+
+def test_one_word_in_every_place() -> None:
+    for name, stage in runner.STAGES.items():
+        assert name in cli.commands
+        assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
+        assert stage.module.endswith(f".{name}")
+    assert [name for name in runner.STAGES if name in CHAIN] == list(CHAIN)
+    assert set(runner.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
+
+
+def test_every_role_of_a_stage_can_be_given_a_path() -> None:
+    for name, stage in runner.STAGES.items():
+        flags = {flag for parameter in command(name).params for flag in parameter.opts}
+        missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
+        # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
+        # publish and predict find what a gguf artifact was made of by its digests
+        assert missing <= {
+            "predict": {"model", "base"},
+            "evaluate": {"predictions", "validation"},
+            "publish": {"base", "prepared", "adapter", "merged"},
+        }.get(name, set()), name
+
+
+def test_templates_are_those_that_ship() -> None:
+    from slmctl.cli.project_template import templates
+
+    assert sorted(TEMPLATES) == sorted(templates())
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nonsense"], "No such option"),
+        (["finetune", "--nonsense"], "No such option"),
+        (["nonsense"], "No such command"),
+        (["run", "--until", "nonsense"], "is not one of 'pull', 'prepare'"),
+        (["-C", "no/such/folder", "run"], "does not exist"),
+        (["finetune", "--epochs", "many"], "is not a valid float"),
+        (["init", "nonsense"], "is not one of 'support-triage'"),
+    ],
+    ids=str,
+)
+def test_wrong_use_is_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = slmctl(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["pull"], ["finetune"], ["evaluate"], ["config", "show"], ["show"]], ids=str
+)
+def test_missing_config_is_2(arguments: list[str], tmp_path: Path) -> None:
+    done = slmctl(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "slmctl.yaml does not exist" in done.stderr
+    assert " hint: slmctl init support-triage" in done.stderr
+
+
+def test_bad_config_is_2_with_every_fault(tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text("project: acme\nfinetune:\n  epoch: 3\n  seed: -1\ntrian: {}\n")
+    done = slmctl("run", "--set", "serve.port=x", cwd=tmp_path)
+    assert done.returncode == 2
+    for fault in (
+        "slmctl.yaml:3: finetune.epoch: unknown key; did you mean 'epochs'?",
+        "slmctl.yaml:4: finetune.seed: found '-1'",
+        "slmctl.yaml:5: trian: unknown key",
+        "base: is required",
+        "--set: serve.port: found 'x'",
+        " hint: slmctl config schema",
+    ):
+        assert fault in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["finetune", "--learning-rate", "9"], "--set: finetune.learning_rate: found '9.0'"),
+        (["quantize", "--type", "Q8_0", "--type", "Q9"], "--set: quantize.types.1: found 'Q9'"),
+        (["publish", "--to", "ftp://x"], "--set: publish.to: found 'ftp://x'"),
+        (["serve", "--port", "70000"], "--set: serve.port: found '70000'"),
+    ],
+    ids=str,
+)
+def test_named_flag_is_an_override(arguments: list[str], fault: str, bare: Path) -> None:
+    done = slmctl(*arguments, cwd=bare)
+    assert done.returncode == 2
+    assert fault in done.stderr
+
+
+def test_missing_source_is_2(bare: Path) -> None:
+    leave(bare, "pull")
+    (bare / "a.csv").unlink()
+    done = slmctl("prepare", cwd=bare)
+    assert done.returncode == 2
+    assert "a.csv does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "arguments", "until"),
+    [
+        ([], ["prepare"], "pull"),
+        (["pull"], ["finetune"], "prepare"),
+        (["pull", "prepare"], ["merge"], "finetune"),
+        (["pull", "prepare", "finetune"], ["quantize"], "merge"),
+        (["pull", "prepare"], ["predict", "base", "--type", "Q8_0", "--prepared", "nowhere"], ""),
+        (["pull", "prepare", "finetune", "merge"], ["predict"], "quantize"),
+    ],
+    ids=str,
+)
+def test_missing_artifact_is_7_with_the_way_to_it(
+    made: list[str], arguments: list[str], until: str, bare: Path
+) -> None:
+    for stage in made:
+        leave(bare, stage)
+    done = slmctl(*arguments, cwd=bare)
+    assert done.returncode == 7, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if until:
+        assert f" hint: slmctl run --until {until}\n" in done.stderr
+
+
+def test_current_artifact_is_0_with_its_path_alone(bare: Path) -> None:
+    found = leave(bare, "pull")
+    done = slmctl("pull", cwd=bare)
+    assert (done.returncode, done.stdout) == (0, f"{found.path}\n")
+    assert "current" in done.stderr
+    quiet = slmctl("-q", "pull", "--json", cwd=bare)
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert quiet.stdout == found.manifest.to_json()
+
+
+def test_damaged_artifact_is_7(bare: Path) -> None:
+    found = leave(bare, "pull")
+    (found.path / "content.txt").unlink()
+    done = slmctl("pull", cwd=bare)
+    assert done.returncode == 7
+    assert "is damaged: missing: content.txt" in done.stderr
+    assert f"rm -r {found.path}" in done.stderr
+
+
+def test_locked_is_8(bare: Path) -> None:
+    leave(bare, "pull")
+    made = runner.Project(bare, config.load(bare / "slmctl.yaml"))
+    asked = runner.ask(made, "prepare")
+    lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
+    with artifact.lock(lock, wait=False, on_wait=pytest.fail):
+        done = slmctl("prepare", "--no-wait", cwd=bare)
+    assert done.returncode == 8
+    assert f"is locked by pid {os.getpid()} on" in done.stderr
+
+
+# Commands
+
+
+def test_version() -> None:
+    assert slmctl("--version").stdout == f"slmctl {__version__}\n"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_init_writes_a_project_that_loads(template: str, tmp_path: Path) -> None:
+    done = slmctl("init", template, "demo", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "demo\n")
+    assert "next: slmctl -C demo run" in done.stderr
+    made = config.load(tmp_path / "demo" / "slmctl.yaml")
+    assert config.recipe(made.prepare)["sources"]
+    assert all(source.path.parent == tmp_path / "demo" for source in made.prepare.sources)
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    assert slmctl("init", "support-triage", cwd=tmp_path).stdout == "support-triage\n"
+    mine = tmp_path / "support-triage" / "support_tickets.csv"
+    mine.write_text("text,category\nmine,a\n")
+    (tmp_path / "support-triage" / "slmctl.yaml").unlink()
+    done = slmctl("init", "support-triage", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "support_tickets.csv exists already" in done.stderr
+    assert mine.read_text() == "text,category\nmine,a\n"
+    assert not (tmp_path / "support-triage" / "slmctl.yaml").exists()  # all or nothing
+
+
+def test_config_schema_is_the_schema(tmp_path: Path) -> None:
+    done = slmctl("config", "schema", cwd=tmp_path)  # no config is needed
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == config.schema()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_config_show_fills_in_every_default(bare: Path, after: bool) -> None:
+    place = ["-C", str(bare)]
+    shown = ["config", "show", "--set", "finetune.epochs=9"]
+    done = slmctl(*(shown + place if after else place + shown))
+    assert done.returncode == 0
+    values = yaml.safe_load(done.stdout)
+    assert values["finetune"]["epochs"] == 9
+    assert values["serve"]["host"] == "127.0.0.1"
+    assert "base" not in values["pull"]
+
+
+def test_verify_of_nothing_is_7(tmp_path: Path) -> None:
+    done = slmctl("verify", cwd=tmp_path)
+    assert done.returncode == 7
+    assert "there are no artifacts below" in done.stderr
+    assert " hint: slmctl run" in done.stderr
+
+
+def test_verify_names_what_has_changed(bare: Path) -> None:
+    base, prepared = leave(bare, "pull"), leave(bare, "prepare")
+    names = {one.path.relative_to(bare).as_posix() for one in (base, prepared)}
+    whole = slmctl("verify", cwd=bare)
+    assert whole.returncode == 0
+    assert set(whole.stdout.splitlines()) == {f"{name}: whole" for name in names}
+    (base.path / "content.txt").write_text("pull: Content")
+    done = slmctl("verify", cwd=bare)
+    assert done.returncode == 7
+    assert f"{base.path.relative_to(bare)}: changed: content.txt\n" in done.stdout
+    assert "1 of 2 artifacts are damaged" in done.stderr
+    assert slmctl("verify", prepared.path).returncode == 0
+
+
+def test_show_draws_the_ancestry(bare: Path) -> None:
+    base, prepared = leave(bare, "pull"), leave(bare, "prepare")
+    done = slmctl("show", prepared.path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"prepared  {prepared.digest[:19]}")
+    assert lines[1].startswith(f"└─ base  {base.digest[:19]}")
+    shown = json.loads(slmctl("show", prepared.path, "--json").stdout)
+    assert shown["digest"] == prepared.digest
+    assert [parent["digest"] for parent in shown["inputs"]] == [base.digest]
+
+
+def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
+    code = f"{SCRIPT} config schema | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], cwd=bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    # without presidio, `doctor --fix` once ended with 4, and the installation with it
+    from slmctl.cli import doctor_checks
+
+    monkeypatch.setattr(
+        doctor_checks, "_version", lambda name: "" if "presidio" in name or name == "unsloth" else "1.0"
+    )
+    found = {finding.name: finding for finding in doctor_checks._packages()}
+    assert found["[pii]"].ok and not found["[pii]"].remedy
+    assert found["[cuda]"].ok
+    assert found["[train]"].ok

@@ -1,0 +1,172 @@
+"""The grammar of a schema: what it allows is valid, what is valid it allows, and the rest is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import llguidance
+import numpy as np
+import pytest
+from llguidance import TokenizerWrapper
+from support import EXAMPLES
+
+from slmctl.errors import DataError
+from slmctl.inference import json_grammar
+
+EXAMPLE = EXAMPLES / "order_emails.schema.json"
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "scalars": {
+        "type": "object",
+        "properties": {
+            "z": {"type": "integer", "minimum": 1, "maximum": 99},
+            "flag": {"type": "boolean"},
+            "n": {"type": ["number", "null"], "minimum": 0, "maximum": 9.5},
+            "none": {"type": "null"},
+            "text": {"type": "string", "maxLength": 6},
+        },
+        "required": ["z", "flag", "n", "none"],
+        "additionalProperties": False,
+    },
+    "nested": {
+        "$defs": {
+            "line": {
+                "type": "object",
+                "properties": {"sku": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}, "count": {"enum": [1, 2]}},
+                "required": ["sku", "count"],
+                "additionalProperties": False,
+            }
+        },
+        "type": "object",
+        "properties": {
+            "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}, "minItems": 1, "maxItems": 3},
+            "kind": {"enum": ["a", "b", None, 7]},
+        },
+        "required": ["lines", "kind"],
+        "additionalProperties": False,
+    },
+    "choice": {
+        "anyOf": [
+            {"type": "object", "properties": {"x": {"const": {"b": 1, "a": 2}}}, "required": ["x"],
+             "additionalProperties": False},
+            {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        ]
+    },
+    "example": json.loads(EXAMPLE.read_text(encoding="utf-8")),
+}  # fmt: skip
+
+
+class Letters:
+    """A tokenizer with a token a byte, some pairs, and an end."""
+
+    eos_token_id, bos_token_id = 0, None
+    special_token_ids = (0,)
+    tokens = (b"</s>", *(bytes([k]) for k in range(256)), b'": ', b', "', b'{"', b"null", b"true")
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        raw, ids = (text.encode() if isinstance(text, str) else text), []
+        while raw:
+            best = max((k for k in range(1, len(self.tokens)) if raw.startswith(self.tokens[k])),
+                       key=lambda k: len(self.tokens[k]))  # fmt: skip
+            ids.append(best)
+            raw = raw[len(self.tokens[best]) :]
+        return ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer(TokenizerWrapper(Letters()))
+
+
+def answer(rules: json_grammar.Rules, seed: int, limit: int = 4000) -> str | None:
+    """One answer that the grammar allows, chosen at random but for a wish to end; None when it is too long."""
+    choose, walk = np.random.default_rng(seed), rules.begin()
+    tokens = walk.forced()
+    while not walk.finished and len(tokens) < limit:
+        allowed = walk.allowed()
+        closing = [k for k in allowed if k == 0 or Letters.tokens[k] in (b'"', b"}", b"]")]
+        token = int(choose.choice(closing)) if closing and choose.random() < 0.5 else int(choose.choice(allowed))
+        if token == 0:
+            break
+        tokens += [token, *walk.accept(token)]
+    else:
+        if not walk.finished:
+            return None
+    return b"".join(Letters.tokens[k] for k in tokens).decode()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_whatever_it_allows_is_valid(tokenizer: llguidance.LLTokenizer, name: str) -> None:
+    rules = json_grammar.Rules(tokenizer, json.dumps(SCHEMAS[name]))
+    check = jsonschema.Draft202012Validator(SCHEMAS[name])
+    texts = [text for seed in range(40) if (text := answer(rules, seed)) is not None]
+    assert len(texts) > 20
+    assert len(set(texts)) > 2
+    for text in texts:
+        value = json.loads(text)
+        assert not list(check.iter_errors(value)), text
+        if isinstance(value, dict):
+            assert list(value) == sorted(value)
+
+
+def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> None:
+    rows = [json.loads(line) for line in (EXAMPLE.parent / "order_emails.jsonl").read_text("utf-8").splitlines()]
+    rules = json_grammar.Rules(tokenizer, json.dumps(SCHEMAS["example"]))
+    for row in rows:
+        text = json.dumps(row["fields"], ensure_ascii=False, sort_keys=True)
+        walk = rules.begin()
+        done = b"".join(Letters.tokens[k] for k in walk.forced())
+        asked = 0
+        while not walk.finished:
+            rest = text.encode()[len(done) :]
+            token = max((k for k in walk.allowed() if k and rest.startswith(Letters.tokens[k])),
+                        key=lambda k: len(Letters.tokens[k]))  # fmt: skip
+            done += b"".join(Letters.tokens[k] for k in (token, *walk.accept(int(token))))
+            asked += 1
+            assert text.encode().startswith(done)
+        assert done.decode() == text
+        assert asked < len(text) * 0.7  # keys and punctuation are not asked for
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"type": "string", "format": "colour"}, "colour"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"$ref": "https://example.com/other.json"}, "example.com"),
+        ({"type": "object", "properties": {"a": {"contains": {"type": "null"}}}}, "contains"),
+    ],
+)
+def test_what_it_cannot_express_is_named(tokenizer: llguidance.LLTokenizer, schema: dict[str, Any], named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        json_grammar.require(schema)
+    with pytest.raises(DataError, match=named):
+        json_grammar.Rules(tokenizer, json.dumps(schema))
+
+
+@pytest.mark.parametrize("depth", [150, 350, 5000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(tokenizer: llguidance.LLTokenizer, depth: int) -> None:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        json_grammar.require(schema)
+    text = '{"type": "array", "items": ' * depth + "{}" + "}" * depth
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        json_grammar.Rules(tokenizer, text)
+
+
+def test_a_schema_with_half_a_surrogate_pair_is_refused(tokenizer: llguidance.LLTokenizer) -> None:
+    with pytest.raises(DataError, match="no grammar can be made of the schema"):
+        json_grammar.Rules(tokenizer, '{"const": "\\ud800"}')
+
+
+def test_a_token_that_is_not_allowed_is_an_error(tokenizer: llguidance.LLTokenizer) -> None:
+    walk = json_grammar.Rules(tokenizer, json.dumps({"enum": ["yes", "no"]})).begin()
+    walk.forced()
+    with pytest.raises(DataError, match="the grammar cannot go on"):
+        walk.accept(Letters.tokens.index(b"x"))

@@ -1,0 +1,333 @@
+"""The chain as its user runs it: nothing twice, nothing torn, nothing damaged passes unseen."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import tiny
+
+from slmctl import config
+from slmctl.artifacts import artifact, lineage
+from slmctl.errors import GateError, IntegrityError, MissingError, StageError, UsageError
+from slmctl.pipeline import runner
+
+KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
+
+
+def open_project(folder: Path, *sets: str) -> runner.Project:
+    return runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.glob("runs/*/*/*")}
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle of a file, keeping size and mtime."""
+    stat, raw = path.stat(), bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def only(folder: Path, kind: str) -> Path:
+    """The folder of an artifact; of the predictions, the first."""
+    return sorted(folder.glob(f"runs/{kind}/*"))[0]
+
+
+# Skipping
+
+
+def test_a_run_leaves_every_kind_and_nothing_else(tiny_run: Path) -> None:
+    assert sorted(path.name for path in (tiny_run / "runs").iterdir()) == sorted([".locks", *KINDS])
+    assert not list(tiny_run.glob("runs/*/.*/*")), "a draft was left behind"
+    assert {len(list((tiny_run / "runs" / kind).iterdir())) for kind in KINDS if kind != "predictions"} == {1}
+    assert len(list((tiny_run / "runs" / "predictions").iterdir())) == 4  # base, adapter, two GGUF files
+    assert (tiny_run / "registry" / "tiny-desk" / "1.0" / "manifest.json").exists()
+
+
+def test_what_was_learned_travels_in_the_release(tiny_run: Path) -> None:
+    release = tiny_run / "registry" / "tiny-desk" / "1.0"
+    names = {path.name for path in release.iterdir()}
+    assert {"README.md", "Modelfile", "report.json", "report.md", "task.json"} <= names
+    assert {name for name in names if name.endswith(".gguf")} == {
+        path.name for path in only(tiny_run, "gguf").glob("*.gguf")
+    }
+
+
+def test_the_second_run_does_nothing(desk: Path) -> None:
+    before = listing(desk)
+    done = tiny.slmctl(desk, "run")
+    assert Path(tiny.ok(done)) == only(desk, "published")
+    stages = [
+        line.split()[:2] for line in done.stderr.splitlines() if line.split()[:1] and line.split()[0] in runner.STAGES
+    ]
+    assert [name for name, _ in stages] == ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
+    assert {state for _, state in stages} == {"current"}
+    assert listing(desk) == before
+
+
+def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path) -> None:
+    (desk / "tickets.csv").touch()
+    moved = desk.rename(tmp_path / "elsewhere")
+    project = open_project(moved)
+    made = [name for name in runner.STAGES if name not in ("predict", "calibrate")]
+    assert all(runner.expected(project, name).path.exists() for name in made)
+
+
+def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
+    text = (desk / "tickets.csv").read_text()
+    (desk / "tickets.csv").write_text(text.replace("billing\n", "delivery\n", 1))
+    project = open_project(desk)
+    assert runner.ask(project, "pull").path.exists()
+    assert not runner.ask(project, "prepare").path.exists()
+    with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
+        runner.ask(project, "finetune")
+    assert caught.value.hint == "slmctl run --until prepare"
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [("finetune.epochs=3", "finetune"), ("merge.dtype=float16", "merge"), ("quantize.types=[Q8_0]", "quantize"),
+     ("version=2.0", "quantize"), ("evaluate.confidence=0.9", "evaluate")],
+)  # fmt: skip
+def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, first: str) -> None:
+    project = open_project(tiny_run, setting)
+    order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate"]
+    for name in order[: order.index(first)]:
+        assert runner.expected(project, name).path.exists()
+    assert not runner.expected(project, first).path.exists()
+
+
+def test_where_a_release_goes_is_no_part_of_the_recipe(tiny_run: Path) -> None:
+    first, second = open_project(tiny_run), open_project(tiny_run, "publish.to=dir:/elsewhere", "serve.port=1")
+    assert runner.expected(first, "publish").recipe_id == runner.expected(second, "publish").recipe_id
+
+
+# Damage
+
+
+def each_file(folder: Path) -> list[Path]:
+    return [path for kind in KINDS for path in sorted(only(folder, kind).iterdir()) if path.stat().st_size]
+
+
+def test_verify_names_every_flipped_byte(desk: Path) -> None:
+    for path in each_file(desk):
+        kept = path.read_bytes()
+        flip(path)
+        faults = lineage.verify([path.parent])[str(path.parent)]
+        assert len(faults) == 1
+        assert f"changed: {path.name}" in faults[0]
+        path.write_bytes(kept)
+    assert not any(lineage.verify(lineage.folders(desk)).values())
+
+
+def test_the_command_verify_exits_with_7(desk: Path) -> None:
+    flip(only(desk, "gguf") / "task.json")
+    done = tiny.slmctl(desk, "verify")
+    assert done.returncode == 7
+    assert f"{only(desk, 'gguf')}: changed: task.json\n" in done.stdout
+    assert f"{only(desk, 'base')}: whole\n" in done.stdout
+    assert f"rm -r {only(desk, 'gguf')}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "stage"),
+    [
+        ("base", "model.safetensors", "prepare"),
+        ("prepared", "train.jsonl", "finetune"),
+        ("adapter", "adapter_model.safetensors", "merge"),
+        ("merged", "model.safetensors", "quantize"),
+        ("gguf", "task.json", "predict"),
+        ("predictions", "predictions.jsonl", "evaluate"),
+        ("report", "report.json", "publish"),
+    ],
+)
+@pytest.mark.parametrize("what", ["file", "manifest"])
+def test_the_next_stage_refuses_what_is_damaged(desk: Path, kind: str, name: str, stage: str, what: str) -> None:
+    folder = only(desk, kind)
+    leaves = runner.STAGES[stage].leaves
+    for made in desk.glob(f"runs/{leaves}/*"):
+        shutil.rmtree(made)  # so that the stage has something to do
+    flip(folder / (name if what == "file" else "manifest.json"))
+    project = open_project(desk)
+    with pytest.raises(IntegrityError) as caught:
+        if stage == "predict":
+            for asked in runner.predictions_of(project, "gguf"):
+                runner.run(project, asked)
+        else:
+            runner.run(project, runner.expected(project, stage))
+    assert caught.value.code == 7
+    assert str(folder) in caught.value.message
+    assert ("changed: " + name if what == "file" else "manifest.json") in caught.value.message
+    assert not list(desk.glob(f"runs/{leaves}/*/manifest.json"))
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
+    (only(desk, "merged") / "manifest.json").unlink()
+    with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
+        runner.ask(open_project(desk), "quantize")
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("kind", ["adapter", "gguf"])
+def test_a_killed_stage_leaves_nothing_that_looks_whole(desk: Path, kind: str) -> None:
+    final = only(desk, kind)
+    shutil.rmtree(final)
+    child = tiny.start(desk, "run", "--until", runner.BY_KIND[kind].name)
+    while not list(final.parent.glob(".draft-*")):  # the stage is at work
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    time.sleep(1)
+    tiny.kill_group(child)
+    assert not final.exists()
+    for manifest in desk.glob("runs/**/manifest.json"):
+        assert not artifact.verify_folder(manifest.parent)
+    assert Path(tiny.ok(tiny.slmctl(desk, "run", "--until", runner.BY_KIND[kind].name))) == final
+    assert not artifact.verify_folder(final)
+    assert not [path for path in final.parent.iterdir() if path != final], "a draft was left behind"
+
+
+# Gates and publishing
+
+
+def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(desk: Path) -> None:
+    gates = "gates: [{metric: accuracy, model: Q8_0, min: 1.0}, {metric: accuracy, model: base, min: 0.0}]\n"
+    with (desk / "slmctl.yaml").open("a") as stream:
+        stream.write(gates)
+    for folder in [*desk.glob("runs/published/*"), *desk.glob("registry/*")]:
+        shutil.rmtree(folder)
+    done = tiny.slmctl(desk, "run")
+    assert done.returncode == 5
+    assert Path(done.stdout.strip()) == only(desk, "report")
+    assert "the gate wants at least 1" in done.stderr
+    assert not list(desk.glob("runs/published/*"))
+    with pytest.raises(GateError, match="accuracy of Q8_0"):
+        runner.publish(open_project(desk))
+    assert not list(desk.glob("registry/*/*"))
+
+
+def test_a_gate_on_something_not_measured_is_a_usage_error(tiny_run: Path) -> None:
+    for gate, found in (("accuracy, model: Q4_K_M", "Q4_K_M"), ("rouge, model: Q8_0", "rouge")):
+        text = (tiny_run / "slmctl.yaml").read_text() + f"gates: [{{metric: {gate}, min: 0.1}}]\n"
+        project = runner.Project(root=tiny_run, config=config.parse(text, root=tiny_run))
+        with pytest.raises(UsageError, match=found):
+            runner.publish(project)
+
+
+def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
+    project = open_project(desk, "evaluate.models=[base, adapter]")
+    runner.evaluate(project, project.config.evaluate.models)
+    project.forget()
+    with pytest.raises(GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf") as caught:
+        runner.publish(project)
+    assert caught.value.code == 5
+
+
+def test_a_published_version_never_changes(desk: Path) -> None:
+    release = desk / "registry" / "tiny-desk" / "1.0"
+    kept = (release / "manifest.json").read_bytes()
+    project = open_project(desk, "evaluate.confidence=0.9")  # another report: another release of the same version
+    runner.evaluate(project, project.config.evaluate.models)
+    with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
+        runner.publish(project)
+    assert (caught.value.code, "raise 'version'" in caught.value.hint) == (7, True)
+    assert (release / "manifest.json").read_bytes() == kept
+    assert not artifact.verify_folder(release)
+
+
+def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
+    # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
+    project = open_project(desk, "version=2.0")
+    runner.run(project, runner.ask(project, "quantize"))
+    assert not runner.evaluate(project, project.config.evaluate.models).current
+    project.forget()
+    assert runner.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")
+
+
+def test_publishing_again_is_no_change(desk: Path) -> None:
+    outcome, target, there = runner.publish(open_project(desk))
+    assert outcome.current
+    assert there
+    assert target == str(desk / "registry" / "tiny-desk" / "1.0")
+
+
+def test_show_goes_from_a_release_back_to_the_data(tiny_run: Path) -> None:
+    text = tiny.ok(tiny.slmctl(tiny_run, "show"))
+    assert text.startswith("published")
+    for kind in KINDS[:-1]:
+        assert f" {kind}  sha256:" in text
+    wanted = artifact.sha256_file(tiny_run / "tickets.csv")[:19]
+    assert f"file tickets.csv  {wanted}" in text
+    tree = json.loads(tiny.ok(tiny.slmctl(tiny_run, "show", "--json")))
+    assert {node["role"] for node in tree["inputs"]} == {
+        "base", "prepared", "adapter", "merged", "gguf", "report",
+    }  # fmt: skip
+
+
+def test_a_release_alone_shows_what_it_knows(tiny_run: Path, tmp_path: Path) -> None:
+    mailed = shutil.copytree(tiny_run / "registry" / "tiny-desk" / "1.0", tmp_path / "mailed")
+    text = tiny.ok(tiny.slmctl(tmp_path, "show", str(mailed)))
+    assert "(not here)" in text
+
+
+# Missing packages
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "args"),
+    [
+        ("sklearn", "evaluate", ("evaluate", "--set", "evaluate.confidence=0.9")),
+        ("torch", "train", ("finetune", "--set", "finetune.epochs=1")),
+        ("starlette", "serve", ("serve", "--port", "0")),
+        ("llama_cpp", "gguf", ("predict", "gguf", "--split", "validation")),
+    ],
+)
+def test_a_missing_package_is_said_with_the_command(
+    desk: Path, tmp_path: Path, package: str, extra: str, args: tuple[str, ...]
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+    )
+    done = tiny.slmctl(desk, *args, env=tiny.environment(PYTHONPATH=str(blocked)))
+    assert done.returncode == MissingError.code, done.stderr
+    assert f"'{package}'" in done.stderr
+    assert f"hint: pip install 'slmctl[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sys.executable not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (Exception("No space left on device (os error 28)"), "the disk is full"),  # as tokenizers says it
+        (Exception("Input/output error (os error 5)"), "the disk could not be read or written"),
+    ],
+)
+def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=said), runner.spoken("pull", tmp_path):
+        raise error
+
+
+def test_any_other_error_stays_as_it_is(tmp_path: Path) -> None:
+    for error in (OSError(errno.EACCES, "no"), Exception("a bug (os error of mine)")):
+        with pytest.raises(type(error)) as caught, runner.spoken("pull", tmp_path):
+            raise error
+        assert caught.value is error

@@ -1,0 +1,190 @@
+"""`slmctl diff`: config, data and metrics of two artifacts, releases or projects."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest, canonical
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.metrics.statistics import mcnemar
+from slmctl.provenance.diff import diff, lines
+
+
+def make(
+    root: Path, kind: str, name: str, *, files: dict[str, bytes] | None = None, config: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None, inputs: dict[str, Any] | None = None, started: str = "2026-01-01T00:00:00Z",
+) -> Artifact:  # fmt: skip
+    """An artifact below runs/ of a project that no stage has made."""
+    final = root / "runs" / kind / name
+    stage = {"prepared": "prepare", "adapter": "finetune", "report": "evaluate"}[kind]
+    with artifact.draft(final) as place:
+        for path, raw in (files or {"one": name.encode()}).items():
+            (place / path).write_bytes(raw)
+        return artifact.publish_draft(
+            place, final,
+            lambda entries, digest: Manifest(
+                kind, f"{stage}/1", digest, "", config or {}, inputs or {}, entries, metrics or {},
+                {"torch": "2.13", "hosts_contacted": []}, started,
+            ),
+        )  # fmt: skip
+
+
+def data(root: Path, name: str, rows: int) -> Artifact:
+    metrics = {
+        "train": rows, "test": 40, "labels": {"a": rows}, "sources": [{"file": "t.csv", "sha256": f"{rows:064d}"}],
+    }  # fmt: skip
+    return make(root, "prepared", name, config={"near_duplicate": 0.85}, metrics=metrics)
+
+
+def adapter(root: Path, name: str, prepared: Artifact, **config: Any) -> Artifact:
+    settings = {"epochs": 2, "lora": {"rank": 16}} | config
+    return make(root, "adapter", name, config=settings, inputs={"prepared": prepared.digest}, metrics={"loss": 0.5})
+
+
+def report(
+    root: Path, name: str, right: dict[str, list[bool]], ids: list[str] | None = None, *, task: str = "classify",
+    started: str = "2026-01-01T00:00:00Z",
+) -> Artifact:  # fmt: skip
+    n = len(next(iter(right.values())))
+    primary = {"classify": "accuracy", "generate": "token_f1"}[task]
+    entries = {who: {"metrics": {primary: sum(found) / n}} for who, found in right.items()}
+    whole = {"task": task, "primary_metric": primary, "participants": list(right), "baselines": {}, "models": entries}
+    head = {"participants": list(right)}
+    rows = [
+        {
+            "id": (ids or [f"r{k}" for k in range(n)])[k],
+            "answers": [[0, int(r[k]), None, float(r[k])] for r in right.values()],
+        }
+        for k in range(n)
+    ]
+    raw = "".join(json.dumps(line) + "\n" for line in (head, *rows)).encode()
+    return make(
+        root, "report", name, files={"report.json": canonical(whole), "rows.jsonl": raw}, metrics=whole, started=started
+    )
+
+
+def changed(found: dict[str, Any], section: str) -> dict[str, tuple[Any, Any]]:
+    return {one["key"]: (one["first"], one["second"]) for one in found[section]}
+
+
+def test_the_same_is_the_same(tmp_path: Path) -> None:
+    one = data(tmp_path, "one", 100)
+    found = diff(one.path, one.path)
+    assert found["same"]
+    assert not any(found[section] for section in ("config", "data", "environment", "files", "metrics", "models"))
+    assert "the same content" in "\n".join(lines(found))
+
+
+def test_config_and_data_of_all_that_came_before_are_compared(tmp_path: Path) -> None:
+    one = adapter(tmp_path, "one", data(tmp_path, "small", 100))
+    two = adapter(tmp_path, "two", data(tmp_path, "large", 200), epochs=3, lora={"rank": 8}, dora=True)
+    found = diff(one.path, two.path)
+    assert changed(found, "config") == {
+        "finetune.epochs": (2, 3), "finetune.lora.rank": (16, 8), "finetune.dora": (None, True),
+    }  # fmt: skip
+    facts = changed(found, "data")
+    assert facts["rows train"] == (100, 200)
+    assert facts["label a"] == (100, 200)
+    assert facts["source t.csv"] == (f"sha256:{100:064d}", f"sha256:{200:064d}")
+    assert set(facts) == {"prepared", "rows train", "label a", "source t.csv"}
+    assert not found["same"]
+    text = "\n".join(lines(found))
+    assert "  finetune.epochs: 2 -> 3" in text
+    assert "  finetune.dora: (none) -> True" in text
+
+
+def test_two_kinds_are_not_compared(tmp_path: Path) -> None:
+    one = data(tmp_path, "one", 100)
+    with pytest.raises(UsageError, match=r"is of kind 'prepared'.* of kind 'adapter'"):
+        diff(one.path, adapter(tmp_path, "two", one).path)
+    with pytest.raises(IntegrityError, match="is no artifact and holds none"):
+        diff(one.path, tmp_path / "runs")
+
+
+def test_reports_are_compared_row_by_row(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    first = [chance.random() < 0.6 for _ in range(200)]
+    second = [right or k % 3 == 0 for k, right in enumerate(first)]
+    one = report(tmp_path, "one", {"Q8_0": first, "old": first})
+    two = report(tmp_path, "two", {"Q8_0": second, "new": first})
+    found = diff(one.path, two.path)
+    (model,) = found["models"]
+    won = sum(b and not a for a, b in zip(first, second, strict=True))
+    paired = model["paired"]
+    assert (model["model"], paired["n"], paired["only_first"], paired["only_second"]) == ("Q8_0", 200, 0, won)
+    assert paired["p"] == mcnemar(0, won) < 0.001
+    assert paired["difference"] == pytest.approx(won / 200)
+    assert 0 < paired["interval"][0] < won / 200 < paired["interval"][1]
+    assert model["metrics"]["accuracy"]["difference"] == pytest.approx(won / 200)
+    text = "\n".join(lines(found))
+    assert f"on the 200 rows of both: +{won / 2:.1f} points" in text
+    assert f"0 rows lost, {won} won): more than chance" in text
+
+
+def test_rows_are_matched_by_id(tmp_path: Path) -> None:
+    """Two data sets that share some rows: only those are compared, wherever they stand."""
+    one = report(tmp_path, "one", {"Q8_0": [True] * 10}, [f"r{k}" for k in range(10)])
+    two = report(
+        tmp_path, "two", {"Q8_0": [k < 4 for k in range(10)]}, [f"r{k}" for k in range(9, -1, -1)][:5] + list("abcde")
+    )
+    paired = diff(one.path, two.path)["models"][0]["paired"]
+    assert (paired["n"], paired["only_first"], paired["only_second"]) == (5, 1, 0)
+    other = report(tmp_path, "other", {"Q8_0": [True] * 3}, list("xyz"))
+    found = diff(one.path, other.path)
+    assert found["models"][0]["paired"] is None
+    assert "no row in common" in "\n".join(lines(found))
+
+
+def test_texts_are_compared_by_their_score(tmp_path: Path) -> None:
+    one = report(tmp_path, "one", {"Q8_0": [False] * 50}, task="generate")
+    two = report(tmp_path, "two", {"Q8_0": [k % 2 == 0 for k in range(50)]}, task="generate")
+    paired = diff(one.path, two.path)["models"][0]["paired"]
+    assert paired["metric"] == "token_f1"
+    assert paired["difference"] == 0.5
+    assert 0.3 < paired["interval"][0] < 0.5 < paired["interval"][1] < 0.7
+    assert paired["p"] < 0.01
+
+
+def test_a_project_stands_for_its_last_report(tmp_path: Path) -> None:
+    for name, day in (("old", 1), ("new", 2)):
+        report(tmp_path / "a", name, {"Q8_0": [name == "new"] * 10}, started=f"2026-01-0{day}T00:00:00Z")
+    report(tmp_path / "b", "only", {"Q8_0": [True] * 10})
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert found["first"]["path"].endswith("new")
+    assert found["models"][0]["paired"]["changed"] == 0
+    assert list(lines(found))[-1] == "  the same on each of the 10 rows of both"
+
+
+def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -> None:
+    prepared = data(tmp_path, "one", 100)
+    whole = adapter(tmp_path, "whole", prepared)
+    alone = make(tmp_path, "adapter", "alone", config={"epochs": 2, "lora": {"rank": 16}}, metrics={"loss": 0.25})
+    found = diff(whole.path, alone.path)
+    assert changed(found, "config") == {}
+    assert changed(found, "data")["prepared"] == (prepared.digest, None)
+    assert changed(found, "metrics") == {"loss": (0.5, 0.25)}
+
+
+def test_the_command_on_releases(desk: Path, tmp_path: Path) -> None:
+    """A release made twice with another rule: its manifest, its report and all that led to it."""
+    (first,) = (desk / "runs" / "published").iterdir()
+    rule = ("--set", "evaluate.confidence=0.9", "--set", 'version="1.1"')
+    second = tiny.ok(tiny.slmctl(desk, "run", *rule))
+    found = json.loads(tiny.ok(tiny.slmctl(desk, "diff", str(first), second, "--json")))
+    assert found["kind"] == "published"
+    assert changed(found, "config")["evaluate.confidence"] == (0.95, 0.9)
+    assert changed(found, "config")["publish.version"] == ("1.0", "1.1")
+    assert all(model["paired"]["p"] == 1.0 for model in found["models"])
+    text = tiny.ok(tiny.slmctl(desk, "diff", str(desk), str(first)))
+    assert "evaluate.confidence: 0.9 -> 0.95" in text
+    registry = desk / "registry" / "tiny-desk"  # a release by itself: nothing of what it came from is here
+    alone = json.loads(tiny.ok(tiny.slmctl(tmp_path, "diff", str(registry / "1.0"), str(registry / "1.1"), "--json")))
+    assert changed(alone, "config") == {"publish.version": ("1.0", "1.1")}
+    assert len(alone["models"]) == len(found["models"]) == 6

@@ -1,0 +1,277 @@
+"""What holds of every target: the second time sends nothing, half is invisible, what comes back is equal."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.released import contents, release
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest
+from slmctl.errors import IntegrityError, NetworkError, UsageError
+from slmctl.releases import targets
+from slmctl.releases.targets import Item, Settings, Target
+from slmctl.releases.targets.local import Local
+
+Open = Callable[[], Target]
+
+
+@pytest.fixture(params=["dir", "s3", "oci"])
+def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A target of each kind, empty."""
+    if request.param == "dir":
+        return f"dir:{tmp_path / 'registry'}"
+    if request.param == "oci":
+        return f"oci://{request.getfixturevalue('oci')}/acme/{tmp_path.name.lower().replace('[', '-').replace(']', '')}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    return f"s3://models/{tmp_path.name}"
+
+
+@pytest.fixture
+def target(address: str) -> Iterator[Target]:
+    with targets.opened(address, Settings(), purpose="test") as opened:
+        yield opened
+
+
+def send(target: Target, address: str, made: Artifact, signature: Path | None = None) -> targets.Plan:
+    plan = targets.plan(target, address, targets.shipment(made, signature=signature))
+    targets.deliver(target, plan)
+    return plan
+
+
+class Counted:
+    """A target that counts what is put there, and stops after some items as a cut line does."""
+
+    def __init__(self, target: Target, stop: int | None = None) -> None:
+        self._target, self._stop, self.sent = target, stop, list[str]()
+
+    def put(self, shipment: targets.Shipment, missing: tuple[Item, ...]) -> None:
+        for item in missing:
+            if self._stop is not None and len(self.sent) == self._stop:
+                raise ConnectionError("cut")
+            self._target.put(shipment, [item])
+            self.sent.append(item.name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(
+    target: Target, address: str, tmp_path: Path
+) -> None:
+    signature = tmp_path / "signature"
+    signature.write_bytes(b'{"signed": true}')
+    made = release(tmp_path, weights=os.urandom(300_000))
+    plan = send(target, address, made, signature)
+    assert len(plan.missing) == 8
+    again = targets.plan(target, address, targets.shipment(made, signature=signature))
+    assert (again.there, again.missing, again.size) == (True, (), 0)
+    found = targets.fetch(target, "desk@1.0", None, into=tmp_path / "here")
+    assert found.path == tmp_path / "here" / "desk-1.0"
+    assert contents(found.path) == contents(made.path) | {"model.sig": b'{"signed": true}'}
+    assert artifact.verify_folder(found.path) == []
+    # a second fetch finds it there
+    assert targets.fetch(target, "", None, into=tmp_path / "here").path == found.path
+
+
+def test_an_interrupted_delivery_shows_nothing_and_goes_on(target: Target, address: str, tmp_path: Path) -> None:
+    made = release(tmp_path, weights=os.urandom(50_000))
+    plan = targets.plan(target, address, targets.shipment(made))
+    cut = Counted(target, stop=4)
+    with pytest.raises(ConnectionError):
+        targets.deliver(cut, plan)  # type: ignore[arg-type]
+    assert target.published("desk", "1.0") is None
+    with pytest.raises((IntegrityError, UsageError, NetworkError)):
+        targets.fetch(target, "", None, into=tmp_path / "here")
+    assert not (tmp_path / "here" / "desk-1.0").exists()
+    counted = Counted(target)
+    targets.deliver(counted, targets.plan(target, address, targets.shipment(made)))  # type: ignore[arg-type]
+    assert set(counted.sent) | set(cut.sent) == {item.name for item in plan.missing}
+    assert not set(counted.sent) & set(cut.sent)
+    assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(made.path)
+
+
+def test_a_version_never_changes_and_another_one_shares_its_files(target: Target, address: str, tmp_path: Path) -> None:
+    first = release(tmp_path)
+    send(target, address, first)
+    with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
+        send(target, address, release(tmp_path, weights=b"other weights"))
+    second = send(target, address, release(tmp_path, "1.1"))
+    assert not {"LICENSE", "report.json"} & {item.name for item in second.missing}
+    with pytest.raises(UsageError, match=r"releases|tags"):
+        targets.fetch(target, "", None, into=tmp_path)
+    for version in ("1.0", "1.1"):
+        assert targets.fetch(target, version, None, into=tmp_path / "here").metrics["version"] == version
+    assert contents(tmp_path / "here" / "desk-1.0") == contents(first.path)
+
+
+def test_a_signature_may_come_later(target: Target, address: str, tmp_path: Path) -> None:
+    made, signature = release(tmp_path), tmp_path / "signature"
+    send(target, address, made)
+    signature.write_bytes(b"{}")
+    assert [item.name for item in send(target, address, made, signature).missing] == ["model.sig"]
+    assert (targets.fetch(target, "1.0", None, into=tmp_path).path / "model.sig").read_bytes() == b"{}"
+
+
+def another_run(folder: Path) -> Artifact:
+    """The same release, made once more: equal files, and a manifest that tells of another time."""
+    made = release(folder)
+    (made.path / "manifest.json").write_bytes(hostile(made, started="2026-11-25T14:00:00Z"))
+    return artifact.load(made.path)
+
+
+def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(
+    target: Target, address: str, tmp_path: Path
+) -> None:
+    made, signature = release(tmp_path), tmp_path / "signature"
+    send(target, address, made)
+    again = another_run(tmp_path / "again")
+    assert send(target, address, again).missing == ()  # unsigned, it is there
+    signature.write_bytes(b"{}")
+    with pytest.raises(IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run") as caught:
+        send(target, address, again, signature)
+    assert "raise 'version'" in caught.value.hint
+    assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(made.path)
+
+
+def test_another_release_under_a_version_is_refused(target: Target, address: str, tmp_path: Path) -> None:
+    """Validly made, perhaps signed, and not what was asked for."""
+    send(target, address, release(tmp_path, "0.9"))
+
+    class Moved(Counted):
+        def find(self, name: str) -> tuple[str, str]:
+            return "desk", "1.0"
+
+        def published(self, project: str, version: str) -> bytes:
+            found: bytes = self._target.published(project, "0.9")
+            return found
+
+    with pytest.raises(IntegrityError, match=r"under '1\.0' lies desk 0\.9, another release"):
+        targets.fetch(Moved(target), "1.0", None, into=tmp_path / "here")  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError):
+        targets.fetch(target, "other@0.9", None, into=tmp_path / "here")
+    assert not list(tmp_path.glob("here/*"))
+
+
+def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, made = Local(tmp_path / "registry"), release(tmp_path)
+    send(place, "dir:", made)
+    begun, waits = threading.Event(), threading.Event()
+    monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)
+
+    class Slow(Counted):
+        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+            begun.set()
+            assert waits.wait(30), "the second one did not wait for the first"
+            self._target.get(project, version, entry, path)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(targets.fetch, Slow(place), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
+        assert begun.wait(30)
+        second = pool.submit(targets.fetch, place, "1.0", None, into=tmp_path)
+        assert first.result().path == second.result().path == tmp_path / "desk-1.0"
+    assert contents(tmp_path / "desk-1.0") == contents(made.path)
+    assert not list(tmp_path.glob(".*desk-1.0*"))
+
+
+@pytest.mark.parametrize("to", ["hf:acme/desk", "s3://models/x", "oci://registry.example/acme/desk"])
+def test_a_proxy_on_the_way_is_among_the_hosts(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "https_proxy", "HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(targets._open(to, Settings()).hosts)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    assert set(targets._open(to, Settings()).hosts) == before | {"proxy.example"}
+
+
+def test_an_interrupted_fetch_goes_on(target: Target, address: str, tmp_path: Path) -> None:
+    made = release(tmp_path, weights=os.urandom(50_000))
+    send(target, address, made)
+    got: list[str] = []
+
+    class Cut(Counted):
+        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+            if len(got) == 3:
+                path.write_bytes(b"half")
+                raise ConnectionError("cut")
+            got.append(entry.path)
+            self._target.get(project, version, entry, path)
+
+    with pytest.raises(ConnectionError):
+        targets.fetch(Cut(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
+    assert not (tmp_path / "desk-1.0").exists()
+    first, got[:] = set(got), []
+    got.append("")  # counts to three no more
+    got.extend(["", "", ""])
+    found = targets.fetch(Cut(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
+    assert not first & set(got)
+    assert contents(found.path) == contents(made.path)
+    assert not list(tmp_path.glob(".fetching-*"))
+
+
+def test_what_came_damaged_is_not_kept(target: Target, address: str, tmp_path: Path) -> None:
+    send(target, address, release(tmp_path))
+
+    class Damaging(Counted):
+        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+            self._target.get(project, version, entry, path)
+            if entry.path == "LICENSE":
+                path.write_bytes(b"TIM")
+
+    with pytest.raises(IntegrityError, match="LICENSE came otherwise than its manifest says"):
+        targets.fetch(Damaging(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
+    assert not (tmp_path / "desk-1.0").exists()
+
+
+def hostile(made: Artifact, **changes: Any) -> bytes:
+    fields = {**made.manifest.__dict__, **changes}
+    return Manifest(**fields).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/passwd", "a/../../b", "manifest.json", ".hidden", "a\\b", "model.sig", "", "a//b"]
+)
+def test_a_manifest_from_elsewhere_writes_nowhere_else(tmp_path: Path, path: str) -> None:
+    made = release(tmp_path)
+    raw = hostile(made, files=(FileEntry(path, 1, "0" * 64),))
+
+    class Hostile(Counted):
+        def find(self, name: str) -> tuple[str, str]:
+            return "desk", "1.0"
+
+        def published(self, project: str, version: str) -> bytes:
+            return raw
+
+        def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
+            raise AssertionError("nothing is asked for")
+
+    with pytest.raises(IntegrityError, match="outside its folder"):
+        targets.fetch(Hostile(made), "1.0", None, into=tmp_path / "here")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kind": "gguf"}, {"metrics": {"project": "../x", "version": "1"}}, {"metrics": {}}]
+)
+def test_what_is_no_release_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    manifest = Manifest.from_bytes(hostile(release(tmp_path), **changes), where="here")
+    with pytest.raises(IntegrityError):
+        targets._require_release(manifest)
+
+
+@pytest.mark.parametrize("to", ["", "dir:", "ftp://x", "registry", "hf:"])
+def test_an_unknown_target_is_refused(to: str) -> None:
+    with pytest.raises(UsageError, match="names no target"):
+        targets.prefix(to)
+
+
+@pytest.mark.parametrize("to", ["oci://host", "oci://host/a:tag", "hf:name", "hf:a/b@c", "ollama:a b"])
+def test_a_malformed_address_is_refused(to: str) -> None:
+    with pytest.raises(UsageError), targets.opened(to, Settings(), purpose="test"):
+        pass

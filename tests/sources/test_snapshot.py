@@ -1,0 +1,498 @@
+"""Sources that are no files: what they hold becomes a file, what is secret stays out of everything."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import hub as hub_server
+from support import postgres, tiny
+from support.hub import COMMIT
+
+from slmctl import config, console
+from slmctl.config import Source
+from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.pipeline import runner
+from slmctl.sources import snapshot, sql
+from slmctl.sources.rows import read_rows
+
+SECRET = "never" + "-to-be-seen"
+
+
+def source(**fields: Any) -> Source:
+    return Source.model_validate(fields)
+
+
+def rows_of(found: Source) -> list[dict[str, Any]]:
+    rows = list(read_rows(found.local, sheet=found.sheet, format=found.format))
+    assert not any(row.fault for row in rows)
+    return [row.columns for row in rows]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where copies go, in a project."""
+    return tmp_path / "project" / "runs" / ".sources"
+
+
+# Databases
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server]:
+    if postgres.binary("postgres") is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with postgres.running() as running:
+        running.execute(
+            f"create role reader login password '{postgres.READER_PASSWORD}'",
+            "create table tickets as select n as id, 'ticket ' || n as text, 'kind ' || n % 3 as category"
+            " from generate_series(1, 2500) n",
+            "create table written (n int)",
+            "grant all on tickets, written to public",
+            "create function write() returns int language sql as 'insert into written values (1) returning n'",
+        )
+        yield running
+
+
+@pytest.fixture
+def address(server: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's address for the reader, whose password comes from the environment."""
+    monkeypatch.setenv("READER_PASSWORD", postgres.READER_PASSWORD)
+    return f"postgresql://reader:${{READER_PASSWORD}}@127.0.0.1:{server.port}/postgres"
+
+
+def test_a_query_becomes_a_file_of_its_rows(address: str, folder: Path) -> None:
+    asked = source(sql={"url": address, "query": "select id, text, category from tickets order by id"})
+    (found,) = snapshot.gather([asked], folder)
+    assert (found.sql, found.local.parent, found.local.suffix) == (None, folder, ".jsonl")
+    rows = rows_of(found)
+    assert len(rows) == 2500
+    assert rows[-1] == {"id": 2500, "text": "ticket 2500", "category": "kind 1"}
+    assert stat.S_IMODE(found.local.stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == [found.local.name]
+    assert snapshot.gathered([asked], folder) == [found]
+
+
+def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> None:
+    query = r"""
+        select 1.10::numeric as price, 12345678901234567890::numeric as big, date '2026-11-24' as day,
+               timestamptz '2026-11-24 12:00:00+02' at time zone 'UTC' as at, true as yes, null::text as nothing,
+               jsonb_build_object('a', array[1, 2]) as json, '\x6869'::bytea as text, '\xff00'::bytea as bytes,
+               array['x', 'y'] as list, 'NaN'::float8 as nan, 1.5::float8 as half, interval '90 min' as span,
+               'f47ac10b-58cc-4372-a567-0e02b2c3d479'::uuid as id, '10.0.0.1'::inet as ip order by 1
+    """
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
+    assert rows_of(found) == [
+        {
+            "price": "1.10", "big": "12345678901234567890", "day": "2026-11-24", "at": "2026-11-24T10:00:00",
+            "yes": True, "nothing": None, "json": {"a": [1, 2]}, "text": "hi", "bytes": None, "list": ["x", "y"],
+            "nan": None, "half": 1.5, "span": "1:30:00", "id": "f47ac10b-58cc-4372-a567-0e02b2c3d479", "ip": "10.0.0.1",
+        }
+    ]  # fmt: skip
+
+
+def test_a_query_is_passed_on_as_it_is(address: str, folder: Path) -> None:
+    # SQLAlchemy's text() takes `:name` for a parameter, psycopg takes `%` for one, inside quotes too
+    query = "select ':name at 10:30' as a, '100%' as b, '%s %(x)s' as c order by 1"
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
+    assert rows_of(found) == [{"a": ":name at 10:30", "b": "100%", "c": "%s %(x)s"}]
+
+
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("insert into written values (1) returning n", "syntax error"),
+        ("select write() as n order by 1", "cannot execute INSERT in a read-only transaction"),
+        ("select 1 as n; delete from tickets", "multiple commands"),
+        ("drop table tickets", "syntax error"),
+        ("select nothing from tickets", 'column "nothing" does not exist'),
+        ("select 1 / (2400 - id) as n from tickets order by id", "division by zero"),  # rows had been written by then
+        ("select 1 as a, 2 as a order by 1", "the query names a column twice: a, a"),
+        ("", "syntax error"),
+    ],
+)
+def test_a_query_that_is_no_reading_is_refused(
+    server: postgres.Server, address: str, folder: Path, query: str, fault: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(fault)):
+        snapshot.gather([source(sql={"url": address, "query": query})], folder)
+    assert list(folder.iterdir()) == []
+    assert server.execute("select count(*) from tickets") == [(2500,)]
+    assert server.execute("select count(*) from written") == [(0,)]
+
+
+def test_an_address_may_come_from_the_environment_as_a_whole(
+    server: postgres.Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", postgres.OWNER_PASSWORD)
+    monkeypatch.setenv("CRM", f"postgresql://owner@/postgres?host={server.folder}&port={server.port}")
+    (found,) = snapshot.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder)
+    assert rows_of(found) == [{"one": 1}]
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "said"),
+    [
+        ("postgresql://reader:{secret}@127.0.0.1:{port}/postgres", NetworkError, "password authentication failed"),
+        ("postgresql://reader:{secret}@127.0.0.1:1/postgres", NetworkError, "cannot be reached"),
+        ("postgresql://reader:{secret}@127.0.0.1:{port}/{secret}", NetworkError, "cannot be reached"),
+        ("postgresql://reader@127.0.0.1:{port}/postgres?passfile={secret}", NetworkError, "cannot be reached"),
+        ("reader:{secret}@127.0.0.1/postgres", UsageError, "is malformed"),
+        ("nothing://reader:{secret}@127.0.0.1/postgres", UsageError, "Can't load plugin"),
+        ("mysql://reader:{secret}@127.0.0.1/postgres", MissingError, "needs the package 'MySQLdb'"),
+        ("postgresql://reader:${{UNSET}}@127.0.0.1/postgres", UsageError, "the variable UNSET is not set"),
+    ],
+)
+def test_no_error_names_the_password(
+    server: postgres.Server, folder: Path, capsys: pytest.CaptureFixture[str],
+    url: str, kind: type[SlmctlError], said: str,
+) -> None:  # fmt: skip
+    url = url.format(secret=SECRET, port=server.port)
+    with pytest.raises(kind, match=said) as caught:
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+    spoken = capsys.readouterr()
+    assert SECRET not in f"{caught.value.message} {caught.value.hint} {spoken.out} {spoken.err}"
+
+
+def test_the_host_is_said_before_it_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.set_level(0)
+    url = f"postgresql://reader:{SECRET}@127.0.0.1:1/crm"
+    with pytest.raises(NetworkError):
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+    said = capsys.readouterr().err
+    assert "asking the postgresql database on 127.0.0.1" in said
+    assert "no ORDER BY" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:pw@h/d", "postgresql://u:***@h/d"),
+        ("postgresql+psycopg://u@tenant:p@w@h/d?x=1", "postgresql+psycopg://u@tenant:***@h/d?x=1"),
+        ("postgresql://u:p/w@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:${PW}@h:5432/d", "postgresql://u:${PW}@h:5432/d"),
+        ("postgresql://h:5432/d?password=pw&x=1", "postgresql://h:5432/d?password=***&x=1"),
+        ("mssql+pyodbc://?odbc_connect=PWD%3Dpw", "mssql+pyodbc://?odbc_connect=***"),
+        ("u:pw@h/d", "u:***@h/d"),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+    ],
+)
+def test_an_address_is_masked(url: str, shown: str) -> None:
+    assert config.mask(url) == shown
+    made = config.Sql(url=url, query="select 1")
+    assert made.model_dump()["url"] == shown
+    assert "pw" not in repr(made) + str(made)
+
+
+def test_a_fault_in_the_config_does_not_show_the_password() -> None:
+    with pytest.raises(UsageError) as caught:
+        config.parse(f"project: a\nbase: b\nprepare: {{sources: [{{sql: 'postgresql://u:{SECRET}@h/d'}}]}}")
+    assert SECRET not in caught.value.message
+    with pytest.raises(UsageError) as caught:
+        config.parse("project: a\nbase: b", [f"prepare.sources.url='postgresql://u:{SECRET}@h/d'", f"x://u:{SECRET}@h"])
+    assert SECRET not in caught.value.message
+
+
+@pytest.fixture
+def tickets(folder: Path) -> Path:
+    """An SQLite file beside slmctl.yaml."""
+    root = folder.parents[1]
+    root.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(root / "crm.db") as connection:
+        connection.execute("create table tickets (text, category)")
+        connection.executemany("insert into tickets values (?, ?)", [("one", "a"), (b"\xff", 2.5), (None, 1)])
+    connection.close()
+    return root / "crm.db"
+
+
+def test_sqlite(tickets: Path, folder: Path) -> None:
+    asked = source(sql={"url": "sqlite:///crm.db", "query": "select * from tickets order by rowid"})
+    (found,) = snapshot.gather([asked], folder)
+    assert rows_of(found) == [{"text": "one", "category": "a"}, {"text": None, "category": 2.5},
+                              {"text": None, "category": 1}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "query", "fault"),
+    [
+        ("sqlite:///crm.db", "delete from tickets", "readonly database"),
+        ("sqlite:///crm.db", "attach database 'new.db' as n", "too many attached databases"),  # it made a file
+        ("sqlite:///crm.db", "pragma user_version", ""),
+        ("sqlite:///crm.db", "begin", "it is no SELECT"),
+        ("sqlite:///none.db", "select 1", "none.db does not exist"),
+        ("sqlite:///slmctl.yaml", "select * from tickets", "file is not a database"),
+    ],
+)
+def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, fault: str) -> None:
+    (tickets.parent / "slmctl.yaml").write_text("project: a\n" * 100)
+    before = tickets.read_bytes(), sorted(tickets.parent.iterdir())
+    try:
+        snapshot.gather([source(sql={"url": url, "query": query})], folder)
+    except DataError as error:
+        assert fault and fault in error.message
+    assert (tickets.read_bytes(), [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"]) == before
+
+
+def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:
+    asked = source(sql={"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"})
+    (found,) = snapshot.gather([asked], folder)
+    before = found.local.read_bytes()
+    (folder / f".draft-{found.local.name}").write_text("of a process that was killed")
+    with sqlite3.connect(tickets) as connection:
+        connection.execute("drop table tickets")
+    connection.close()
+    with pytest.raises(DataError, match="no such table"):
+        snapshot.gather([asked], folder)
+    assert [path.name for path in folder.iterdir()] == [found.local.name]
+    assert found.local.read_bytes() == before
+
+
+def test_a_source_that_was_not_gathered_says_what_to_do(folder: Path) -> None:
+    for asked in (
+        source(sql={"url": f"postgresql://u:{SECRET}@h/d", "query": "select 1"}),
+        source(hf=f"acme/tickets@{COMMIT}"),
+        source(path="-", format="csv"),
+    ):
+        with pytest.raises(IntegrityError, match="there is no copy of the source") as caught:
+            snapshot.gathered([asked], folder)
+        assert caught.value.hint == "slmctl prepare"
+        assert SECRET not in caught.value.message
+
+
+# Pipes and standard input
+
+
+def test_a_named_pipe_is_copied(folder: Path) -> None:
+    root = folder.parents[1]
+    root.mkdir(parents=True)
+    os.mkfifo(root / "tickets.csv")
+    writer = threading.Thread(target=(root / "tickets.csv").write_text, args=("text,category\none,a\n",))
+    writer.start()
+    asked = source(path=root / "tickets.csv")
+    (found,) = snapshot.gather([asked], folder)
+    writer.join()
+    assert rows_of(found) == [{"text": "one", "category": "a"}]
+    assert snapshot.gathered([asked], folder) == [found]  # nobody waits for the pipe again
+    (root / "tickets.csv").unlink()
+    assert snapshot.gathered([asked], folder) == [found]
+
+
+def test_a_pipe_whose_name_says_nothing_needs_a_format(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows")
+    with pytest.raises(UsageError, match="does not say what it holds") as caught:
+        snapshot.gather([source(path=tmp_path / "rows")], folder)
+    assert caught.value.hint == "format: csv"
+
+
+def test_standard_input_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n')))
+    (found,) = snapshot.gather([source(path="-", format="jsonl")], folder)
+    assert rows_of(found) == [{"text": "one"}]
+
+
+def test_a_terminal_is_no_source(folder: Path) -> None:
+    front, back = os.openpty()
+    child = (
+        "from pathlib import Path; from slmctl.sources import snapshot; from slmctl.config import Source\n"
+        f"snapshot.gather([Source(path='-', format='csv')], Path({str(folder)!r}))"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", child], stdin=back, capture_output=True, text=True, timeout=60)
+    finally:
+        os.close(front)
+        os.close(back)
+    assert "UsageError: the source '-' is a terminal" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/"])
+def test_what_has_no_end_or_no_content_is_refused_before_it_is_hashed(folder: Path, path: str) -> None:
+    with pytest.raises(DataError, match="is not a file"):
+        snapshot.gather([source(path=path)], folder)
+
+
+def test_files_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none\n")
+    asked = [source(path=tmp_path / "a.csv"), source(path=tmp_path / "missing.csv")]
+    assert snapshot.gather(asked, folder) == asked
+
+
+# A hub on the loopback. Its address is read when the client is imported, hence the child processes.
+
+
+FILES = {
+    "README.md": b"# Tickets\n",
+    "dataset_infos.json": b"{}",
+    "data/train-0.csv": b"text,category\none,a\n",
+    "data/train-1.csv": b"text,category\ntwo,b\n",
+    "data/test.jsonl": b'{"text": "three", "category": "c"}\n',
+    "load.py": b"raise SystemExit\n",
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[hub_server.Hub]:
+    with hub_server.running() as server:
+        server.add("datasets/acme/tickets", dict(FILES))
+        yield server
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from slmctl.sources import snapshot
+from slmctl.network import guard
+from slmctl.config import Source
+from slmctl.errors import SlmctlError
+guard.seal()
+try:
+    found = snapshot.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]))
+    print(json.dumps([[one.title, str(one.local)] for one in found]))
+except SlmctlError as error:
+    print(json.dumps([type(error).__name__, error.message, error.hint]))
+"""
+
+
+def fetch(url: str, folder: Path, **fields: Any) -> tuple[list[Any], str]:
+    env = hub_server.environment(url, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), json.dumps(fields)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) -> None:
+    found, said = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/train-*.csv")
+    assert [title for title, _ in found] == ["acme/tickets/data/train-0.csv", "acme/tickets/data/train-1.csv"]
+    assert [Path(path).read_bytes() for _, path in found] == [
+        FILES["data/train-0.csv"],
+        FILES["data/train-1.csv"],
+    ]
+    assert "asking the hub for acme/tickets" in said
+    assert not any("load.py" in path for path in hub.asked)
+    hub.asked.clear()
+    again, said = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/train-*.csv")
+    assert (again, said, hub.asked) == (found, "", [])
+
+
+@pytest.mark.parametrize("name", ["acme/tickets", "acme/tickets@main"])
+def test_an_unpinned_data_set_is_refused_with_the_line_to_use(hub: hub_server.Hub, folder: Path, name: str) -> None:
+    (kind, message, hint), _ = fetch(hub.url, folder, hf=name)
+    assert (kind, message) == ("UsageError", f"source 'hf: {name}' is not pinned: what it names can change")
+    assert hint == f"put this line into slmctl.yaml: hf: acme/tickets@{COMMIT}"
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
+def test_one_of_several_data_files_must_be_named(hub: hub_server.Hub, folder: Path) -> None:
+    (kind, message, hint), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}")
+    assert (kind, message) == ("UsageError", "acme/tickets has 3 data files")
+    assert hint.endswith("among: data/train-0.csv, data/train-1.csv, data/test.jsonl")
+    (_, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="*.parquet")
+    assert message == "acme/tickets has no data file '*.parquet'"
+
+
+def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder: Path) -> None:
+    hub.damaged.add("data/test.jsonl")
+    (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/tickets@{COMMIT}", file="data/test.jsonl")
+    assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
+    assert not list(folder.glob("hf-*"))
+
+
+def test_what_the_hub_has_not_is_said(hub: hub_server.Hub, folder: Path) -> None:
+    (kind, message, _), _ = fetch(hub.url, folder, hf=f"acme/other@{COMMIT}", file="*")
+    assert (kind, message[:27]) == ("NetworkError", "the hub gave no acme/other:")
+    (kind, message, _), _ = fetch(hub.url, folder, hf="no-organisation")
+    assert (kind, message) == ("UsageError", "hf: no-organisation is malformed")
+
+
+# From the command line
+
+
+def configure(desk: Path, sources: list[dict[str, Any]]) -> None:
+    values = yaml.safe_load((desk / "slmctl.yaml").read_text())
+    values["prepare"]["sources"] = sources
+    (desk / "slmctl.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_prepare_reads_a_database_and_no_file_holds_the_password(server: postgres.Server, desk: Path) -> None:
+    pairs = tiny.rows(300)
+    server.execute("drop table if exists desk", "create table desk (text text, category text)")
+    values = ", ".join(f"('{text}', '{category}')" for text, category in pairs)
+    server.execute(f"insert into desk values {values}", "grant select on desk to public")
+    query = "select text, category from desk order by text"
+    url = f"postgresql://owner:{postgres.OWNER_PASSWORD}@127.0.0.1:{server.port}/postgres"
+    configure(desk, [{"sql": {"url": url, "query": query}, "input": "text", "output": "category"}])
+    done = tiny.slmctl(desk, "prepare", "-v")
+    path = Path(tiny.ok(done))
+    assert json.loads((path / "manifest.json").read_text())["metrics"]["rows_in"] == 300
+    shown = tiny.slmctl(desk, "config", "show")
+    assert "owner:***@127.0.0.1" in shown.stdout
+    assert postgres.OWNER_PASSWORD not in done.stdout + done.stderr + shown.stdout + shown.stderr
+    holders = [
+        file.name
+        for file in (desk / "runs").rglob("*")
+        if file.is_file() and postgres.OWNER_PASSWORD.encode() in file.read_bytes()
+    ]
+    assert holders == []
+    # the same rows at another address, with the password in the environment: the same recipe
+    url = f"postgresql://owner:${{PW}}@localhost:{server.port}/postgres"
+    configure(desk, [{"sql": {"url": url, "query": query}, "input": "text", "output": "category"}])
+    again = tiny.slmctl(desk, "prepare", env=tiny.environment(PW=postgres.OWNER_PASSWORD))
+    assert Path(tiny.ok(again)) == path
+    assert "current" in again.stderr
+
+
+def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
+    with sqlite3.connect(desk / "crm.db") as connection:
+        connection.execute("create table tickets (text, category)")
+        connection.executemany("insert into tickets values (?, ?)", tiny.rows(300))
+    connection.close()
+    sql = {"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"}
+    configure(desk, [{"sql": sql, "input": "text", "output": "category"}])
+    refused = tiny.slmctl(desk, "finetune", "--preview", "1")
+    assert refused.returncode == 7
+    assert "there is no copy of the source 'sqlite:///crm.db'" in refused.stderr
+    assert "hint: slmctl prepare" in refused.stderr
+    path = Path(tiny.ok(tiny.slmctl(desk, "prepare")))
+    (desk / "crm.db").unlink()
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME))
+    assert runner.ask(project, "prepare").path == path
+    gone = tiny.slmctl(desk, "prepare")
+    assert gone.returncode == 3
+    assert "crm.db does not exist" in gone.stderr
+
+
+def test_standard_input_from_the_command_line(desk: Path) -> None:
+    configure(desk, [{"path": "-", "format": "csv", "input": "text", "output": "category"}])
+    content = (desk / "tickets.csv").read_text()
+    path = Path(tiny.ok(tiny.slmctl(desk, "prepare", input=content)))
+    assert json.loads((path / "manifest.json").read_text())["metrics"]["rows_in"] == 300
+    assert "reading standard input" in tiny.slmctl(desk, "prepare", input=content).stderr
+
+
+def test_two_who_gather_wait_for_each_other(desk: Path) -> None:
+    from slmctl.artifacts import artifact
+
+    configure(desk, [{"path": "-", "format": "csv"}])
+    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
+    held = artifact.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
+    with held, pytest.raises(LockedError):
+        runner.gather_sources(project)
+
+
+def test_where_a_query_goes_is_said_without_its_user() -> None:
+    url = f"postgresql://somebody:{SECRET}@db.example:5432/crm"
+    assert sql.place(url) == "the postgresql database on db.example"
+    assert sql.place("sqlite:///crm.db") == "the sqlite database on this machine"

@@ -1,0 +1,341 @@
+"""calibrate: what it refuses, what it promises, and whether the promise is kept on rows it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import tiny
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.config import CalibrateConfig
+from slmctl.errors import DataError, GateError, UsageError
+from slmctl.inference.escalation_policy import Policy
+from slmctl.metrics.statistics import error_bound
+from slmctl.stages.calibrate import calibrate
+from slmctl.task.contract import Task
+from slmctl.task.records import write_jsonl
+
+LABELS = Task("classify", "", "", labels=("a", "b", "oos"))
+OBJECTS = Task("extract", "", "", schema={"type": "object"})
+TEXTS = Task("generate", "", "")
+
+
+def lines(count: int, *, outside: int = 0, seed: int = 0, start: int = 0) -> list[dict[str, Any]]:
+    """Answers of a model that knows how sure it is: right with the probability that it says; the first ones outside."""
+    draw, found = np.random.default_rng(seed), []
+    for k in range(count):
+        odds = draw.normal(0.0, 1.5) if k < outside else draw.normal(3.0, 2.0)
+        sure = 1 / (1 + math.exp(-abs(odds)))
+        right = draw.random() < 1 / (1 + math.exp(-odds)) and k >= outside
+        found.append({
+            "id": f"row-{start + k}", "answer": "a" if right else "b", "expected": "oos" if k < outside else "a",
+            "confidence": sure, "labels": {"a": sure, "b": 1 - sure}, "logprobs": [math.log(sure)],
+            "raw_logprobs": [math.log(sure) - 0.01], "finish": "stop", "prompt_tokens": 9, "completion_tokens": 3,
+        })  # fmt: skip
+    return found
+
+
+def predictions(folder: Path, rows: list[dict[str, Any]], task: Task = LABELS, **metrics: Any) -> Artifact:
+    """An artifact of predictions."""
+    with artifact.draft(folder) as place:
+        write_jsonl(place / "predictions.jsonl", rows)
+        task.write(place)
+        facts = {"model": "Q8_0", "kind": "gguf", "split": "calibration", "sha256": "f" * 64, "n": len(rows)} | metrics
+        return artifact.publish_draft(
+            place, folder,
+            lambda files, digest: Manifest("predictions", "predict/3", digest, "", {}, {}, files, metrics=facts),
+        )  # fmt: skip
+
+
+def fitted(
+    tmp_path: Path, rows: list[dict[str, Any]], task: Task = LABELS, **config: Any
+) -> tuple[Policy, dict[str, Any]]:
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    found = predictions(tmp_path / "predictions", rows, task)
+    metrics = calibrate.run(CalibrateConfig(**config), predictions=found, out=out)
+    return Policy.read(out), metrics
+
+
+def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
+    policy, metrics = fitted(tmp_path, lines(1500, outside=100), out_of_scope="oos")
+    assert (policy.gguf, policy.task, policy.kind, policy.out_of_scope) == ("f" * 64, LABELS.digest, "classify", "oos")
+    assert policy.correct == metrics["correct"] == "the label wanted"
+    assert metrics["rows"] == 1500 == metrics["fitted_on"] + metrics["tested_on"]
+    assert 0.3 < metrics["kept"] < 0.9
+    assert metrics["error"] < metrics["error_bound"] <= 0.05
+    assert 1 - metrics["out_of_scope_kept"] > 0.8
+    assert "curve" not in metrics and len(policy.figures["curve"]) > 20
+    kept = [one["kept"] for one in policy.figures["curve"]]
+    assert kept == sorted(kept)
+    picture = (tmp_path / "out" / "curve.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg") and "out of scope, away" in picture and "chosen" in picture
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.svg", "policy.json"]
+
+
+def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: Path) -> None:
+    rows = lines(1500, outside=100)
+    policy, metrics = fitted(tmp_path, rows, out_of_scope="oos")
+    tested = [row for row in rows if calibrate._place(row["id"]) >= calibrate.FIT_SHARE]
+    kept = [row for row in tested if policy.judge(row, row["answer"]).keep]
+    wrong = sum(row["answer"] != row["expected"] for row in kept)
+    assert metrics["tested_on"] == len(tested)
+    assert (metrics["kept"], metrics["error"]) == (len(kept) / len(tested), wrong / len(kept))
+    assert metrics["error_bound"] == error_bound(wrong, len(kept))
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    rows = lines(600)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, _ = fitted(tmp_path / "a", rows)
+    two, _ = fitted(tmp_path / "b", rows[::-1])
+    assert (one.threshold, one.figures["kept"]) == (pytest.approx(two.threshold), two.figures["kept"])
+
+
+def promise_kept(seeds: int) -> tuple[int, int]:
+    """Of so many draws, in how many the error on many new rows is at most the one promised; and policies made."""
+    config, kept, made = CalibrateConfig(max_error=0.05), 0, 0
+    new = calibrate.read(lines(8000, seed=10_000), LABELS, config)
+    for seed in range(seeds):
+        try:
+            fields = calibrate.fit(calibrate.read(lines(600, seed=seed), LABELS, config), config)
+        except GateError:
+            continue
+        scores = new.signals @ [fields["weights"][name] for name in new.names] + fields["bias"]
+        made += 1
+        kept += (~new.right[scores >= fields["threshold"]]).mean() <= 0.05
+    return int(kept), made
+
+
+def test_the_promise_holds_on_new_rows() -> None:
+    kept, made = promise_kept(8)
+    assert made >= 5
+    assert kept >= made - 2
+
+
+@pytest.mark.slow
+def test_the_promise_holds_as_often_as_it_says() -> None:
+    kept, made = promise_kept(150)
+    assert made >= 100
+    assert kept >= 0.92 * made  # 95 % and what chance leaves of it in so many draws
+
+
+def test_a_limit_on_what_is_kept_of_the_out_of_scope_rows(tmp_path: Path) -> None:
+    rows = lines(3000, outside=600)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    loose, _ = fitted(tmp_path / "a", rows, out_of_scope="oos", max_error=0.2)
+    tight, metrics = fitted(tmp_path / "b", rows, out_of_scope="oos", max_error=0.2, max_out_of_scope_kept=0.05)
+    assert tight.threshold > loose.threshold
+    assert metrics["out_of_scope_bound"] <= 0.05 < loose.figures["out_of_scope_bound"]
+
+
+def test_an_answer_that_is_the_out_of_scope_label_is_never_kept(tmp_path: Path) -> None:
+    rows = [{**row, "answer": "oos"} if row["expected"] == "oos" else row for row in lines(1500, outside=400)]
+    _, metrics = fitted(tmp_path, rows, out_of_scope="oos")
+    assert metrics["out_of_scope_kept"] == 0
+    assert metrics["kept"] < 0.8
+
+
+# What counts as right
+
+
+def test_what_counts_as_right() -> None:
+    plain, some = CalibrateConfig(), CalibrateConfig(token_f1=0.5)
+    assert calibrate.is_right(OBJECTS, plain, ' {"b": 1.0, "a": [1]}', '{"a": [1], "b": 1}')
+    assert not calibrate.is_right(OBJECTS, plain, '{"a": [1]}', '{"a": [1], "b": 1}')
+    assert not calibrate.is_right(OBJECTS, plain, "no json", "{}")
+    assert calibrate.is_right(TEXTS, plain, "Thank you!", "thank  you")
+    assert not calibrate.is_right(TEXTS, plain, "Thank you, Jane", "thank you")
+    assert calibrate.is_right(TEXTS, some, "Thank you, Jane", "thank you")
+    assert "whole object" in calibrate.correctness(OBJECTS, plain)
+    assert "0.5" in calibrate.correctness(TEXTS, some)
+
+
+@pytest.mark.parametrize("task", [OBJECTS, TEXTS])
+def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> None:
+    rows = []
+    for row in lines(800):
+        texts = ('{"who": "me"}', '{"who": "you"}') if task is OBJECTS else ("it is me", "it is you")
+        right = row["answer"] == row["expected"]
+        del row["labels"], row["raw_logprobs"]
+        rows.append({**row, "expected": texts[0], "answer": texts[0 if right else 1]})
+    policy, metrics = fitted(tmp_path, rows, task)
+    assert set(policy.weights) == {"mean", "least", "choices"}
+    assert metrics["error_bound"] <= 0.05 and metrics["kept"] > 0.3
+
+
+# What is refused
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="199 calibration rows are too few: at least 200") as error:
+        fitted(tmp_path, lines(199))
+    assert "prepare.splits.calibration" in error.value.hint
+
+
+def test_rows_too_few_for_the_error_wanted(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"at most 1.0% cannot be shown: \d+ rows test it, and 299 without one wrong"):
+        fitted(tmp_path, lines(250), max_error=0.01)
+
+
+def test_an_error_that_no_threshold_reaches_is_refused(tmp_path: Path) -> None:
+    rows = [{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))]
+    with pytest.raises(GateError, match=r"no threshold keeps the error at or below 5.0% with 95% confidence"):
+        fitted(tmp_path, rows)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_another_split_is_refused(tmp_path: Path, split: str) -> None:
+    found = predictions(tmp_path / "p", lines(300), split=split)
+    with pytest.raises(UsageError, match=f"answers the split '{split}'"):
+        calibrate.run(CalibrateConfig(), predictions=found, out=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter", "merged", "endpoint"])
+def test_what_is_no_gguf_is_refused(tmp_path: Path, kind: str) -> None:
+    found = predictions(tmp_path / "p", lines(300), kind=kind)
+    with pytest.raises(UsageError, match=f"of kind '{kind}', and a policy is for a GGUF file"):
+        calibrate.run(CalibrateConfig(), predictions=found, out=tmp_path)
+
+
+def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path) -> None:
+    config = CalibrateConfig(out_of_scope="oos")
+    main = predictions(tmp_path / "main", lines(800))
+    more = lines(300, outside=60, seed=3, start=1000)
+    there = predictions(tmp_path / "there", more, split="validation")
+    found = calibrate.run(config, predictions=main, outside=there, out=tmp_path)
+    assert found["rows"] == 860  # of the validation rows those out of scope alone
+    for wrong, match in (({"split": "test"}, "validation or calibration"), ({"sha256": "e" * 64}, "another file")):
+        other = predictions(tmp_path / match, more, **{"split": "validation", **wrong})
+        with pytest.raises(UsageError, match=match):
+            calibrate.run(config, predictions=main, outside=other, out=tmp_path)
+    with pytest.raises(UsageError, match="'elsewhere' is none of the task's labels"):
+        calibrate.run(CalibrateConfig(out_of_scope="elsewhere"), predictions=main, out=tmp_path)
+
+
+def test_answers_without_probabilities_are_refused(tmp_path: Path) -> None:
+    rows = [{**row, "logprobs": []} for row in lines(300)]
+    with pytest.raises(DataError, match="cannot be calibrated: the answer has no log probabilities"):
+        fitted(tmp_path, rows)
+
+
+# The arithmetic
+
+
+def test_the_exact_bound_agrees_with_published_values() -> None:
+    # Clopper and Pearson's upper limits at one-sided 95 %: 1 - 0.05 ** (1 / n) without an error; tables for the others
+    assert error_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert error_bound(0, 58) > 0.05 >= error_bound(0, 59)
+    assert error_bound(1, 10) == pytest.approx(0.3942, abs=1e-4)
+    assert error_bound(5, 50, 0.975) == pytest.approx(0.2181, abs=1e-4)
+    assert (error_bound(3, 3), error_bound(0, 0)) == (1.0, 1.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=1, max_size=60))
+def test_isotonic_rises_and_keeps_the_mean(rows: list[tuple[int, bool]]) -> None:
+    scores, good = np.array([float(score) for score, _ in rows]), np.array([right for _, right in rows])
+    knots = calibrate.isotonic(scores, good)
+    assert [score for score, _ in knots] == sorted({score for score, _ in knots})
+    assert [p for _, p in knots] == sorted(p for _, p in knots)
+    assert all(0 <= p <= 1 for _, p in knots)
+
+
+def test_isotonic_agrees_with_scikit_learn() -> None:
+    isotonic = pytest.importorskip("sklearn.isotonic")
+    draw = np.random.default_rng(0)
+    scores = draw.normal(size=400)
+    good = draw.random(400) < 1 / (1 + np.exp(-2 * scores))
+    theirs = isotonic.IsotonicRegression().fit_transform(scores, good.astype(float))
+    ours = calibrate.isotonic(scores, good)
+    assert sorted({round(p, 9) for _, p in ours}) == sorted({round(float(p), 9) for p in theirs})
+
+
+def test_logistic_agrees_with_scikit_learn() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(500, 3))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    good = draw.random(500) < 1 / (1 + np.exp(-(x @ [1.5, -0.7, 0.0] + 0.4)))
+    weights, bias = calibrate.logistic(np.hstack([x, np.full((500, 1), 7.0)]), good)
+    theirs = linear_model.LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(x, good)
+    assert weights[:3] == pytest.approx(theirs.coef_[0].tolist(), abs=0.01)
+    assert bias == pytest.approx(float(theirs.intercept_[0]), abs=0.02)
+    assert weights[3] == pytest.approx(0.0)
+    separable, _ = calibrate.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
+    assert math.isfinite(separable[0]) and separable[0] > 0
+
+
+# The program
+
+
+def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Path, tmp_path: Path) -> None:
+    """Predictions of rows of another data set, with the tiny project's own file."""
+    desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
+    found = sorted((desk / "runs" / "gguf").glob("*/*F16.gguf"))[0]
+    task = Task.read(found.parent)
+    labels = tuple(task.labels)
+    rows = [{**row, "answer": labels[0 if row["answer"] == "a" else 1], "expected": labels[0]} for row in lines(500)]
+    given = predictions(desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:"))
+    done = tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "10%")
+    policy = Path(tiny.ok(done))
+    assert policy.parent.name == "policy" and "keeps" in done.stderr and "the label wanted" in done.stderr
+    assert json.loads((policy / "manifest.json").read_bytes())["metrics"]["max_error"] == 0.1
+    assert tiny.ok(tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "0.1")) == str(
+        policy
+    )
+    other = tiny.slmctl(
+        desk, "serve", "--port", "0", "--policy", str(policy)
+    )  # the release holds Q8_0 too, and serves it
+    assert other.returncode == 7
+    assert "the policy is for another GGUF file" in other.stderr
+    few = tiny.slmctl(desk, "calibrate")
+    assert few.returncode == 3
+    assert "calibration rows are too few" in few.stderr
+    alone = tiny.slmctl(desk, "calibrate", "--outside", str(given.path))
+    assert alone.returncode == 2
+
+
+@pytest.mark.slow
+def test_run_calibrates_where_its_section_asks_for_it(tiny_base: Path, tmp_path: Path) -> None:
+    desk = tmp_path / "desk"
+    shutil.copytree(tiny_base, desk / "base")
+    tiny.write_csv(desk / "tickets.csv", tiny.rows())
+    tiny.write_csv(desk / "more.csv", tiny.rows(700)[300:])
+    more = "{path: more.csv, input: text, output: category, split: calibration}"
+    text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
+    (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
+    done = tiny.slmctl(desk, "run", timeout=600)
+    assert Path(tiny.ok(done)).parent.name == "published"
+    stages = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
+    assert stages.index("evaluate") < stages.index("calibrate") < stages.index("publish")
+    policy = Path(tiny.ok(tiny.slmctl(desk, "calibrate")))  # current
+    served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
+    Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
+    assert len(list((desk / "runs" / "policy").iterdir())) == 1
+    without = tiny.slmctl(desk, "run", "--set", "calibrate=null")
+    assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
+    outside = tiny.slmctl(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
+    assert outside.returncode in (0, 5)
+    made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
+    assert made == {"calibration", "test", "validation"}
+
+
+def test_rows_are_a_frozen_view() -> None:
+    rows = calibrate.read(lines(300), LABELS, CalibrateConfig())
+    some = rows.only(rows.fits)
+    assert len(some.right) == int(rows.fits.sum()) == len(some.signals)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rows.right = some.right  # type: ignore[misc]

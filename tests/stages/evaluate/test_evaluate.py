@@ -1,0 +1,488 @@
+"""evaluate: what goes into a report, and what its reader is told first. Its figures are in test_recompute."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
+from slmctl.config import Choose, EvaluateConfig, Prices
+from slmctl.errors import DataError, UsageError
+from slmctl.stages.evaluate.model_selection import break_even
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, write_jsonl
+
+metrics = pytest.importorskip("sklearn.metrics")
+
+from slmctl.stages.evaluate import evaluate  # noqa: E402
+
+LABELS = ("a", "b", "c", "d")
+SCHEMA = {"type": "object", "required": ["order"], "properties": {"order": {"type": "string"}}}
+
+
+def task_of(kind: str) -> Task:
+    return Task(kind, "", "", labels=LABELS if kind == "classify" else (), schema=SCHEMA if kind == "extract" else None)
+
+
+def records_of(answers: Sequence[str], inputs: Sequence[str] = (), **more: Any) -> list[Record]:
+    return [
+        Record(
+            id=f"r{k}",
+            messages=(
+                {"role": "user", "content": inputs[k] if inputs else f"input {k}"},
+                {"role": "assistant", "content": answer},
+            ),
+            source={"file": "x.csv", "row": k + 1},
+            sensitive=k in more.get("sensitive", ()),
+            group=more["groups"][k] if "groups" in more else None,
+        )
+        for k, answer in enumerate(answers)
+    ]
+
+
+def line(k: int, said: str | dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"r{k}", **(said if isinstance(said, dict) else {"answer": said})}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Any:
+    """A report on made-up answers of made-up models, and where it lies."""
+
+    def call(
+        kind: str,
+        wanted: list[str],
+        given: dict[str, Sequence[Any]],
+        *,
+        train: list[str] | None = None,
+        config: EvaluateConfig | None = None,
+        facts: dict[str, dict[str, Any]] | None = None,
+        validation: dict[str, Sequence[Any]] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        prepared = tmp_path / "prepared"
+        prepared.mkdir(exist_ok=True)
+        task_of(kind).write(prepared)
+        for split, answers in (("test", wanted), ("validation", wanted), ("train", train or wanted)):
+            write_jsonl(prepared / f"{split}.jsonl", (r.to_json() for r in records_of(answers, **more)))
+
+        def predictions(split: str, answers: dict[str, Sequence[Any]]) -> list[Artifact]:
+            made = []
+            for place, (name, texts) in enumerate(answers.items()):
+                folder = tmp_path / f"{split}-{name}"
+                folder.mkdir(exist_ok=True)
+                write_jsonl(folder / "predictions.jsonl", (line(k, said) for k, said in enumerate(texts)))
+                known = {
+                    "model": name, "kind": "gguf", "split": split, "size": 9 - place, "sha256": name,
+                    "latency_ms": {"median": 1.0, "p95": 2.0, "n": 1}, "rows_per_s": 2.0, "prompt_lists_labels": False,
+                }  # fmt: skip
+                made.append(wrap(folder, "predictions", known | (facts or {}).get(name, {})))
+            return made
+
+        (tmp_path / "out").mkdir(exist_ok=True)
+        return evaluate.run(
+            config or EvaluateConfig(),
+            predictions=predictions("test", given),
+            prepared=wrap(prepared, "prepared", {}),
+            out=tmp_path / "out",
+            validation=predictions("validation", validation) if validation else None,
+        )
+
+    return call
+
+
+def wrap(folder: Path, kind: str, facts: dict[str, Any]) -> Artifact:
+    files = tuple(FileEntry(path.name, path.stat().st_size, "") for path in sorted(folder.iterdir()))
+    return Artifact(folder, Manifest(kind, "test/1", f"sha256:{folder.name}", "", {}, {}, files, facts))
+
+
+def rows_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    head, *rows = [json.loads(text) for text in (folder / "out" / "rows.jsonl").read_text().splitlines()]
+    return head, rows
+
+
+WANTED = ["a", "b", "c", "a", "a", "b", "c", "c", "a", "b"]
+GIVEN = ["a", "b", "a", "a", " c\n", "b", "c", "nonsense", "a", "a"]
+
+
+def test_classification_agrees_with_scikit_learn(report: Any) -> None:
+    found = report("classify", WANTED, {"Q8_0": GIVEN, "F16": WANTED})
+    ours, read = found["models"]["Q8_0"], [text.strip() for text in GIVEN]
+    assert ours["metrics"]["accuracy"] == pytest.approx(metrics.accuracy_score(WANTED, read))
+    used = ["a", "b", "c"]
+    theirs = metrics.precision_recall_fscore_support(WANTED, read, labels=used, zero_division=0)
+    assert ours["metrics"]["macro_f1"] == pytest.approx(theirs[2].mean(), abs=1e-6)
+    assert set(ours["per_class"]) == set(used)
+    assert found["models"]["F16"]["metrics"] == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert ours["invalid"] == 1  # `nonsense`
+    table = metrics.confusion_matrix(WANTED, read, labels=[*used, "nonsense"])
+    for wanted, given, count in ours["confusion"]:
+        assert table[used.index(wanted), 3 if given == "" else used.index(given)] == count
+    assert sum(count for _, _, count in ours["confusion"]) == table.sum()
+
+
+def test_a_model_without_confidences_has_no_calibration(report: Any) -> None:
+    sure = [{"answer": text, "confidence": 0.6} for text in GIVEN]
+    unsure = [*sure[1:], {"answer": "a", "confidence": None}]
+    found = report("classify", WANTED, {"sure": sure, "unsure": unsure})["models"]
+    assert found["unsure"]["calibration"] is None
+    assert "ece" not in found["unsure"]["metrics"]
+    assert found["sure"]["calibration"]["bins"] == [
+        {"low": 0.6, "high": 0.666667, "n": 10, "confidence": 0.6, "accuracy": 0.6}
+    ]
+    assert found["sure"]["metrics"]["ece"] == pytest.approx(0.0, abs=1e-6)
+    assert found["sure"]["metrics"]["brier"] == pytest.approx(0.6 * 0.16 + 0.4 * 0.36, abs=1e-6)
+
+
+def test_the_focus_is_what_would_ship(report: Any) -> None:
+    both = {"Q8_0": GIVEN, "Q4_0": GIVEN}
+    assert report("classify", WANTED, both)["focus"] == "Q4_0"  # the smallest file
+    kinds = {"Q8_0": {"kind": "base"}, "Q4_0": {"kind": "adapter"}}
+    assert report("classify", WANTED, both, facts=kinds)["focus"] == "Q4_0"
+    kinds = {"Q8_0": {"kind": "base"}, "Q4_0": {"kind": "endpoint", "size": None}}
+    assert report("classify", WANTED, both, facts=kinds)["focus"] == "Q8_0"
+
+
+# What a reader is told first
+
+
+def test_a_baseline_that_wins_is_said_first(report: Any) -> None:
+    found = report("classify", ["a"] * 10, {"Q8_0": ["b"] * 10}, train=["a"] * 3 + ["b"])
+    assert "the baseline is the cheaper and better choice" in found["remarks"][0]
+    assert found["remarks"][-1] == "Only 10 rows were measured: the intervals are wide."
+
+
+def test_a_baseline_that_is_as_good_is_not_called_better(report: Any) -> None:
+    found = report("classify", ["a"] * 10, {"Q8_0": ["a"] * 10}, train=["a"] * 3 + ["b"])
+    assert found["remarks"][0].endswith("on these rows the baseline is as good, and cheaper.")
+
+
+def test_the_linear_baseline_that_wins_is_said_first(report: Any) -> None:
+    wanted = ["a", "b"] * 20
+    words = ["parcel late", "refund invoice"] * 20
+    bad = ["b", *wanted[1:30], *["a"] * 10]
+    found = report("classify", wanted, {"Q8_0": bad}, inputs=words)
+    assert found["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] == 1.0
+    assert found["remarks"][0].startswith("The baseline tfidf_logistic scores 100.0%, the best model (Q8_0) 85.0%")
+
+
+def test_no_difference_is_not_over_read(report: Any) -> None:
+    wanted = ["a", "b"] * 30
+    almost = ["b", *wanted[1:]]
+    found = report("classify", wanted, {"adapter": wanted, "Q8_0": almost}, facts={"adapter": {"kind": "adapter"}})
+    (said,) = [remark for remark in found["remarks"] if "not told apart" in remark]
+    detectable = found["pairs"]["adapter|Q8_0"]["metrics"]["accuracy"]["detectable"]
+    assert said.startswith("Q8_0 and adapter are not told apart: -1.7 points (")
+    assert f"a true difference of {100 * detectable:.1f} points would have been seen with a chance of 80%" in said
+
+
+def test_a_slice_that_got_worse_is_named(report: Any) -> None:
+    wanted = ["a"] * 40 + ["b"] * 40
+    worse = ["a"] * 40 + ["a"] * 30 + ["b"] * 10
+    found = report("classify", wanted, {"adapter": wanted, "Q8_0": worse}, facts={"adapter": {"kind": "adapter"}})
+    assert any(
+        remark.startswith("On the rows with label b (n=40) Q8_0 scores 75.0 points below adapter")
+        for remark in found["remarks"]
+    )
+    assert not any("label a" in remark for remark in found["remarks"])
+
+
+def test_rows_that_were_not_sent_are_left_out_of_every_comparison(report: Any) -> None:
+    wanted = ["a", "b"] * 20
+    kept = [{"answer": None, "not_sent": "sensitive"} if k < 10 else {"answer": text} for k, text in enumerate(wanted)]
+    failed = [*kept[:39], {"answer": None, "error": "HTTP 500"}]
+    facts = {"large": {"kind": "endpoint", "size": None, "sha256": "", "not_sent": 10, "failed": 1, "shots": 3}}
+    wrong = ["c"] * 10 + wanted[10:]
+    found = report("classify", wanted, {"Q8_0": wrong, "large": failed}, facts=facts)
+    large = found["models"]["large"]
+    assert (large["n"], large["right"], large["not_sent"], large["failed"]) == (30, 29, 10, 1)
+    assert found["models"]["Q8_0"]["right"] == 30
+    pair = found["pairs"]["Q8_0|large"]
+    assert (pair["n"], pair["both"], pair["only_first"], pair["only_second"]) == (30, 29, 1, 0)
+    said = " ".join(found["remarks"])
+    assert "10 rows are marked sensitive and were not sent to large" in said
+    assert "large gave no answer to 1 rows: they count as wrong." in said
+
+
+# Texts
+
+
+def test_a_report_holds_no_text_of_the_records(report: Any, tmp_path: Path) -> None:
+    report("generate", ["Dear Ann"] * 3, {"Q8_0": ["hello", "", "Dear Ann"]}, inputs=["write to Ann Secret"] * 3)
+    everything = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    assert not re.search("Ann|hello|Secret", everything)
+    _, rows = rows_of(tmp_path)
+    assert rows[2]["answers"][-1] == [None, 1, None, 1.0]
+
+
+def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(report: Any, tmp_path: Path) -> None:
+    inputs = ["write to Ann please", "write to Bob please"]
+    report(
+        "generate", ["Dear Ann", "Dear Bob"], {"Q8_0": ["hello Ann", "hello Bob"]},
+        inputs=inputs, sensitive={1}, config=EvaluateConfig(cut=12),
+    )  # fmt: skip
+    head, rows = rows_of(tmp_path)
+    assert head["cut"] == 12
+    assert rows[0]["texts"]["input"] == "write to Ann"
+    assert rows[0]["texts"]["answers"][-1] == "hello Ann"
+    assert "texts" not in rows[1]
+    assert not any("Bob" in path.read_text() for path in (tmp_path / "out").iterdir())
+
+
+def test_rows_say_who_was_right(report: Any, tmp_path: Path) -> None:
+    sure = [{"answer": text, "confidence": 0.91234567} for text in GIVEN]
+    report("classify", WANTED, {"Q8_0": sure})
+    head, rows = rows_of(tmp_path)
+    assert head["participants"] == ["majority", "tfidf_logistic", "Q8_0"]
+    assert head["labels"] == list(LABELS)
+    assert rows[2] | {"answers": 0} == {
+        "id": "r2", "source": ["x.csv", 3], "length": 7, "sensitive": False, "expected": 2, "answers": 0,
+    }  # fmt: skip
+    assert rows[2]["answers"][2] == [0, 0, 0.9123, 0.0]
+    assert rows[7]["answers"][2][0] == -1  # `nonsense`
+
+
+# Slices
+
+
+def test_slices_by_label_source_length_and_group(report: Any) -> None:
+    wanted = ["a", "b"] * 30
+    inputs = [f"{'x' * (1 + k)}" for k in range(60)]
+    groups = ["big" if k < 20 else f"small{k}" for k in range(60)]
+    found = report("classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups)["slices"]
+    assert [(one["by"], one["name"], one["n"]) for one in found] == [
+        ("label", "a", 30), ("label", "b", 30),
+        ("length", "0 to 15 characters", 15), ("length", "16 to 30 characters", 15),
+        ("length", "31 to 45 characters", 15), ("length", "46 to 60 characters", 15),
+        ("group", "#1", 20),  # whose name may be a customer's
+    ]  # fmt: skip
+    shown = report(
+        "classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups, config=EvaluateConfig(cut=1)
+    )["slices"]  # fmt: skip
+    assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
+
+
+# Choosing a file
+
+
+def files(*wrong: int) -> dict[str, list[dict[str, Any]]]:
+    """Three files, the larger first, with so many wrong answers of a hundred."""
+    tokens = {"prompt_tokens": 10, "completion_tokens": 5}
+    return {
+        name: [{"answer": "b" if k < count else "a", **tokens} for k in range(100)]
+        for name, count in zip(("F16", "Q8_0", "Q4_0"), wrong, strict=True)
+    }
+
+
+def chosen(
+    report: Any, wrong: tuple[int, int, int], facts: dict[str, Any] | None = None, **rule: Any
+) -> dict[str, Any]:
+    config = EvaluateConfig(choose=Choose(**{"smallest_within": 0.02, **rule}))
+    test = {name: ["a"] * 100 for name in ("F16", "Q8_0", "Q4_0")}
+    found = report("classify", ["a"] * 100, test, validation=files(*wrong), config=config, facts=facts)
+    return dict(found["choice"]) | {"focus": found["focus"], "remarks": found["remarks"]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule", "name"),
+    [
+        ((5, 5, 5), {}, "Q4_0"),
+        ((5, 5, 7), {}, "Q4_0"),  # a loss of just 0.02
+        ((5, 5, 8), {}, "Q8_0"),
+        ((5, 9, 9), {}, "F16"),
+        ((5, 9, 9), {"of": "Q8_0"}, "Q4_0"),
+        ((5, 9, 4), {}, "Q4_0"),
+        ((5, 5, 8), {"smallest_within": 0.03}, "Q4_0"),
+    ],
+)
+def test_the_smallest_file_within_the_loss_is_chosen(report: Any, wrong: Any, rule: dict[str, Any], name: str) -> None:
+    found = chosen(report, wrong, **rule)
+    assert found["model"] == found["focus"] == name
+    assert found["split"] == "validation"
+    assert found["remarks"][-2 if "Only" in found["remarks"][-1] else -1]
+    assert any(remark.startswith(f"Chosen: {name}, the smallest file within") for remark in found["remarks"])
+    assert [one["model"] for one in found["candidates"]] == ["Q4_0", "Q8_0", "F16"]
+
+
+def test_a_file_that_is_too_slow_is_not_chosen(report: Any) -> None:
+    rates = {"Q4_0": {"rows_per_s": 2.0}, "Q8_0": {"rows_per_s": 8.0}, "F16": {"rows_per_s": 4.0}}
+    found = chosen(report, (5, 5, 5), rates, min_tokens_per_s=20)
+    assert found["model"] == "Q8_0"  # 5 tokens a row
+    assert [one["tokens_per_s"] for one in found["candidates"]] == [10.0, 40.0, 20.0]
+
+
+def test_none_may_be_good_enough(report: Any) -> None:
+    found = chosen(report, (5, 5, 5), min_tokens_per_s=1000)
+    assert found["model"] is None
+    assert any("none is chosen, and none will be published" in remark for remark in found["remarks"])
+
+
+def test_what_cannot_be_chosen_by(report: Any) -> None:
+    with pytest.raises(UsageError, match="compares with 'Q2_K', which is not among the GGUF files"):
+        chosen(report, (5, 5, 5), of="Q2_K")
+    with pytest.raises(UsageError, match="cannot go by the metric 'rouge_l'"):
+        chosen(report, (5, 5, 5), metric="rouge_l")
+
+
+def test_choosing_looks_at_validation_rows_alone(report: Any) -> None:
+    """The smallest file is hopeless on the test rows, and is chosen all the same: test only reports."""
+    config = EvaluateConfig(choose=Choose(smallest_within=0.02))
+    test = {"F16": ["a"] * 100, "Q8_0": ["a"] * 100, "Q4_0": ["b"] * 100}
+    found = report("classify", ["a"] * 100, test, validation=files(5, 5, 5), config=config)
+    assert found["choice"]["model"] == "Q4_0"
+
+
+def test_a_release_holds_the_chosen_file_alone(tiny_run: Path, tmp_path: Path, desk: Path) -> None:
+    with (desk / "slmctl.yaml").open("a") as stream:
+        stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")
+    rule = "evaluate.choose={smallest_within: 0.5, of: F16}"
+    folder = Path(tiny.ok(tiny.slmctl(desk, "run", "--set", rule, "--set", 'version="1.1"')))
+    release = load(folder)
+    (shipped,) = release.metrics["files"]
+    assert shipped == "Q8_0"
+    assert [path.name for path in folder.glob("*.gguf")] == [path.name for path in folder.glob("*Q8_0.gguf")]
+    assert "F16.gguf" not in (folder / "Modelfile").read_text()
+    asked = tiny.slmctl(desk, "evaluate", "--model", "gguf", "--set", rule)
+    assert "gate passed: accuracy of Q8_0 is" in asked.stderr
+    again = tiny.slmctl(desk, "publish", "--set", rule, "--set", 'version="1.1"')
+    assert tiny.ok(again) == str(folder)
+
+
+# Prices
+
+
+def test_break_even_by_hand() -> None:
+    prices = Prices(machine_per_hour=0.36, api_per_million_input_tokens=2, api_per_million_output_tokens=10)
+    model = {"kind": "gguf", "n": 100, "tokens": {"prompt": 10_000, "completion": 1000}, "rows_per_s": 10.0}
+    found = break_even(prices, {"Q8_0": model, "old": model | {"tokens": None}, "large": model | {"kind": "endpoint"}})
+    assert found is not None
+    # a row: 100 tokens at 2 and 10 at 10 a million, 0.0003; the machine does 36,000 rows an hour
+    assert found["models"]["Q8_0"] == pytest.approx(
+        {
+            "api_per_1000_rows": 0.3, "rows_per_hour": 36_000, "machine_per_1000_rows": 0.01,
+            "break_even_rows_per_hour": 1200, "share_of_capacity": 1 / 30,
+        }
+    )  # fmt: skip
+    assert found["models"]["large"] == pytest.approx({"api_per_1000_rows": 0.3})
+    assert set(found["models"]) == {"Q8_0", "large"}
+    assert break_even(None, {}) is None
+
+
+# Baselines and other tasks
+
+
+def test_baselines_are_honest(report: Any) -> None:
+    found = report("classify", WANTED, {"Q8_0": GIVEN}, train=["b"] * 5 + ["a"] * 4)
+    assert found["baselines"]["majority"]["metrics"]["accuracy"] == 0.3  # `b`: chosen on training rows alone
+    assert set(found["baselines"]) == {"majority", "tfidf_logistic"}
+
+
+EXTRACT = [
+    '{"order": "A1", "items": ["x", "y"]}',
+    '{"order": "A2"}',
+    '{"order": "A3", "n": {"k": 1}}',
+    '{"order": "A4"}',
+]
+
+
+def test_extraction_counts_fields(report: Any) -> None:
+    answers = ['{"items": ["y", "x"], "order": "A1"}', '{"order": 2}', "no json", '{"order": "A4"}']
+    model = report("extract", EXTRACT, {"Q8_0": answers})["models"]["Q8_0"]
+    found = model["metrics"]
+    assert found["exact_match"] == 0.25  # a list in another order is another list
+    assert found["valid_json"] == 0.75
+    assert found["valid_schema"] == 0.5
+    hits, wanted, given = 3 + 0 + 0 + 1, 3 + 1 + 2 + 1, 3 + 1 + 0 + 1
+    assert found["field_f1"] == pytest.approx(2 * hits / (wanted + given), abs=1e-6)
+    assert found["field_precision"] == pytest.approx(hits / given, abs=1e-6)
+    assert found["field_recall"] == pytest.approx(hits / wanted, abs=1e-6)
+    assert model["fields"]["items[]"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
+    assert model["fields"]["n.k"]["recall"] == 0.0
+
+
+def test_key_order_and_spaces_are_no_difference(report: Any) -> None:
+    found = report("extract", ['{"order": "A", "n": 1}'], {"Q8_0": ['\n{"n":1,  "order":"A"} ']})
+    assert found["models"]["Q8_0"]["metrics"]["exact_match"] == 1.0
+
+
+def test_an_empty_record_is_the_baseline_of_extraction(report: Any) -> None:
+    found = report("extract", EXTRACT, {"Q8_0": EXTRACT})["baselines"]
+    assert found["empty"]["metrics"]["valid_json"] == 1.0
+    assert found["empty"]["metrics"]["exact_match"] == found["copy"]["metrics"]["valid_json"] == 0.0
+
+
+def test_generation_counts_words(report: Any) -> None:
+    found = report("generate", ["Dear Ann, we refund you.", "Yes"], {"Q8_0": ["dear ann we refund you", "no yes"]})
+    ours = found["models"]["Q8_0"]["metrics"]
+    assert ours["exact_match"] == 0.5
+    assert ours["token_f1"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+    assert set(found["baselines"]) == {"copy", "empty"}
+    assert found["baselines"]["empty"]["metrics"]["token_f1"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "said"),
+    [
+        ("classify", ["z"], r"x\.csv row 1: 'z' is not one of the labels"),
+        ("extract", ["{"], "the answer wanted is not JSON"),
+    ],
+)
+def test_a_row_whose_answer_cannot_be_wanted(report: Any, kind: str, wanted: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        report(kind, wanted, {"Q8_0": wanted}, train=["a", "b"])
+
+
+def test_models_are_compared_on_the_same_rows_only(report: Any) -> None:
+    with pytest.raises(UsageError, match="answers other rows than the prepared data set holds"):
+        report("classify", ["a", "b"], {"Q8_0": ["a"]})
+
+
+def test_a_model_is_given_once(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    twice = [artifacts["predictions"]] * 2
+    with pytest.raises(UsageError, match="two of the models are both called"):
+        evaluate.run(EvaluateConfig(), predictions=twice, prepared=artifacts["prepared"], out=tmp_path)
+
+
+def test_models_that_share_a_name_are_told_apart_by_their_digests(report: Any) -> None:
+    facts = {
+        "A": {"model": "Q8_0", "sha256": "1a2b3c4d5e6f"},
+        "B": {"model": "Q8_0", "sha256": "998877665544"},
+        "C": {"model": "Q4_0", "sha256": "123456789abc"},
+    }
+    found = report("classify", WANTED, {"A": GIVEN, "B": WANTED, "C": GIVEN}, facts=facts)
+    assert list(found["models"]) == ["Q8_0 (1a2b3c4d)", "Q8_0 (99887766)", "Q4_0"]
+    assert found["models"]["Q8_0 (99887766)"]["metrics"]["accuracy"] == 1.0
+    assert "Q8_0 (1a2b3c4d)|Q8_0 (99887766)" in found["pairs"]
+
+
+def test_a_file_that_may_be_chosen_keeps_its_name(report: Any) -> None:
+    test = {name: ["a"] * 100 for name in ("F16", "Q8_0", "Q4_0", "old")}
+    found = report(
+        "classify", ["a"] * 100, test, validation=files(5, 5, 5),
+        config=EvaluateConfig(choose=Choose(smallest_within=0.02)),
+        facts={"old": {"model": "Q4_0", "sha256": "feedbeef0000"}},
+    )  # fmt: skip
+    assert found["choice"]["model"] == found["focus"] == "Q4_0"
+    assert set(found["models"]) == {"F16", "Q8_0", "Q4_0", "Q4_0 (feedbeef)"}
+
+
+def test_the_report_is_its_metrics(artifacts: dict[str, Artifact]) -> None:
+    made = json.loads(artifacts["report"].file("report.json").read_bytes())
+    assert made == artifacts["report"].metrics
+    assert sorted(entry.path for entry in artifacts["report"].manifest.files) == [
+        "report.html", "report.json", "report.md", "rows.jsonl", "task.json",
+    ]  # fmt: skip
+
+
+def test_the_table_shows_the_figures(artifacts: dict[str, Artifact]) -> None:
+    made, text = artifacts["report"].metrics, artifacts["report"].file("report.md").read_text(encoding="utf-8")
+    for name, model in made["models"].items():
+        row = next(line for line in text.splitlines() if re.match(rf"\|\s*{name}\s*\|", line))
+        assert f"{model['metrics']['accuracy']:.1%}" in row
+    for remark in made["remarks"]:
+        assert remark in text

@@ -1,0 +1,229 @@
+"""tests/support/recompute.py, which shares no code with slmctl, finds every figure of a report again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import recompute, tiny
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.pipeline import runner
+from slmctl.task.contract import Task
+from slmctl.task.records import write_jsonl
+
+pytest.importorskip("sklearn")
+
+LABELS = ("billing", "delivery", "account", "other_things")
+SPLITS = {"train": 60, "validation": 41, "test": 73}
+CONFIG = """\
+project: made
+base: ./none
+task: {kind: generate}
+evaluate:
+  models: [base, gguf]
+  choose: {smallest_within: 0.06, min_tokens_per_s: 10, of: Q8_0%s}
+  prices: {machine_per_hour: 0.3, api_per_million_input_tokens: 0.5, api_per_million_output_tokens: 1.5}
+"""
+
+
+def make(root: Path, kind: str, facts: dict[str, Any], fill: Callable[[Path], None]) -> Artifact:
+    """An artifact below runs/, without the stage that would have made it."""
+    final = root / "runs" / kind / f"{facts.get('split', 'all')}-{facts.get('model', 'none')}"
+    with artifact.draft(final) as place:
+        fill(place)
+        return artifact.publish_draft(
+            place, final, lambda files, digest: Manifest(kind, "made/1", digest, "", {}, {}, files, facts)
+        )
+
+
+class Data:
+    """Rows of one task kind, and answers to them that are right, wrong or broken in many ways."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.chance = random.Random(kind)
+        self.rows = {split: [self.row(split, k) for k in range(n)] for split, n in SPLITS.items()}
+
+    def row(self, split: str, k: int) -> dict[str, Any]:
+        words = self.chance.sample(tiny.FILLER.split(), self.chance.randint(2, 9))
+        label = self.chance.choice(LABELS)
+        answer = {"classify": label, "generate": " ".join([*words[:3], "Grüße, 12.", label])}.get(
+            self.kind, json.dumps(self.value(words))
+        )
+        text = " ".join([*words, label if self.chance.random() < 0.7 else "thing"])
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        source = {"file": f"{'ab'[k % 2]}.csv", "row": k}
+        more = {"label": answer} if self.kind == "classify" else {}
+        return {
+            "id": f"{split}{k}", "messages": messages, **more, "group": f"g{k % 5}", "sensitive": k % 7 == 3,
+            "source": source,
+        }  # fmt: skip
+
+    def value(self, words: list[str]) -> Any:
+        items = [{"name": word, "qty": self.chance.choice([1, 1.0, True, 2, None])} for word in words[:3]]
+        return {"topic": words[0], "items": items, "tags": words[1:3], "empty": {}, "none": []}
+
+    def answer(self, wanted: str, skill: float) -> str:
+        if self.chance.random() < skill:
+            return wanted if self.chance.random() < 0.8 else f" {wanted}\n"
+        if self.kind == "classify":
+            return self.chance.choice([*LABELS, "nonsense", "", "Billing"])
+        if self.kind == "generate":
+            words = wanted.split()
+            self.chance.shuffle(words)
+            return self.chance.choice([" ".join(words[: self.chance.randint(0, 4)]), wanted.upper(), "", "other words"])
+        value = json.loads(wanted)
+        return self.chance.choice([self.broken(value), "", "{}", "[]", "null", '{"a": NaN}', wanted + "}", "3"])
+
+    def broken(self, value: dict[str, Any]) -> str:
+        self.chance.shuffle(value["items"])
+        if value["items"]:
+            value["items"][0]["qty"] = 1
+        value["items"] += [{"name": "extra"}] * self.chance.randint(0, 2)
+        value["tags"] = self.chance.choice([value["tags"][::-1], [], "text", {"a": [1]}])
+        value["more"] = 1
+        return json.dumps(value)
+
+
+def predictions(root: Path, data: Data, name: str, split: str, skill: float, **facts: Any) -> Artifact:
+    """Made-up answers of a model to one split."""
+    kind = facts.get("kind", "gguf")
+    lines = []
+    for record in data.rows[split]:
+        wanted = record["messages"][-1]["content"]
+        line: dict[str, Any] = {"id": record["id"], "answer": data.answer(wanted, skill), "expected": wanted}
+        line |= {"confidence": data.chance.random() ** 0.3 if kind != "endpoint" else None}
+        line |= {"prompt_tokens": data.chance.randint(20, 60), "completion_tokens": data.chance.randint(1, 9)}
+        if kind == "endpoint" and record["sensitive"]:
+            line |= {"answer": None, "not_sent": "sensitive"}
+        elif kind == "endpoint" and data.chance.random() < 0.1:
+            line |= {"answer": None, "error": "HTTP 500"}
+        lines.append(line)
+    known = {
+        "model": name, "kind": kind, "split": split, "n": len(lines),
+        "size": 1000, "sha256": name, "latency_ms": {"median": 3.0, "p95": 4.0, "n": 9}, "rows_per_s": 7.0,
+        "prompt_lists_labels": False, "not_sent": sum("not_sent" in line for line in lines),
+        "failed": sum("error" in line for line in lines),
+    } | facts  # fmt: skip
+
+    def fill(place: Path) -> None:
+        write_jsonl(place / "predictions.jsonl", lines)
+
+    return make(root, "predictions", known, fill)
+
+
+@pytest.fixture(params=["classify", "extract", "generate"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
+    """A report on made-up answers, run as the pipeline runs it."""
+    kind = request.param
+    data = Data(kind)
+    task = Task(
+        kind, "", "", labels=LABELS if kind == "classify" else (), schema=tiny.SCHEMA if kind == "extract" else None
+    )
+
+    def fill(place: Path) -> None:
+        task.write(place)
+        for split, rows in data.rows.items():
+            write_jsonl(place / f"{split}.jsonl", rows)
+
+    prepared = make(tmp_path, "prepared", {}, fill)
+    sizes = {"Q8_0": 900, "Q4_K_M": 600, "Q2_K": 500}
+    given: dict[str, Artifact | list[Artifact]] = {
+        "prepared": prepared,
+        "predictions": [
+            predictions(tmp_path, data, "base", "test", 0.2, kind="base", size=3000),
+            *(predictions(tmp_path, data, name, "test", 0.8, size=size) for name, size in sizes.items()),
+            predictions(tmp_path, data, "general", "test", 0.5, kind="endpoint", size=None, sha256="", shots=4),
+        ],
+        "validation": [
+            predictions(tmp_path, data, name, "validation", skill, size=size)
+            for (name, size), skill in zip(sizes.items(), (0.9, 0.88, 0.3), strict=True)
+        ],
+    }
+    metric = ", metric: field_f1" if kind == "extract" else ""
+    project = runner.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
+    return runner.run(project, runner.ask(project, "evaluate", given)).artifact
+
+
+def test_every_figure_is_found_again(made: Artifact) -> None:
+    done = subprocess.run(
+        [sys.executable, recompute.__file__, str(made.path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout[:3000] + done.stderr
+    assert int(done.stdout.split()[0]) > 1000
+    # and they are figures worth finding: nobody is all right or all wrong
+    for model in made.metrics["models"].values():
+        assert 0 < model["right"] < model["n"]
+        assert model["invalid"] > 0
+    assert made.metrics["models"]["general"]["not_sent"] > 0 < made.metrics["models"]["general"]["failed"]
+    assert made.metrics["choice"]["model"] is not None
+
+
+FIGURES = {
+    "classify": [
+        ("models", "Q8_0", "metrics", "macro_f1"),
+        ("models", "Q8_0", "calibration", "bins", -1, "confidence"),
+        ("models", "Q8_0", "confusion", 0, 2),
+        ("pairs", "Q4_K_M|general", "metrics", "accuracy", "p"),
+        ("pairs", "Q8_0|Q4_K_M", "slices", 0, "p_holm"),
+        ("pairs", "base|Q8_0", "metrics", "macro_f1", "interval", 0),
+        ("slices", 1, "values", "general"),
+    ],
+    "extract": [
+        ("models", "Q8_0", "metrics", "field_f1"),
+        ("models", "Q8_0", "fields", "items[].qty", "recall"),
+        ("pairs", "Q8_0|Q4_K_M", "metrics", "valid_json", "interval", 1),
+        ("choice", "candidates", 0, "loss"),
+    ],
+    "generate": [
+        ("models", "Q8_0", "metrics", "chrf"),
+        ("baselines", "copy", "metrics", "rouge_l"),
+        ("models", "Q8_0", "intervals", "token_f1", 0),
+        ("break_even", "models", "Q8_0", "share_of_capacity"),
+    ],
+}
+
+
+def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
+    """What checks must be able to fail: each figure is spoilt in turn."""
+    wrong = recompute.Recomputed(made.path)
+    ours = wrong.whole()
+    for path in FIGURES[made.metrics["task"]]:
+        theirs: Any = {k: v for k, v in json.loads(json.dumps(wrong.report)).items() if k not in recompute.WORDS_ONLY}
+        own = copy.deepcopy(ours)
+        if theirs["task"] == "generate":
+            recompute.unordered(own["pairs"], theirs["pairs"])
+        at = theirs
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] += 1 if isinstance(at[path[-1]], int) else 0.3
+        _, faults = recompute.differences(own, theirs)
+        assert len(faults) == 1, (path, faults)
+        assert str(path[-1]) in faults[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["extract", "generate"])
+def test_the_whole_chain_of_a_tiny_project(kind: str, tiny_base: Path, tmp_path: Path) -> None:
+    extra = "evaluate: {models: [base, adapter, gguf], choose: {smallest_within: 0.5}}\n"
+    folder = tiny.project(tmp_path / "desk", tiny_base, kind, extra=extra)
+    tiny.ok(tiny.slmctl(folder, "run"))
+    (report,) = (folder / "runs" / "report").iterdir()
+    assert recompute.main(report) == 0
+    (release,) = (folder / "runs" / "published").iterdir()
+    assert len(list(release.glob("*.gguf"))) == 1  # the chosen one alone is shipped
+
+
+def test_the_tiny_projects_report(tiny_run: Path) -> None:
+    (report,) = (tiny_run / "runs" / "report").iterdir()
+    assert recompute.main(report) == 0

@@ -1,0 +1,88 @@
+"""Training on an accelerator: with unsloth, whole and in 4 bits, and with transformers.
+
+The base is made here: small, of sizes that every GPU kernel takes, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from slmctl.stages.finetune import backend
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not backend.accelerator(), reason="no accelerator is here"),
+]
+needs_unsloth = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed")
+
+# few steps at a low rate: two runs that differ by a rounding have not drifted apart yet
+RECIPE = ["--set=finetune.steps=24", "--set=finetune.learning_rate=3e-3", "--set=finetune.batch=8"]
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project with a base whose heads are 64 wide, and its records."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("gpu") / "desk"
+    shutil.copytree(tiny_project, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    set_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.05,
+            bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder / "base")  # fmt: skip
+    tiny.ok(tiny.slmctl(folder, "run", "--until", "prepare"))
+    return folder
+
+
+def trained(desk: Path, into: Path, *options: str) -> dict[str, Any]:
+    """The metrics of `slmctl finetune`, whose stdout holds the manifest and nothing else."""
+    folder = Path(shutil.copytree(desk, into))
+    done = tiny.slmctl(folder, "finetune", "--json", *RECIPE, *options, timeout=900)
+    metrics: dict[str, Any] = json.loads(tiny.ok(done))["metrics"]
+    assert not (Path.cwd() / "unsloth_compiled_cache").exists()
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def plain(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(desk, tmp_path_factory.mktemp("plain") / "desk", "--set=finetune.backend=transformers")
+
+
+def test_transformers_trains_on_it(plain: dict[str, Any]) -> None:
+    assert plain["backend"] == "transformers"
+    assert plain["validation_loss"] < 0.5 * plain["validation_loss_before"]
+
+
+@needs_unsloth
+@pytest.mark.parametrize("load_4bit", ["false", "true"])
+def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
+    metrics = trained(desk, tmp_path / "desk", f"--set=finetune.load_4bit={load_4bit}")
+    assert metrics["backend"] == "unsloth"  # which is what `auto` takes here
+    near = 0.3 if load_4bit == "true" else 0.1  # rounding weights that are random costs more than usual
+    for loss in ("train_loss", "validation_loss", "validation_loss_before"):
+        assert metrics[loss] == pytest.approx(plain[loss], rel=near), loss
+
+
+@needs_unsloth
+def test_parts_of_a_batch_add_up_to_it(desk: Path, tmp_path: Path) -> None:
+    whole, parts = (trained(desk, tmp_path / str(count), f"--set=finetune.accumulation={count}") for count in (1, 4))
+    assert parts["steps"] == whole["steps"]
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
+    assert parts["validation_loss"] == pytest.approx(whole["validation_loss"], rel=0.05)
+
+
+def test_an_adapter_is_read_by_the_rest_of_the_chain(desk: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(desk, tmp_path / "desk"))
+    tiny.ok(tiny.slmctl(folder, "run", "--until", "merge", *RECIPE, timeout=900))

@@ -1,0 +1,331 @@
+"""A general model asked through an endpoint: its prompts, how its answers are read, and what is never sent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import endpoint, tiny
+from support.endpoint import fails, says
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import DataError, NetworkError
+from slmctl.network import openai_client
+from slmctl.pipeline import runner
+from slmctl.stages.predict import endpoint_predictions
+from slmctl.stages.predict.endpoint_predictions import opening, shots
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records, write_jsonl
+from slmctl.task.untuned_prompt import read
+
+pytest.importorskip("httpx")
+
+LABELS = ("card_arrival", "card_lost", "card", "top up", "Refund")
+CLASSIFY = Task("classify", "", "", labels=LABELS, system="Name the category.")
+EXTRACT = Task("extract", "", "", schema=tiny.SCHEMA, system="Read it.")
+GENERATE = Task("generate", "", "")
+
+
+def record(id: str, text: str, answer: str, *, sensitive: bool = False) -> Record:
+    turns = ({"role": "user", "content": text}, {"role": "assistant", "content": answer})
+    return Record(id, turns, {"file": "x.csv", "row": 1}, sensitive=sensitive)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("card_arrival", "card_arrival"),
+        (" Card arrival.\n", "card_arrival"),
+        ("**refund**", "Refund"),
+        ("The category is `top up`.", "top up"),
+        ("Category: card_lost", "card_lost"),  # and not `card`, which stands inside it
+        ("card", "card"),
+        ("card_lost or card_arrival", None),
+        ("none of them", None),
+        ("discard", None),
+        ("", None),
+    ],
+)
+def test_a_label_is_read_kindly(said: str, label: str | None) -> None:
+    assert read(CLASSIFY, said) == (label if label is not None else said.strip())
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ('{"topic": "a"}', '{"topic": "a"}'),
+        ('Here it is:\n```json\n{"topic": "a"}\n```\nAnything else?', '{"topic": "a"}'),
+        ('Sure: {"topic": "a", "items": [{}]} is the answer', '{"topic": "a", "items": [{}]}'),
+        ("no braces", "no braces"),
+        ("{broken", "{broken"),
+        ("3", "3"),
+    ],
+)
+def test_json_is_read_kindly(said: str, value: str) -> None:
+    assert read(EXTRACT, said) == value
+
+
+def test_a_text_is_read_as_it_is() -> None:
+    assert read(GENERATE, " Dear Ann,\nyes. ") == "Dear Ann,\nyes."
+
+
+# Prompts
+
+
+def train(count: int = 40) -> list[Record]:
+    return [record(f"r{k}", f"text {k}", LABELS[k % 5], sensitive=k % 4 == 0) for k in range(count)]
+
+
+def test_examples_cover_the_labels_before_any_comes_twice() -> None:
+    assert {example.answer for example in shots(CLASSIFY, train(), None)} == set(LABELS)
+    assert len(shots(CLASSIFY, train(), None)) == 5
+    assert len({example.answer for example in shots(CLASSIFY, train(), 3)}) == 3
+    counts = [example.answer for example in shots(CLASSIFY, train(), 11)]
+    assert sorted(counts.count(label) for label in LABELS) == [2, 2, 2, 2, 3]
+    assert shots(CLASSIFY, train(), 0) == []
+
+
+def test_examples_do_not_hang_on_the_order_of_the_rows() -> None:
+    assert shots(CLASSIFY, train(), 7) == shots(CLASSIFY, train()[::-1], 7)
+    assert shots(GENERATE, train(), None) == shots(GENERATE, train()[::-1], None)
+    assert len(shots(GENERATE, train(), None)) == endpoint_predictions.SHOTS
+
+
+def test_a_sensitive_record_is_no_example() -> None:
+    for task in (CLASSIFY, GENERATE):
+        assert not any(example.sensitive for example in shots(task, train(), 30))
+
+
+def test_the_prompt_says_what_is_wanted() -> None:
+    head = opening(CLASSIFY, [record("a", "where is it", "card_arrival")])
+    assert [turn["role"] for turn in head] == ["system", "user", "assistant"]
+    assert head[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
+    assert all(label in head[0]["content"] for label in LABELS)
+    assert [turn["content"] for turn in head[1:]] == ["where is it", "card_arrival"]
+    assert json.dumps(tiny.SCHEMA) in opening(EXTRACT, [])[0]["content"]
+
+
+def test_a_conversation_is_shown_as_a_whole() -> None:
+    roles = ("system", "user", "assistant", "user", "assistant")
+    turns = tuple({"role": role, "content": f"{k}", "weight": "0"} for k, role in enumerate(roles))
+    head = opening(GENERATE, [Record("c", turns, {"file": "x", "row": 1})])
+    assert [turn["content"] for turn in head[1:]] == ["1", "2", "3", "4"]
+    assert all(set(turn) == {"role", "content"} for turn in head)
+
+
+# The stage, through the pipeline
+
+
+@pytest.fixture
+def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> runner.Project:
+    """The tiny project, some of whose records are marked sensitive."""
+    project = runner.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
+    (source,) = (tiny_run / "runs" / "prepared").iterdir()
+    final = tmp_path / "runs" / "prepared" / "marked"
+    old = artifact.load(source)
+    with artifact.draft(final) as place:
+        for entry in old.manifest.files:
+            (place / entry.path).write_bytes(old.file(entry.path).read_bytes())
+        for split in ("train", "test"):
+            records = read_records(old.file(f"{split}.jsonl"))
+            marked = [one.to_json() | {"sensitive": k % 5 == 0} for k, one in enumerate(records)]
+            write_jsonl(place / f"{split}.jsonl", marked)
+        made = artifact.publish_draft(
+            place, final, lambda files, digest: artifact.Manifest("prepared", "made/1", digest, "", {}, {}, files)
+        )
+    project._found["prepared"] = made
+    return project
+
+
+def answered(project: runner.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
+    against = runner.Endpoint(url, "large", shots)
+    section = config.stage_config(project.config, "predict").model_copy(update=more)
+    asked = runner.ask(project, "predict", {"model": runner.endpoint(project, against, shots)}, section)
+    return runner.run(project, asked).artifact
+
+
+def test_sensitive_records_are_never_sent(desk_with_sensitive: runner.Project) -> None:
+    prepared = desk_with_sensitive._found["prepared"]
+    questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
+    secret = {
+        r.input for split in ("train", "test") for r in read_records(prepared.file(f"{split}.jsonl")) if r.sensitive
+    }
+    with endpoint.serving(lambda body, before: says("Delivery!")) as fake:
+        made = answered(desk_with_sensitive, fake.url, 40)
+    sent = json.dumps(fake.bodies)
+    assert secret
+    assert all(body["messages"][-1]["role"] == "user" for body in fake.bodies)
+    assert set(fake.questions) < questions
+    assert not [text for text in secret if text in sent]
+    lines = [json.loads(line) for line in made.file("predictions.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line.get("not_sent") == "sensitive"]
+    assert len(kept) == made.metrics["not_sent"] == len(lines) - len(fake.bodies) > 5
+    assert all(line["answer"] is None for line in kept)
+    assert {line["answer"] for line in lines} == {None, "delivery"}
+    assert made.metrics["model"] == "large (40-shot)"
+    assert made.metrics["kind"] == "endpoint"
+    assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
+
+
+def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: runner.Project, tmp_path: Path) -> None:
+    old = desk_with_sensitive._found["prepared"]
+    folder = tmp_path / "all"
+    shutil.copytree(old.path, folder)
+    records = read_records(folder / "test.jsonl")
+    write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
+    with endpoint.serving(lambda body, before: says("billing")) as fake:
+        model = runner.endpoint(desk_with_sensitive, runner.Endpoint(fake.url, "large"), 0)
+        with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
+            endpoint_predictions.run(
+                config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
+            )
+    assert fake.bodies == []
+
+
+def test_a_row_without_an_answer_does_not_stop_the_others(
+    desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.001)
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        return fails(400, "filtered") if "parcel" in body["messages"][-1]["content"] else says("billing")
+
+    with endpoint.serving(manners) as fake:
+        made = answered(desk_with_sensitive, fake.url, 0)
+    lines = [json.loads(line) for line in made.file("predictions.jsonl").read_text().splitlines()]
+    wrong = [line for line in lines if line.get("error")]
+    assert len(wrong) == made.metrics["failed"] > 0
+    assert {line["error"] for line in wrong} == {"HTTP 400: filtered"}
+    assert made.metrics["model"] == "large (zero-shot)"
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: runner.Project) -> None:
+    """Answers cost money, and here the money runs out after ten of them."""
+    credit = [10]
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        credit[0] -= 1
+        return says("account") if credit[0] >= 0 else fails(403, "no credit left")
+
+    with endpoint.serving(manners) as fake:
+        with pytest.raises(NetworkError, match="no credit left"):
+            answered(desk_with_sensitive, fake.url, 0, concurrency=1)
+        (written,) = (desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")
+        with written.open("a") as stream:
+            stream.write('{"key": "torn')  # as a kill leaves it
+        first = fake.questions[:10]
+        fake.bodies.clear()
+        credit[0] = 1000
+        made = answered(desk_with_sensitive, fake.url, 0)
+    assert not set(first) & set(fake.questions)
+    assert len(first) + len(fake.questions) == made.metrics["n"] - made.metrics["not_sent"]
+    assert made.metrics["failed"] == 0
+    assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
+
+
+def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "made" + "-up")
+    with endpoint.serving(lambda body, before: says("billing")) as fake:
+        first = answered(desk_with_sensitive, fake.url, 0, key_env="A_KEY", concurrency=2)
+        asked = len(fake.bodies)
+        again = answered(desk_with_sensitive, fake.url, 0, concurrency=5)
+        assert len(fake.bodies) == asked  # kept, and not asked again
+    assert first.path == again.path
+    everything = b"".join(path.read_bytes() for path in desk_with_sensitive.runs.rglob("*") if path.is_file())
+    assert b"made-up" not in everything
+    assert b"A_KEY" not in everything
+
+
+# The command
+
+
+def test_evaluate_against(desk: Path) -> None:
+    """`slmctl evaluate --against` asks with and without examples, and reports both beside the tuned models."""
+    with endpoint.serving(lambda body, before: says("billing")) as fake:
+        path = tiny.ok(
+            tiny.slmctl(
+                desk, "evaluate", "--model", "gguf", "--against", fake.url, "--against-model", "large",
+                "--against-shots", "6",
+            )
+        )  # fmt: skip
+    report = artifact.load(Path(path)).metrics
+    assert report["participants"][-2:] == ["large (zero-shot)", "large (6-shot)"]
+    large = report["models"]["large (6-shot)"]
+    assert (large["kind"], large["size"], large["shots"], large["invalid"]) == ("endpoint", None, 6, 0)
+    assert large["tokens"] == {"prompt": 11 * report["n"], "completion": 3 * report["n"]}
+    assert len(fake.bodies) == 2 * report["n"]
+    assert {len(body["messages"]) for body in fake.bodies} == {2, 14}
+    assert "Q8_0|large (zero-shot)" in report["pairs"]
+
+
+def test_against_slmctls_own_server(desk: Path) -> None:
+    child = tiny.start(desk, "serve", "--port", "0")
+    assert child.stdout is not None
+    url = child.stdout.readline().strip()
+    try:
+        import httpx
+
+        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+        path = tiny.ok(
+            tiny.slmctl(desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"])
+        )
+    finally:
+        child.terminate()
+        child.communicate(timeout=60)
+    report = artifact.load(Path(path)).metrics
+    assert [name for name in report["participants"] if name.startswith(model["id"])] == [
+        f"{model['id']} (zero-shot)", f"{model['id']} (3-shot)",
+    ]  # fmt: skip
+    # the server asks with the task's own system prompt, so without examples it answers as its file does
+    assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
+
+
+def test_the_two_flags_come_together(desk: Path) -> None:
+    done = tiny.slmctl(desk, "evaluate", "--against", "http://127.0.0.1:9/v1")
+    assert done.returncode == 2
+    assert "--against and --against-model come together" in done.stderr
+
+
+# Tools
+
+CALLS = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}CALL {{ c.function | tojson }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "refund", "parameters": {"type": "object"}}}
+
+
+def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path: Path) -> None:
+    task = Task("generate", CALLS, "<|end|>")
+    wanted = 'CALL {"name": "refund", "arguments": {"order": 7}}'
+    turns = (
+        {"role": "user", "content": "where is my money"},
+        {"role": "assistant", "content": 'CALL {"name": "look_up", "arguments": {}}'},
+        {"role": "tool", "name": "look_up", "content": "order 7"},
+        {"role": "assistant", "content": wanted},
+    )
+    one = Record("a", turns, {"file": "x.jsonl", "row": 1}, tools=(TOOL,))
+    call = {"id": "1", "type": "function", "function": {"name": "refund", "arguments": '{"order": 7}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with endpoint.serving(
+        lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
+    ) as fake:
+        asked = openai_client.Ask(endpoint_predictions._turns(one)[:-1], tools=one.tools or ())
+        ((_, reply),) = openai_client.Remote(fake.url, "large").ask_all([asked])
+    (body,) = fake.bodies
+    assert body["tools"] == [TOOL]
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]  # ids of calls are not kept
+    assert body["messages"][-1]["content"] == "look_up returned: order 7"
+    line = endpoint_predictions._line(task, one, reply)
+    assert (line["answer"], line["expected"]) == (wanted, wanted)
+    odd = openai_client.Reply("no", "stop", 1, 1, 0.1, tool_calls=[{"function": None}, 3])
+    assert endpoint_predictions._line(task, one, odd)["answer"] == "no"

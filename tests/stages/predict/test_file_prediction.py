@@ -1,0 +1,609 @@
+"""A user's file comes back as it was, answered: every format, in order, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import http.server
+import json
+import math
+import os
+import re
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from support import tiny
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
+from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.sources.rows import read_rows
+from slmctl.stages.predict import file_prediction, server_pool
+from slmctl.stages.predict.file_prediction import Job, answer_file
+from slmctl.stages.predict.predict import Prompt
+from slmctl.task.contract import Task
+
+ROWS = [
+    {"id": "1", "text": "refund my card", "note": "a, b"},
+    {"id": "2", "text": "", "note": 'say "hi"'},
+    {"id": "3", "text": "courier\nlate", "note": ""},
+    {"id": "4", "text": "=cmd()", "note": "你好"},
+]
+TASK = Task("generate", tiny.TEMPLATE, "<|im_end|>")
+
+
+class Echo:
+    """An answerer at once: the answer is the question, and the last of a batch comes first."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.asked: list[str] = []
+        self.stop_after = stop_after
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+        for index in reversed(range(len(prompts))):
+            text = prompts[index].messages[-1]["content"]
+            if self.stop_after is not None and len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(text)
+            yield index, EngineError("too bad") if text == "bad" else Answer(f"<{text}>", "stop", 0.5, 1, 1)
+
+
+def texts(count: int) -> list[str]:
+    return [f"row {k}" for k in range(count)]
+
+
+def lines(path: Path, values: Sequence[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text, "n": k}) + "\n" for k, text in enumerate(values)))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [row.columns for row in read_rows(path)]
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+# Formats
+
+
+TARGETS = ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.gz"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("source", ["in.csv", "in.tsv", "in.jsonl", "in.parquet", "in.jsonl.gz"])
+def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> None:
+    path, out = tmp_path / source, tmp_path / target
+    wanted: list[dict[str, Any]] = [{"text": f"say {k}", "n": k, "share": k / 4, "more": "x\ty" if k else None}
+                                    for k in range(7)]  # fmt: skip
+    if source.endswith(".parquet"):
+        parquet.write_table(pa.Table.from_pylist(wanted), path)
+    elif ".jsonl" in source:
+        raw = "".join(json.dumps(row) + "\n" for row in wanted).encode()
+        path.write_bytes(gzip.compress(raw) if source.endswith(".gz") else raw)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(wanted[0]), delimiter="\t" if source == "in.tsv" else ",")
+            writer.writeheader()
+            writer.writerows(wanted)
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (7, 0)
+    given, found = read(path), read(out)
+    if ".csv" in target or target == "out.tsv":  # these hold texts alone
+        given = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in given]
+    assert [{name: row[name] for name in given[0]} for row in found] == given
+    assert [row["answer"] for row in found] == [f"<say {k}>" for k in range(7)]
+    assert [float(row["confidence"]) for row in found] == [0.5] * 7
+    assert hidden(tmp_path) == []
+
+
+def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    path.write_text('{"text": "a", "n": 1, "f": 1, "b": true, "m": 1}\n{"text": "b", "n": null, "f": 2.5, "m": "x"}\n'
+                    '{"text": "c", "m": {"k": [1]}}\n')  # fmt: skip
+    answer_file(Echo(), TASK, Job(path, out, "text"))
+    table = parquet.read_table(out)
+    types = {field.name: str(field.type) for field in table.schema}
+    assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string",
+                     "answer": "string", "confidence": "double", "error": "string"}  # fmt: skip
+    assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}']
+
+
+def test_csv_of_uneven_objects_has_every_column(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    path.write_text('{"text": "a"}\n{"text": "b", "late": {"x": 1}}\nnot json\n')
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (3, 1)
+    with out.open(encoding="utf-8", newline="") as stream:
+        first, second, third = csv.DictReader(stream)
+    assert list(first) == ["text", "late", "answer", "confidence", "error"]
+    assert second["late"] == '{"x": 1}'
+    assert third["error"].startswith("not valid JSON")
+
+
+def test_a_bad_row_becomes_a_row_with_an_error(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "refund", "n": 1}\nnot json\n{"other": 2}\n{"text": "bad", "n": null}\n')
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (4, 3)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.get("n") for row in rows] == [1, None, None, None]
+    assert rows[0]["answer"] == "<refund>"
+    assert rows[1]["error"].startswith("not valid JSON")
+    assert rows[2]["error"] == "'text' is empty"
+    assert rows[3]["error"] == "too bad"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("in.csv", "text\n", "holds no rows"),
+        ("in.csv", "other\nx\n", "no column 'text'"),
+        ("in.csv", "text,answer\na,b\n", "already has a column 'answer'"),
+        ("in.doc", "text\na\n", "unknown kind"),
+        ("in.csv", "text\n\n", "holds no rows"),
+    ],
+)
+def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, text: str, match: str) -> None:
+    (tmp_path / name).write_text(text)
+    answerer = Echo()
+    with pytest.raises(DataError, match=match):
+        answer_file(answerer, TASK, Job(tmp_path / name, tmp_path / "out.csv", "text"))
+    assert not answerer.asked
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_the_column_may_come_after_the_first_row(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"id": 1}\n{"text": "x"}\n')
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (2, 1)
+    assert [row["error"] for row in read(out)] == ["'text' is empty", None]
+    with pytest.raises(DataError, match="no column 'other'") as caught:
+        answer_file(Echo(), TASK, Job(path, out, "other"))
+    assert "id, text" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_part_without_rows_is_a_file_of_its_kind(tmp_path: Path, target: str) -> None:
+    source, out = lines(tmp_path / "in.jsonl", texts(5)), tmp_path / target
+    assert answer_file(Echo(), TASK, Job(source, out, "text", shard=(3, 16))) == (0, 0)
+    assert read(out) == []
+    if ".csv" in target or target == "out.tsv":
+        raw = gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()
+        assert re.split(b"[,\t\n]", raw) == [b"text", b"n", b"answer", b"confidence", b"error", b""]
+
+
+MARKS = {
+    "": True, "0": True, " no ": True, "N": True, "False": True, "f": True, "OFF": True,
+    "y": False, "t": False, "on": False, "ja": False, "1": False, "TRUE": False, "perhaps": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["sensitive", " Sensitive "])
+def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, column: str) -> None:
+    marks = {**MARKS, None: True, False: True, True: False, 2: False, 0.5: False}
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {k}", column: mark}) + "\n" for k, mark in enumerate(marks)))
+    answerer = Echo()
+    answer_file(answerer, TASK, Job(path, out, "text", withhold=True))
+    assert sorted(answerer.asked) == sorted(f"row {k}" for k, sent in enumerate(marks.values()) if sent)
+
+
+def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.jsonl", ["a"])
+    with pytest.raises(UsageError, match="of an unknown kind"):
+        answer_file(Echo(), TASK, Job(source, tmp_path / "out.xlsx", "text"))
+
+
+# Going on
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(1, 40), chunk=st.integers(1, 9), stops=st.lists(st.integers(0, 40), max_size=4),
+    torn=st.integers(0, 30),
+)  # fmt: skip
+def test_no_row_is_twice_or_missing_however_often_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, chunk: int, stops: list[int], torn: int
+) -> None:
+    monkeypatch.setattr(file_prediction, "CHUNK", chunk)
+    source, out = lines(tmp_path / "in.jsonl", texts(count)), tmp_path / "out.jsonl"
+    out.unlink(missing_ok=True)
+    journal, asked = tmp_path / ".out.jsonl.answers", 0
+    journal.unlink(missing_ok=True)
+    for stop in stops:
+        answerer = Echo(stop)
+        if stop >= count:
+            continue
+        with pytest.raises(KeyboardInterrupt):
+            answer_file(answerer, TASK, Job(source, out, "text"))
+            raise KeyboardInterrupt  # it was nearly done, and is now
+        asked += len(answerer.asked)
+        assert out.exists() == (not journal.exists())
+        if journal.exists():  # as a kill in the middle of a line leaves it
+            with journal.open("ab") as stream:
+                stream.write(b'{"answer": "half of a long line'[:torn])
+        else:
+            out.unlink()
+    assert answer_file(Echo(), TASK, Job(source, out, "text")) == (count, 0)
+    assert [row["answer"] for row in read(out)] == [f"<{text}>" for text in texts(count)]
+    assert hidden(tmp_path) == []
+
+
+def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_prediction, "CHUNK", 2)
+    source, out = lines(tmp_path / "in.jsonl", texts(9)), tmp_path / "out.jsonl"
+    for change in ("identity", "source", "column"):
+        with pytest.raises(KeyboardInterrupt):
+            answer_file(Echo(5), TASK, Job(source, out, "text"))
+        assert len((tmp_path / ".out.jsonl.answers").read_bytes().splitlines()) == 5
+        again, job = Echo(), Job(source, out, "text")
+        if change == "identity":
+            job = Job(source, out, "text", identity={"model": "another"})
+        elif change == "source":
+            lines(source, [*texts(8), "changed"])
+        else:
+            job = Job(source, out, "n")
+        answer_file(again, TASK, job)
+        assert len(again.asked) == 9
+        lines(source, texts(9))
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_prediction, "CHUNK", 3)
+    source, out = lines(tmp_path / "in.jsonl", texts(10)), tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        answer_file(Echo(7), TASK, Job(source, out, "text"))
+    assert not out.exists()
+    again = Echo()
+    answer_file(again, TASK, Job(source, out, "text"))
+    assert sorted(again.asked) == texts(10)[6:]
+
+
+def test_two_at_once_do_not_write_one_target(tmp_path: Path) -> None:
+    source, out = lines(tmp_path / "in.jsonl", texts(3)), tmp_path / "out.jsonl"
+
+    class Second(Echo):
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+            with pytest.raises(LockedError, match="is being written by another process"):
+                answer_file(Echo(), TASK, Job(source, out, "text"))
+            yield from super().answer(prompts)
+
+    assert answer_file(Second(), TASK, Job(source, out, "text")) == (3, 0)
+
+
+@given(count=st.integers(1, 60), parts=st.integers(1, 9))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_shards_in_order_are_the_whole(tmp_path: Path, count: int, parts: int) -> None:
+    source = lines(tmp_path / "in.jsonl", texts(count))
+    whole = tmp_path / "whole.jsonl"
+    answer_file(Echo(), TASK, Job(source, whole, "text"))
+    joined = b""
+    for part in range(1, parts + 1):
+        out = tmp_path / f"part-{part}.jsonl"
+        answer_file(Echo(), TASK, Job(source, out, "text", shard=(part, parts)))
+        joined += out.read_bytes()
+    assert joined == whole.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", ""])
+def test_a_shard_is_a_part_of_a_whole(text: str) -> None:
+    assert file_prediction.shard("3/16") == (3, 16)
+    with pytest.raises(UsageError, match="is no part of a whole"):
+        file_prediction.shard(text)
+
+
+def test_rows_in_the_company_of_one_that_kills_the_engine_are_asked_again(tmp_path: Path) -> None:
+    class Mortal(Echo):
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+            deadly = any(prompt.messages[-1]["content"] == "poison" for prompt in prompts)
+            for index, found in super().answer(prompts):
+                yield index, EngineDiedError("the engine died") if deadly else found
+
+    source, out = lines(tmp_path / "in.jsonl", ["a", "poison", "b"]), tmp_path / "out.jsonl"
+    assert answer_file(Mortal(), TASK, Job(source, out, "text")) == (3, 1)
+    assert [row["answer"] for row in read(out)] == ["<a>", None, "<b>"]
+    with pytest.raises(StageError, match="every row ends the engine"):
+        answer_file(Mortal(), TASK, Job(lines(source, ["poison", "poison"]), out, "text"))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    import tracemalloc
+
+    peaks = []
+    for count in (1000, 6000):
+        source, out = lines(tmp_path / "in.jsonl", [f"{'long ' * 20}{k}" for k in range(count)]), tmp_path / "out.csv"
+        answerer = Echo()
+        answerer.asked = type("Nothing", (list,), {"append": lambda *_: None})()
+        tracemalloc.start()
+        answer_file(answerer, TASK, Job(source, out, "text"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] * 1.5
+
+
+# The program
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["id", "text", "note"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return path
+
+
+def check(rows: list[dict[str, Any]], empty: Any) -> None:
+    assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
+    assert [row["answer"] in tiny.WORDS for row in rows] == [True, False, True, True]
+    assert rows[1]["error"] == "'text' is empty"
+    assert [row["error"] for row in rows if row["id"] != "2"] == [empty] * 3
+
+
+def test_csv_in_and_out(tiny_run: Path, source: Path) -> None:
+    target = source.with_name("out.csv")
+    done = tiny.slmctl(tiny_run, "predict", "--input", str(source), "--output", str(target))
+    assert tiny.ok(done) == ""
+    assert "4 rows written" in done.stderr
+    assert "1 with an error" in done.stderr
+    with target.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[3]["text"] == "'=cmd()"  # a spreadsheet would have run it
+    rows[3]["text"] = rows[3]["text"].removeprefix("'")
+    check(rows, "")
+    assert hidden(source.parent) == []
+
+
+def test_a_release_alone_answers_stdin_on_stdout(tiny_run: Path, tmp_path: Path) -> None:
+    release = tiny_run / "registry" / "tiny-desk" / "1.0"
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    args = ("predict", str(release), "--input", "-", "--output", "-", "--column", "text")
+    check([json.loads(line) for line in tiny.ok(tiny.slmctl(tmp_path, *args, input=text)).splitlines()], None)
+
+
+def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    source, out = (
+        lines(tmp_path / "in.jsonl", [" ".join(pair) for pair in tiny.rows(3000, seed=8)]),
+        tmp_path / "out.jsonl",
+    )
+    args = ("predict", "--input", str(source), "--output", str(out), "--column", "text")
+    child, journal = tiny.start(tiny_run, *args), tmp_path / ".out.jsonl.answers"
+    for _ in range(3000):  # until some are answered
+        if journal.exists() and len(journal.read_bytes().splitlines()) > 500:
+            break
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert not out.exists()
+    done = tiny.slmctl(tiny_run, *args)
+    tiny.ok(done)
+    assert "rows were answered before; going on from there" in done.stderr
+    rows = read(out)
+    assert [row["n"] for row in rows] == list(range(3000))
+    assert all(row["answer"] in tiny.WORDS for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--input", "x.csv"), "--input and --output come together"),
+        (("--shard", "1/2"), "are for a file"),
+        (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "is no part of a whole"),
+        (("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"), "come together"),
+        (("nonsense", "--input", "x.csv", "--output", "y.csv"), "is no model of this pipeline"),
+        (("--input", "x.csv", "--output", "y.csv", "--split", "test"), "--split and --prepared are of a data set"),
+        (("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"), "--split and --prepared are of a data set"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tiny_run: Path, args: tuple[str, ...], said: str) -> None:
+    done = tiny.slmctl(tiny_run, "predict", *args)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+# Elsewhere
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """An endpoint that answers with the last word of the question, and fails now and then."""
+
+    daemon_threads = True
+
+    def __init__(self, failures: int = 0, seconds: float = 0.0, refuses: tuple[str, ...] = (), status: int = 0) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.failures, self.lock = failures, threading.Lock()
+        self.seconds, self.refuses, self.status = seconds, refuses, status
+        self.now = self.most_at_once = 0
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.failures -= 1
+            failing = self.server.failures >= 0
+            if not failing:
+                self.server.seen.append(body)
+            self.server.now += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
+        time.sleep(self.server.seconds)
+        with self.server.lock:
+            self.server.now -= 1
+        word = body["messages"][-1]["content"].split()[-1]
+        choice = {"message": {"role": "assistant", "content": word}, "finish_reason": "stop"}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]}
+        unknown = next((name for name in self.server.refuses if name in body), "")
+        status = self.server.status or (503 if failing else 400 if unknown else 200)
+        said = f"{unknown}: Extra inputs are not permitted" if unknown else "no"
+        reply = json.dumps({"choices": [choice]} if status == 200 else {"error": {"message": said}}).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    servers = [Server(), Server(failures=3)]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {"text": f"it is about {label}", "sensitive": mark} for label in tiny.WORDS for mark in (False, "yes", None)
+    ]
+    rows.append({"text": "it is about nothing", "sensitive": None})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency=2)
+    answerer = server_pool.FleetAnswerer(fleet, task, 16)
+    assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
+    found = read(out)
+    for row in found[:9]:
+        if row["sensitive"] == "yes":
+            assert row["answer"] is None
+            assert row["error"] == "marked sensitive, so it is not sent to an endpoint"
+        else:
+            assert row["answer"] == row["text"].split()[-1]
+    assert "is not one of the" in found[9]["error"]
+    seen = [body for server in servers for body in server.seen]
+    assert len(seen) == 7
+    assert servers[0].seen
+    assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in seen)
+    assert [row["confidence"] for row in found if row["answer"]] == pytest.approx([math.exp(-0.5)] * 6)
+    assert {body["model"] for body in seen} == {"served"}
+    assert all(body["messages"][0] == {"role": "system", "content": tiny.SYSTEM} for body in seen)
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def fleet_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Rows answered by servers, each with so many requests in flight."""
+    task, begun = Task.read(artifacts["gguf"].path), []
+
+    def call(servers: list[Server], count: int, concurrency: int = 2, task: Task = task) -> list[dict[str, Any]]:
+        begun.extend(servers)
+        source = lines(tmp_path / "in.jsonl", [f"{k} billing" for k in range(count)])
+        fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency)
+        answerer = server_pool.FleetAnswerer(fleet, task, 16)
+        answer_file(answerer, task, Job(source, tmp_path / "out.jsonl", "text", withhold=True))
+        return read(tmp_path / "out.jsonl")
+
+    yield call
+    for server in begun:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_slow_server_keeps_no_more_than_its_own_places(fleet_of: Callable[..., Any]) -> None:
+    slow, quick = Server(seconds=0.4), Server(seconds=0.01)
+    assert [row["answer"] for row in fleet_of([slow, quick], 60)] == ["billing"] * 60
+    assert slow.most_at_once <= 2
+    assert quick.most_at_once <= 2
+    assert len(slow.seen) < 20 < len(quick.seen)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_is_left_out_while_another_answers(
+    fleet_of: Callable[..., Any], status: int, capsys: Any
+) -> None:
+    bad, good = Server(status=status), Server()
+    assert [row["answer"] for row in fleet_of([bad, good], 20)] == ["billing"] * 20
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("is asked no more: ") == 1
+    assert f"127.0.0.1:{bad.server_address[1]} is asked no more" in said
+    with pytest.raises(NetworkError, match=f"HTTP {status}"):
+        fleet_of([bad, Server(status=status)], 20)
+
+
+def test_what_a_server_does_not_know_is_left_out_from_then_on(fleet_of: Callable[..., Any]) -> None:
+    old, new = Server(refuses=("structured_outputs", "logprobs", "response_format")), Server()
+    rows = fleet_of([old, new], 40, concurrency=4)
+    assert [row["error"] for row in rows] == [None] * 40
+    assert {row["confidence"] and round(row["confidence"], 6) for row in rows} == {None, round(math.exp(-0.5), 6)}
+    assert not {"structured_outputs", "logprobs"} & old.seen[-1].keys()
+    assert all(body["logprobs"] for body in new.seen)
+
+
+def test_a_server_is_told_the_schema(fleet_of: Callable[..., Any], artifacts: dict[str, Artifact]) -> None:
+    plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
+    server = Server()
+    assert fleet_of([server], 1, task=task)[0]["valid"] is False  # it says a word
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert server.seen[0]["response_format"] == form
+
+
+def test_the_program_asks_a_server(tiny_run: Path, tmp_path: Path) -> None:
+    server = Server()
+    source, out = lines(tmp_path / "in.jsonl", ["what of billing", "what of delivery"]), tmp_path / "out.csv"
+    args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
+    tiny.ok(tiny.slmctl(tiny_run, *args))
+    assert [row["answer"] for row in read(out)] == ["billing", "delivery"]
+    server.shutdown()
+    server.server_close()
+    lines(source, ["what of account"])
+    done = tiny.slmctl(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
+    assert done.returncode == 2
+    assert "NO_SUCH_KEY is not set" in done.stderr
+
+
+def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
+    server = Server()
+    source, out = lines(tmp_path / "in.jsonl", ["what of billing"] * 200), tmp_path / "out.csv"
+    args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    done = tiny.slmctl(tiny_run, *args, preexec_fn=small)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == StageError.code, done.stderr
+    assert "predict: the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_path_is_asked_with_the_settings_that_there_are(tiny_run: Path, tmp_path: Path) -> None:
+    server, source = Server(), lines(tmp_path / "in.jsonl", ["what of billing"])
+    release = str(tiny_run / "registry" / "tiny-desk" / "1.0")
+    args = ("--input", str(source), "--output", "-", "--column", "text", "--engine-url", server.url,
+            "--engine-model", "m", "--set", "predict.max_tokens=32")  # fmt: skip
+    for folder in (tiny_run, tmp_path):  # with a config, and without
+        tiny.ok(tiny.slmctl(folder, "predict", release, *args))
+    assert [body["max_tokens"] for body in server.seen] == [32, 32]
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_fleet_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
+    from slmctl.network import openai_client
+
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.0)
+    task = Task.read(artifacts["gguf"].path)
+    source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
+    fleet = server_pool.Fleet(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
+    with pytest.raises(NetworkError, match="answered none of"):
+        answer_file(server_pool.FleetAnswerer(fleet, task, 16), task, Job(source, out, "text", withhold=True))
+    assert not out.exists()

@@ -1,0 +1,264 @@
+"""predict: HF and GGUF answer alike, and a user's file comes back as it was, answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from slmctl.artifacts.artifact import Artifact, load
+from slmctl.config import PredictConfig
+from slmctl.errors import DataError, UsageError
+from slmctl.inference import engine, json_grammar
+from slmctl.pipeline import runner
+from slmctl.stages.predict import predict
+from slmctl.task.contract import Task
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def lines(tiny_run: Path) -> dict[str, list[dict[str, Any]]]:
+    """predictions.jsonl of each model of the tiny run, by the model's name."""
+    found = {}
+    for path in tiny_run.glob("runs/predictions/*"):
+        made = load(path)
+        text = made.file("predictions.jsonl").read_text(encoding="utf-8")
+        found[made.metrics["model"]] = [json.loads(line) for line in text.splitlines()]
+    return found
+
+
+def test_predictions_are_in_the_records_order(
+    lines: dict[str, list[dict[str, Any]]], artifacts: dict[str, Artifact]
+) -> None:
+    wanted = [json.loads(line)["id"] for line in artifacts["prepared"].file("test.jsonl").read_text().splitlines()]
+    assert set(lines) == {"base", "adapter", "F16", "Q8_0"}
+    for rows in lines.values():
+        assert [row["id"] for row in rows] == wanted
+        assert {row["answer"] for row in rows} <= set(tiny.WORDS)
+        assert all(0 < row["confidence"] <= 1 for row in rows)
+
+
+def test_hf_and_gguf_answer_alike(lines: dict[str, list[dict[str, Any]]]) -> None:
+    for ours, theirs in zip(lines["adapter"], lines["F16"], strict=True):
+        assert ours["prompt_tokens"] == theirs["prompt_tokens"]
+        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=0.03)
+        if abs(ours["confidence"] - 0.5) > 0.05:  # where the two best are not level
+            assert ours["answer"] == theirs["answer"]
+
+
+def test_merged_answers_like_adapter_on_base(
+    artifacts: dict[str, Artifact], lines: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = predict.run(PredictConfig(), model=artifacts["merged"], prepared=artifacts["prepared"], out=tmp_path)
+    assert (metrics["model"], metrics["n"]) == ("merged", len(lines["adapter"]))
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(rows, lines["adapter"], strict=True):
+        assert ours["answer"] == theirs["answer"]
+        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=1e-3)
+
+
+def test_free_text_is_alike_too(artifacts: dict[str, Artifact]) -> None:
+    task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "kind": "generate", "labels": ()})
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(12, seed=5)]
+    answers = {}
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16", max_tokens=8) as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        answers[name] = [found[k] for k in range(len(prompts))]
+    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert (ours.text, ours.finish, ours.completion_tokens) == (
+            theirs.text,
+            theirs.finish,
+            theirs.completion_tokens,
+        )
+        assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "topic": {"enum": ["billing", "delivery"]},
+        "lines": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 30}, "maxItems": 2},
+        "note": {"type": "string", "maxLength": 6},
+    },
+    "required": ["topic", "lines", "note"],
+    "additionalProperties": False,
+}
+
+
+def test_json_is_held_to_its_schema_by_hf_and_gguf_alike(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
+    answers = {}
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        answers[name] = [found[k] for k in range(len(prompts))]
+    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert task.accepts(ours.text), ours.text
+        assert (ours.text, ours.finish, ours.completion_tokens) == (
+            theirs.text,
+            theirs.finish,
+            theirs.completion_tokens,
+        )
+        assert ours.confidence == pytest.approx(theirs.confidence, rel=0.1, abs=1e-6)
+        assert ours.text == json.dumps(json.loads(ours.text), ensure_ascii=False, sort_keys=True)
+
+
+def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": {"type": "array", "uniqueItems": True}})
+    for name in ("merged", "gguf"):
+        with pytest.raises(DataError, match="uniqueItems"), predict.opened(artifacts[name], task, type="F16"):
+            pass
+
+
+def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    prompts = [predict.prompt(task, "hello " * 5000), predict.prompt(task, "refund"), predict.Prompt("")]
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        assert isinstance(found[0], engine.EngineError)
+        assert "does not fit the context" in found[0].message
+        assert isinstance(found[1], engine.Answer)
+        assert isinstance(found[2], engine.EngineError)
+
+
+def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    answers = {}
+    for name in ("gguf", "merged"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            if isinstance(answerer, predict.GgufAnswerer):
+                each = len(answerer.model.tokenize("hello " * 100)) / 100
+                texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
+            found = dict(answerer.answer([predict.prompt(task, text) for text in texts]))
+            again = dict(answerer.answer([predict.prompt(task, "refund")]))[0]
+            if isinstance(answerer, predict.GgufAnswerer):  # what the model was trained on, in the same memory
+                assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
+        assert isinstance(again, engine.Answer)
+        assert isinstance(found[2], engine.EngineError)
+        assert "does not fit the context of 4096" in found[2].message
+        answers[name] = found
+    for k in (0, 1):
+        ours, theirs = answers["merged"][k], answers["gguf"][k]
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
+
+
+def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(artifacts: dict[str, Artifact]) -> None:
+    labels = ("card_arrival", "card_lost", "card_lost_abroad")
+    task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "labels": labels})
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
+    answers = {}
+    for name in ("merged", "gguf"):
+        with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
+            found = dict(answerer.answer(prompts))
+        answers[name] = [found[k] for k in range(len(prompts))]
+    for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
+        assert isinstance(ours, engine.Answer)
+        assert isinstance(theirs, engine.Answer)
+        assert ours.labels == pytest.approx(theirs.labels, abs=0.03)
+        assert sum(ours.labels.values()) <= 1.001
+
+
+TAIL = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "z": {"const": "please hello today again"}},
+    "required": ["a", "z"],
+    "additionalProperties": False,
+}
+
+
+def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifact]) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": TAIL})
+    for name in ("merged", "gguf"):
+        finished = {}
+        most = 80
+        for cut in (0, 0, 2):  # the second time with just enough tokens
+            with predict.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
+                ((_, answer),) = answerer.answer([predict.prompt(task, "refund")])
+            assert isinstance(answer, engine.Answer)
+            most = answer.completion_tokens
+            finished[most] = answer.finish
+        whole, short = sorted(finished, reverse=True)
+        assert whole - short == 2
+        assert finished == {whole: "stop", short: "length"}
+
+
+@pytest.mark.parametrize("fault", ["allowed", "accept"])
+def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    plain = Task.read(artifacts["gguf"].path)
+    task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
+    method = getattr(json_grammar.Walk, fault)
+    calls: list[Any] = []
+
+    def once(self: json_grammar.Walk, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            return method(self, *args)
+        if fault == "accept":
+            raise DataError("the grammar cannot go on: too complex")
+        return method(self)[:0]
+
+    monkeypatch.setattr(json_grammar.Walk, fault, once)
+    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
+    with predict.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
+        found = list(dict(answerer.answer(prompts)).values())
+    (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
+    assert wrong.message.startswith("the grammar ")
+    assert all(task.accepts(answer.text) for answer in found if isinstance(answer, engine.Answer))
+
+
+def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]]) -> None:
+    for rows in lines.values():
+        for row in rows:
+            assert row["labels"][row["answer"]] == row["confidence"] == max(row["labels"].values())
+            assert sum(row["labels"].values()) <= 1.001
+
+
+def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["gguf"].path)
+    assert "Answer with one of: account, billing, delivery." in predict.prompt(task, "x", list_labels=True).text
+    plain = predict.prompt(task, "where is it")
+    assert "Answer with" not in plain.text
+    assert plain.text.startswith(plain.prefix)
+    assert plain.prefix.endswith("user\n")
+
+
+def test_a_gguf_with_several_files_needs_a_type(artifacts: dict[str, Artifact]) -> None:
+    with pytest.raises(UsageError, match="has these GGUF files: ") as caught:
+        predict.choose_gguf(artifacts["gguf"], None)
+    assert "--type" in caught.value.hint
+    assert predict.choose_gguf(artifacts["gguf"], "Q8_0").path.endswith("-Q8_0.gguf")
+
+
+def test_f16_is_not_the_end_of_bf16() -> None:
+    assert engine.is_type("tiny-v1.0-BF16.gguf", "BF16")
+    assert not engine.is_type("tiny-v1.0-BF16.gguf", "F16")
+    assert engine.is_type("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1")
+
+
+@pytest.mark.parametrize("type_name", ["8_0", "q8_0", "16"])
+def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) -> None:
+    with pytest.raises(UsageError):
+        predict.choose_gguf(artifacts["gguf"], type_name)
+
+
+def test_the_role_of_the_model_takes_what_the_design_says() -> None:
+    assert runner.STAGES["predict"].takes[0].kinds == ("gguf", "base", "adapter", "merged", "published")

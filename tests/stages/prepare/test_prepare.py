@@ -1,0 +1,378 @@
+"""prepare: every row is accounted for, and no held-out row leaks into training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PrepareConfig
+from slmctl.deduplication import minhash
+from slmctl.errors import DataError, GateError
+from slmctl.stages.prepare import prepare, record_reader
+from slmctl.task.contract import Task
+from slmctl.task.records import SPLITS, read_records
+
+CLASSIFY = {"kind": "classify", "labels": "from-data", "system": tiny.SYSTEM}
+
+
+class Prepared:
+    """What a run of prepare left."""
+
+    def __init__(self, out: Path, metrics: dict[str, Any]) -> None:
+        self.out, self.metrics = out, metrics
+        self.sides = {split: read_records(out / f"{split}.jsonl") for split in SPLITS}
+        self.rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+
+    @property
+    def side_of(self) -> dict[str, str]:
+        return {record.input: split for split, records in self.sides.items() for record in records}
+
+
+@pytest.fixture
+def run(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
+    """prepare on pairs of text and category."""
+
+    def call(pairs: list[tuple[str, str]], *, task: Any = CLASSIFY, source: Any = None, **settings: Any) -> Prepared:
+        folder = tmp_path / f"call{len(list(tmp_path.iterdir()))}"
+        out = folder / "out"
+        out.mkdir(parents=True)
+        path = tiny.write_csv(folder / "tickets.csv", pairs)
+        sources = [{"path": path, "input": "text", "output": "category", **(source or {})}]
+        config = PrepareConfig.model_validate({"task": task, "sources": sources, **settings})
+        return Prepared(out, prepare.run(config, base=artifacts["base"], out=out))
+
+    return call
+
+
+def test_rows_in_are_rows_out_and_rejected(run: Any) -> None:
+    pairs = tiny.rows(200)
+    bad = [("", "billing"), ("no category", ""), pairs[0], (pairs[1][0].upper() + "!", "other")]
+    found = run([*pairs, *bad])
+    kept = sum(len(records) for records in found.sides.values())
+    assert found.metrics["rows_in"] == 204 == kept + len(found.rejected)
+    places = [record.source["row"] for records in found.sides.values() for record in records]
+    assert sorted([*places, *(row["source"]["row"] for row in found.rejected)]) == list(range(1, 205))
+
+
+def test_each_reason_is_named(run: Any) -> None:
+    pairs = tiny.rows(200)
+    text, label = pairs[0]
+    other = next(name for name in tiny.WORDS if name != label)
+    found = run([*pairs, ("", "billing"), ("no category", ""), (text, label), (text.upper() + " !", other)])
+    rules = {row["source"]["row"]: (row["rule"], row["reason"]) for row in found.rejected if row["source"]["row"] > 200}
+    assert rules == {
+        201: ("empty input", "'text' is empty"),
+        202: ("empty answer", "'category' is empty"),
+        203: ("duplicate", "same input as tickets.csv row 1"),
+        204: ("conflicting duplicate", f"same input as tickets.csv row 1, which has the answer '{label}'"),
+    }
+    assert found.metrics["conflicts"]["pairs"] == 1
+    assert found.metrics["conflicts"]["examples"][0]["answers"] == [label, other]
+
+
+def test_a_label_outside_the_list_is_rejected_with_the_nearest(run: Any) -> None:
+    task = {**CLASSIFY, "labels": list(tiny.WORDS)}
+    found = run([*tiny.rows(200), ("a row by itself", "biling")], task=task)
+    assert found.rejected[-1]["rule"] == "unknown label"
+    assert "did you mean 'billing'?" in found.rejected[-1]["reason"]
+
+
+def test_the_split_does_not_depend_on_order_or_on_other_rows(run: Any) -> None:
+    pairs = tiny.rows(200)
+    first = run(pairs).side_of
+    shuffled = random.Random(1).sample(pairs, len(pairs))
+    assert run(shuffled).side_of == first
+    more = run([*pairs, *tiny.rows(120, seed=9)]).side_of
+    moved = {text for text, side in first.items() if more.get(text, side) != side}
+    assert not moved
+
+
+def test_groups_stay_together(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    with (tmp_path / "tickets.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "category", "customer"])
+        writer.writerows([text, label, f"C{k % 40}"] for k, (text, label) in enumerate(tiny.rows(300)))
+    source = {"path": tmp_path / "tickets.csv", "input": "text", "output": "category", "group": "customer"}
+    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": [source]})
+    (tmp_path / "out").mkdir()
+    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    sides: dict[str, set[str]] = {}
+    for split, records in found.sides.items():
+        for record in records:
+            sides.setdefault(str(record.group), set()).add(split)
+    assert len(sides) == 40
+    assert all(len(splits) == 1 for splits in sides.values())
+
+
+def test_near_duplicates_of_held_out_rows_are_kept_out_of_training(run: Any) -> None:
+    pairs = tiny.rows(200)
+    held_out = [record.input for record in run(pairs).sides["test"]]
+    variants = [
+        (text + extra, "billing") for text in held_out[:6] for extra in (" so", " ok", " at", " by", " up", " to")
+    ]
+    found = run([*pairs, *variants])
+    assert found.metrics["near_held_out"]["left_out"] > 0
+    near = [row for row in found.rejected if row["rule"] == "near a held-out row"]
+    assert len(near) == found.metrics["near_held_out"]["left_out"]
+    references = [minhash.normalise(r.input) for split in SPLITS[1:] for r in found.sides[split]]
+    for record in found.sides["train"]:  # every pair compared, in place of the hashes that prepare trusts
+        assert max(minhash.ratio(minhash.normalise(record.input), other) for other in references) < 0.85
+
+
+def test_a_source_can_be_bound_to_a_side(run: Any) -> None:
+    with pytest.raises(DataError, match="no rows are left for 'train'"):
+        run(tiny.rows(50), source={"split": "test"})
+
+
+def test_an_unknown_column_is_refused_with_the_nearest(run: Any) -> None:
+    with pytest.raises(DataError, match=r"has no column 'categry'; did you mean 'category'\?") as caught:
+        run(tiny.rows(50), source={"output": "categry"})
+    assert caught.value.hint == "its columns: text, category"
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize(("pairs", "message"), [([], "holds no rows"), (tiny.rows(3), "no rows are left for")])
+def test_too_little_data_is_refused(run: Any, pairs: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        run(pairs)
+    assert caught.value.code == 3
+
+
+def test_the_contract_is_written(run: Any) -> None:
+    task = Task.read(run(tiny.rows(100)).out)
+    assert (task.kind, task.labels, task.system) == ("classify", tuple(sorted(tiny.WORDS)), tiny.SYSTEM)
+    assert (task.chat_template, task.end) == (tiny.TEMPLATE, "<|im_end|>")
+    assert "<|im_start|>" in task.special_tokens
+
+
+def test_the_same_bytes_whatever_hash_seed_zone_locale_folder_and_home(tiny_run: Path, desk: Path) -> None:
+    first = next(tiny_run.glob("runs/prepared/*"))
+    again = next(desk.glob("runs/prepared/*"))
+    for path in sorted(again.iterdir(), reverse=True):
+        path.unlink()
+    again.rmdir()
+    elsewhere = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "tr_TR.UTF-8"}
+    env = tiny.environment(**elsewhere, HOME=str(desk))
+    tiny.ok(tiny.slmctl(desk, "prepare", env=env, cwd="/"))
+    names = {path.name for path in first.iterdir()} - {"manifest.json"}
+    assert {path.name for path in again.iterdir()} - {"manifest.json"} == names
+    for name in names:
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+
+
+# What repeats, what contradicts
+
+
+def test_numbers_make_another_question(run: Any) -> None:
+    pairs = [*tiny.rows(200), ("rate this book 4 of 6", "billing"), ("rate this book 5 of 6", "account")]
+    found = run([*pairs, ("Rate this book: 5 of 6!", "account")])
+    assert found.metrics["duplicates"]["exact"] == 1
+    assert found.metrics["conflicts"]["pairs"] == 0
+
+
+def test_duplicates_can_be_kept_each_under_its_own_id(run: Any) -> None:
+    pairs = tiny.rows(200)
+    found = run([*pairs, pairs[0], pairs[0]], duplicates={"exact": "list", "similarity": 1})
+    ids = [record.id for records in found.sides.values() for record in records]
+    assert len(set(ids)) == len(ids) == 202
+    listed = [json.loads(line) for line in (found.out / "repeated.jsonl").read_text().splitlines()]
+    first = {"file": "tickets.csv", "row": 1}
+    assert [(line["rule"], line["source"]["row"], line["repeats"]) for line in listed] == [
+        ("duplicate", 201, first), ("duplicate", 202, first),
+    ]  # fmt: skip
+    assert len({found.side_of[text] for text, _ in pairs[:1]}) == 1
+
+
+def test_near_duplicates_can_be_dropped(run: Any) -> None:
+    pairs = tiny.rows(200)
+    variants = [(f"{text} {word}", label) for text, label in pairs[:5] for word in ("ok", "so")]
+    listed = run([*pairs, *variants], duplicates={"similarity": 0.9})
+    dropped = run([*pairs, *variants], duplicates={"near": "drop", "similarity": 0.9})
+    assert listed.metrics["duplicates"]["near"] == dropped.metrics["duplicates"]["near"] >= 10
+    assert dropped.metrics["rejected_by_reason"]["near duplicate"] == dropped.metrics["duplicates"]["near"]
+
+
+def test_a_row_of_a_bound_test_set_stays_and_its_twin_in_training_goes(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    pairs = tiny.rows(200)
+    train = tiny.write_csv(tmp_path / "train.csv", pairs)
+    test = tiny.write_csv(tmp_path / "test.csv", pairs[:20])
+    columns = {"input": "text", "output": "category"}
+    sources = [{"path": train, **columns}, {"path": test, **columns, "split": "test"}]
+    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources, "splits": {"test": 0}})
+    (tmp_path / "out").mkdir()
+    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    assert found.metrics["test"] == 20
+    assert {row["source"]["file"] for row in found.rejected if row["rule"] == "duplicate"} == {"train.csv"}
+
+
+def test_a_cap_is_what_equal_questions_with_different_answers_leave(run: Any) -> None:
+    pairs = tiny.rows(200)
+    other = {label: next(name for name in tiny.WORDS if name != label) for label in tiny.WORDS}
+    found = run([*pairs, *((text + "!", other[label]) for text, label in pairs[:10])])
+    assert found.metrics["conflicts"]["pairs"] == 10
+    assert found.metrics["conflicts"]["cap"] == pytest.approx(200 / 210, abs=1e-6)
+
+
+def test_a_label_that_looks_like_a_slip_is_named(run: Any) -> None:
+    found = run([*tiny.rows(200), ("a row by itself", "biling"), ("another one alone", "Billing")])
+    assert [(t["label"], t["likely"]) for t in found.metrics["label_typos"]] == [
+        ("Billing", "billing"), ("biling", "billing"),
+    ]  # fmt: skip
+
+
+# Limits
+
+
+def test_too_many_unusable_rows_fail_the_stage(run: Any) -> None:
+    pairs = [*tiny.rows(100), *[("", "billing")] * 5]
+    assert run(pairs).metrics["rejected_by_reason"] == {"empty input": 5}
+    with pytest.raises(
+        DataError, match=r"5 of 105 rows are unusable, more than max_rejected 4.0%: 5 empty input"
+    ) as caught:
+        run(pairs, max_rejected="4%")
+    assert caught.value.code == 3
+
+
+def test_a_run_of_words_in_common_with_training_is_measured_and_gated(run: Any) -> None:
+    tail = "if you are not the person whom this letter is meant for then tear it up at once"
+    pairs = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
+    sides = run(pairs, max_overlap=1).metrics["overlap"]["sides"]
+    assert all(side["overlapping"] == side["measured"] > 0 for side in sides.values())
+    with pytest.raises(GateError, match=r"share a run of words with training rows, more than max_overlap 25.0%"):
+        run(pairs)
+
+
+def test_a_side_may_be_empty_when_its_share_is_nothing(run: Any) -> None:
+    found = run(tiny.rows(100), splits={"calibration": 0})
+    assert found.metrics["calibration"] == 0
+    assert (found.out / "calibration.jsonl").read_bytes() == b""
+
+
+# Personal data
+
+
+def test_personal_data_is_replaced_counted_and_nowhere_in_the_artifact(run: Any, tmp_path: Path) -> None:
+    address, card = "kim.doe@" + "brindlecove.test", "4111 1111 " + "1111 1111"
+    pairs = [*tiny.rows(200), (f"write to {address} about it", "billing"), (f"my card {card} was charged", "billing")]
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    found = run(pairs, sensitive={"email": "pseudonymise", "key": key})
+    whole = b"".join(path.read_bytes() for path in found.out.iterdir())
+    assert address.encode() not in whole
+    assert card.encode() not in whole
+    assert "my card [CARD] was charged" in found.side_of
+    assert found.metrics["sensitive_rows"] == 2
+    assert {(e["kind"], e["column"], e["action"], e["count"]) for e in found.metrics["sensitive"]} == {
+        ("email", "text", "pseudonymise", 1), ("card", "text", "redact", 1),
+    }  # fmt: skip
+
+
+def test_what_is_kept_marks_its_record(run: Any) -> None:
+    text = "write to kim.doe@" + "brindlecove.test about it"
+    found = run([*tiny.rows(200), (text, "billing")])
+    marked = [record.input for records in found.sides.values() for record in records if record.sensitive]
+    assert marked == [text]
+
+
+def test_rows_can_be_dropped_and_a_run_refused(run: Any) -> None:
+    pairs = [*tiny.rows(200), ("write to kim.doe@" + "brindlecove.test", "billing")]
+    assert run(pairs, sensitive={"email": "drop"}).metrics["rejected_by_reason"] == {"sensitive": 1}
+    with pytest.raises(DataError, match=r"tickets.csv row 201 holds what the config refuses: email"):
+        run(pairs, sensitive={"email": "refuse"})
+
+
+# Conversations
+
+
+def test_conversations_of_several_turns_with_tools(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "track", "parameters": {}}}
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": "Which order?", "weight": 0},
+                {"role": "user", "content": f"number {k}"},
+                {"role": "assistant", "content": f"Order {k} is {label}."},
+            ],
+            "tools": [tool],
+        }
+        for k, (text, label) in enumerate(tiny.rows(80))
+    ]
+    rows.append({"messages": [rows[0]["messages"][1], {"role": "assistant", "tool_calls": [tool]}]})
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = PrepareConfig.model_validate({"task": {"kind": "generate"}, "sources": [{"path": path}]})
+    (tmp_path / "out").mkdir()
+    found = Prepared(tmp_path / "out", prepare.run(config, base=artifacts["base"], out=tmp_path / "out"))
+    assert found.metrics["sources"][0]["shape"] == "messages"
+    assert found.metrics["rejected_by_reason"] == {"tool calls": 1}  # the tiny base's template writes none
+    record = found.sides["train"][0]
+    assert record.tools == (tool,)
+    assert [message.get("weight") for message in record.messages] == [None, None, 0, None, None]
+    assert record.input.count("\n") == 2  # every message before the answer but the system's
+    assert Task.read(found.out).system == "Be brief."  # every row brought the same
+
+
+def test_a_tool_call_becomes_the_text_that_the_template_writes() -> None:
+    template = (
+        "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.tool_calls %}{% for c in m.tool_calls %}CALL {{ c.function | tojson }}{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    task = Task("generate", template, "<|im_end|>", special_tokens=("<|im_end|>",))
+    call = {"type": "function", "function": {"name": "track", "arguments": {"order": "<|im_end|>7"}}}
+    before = [{"role": "user", "content": "Where?"}]
+    said = task.spoken(before, {"role": "assistant", "content": "", "tool_calls": [call], "weight": 1}, [call])
+    assert said == {
+        "role": "assistant", "weight": 1,
+        "content": 'CALL {"name": "track", "arguments": {"order": "<\u200b|im_end|>7"}}',
+    }  # fmt: skip
+    assert task.prompt(before, tools=[call]).startswith("TOOLS [{")
+
+
+# Place, time and workers change nothing
+
+
+def test_workers_change_nothing(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_reader, "LARGE", 0)  # so that a small data set is read by workers too
+    path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(1200), ("", "billing"), ("x@" + "y.test", "billing")])
+    made = []
+    for workers in (1, 2, 3):
+        out = tmp_path / f"out{workers}"
+        out.mkdir()
+        sources = [{"path": path, "input": "text", "output": "category"}]
+        config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources, "workers": workers})
+        metrics = prepare.run(config, base=artifacts["base"], out=out)
+        made.append((metrics, {file.name: file.read_bytes() for file in out.iterdir()}))
+    assert made[0] == made[1] == made[2]
+
+
+def test_explain_prints_mapping_and_records_and_writes_nothing(desk: Path) -> None:
+    before = sorted(desk.rglob("*"))
+    shown = tiny.ok(tiny.slmctl(desk, "prepare", "--explain"))
+    assert sorted(desk.rglob("*")) == before
+    assert "tickets.csv: columns, since the config names the columns" in shown
+    assert shown.count("<|im_start|>assistant") == 3
+    first = tiny.rows()[0]
+    assert first[0] in shown
+    assert f"  | {first[1]}<|im_end|>" in shown
+
+
+def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any) -> None:
+    found = run([*tiny.rows(200), *((f"{text} " * 60, label) for text, label in tiny.rows(40, seed=5))])
+    longer = found.metrics["tokens"]["longer_than"]
+    assert longer["256"] > 0
+    assert f"{longer['256']} over 256" in (found.out / "report.html").read_text()

@@ -1,0 +1,377 @@
+"""publish as its user runs it: what is planned is what leaves, and what must not leave stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from support import tiny
+from support.released import contents
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.errors import GateError, IntegrityError
+from slmctl.pipeline import runner
+from slmctl.releases import registry
+
+RELEASE = {"LICENSE", "Modelfile", "NOTICE", "README.md", "lineage.intoto.json", "manifest.json", "report.html",
+           "report.json", "report.md", "rows.jsonl", "task.json"}  # fmt: skip
+
+
+@pytest.fixture
+def fresh(desk: Path) -> Path:
+    """A project that has run up to its report."""
+    for folder in (desk / "registry", desk / "runs" / "published"):
+        shutil.rmtree(folder)
+    return desk
+
+
+def open_project(folder: Path, *sets: str) -> runner.Project:
+    return runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+
+
+def plan(folder: Path, *args: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(tiny.ok(tiny.slmctl(folder, "publish", "--plan", "--json", *args)))
+    return found
+
+
+def test_what_is_planned_is_what_leaves(fresh: Path) -> None:
+    told = plan(fresh)
+    assert not (fresh / "registry").exists()
+    assert (told["visibility"], told["license"], told["hosts"]) == ("who may read the folder", "apache-2.0", [])
+    done = tiny.slmctl(fresh, "publish")
+    release = fresh / "registry" / "tiny-desk" / "1.0"
+    sent = contents(release)
+    assert tiny.ok(done)
+    assert {one["to"] for one in told["files"]} == {str(release / name) for name in sent}
+    assert {one["file"]: one["size"] for one in told["files"]} == {name: len(raw) for name, raw in sent.items()}
+    assert told["bytes_to_send"] == sum(map(len, sent.values()))
+    models = {name for name in sent if name.endswith(".gguf")}
+    assert models == {"base-115K-tiny-desk-v1.0-F16.gguf", "base-115K-tiny-desk-v1.0-Q8_0.gguf"}
+    assert set(sent) == RELEASE | models
+    again = plan(fresh)
+    assert (again["there"], again["bytes_to_send"]) == (True, 0)
+    assert "already in" in tiny.slmctl(fresh, "publish").stderr
+    text = tiny.ok(tiny.slmctl(fresh, "publish", "--plan"))
+    assert "license     apache-2.0" in text
+    assert "bytes       0 to send" in text
+
+
+def test_adapter_and_merged_weights_go_out_on_request(fresh: Path) -> None:
+    told = plan(fresh, "--set", "publish.include=[adapter, merged]")
+    more = {one["file"] for one in told["files"] if "/" in one["file"]}
+    assert more == {
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "merged/config.json",
+        "merged/chat_template.jinja", "merged/generation_config.json", "merged/model.safetensors",
+        "merged/tokenizer.json", "merged/tokenizer.model", "merged/tokenizer_config.json",
+    }  # fmt: skip
+    (release,) = (fresh / "runs" / "published").iterdir()
+    card = (release / "README.md").read_text()
+    assert "vllm serve ./merged" in card
+    assert json.loads((release / "adapter" / "adapter_config.json").read_bytes())["peft_type"] == "LORA"
+
+
+def test_the_card_says_what_was_measured_and_how_to_run_it(tiny_run: Path) -> None:
+    release = tiny_run / "registry" / "tiny-desk" / "1.0"
+    card = (release / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["license"], head["base_model"], head["base_model_relation"]) == ("apache-2.0", "base", "quantized")
+    report = json.loads((release / "report.json").read_bytes())
+    for result in head["model-index"][0]["results"]:
+        (metric,) = result["metrics"]
+        name = metric["name"].split(",")[0]
+        assert metric["value"] == report["models"][name]["metrics"]["accuracy"]
+        assert f"n={report['n']}" in metric["name"]
+        assert "95% interval" in metric["name"]
+    for participant in ("majority", "tfidf_logistic", "base", "adapter", "F16", "Q8_0"):
+        assert f"\n| {participant} | " in card
+    for heading in ("Intended use", "Measured", "Files", "Use", "Data", "Limits", "License"):
+        assert f"\n## {heading}\n" in card
+    for how in ("slmctl serve", "ollama create", "llama-server -m", "vLLM"):
+        assert how in card
+    assert "rows train" in card
+    for text, _ in tiny.rows():
+        assert text not in card  # a summary of the data, and none of it
+
+
+def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
+    release = tiny_run / "registry" / "tiny-desk" / "1.0"
+    said = json.loads((release / "lineage.intoto.json").read_bytes())
+    assert said["_type"] == "https://in-toto.io/Statement/v1"
+    assert said["predicateType"] == "https://slsa.dev/provenance/v1"
+    for subject in said["subject"]:
+        assert f"sha256:{subject['digest']['sha256']}" == artifact.sha256_file(release / subject["name"])
+    build = said["predicate"]["buildDefinition"]
+    steps = {step["role"]: step["digest"] for step in build["internalParameters"]["steps"]}
+    for role, kind in (("base",) * 2, ("adapter",) * 2, ("merged",) * 2, ("gguf",) * 2, ("report",) * 2):
+        (made,) = (tiny_run / "runs" / kind).iterdir()
+        assert steps[role] == artifact.load(made).digest
+    wanted = artifact.sha256_file(tiny_run / "tickets.csv").removeprefix("sha256:")
+    assert {"name": "data source 1", "digest": {"sha256": wanted}} in build["resolvedDependencies"]
+    assert "tickets.csv" not in json.dumps(said)
+    assert said["predicate"]["runDetails"]["builder"]["version"]["slmctl"]
+
+
+def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
+    leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
+    project = open_project(fresh)
+    asked = runner.ask(project, "publish")
+    section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
+    with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
+        runner.run(project, runner.ask(project, "publish", section=section))
+    assert leaky not in caught.value.message
+    assert not list((fresh / "runs").glob("published/*"))
+    assert asked.recipe_id
+
+
+def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slmctl.stages.publish import memorisation_probe
+
+    probe = memorisation_probe.Probe("0" * 16, "x", "y", 30.0)
+    monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
+    monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
+    with pytest.raises(GateError, match="gives rows of its training data away: 1 of 1") as caught:
+        runner.publish(open_project(fresh))
+    assert caught.value.code == 5
+    assert not list((fresh / "runs").glob("published/*"))
+    assert not (fresh / "registry").exists()
+
+
+def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
+    project = open_project(fresh)
+    inputs: dict[str, Any] = dict(runner.ask(project, "publish").inputs)
+    other = inputs["merged"].manifest.__dict__ | {"inputs": {"base": "sha256:0", "adapter": "sha256:0"}}
+    inputs["merged"] = artifact.Artifact(inputs["merged"].path, artifact.Manifest(**other))
+    with pytest.raises(IntegrityError, match="was not made from"):
+        runner.run(project, runner.ask(project, "publish", inputs))
+
+
+def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Path) -> None:
+    project = open_project(fresh)
+    made = runner.run(project, runner.ask(project, "publish")).artifact
+    from slmctl.stages.publish import publish
+
+    silent = artifact.Artifact(
+        made.path, artifact.Manifest(**made.manifest.__dict__ | {"metrics": made.metrics | {"license": ""}})
+    )
+    publish.require_allowed(silent, project.config.publish)
+    elsewhere = project.config.publish.model_copy(update={"to": "hf:acme/desk"})
+    with pytest.raises(GateError, match="the base states no license"):
+        publish.require_allowed(silent, elsewhere)
+
+
+def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    private, public = tmp_path / "release.pem", tmp_path / "release.pub"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    signs = ("--set", f"publish.key={private}")
+    assert plan(fresh, *signs)["signed"]
+    tiny.ok(tiny.slmctl(fresh, "publish", *signs))
+    assert plan(fresh, *signs)["bytes_to_send"] == 0
+    private.unlink()
+    other = tmp_path / "other.pub"
+    made = subprocess.run(
+        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, stdout=subprocess.PIPE
+    )
+    subprocess.run(["openssl", "ec", "-pubout", "-out", other], input=made.stdout, check=True, stderr=subprocess.PIPE)
+    address = f"dir:{fresh}/registry#1.0"
+    refused = tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
+    assert refused.returncode == 7
+    assert f"the signature of {address}" in refused.stderr
+    assert not (tmp_path / "got").exists()  # what is not signed by this key never has the name
+    told = tiny.ok(again := tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(public)))
+    assert "fetching" not in again.stderr  # it was brought, and is looked at again
+    assert tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other)).returncode == 7
+    assert Path(told) == tmp_path / "got"
+    assert contents(tmp_path / "got") == contents(fresh / "registry" / "tiny-desk" / "1.0")
+    assert "signed by the holder of release.pub" in tiny.ok(
+        tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
+    )
+    (tmp_path / "got" / "NOTICE").write_text("Mine.\n")
+    done = tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
+    assert done.returncode == 7
+    unsigned = tiny.slmctl(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
+    assert unsigned.returncode == 7
+    assert "is not signed" in unsigned.stderr
+
+
+def test_a_release_that_was_made_again_is_not_taken_for_signed(fresh: Path, tmp_path: Path) -> None:
+    """The registry has the same files, and a manifest of another time: a signature of today would not hold there."""
+    pytest.importorskip("model_signing")
+    private = tmp_path / "release.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    tiny.ok(tiny.slmctl(fresh, "publish"))
+    shutil.rmtree(fresh / "runs" / "published")
+    done = tiny.slmctl(fresh, "publish", "--set", f"publish.key={private}")
+    assert done.returncode == 7, done.stderr
+    assert "already holds tiny-desk 1.0 with the manifest of another run" in done.stderr
+    assert "hint: raise 'version'" in done.stderr
+    assert not (fresh / "registry" / "tiny-desk" / "1.0" / "model.sig").exists()
+    assert "already in" in tiny.slmctl(fresh, "publish").stderr
+
+
+def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
+    """A limit on the size of files is one form of it that a test can have."""
+
+    def limited(size: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    registry = Path(shutil.copytree(tiny_run / "registry", tmp_path / "registry"))
+    fetched = tiny.slmctl(tmp_path, "fetch", f"dir:{registry}#1.0", preexec_fn=limited(50_000))
+    promoted = tiny.slmctl(
+        tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry), preexec_fn=limited(1)
+    )
+    for what, done in (("fetch", fetched), ("promote", promoted)):
+        assert done.returncode == 6, done.stderr
+        assert f"{what}: the disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+    tiny.ok(tiny.slmctl(tmp_path, "fetch", f"dir:{registry}#1.0"))  # goes on where it stopped
+    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+
+
+# Tags, and who follows them
+
+
+def second_version(desk: Path) -> None:
+    """The same models as another version: a release that differs in its name and texts."""
+    first = desk / "registry" / "tiny-desk" / "1.0"
+    made = artifact.load(first)
+    final = desk / "second" / "1.1"
+    with artifact.draft(final) as place:
+        shutil.copytree(first, place, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        (place / "manifest.json").unlink()
+        (place / "NOTICE").write_text("Version 1.1\n")
+        for path in place.glob("*.gguf"):
+            path.rename(path.with_name(path.name.replace("v1.0", "v1.1")))
+        fields = made.manifest.__dict__ | {"metrics": made.metrics | {"version": "1.1"}}
+        artifact.publish_draft(
+            place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
+        )
+    from slmctl.releases import targets
+    from slmctl.releases.targets.local import Local
+
+    local = Local(desk / "registry")
+    targets.deliver(local, targets.plan(local, "dir:", targets.shipment(artifact.load(final))))
+
+
+def test_promote_and_roll_back_from_the_command_line(desk: Path) -> None:
+    second_version(desk)
+    for release, said in (("1.0", "production is 1.0"), ("1.1", "1.1, before that 1.0"), ("1.0", "before that 1.1")):
+        done = tiny.slmctl(desk, "promote", release, "--tag", "production")
+        assert Path(tiny.ok(done)) == desk / "registry" / "tiny-desk" / release
+        assert said in done.stderr
+    with (desk / "slmctl.yaml").open("a") as stream:
+        stream.write("gates: [{metric: accuracy, model: Q8_0, min: 1.0}]\n")
+    refused = tiny.slmctl(desk, "promote", "1.1", "--tag", "production")
+    assert refused.returncode == 5
+    assert "the gate wants at least 1" in refused.stderr
+    assert registry.find(desk / "registry", "production").metrics["version"] == "1.0"
+    alone = tiny.slmctl(desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry"))
+    assert tiny.ok(alone)  # without a config its own gates count, and it had none
+
+
+@pytest.fixture
+def followed(desk: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
+    second_version(desk)
+    for version in ("1.0", "1.1"):
+        tiny.ok(tiny.slmctl(desk, "promote", version, "--tag", "production"))
+    tiny.ok(tiny.slmctl(desk, "promote", "1.0", "--tag", "production"))
+    child = tiny.start(desk, "serve", "dir:./registry#production", "--port", "0")
+    assert child.stdout is not None
+    url = child.stdout.readline().strip()
+    assert url.startswith("http://127.0.0.1:"), child.communicate()
+    yield desk, child, url
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+def served(url: str) -> str:
+    name: str = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
+    return name
+
+
+def await_event(child: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    """The next event of that name in the server's log; the server is ended after a minute without it."""
+    assert child.stderr is not None
+    patience = threading.Timer(60, child.terminate)
+    patience.start()
+    try:
+        for line in child.stderr:
+            if line.startswith("{") and (event := json.loads(line))["event"] == name:
+                return dict(event)
+    finally:
+        patience.cancel()
+    raise AssertionError(f"the log has no event '{name}'")
+
+
+def follow(child: subprocess.Popen[str], url: str) -> str:
+    """Have the server take up what its tag stands for, while requests come and none is refused."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(await_event, child, "followed")
+        child.send_signal(signal.SIGHUP)
+        while not done.done():
+            served(url)
+        done.result()
+    return served(url)
+
+
+@pytest.mark.slow
+def test_a_server_follows_its_tag(followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+    desk, child, url = followed
+    assert "v1.0" in served(url)
+    tiny.ok(tiny.slmctl(desk, "promote", "1.1", "--tag", "production"))
+    assert "v1.0" in served(url)  # until it is told
+    assert "v1.1" in follow(child, url)
+    tiny.ok(tiny.slmctl(desk, "promote", "1.0", "--tag", "production"))
+    assert "v1.0" in follow(child, url)
+
+
+@pytest.mark.slow
+def test_a_server_stays_with_what_is_whole(followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+    desk, child, url = followed
+    tiny.ok(tiny.slmctl(desk, "promote", "1.1", "--tag", "production"))
+    path = next((desk / "registry" / "tiny-desk" / "1.1").glob("*Q8_0.gguf"))
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.unlink()
+    path.write_bytes(raw)
+    child.send_signal(signal.SIGHUP)
+    assert "damaged" in await_event(child, "not_followed")["error"]
+    assert "v1.0" in served(url)
+    assert child.poll() is None
+
+
+def test_fetch_keeps_to_its_host(tmp_path: Path) -> None:
+    """The network is open for the host that the target names, and no other."""
+    code = (
+        "import socket\nfrom slmctl.network import guard\nfrom slmctl.releases import targets\n"
+        "from slmctl.errors import NetworkError\nguard.seal()\n"
+        "def ask(host):\n"
+        "    try:\n        socket.getaddrinfo(host, 443)\n"
+        "    except NetworkError as error:\n        return 'refused'\n"
+        "    except OSError:\n        return 'asked'\n"
+        "    return 'asked'\n"
+        "before = ask('registry.invalid')\n"
+        "with targets.opened('oci://registry.invalid/acme/desk', targets.Settings(), purpose='test'):\n"
+        "    print(before, ask('registry.invalid'), ask('elsewhere.invalid'), ask('registry.invalid'))\n"
+    )
+    env = os.environ | {"RES_OPTIONS": "attempts:1 timeout:1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["refused", "asked", "refused", "asked"], done.stderr
+    assert "will contact registry.invalid and no other host" in done.stderr

@@ -1,0 +1,79 @@
+"""A server under test, as its user starts it: a process of its own on a free port of the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from support import tiny
+
+ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}  # of a model that was never taught to stop
+ROOM = ("--set=serve.context=4096", "--set=serve.max_tokens=4000")  # for such an answer
+
+
+def begin(folder: Path, *args: str) -> tuple[subprocess.Popen[str], str]:
+    """The process and its address, when it is ready."""
+    child = tiny.start(folder, "serve", "--port", "0", *args)
+    assert child.stdout is not None
+    url = child.stdout.readline().strip()
+    assert url.startswith("http://"), child.communicate()
+    return child, url
+
+
+def end(child: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """Stop a server; the lines of its log."""
+    child.send_signal(signal.SIGTERM)
+    return ended(child)
+
+
+def ended(child: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """The log of a server that has been told to stop."""
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+
+
+def chat(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def post(url: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def engine_of(server: subprocess.Popen[str]) -> int:
+    """The process id of a server's engine."""
+    (found,) = [int(pid) for pid in _children(server.pid) if b"slmctl.inference.llama_child" in _command(pid)]
+    return found
+
+
+def _children(pid: int) -> list[str]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += (task / "children").read_text().split()
+    return found
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def figure(url: str, name: str) -> float:
+    """One figure of /metrics."""
+    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    return float(next(line for line in lines if line.startswith(name + " ")).rpartition(" ")[2])

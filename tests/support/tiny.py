@@ -1,0 +1,206 @@
+"""A tiny random Llama with its tokenizer, a data set it can learn, and the program as its user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Whether what some tests need of the system is said to be there: they fail without it, and are not skipped.
+REQUIRED = os.environ.get("SLMCTL_REQUIRE", "") not in ("", "0")
+LABELS = {
+    "billing": "invoice refund charged card payment euro bank price",
+    "delivery": "parcel courier late truck doorstep carrier tracking shipped",
+    "account": "password login locked profile username reset email signin",
+}
+WORDS = {label: text.split() for label, text in LABELS.items()}
+FILLER = (
+    "please hello today yesterday again still why how when my your the a this that since monday friday "
+    "week month twice never always nobody someone phone office house garden letter answer green blue big small "
+    "quick slow first last open close help thanks sorry really maybe order shop kettle lamp chair bicycle"
+)
+SYSTEM = "Name the category."
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CONFIG = """\
+project: tiny-desk
+version: "1.0"
+base: ./base
+task: {kind: classify, labels: from-data, system: Name the category.}
+prepare:
+  sources: [{path: tickets.csv, input: text, output: category}]
+finetune: {epochs: 14, learning_rate: 1e-2, batch: 8, lora: {rank: 16, alpha: 32}}
+quantize: {types: [Q8_0, F16]}
+evaluate: {models: [base, adapter, gguf]}
+"""
+
+
+CALIBRATED = (
+    CONFIG.replace(
+        "output: category}]\n", "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n"
+    ).replace("[Q8_0, F16]", "[Q8_0]")
+    + "calibrate: {max_error: 0.4}\n"
+)
+
+
+def rows(count: int = 300, seed: int = 0) -> list[tuple[str, str]]:
+    """Distinct short texts with their categories; two words of each text tell the category."""
+    choose = random.Random(seed)
+    result: dict[str, str] = {}
+    while len(result) < count:
+        label = choose.choice(list(WORDS))
+        words = [*choose.sample(WORDS[label], 2), *choose.sample(FILLER.split(), 5)]
+        choose.shuffle(words)
+        result[" ".join(words)] = label
+    return list(result.items())
+
+
+def write_csv(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([("text", "category"), *pairs])
+    return path
+
+
+def build_base(out: Path, *, template: str | None = TEMPLATE) -> Path:
+    """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained here.
+
+    llama.cpp's converter knows BPE tokenizers by a list of hashes; sentencepiece it takes as it is.
+    """
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+    out.mkdir(parents=True)
+    known = [*FILLER.split(), *(word for group in WORDS.values() for word in group), *WORDS, *SYSTEM.split()]
+    known += ["user", "assistant", "system", "Answer", "Message"]
+    lines = [" ".join(known[k:] + known[:k]) + " . 0 1 2 3 4 5 6 7 8 9" for k in range(len(known))]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*lines, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;?!'-"]),
+        model_writer=model, vocab_size=640, model_type="bpe", byte_fallback=True, character_coverage=1.0,
+        control_symbols=["<|im_start|>", "<|im_end|>"], pad_id=-1, add_dummy_prefix=False,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    (out / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = LlamaTokenizer.from_pretrained(
+        out, legacy=False, add_prefix_space=False, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(out)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.1,
+            bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+        )
+    ).save_pretrained(out)  # fmt: skip
+    (out / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8")
+    return out
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a program under test: no variable of the outside decides what it does."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SLMCTL", "PYTEST"))}
+    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | more
+
+
+def command(folder: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "slmctl", "-C", str(folder), *args]
+
+
+def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program in a folder and wait for it."""
+    options.setdefault("env", environment())
+    return subprocess.run(command(folder, *args), capture_output=True, text=True, **{"timeout": 300, **options})
+
+
+def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
+    """Start the program in a folder, in a process group of its own."""
+    options.setdefault("env", environment())
+    return subprocess.Popen(
+        command(folder, *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        **options,
+    )  # fmt: skip
+
+
+def kill_group(child: subprocess.Popen[str]) -> None:
+    """kill -9 of a program and everything it started."""
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    """The stdout of a program that must have succeeded, without its last line break."""
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def run_here(folder: Path, *args: str) -> None:
+    """Be the program, in a process that was forked for it."""
+    from slmctl.cli.main import main
+
+    sys.argv = ["slmctl", "-C", str(folder), *args]
+    main()
+
+
+def calibrated(folder: Path, base: Path) -> Path:
+    """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from."""
+    shutil.copytree(base, folder / "base")
+    (folder / "slmctl.yaml").write_text(CALIBRATED, encoding="utf-8")
+    write_csv(folder / "tickets.csv", rows(800))
+    for args in (("run", "--until", "quantize"), ("calibrate",)):
+        ok(slmctl(folder, *args))
+    return folder
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["topic", "items"],
+    "additionalProperties": False,
+    "properties": {
+        "topic": {"type": "string"},
+        "items": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}},
+    },
+}
+
+
+def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
+    """A project of any task kind, trained for some seconds: enough to end its answers, not to be right."""
+    shutil.copytree(base, folder / "base")
+    task = {
+        "classify": "{kind: classify, labels: from-data, system: Name the category.}",
+        "extract": "{kind: extract, schema: schema.json, system: Name the category.}",
+        "generate": "{kind: generate, system: Answer.}",
+    }[kind]
+    lines = []
+    for k, (text, label) in enumerate(rows()):
+        words = text.split()
+        answer: Any = {
+            "classify": label,
+            "extract": {"topic": label, "items": [{"name": word} for word in words[:1]]},
+            "generate": f"{label} {words[0]}",
+        }[kind]
+        lines.append({"text": text, "answer": answer, "customer": f"c{k % 9}"})
+    (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "slmctl.yaml").write_text(
+        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\ntask: {task}\n'
+        "prepare: {sources: [{path: rows.jsonl, input: text, output: answer}]}\n"
+        "finetune: {steps: 80, learning_rate: 1e-2, batch: 8}\nquantize: {types: [Q8_0, F16]}\n"
+        f"predict: {{max_tokens: 24}}\n{extra}",
+        encoding="utf-8",
+    )
+    return folder
