@@ -115,14 +115,14 @@ def one(side: str, project: Path) -> dict[str, Any]:
 
     from slmctl import config
     from slmctl.model_files import hf_folder
-    from slmctl.pipeline import runner
-    from slmctl.stages.finetune import cpu_kernels, finetune, memory_estimate, trainer
+    from slmctl.pipeline import resolve
+    from slmctl.stages.finetune import encoding, finetune, layer_replacement, memory_estimate, trainer
     from slmctl.stages.finetune.packing import IGNORED
     from slmctl.task.contract import Task
     from slmctl.task.records import read_records
 
     settings = config.load(project / config.FILENAME)
-    asked = runner.ask(runner.Project(root=project, config=settings), "finetune")
+    asked = resolve.ask(resolve.Project(root=project, config=settings), "finetune")
     base, prepared = asked.inputs["base"], asked.inputs["prepared"]
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
@@ -131,8 +131,8 @@ def one(side: str, project: Path) -> dict[str, Any]:
     )
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     task = Task.read(prepared.path)
-    rows, _ = finetune.encode(read_records(prepared.file("train.jsonl")), task, tokenizer, recipe)
-    held, _ = finetune.encode(read_records(prepared.file("validation.jsonl"))[:VALIDATION], task, tokenizer, recipe)
+    rows, _ = encoding.encode(read_records(prepared.file("train.jsonl")), task, tokenizer, recipe)
+    held, _ = encoding.encode(read_records(prepared.file("validation.jsonl"))[:VALIDATION], task, tokenizer, recipe)
     times: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -144,10 +144,10 @@ def one(side: str, project: Path) -> dict[str, Any]:
     tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM * BATCH :])
     found: dict[str, Any] = {"name": project.name}
     if side == "slmctl":
-        model = finetune._transformers(recipe, base.path)
-        cpu_kernels.install(model)
+        model = finetune.load_transformers(recipe, base.path)
+        layer_replacement.install(model)
         bench = project / "runs" / ".bench"
-        sft: Any = finetune._trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
+        sft: Any = finetune.make_trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
         sft.checkpoints = None
         sft.add_callback(Clock())
         sft.train()

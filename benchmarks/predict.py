@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import result
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, stage_table
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -121,8 +121,8 @@ def measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Open one side's model, warm it up, and time the rows."""
     root = options.project.resolve()
-    project = runner.Project(root=root, config=config.load(root / config.FILENAME))
-    prepared = runner.find(project, runner.Role("prepared", ("prepared",)))
+    project = resolve.Project(root=root, config=config.load(root / config.FILENAME))
+    prepared = resolve.find(project, stage_table.Role("prepared", ("prepared",)))
     task = Task.read(prepared.path)
     records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
     sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
@@ -145,19 +145,19 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(
-    project: runner.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
+    project: resolve.Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
     from slmctl.inference.engine import Answer
-    from slmctl.stages.predict import predict
+    from slmctl.stages.predict import predict, prompts
 
-    model = runner.find(project, runner.Role(kind, (kind,)))
-    base = runner.base_of(project, model) if kind == "adapter" else None
+    model = resolve.find(project, stage_table.Role(kind, (kind,)))
+    base = resolve.base_of(project, model) if kind == "adapter" else None
     with predict.opened(model, task, base=base, type=type_name) as (answerer, _):
 
         def answer(records: list[Record]) -> list[str]:
-            prompts = [predict.prompt(task, record.input) for record in records]
-            groups = [[prompt] for prompt in prompts] if alone else [prompts]
+            questions = [prompts.prompt(task, record.input) for record in records]
+            groups = [[prompt] for prompt in questions] if alone else [questions]
             texts: list[str] = []
             for group in groups:
                 found = dict(answerer.answer(group))
@@ -170,13 +170,13 @@ def ours(
         yield answer
 
 
-def llama(project: runner.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
-    """A plain loop over `llama_cpp.Llama`, which keeps what two prompts in a row have in common."""
+def llama(project: resolve.Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
+    """A plain loop over `llama_cpp.Llama`, which keeps what two questions in a row have in common."""
     from llama_cpp import Llama
 
     from slmctl.inference.engine import is_type, usable_cores
 
-    model = runner.find(project, runner.Role("gguf", ("gguf",)))
+    model = resolve.find(project, stage_table.Role("gguf", ("gguf",)))
     (entry,) = [entry for entry in model.files(".gguf") if is_type(entry.path, type_name)]
     peer = Llama(str(model.file(entry.path)), n_ctx=2048, n_threads=usable_cores(), verbose=False)
 
@@ -191,15 +191,15 @@ def llama(project: runner.Project, task: Task, type_name: str) -> Iterator[Calla
     yield answer
 
 
-def generate(project: runner.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
+def generate(project: resolve.Project, task: Task) -> Iterator[Callable[[list[Record]], list[str]]]:
     """A plain loop over transformers' `generate`, on the base with its adapter in float32."""
     import torch
 
     from slmctl.model_files import hf_folder
     from slmctl.stages.predict.transformers_answerer import _with_adapter
 
-    adapter: Artifact = runner.find(project, runner.Role("adapter", ("adapter",)))
-    base = runner.base_of(project, adapter)
+    adapter: Artifact = resolve.find(project, stage_table.Role("adapter", ("adapter",)))
+    base = resolve.base_of(project, adapter)
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     model = _with_adapter(hf_folder.load_model(base.path, attn_implementation="sdpa"), adapter)
     ends = [tokenizer.convert_tokens_to_ids(task.end), tokenizer.eos_token_id]

@@ -28,7 +28,7 @@ from benchmarks import result
 from slmctl import config
 from slmctl.config import CalibrateConfig
 from slmctl.errors import GateError
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.reports import svg_chart
 from slmctl.stages.calibrate import calibrate
 from slmctl.stages.calibrate.calibrate import Rows
@@ -110,8 +110,8 @@ class Given:
     """A project with its data set, and the answers of its file and of a linear model."""
 
     def __init__(self, folder: Path, type: str) -> None:
-        self.project = runner.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
-        self.prepared = runner.find(self.project, runner.Role("prepared", ("prepared",)))
+        self.project = resolve.Project(root=folder.resolve(), config=config.load(folder / config.FILENAME))
+        self.prepared = resolve.find(self.project, stage_table.Role("prepared", ("prepared",)))
         self.task, self.type = Task.read(self.prepared.path), type
         self._lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
@@ -152,7 +152,7 @@ class Given:
         return answered([*self.records(first), *outside]), answered(self.records("test"))
 
     def _answered(self, split: str) -> list[dict[str, Any]]:
-        (asked,) = runner.predictions_of(self.project, "gguf", split, self.type)
+        (asked,) = resolve.predictions_of(self.project, "gguf", split, self.type)
         made = runner.run(self.project, asked).artifact
         text = made.file("predictions.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]

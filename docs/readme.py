@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import banking77, public, result  # noqa: E402
 from slmctl import config  # noqa: E402
-from slmctl.cli.main import cli  # noqa: E402
-from slmctl.pipeline import runner  # noqa: E402
+from slmctl.cli.group import cli  # noqa: E402
+from slmctl.pipeline import stage_table  # noqa: E402
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 
@@ -21,7 +21,7 @@ FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 def stages() -> str:
     """The table of stages."""
     lines = ["| stage | takes | leaves | what it does |", "|---|---|---|---|"]
-    for stage in runner.STAGES.values():
+    for stage in stage_table.STAGES.values():
         takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
         takes += " + sources" if stage.name == "prepare" else ""
         about = cli.commands[stage.name].get_short_help_str(200)

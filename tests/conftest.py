@@ -17,7 +17,7 @@ os.environ.setdefault(
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
@@ -62,9 +62,9 @@ def artifacts(tiny_run: Path) -> dict[str, Artifact]:
 
 
 @pytest.fixture
-def project(tiny_run: Path) -> runner.Project:
+def project(tiny_run: Path) -> resolve.Project:
     """`tiny_run` as the library sees it."""
-    return runner.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
+    return resolve.Project(root=tiny_run, config=config.load(tiny_run / config.FILENAME))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import slmctl
-from slmctl.pipeline.runner import STAGES
+from slmctl.pipeline.stage_table import STAGES
 
 ROOT = Path(slmctl.__file__).parent
 GROUPS = ("data", "model", "release", "server")

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from slmctl.errors import IntegrityError, LockedError
+from slmctl.errors import IntegrityError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -338,66 +335,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()) -> Iterator[None]:
-    """Hold `path` against other processes; the kernel frees it when the holder dies.
+def require_whole(given: Artifact, *, hint: str = "") -> None:
+    """Read every byte of an artifact before it is used.
 
     Args:
-        needs: Digests of artifacts that must stay while it is held.
+        given: What will be used.
+        hint: What to type where it is damaged; by default how its stage makes it again.
 
     Raises:
-        LockedError: Another process holds it and `wait` is false.
+        IntegrityError: It is not what its manifest says.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as opened:
-        stream = opened.enter_context(path.open("a+"))
-        while not _hold(stream, path, wait=wait, on_wait=on_wait):
-            stream = opened.enter_context(path.open("a+"))
-        stream.seek(0)
-        stream.truncate()
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.truncate(0)
-
-
-def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
-    """Lock an open file; whether it is still the one that others will open: `gc` removes old ones."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = _holder(stream)
-        if not wait:
-            raise LockedError(f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it") from None
-        on_wait(holder)
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(stream: IO[str]) -> str:
-    """Who holds a lock, by what it has written; it writes right after it has locked."""
-    for _ in range(20):
-        stream.seek(0)
-        if line := stream.readline().strip():
-            return line
-        time.sleep(0.01)
-    return "a process that has not yet said who it is"
-
-
-def held(path: Path) -> list[str] | None:
-    """What the holder of a lock has written: who it is, then the digests that it needs; None when nobody holds it."""
-    try:
-        with path.open("r+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return [_holder(stream), *stream.read().split()]
-    except FileNotFoundError:
-        pass
-    return None
+    faults = verify(given)
+    if faults:
+        raise IntegrityError(
+            f"{given.path} ({given.kind}) is damaged: {'; '.join(faults)}",
+            hint=hint or f"remove it and run its stage again: rm -r {given.path}",
+        )

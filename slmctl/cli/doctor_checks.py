@@ -11,13 +11,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from slmctl import __version__, child_environment
+from slmctl import __version__, child_environment, hardware
 from slmctl.config import settled_products
 from slmctl.console import size
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
 from slmctl.model_files import gguf_converter
-from slmctl.pipeline.runner import EXTRAS
+from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.stages.finetune import backend
 
 OPTIONAL = ("cuda", "pii")  # extras that [all] leaves out: nothing is missing without them
@@ -56,8 +56,8 @@ def fix() -> list[str]:
 def _machine() -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     disk = shutil.disk_usage(".").free
-    flags = [flag for flag in FLAGS if flag in backend.cpu_flags()]
-    gpu = backend.accelerator()
+    flags = [flag for flag in FLAGS if flag in hardware.cpu_flags()]
+    gpu = hardware.accelerator()
     return [
         Finding("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
         Finding(
@@ -109,11 +109,11 @@ def _packages() -> list[Finding]:
         missing = [name for name, version in versions.items() if not version]
         found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
         more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
-        wanted = extra not in OPTIONAL or (extra == "cuda" and backend.accelerator())
+        wanted = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
         remedy = f"pip install 'slmctl[{extra}]'" if missing and wanted else ""
         findings.append(Finding(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
     torch = _version("torch")
-    if torch and "+cpu" not in torch and not backend.accelerator() and _is_cuda_build():
+    if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
         findings.append(Finding("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
     elif not torch:
         findings.append(

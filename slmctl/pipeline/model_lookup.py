@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmctl.artifacts import lineage
+from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine, is_lora, is_type
-from slmctl.pipeline import runner
-from slmctl.pipeline.runner import Project, Role
+from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.stage_table import Role
 from slmctl.releases import registry
 from slmctl.task.contract import FILENAME, Task
 
@@ -35,16 +36,16 @@ def find(desk: Desk, model: str | None, kinds: tuple[str, ...]) -> Artifact:
         UsageError: It is of another kind.
     """
     if model is None:
-        return runner.find(desk.project(), Role("published", ("published",)))
+        return resolve.find(desk.project(), Role("published", ("published",)))
     if model.startswith("dir:"):
         return registry.find(*registry.parse(model, desk.directory))  # a tag: looked up whenever this is called
-    return runner.open_model(Path(model), kinds)
+    return resolve.open_model(Path(model), kinds)
 
 
 def gguf(desk: Desk, model: str | None, type: str | None) -> tuple[Artifact, Path]:
     """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
     found = find(desk, model, ("published", "gguf"))
-    runner.require_whole(found, hint=AGAIN)
+    artifact.require_whole(found, hint=AGAIN)
     return found, found.file(file_of(found, type).path)
 
 
@@ -106,7 +107,7 @@ def contract(desk: Desk, model: str | None, elsewhere: str) -> tuple[Task, str]:
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
         return Task.read(alone), elsewhere
     found = find(desk, model, ("published", "gguf", "merged", "adapter", "prepared"))
-    runner.require_whole(found, hint=AGAIN)
+    artifact.require_whole(found, hint=AGAIN)
     names = [Path(entry.path).stem for entry in found.files(".gguf")]
     return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
 
@@ -118,8 +119,8 @@ def lora(place: Path) -> tuple[Path, Task | None]:
         IntegrityError: It is damaged.
         UsageError: It is no adapter.
     """
-    found = runner.open_model(place, ("gguf",))
-    runner.require_whole(found, hint=AGAIN)
+    found = resolve.open_model(place, ("gguf",))
+    artifact.require_whole(found, hint=AGAIN)
     entries = found.files(".gguf")
     chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
     if len(chosen) != 1:
@@ -148,17 +149,17 @@ class Asked:
     """The model that a user's file is answered with, its task, and the project where one is needed."""
 
     def __init__(self, desk: Desk, model: str | None, type: str | None, *, max_tokens: int) -> None:
-        kinds = tuple(kind for kind in runner.STAGES["predict"].takes[0].kinds if kind != "endpoint")
+        kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._desk, self._project = desk, None
         if model and Path(model).exists():
-            self.model = runner.open_model(Path(model), kinds)
+            self.model = resolve.open_model(Path(model), kinds)
         elif model is not None and model not in kinds:  # said before a config is missed, which a path needs none of
             raise UsageError(f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path")
         else:
             self._project = desk.project()
-            self.model = runner.find(self._project, Role(model or "gguf", (model or "gguf",)))
-        runner.require_whole(self.model, hint=AGAIN)
-        home = self.model if _has_task(self.model) else runner.find(self.project, Role("prepared", ("prepared",)))
+            self.model = resolve.find(self._project, Role(model or "gguf", (model or "gguf",)))
+        artifact.require_whole(self.model, hint=AGAIN)
+        home = self.model if _has_task(self.model) else resolve.find(self.project, Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
         self.type = type or _smallest(self.model)
         self.max_tokens = max_tokens
@@ -187,9 +188,9 @@ def handed_over(desk: Desk, model: str | None, weights: str | None) -> tuple[Art
     """What a hand-over is of: what was asked, and the weights that it is or came from: a whole model, or a base and
     an adapter."""
     if model is None:
-        asked = runner.find(desk.project(), Role("published", ("published",)))
+        asked = resolve.find(desk.project(), Role("published", ("published",)))
     else:
-        asked = runner.open_model(Path(model), ("published", "gguf", "merged", "adapter"))
+        asked = resolve.open_model(Path(model), ("published", "gguf", "merged", "adapter"))
     root = desk.directory if asked.kind == "published" else root_of(desk.directory, asked.path)
     if (weights or ("adapter" if asked.kind == "adapter" else "merged")) == "merged":
         return asked, lineage.origin(root, asked, "merged"), None

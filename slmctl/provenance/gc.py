@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
-from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts import artifact, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, stage_table
 from slmctl.provenance import reproduce
 from slmctl.sources import snapshot
 
@@ -56,7 +56,7 @@ class Found:
         return {"size": self.size, "items": items, "notes": list(self.notes)}
 
 
-def find(project: runner.Project, registries: Sequence[Path]) -> Found:
+def find(project: resolve.Project, registries: Sequence[Path]) -> Found:
     """Everything below `runs/` that nothing needs.
 
     Args:
@@ -78,7 +78,7 @@ def find(project: runner.Project, registries: Sequence[Path]) -> Found:
     ]
     items += _left(project, used)
     items += _copies(project, [one for one in known if one.path in needed])
-    items += [Item(path, "a lock that nobody holds", 0) for path in _locks(project) if artifact.held(path) is None]
+    items += [Item(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.held(path) is None]
     return Found(tuple(items), tuple(notes))
 
 
@@ -93,7 +93,7 @@ def lines(found: Found, root: Path) -> Iterator[str]:
     yield f"{console.size(found.size):>9}  in all" if found.items else "nothing to remove: all that is here is needed"
 
 
-def remove(project: runner.Project, found: Found) -> tuple[int, list[Path]]:
+def remove(project: resolve.Project, found: Found) -> tuple[int, list[Path]]:
     """Remove what was found, except what a process has begun to use since.
 
     Returns:
@@ -108,12 +108,12 @@ def remove(project: runner.Project, found: Found) -> tuple[int, list[Path]]:
     return freed, left
 
 
-def _remove(project: runner.Project, path: Path) -> bool:
+def _remove(project: resolve.Project, path: Path) -> bool:
     """Remove one thing, under the lock that whoever makes it would hold."""
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
     lock = _lock_of(project, path)
-    if lock is not None and artifact.held(lock) is not None:
+    if lock is not None and locks.held(lock) is not None:
         return False
     if (path / MANIFEST).exists():
         if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
@@ -143,7 +143,7 @@ def _remove_lock(path: Path) -> bool:
 
 
 def _needed(
-    project: runner.Project, known: Sequence[Artifact], registries: Sequence[Path]
+    project: resolve.Project, known: Sequence[Artifact], registries: Sequence[Path]
 ) -> tuple[set[Path], list[str]]:
     """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
     by_digest: dict[str, list[Artifact]] = {}
@@ -167,18 +167,18 @@ def _needed(
     return paths | {one.path for one in known if one.digest in reached}, notes
 
 
-def _current(project: runner.Project) -> Iterator[Path]:
+def _current(project: resolve.Project) -> Iterator[Path]:
     """Where the present config's artifacts lie, or would."""
-    for name in runner.STAGES:
+    for name in stage_table.STAGES:
         with contextlib.suppress(IntegrityError):  # what it needs has not been made
             if name == "predict":
                 for model in project.config.evaluate.models:
-                    yield from (asked.path for asked in runner.predictions_of(project, model))
+                    yield from (asked.path for asked in resolve.predictions_of(project, model))
             else:
-                yield runner.expected(project, name).path
+                yield resolve.expected(project, name).path
 
 
-def _served(project: runner.Project, known: Sequence[Artifact]) -> Iterator[Path]:
+def _served(project: resolve.Project, known: Sequence[Artifact]) -> Iterator[Path]:
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
@@ -201,16 +201,16 @@ def _inputs(manifest: Artifact | Manifest) -> set[str]:
 # What is in use
 
 
-def _locks(project: runner.Project) -> list[Path]:
+def _locks(project: resolve.Project) -> list[Path]:
     return sorted(path for path in (project.runs / ".locks").glob("*") if path.is_file())
 
 
-def _held_digests(project: runner.Project) -> set[str]:
+def _held_digests(project: resolve.Project) -> set[str]:
     """Digests that running stages have said they need."""
-    return {line for path in _locks(project) for line in (artifact.held(path) or [])[1:]}
+    return {line for path in _locks(project) for line in (locks.held(path) or [])[1:]}
 
 
-def _lock_of(project: runner.Project, path: Path) -> Path | None:
+def _lock_of(project: resolve.Project, path: Path) -> Path | None:
     """The lock that whoever makes something below `runs/` holds."""
     if path.parent == project.sources:
         return project.runs / ".locks" / "sources"
@@ -222,7 +222,7 @@ def _lock_of(project: runner.Project, path: Path) -> Path | None:
     return project.runs / ".locks" / f"{path.parent.name}-{name}"
 
 
-def _in_use(project: runner.Project) -> set[str]:
+def _in_use(project: resolve.Project) -> set[str]:
     """Files below `runs/` that a process has open or mapped, such as a model that is served (Linux)."""
     top, used = str(project.runs.resolve()) + "/", set[str]()
     for process in Path("/proc").glob("[0-9]*"):
@@ -243,7 +243,7 @@ def _is_used(path: Path, used: set[str]) -> bool:
 # What lies beside
 
 
-def _left(project: runner.Project, used: set[str]) -> Iterator[Item]:
+def _left(project: resolve.Project, used: set[str]) -> Iterator[Item]:
     """What interrupted runs left: drafts, and checkpoints of trainings that the config no longer asks for."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
@@ -251,16 +251,16 @@ def _left(project: runner.Project, used: set[str]) -> Iterator[Item]:
         if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != ".draft-"):
             continue
         lock = _lock_of(project, path)
-        if (lock is not None and artifact.held(lock) is not None) or _is_used(path, used):
+        if (lock is not None and locks.held(lock) is not None) or _is_used(path, used):
             continue
         if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
             continue  # the next run goes on from there
         yield Item(path, _LEFT[prefix], _size(path))
 
 
-def _copies(project: runner.Project, needed: Sequence[Artifact]) -> Iterator[Item]:
+def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Item]:
     """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
-    if artifact.held(project.runs / ".locks" / "sources") is None:
+    if locks.held(project.runs / ".locks" / "sources") is None:
         asked = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
         hashes = {one["sha256"] for made in needed for one in made.metrics.get("sources", []) if "sha256" in one}
         for path in sorted(project.sources.glob("[!.]*")):

@@ -20,7 +20,7 @@ from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.provenance import diff
 
 PREFIX = ".reproduce-"  # of the folder that a rebuilt artifact lies in until it has been compared
@@ -53,7 +53,7 @@ class Reproduction:
         return {"same": self.same, **dataclasses.asdict(self)}
 
 
-def reproduce(project: runner.Project, made: Artifact, sources: Sequence[Path] = ()) -> Reproduction:
+def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] = ()) -> Reproduction:
     """Build an artifact again, beside it, compare, and remove what was built.
 
     Args:
@@ -70,13 +70,13 @@ def reproduce(project: runner.Project, made: Artifact, sources: Sequence[Path] =
     if faults:
         raise IntegrityError(f"{made.path} is damaged: {'; '.join(faults)}", hint="there is nothing to compare with")
     name = made.manifest.stage.partition("/")[0]
-    if name not in runner.STAGES:
+    if name not in stage_table.STAGES:
         raise UsageError(f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl")
     inputs = _inputs(project, made, sources)
     project.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
         section = _section(project, made, name, sources, Path(place))
-        asked = runner.ask(project, name, inputs, section)
+        asked = resolve.ask(project, name, inputs, section)
         beside = dataclasses.replace(asked, path=Path(place) / asked.stage.leaves / asked.path.name)
         rebuilt = runner.run(project, beside).artifact
         return Reproduction(
@@ -109,11 +109,11 @@ def _word(sha256: str | None) -> str:
 # What it was made of
 
 
-def _inputs(project: runner.Project, made: Artifact, given: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
+def _inputs(project: resolve.Project, made: Artifact, given: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
     by_digest = {one.digest: one for one in lineage.known(project.root)}
     for path in given:  # a bare .gguf or an HF folder that stood in for an artifact
         if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
-            found = runner.open_model(path, ("gguf", "adapter", "merged"))
+            found = resolve.open_model(path, ("gguf", "adapter", "merged"))
             by_digest.setdefault(found.digest, found)
 
     def one(role: str, digest: str) -> Artifact:
@@ -121,7 +121,7 @@ def _inputs(project: runner.Project, made: Artifact, given: Sequence[Path]) -> d
             return by_digest[digest]
         if made.metrics.get("kind") == "endpoint" and role == "model":
             raise UsageError(f"{made.path} holds answers of an endpoint, which cannot be had again")
-        stage = runner.BY_KIND.get(role)
+        stage = stage_table.BY_KIND.get(role)
         raise IntegrityError(
             f"{role} {digest[:19]}, which {made.path} was made of, is not below {project.runs}",
             hint=f"slmctl run --until {stage.name}" if stage else "name a model that is no artifact by --source PATH",
@@ -133,7 +133,7 @@ def _inputs(project: runner.Project, made: Artifact, given: Sequence[Path]) -> d
     }
 
 
-def _section(project: runner.Project, made: Artifact, name: str, given: Sequence[Path], place: Path) -> config.Section:
+def _section(project: resolve.Project, made: Artifact, name: str, given: Sequence[Path], place: Path) -> config.Section:
     """The config as it was recorded, with a path for every hash, under the name that the file then had."""
     model = type(config.stage_config(project.config, name))
     found = _Sources(project, given)
@@ -175,7 +175,7 @@ def _named(found: Path, folder: Path, name: str) -> Path:
 class _Sources:
     """Files and folders by the hash of what they hold; each is hashed when it is first needed."""
 
-    def __init__(self, project: runner.Project, given: Sequence[Path]) -> None:
+    def __init__(self, project: resolve.Project, given: Sequence[Path]) -> None:
         self._left = iter([*given, *_files(project.sources), *config.contents(project.config)])
         self._known: dict[str, Path] = {}
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
@@ -118,7 +118,7 @@ def put_blob(root: Path, source: Path, sha256: str) -> None:
         IntegrityError: The file is not what its hash says.
     """
     target = blob(root, sha256)
-    with artifact.lock(root / ".locks" / f"blob-{sha256[:16]}", wait=True, on_wait=console.say):
+    with locks.lock(root / ".locks" / f"blob-{sha256[:16]}", wait=True, on_wait=console.say):
         if holds_blob(root, sha256):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
         IntegrityError: The version is there and is another release.
     """
     final = root / project / version
-    with artifact.lock(root / ".locks" / f"{project}-{version}", wait=True, on_wait=console.say):
+    with locks.lock(root / ".locks" / f"{project}-{version}", wait=True, on_wait=console.say):
         if not (final / MANIFEST).exists():
             with artifact.draft(final) as place:
                 for name, sha256 in files.items():
@@ -226,7 +226,7 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
         raise IntegrityError(f"{release.path} is damaged: {'; '.join(faults)}", hint="publish it again")
     _require_gates(root, release, beside)
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
-    with artifact.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):
+    with locks.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):
         path = root / project / ".tags" / tag
         before = _read_tag(path) if path.exists() else None
         if before is not None and before.digest == release.digest:

@@ -20,7 +20,6 @@ from slmctl.sensitive.rules import SAID_AT, Match, Rule, cards, digit_count, ema
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
-from slmctl.sensitive.stand_ins import make_key as make_key
 from slmctl.sensitive.stand_ins import stand_in
 from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, View, is_encoded, views
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slmctl import console
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 from slmctl.errors import IntegrityError, UsageError
 
 SCHEMA = 1
@@ -138,7 +138,7 @@ def _hash(secret: str) -> str:
 
 
 def _locked(path: Path) -> AbstractContextManager[None]:
-    return artifact.lock(path.with_name(f".{path.name}.lock"), wait=True, on_wait=console.say)
+    return locks.lock(path.with_name(f".{path.name}.lock"), wait=True, on_wait=console.say)
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, LockedError
 
@@ -416,7 +416,7 @@ def holder(tmp_path: Path) -> Any:
 def test_second_process_is_told_who_holds_the_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with (
         pytest.raises(LockedError, match=rf"lock is locked by pid {holder.pid} on \S+ since \d{{4}}-") as caught,
-        artifact.lock(tmp_path / "lock", wait=False, on_wait=pytest.fail),
+        locks.lock(tmp_path / "lock", wait=False, on_wait=pytest.fail),
     ):
         pytest.fail("two processes hold one lock")
     assert "--no-wait" in caught.value.hint
@@ -425,7 +425,7 @@ def test_second_process_is_told_who_holds_the_lock(holder: subprocess.Popen[str]
 def test_killed_holder_frees_the_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with artifact.lock(tmp_path / "lock", wait=False, on_wait=pytest.fail):
+    with locks.lock(tmp_path / "lock", wait=False, on_wait=pytest.fail):
         assert f"pid {os.getpid()} on " in (tmp_path / "lock").read_text()
 
 
@@ -436,13 +436,13 @@ def test_waiting_says_for_whom_and_goes_on(holder: subprocess.Popen[str], tmp_pa
         told.append(who)
         holder.communicate()  # its stdin ends, and so does it
 
-    with artifact.lock(tmp_path / "lock", wait=True, on_wait=release):
+    with locks.lock(tmp_path / "lock", wait=True, on_wait=release):
         assert told[0].startswith(f"pid {holder.pid} on ")
 
 
 def test_lock_is_free_again_after_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="failed"), artifact.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):
+    with pytest.raises(RuntimeError, match="failed"), locks.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):
         raise RuntimeError("failed")
     assert (tmp_path / "l").read_text() == ""
-    with artifact.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):
+    with locks.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):
         pass

@@ -19,10 +19,11 @@ from click.testing import CliRunner
 from support import TESTS
 
 from slmctl import __version__, config
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Manifest
-from slmctl.cli.main import CHAIN, TEMPLATES, cli
-from slmctl.pipeline import runner
+from slmctl.cli.group import CHAIN, cli
+from slmctl.cli.inspect_commands import TEMPLATES
+from slmctl.pipeline import resolve, stage_table
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
@@ -71,8 +72,8 @@ def bare(tmp_path: Path) -> Path:
 
 def leave(root: Path, stage: str) -> artifact.Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
-    made = runner.Project(root, config.load(root / "slmctl.yaml"))
-    asked = runner.ask(made, stage)
+    made = resolve.Project(root, config.load(root / "slmctl.yaml"))
+    asked = resolve.ask(made, stage)
     with artifact.draft(asked.path) as place:
         (place / "content.txt").write_text(f"{stage}: content")
         return artifact.publish_draft(
@@ -187,16 +188,16 @@ def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[confi
 
 
 def test_one_word_in_every_place() -> None:
-    for name, stage in runner.STAGES.items():
+    for name, stage in stage_table.STAGES.items():
         assert name in cli.commands
         assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
         assert stage.module.endswith(f".{name}")
-    assert [name for name in runner.STAGES if name in CHAIN] == list(CHAIN)
-    assert set(runner.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
+    assert [name for name in stage_table.STAGES if name in CHAIN] == list(CHAIN)
+    assert set(stage_table.STAGES) - set(CHAIN) == {"predict"}  # evaluate runs it
 
 
 def test_every_role_of_a_stage_can_be_given_a_path() -> None:
-    for name, stage in runner.STAGES.items():
+    for name, stage in stage_table.STAGES.items():
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
         missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
         # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
@@ -334,10 +335,10 @@ def test_damaged_artifact_is_7(bare: Path) -> None:
 
 def test_locked_is_8(bare: Path) -> None:
     leave(bare, "pull")
-    made = runner.Project(bare, config.load(bare / "slmctl.yaml"))
-    asked = runner.ask(made, "prepare")
+    made = resolve.Project(bare, config.load(bare / "slmctl.yaml"))
+    asked = resolve.ask(made, "prepare")
     lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
-    with artifact.lock(lock, wait=False, on_wait=pytest.fail):
+    with locks.lock(lock, wait=False, on_wait=pytest.fail):
         done = slmctl("prepare", "--no-wait", cwd=bare)
     assert done.returncode == 8
     assert f"is locked by pid {os.getpid()} on" in done.stderr

@@ -16,13 +16,13 @@ from support import tiny
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.errors import GateError, IntegrityError, MissingError, StageError, UsageError
-from slmctl.pipeline import runner
+from slmctl.pipeline import chains, resolve, runner, stage_table, system_errors
 
 KINDS = ("base", "prepared", "adapter", "merged", "gguf", "predictions", "report", "published")
 
 
-def open_project(folder: Path, *sets: str) -> runner.Project:
-    return runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def open_project(folder: Path, *sets: str) -> resolve.Project:
+    return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def listing(folder: Path) -> set[str]:
@@ -67,7 +67,9 @@ def test_the_second_run_does_nothing(desk: Path) -> None:
     done = tiny.slmctl(desk, "run")
     assert Path(tiny.ok(done)) == only(desk, "published")
     stages = [
-        line.split()[:2] for line in done.stderr.splitlines() if line.split()[:1] and line.split()[0] in runner.STAGES
+        line.split()[:2]
+        for line in done.stderr.splitlines()
+        if line.split()[:1] and line.split()[0] in stage_table.STAGES
     ]
     assert [name for name, _ in stages] == ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
     assert {state for _, state in stages} == {"current"}
@@ -78,18 +80,18 @@ def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path)
     (desk / "tickets.csv").touch()
     moved = desk.rename(tmp_path / "elsewhere")
     project = open_project(moved)
-    made = [name for name in runner.STAGES if name not in ("predict", "calibrate")]
-    assert all(runner.expected(project, name).path.exists() for name in made)
+    made = [name for name in stage_table.STAGES if name not in ("predict", "calibrate")]
+    assert all(resolve.expected(project, name).path.exists() for name in made)
 
 
 def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
     text = (desk / "tickets.csv").read_text()
     (desk / "tickets.csv").write_text(text.replace("billing\n", "delivery\n", 1))
     project = open_project(desk)
-    assert runner.ask(project, "pull").path.exists()
-    assert not runner.ask(project, "prepare").path.exists()
+    assert resolve.ask(project, "pull").path.exists()
+    assert not resolve.ask(project, "prepare").path.exists()
     with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
-        runner.ask(project, "finetune")
+        resolve.ask(project, "finetune")
     assert caught.value.hint == "slmctl run --until prepare"
 
 
@@ -102,13 +104,13 @@ def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, f
     project = open_project(tiny_run, setting)
     order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate"]
     for name in order[: order.index(first)]:
-        assert runner.expected(project, name).path.exists()
-    assert not runner.expected(project, first).path.exists()
+        assert resolve.expected(project, name).path.exists()
+    assert not resolve.expected(project, first).path.exists()
 
 
 def test_where_a_release_goes_is_no_part_of_the_recipe(tiny_run: Path) -> None:
     first, second = open_project(tiny_run), open_project(tiny_run, "publish.to=dir:/elsewhere", "serve.port=1")
-    assert runner.expected(first, "publish").recipe_id == runner.expected(second, "publish").recipe_id
+    assert resolve.expected(first, "publish").recipe_id == resolve.expected(second, "publish").recipe_id
 
 
 # Damage
@@ -153,17 +155,17 @@ def test_the_command_verify_exits_with_7(desk: Path) -> None:
 @pytest.mark.parametrize("what", ["file", "manifest"])
 def test_the_next_stage_refuses_what_is_damaged(desk: Path, kind: str, name: str, stage: str, what: str) -> None:
     folder = only(desk, kind)
-    leaves = runner.STAGES[stage].leaves
+    leaves = stage_table.STAGES[stage].leaves
     for made in desk.glob(f"runs/{leaves}/*"):
         shutil.rmtree(made)  # so that the stage has something to do
     flip(folder / (name if what == "file" else "manifest.json"))
     project = open_project(desk)
     with pytest.raises(IntegrityError) as caught:
         if stage == "predict":
-            for asked in runner.predictions_of(project, "gguf"):
+            for asked in resolve.predictions_of(project, "gguf"):
                 runner.run(project, asked)
         else:
-            runner.run(project, runner.expected(project, stage))
+            runner.run(project, resolve.expected(project, stage))
     assert caught.value.code == 7
     assert str(folder) in caught.value.message
     assert ("changed: " + name if what == "file" else "manifest.json") in caught.value.message
@@ -173,7 +175,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, kind: str, name: str
 def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
     (only(desk, "merged") / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
-        runner.ask(open_project(desk), "quantize")
+        resolve.ask(open_project(desk), "quantize")
 
 
 # Interruption
@@ -183,7 +185,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
 def test_a_killed_stage_leaves_nothing_that_looks_whole(desk: Path, kind: str) -> None:
     final = only(desk, kind)
     shutil.rmtree(final)
-    child = tiny.start(desk, "run", "--until", runner.BY_KIND[kind].name)
+    child = tiny.start(desk, "run", "--until", stage_table.BY_KIND[kind].name)
     while not list(final.parent.glob(".draft-*")):  # the stage is at work
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
@@ -192,7 +194,7 @@ def test_a_killed_stage_leaves_nothing_that_looks_whole(desk: Path, kind: str) -
     assert not final.exists()
     for manifest in desk.glob("runs/**/manifest.json"):
         assert not artifact.verify_folder(manifest.parent)
-    assert Path(tiny.ok(tiny.slmctl(desk, "run", "--until", runner.BY_KIND[kind].name))) == final
+    assert Path(tiny.ok(tiny.slmctl(desk, "run", "--until", stage_table.BY_KIND[kind].name))) == final
     assert not artifact.verify_folder(final)
     assert not [path for path in final.parent.iterdir() if path != final], "a draft was left behind"
 
@@ -212,24 +214,24 @@ def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(desk: Pa
     assert "the gate wants at least 1" in done.stderr
     assert not list(desk.glob("runs/published/*"))
     with pytest.raises(GateError, match="accuracy of Q8_0"):
-        runner.publish(open_project(desk))
+        chains.publish(open_project(desk))
     assert not list(desk.glob("registry/*/*"))
 
 
 def test_a_gate_on_something_not_measured_is_a_usage_error(tiny_run: Path) -> None:
     for gate, found in (("accuracy, model: Q4_K_M", "Q4_K_M"), ("rouge, model: Q8_0", "rouge")):
         text = (tiny_run / "slmctl.yaml").read_text() + f"gates: [{{metric: {gate}, min: 0.1}}]\n"
-        project = runner.Project(root=tiny_run, config=config.parse(text, root=tiny_run))
+        project = resolve.Project(root=tiny_run, config=config.parse(text, root=tiny_run))
         with pytest.raises(UsageError, match=found):
-            runner.publish(project)
+            chains.publish(project)
 
 
 def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
     project = open_project(desk, "evaluate.models=[base, adapter]")
-    runner.evaluate(project, project.config.evaluate.models)
+    chains.evaluate(project, project.config.evaluate.models)
     project.forget()
     with pytest.raises(GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf") as caught:
-        runner.publish(project)
+        chains.publish(project)
     assert caught.value.code == 5
 
 
@@ -237,9 +239,9 @@ def test_a_published_version_never_changes(desk: Path) -> None:
     release = desk / "registry" / "tiny-desk" / "1.0"
     kept = (release / "manifest.json").read_bytes()
     project = open_project(desk, "evaluate.confidence=0.9")  # another report: another release of the same version
-    runner.evaluate(project, project.config.evaluate.models)
+    chains.evaluate(project, project.config.evaluate.models)
     with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
-        runner.publish(project)
+        chains.publish(project)
     assert (caught.value.code, "raise 'version'" in caught.value.hint) == (7, True)
     assert (release / "manifest.json").read_bytes() == kept
     assert not artifact.verify_folder(release)
@@ -248,14 +250,14 @@ def test_a_published_version_never_changes(desk: Path) -> None:
 def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
     # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
     project = open_project(desk, "version=2.0")
-    runner.run(project, runner.ask(project, "quantize"))
-    assert not runner.evaluate(project, project.config.evaluate.models).current
+    runner.run(project, resolve.ask(project, "quantize"))
+    assert not chains.evaluate(project, project.config.evaluate.models).current
     project.forget()
-    assert runner.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")
+    assert chains.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")
 
 
 def test_publishing_again_is_no_change(desk: Path) -> None:
-    outcome, target, there = runner.publish(open_project(desk))
+    outcome, target, there = chains.publish(open_project(desk))
     assert outcome.current
     assert there
     assert target == str(desk / "registry" / "tiny-desk" / "1.0")
@@ -322,12 +324,12 @@ def test_a_missing_package_is_said_with_the_command(
     ],
 )
 def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=said), runner.spoken("pull", tmp_path):
+    with pytest.raises(StageError, match=said), system_errors.spoken("pull", tmp_path):
         raise error
 
 
 def test_any_other_error_stays_as_it_is(tmp_path: Path) -> None:
     for error in (OSError(errno.EACCES, "no"), Exception("a bug (os error of mine)")):
-        with pytest.raises(type(error)) as caught, runner.spoken("pull", tmp_path):
+        with pytest.raises(type(error)) as caught, system_errors.spoken("pull", tmp_path):
             raise error
         assert caught.value is error

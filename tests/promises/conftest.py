@@ -10,7 +10,7 @@ import pytest
 from support import tiny
 from support.forks import Forks
 
-from slmctl.pipeline.runner import STAGES
+from slmctl.pipeline.stage_table import STAGES
 
 
 @pytest.fixture(scope="session")

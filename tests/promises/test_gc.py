@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 
 
 def kept(desk: Path) -> set[str]:
@@ -84,7 +84,7 @@ def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(desk: P
 
 def test_what_a_running_process_uses_stays(desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
-    with artifact.lock(lock, wait=False, on_wait=lambda holder: None):
+    with locks.lock(lock, wait=False, on_wait=lambda holder: None):
         assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
         assert older.exists()
     assert tiny.slmctl(desk, "gc", "--yes").returncode == 0

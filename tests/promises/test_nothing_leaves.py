@@ -24,7 +24,7 @@ from support.forks import Forks
 
 from slmctl.errors import NetworkError
 from slmctl.network import package_index
-from slmctl.pipeline import runner
+from slmctl.pipeline import stage_table
 
 ALONE = [*(["unshare", "--net", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"])]
 # What each stage is told, to be quick; one that is not listed is run as it is.
@@ -107,7 +107,7 @@ def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     (desk / "in.csv").write_text("text\nhello\n")
     short = ("--set", "finetune.steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
-    stages = [name for name in runner.STAGES if name not in ("predict", "calibrate")]
+    stages = [name for name in stage_table.STAGES if name not in ("predict", "calibrate")]
     steps = [step(desk, name, *short) for name in stages]
     steps.append(step(desk, "predict", "gguf", *short))
     steps.append(step(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short))

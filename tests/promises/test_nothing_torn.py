@@ -22,7 +22,7 @@ from support.forks import Call, Done, Forks
 from support.scale import FULL
 
 from slmctl.artifacts import artifact
-from slmctl.pipeline import runner
+from slmctl.pipeline import stage_table
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed")
 
@@ -32,7 +32,7 @@ ARGS = {
     "quantize": ("--set", "quantize.types=[Q8_0]"),
     "predict": ("gguf", "--type", "Q8_0", "--split", "validation"),
 }
-RUN = list(runner.STAGES)
+RUN = list(stage_table.STAGES)
 BY_CHILDREN = ("quantize",)  # stages whose files are written by processes of their own
 KILL, FULL_DISK, BROKEN_DISK = "signal=SIGKILL", "error=ENOSPC", "error=EIO"
 
@@ -94,7 +94,7 @@ def after(request: pytest.FixtureRequest, stage: str) -> Path:
 def scene(forks: Forks, run: Path, place: Path, stage: str) -> Scene:
     """A copy of a project without what a stage left, and the trace of a run that nobody disturbs."""
     clean = Path(shutil.copytree(run, place / "clean"))
-    noun = runner.STAGES[stage].leaves
+    noun = stage_table.STAGES[stage].leaves
     shutil.rmtree(clean / "runs" / noun)
     if stage == "publish":
         shutil.rmtree(clean / "registry")
@@ -226,7 +226,7 @@ def test_the_order_on_the_disk(preparing: Forks, tiny_run: Path, before: Path) -
 def test_the_order_on_the_disk_of_every_stage(stages: Forks, after: Path, before: Path, stage: str) -> None:
     made = scene(stages, after, before, stage)
     done = stages.traced(made.copy(), *made.command(), follow=True)
-    (final,) = made.place.glob(f"runs/{runner.STAGES[stage].leaves}/[!.]*")
+    (final,) = made.place.glob(f"runs/{stage_table.STAGES[stage].leaves}/[!.]*")
     order_of(done.calls, final)
 
 

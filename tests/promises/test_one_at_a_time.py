@@ -14,7 +14,7 @@ from support import tiny
 from support.forks import Done, Forks
 from support.scale import FULL
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 
 ROUNDS, PROCESSES = (20, 8) if FULL else (2, 8)
 
@@ -92,20 +92,20 @@ def test_a_killed_holder_frees_the_lock_at_once(holder, preparing: Forks) -> Non
     assert f"{lock.name} is locked by pid {child.pid} on " in refused.stderr
     assert " since 2" in refused.stderr
     assert "hint: leave --no-wait out to wait for it" in refused.stderr
-    assert artifact.held(lock)[1:] == ["sha256:1234"]  # type: ignore[index]
+    assert locks.held(lock)[1:] == ["sha256:1234"]  # type: ignore[index]
     waiting = preparing.start(desk, "prepare")
     child.send_signal(signal.SIGKILL)
     assert waiting.wait().code == 0
-    assert artifact.held(lock) is None
+    assert locks.held(lock) is None
     assert preparing.run(desk, "prepare", "--no-wait").code == 0
 
 
 def test_a_lock_that_was_removed_is_not_held_by_two(tmp_path: Path) -> None:
     # a process that waited for a file which gc has removed would hold what nobody else sees
     path = tmp_path / "locks" / "one"
-    with artifact.lock(path, wait=False, on_wait=print):
+    with locks.lock(path, wait=False, on_wait=print):
         path.unlink()
-        with artifact.lock(path, wait=False, on_wait=print):
-            assert artifact.held(path) is not None
-    with artifact.lock(path, wait=False, on_wait=print):
+        with locks.lock(path, wait=False, on_wait=print):
+            assert locks.held(path) is not None
+    with locks.lock(path, wait=False, on_wait=print):
         assert path.exists()

@@ -12,7 +12,7 @@ from support import TESTS, tiny
 from slmctl import __version__
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST
-from slmctl.pipeline.runner import BY_KIND
+from slmctl.pipeline.stage_table import BY_KIND
 from slmctl.task.contract import Task
 
 KEPT = sorted((TESTS / "fixtures").glob("*/*"))

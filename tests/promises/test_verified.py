@@ -22,11 +22,11 @@ from support.scale import FULL
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Engine, EngineError, Request
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, stage_table
 
 gguf = pytest.importorskip("gguf")
 
-KINDS = [stage.leaves for stage in runner.STAGES.values()]
+KINDS = [stage.leaves for stage in stage_table.STAGES.values()]
 KEPT = TESTS / "fixtures"
 
 
@@ -237,7 +237,7 @@ def test_the_process_that_asks_survives_bad_headers(tiny_run: Path, tmp_path: Pa
 
 def test_a_bare_file_is_the_one_that_was_opened(tiny_run: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(bare(tiny_run), tmp_path / "bare.gguf"))
-    found: Artifact = runner.open_model(path, ("gguf",))
+    found: Artifact = resolve.open_model(path, ("gguf",))
     assert artifact.verify(found) == []
     flip(path, random.Random(1), tmp_path)
     assert artifact.verify(found) == ["changed: bare.gguf"]

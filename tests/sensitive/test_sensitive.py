@@ -30,8 +30,8 @@ from support import EXAMPLES, ROOT, tiny
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
 from slmctl.errors import MissingError, UsageError
-from slmctl.pipeline import runner
-from slmctl.sensitive import KINDS, Policy, Tally, find
+from slmctl.pipeline import resolve, system_errors
+from slmctl.sensitive import KINDS, Policy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
 
 DATA = ROOT.parent / "shared" / "data"
@@ -523,7 +523,7 @@ def test_real_requests_hold_almost_nothing() -> None:
 def test_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / ".keys" / "pseudonyms"
     made: list[bytes] = []
-    threads = [threading.Thread(target=lambda: made.append(sensitive.make_key(path))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: made.append(stand_ins.make_key(path))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -535,10 +535,10 @@ def test_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
     assert {one.name for one in path.parent.iterdir()} == {"pseudonyms", ".gitignore"}
 
 
-def asked(folder: Path, *sets: str) -> runner.Ask:
-    project = runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def asked(folder: Path, *sets: str) -> resolve.Ask:
+    project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
     base = artifact.foreign(folder / "base", "base")
-    return runner.ask(project, "prepare", {"base": base})
+    return resolve.ask(project, "prepare", {"base": base})
 
 
 def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path, tmp_path: Path) -> None:
@@ -617,6 +617,6 @@ def test_presidio_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)  # as where it is not installed
     with pytest.raises(ModuleNotFoundError) as caught:
         find("id 489-36-8350", engine="presidio")
-    told = runner.missing(caught.value, "prepare")
+    told = system_errors.missing(caught.value, "prepare")
     assert isinstance(told, MissingError)
     assert told.hint == "pip install 'slmctl[pii]'"

@@ -26,7 +26,7 @@ from support import tiny
 from support.workbooks import cell, row, write_ods, write_xlsx
 
 from slmctl.errors import DataError, MissingError, SlmctlError, UsageError
-from slmctl.pipeline import runner
+from slmctl.pipeline import system_errors
 from slmctl.sources.rows import MAX_ROW, Row, read_rows
 
 MEMORY = 250  # MB that reading a file may take, whatever is in it
@@ -275,7 +275,7 @@ def test_a_missing_package_is_said_by_its_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ModuleNotFoundError) as caught:
         list(read_rows(tmp_path / "a.xlsx"))
-    said = runner.missing(caught.value, "prepare")
+    said = system_errors.missing(caught.value, "prepare")
     assert isinstance(said, MissingError)
     assert said.hint == "pip install 'slmctl[data]'"
 

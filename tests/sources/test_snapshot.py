@@ -24,7 +24,7 @@ from support.hub import COMMIT
 from slmctl import config, console
 from slmctl.config import Source
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
-from slmctl.pipeline import runner
+from slmctl.pipeline import chains, resolve
 from slmctl.sources import snapshot, sql
 from slmctl.sources.rows import read_rows
 
@@ -467,8 +467,8 @@ def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
     assert "hint: slmctl prepare" in refused.stderr
     path = Path(tiny.ok(tiny.slmctl(desk, "prepare")))
     (desk / "crm.db").unlink()
-    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME))
-    assert runner.ask(project, "prepare").path == path
+    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME))
+    assert resolve.ask(project, "prepare").path == path
     gone = tiny.slmctl(desk, "prepare")
     assert gone.returncode == 3
     assert "crm.db does not exist" in gone.stderr
@@ -483,13 +483,13 @@ def test_standard_input_from_the_command_line(desk: Path) -> None:
 
 
 def test_two_who_gather_wait_for_each_other(desk: Path) -> None:
-    from slmctl.artifacts import artifact
+    from slmctl.artifacts import locks
 
     configure(desk, [{"path": "-", "format": "csv"}])
-    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
-    held = artifact.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
+    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME), wait=False)
+    held = locks.lock(desk / "runs" / ".locks" / "sources", wait=False, on_wait=lambda holder: None)
     with held, pytest.raises(LockedError):
-        runner.gather_sources(project)
+        chains.gather_sources(project)
 
 
 def test_where_a_query_goes_is_said_without_its_user() -> None:

@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 
 from slmctl.config import FinetuneConfig
 from slmctl.model_files import hf_folder
-from slmctl.stages.finetune import finetune
-from slmctl.stages.predict import predict
+from slmctl.stages.finetune import encoding
+from slmctl.stages.predict import prompts
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -41,20 +41,20 @@ ASKED = (
 
 def test_a_prompt_is_the_whole_conversation_with_its_tools() -> None:
     task = Task("classify", TEMPLATE, "<|im_end|>", labels=("billing", "account"), system="Name the category.")
-    assert predict.asked(task, RECORD).text == ASKED
-    told = predict.asked(task, RECORD, list_labels=True)
+    assert prompts.asked(task, RECORD).text == ASKED
+    told = prompts.asked(task, RECORD, list_labels=True)
     assert "Name the category.\nAnswer with one of: billing, account.<|im_end|>" in told.text
     assert told.text.count("<|im_start|>system") == 1
     one_turn = Record("2", (RECORD.messages[0], RECORD.messages[1], RECORD.messages[4]), {"file": "a", "row": 2})
-    plain = predict.asked(task, one_turn)
-    assert plain == predict.prompt(task, "hello")
+    plain = prompts.asked(task, one_turn)
+    assert plain == prompts.prompt(task, "hello")
     assert plain.text.startswith(plain.prefix) and plain.prefix
 
 
 def test_what_is_trained_is_what_is_asked(tiny_base: Path) -> None:
     tokenizer = hf_folder.load_tokenizer(tiny_base)
     task = Task("generate", TEMPLATE, "<|im_end|>")
-    (row,), _ = finetune.encode([RECORD], task, tokenizer, FinetuneConfig())
+    (row,), _ = encoding.encode([RECORD], task, tokenizer, FinetuneConfig())
     learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
     assert learned == tokenizer("billing<|im_end|>", add_special_tokens=False).input_ids
     asked = row["input_ids"][: -len(learned)]

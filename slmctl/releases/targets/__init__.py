@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from slmctl import console
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
@@ -263,7 +263,7 @@ def fetch(
     if final.exists():
         return _already(final, manifest, check)
     lock = final.parent / f".{final.name}.lock"
-    with artifact.lock(lock, wait=True, on_wait=console.say):
+    with locks.lock(lock, wait=True, on_wait=console.say):
         if final.exists():  # another fetch has brought it while this one waited
             fetched = _already(final, manifest, check)
         else:

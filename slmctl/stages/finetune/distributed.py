@@ -1,19 +1,16 @@
 """finetune in more than one process: torch starts them, the first of them writes.
 
-Run as a module, this starts them; started by that, it is one of them. Machines that train together
-share the project's folder: each is told its number, and only machine 0 answers for the result.
+Machines that train together share the project's folder: each is told its number, and only machine 0
+answers for the result.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
-import logging
 import os
 import re
-import signal
 import socket
 import struct
 import subprocess
@@ -21,14 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slmctl import child_environment, console, errors
-from slmctl.artifacts import artifact
+from slmctl import child_environment, errors
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
-from slmctl.errors import NetworkError, SlmctlError, StageError
+from slmctl.errors import NetworkError, StageError
 from slmctl.network import guard
-from slmctl.stages.finetune import backend
 
+WORKER = "slmctl.stages.finetune.distributed_worker"  # by name: it imports finetune, which imports this
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
@@ -52,9 +48,9 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     }  # fmt: skip
     job.write_text(json.dumps(told), encoding="utf-8")
     command = [
-        sys.executable, "-m", __name__, "--nproc_per_node", str(config.processes),
+        sys.executable, "-m", WORKER, "--nproc_per_node", str(config.processes),
         "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
-        "--master_addr", config.address, "--master_port", str(config.port), "-m", __name__, str(job),
+        "--master_addr", config.address, "--master_port", str(config.port), "-m", WORKER, str(job),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
     settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
@@ -116,63 +112,3 @@ def _interface(config: FinetuneConfig) -> dict[str, str]:
                 if socket.inet_ntoa(asked[20:24]) == own:
                     return {"GLOO_SOCKET_IFNAME": name}
     return {}
-
-
-def _start(arguments: list[str]) -> int:
-    """Be torchrun, without its report on a process that failed: that process has said why."""
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.disable(logging.CRITICAL)
-    try:
-        run.main(arguments)
-    except ChildFailedError as error:
-        return next(failure.exitcode for failure in error.failures.values()) or 1
-    return 0
-
-
-def _work(job: Path) -> int:
-    """Do one process's share; returns its exit code."""
-    guard.seal()
-    told = json.loads(job.read_text(encoding="utf-8"))
-    config = FinetuneConfig.model_validate(told["config"])
-    backend.import_first(config.backend)
-    from slmctl.stages.finetune import finetune  # after the switches are set, and after unsloth
-
-    leads = os.environ.get("RANK", "0") == "0"
-    if not leads:
-        console.set_level(-1)
-    answer = Path(told["answer"])
-    try:
-        metrics = finetune.run(
-            config, base=_opened(told["base"], "merged"),
-            prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
-        )  # fmt: skip
-    except SlmctlError as error:
-        failure = [type(error).__name__, error.message, error.hint]
-        with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
-            json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
-        return error.code
-    if leads:
-        said = {"metrics": metrics, "receipt": guard.receipt()}
-        answer.write_text(json.dumps(said), encoding="utf-8")
-    return 0
-
-
-def _opened(path: str, kind: str) -> Artifact:
-    """An artifact, whose hashes were checked by whoever started this process."""
-    folder = Path(path)
-    return artifact.load(folder) if (folder / artifact.MANIFEST).exists() else artifact.foreign(folder, kind)
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it, whatever ends that: two trainings of one
-    recipe would write into the same folder."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # Linux
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-if __name__ == "__main__":
-    _end_with_parent()
-    raise SystemExit(_work(Path(sys.argv[1])) if "WORLD_SIZE" in os.environ else _start(sys.argv[1:]))

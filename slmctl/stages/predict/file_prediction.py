@@ -28,7 +28,7 @@ from slmctl.inference import engine
 from slmctl.sources.rows import listed, read_rows
 from slmctl.sources.rows.cells import Row
 from slmctl.stages.predict import table_writer
-from slmctl.stages.predict.predict import Answerer, prompt
+from slmctl.stages.predict.prompts import Answerer, prompt
 from slmctl.task.contract import Task
 
 CHUNK = 512  # rows asked together; as many are lost to a kill

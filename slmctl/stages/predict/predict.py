@@ -6,9 +6,8 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical
@@ -16,25 +15,11 @@ from slmctl.config import PredictConfig
 from slmctl.errors import StageError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
+from slmctl.stages.predict.prompts import Answerer, Prompt, asked
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
 
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question: the rendered prompt, the text at its start that all questions share, the turns it is made of."""
-
-    text: str
-    prefix: str = ""
-    messages: tuple[dict[str, Any], ...] = ()
-
-
-class Answerer(Protocol):
-    """A model that answers prompts, many together, in any order."""
-
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...
 
 
 def run(
@@ -94,26 +79,6 @@ def _run(
         "latency_ms": latency,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }
-
-
-def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
-    """The prompt for one input, and how much of it does not depend on the input."""
-    turns = task.messages(text, list_labels=list_labels)
-    return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
-
-
-def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
-    """The prompt of a record: its whole conversation before the answer, and the tools in it."""
-    turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
-    turns = task.told(turns) if list_labels else turns
-    text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
-    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
-
-
-def _shared(task: Task, *, list_labels: bool) -> str:
-    """What every prompt opens with that has the task's own system prompt."""
-    mark = "\x00"
-    return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
 
 
 class opened:  # noqa: N801 - reads as a verb in `with`

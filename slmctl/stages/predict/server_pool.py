@@ -17,7 +17,7 @@ from slmctl import console
 from slmctl.errors import DataError, UsageError
 from slmctl.inference.engine import Answer, EngineError
 from slmctl.network.openai_client import Ask, Refusal, Remote, Reply, completions, held
-from slmctl.stages.predict.predict import Prompt
+from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
 from slmctl.task.untuned_prompt import read
 

@@ -31,7 +31,7 @@ from slmctl.model_files import hf_folder
 from slmctl.task.contract import Task
 
 if TYPE_CHECKING:
-    from slmctl.stages.predict.predict import Prompt
+    from slmctl.stages.predict.prompts import Prompt
 
 ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
 Scores = npt.NDArray[np.float32]

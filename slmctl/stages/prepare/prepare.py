@@ -22,6 +22,7 @@ from slmctl.config import Task as TaskConfig
 from slmctl.deduplication import minhash, ngram_overlap, row_fingerprints
 from slmctl.errors import DataError, GateError
 from slmctl.model_files.base_model import Base
+from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import columns_of, read_rows
 from slmctl.stages.prepare import data_checks, duplicates, report_page, split
 from slmctl.stages.prepare.record_reader import Reader, Reading, batches
@@ -98,7 +99,7 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
     guarded = config.sensitive
-    key = sensitive.make_key(guarded.key) if guarded.key is not None else b""
+    key = stand_ins.make_key(guarded.key) if guarded.key is not None else b""
     reading = Reading(
         sources=tuple(config.sources),
         columns=tuple(columns),

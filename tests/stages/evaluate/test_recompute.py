@@ -17,7 +17,7 @@ from support import recompute, tiny
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, runner
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 
@@ -151,8 +151,8 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
         ],
     }
     metric = ", metric: field_f1" if kind == "extract" else ""
-    project = runner.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
-    return runner.run(project, runner.ask(project, "evaluate", given)).artifact
+    project = resolve.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
+    return runner.run(project, resolve.ask(project, "evaluate", given)).artifact
 
 
 def test_every_figure_is_found_again(made: Artifact) -> None:

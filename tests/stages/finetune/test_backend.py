@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slmctl import hardware
 from slmctl.cli import doctor_checks
 from slmctl.errors import MissingError
 from slmctl.stages.finetune import backend
@@ -18,8 +19,8 @@ from slmctl.stages.finetune import backend
 @pytest.fixture
 def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of /dev, and no variable that hides what is in it."""
-    moved = {str(tmp_path / Path(node).name): kind for node, kind in backend.NODES.items()}
-    monkeypatch.setattr(backend, "NODES", moved)
+    moved = {str(tmp_path / Path(node).name): kind for node, kind in hardware.NODES.items()}
+    monkeypatch.setattr(hardware, "NODES", moved)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path
 
@@ -28,9 +29,9 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("node", "kind"), [("nvidia0", "cuda"), ("nvidiactl", "cuda"), ("dxg", "cuda"), ("kfd", "rocm"), ("null", "")]
 )
 def test_an_accelerator_is_known_by_its_device_node(nodes: Path, node: str, kind: str) -> None:
-    assert backend.accelerator() == ""
+    assert hardware.accelerator() == ""
     (nodes / node).touch()
-    assert backend.accelerator() == kind
+    assert hardware.accelerator() == kind
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_one_that_is_hidden_is_none(nodes: Path, monkeypatch: pytest.MonkeyPatch
     # torch sees none then, and unsloth cannot be imported without one
     (nodes / "nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert backend.accelerator() == kind
+    assert hardware.accelerator() == kind
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from peft import get_peft_model  # noqa: E402
 
-from slmctl.stages.finetune import cpu_kernels, finetune, trainer  # noqa: E402
+from slmctl.stages.finetune import cpu_kernels, finetune, layer_replacement, trainer  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, Packing  # noqa: E402
 
 # PEFT looks for the experts of every mixture by names that tiny ones do not have
@@ -136,8 +136,8 @@ def packed_loss(model: Any) -> Any:
 def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
     kind, settings, fast_layers = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
-    assert cpu_kernels.packs(fast)
-    assert cpu_kernels.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.packs(fast)
+    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
 
@@ -158,8 +158,8 @@ def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
     # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
     kind, settings, fast_layers = FAST[name]
     plain, fast = in_bfloat16(kind, settings).float(), in_bfloat16(kind, settings)
-    assert cpu_kernels.packs(fast)
-    assert cpu_kernels.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.packs(fast)
+    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss, near=0.1)
 
 
@@ -168,7 +168,7 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     kind, settings = PADDED[name]
     plain, other = adapted(kind, settings), adapted(kind, settings)
     before = other.config._attn_implementation
-    assert not cpu_kernels.packs(other)
+    assert not layer_replacement.packs(other)
     assert other.config._attn_implementation == before
     (batch,) = trainer.LeftPadded(0)(some_rows())
     compare(plain, other, lambda model: trainer.padded_loss(model, batch), near=1e-3)
@@ -186,8 +186,8 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
 )
 def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], fast_layers: int) -> None:
     plain, fast = adapted("LlamaConfig", {}, lora), adapted("LlamaConfig", {}, lora)
-    assert cpu_kernels.packs(fast)
-    assert cpu_kernels.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.packs(fast)
+    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
 
@@ -220,7 +220,7 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
 def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "BLOCK", 64)  # 300 words in five blocks, the last one short
     plain, fast = adapted("LlamaConfig", {}), adapted("LlamaConfig", {})
-    cpu_kernels.install(fast)
+    layer_replacement.install(fast)
     compare(plain, fast, packed_loss)
 
 
@@ -229,7 +229,7 @@ def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monke
     monkeypatch.setattr(cpu_kernels, "BLOCK", 64)
     kind, settings, _ = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
-    cpu_kernels.install(fast, 0.2)
+    layer_replacement.install(fast, 0.2)
     fast.eval()
     torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
     fast.train()  # no dropout in either
@@ -244,7 +244,7 @@ def test_a_loss_that_is_far_off_stays_finite() -> None:
     head = torch.randn(50, 8) * 100
     hidden = (torch.randn(4, 8) * 100).requires_grad_()
     targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
-    got = cpu_kernels._HeadLoss.apply(hidden, head, targets, weights)
+    got = cpu_kernels.HeadLoss.apply(hidden, head, targets, weights)
     wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)

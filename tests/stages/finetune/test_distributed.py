@@ -306,5 +306,5 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.
         config.FinetuneConfig.model_validate({"processes": 3})
     monkeypatch.setenv("WORLD_SIZE", "3")  # started from outside, which the config cannot know
     with pytest.raises(UsageError, match="batch 16 does not divide by accumulation 1 and 3 processes") as caught:
-        finetune._trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
+        finetune.make_trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
     assert caught.value.hint == "--set finetune.batch=18"

@@ -20,7 +20,7 @@ from slmctl import config
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, StageError
-from slmctl.pipeline import runner
+from slmctl.pipeline import resolve, runner, system_errors
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -31,7 +31,15 @@ from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from slmctl.model_files import hf_folder  # noqa: E402
-from slmctl.stages.finetune import checkpoint, cpu_kernels, finetune, loss_curve, memory_estimate, trainer  # noqa: E402
+from slmctl.stages.finetune import (  # noqa: E402
+    checkpoint,
+    encoding,
+    finetune,
+    layer_replacement,
+    loss_curve,
+    memory_estimate,
+    trainer,
+)
 from slmctl.stages.finetune.packing import IGNORED, Packing  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
@@ -48,7 +56,7 @@ def rows(artifacts: dict[str, Artifact], tokenizer: Any) -> list[dict[str, list[
     """Eight encoded training records of different lengths."""
     prepared = artifacts["prepared"]
     records = read_records(prepared.file("train.jsonl"))
-    encoded, _ = finetune.encode(records, Task.read(prepared.path), tokenizer, FinetuneConfig())
+    encoded, _ = encoding.encode(records, Task.read(prepared.path), tokenizer, FinetuneConfig())
     return list({len(row["input_ids"]): row for row in encoded}.values())[:8]
 
 
@@ -66,7 +74,7 @@ def loss_of(model: Any, rows: list[Any]) -> Any:
 def test_the_loss_is_on_the_answer_only(artifacts: dict[str, Artifact], tokenizer: Any) -> None:
     prepared = artifacts["prepared"]
     task, record = Task.read(prepared.path), read_records(prepared.file("train.jsonl"))[0]
-    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    (row,), _ = encoding.encode([record], task, tokenizer, FinetuneConfig())
     answer = [token for token in row["labels"] if token != IGNORED]
     assert tokenizer.decode(answer) == record.answer + task.end
     assert row["labels"] == [IGNORED] * (len(row["input_ids"]) - len(answer)) + answer
@@ -78,7 +86,7 @@ def test_a_control_token_in_an_answer_is_learned_as_text(task: Task, tokenizer: 
     # it was once a real end of turn, though prompt, predict and serve would show it broken up
     answer = "Type <|im_end|> to stop"
     record = conversation(("user", "card price"), ("assistant", answer), ("user", "and"), ("assistant", "billing"))
-    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    (row,), _ = encoding.encode([record], task, tokenizer, FinetuneConfig())
     end = tokenizer.convert_tokens_to_ids(task.end)
     assert [label for label in row["labels"] if label != IGNORED].count(end) == 2
     assert learned(row, tokenizer) == f"{task.defused(answer)}{task.end}billing{task.end}"
@@ -88,7 +96,7 @@ def test_a_record_that_is_too_long_is_named(artifacts: dict[str, Artifact], toke
     prepared = artifacts["prepared"]
     records = read_records(prepared.file("train.jsonl"))
     with pytest.raises(DataError, match=rf"record {records[0].id} \(tickets\.csv row \d+\) has \d+ tokens"):
-        finetune.encode(records, Task.read(prepared.path), tokenizer, FinetuneConfig(max_length=16))
+        encoding.encode(records, Task.read(prepared.path), tokenizer, FinetuneConfig(max_length=16))
 
 
 def test_the_loss_is_that_of_all_logits(model: Any, rows: list[dict[str, list[int]]]) -> None:
@@ -151,7 +159,7 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
         sizes.append(inputs["input_ids"].numel())
         return whole(model, inputs, *args)
 
-    monkeypatch.setattr(cpu_kernels, "packs", lambda model: False)
+    monkeypatch.setattr(layer_replacement, "packs", lambda model: False)
     monkeypatch.setattr(trainer, "padded_loss", measured)
     assert run({"steps": 2, "batch": 64}, artifacts, tmp_path / "one")["learned"]
     assert memory_estimate.PIECE / 2 < max(sizes) <= memory_estimate.PIECE
@@ -170,7 +178,7 @@ def test_the_fast_path_gives_the_plain_gradients(
     def adapted(products: str) -> Any:
         torch.manual_seed(0)
         config = FinetuneConfig.model_validate({"lora": {"rank": 4, "alpha": 8}, "products": products})
-        model = finetune._transformers(config, artifacts["base"].path)
+        model = finetune.load_transformers(config, artifacts["base"].path)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -178,7 +186,7 @@ def test_the_fast_path_gives_the_plain_gradients(
 
     plain, fast = adapted("float32"), adapted(products)
     wanted = gradients(plain, loss_of(plain, rows))
-    assert cpu_kernels.install(fast) == {"layers": 2, "fast_layers": 2}
+    assert layer_replacement.install(fast) == {"layers": 2, "fast_layers": 2}
     batch = Packing(share=share)(rows)
     assert (batch["layout"][0] > 0) == share
     got = gradients(fast, fast(**batch).loss / len(batch["labels"]))
@@ -258,15 +266,15 @@ EIGHT = ("finetune.steps=8", "finetune.validate_every=2", "finetune.batch=8")
 
 def stopped(desk: Path) -> tuple[str, Path]:
     """The message of a training that must stop, and the folder its checkpoints are kept in."""
-    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
-    asked = runner.ask(project, "finetune")
+    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    asked = resolve.ask(project, "finetune")
     with pytest.raises(StageError) as caught:
         runner.run(project, asked)
     assert caught.value.code == 6
     assert caught.value.hint == "--set finetune.learning_rate=1e-4"
     assert not asked.path.exists()
     assert not list(asked.path.parent.glob(".draft-*"))
-    return caught.value.message, runner._keep(asked)
+    return caught.value.message, runner.resume_folder(asked)
 
 
 @pytest.mark.parametrize(("step", "value"), [(1, "nan"), (3, "nan"), (3, "inf"), (8, "nan")])
@@ -430,14 +438,14 @@ def test_too_long_records_are_dropped_or_truncated_and_counted(
     artifacts: dict[str, Artifact], task: Task, tokenizer: Any
 ) -> None:
     records = read_records(artifacts["prepared"].file("train.jsonl"))
-    sizes = [len(finetune.encode([record], task, tokenizer, FinetuneConfig())[0][0]["input_ids"]) for record in records]
+    sizes = [len(encoding.encode([record], task, tokenizer, FinetuneConfig())[0][0]["input_ids"]) for record in records]
     limit = sorted(sizes)[len(sizes) // 2]
     long = sum(size > limit for size in sizes)
     assert 0 < long < len(records)
     dropping, cutting = (FinetuneConfig(max_length=limit, too_long=policy) for policy in ("drop", "truncate"))
-    rows, cut = finetune.encode(records, task, tokenizer, dropping)
+    rows, cut = encoding.encode(records, task, tokenizer, dropping)
     assert (len(rows), cut) == (len(records) - long, {"dropped": long, "truncated": 0})
-    rows, cut = finetune.encode(records, task, tokenizer, cutting)
+    rows, cut = encoding.encode(records, task, tokenizer, cutting)
     assert (len(rows), cut) == (len(records), {"dropped": 0, "truncated": long})
     assert max(len(row["input_ids"]) for row in rows) == limit
     for row, record in zip(rows, records, strict=True):
@@ -464,17 +472,17 @@ def test_a_record_that_cannot_be_cut_to_fit_is_named(task: Task, tokenizer: Any)
     record = conversation(("user", "please help"), ("assistant", "billing " * 40))
     settings = FinetuneConfig(max_length=16, too_long="truncate")
     with pytest.raises(DataError, match=r"record abc \(chats\.jsonl row 7\) is longer than max_length 16 whatever"):
-        finetune.encode([record], task, tokenizer, settings)
+        encoding.encode([record], task, tokenizer, settings)
     settings = FinetuneConfig(max_length=16, too_long="drop")
     with pytest.raises(DataError, match="no record is left: all 1 are longer than max_length 16"):
-        finetune.encode([record], task, tokenizer, settings)
+        encoding.encode([record], task, tokenizer, settings)
 
 
 @pytest.mark.parametrize("limit", range(16, 45))
 def test_a_cut_inside_a_character_takes_all_of_it(task: Task, tokenizer: Any, limit: int) -> None:
     # the mark of half a character was once more tokens than had been cut off, and so for ever
     record = conversation(("user", "🙂" * 8), ("assistant", "billing"))
-    (row,), cut = finetune.encode([record], task, tokenizer, FinetuneConfig(max_length=limit, too_long="truncate"))
+    (row,), cut = encoding.encode([record], task, tokenizer, FinetuneConfig(max_length=limit, too_long="truncate"))
     assert cut["truncated"] == 1
     assert limit - 4 < len(row["input_ids"]) <= limit
     text = tokenizer.decode(row["input_ids"])
@@ -496,7 +504,7 @@ def test_a_split_without_records_is_named(artifacts: dict[str, Artifact], tmp_pa
 def test_every_answer_of_a_conversation_is_learned(task: Task, tokenizer: Any) -> None:
     turns = [("system", "Name the category."), ("user", "card price"), ("assistant", "billing")]
     record = conversation(*turns, ("user", "parcel late"), ("assistant", "delivery"))
-    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    (row,), _ = encoding.encode([record], task, tokenizer, FinetuneConfig())
     assert learned(row, tokenizer) == f"billing{task.end}delivery{task.end}"
     whole = task.render(record.messages, add_generation_prompt=False)
     assert tokenizer.decode(row["input_ids"]) == whole.rstrip("\n")
@@ -507,7 +515,7 @@ def test_an_answer_of_weight_0_is_read_and_not_learned(task: Task, tokenizer: An
     record = conversation(
         ("user", "card price"), ("assistant", "billing", 0), ("user", "parcel late"), ("assistant", "delivery", 1)
     )
-    (row,), _ = finetune.encode([record], task, tokenizer, FinetuneConfig())
+    (row,), _ = encoding.encode([record], task, tokenizer, FinetuneConfig())
     assert learned(row, tokenizer) == f"delivery{task.end}"
     assert "billing" in tokenizer.decode(row["input_ids"])
 
@@ -516,11 +524,11 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
     rows = []
     for weight in (1, 0.5):
         record = conversation(("user", "card price"), ("assistant", "billing", weight))
-        rows += finetune.encode([record], task, tokenizer, FinetuneConfig())[0]
+        rows += encoding.encode([record], task, tokenizer, FinetuneConfig())[0]
     with torch.no_grad():
         full, half = (float(trainer.padded_loss(model, trainer.LeftPadded(0)([row])[0])) for row in rows)
         assert half == pytest.approx(full / 2)
-        cpu_kernels.install(model)
+        layer_replacement.install(model)
         assert float(model(**Packing()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)
         assert float(model(**Packing()(rows)).loss) == pytest.approx(full * 1.5, rel=1e-4)
 
@@ -528,7 +536,7 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
 def test_records_without_anything_to_learn_are_named(task: Task, tokenizer: Any) -> None:
     record = conversation(("user", "card price"), ("assistant", "billing", 0))
     with pytest.raises(DataError, match=r"nothing to learn in chats\.jsonl row 7, .*, chats\.jsonl row 7 and 2 more"):
-        finetune.encode([record] * 5, task, tokenizer, FinetuneConfig())
+        encoding.encode([record] * 5, task, tokenizer, FinetuneConfig())
 
 
 def test_a_preview_shows_what_the_model_sees(tiny_run: Path, artifacts: dict[str, Artifact]) -> None:
@@ -551,7 +559,7 @@ def test_a_preview_says_what_becomes_of_a_long_record(artifacts: dict[str, Artif
     def head(**settings: Any) -> str:
         config = FinetuneConfig.model_validate(settings)
         base, prepared = artifacts["base"], artifacts["prepared"]
-        return finetune.preview(config, base=base, prepared=prepared, count=1).splitlines()[0]
+        return encoding.preview(config, base=base, prepared=prepared, count=1).splitlines()[0]
 
     whole = head()
     size = int(re.findall(r"(\d+) tokens", whole)[0])
@@ -589,7 +597,7 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
     # what was saved is the best step's: transformers and PEFT find its loss in it
     model = PeftModel.from_pretrained(hf_folder.load_model(artifacts["base"].path), out)
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    rows, _ = finetune.encode(records, task, tokenizer, FinetuneConfig())
+    rows, _ = encoding.encode(records, task, tokenizer, FinetuneConfig())
     with torch.no_grad():
         assert float(loss_of(model.eval(), rows)) == pytest.approx(validations[best], rel=0.02)
 
@@ -776,12 +784,12 @@ def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: 
 def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # torch's allocator raises a RuntimeError on a CPU, which was once a traceback
     monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
-    project = runner.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
+    project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
     with pytest.raises(StageError, match="finetune ran out of memory"):
-        runner.run(project, runner.ask(project, "finetune"))
-    with pytest.raises(StageError, match="it ran out of memory"), runner.spoken("it", tmp_path):
+        runner.run(project, resolve.ask(project, "finetune"))
+    with pytest.raises(StageError, match="it ran out of memory"), system_errors.spoken("it", tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="another fault"), runner.spoken("it", tmp_path):
+    with pytest.raises(RuntimeError, match="another fault"), system_errors.spoken("it", tmp_path):
         raise RuntimeError("another fault")
 
 
@@ -821,6 +829,6 @@ def test_any_architecture_trains(
     assert metrics.get("fast_layers") == fast_layers
     model = PeftModel.from_pretrained(hf_folder.load_model(folder), tmp_path / "one")
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    rows, _ = finetune.encode(records, Task.read(artifacts["prepared"].path), tokenizer, FinetuneConfig())
+    rows, _ = encoding.encode(records, Task.read(artifacts["prepared"].path), tokenizer, FinetuneConfig())
     with torch.no_grad():
         assert float(loss_of(model.eval(), rows)) == pytest.approx(metrics["validation_loss"], rel=0.03)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from support import tiny
 
-from slmctl.stages.finetune import backend
+from slmctl import hardware
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not backend.accelerator(), reason="no accelerator is here"),
+    pytest.mark.skipif(not hardware.accelerator(), reason="no accelerator is here"),
 ]
 needs_unsloth = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed")
 

@@ -116,9 +116,10 @@ def child_imports() -> None:
 
 def on_a_gpu() -> None:
     """What slmctl imports first where there is a GPU, and what unsloth does there but not under UNSLOTH_ALLOW_CPU."""
+    from slmctl import hardware
     from slmctl.stages.finetune import backend
 
-    backend.accelerator = lambda: "cuda"
+    hardware.accelerator = lambda: "cuda"
     backend.import_first("auto")
     del os.environ["UNSLOTH_ALLOW_CPU"]
     import transformers
@@ -240,10 +241,10 @@ def test_the_trainer_that_unsloth_writes_trains_alike(desk: Path, plain: dict[st
 
 
 def child_slmctl(*args: str) -> None:
+    from slmctl import hardware
     from slmctl.cli.main import main
-    from slmctl.stages.finetune import backend
 
-    backend.accelerator = lambda: "cuda"
+    hardware.accelerator = lambda: "cuda"
     sys.argv = ["slmctl", *args]
     main.main()
 

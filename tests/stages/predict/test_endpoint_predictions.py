@@ -16,7 +16,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, NetworkError
 from slmctl.network import openai_client
-from slmctl.pipeline import runner
+from slmctl.pipeline import chains, resolve, runner
 from slmctl.stages.predict import endpoint_predictions
 from slmctl.stages.predict.endpoint_predictions import opening, shots
 from slmctl.task.contract import Task
@@ -125,9 +125,9 @@ def test_a_conversation_is_shown_as_a_whole() -> None:
 
 
 @pytest.fixture
-def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> runner.Project:
+def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
     """The tiny project, some of whose records are marked sensitive."""
-    project = runner.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
+    project = resolve.Project(root=tmp_path, config=config.load(tiny_run / config.FILENAME))
     (source,) = (tiny_run / "runs" / "prepared").iterdir()
     final = tmp_path / "runs" / "prepared" / "marked"
     old = artifact.load(source)
@@ -145,14 +145,14 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> runner.Project:
     return project
 
 
-def answered(project: runner.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
-    against = runner.Endpoint(url, "large", shots)
+def answered(project: resolve.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
+    against = chains.Endpoint(url, "large", shots)
     section = config.stage_config(project.config, "predict").model_copy(update=more)
-    asked = runner.ask(project, "predict", {"model": runner.endpoint(project, against, shots)}, section)
+    asked = resolve.ask(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
     return runner.run(project, asked).artifact
 
 
-def test_sensitive_records_are_never_sent(desk_with_sensitive: runner.Project) -> None:
+def test_sensitive_records_are_never_sent(desk_with_sensitive: resolve.Project) -> None:
     prepared = desk_with_sensitive._found["prepared"]
     questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
     secret = {
@@ -175,14 +175,14 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: runner.Project) -
     assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
 
 
-def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: runner.Project, tmp_path: Path) -> None:
+def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: resolve.Project, tmp_path: Path) -> None:
     old = desk_with_sensitive._found["prepared"]
     folder = tmp_path / "all"
     shutil.copytree(old.path, folder)
     records = read_records(folder / "test.jsonl")
     write_jsonl(folder / "test.jsonl", (one.to_json() | {"sensitive": True} for one in records))
     with endpoint.serving(lambda body, before: says("billing")) as fake:
-        model = runner.endpoint(desk_with_sensitive, runner.Endpoint(fake.url, "large"), 0)
+        model = chains.endpoint(desk_with_sensitive, chains.Endpoint(fake.url, "large"), 0)
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
             endpoint_predictions.run(
                 config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
@@ -191,7 +191,7 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: runner.Pro
 
 
 def test_a_row_without_an_answer_does_not_stop_the_others(
-    desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch
+    desk_with_sensitive: resolve.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.001)
 
@@ -207,7 +207,7 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     assert made.metrics["model"] == "large (zero-shot)"
 
 
-def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: runner.Project) -> None:
+def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: resolve.Project) -> None:
     """Answers cost money, and here the money runs out after ten of them."""
     credit = [10]
 
@@ -231,7 +231,9 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
     assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
 
-def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: runner.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_no_part_of_the_recipe(
+    desk_with_sensitive: resolve.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("A_KEY", "made" + "-up")
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         first = answered(desk_with_sensitive, fake.url, 0, key_env="A_KEY", concurrency=2)

@@ -30,7 +30,7 @@ from slmctl.inference.engine import Answer, EngineDiedError, EngineError
 from slmctl.sources.rows import read_rows
 from slmctl.stages.predict import file_prediction, server_pool
 from slmctl.stages.predict.file_prediction import Job, answer_file
-from slmctl.stages.predict.predict import Prompt
+from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
 
 ROWS = [

@@ -13,8 +13,8 @@ from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
-from slmctl.pipeline import runner
-from slmctl.stages.predict import predict
+from slmctl.pipeline import stage_table
+from slmctl.stages.predict import predict, prompts
 from slmctl.task.contract import Task
 
 pytest.importorskip("torch")
@@ -63,12 +63,12 @@ def test_merged_answers_like_adapter_on_base(
 
 def test_free_text_is_alike_too(artifacts: dict[str, Artifact]) -> None:
     task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "kind": "generate", "labels": ()})
-    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(12, seed=5)]
+    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(12, seed=5)]
     answers = {}
     for name in ("merged", "gguf"):
         with predict.opened(artifacts[name], task, type="F16", max_tokens=8) as (answerer, _):
-            found = dict(answerer.answer(prompts))
-        answers[name] = [found[k] for k in range(len(prompts))]
+            found = dict(answerer.answer(questions))
+        answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
         assert isinstance(ours, engine.Answer)
         assert isinstance(theirs, engine.Answer)
@@ -95,12 +95,12 @@ SCHEMA = {
 def test_json_is_held_to_its_schema_by_hf_and_gguf_alike(artifacts: dict[str, Artifact]) -> None:
     plain = Task.read(artifacts["gguf"].path)
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": SCHEMA})
-    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
+    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(8, seed=6)]
     answers = {}
     for name in ("merged", "gguf"):
         with predict.opened(artifacts[name], task, type="F16", max_tokens=80) as (answerer, _):
-            found = dict(answerer.answer(prompts))
-        answers[name] = [found[k] for k in range(len(prompts))]
+            found = dict(answerer.answer(questions))
+        answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
         assert isinstance(ours, engine.Answer)
         assert isinstance(theirs, engine.Answer)
@@ -124,10 +124,10 @@ def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifa
 
 def test_a_prompt_that_does_not_fit_fails_alone(artifacts: dict[str, Artifact]) -> None:
     task = Task.read(artifacts["gguf"].path)
-    prompts = [predict.prompt(task, "hello " * 5000), predict.prompt(task, "refund"), predict.Prompt("")]
+    questions = [prompts.prompt(task, "hello " * 5000), prompts.prompt(task, "refund"), prompts.Prompt("")]
     for name in ("merged", "gguf"):
         with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
-            found = dict(answerer.answer(prompts))
+            found = dict(answerer.answer(questions))
         assert isinstance(found[0], engine.EngineError)
         assert "does not fit the context" in found[0].message
         assert isinstance(found[1], engine.Answer)
@@ -142,8 +142,8 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
             if isinstance(answerer, predict.GgufAnswerer):
                 each = len(answerer.model.tokenize("hello " * 100)) / 100
                 texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
-            found = dict(answerer.answer([predict.prompt(task, text) for text in texts]))
-            again = dict(answerer.answer([predict.prompt(task, "refund")]))[0]
+            found = dict(answerer.answer([prompts.prompt(task, text) for text in texts]))
+            again = dict(answerer.answer([prompts.prompt(task, "refund")]))[0]
             if isinstance(answerer, predict.GgufAnswerer):  # what the model was trained on, in the same memory
                 assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
         assert isinstance(again, engine.Answer)
@@ -161,12 +161,12 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
 def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(artifacts: dict[str, Artifact]) -> None:
     labels = ("card_arrival", "card_lost", "card_lost_abroad")
     task = Task(**{**Task.read(artifacts["gguf"].path).__dict__, "labels": labels})
-    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
+    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(6, seed=7)]
     answers = {}
     for name in ("merged", "gguf"):
         with predict.opened(artifacts[name], task, type="F16") as (answerer, _):
-            found = dict(answerer.answer(prompts))
-        answers[name] = [found[k] for k in range(len(prompts))]
+            found = dict(answerer.answer(questions))
+        answers[name] = [found[k] for k in range(len(questions))]
     for ours, theirs in zip(answers["merged"], answers["gguf"], strict=True):
         assert isinstance(ours, engine.Answer)
         assert isinstance(theirs, engine.Answer)
@@ -190,7 +190,7 @@ def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifac
         most = 80
         for cut in (0, 0, 2):  # the second time with just enough tokens
             with predict.opened(artifacts[name], task, type="F16", max_tokens=most - cut) as (answerer, _):
-                ((_, answer),) = answerer.answer([predict.prompt(task, "refund")])
+                ((_, answer),) = answerer.answer([prompts.prompt(task, "refund")])
             assert isinstance(answer, engine.Answer)
             most = answer.completion_tokens
             finished[most] = answer.finish
@@ -217,9 +217,9 @@ def test_a_grammar_that_cannot_go_on_is_the_fault_of_one_row(
         return method(self)[:0]
 
     monkeypatch.setattr(json_grammar.Walk, fault, once)
-    prompts = [predict.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
+    questions = [prompts.prompt(task, text) for text, _ in tiny.rows(3, seed=6)]
     with predict.opened(artifacts["merged"], task, max_tokens=80) as (answerer, _):
-        found = list(dict(answerer.answer(prompts)).values())
+        found = list(dict(answerer.answer(questions)).values())
     (wrong,) = [answer for answer in found if isinstance(answer, engine.EngineError)]
     assert wrong.message.startswith("the grammar ")
     assert all(task.accepts(answer.text) for answer in found if isinstance(answer, engine.Answer))
@@ -234,8 +234,8 @@ def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]])
 
 def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[str, Artifact]) -> None:
     task = Task.read(artifacts["gguf"].path)
-    assert "Answer with one of: account, billing, delivery." in predict.prompt(task, "x", list_labels=True).text
-    plain = predict.prompt(task, "where is it")
+    assert "Answer with one of: account, billing, delivery." in prompts.prompt(task, "x", list_labels=True).text
+    plain = prompts.prompt(task, "where is it")
     assert "Answer with" not in plain.text
     assert plain.text.startswith(plain.prefix)
     assert plain.prefix.endswith("user\n")
@@ -261,4 +261,4 @@ def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) 
 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:
-    assert runner.STAGES["predict"].takes[0].kinds == ("gguf", "base", "adapter", "merged", "published")
+    assert stage_table.STAGES["predict"].takes[0].kinds == ("gguf", "base", "adapter", "merged", "published")

@@ -24,7 +24,7 @@ from support.released import contents
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.errors import GateError, IntegrityError
-from slmctl.pipeline import runner
+from slmctl.pipeline import chains, resolve, runner
 from slmctl.releases import registry
 
 RELEASE = {"LICENSE", "Modelfile", "NOTICE", "README.md", "lineage.intoto.json", "manifest.json", "report.html",
@@ -39,8 +39,8 @@ def fresh(desk: Path) -> Path:
     return desk
 
 
-def open_project(folder: Path, *sets: str) -> runner.Project:
-    return runner.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
+def open_project(folder: Path, *sets: str) -> resolve.Project:
+    return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
 def plan(folder: Path, *args: str) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
     project = open_project(fresh)
-    asked = runner.ask(project, "publish")
+    asked = resolve.ask(project, "publish")
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
-        runner.run(project, runner.ask(project, "publish", section=section))
+        runner.run(project, resolve.ask(project, "publish", section=section))
     assert leaky not in caught.value.message
     assert not list((fresh / "runs").glob("published/*"))
     assert asked.recipe_id
@@ -144,7 +144,7 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
     monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
     with pytest.raises(GateError, match="gives rows of its training data away: 1 of 1") as caught:
-        runner.publish(open_project(fresh))
+        chains.publish(open_project(fresh))
     assert caught.value.code == 5
     assert not list((fresh / "runs").glob("published/*"))
     assert not (fresh / "registry").exists()
@@ -152,16 +152,16 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
     project = open_project(fresh)
-    inputs: dict[str, Any] = dict(runner.ask(project, "publish").inputs)
+    inputs: dict[str, Any] = dict(resolve.ask(project, "publish").inputs)
     other = inputs["merged"].manifest.__dict__ | {"inputs": {"base": "sha256:0", "adapter": "sha256:0"}}
     inputs["merged"] = artifact.Artifact(inputs["merged"].path, artifact.Manifest(**other))
     with pytest.raises(IntegrityError, match="was not made from"):
-        runner.run(project, runner.ask(project, "publish", inputs))
+        runner.run(project, resolve.ask(project, "publish", inputs))
 
 
 def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Path) -> None:
     project = open_project(fresh)
-    made = runner.run(project, runner.ask(project, "publish")).artifact
+    made = runner.run(project, resolve.ask(project, "publish")).artifact
     from slmctl.stages.publish import publish
 
     silent = artifact.Artifact(

@@ -1,0 +1,79 @@
+"""Locks on files, held against other processes and freed by the kernel when their holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from slmctl.errors import LockedError
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()) -> Iterator[None]:
+    """Hold `path` against other processes; the kernel frees it when the holder dies.
+
+    Args:
+        needs: Digests of artifacts that must stay while it is held.
+
+    Raises:
+        LockedError: Another process holds it and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        stream = opened.enter_context(path.open("a+"))
+        while not _hold(stream, path, wait=wait, on_wait=on_wait):
+            stream = opened.enter_context(path.open("a+"))
+        stream.seek(0)
+        stream.truncate()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)
+
+
+def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
+    """Lock an open file; whether it is still the one that others will open: `gc` removes old ones."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(stream)
+        if not wait:
+            raise LockedError(f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it") from None
+        on_wait(holder)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(stream: IO[str]) -> str:
+    """Who holds a lock, by what it has written; it writes right after it has locked."""
+    for _ in range(20):
+        stream.seek(0)
+        if line := stream.readline().strip():
+            return line
+        time.sleep(0.01)
+    return "a process that has not yet said who it is"
+
+
+def held(path: Path) -> list[str] | None:
+    """What the holder of a lock has written: who it is, then the digests that it needs; None when nobody holds it."""
+    try:
+        with path.open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [_holder(stream), *stream.read().split()]
+    except FileNotFoundError:
+        pass
+    return None

@@ -1,0 +1,530 @@
+"""The commands of the stages, and run, promote and fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slmctl.errors import GateError, UsageError
+from slmctl.network import guard
+
+if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
+    from slmctl.pipeline.model_lookup import Asked
+    from slmctl.pipeline.resolve import Project
+    from slmctl.pipeline.runner import Outcome
+from slmctl.cli.group import (
+    CHAIN,
+    Options,
+    artifact_option,
+    config_options,
+    import_trainer_first,
+    make_desk,
+    offline_option,
+    open_project,
+    override,
+    print_artifact,
+    print_result,
+    read_settings,
+    say_outcome,
+    stage_options,
+    terminal,
+)
+
+
+@click.command()
+@stage_options
+@click.pass_obj
+def pull(options: Options) -> None:
+    """Fetch and check the base model (from the network, unless it is a path)."""
+    _run_stage(options, "pull")
+
+
+@click.command()
+@click.option("--explain", is_flag=True, help="Print how the sources are read, with three records of each, and stop.")
+@artifact_option("base", "A base to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def prepare(options: Options, explain: bool, base: Path | None) -> None:
+    """Turn raw rows into training, validation, calibration and test records."""
+    if explain:
+        from slmctl.pipeline import chains
+
+        project = open_project(options, base=base)
+        chains.gather_sources(project)
+        _print_of(project, "prepare", "explain")
+        return
+    _run_stage(options, "prepare", base=base)
+
+
+@click.command()
+@click.option("--epochs", type=float, help="passes over the training records")
+@click.option("--learning-rate", type=float, help="peak learning rate")
+@click.option("--seed", type=int, help="seed of initial weights, order and dropout")
+@click.option(
+    "--preview", type=click.IntRange(min=1), metavar="N", help="Print N training records token by token, and stop."
+)
+@artifact_option("base", "A base to use in place of the config's.")
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def finetune(
+    options: Options,
+    epochs: float | None,
+    learning_rate: float | None,
+    seed: int | None,
+    preview: int | None,
+    base: Path | None,
+    prepared: Path | None,
+) -> None:
+    """Train a LoRA adapter on the training records."""
+    from slmctl.stages.finetune import distributed
+
+    override(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
+    project = open_project(options, base=base, prepared=prepared)
+    distributed.join_slurm(project.config.finetune)
+    import_trainer_first(project)
+    if preview is not None:
+        _print_of(project, "finetune", "preview", count=preview)
+        return
+    _run_stage(options, "finetune", base=base, prepared=prepared)
+
+
+@click.command()
+@artifact_option("base", "A base to use in place of the config's.")
+@artifact_option("adapter", "An adapter to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
+    """Fold the adapter into the base's weights."""
+    _run_stage(options, "merge", base=base, adapter=adapter)
+
+
+@click.command()
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="llama.cpp quantization types, one file each")
+@artifact_option("merged", "A merged model to use in place of the config's.")
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora.")
+@stage_options
+@click.pass_obj
+def quantize(
+    options: Options, types: tuple[str, ...], merged: Path | None, prepared: Path | None, adapter: Path | None
+) -> None:
+    """Write GGUF files that llama.cpp runs."""
+    if types:
+        options.sets.append(f"quantize.types=[{', '.join(types)}]")
+    _run_stage(options, "quantize", merged=merged, prepared=prepared, adapter=adapter)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
+@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answer the rows of a file of yours: CSV, JSONL, Parquet, Excel and more.",
+)
+@click.option(
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where their answers go (.csv, .tsv, .jsonl, these also as .gz, .parquet, or - for stdout).",
+)
+@click.option(
+    "--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default."
+)
+@click.option(
+    "--format", "format_name", metavar="FORMAT", help="What the file is, such as csv; for - jsonl by default."
+)
+@click.option(
+    "--shard", metavar="K/N", help="Answer the K-th of N runs of its rows; their outputs in order are the whole."
+)
+@click.option(
+    "--engine-url", "urls", multiple=True, metavar="URL", help="Ask an OpenAI-compatible server; again for more."
+)
+@click.option("--engine-model", metavar="NAME", help="What the server calls the model.")
+@click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the server's key.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests in flight a server."
+)
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def predict(
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    split: str | None,
+    source: Path | None,
+    target: Path | None,
+    column: str | None,
+    format_name: str | None,
+    shard: str | None,
+    urls: tuple[str, ...],
+    engine_model: str | None,
+    engine_key_env: str | None,
+    concurrency: int,
+    prepared: Path | None,
+) -> None:
+    """Answer every row of one split, or of a file of yours, with one model.
+
+    MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
+    .gguf file or an HF folder. With --engine-url it is served elsewhere, and MODEL only says what it is
+    asked; a row whose column "sensitive" says so is then left out. A run that was killed goes on where it was.
+    """
+    if source is not None or target is not None:
+        if source is None or target is None:
+            raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+        if split or prepared:
+            raise UsageError("--split and --prepared are of a data set, and not of a file", hint="leave them out")
+        if bool(urls) != bool(engine_model):
+            hint = "--engine-url https://host/v1 --engine-model NAME"
+            raise UsageError("--engine-url and --engine-model come together", hint=hint)
+        if urls:
+            guard.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
+        from slmctl.pipeline import model_lookup, resolve, runner, system_errors
+
+        with system_errors.spoken("predict", target.parent):
+            from slmctl.stages.predict import file_prediction
+
+            part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
+            found = model_lookup.Asked(make_desk(options), model, type_name, max_tokens=most)
+            with file_prediction.spooled(source, format_name) as (path, format_name):
+                work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
+                if urls:
+                    _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)
+                else:
+                    _predict_here(found, work)
+        return
+    if shard or urls or format_name or column:
+        raise UsageError(
+            "--shard, --format, --column and --engine-url are for a file", hint="--input FILE --output FILE"
+        )
+    from slmctl.pipeline import resolve, runner, system_errors
+
+    project = open_project(options, prepared=prepared)
+    for asked in resolve.predictions_of(project, model or "gguf", split, type_name):
+        print_artifact(options, say_outcome(asked.stage.name, runner.run(project, asked)).artifact)
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="which models of this pipeline to measure")
+@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@click.option("--against", metavar="URL", help="Send the rows to an OpenAI-compatible endpoint too, to compare.")
+@click.option("--against-model", metavar="NAME", help="The general model to ask there.")
+@click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
+@click.option(
+    "--against-shots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Training rows in its few-shot prompt; by default one a label, else 8.",
+)
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def evaluate(
+    options: Options,
+    models: tuple[str, ...],
+    split: str | None,
+    against: str | None,
+    against_model: str | None,
+    against_key_env: str | None,
+    against_shots: int | None,
+    prepared: Path | None,
+) -> None:
+    """Measure models on held-out rows, beside the baselines, and check the gates.
+
+    --model takes base, adapter, merged, gguf, or the path of a model; again for more. --against uses the
+    network, for that host alone; records marked sensitive are never sent.
+    """
+    from slmctl.pipeline import chains
+
+    if (against is None) != (against_model is None):
+        raise UsageError(
+            "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
+        )
+    if against:
+        guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
+    override(options, "predict", key_env=against_key_env)
+    project = open_project(options, prepared=prepared)
+    general = chains.Endpoint(against, against_model, against_shots) if against and against_model else None
+    outcome = say_outcome(
+        "evaluate", chains.evaluate(project, models or project.config.evaluate.models, split, general)
+    )
+    print_artifact(options, outcome.artifact)
+    _show_report(outcome.artifact)
+    for verdict in chains.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
+        terminal().say(f"  gate passed: {verdict.text}")
+
+
+@click.command()
+@click.option(
+    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
+)
+@click.option(
+    "--out-of-scope",
+    metavar="LABEL",
+    help="classify: the label of questions that belong elsewhere; they are never right to keep",
+)
+@artifact_option("predictions", "Predictions on calibration rows to use in place of the config's.")
+@artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
+@stage_options
+@click.pass_obj
+def calibrate(
+    options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
+) -> None:
+    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    from slmctl.pipeline import chains
+
+    override(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
+    project = open_project(options, predictions=predictions, outside=outside)
+    if outside is not None and predictions is None:
+        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+    outcome = say_outcome("calibrate", chains.calibrate(project))
+    print_artifact(options, outcome.artifact)
+    _show_policy(outcome.artifact)
+
+
+@click.command()
+@click.option(
+    "--to",
+    metavar="TARGET",
+    help="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+    "oci://HOST/REPOSITORY or ollama:NAME",
+)
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
+@artifact_option("gguf", "A gguf artifact to use in place of the config's.")
+@artifact_option("report", "A report to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
+    """Lay out a release and send it to where releases go; refuses what must not leave.
+
+    Refused are files that no passing report measured, secrets and personal data in any text of the
+    release, and a model that gives rare strings of its training rows away. TARGET is dir:FOLDER,
+    hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
+    ollama:NAME.
+    """
+    from slmctl.pipeline import chains
+    from slmctl.reports import scoreboard
+
+    override(options, "publish", to=to)
+    project = open_project(options, gguf=gguf, report=report)
+    chains.require_no_network(project, ["publish"])
+    if not plan_only:
+        print_artifact(options, _publish(project).artifact)
+        return
+    outcome, plan = chains.plan_of_publish(project)
+    say_outcome("publish", outcome)
+    print_result(options, plan, scoreboard.plan(plan))
+
+
+@click.command()
+@click.argument("release")
+@click.option("--tag", required=True, metavar="TAG", help="The tag, such as production.")
+@click.option("--registry", metavar="DIR", help="The folder of releases; the config's by default.")
+@config_options
+@click.pass_obj
+def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
+    """Let a tag of a registry stand for a release, at once; an older release rolls back.
+
+    RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
+    publication, and those that slmctl.yaml holds today.
+    """
+    from slmctl import config
+    from slmctl.pipeline import system_errors
+    from slmctl.releases import registry as module
+
+    root = options.directory.resolve()
+    known = (root / config.FILENAME).exists()
+    project = open_project(options) if known else None
+    if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
+        raise UsageError("which registry? tags live in a folder of releases", hint="--registry DIR")
+    folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
+    found = module.find(folder, release)
+    same = project is not None and project.config.project == found.metrics["project"]
+    with system_errors.spoken("promote", folder):
+        made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+    before = f", before that {made.previous}" if made.previous else ""
+    terminal().say(f"{made.project}: {tag} is {made.version}{before}")
+    terminal().write(f"{found.path}\n")
+
+
+@click.command()
+@click.argument("source")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="PUB",
+              help="Public key that must have signed it.")  # fmt: skip
+@offline_option
+@config_options
+@click.pass_obj
+def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
+    """Bring a release back from where it was published, verified byte by byte.
+
+    SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
+    hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
+    """
+    from slmctl import config
+    from slmctl.pipeline import system_errors
+    from slmctl.releases import signing, targets
+
+    root = options.directory.resolve()
+    path = root / config.FILENAME
+    # outside a project there is no config, and one that nothing is taken from but these three will do
+    section = (config.load(path, options.sets) if path.exists() else config.parse(
+        "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
+    to, _, name = source.partition("#")
+    settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
+    check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
+    with (
+        system_errors.spoken("fetch", folder.absolute() if folder else root),
+        guard.written_down(root if path.exists() else None, "fetch"),
+        targets.opened(to, settings, purpose="fetch") as target,
+    ):
+        found = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
+    if key is not None:
+        terminal().say(f"  signed by the holder of {key.name}")
+    terminal().write(f"{found.path}\n")
+
+
+@click.command()
+@click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
+@stage_options
+@click.pass_obj
+def run(options: Options, until: str) -> None:
+    """Run every stage that is not current, from pull to publish."""
+    from slmctl.pipeline import chains, resolve, runner
+
+    project = open_project(options)
+    chains.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
+    if CHAIN.index(until) >= CHAIN.index("finetune"):
+        import_trainer_first(project)
+    for name in CHAIN[: CHAIN.index(until) + 1]:
+        if name == "evaluate":
+            outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
+            _show_report(outcome.artifact)
+            try:
+                for verdict in chains.enforce_gates(project, outcome.artifact):
+                    terminal().say(f"  gate passed: {verdict.text}")
+            except GateError:
+                print_artifact(options, outcome.artifact)  # the report exists, whatever it says
+                raise
+        elif name == "publish":
+            outcome = _publish(project)
+        elif name == "calibrate":
+            if project.config.calibrate is not None or until == name:
+                outcome = say_outcome(name, chains.calibrate(project))
+                _show_policy(outcome.artifact)
+        else:
+            if name == "prepare":
+                chains.gather_sources(project)
+            outcome = say_outcome(name, runner.run(project, resolve.ask(project, name)))
+    print_artifact(options, outcome.artifact)
+
+
+def _run_stage(options: Options, name: str, **given: Path | None) -> None:
+    from slmctl.pipeline import chains, resolve, runner
+
+    project = open_project(options, **given)
+    chains.require_no_network(project, [name])
+    if name == "prepare":
+        chains.gather_sources(project)
+    print_artifact(options, say_outcome(name, runner.run(project, resolve.ask(project, name))).artifact)
+
+
+def _print_of(project: Project, stage: str, function: str, **settings: Any) -> None:
+    """Print what a stage's module says of its inputs, in place of running it."""
+    import importlib
+
+    from slmctl.artifacts import artifact
+    from slmctl.pipeline import resolve, system_errors
+
+    asked: Any = resolve.ask(project, stage)
+    for given in asked.inputs.values():
+        artifact.require_whole(given)
+    try:
+        module = importlib.import_module(asked.stage.module)
+        text = getattr(module, function)(asked.section, **asked.inputs, **settings)
+    except ModuleNotFoundError as error:
+        raise system_errors.missing(error, stage) from error
+    terminal().write(terminal().clean(text) + "\n")
+
+
+def _publish(project: Project) -> Outcome:
+    from slmctl.pipeline import chains
+
+    outcome, target, there = chains.publish(project)
+    say_outcome("publish", outcome)
+    terminal().say(f"  {'already in' if there else 'sent to'} {target}")
+    return outcome
+
+
+def _show_report(report: Artifact) -> None:
+    from slmctl.reports import scoreboard
+
+    head, rows = scoreboard.table(report.metrics)
+    terminal().table(f"{report.metrics['n']} held-out rows ({report.metrics['split']})", head, rows)
+    for remark in report.metrics["remarks"]:
+        terminal().say(f"  note: {remark}")
+
+
+def _show_policy(policy: Artifact) -> None:
+    found = policy.metrics
+    terminal().say(
+        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
+        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+    )
+    if "out_of_scope_kept" in found:
+        terminal().say(
+            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+        )
+
+
+def _predict_here(asked: Asked, work: dict[str, Any]) -> None:
+    """Answer a file with a model on this machine."""
+    from slmctl.artifacts import artifact
+    from slmctl.pipeline import resolve
+    from slmctl.stages.predict import file_prediction, predict
+
+    base = resolve.base_of(asked.project, asked.model) if asked.model.kind == "adapter" else None
+    if base is not None:
+        artifact.require_whole(base)
+    work["column"] = work["column"] or asked.column
+    identity: dict[str, Any] = {
+        "model": asked.model.digest,
+        "base": base.digest if base else None,
+        "type": asked.type,
+    }
+    identity["max_tokens"] = asked.max_tokens
+    job = file_prediction.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
+    with predict.opened(asked.model, asked.task, base=base, type=asked.type, max_tokens=asked.max_tokens) as opened:
+        _said(job.target, *file_prediction.answer_file(opened[0], asked.task, job))
+
+
+def _predict_elsewhere(
+    asked: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
+) -> None:
+    """Answer a file with a model that is served elsewhere."""
+    from slmctl.stages.predict import file_prediction, server_pool
+
+    work["column"] = work["column"] or asked.column
+    untuned = asked.model.kind == "base"
+    job = file_prediction.Job(
+        **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
+    )
+    fleet = server_pool.Fleet(urls, name, key_env, concurrency)
+    answerer = server_pool.FleetAnswerer(fleet, asked.task, asked.max_tokens)
+    _said(job.target, *file_prediction.answer_file(answerer, asked.task, job))
+
+
+def _said(target: Path, written: int, wrong: int) -> None:
+    terminal().say(f"{written} rows written to {target}, {wrong} with an error")
+
+
+COMMANDS = (pull, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish, promote, fetch, run)

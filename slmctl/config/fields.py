@@ -1,0 +1,119 @@
+"""The value types of config fields, and the marks that say how a field enters a recipe."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
+
+STDIN = Path("-")
+
+
+class Content:
+    """Marks a path whose content, not its name, is part of a recipe."""
+
+
+class Outside:
+    """Marks a field that is no part of a recipe: it changes where a result goes, not what it is."""
+
+
+class Inherited:
+    """Marks a field that a section takes from the top of the file; it cannot be written in the section."""
+
+
+def _as_text(value: object) -> object:
+    """`version: 1.0` means the text `1.0` where a text is asked for."""
+    return getattr(value, "raw", value)
+
+
+def _as_share(value: object) -> object:
+    """`1%` means 0.01."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
+        return float(found[1]) / 100
+    return value
+
+
+def _is_moment(text: str) -> str:
+    moment(text)
+    return text
+
+
+def moment(text: str) -> datetime.datetime:
+    """A date or time in ISO 8601 form; one without a zone is taken as UTC.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
+Share = Annotated[float, BeforeValidator(_as_share), Field(ge=0, lt=0.5)]
+Percent = Annotated[float, BeforeValidator(_as_share), Field(ge=0, le=1)]
+Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
+QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are faults, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def is_remote(base: str) -> bool:
+    """Whether a base is named by package index or hub, not by a path."""
+    return base.startswith(("pypi:", "hf:"))
+
+
+def mask(url: str) -> str:
+    """An address with `***` for the password in it, and for every parameter that may hold a secret.
+
+    A reference such as `${DB_PASSWORD}` is no secret and stays.
+    """
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
+
+
+def bare_type(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, directly or in a list."""
+    annotation = bare_type(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        return next(filter(None, map(section_in, typing.get_args(annotation))), None)
+    return None
+
+
+def marks(field: Any) -> list[Any]:
+    """A field's own marks, and those of the alternatives in a union such as `SourcePath | None`."""
+    found = list(field.metadata)
+    for choice in typing.get_args(field.annotation):
+        if typing.get_origin(choice) is Annotated:
+            found += typing.get_args(choice)[1:]
+    return found
+
+
+def is_inherited(field: Any) -> bool:
+    return any(isinstance(mark, Inherited) for mark in field.metadata)

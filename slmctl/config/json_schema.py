@@ -1,0 +1,51 @@
+"""The JSON Schema of `slmctl.yaml`, and the table of its keys."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+)
+
+from slmctl.config.fields import bare_type, is_inherited, section_in
+from slmctl.config.sections import Config
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `slmctl.yaml`, for editors; without what sections inherit."""
+    document = Config.model_json_schema(by_alias=True)
+    for model in _sections():
+        for name, field in model.model_fields.items():
+            if is_inherited(field):
+                document["$defs"][model.__name__]["properties"].pop(name)
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return document
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """Every key of the config as (dotted name, default, help), in order; for the README."""
+    yield from _table(Config, "")
+
+
+def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        if is_inherited(field):
+            continue
+        dotted = prefix + (field.alias or name)
+        inner = section_in(field.annotation)
+        if inner is None:
+            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+            yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
+        else:
+            listed = typing.get_origin(bare_type(field.annotation)) is list
+            yield from _table(inner, dotted + ("[]." if listed else "."))
+
+
+def _sections() -> Iterator[type[BaseModel]]:
+    for field in Config.model_fields.values():
+        inner = section_in(field.annotation)
+        if inner is not None:
+            yield inner

@@ -1,0 +1,161 @@
+"""Read `slmctl.yaml`: every fault at once, each with its line, and paths made absolute."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, mask, section_in
+from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
+from slmctl.config.strict_yaml import StrictYaml
+from slmctl.errors import UsageError
+from slmctl.hardware import cpu_flags
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, with `section.key=value` overrides on top.
+
+    Raises:
+        UsageError: Every fault in the file and in the overrides, one line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist", hint="slmctl init support-triage, or name the folder with -C"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return parse(text, overrides, name=path.name, root=path.parent)
+
+
+def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()) -> Config:
+    """`load` for a text; paths in it are taken relative to `root`."""
+    lines = StrictYaml(name)
+    values = lines.read(text)
+    if not isinstance(values, dict):
+        raise UsageError(f"{name} does not hold a mapping of sections", hint="slmctl init shows one")
+    for override in overrides:
+        lines.override(values, override)
+    faults = lines.faults + list(_misplaced(values, lines))
+    try:
+        config = Config.model_validate(_inherit(values))
+    except ValidationError as error:
+        faults += [lines.fault(item["loc"], _explain(item, values)) for item in error.errors() if _own(item)]
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
+    return _settle(_resolve(config, root), root.resolve())
+
+
+def _misplaced(values: Mapping[str, Any], lines: StrictYaml) -> Iterator[str]:
+    for section, key in inherited_keys():
+        if isinstance(values.get(section), dict) and key in values[section]:
+            yield lines.fault((section, key), f"'{key}' belongs at the top of the file, not in '{section}'")
+
+
+def _inherit(values: dict[str, Any]) -> dict[str, Any]:
+    """Hand each section what it takes from the top; a section left empty becomes an empty mapping."""
+    values = {key: {} if value is None and key in Config.model_fields else value for key, value in values.items()}
+    for section, key in inherited_keys():
+        inner = values.setdefault(section, {})
+        if isinstance(inner, dict) and key in values:
+            values[section] = {**inner, key: values[key]}
+    return values
+
+
+def _own(item: Any) -> bool:
+    """Whether a fault is where the user wrote it, and not its echo in a section that inherits it."""
+    loc = item["loc"]
+    return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
+
+
+def _resolve(config: Config, root: Path) -> Config:
+    """Make the paths in a config absolute."""
+    root = root.resolve()
+
+    def walk(model: BaseModel) -> BaseModel:
+        changes: dict[str, Any] = {}
+        for name, field in type(model).model_fields.items():
+            value = getattr(model, name)
+            marked = any(isinstance(mark, Content) for mark in marks(field))
+            if isinstance(value, BaseModel):
+                changes[name] = walk(value)
+            elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+                changes[name] = [walk(item) for item in value]
+            elif isinstance(value, Path) and value != STDIN:
+                changes[name] = root / value.expanduser()
+            elif isinstance(value, dict) and any(isinstance(one, Path) for one in value.values()):
+                changes[name] = {key: root / path.expanduser() for key, path in value.items()}
+            elif marked and isinstance(value, str) and value and not is_remote(value):
+                changes[name] = str(root / Path(value).expanduser())
+        return model.model_copy(update=changes)
+
+    resolved = walk(config)
+    assert isinstance(resolved, Config)
+    return resolved
+
+
+def _settle(config: Config, root: Path) -> Config:
+    """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
+    chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
+    prepare, sensitive = config.prepare, config.prepare.sensitive
+    if sensitive.key is None and "pseudonymise" in sensitive.actions.values():
+        sensitive = sensitive.model_copy(update={"key": root / PSEUDONYM_KEY})
+        prepare = prepare.model_copy(update={"sensitive": sensitive})
+    return config.model_copy(update={"finetune": chosen, "prepare": prepare})
+
+
+def settled_products(wanted: str) -> str:
+    """How frozen weights are multiplied here, when the config leaves it to the machine."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
+
+
+def _explain(item: Any, values: Mapping[str, Any]) -> str:
+    """One fault of pydantic's in the words of the person who wrote the file."""
+    loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
+    found = _found(values, loc)
+    shown = mask(repr(found))
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
+        known = ", ".join(_keys_at(loc[:-1]))
+        return f"unknown key; did you mean '{near[0]}'?" if near else f"unknown key; known here: {known}"
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":
+        return str(context.get("error", item["msg"]))
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        more = f"; did you mean '{near[0]}'?" if near else ""
+        return f"found {shown}, wants {context['expected']}{more}"
+    if kind == "too_short":
+        return "must not be empty"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"found {shown}: {message}" if found is not None else message
+
+
+def _found(values: Any, loc: Sequence[int | str]) -> Any:
+    for key in loc:
+        inside = key in values if isinstance(values, dict) else isinstance(values, list) and key in range(len(values))
+        if inside:
+            values = values[key]
+        elif isinstance(values, dict | list):
+            return None
+    return getattr(values, "raw", values)
+
+
+def _keys_at(loc: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for key in loc:
+        if isinstance(key, str) and key in model.model_fields:
+            model = section_in(model.model_fields[key].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items() if not is_inherited(field)]

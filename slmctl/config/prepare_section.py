@@ -1,0 +1,222 @@
+"""The sections `task` and `prepare`: sources, splits, duplicates, personal data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    field_serializer,
+    model_validator,
+)
+
+from slmctl.config.fields import STDIN, Inherited, Moment, Outside, Percent, Section, Share, SourcePath, Text, mask
+
+
+class Task(Section):
+    """What the model is to do: `classify`, `extract` or `generate`."""
+
+    kind: Literal["classify", "extract", "generate"] = Field(
+        "generate", description="classify: one of a set of labels; extract: JSON; generate: free text"
+    )
+    labels: Literal["from-data"] | list[Text] = Field(
+        "from-data", description="classify: the labels, or from-data for every label in the sources"
+    )
+    json_schema: SourcePath | None = Field(
+        None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
+    )
+    system: Text = Field("", description="the system prompt, the same in training and in use")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Task:
+        if self.kind == "extract" and self.json_schema is None:
+            raise ValueError("extract needs 'schema', the path of a JSON Schema file")
+        if self.kind != "extract" and self.json_schema is not None:
+            raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
+        if self.kind != "classify" and self.labels != "from-data":
+            raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
+        return self
+
+
+class Sql(Section):
+    """A query to a database, only read from."""
+
+    url: Text = Field(
+        repr=False,
+        description="SQLAlchemy's address of a database; ${NAME} in it stands for a variable of the environment",
+    )
+    query: Text = Field(repr=False, description="the SELECT whose rows are read, in an order that it fixes")
+
+    @field_serializer("url")
+    def _masked(self, url: str) -> str:
+        return mask(url)
+
+
+class Source(Section):
+    """Raw rows: a file, a query to a database, or a data set of the hub."""
+
+    path: SourcePath | None = Field(
+        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
+    )
+    sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
+    hf: Annotated[Text | None, Outside()] = Field(
+        None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
+    )
+    file: Annotated[Text | None, Outside()] = Field(
+        None, description="hf: which data files, such as data/train-*.parquet"
+    )
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
+        None, description="what a file is, when its name does not end in it"
+    )
+    sheet: Text | None = Field(
+        None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
+    )
+    name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
+    shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
+        "auto", description="how a row holds a conversation; auto recognises it by the columns"
+    )
+    input: Text = Field(
+        "input",
+        description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
+    )
+    output: Text = Field("output", description="column that holds the answer wanted, or a template")
+    id: Text | None = Field(None, description="column that holds a row's own id, which slmctl trace --id asks for")
+    group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
+    time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
+    split: Literal["train", "validation", "calibration", "test"] | None = Field(
+        None, description="put every row of this source on one side"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Source:
+        if sum(origin is not None for origin in (self.path, self.sql, self.hf)) != 1:
+            raise ValueError("a source has one of 'path', 'sql' and 'hf'")
+        if self.file is not None and self.hf is None:
+            raise ValueError("'file' belongs to 'hf'")
+        if self.path == STDIN and self.format is None:
+            raise ValueError("'-' needs 'format', such as csv")
+        return self
+
+    @property
+    def local(self) -> Path:
+        """The file to read. What is no file has been gathered into one before a stage sees it."""
+        assert self.path is not None
+        return self.path
+
+    @property
+    def title(self) -> str:
+        """What records call this source; the same wherever the file lies, and without secrets."""
+        return self.name or self.local.name + (f":{self.sheet}" if self.sheet else "")
+
+
+class Shares(Section):
+    """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
+
+    validation: Share = Field(0.10, description="share of rows that stop training and choose settings")
+    calibration: Share = Field(0.15, description="share of rows that set thresholds; 0 for none")
+    test: Share = Field(0.15, description="share of rows that only report")
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.validation + self.calibration + self.test > 0.8:
+            raise ValueError("the held-out shares leave less than 0.2 of the rows for training")
+        return self
+
+
+class Times(Section):
+    """The first moment of each held-out side; rows before the first of them are for training."""
+
+    validation: Moment = Field(description="first date or time of the rows that stop training")
+    calibration: Moment = Field(description="first date or time of the rows that set thresholds")
+    test: Moment = Field(description="first date or time of the rows that only report")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len({self.validation, self.calibration, self.test}) < 3:
+            raise ValueError("two sides begin at the same moment, so one of them would be empty")
+        return self
+
+
+class Splits(Shares):
+    """Which rows are held out: by shares of them, by other shares of some labels, or by time."""
+
+    labels: dict[str, Shares] = Field(
+        default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
+    )
+    time: Times | None = Field(None, description="split by the sources' time column instead")
+
+
+class Duplicates(Section):
+    """What becomes of rows that say the same."""
+
+    exact: Literal["drop", "list", "keep"] = Field(
+        "drop",
+        description="rows whose input differs in nothing but case, spaces and punctuation; the first one stays",
+    )
+    near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
+    similarity: float = Field(
+        0.85,
+        gt=0.5,
+        le=1,
+        description="from which on inputs are nearly the same, and a training row too near a held-out one; 1: never",
+    )
+
+
+Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
+WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
+
+
+class Sensitive(Section):
+    """What becomes of personal data and secrets, by kind.
+
+    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
+    stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
+    """
+
+    email: Action = Field("keep", description="e-mail addresses; kept ones are counted")
+    phone: Action = Field("keep", description="phone numbers; kept ones are counted")
+    card: Action = Field("redact", description="payment card numbers")
+    iban: Action = Field("redact", description="bank account numbers (IBAN)")
+    ip: Action = Field("keep", description="IP addresses; kept ones are counted")
+    secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
+    id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
+    )
+    key: SourcePath | None = Field(
+        None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
+    )
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """What to do with each kind that this engine finds."""
+        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.engine == "presidio" else [])]
+        return {kind: getattr(self, kind) for kind in kinds}
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Sensitive:
+        if self.engine == "rules" and self.id != "keep":
+            raise ValueError("'id' is found by presidio alone: add 'engine: presidio'")
+        if self.key is not None and "pseudonymise" not in self.actions.values():
+            raise ValueError("'key' is for stand-ins, and no kind is pseudonymised")
+        return self
+
+
+class PrepareConfig(Section):
+    """Turn raw rows into training, validation, calibration and test records."""
+
+    task: Annotated[Task, Inherited()] = Task()
+    sources: Annotated[list[Source], Field(min_length=1)] = Field(
+        default_factory=list, description="the files to read, in order", validate_default=False
+    )
+    sensitive: Sensitive = Field(default_factory=Sensitive, description="what becomes of personal data and secrets")
+    splits: Splits = Field(default_factory=Splits, description="which rows are held out")
+    duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
+    max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
+    max_overlap: Percent = Field(
+        0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
+    )
+    workers: Annotated[int | None, Outside()] = Field(
+        None, ge=1, description="processes that read the rows; one a core when left out"
+    )

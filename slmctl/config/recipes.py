@@ -1,0 +1,104 @@
+"""A section as it enters a recipe, and back from a recorded recipe to a section."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from slmctl.artifacts.artifact import fingerprint
+from slmctl.config.fields import Content, Outside, bare_type, is_remote, marks, section_in
+from slmctl.errors import UsageError
+
+
+def recipe(section: BaseModel) -> dict[str, Any]:
+    """A section as it enters a recipe: JSON values, each path replaced by what it holds.
+
+    Raises:
+        UsageError: A file that is named does not exist.
+    """
+    result: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if any(isinstance(mark, Outside) for mark in field.metadata):
+            continue
+        value = getattr(section, name)
+        marked = any(isinstance(mark, Content) for mark in marks(field))
+        result[name] = _recipe_value(value, marked=marked)
+    return result
+
+
+def _recipe_value(value: Any, *, marked: bool) -> Any:
+    if isinstance(value, BaseModel):
+        return recipe(value)
+    if isinstance(value, list):
+        return [_recipe_value(item, marked=marked) for item in value]
+    if isinstance(value, dict):
+        return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
+    if marked and value is not None and not is_remote(str(value)):
+        path = Path(value)
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", hint="paths are relative to the folder of slmctl.yaml")
+        return fingerprint(path)
+    return str(value) if isinstance(value, Path) else value
+
+
+def contents(section: BaseModel) -> Iterator[Path]:
+    """Every file and folder whose content is part of a recipe."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        marked = any(isinstance(mark, Content) for mark in marks(field))
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                yield from contents(item)
+            elif marked and item and not is_remote(str(item)):
+                yield Path(item)
+
+
+def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
+    """A section from what `recipe` made of it; what is no part of a recipe gets its default.
+
+    Args:
+        model: The section.
+        recorded: Its values in a recipe.
+        find: Gives the path of a file or folder by the hash of what it holds.
+
+    Raises:
+        UsageError: It holds what this version does not know.
+    """
+    try:
+        return model.model_validate(_restored(model, recorded, find))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"this slmctl cannot read a config of {model.__name__} that was recorded: {where}: {first['msg']}",
+            hint="install the version of slmctl that the manifest names",
+        ) from None
+
+
+def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name in recorded:
+            marked = any(isinstance(mark, Content) for mark in marks(field))
+            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
+    return values
+
+
+def _restored_value(annotation: Any, value: Any, find: Callable[[str], Path], *, marked: bool) -> Any:
+    if marked and isinstance(value, str) and value.startswith("sha256:"):
+        return str(find(value))
+    if isinstance(value, list):
+        return [_restored_value(annotation, item, find, marked=marked) for item in value]
+    bare = bare_type(annotation)
+    if typing.get_origin(bare) is dict and isinstance(value, dict):
+        inner = typing.get_args(bare)[1]
+        return {key: _restored_value(inner, item, find, marked=marked) for key, item in value.items()}
+    section = section_in(annotation)
+    return _restored(section, value, find) if section is not None and isinstance(value, dict) else value

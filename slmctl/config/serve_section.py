@@ -1,0 +1,103 @@
+"""The section `serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from slmctl.config.fields import Section, SourcePath, Text
+
+
+class Prices(Section):
+    """What a machine and an API cost, to find where they cost the same."""
+
+    machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
+    api_per_million_input_tokens: float = Field(ge=0, description="an API's price of a million prompt tokens")
+    api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
+    currency: Text = Field("EUR", description="what the prices are in")
+
+
+Redactable = Literal["email", "phone", "card", "iban", "ip"]
+
+
+class Generalist(Section):
+    """The general model that gets what the small one is not sure of."""
+
+    url: Text = Field(description="OpenAI-compatible endpoint that gets what the policy does not keep")
+    model: Text = Field(description="the name of the general model there")
+    key_env: Text | None = Field(None, description="environment variable that holds its key")
+    timeout_s: float = Field(20, gt=0, le=600, description="seconds that it has for a whole answer, then the local one")
+    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the caller sets no other")
+    proxy: Text | None = Field(
+        None, description="HTTP proxy that leads to it; variables of the environment are not followed"
+    )
+    redact: list[Redactable] = Field(
+        default_factory=list,
+        description="kinds of personal data that are replaced by marks instead of keeping the question here",
+    )
+
+
+class ServeConfig(Section):
+    """Serve a model over HTTP."""
+
+    host: Text = Field(
+        "127.0.0.1", description="IP address to bind; beyond the loopback, only with a key (slmctl keys add)"
+    )
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
+    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; over it 429 at once")
+    context: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
+    max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
+    policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
+    generalist: Generalist | None = Field(None, description="where the other questions go, unless they are sensitive")
+    detector: Literal["rules", "presidio"] = Field(
+        "rules", description="who looks for sensitive data; presidio adds national identity numbers (slmctl[pii])"
+    )
+    prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
+    decisions: Path | None = Field(
+        None,
+        description="file for a line about each routed request, without its content; the server's log when left out",
+    )
+
+    max_prompt: int | None = Field(
+        None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
+    )
+    max_body: int = Field(1 << 20, ge=1024, description="ceiling for the body of a request, in bytes")
+    keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
+    rate: float | None = Field(None, gt=0, description="requests a minute for each key; no limit when left out")
+    concurrency: int | None = Field(
+        None, ge=1, description="requests at the same time for each key; no limit when left out"
+    )
+    receive_s: float = Field(10, gt=0, description="seconds that a request has to arrive, head and body")
+    answer_s: float = Field(120, gt=0, description="seconds that an answer has, waiting included")
+    grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server is told to stop")
+    origins: list[Text] = Field(
+        default_factory=list, description="origins of web pages that browsers may let ask (CORS); none when empty"
+    )
+    log_texts: bool = Field(False, description="write prompts and answers to the log too")
+    adapters: dict[Text, SourcePath] = Field(
+        default_factory=dict, description="LoRA adapters over the model, by the model name that asks for them"
+    )
+    engine_url: Text | None = Field(
+        None,
+        description="OpenAI-compatible server that answers in place of the own engine, such as http://host:8000/v1",
+    )
+    engine_model: Text | None = Field(None, description="what that server calls the model")
+    engine_key_env: Text | None = Field(None, description="environment variable that holds that server's key")
+
+    @model_validator(mode="after")
+    def _says_what_goes_together(self) -> ServeConfig:
+        if (self.engine_url is None) != (self.engine_model is None):
+            raise ValueError("'engine_url' and 'engine_model' come together")
+        if self.engine_url is not None and self.adapters:
+            raise ValueError("'adapters' are for the own engine: give another server's by its own means")
+        if self.engine_url is not None and self.policy is not None:
+            raise ValueError("'policy' is for one GGUF file of the own engine, and 'engine_url' names another")
+        if self.generalist is not None and self.policy is None:
+            raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
+        return self

@@ -1,0 +1,122 @@
+"""YAML without surprises, with the line of every key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from slmctl.config.fields import mask
+from slmctl.errors import UsageError
+
+MAX_VALUES = 100_000  # values in one file
+
+
+class _Int(int):
+    raw: str
+
+
+class _Float(float):
+    raw: str
+
+
+class StrictYaml:
+    """Reads strict YAML and remembers the line of every key.
+
+    Strict: a key twice is a fault, `1e-4` is a number, `no` is a text, tags are refused. YAML 1.1's
+    surprises (`no`, `on`, `12:30`) do not exist, as in YAML 1.2's core schema.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.faults: list[str] = []
+        self._at: dict[tuple[int | str, ...], int] = {}
+        self._flags: set[tuple[int | str, ...]] = set()
+        self._values = 0
+
+    def read(self, text: str) -> Any:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise UsageError(f"{self.name}{line}: not valid YAML: {error.problem}") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{self.name}: not valid YAML: {error}") from None
+        return None if node is None else self._value(node, (), depth=0)
+
+    def override(self, values: dict[str, Any], assignment: str) -> None:
+        """Put `section.key=value` into `values`."""
+        dotted, sign, text = assignment.partition("=")
+        keys = dotted.strip().split(".")
+        if not sign or not all(keys):
+            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+        inner = values
+        for key in keys[:-1]:
+            if inner.get(key) is None:
+                inner[key] = {}
+            inner = inner[key]
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
+        lines = StrictYaml("--set")
+        inner[keys[-1]] = lines.read(text)
+        self.faults += lines.faults
+        self._flags.add(tuple(keys))
+
+    def fault(self, loc: Sequence[int | str], message: str) -> str:
+        """`slmctl.yaml:12: finetune.epochs: message`, with the nearest line that is known."""
+        place, where = tuple(loc), self.name
+        if any(place[: len(flag)] == flag for flag in self._flags):
+            where = "--set"
+        else:
+            while place and place not in self._at:
+                place = place[:-1]
+            where += f":{self._at[place]}" if place in self._at else ""
+        dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
+        return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
+
+    def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
+        if depth > 20:
+            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than 20 deep")
+        self._values += 1
+        if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
+            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values")
+        self._at.setdefault(loc, node.start_mark.line + 1)
+        if node.tag.startswith("!") or "python" in node.tag:
+            self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, loc, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*loc, k), depth=depth + 1) for k, item in enumerate(node.value)]
+        return self._scalar(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in result:
+                first = self._at[(*loc, key)]
+                self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
+                continue
+            self._at[(*loc, key)] = line
+            result[key] = self._value(value_node, (*loc, key), depth=depth + 1)
+        return result
+
+    def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
+        text: str = node.value
+        if getattr(node, "style", None) is not None:
+            return text
+        if text in ("", "~", "null"):
+            return None
+        if text in ("true", "false"):
+            return text == "true"
+        number: _Int | _Float
+        if re.fullmatch(r"[-+]?[0-9]+", text) and len(text) < 20:
+            number = _Int(text)
+        elif re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+            number = _Float(text)
+        else:
+            return text
+        number.raw = text
+        return number

@@ -1,0 +1,26 @@
+"""The accelerator and the processor of this machine, found without importing torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
+NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
+
+
+def accelerator() -> str:
+    """`cuda`, `rocm` or nothing; nothing as well where CUDA_VISIBLE_DEVICES hides what there is."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return ""
+    return next((kind for node, kind in NODES.items() if Path(node).exists()), "")
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words, such as `avx512_bf16`; empty where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, "").partition(":")[2].split())

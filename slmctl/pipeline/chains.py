@@ -1,0 +1,221 @@
+"""Stages that run one after another: evaluate, calibrate and publish with what they need before."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmctl import config, console
+from slmctl.artifacts import artifact, locks
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import DataError
+from slmctl.metrics import gates
+from slmctl.network import guard
+from slmctl.pipeline.resolve import Project, ask, calibration_inputs, find, predict_section, report_inputs
+from slmctl.pipeline.runner import Outcome, run
+from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
+from slmctl.pipeline.system_errors import spoken
+from slmctl.releases import signing, targets
+from slmctl.sources import snapshot
+
+
+def gather_sources(project: Project) -> None:
+    """Copy the sources that are no files, anew: queries, data sets of the hub, pipes, standard input.
+
+    Raises:
+        LockedError: Another process copies them and `project.wait` is false.
+        NetworkError: A host could not be reached.
+        And what `gather.gather` raises.
+    """
+    sources = project.config.prepare.sources
+    if all(snapshot.is_file(source) for source in sources):
+        return
+    lock = project.runs / ".locks" / "sources"
+    with locks.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
+        snapshot.gather(sources, project.sources)
+    project.forget()
+
+
+def require_no_network(project: Project, stages: Sequence[str]) -> None:
+    """With `--offline`, refuse at once what one of these stages would be refused later.
+
+    Raises:
+        NetworkError: The base, a source, training, or where releases go needs the network.
+    """
+    if not guard.is_forbidden():
+        return
+    settings = project.config
+    if "pull" in stages and config.is_remote(settings.base) and not ask(project, "pull").path.exists():
+        guard.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
+    for source in settings.prepare.sources if "prepare" in stages else []:
+        if host := snapshot.host_of(source, project.sources):
+            guard.require(f"a source on {host}", hint="export it once, and name the file as path")
+    if "finetune" in stages and settings.finetune.report_to:
+        guard.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
+    if "finetune" in stages and settings.finetune.machines > 1:
+        guard.require("finetune.machines")
+    if "publish" in stages:
+        with spoken("publish", project.root):
+            targets.require_reachable(settings.publish.to, _settings(project))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""
+
+    url: str
+    model: str
+    shots: int | None = None  # None: as many as the task suggests
+
+
+def evaluate(
+    project: Project, models: Sequence[str | Path], split: str | None = None, against: Endpoint | None = None
+) -> Outcome:
+    """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
+
+    Args:
+        project: Where.
+        models: Kinds of this pipeline (base, adapter, merged, gguf), or paths of models.
+        split: Rows to answer, when not those of the config.
+        against: A general model that answers the same rows, without examples and with.
+
+    Raises:
+        What `ask` and `run` raise.
+    """
+    inputs = report_inputs(project, models, lambda asked: run(project, asked).artifact, split)
+    for shots in (0, against.shots) if against is not None else ():
+        assert against is not None
+        asked = ask(project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split))
+        inputs["predictions"] = [*inputs["predictions"], run(project, asked).artifact]
+    return run(project, ask(project, "evaluate", inputs))
+
+
+def calibrate(project: Project) -> Outcome:
+    """Answer the calibration rows with the file that is served, then fit the policy.
+
+    Raises:
+        DataError: The data set has too few calibration rows.
+        And what `ask` and `run` raise.
+    """
+    inputs: dict[str, Artifact | list[Artifact]] = {}
+    if "predictions" in project.given:
+        role = STAGES["calibrate"].takes[1]
+        inputs = {role.name: find(project, role)} if role.name in project.given else {}
+    else:
+        if not find(project, PREPARED).metrics["calibration"]:
+            raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
+        inputs = calibration_inputs(project, lambda asked: run(project, asked).artifact)
+    return run(project, ask(project, "calibrate", inputs))
+
+
+def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
+    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
+    wanted = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
+    path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(wanted)[7:19]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(f".{path.name}.{os.getpid()}")
+        half.write_bytes(wanted)
+        os.replace(half, path)
+    return artifact.foreign(path, "endpoint")
+
+
+def publish(project: Project) -> tuple[Outcome, str, bool]:
+    """Check the gates, lay out the release, and send it to where releases go.
+
+    Returns:
+        The outcome of the stage, where the release lies, and whether it was there already.
+
+    Raises:
+        GateError: A gate failed, no report measured a file, or the release would give something away.
+        IntegrityError: The target has another release under the same version.
+    """
+    outcome, shipment = release(project)
+    with _target(project, "publish") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
+        targets.deliver(target, made)
+        where = target.where(shipment, shipment.manifest).rpartition("/")[0]
+    return outcome, where, made.there and not made.missing
+
+
+def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
+    """What `publish` would send where, as JSON values; the release is laid out, and nothing is sent."""
+    outcome, shipment = release(project)
+    with _target(project, "publish --plan") as target:
+        made = targets.plan(target, project.config.publish.to, shipment)
+        verdicts = enforce_gates(project, find(project, Role("report", ("report",))))
+        lacking = {item.name for item in made.missing}
+        return outcome, {
+            "to": made.to,
+            "visibility": target.visibility,
+            "license": outcome.artifact.metrics["license"],
+            "hosts": list(target.hosts),
+            "there": made.there,
+            "bytes_to_send": made.size,
+            "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
+            "gates": [verdict.text for verdict in verdicts],
+            "files": [
+                {"file": one.name, "size": one.size, "sha256": one.sha256, "to": target.where(shipment, one),
+                 "send": one.name in lacking}
+                for one in shipment.items
+            ],
+        }  # fmt: skip
+
+
+def release(project: Project) -> tuple[Outcome, targets.Shipment]:
+    """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
+    enforce_gates(project, find(project, Role("report", ("report",))))
+    outcome = run(project, ask(project, "publish"))
+    section = project.config.publish
+    with spoken("publish", project.runs):
+        module = importlib.import_module(STAGES["publish"].module)
+        module.require_allowed(outcome.artifact, section)
+        signature = None
+        if section.key is not None:
+            signature = signing.sign(outcome.artifact, section.key, project.runs)
+    asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
+
+
+@contextlib.contextmanager
+def _target(project: Project, what: str) -> Iterator[targets.Target]:
+    to = project.config.publish.to
+    with (
+        spoken(what, project.root),
+        guard.written_down(project.root, what),
+        targets.opened(to, _settings(project), purpose=what) as target,
+    ):
+        yield target
+
+
+def _settings(project: Project) -> targets.Settings:
+    section = project.config.publish
+    return targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
+
+
+def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:
+    """Every gate of the config against a report.
+
+    Args:
+        project: Where the gates stand.
+        report: What was measured.
+        only_measured: Leave out gates about models that this report did not measure.
+
+    Raises:
+        GateError: At least one failed.
+    """
+    measured = {*report.metrics["models"], *report.metrics["baselines"]}
+    measured |= {"chosen"} if report.metrics["choice"] else set()
+    wanted = [
+        gate
+        for gate in project.config.gates
+        if not only_measured or {gate.model, gate.against or gate.model} <= measured
+    ]
+    return gates.enforce(wanted, report.metrics)

@@ -1,0 +1,237 @@
+"""A project's artifacts: which recipe the config asks for, and where its inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
+from slmctl.sensitive import stand_ins
+from slmctl.sources import snapshot
+
+
+@dataclass
+class Project:
+    """A folder with a config, and the artifacts beside it."""
+
+    root: Path
+    config: config.Config
+    wait: bool = True
+    on_wait: Callable[[str], None] = lambda holder: None
+    given: dict[str, Path] = field(default_factory=dict)  # paths named by the user, by role
+    _found: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def sources(self) -> Path:
+        """Where copies of sources lie that are no files."""
+        return self.runs / ".sources"
+
+    def forget(self) -> None:
+        """Look for artifacts anew."""
+        self._found.clear()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a stage is asked to do, resolved: its config, its inputs, its recipe and where that leads."""
+
+    stage: Stage
+    section: config.Section
+    recipe: dict[str, Any]
+    inputs: dict[str, Artifact | list[Artifact]]
+    recipe_id: str
+    path: Path
+
+    @property
+    def digests(self) -> dict[str, str | list[str]]:
+        return _digests(self.inputs)
+
+
+def ask(
+    project: Project,
+    name: str,
+    inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
+    section: config.Section | None = None,
+) -> Ask:
+    """Resolve a stage: every input found, every source hashed.
+
+    Args:
+        project: Where.
+        name: Which stage.
+        inputs: Artifacts for roles that should not be looked up.
+        section: A config to use in place of the project's.
+
+    Raises:
+        IntegrityError: An input has not been made yet, or is damaged.
+        UsageError: A source file does not exist.
+    """
+    stage = STAGES[name]
+    section = section or config.stage_config(project.config, name)
+    if isinstance(section, config.PrepareConfig):
+        section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
+        if section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY:
+            stand_ins.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
+    filled = dict(inputs or {})
+    for role in stage.takes:
+        if role.name not in filled and not (
+            role.optional or role.many or (role.when and not getattr(section, role.when))
+        ):
+            filled[role.name] = find(project, role)
+    recipe = config.recipe(section)
+    recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
+    folder = recipe_id.removeprefix("sha256:")[:12]
+    return Ask(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+
+
+def expected(project: Project, name: str) -> Ask:
+    """What the config asks of a stage; for a report or a policy, that is one on the models that it is about."""
+    if name not in ("evaluate", "calibrate"):
+        return ask(project, name)
+
+    def there(asked: Ask) -> Artifact:
+        if not asked.path.exists():
+            model = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
+            raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
+        return artifact.load(asked.path)
+
+    if name == "calibrate":
+        return ask(project, name, calibration_inputs(project, there))
+    return ask(project, name, report_inputs(project, project.config.evaluate.models, there))
+
+
+def find(project: Project, role: Role) -> Artifact:
+    """The artifact that fills a role: the path the user gave, else the one the config's recipes name.
+
+    Raises:
+        IntegrityError: It has not been made yet, or is damaged.
+    """
+    if role.name not in project._found:
+        if role.name in project.given:
+            project._found[role.name] = open_model(project.given[role.name], role.kinds)
+        else:
+            stage = BY_KIND[role.kinds[0]]
+            path = expected(project, stage.name).path
+            if not path.exists():
+                raise IntegrityError(
+                    f"no current artifact '{stage.leaves}': stage {stage.name} has not run with this config and data",
+                    hint=f"slmctl run --until {stage.name}",
+                )
+            project._found[role.name] = artifact.load(path)
+    return project._found[role.name]
+
+
+def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
+    """An artifact folder, a published folder, a bare `.gguf` or an HF folder, as an artifact.
+
+    Raises:
+        IntegrityError: There is nothing at `path`, or it is damaged.
+        UsageError: What is there is of another kind.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise IntegrityError(f"{path} does not exist", hint=f"a {' or '.join(kinds)} artifact is wanted there")
+    if (path / artifact.MANIFEST).exists():
+        found = artifact.load(path)
+    elif path.suffix == ".gguf":
+        found = artifact.foreign(path, "gguf")
+    elif (path / "adapter_config.json").exists():
+        found = artifact.foreign(path, "adapter")
+    elif (path / "config.json").exists():
+        found = artifact.foreign(path, "merged")
+    else:
+        raise IntegrityError(f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}")
+    if found.kind not in kinds:
+        raise UsageError(f"{path} is of kind '{found.kind}'", hint=f"wanted here: {', '.join(kinds)}")
+    return found
+
+
+def flatten(inputs: Mapping[str, Artifact | list[Artifact]]) -> list[Artifact]:
+    result: list[Artifact] = []
+    for value in inputs.values():
+        result += value if isinstance(value, list) else [value]
+    return result
+
+
+def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str | list[str]]:
+    return {
+        role: [one.digest for one in value] if isinstance(value, list) else value.digest
+        for role, value in inputs.items()
+    }
+
+
+def report_inputs(
+    project: Project, models: Sequence[str | Path], answers: Callable[[Ask], Artifact], split: str | None = None
+) -> dict[str, Any]:
+    """What a report is made of: the answers of every model, and those of the GGUF files where one is to be chosen."""
+    inputs = {"predictions": [answers(asked) for model in models for asked in predictions_of(project, model, split)]}
+    if project.config.evaluate.choose is not None and "gguf" in models:
+        inputs["validation"] = [answers(asked) for asked in predictions_of(project, "gguf", "validation")]
+    return inputs
+
+
+def calibration_inputs(project: Project, answers: Callable[[Ask], Artifact]) -> dict[str, Artifact | list[Artifact]]:
+    """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
+    some of them may be out of scope."""
+    section = config.stage_config(project.config, "calibrate")
+    assert isinstance(section, config.CalibrateConfig)
+    type = section.type or _served_type(project)
+    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    return {role: answers(predictions_of(project, "gguf", split, type)[0]) for role, split in splits.items()}
+
+
+def _served_type(project: Project) -> str:
+    """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
+    files = find(project, Role("gguf", ("gguf",))).metrics["files"]
+    if project.config.evaluate.choose is not None:
+        choice = find(project, Role("report", ("report",))).metrics["choice"]["model"]
+        if choice in files:
+            return str(choice)
+    return str(min(files, key=lambda name: files[name]["size"]))
+
+
+def predict_section(project: Project, split: str | None, type: str | None = None) -> config.Section:
+    section = config.stage_config(project.config, "predict")
+    return section.model_copy(update={"type": type} | ({"split": split} if split else {}))
+
+
+def predictions_of(project: Project, model: str | Path, split: str | None = None, type: str | None = None) -> list[Ask]:
+    """What to ask `predict` for one model: once, or once a GGUF file when it has several."""
+    role = STAGES["predict"].takes[0]
+    if isinstance(model, str) and model in role.kinds:
+        found = find(project, Role(model, (model,)))
+    else:
+        found = open_model(Path(model), role.kinds)
+    inputs: dict[str, Artifact | list[Artifact]] = {"model": found}
+    if found.kind == "adapter":
+        inputs["base"] = base_of(project, found)
+    types: list[str | None] = [None]
+    if found.kind in ("gguf", "published"):
+        listed = found.metrics.get("files")
+        types = [type] if type else list(listed) if listed else [None]
+    return [ask(project, "predict", inputs, predict_section(project, split, name)) for name in types]
+
+
+def base_of(project: Project, adapter: Artifact) -> Artifact:
+    """The base that an adapter was trained on.
+
+    Raises:
+        IntegrityError: It is not among this project's artifacts.
+    """
+    wanted = adapter.manifest.inputs.get("base")
+    if wanted is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
+        return find(project, Role("base", ("base",)))
+    for path in sorted((project.runs / "base").glob("*/" + artifact.MANIFEST)):
+        found = artifact.load(path.parent)
+        if found.digest == wanted:
+            return found
+    raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")

@@ -1,0 +1,87 @@
+"""The stage table: what each stage takes and leaves, and where its code is. Imports nothing of slmctl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Role:
+    """One input of a stage: what kinds may fill it, whether none or many may, and what asks for it."""
+
+    name: str
+    kinds: tuple[str, ...]
+    optional: bool = False
+    many: bool = False
+    when: str = ""  # a field of the stage's section that asks for it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table: what a stage takes, what it leaves, and where its code is."""
+
+    name: str  # the subcommand, the section of the config, the last part of the module
+    takes: tuple[Role, ...]
+    leaves: str
+    module: str  # imported only when the stage runs
+    uses: tuple[str, ...] = ()  # packages whose versions go into the manifest
+    version: int = 1  # raise it when the same recipe should give another result
+    resumes: bool = False  # it goes on where an unfinished run of the same recipe stopped
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+BASE, PREPARED = Role("base", ("base",)), Role("prepared", ("prepared",))
+_HF = ("torch", "transformers", "tokenizers")
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=2),
+        Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare",
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=4),
+        Stage(
+            "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
+            (*_HF, "trl", "peft", "unsloth"), version=3, resumes=True,
+        ),
+        Stage("merge", (BASE, Role("adapter", ("adapter",))), "merged", "slmctl.stages.merge.merge", ("torch",),
+              version=2),
+        Stage(
+            "quantize", (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora")), "gguf",
+            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
+        ),
+        Stage(
+            "predict",
+            (
+                Role("model", ("gguf", "base", "adapter", "merged", "published")),
+                PREPARED,
+                Role("base", ("base",), optional=True),  # an adapter answers on top of it
+            ),
+            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=5,
+        ),
+        Stage(
+            "evaluate",
+            (
+                Role("predictions", ("predictions",), many=True),
+                PREPARED,
+                Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
+            ),
+            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=4,
+        ),
+        Stage(
+            "calibrate",
+            (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True)),
+            "policy", "slmctl.stages.calibrate.calibrate", ("numpy",),
+        ),
+        Stage(
+            "publish",
+            (
+                BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
+                Role("gguf", ("gguf",)), Role("report", ("report",)),
+            ),
+            "published", "slmctl.stages.publish.publish", ("llama_cpp_python", "gguf"), version=3,
+        ),
+    )
+}  # fmt: skip
+BY_KIND = {stage.leaves: stage for stage in STAGES.values()}

@@ -1,0 +1,69 @@
+"""A missing package, a full memory or a full disk as an expected failure."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from slmctl.errors import MissingError, StageError
+
+# Which extra brings a package that may be missing.
+EXTRAS = {
+    "torch": "train", "transformers": "train", "trl": "train", "peft": "train", "datasets": "train",
+    "accelerate": "train", "safetensors": "train", "tokenizers": "train", "huggingface_hub": "train",
+    "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
+    "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
+    "httptools": "serve", "prometheus_client": "serve",
+    "presidio_analyzer": "pii",
+    "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
+    "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
+}  # fmt: skip
+
+
+def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFoundError:
+    """Turn a package that an extra brings into a sentence; anything else stays the bug it is."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    extra = EXTRAS[package]
+    return MissingError(
+        f"{what} needs the package '{package}', which is not installed", hint=f"pip install 'slmctl[{extra}]'"
+    )
+
+
+@contextlib.contextmanager
+def spoken(what: str, place: Path) -> Iterator[None]:
+    """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
+    try:
+        with _OfRust():
+            yield
+    except ModuleNotFoundError as error:
+        raise missing(error, what) from error
+    except (MemoryError, RuntimeError) as error:
+        # torch's own is a RuntimeError, on a CPU with nothing but its words
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not named and "can't allocate memory" not in str(error):
+            raise
+        raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+        if error.errno == errno.EIO:
+            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
+        raise
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _OfRust(contextlib.AbstractContextManager[None]):
+    """Makes an OSError of what tokenizers and kin raise as a bare Exception that has its number in words."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        told = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
+        if told and int(told[1]) in (*_FULL, errno.EIO):
+            raise OSError(int(told[1]), os.strerror(int(told[1]))) from error

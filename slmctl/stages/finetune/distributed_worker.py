@@ -1,0 +1,83 @@
+"""One process of a training in several, and the launcher that starts them.
+
+Run as a module without WORLD_SIZE it is torchrun; started by torchrun it does one process's share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from slmctl import console
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import FinetuneConfig
+from slmctl.errors import SlmctlError
+from slmctl.network import guard
+from slmctl.stages.finetune import backend
+
+
+def launch(arguments: list[str]) -> int:
+    """Be torchrun, without its report on a process that failed: that process has said why."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run.main(arguments)
+    except ChildFailedError as error:
+        return next(failure.exitcode for failure in error.failures.values()) or 1
+    return 0
+
+
+def work(job: Path) -> int:
+    """Do one process's share; returns its exit code."""
+    guard.seal()
+    told = json.loads(job.read_text(encoding="utf-8"))
+    config = FinetuneConfig.model_validate(told["config"])
+    backend.import_first(config.backend)
+    from slmctl.stages.finetune import finetune  # after the switches are set, and after unsloth
+
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads:
+        console.set_level(-1)
+    answer = Path(told["answer"])
+    try:
+        metrics = finetune.run(
+            config, base=_opened(told["base"], "merged"),
+            prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
+        )  # fmt: skip
+    except SlmctlError as error:
+        failure = [type(error).__name__, error.message, error.hint]
+        with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
+            json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
+        return error.code
+    if leads:
+        said = {"metrics": metrics, "receipt": guard.receipt()}
+        answer.write_text(json.dumps(said), encoding="utf-8")
+    return 0
+
+
+def _opened(path: str, kind: str) -> Artifact:
+    """An artifact, whose hashes were checked by whoever started this process."""
+    folder = Path(path)
+    return artifact.load(folder) if (folder / artifact.MANIFEST).exists() else artifact.foreign(folder, kind)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it, whatever ends that: two trainings of one
+    recipe would write into the same folder."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    raise SystemExit(work(Path(sys.argv[1])) if "WORLD_SIZE" in os.environ else launch(sys.argv[1:]))

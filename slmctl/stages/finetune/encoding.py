@@ -1,0 +1,134 @@
+"""Records as token ids with labels on the answers, and the preview of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import FinetuneConfig
+from slmctl.errors import DataError
+from slmctl.model_files import hf_folder
+from slmctl.stages.finetune.packing import IGNORED, Row
+from slmctl.task.contract import Task
+from slmctl.task.records import Record, read_records
+
+
+def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
+    """The first training records token by token, as the model will see them: `*` marks what it is to learn."""
+    task, tokenizer = Task.read(prepared.path), hf_folder.load_tokenizer(base.path)
+    records = read_records(prepared.file("train.jsonl"))[:count]
+    lines = []
+    for record in records:
+        whole = {"max_length": sys.maxsize, "too_long": "error"}
+        (row,), _ = encode([record], task, tokenizer, config.model_copy(update=whole))
+        fate, size, limit = "", len(row["input_ids"]), config.max_length
+        if size > limit and config.too_long == "truncate":
+            (row,), _ = encode([record], task, tokenizer, config)
+            fate = f"; cut from {size} to fit max_length {limit}"
+        elif size > limit:
+            what = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
+            fate = f"; longer than max_length {limit}, {what}"
+        learned = sum(label != IGNORED for label in row["labels"])
+        place = f"{record.id} ({record.source['file']} row {record.source['row']})"
+        lines.append(f"{place}: {len(row['input_ids'])} tokens, {learned} to learn{fate}")
+        for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
+            mark = " " if label == IGNORED else "*"
+            more = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
+            lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{more}")
+    return "\n".join(lines)
+
+
+def encode(
+    records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig
+) -> tuple[list[Row], dict[str, int]]:
+    """Records as token ids, the labels of everything but the answers ignored; and what became of the long ones.
+
+    Raises:
+        DataError: A record is longer than `max_length` and the policy is `error`, or is so whatever is
+            cut; or records have no answer to learn.
+    """
+    rows, empty = [], []
+    cut = {"dropped": 0, "truncated": 0}
+    for record in records:
+        row = _encode(record.messages, task, tokenizer, record.tools)
+        if len(row["input_ids"]) > config.max_length:
+            where = f"record {record.id} ({record.source['file']} row {record.source['row']})"
+            if config.too_long == "error":
+                raise DataError(
+                    f"{where} has {len(row['input_ids'])} tokens, max_length is {config.max_length}",
+                    hint="--set finetune.max_length=N, or finetune.too_long=drop or truncate",
+                )
+            if config.too_long == "drop":
+                cut["dropped"] += 1
+                continue
+            row = _truncated(record, task, tokenizer, config.max_length, where)
+            cut["truncated"] += 1
+        if all(label == IGNORED for label in row["labels"]):
+            empty.append(f"{record.source['file']} row {record.source['row']}")
+        rows.append(row)
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise DataError(
+            f"nothing to learn in {', '.join(empty[:3])}{more}: no assistant message with a weight above 0",
+            hint="leave these rows out, or give their answers a weight",
+        )
+    if not rows:
+        raise DataError(f"no record is left: all {len(records)} are longer than max_length {config.max_length}")
+    return rows, cut
+
+
+def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any, tools: Sequence[Any] | None) -> Row:
+    """One conversation: prompt and answer are tokenized apart, which is the boundary that generation sees.
+
+    The prompt is rendered just as predict and serve do it. Of several turns, each assistant message
+    is an answer, unless its weight is 0.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    shares: list[float] = []
+    written = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        head = task.prompt([{k: v for k, v in m.items() if k != "weight"} for m in messages[:at]], tools=tools)
+        if not head.startswith(written):
+            raise DataError(
+                "the chat template changes earlier turns when later ones follow, so they cannot be learned together",
+                hint="split such conversations into one record a turn",
+            )
+        prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
+        said = task.defused(message["content"]) + task.end  # as later turns will show it
+        answer = tokenizer(said, add_special_tokens=False).input_ids
+        weight = float(message.get("weight", 1))
+        written = head + said
+        ids += prompt + answer
+        labels += [IGNORED] * len(prompt) + (answer if weight else [IGNORED] * len(answer))
+        shares += [0.0] * len(prompt) + [weight] * len(answer)
+    return Row(input_ids=ids, labels=labels, weights=shares)
+
+
+def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: str) -> Row:
+    """The record with the end of its longest question cut off; template and answers stay whole.
+
+    Raises:
+        DataError: It does not fit with nothing left of that question.
+    """
+    messages = [dict(message) for message in record.messages]
+    asked = [message for message in messages if message["role"] not in ("assistant", "system")]
+    longest = max(asked, key=lambda message: len(message["content"]))
+    row = _encode(messages, task, tokenizer, record.tools)
+    while len(row["input_ids"]) > limit:
+        text = longest["content"]
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        if not places:
+            raise DataError(
+                f"{where} is longer than max_length {limit} whatever is cut", hint="--set finetune.too_long=drop"
+            )
+        excess = len(row["input_ids"]) - limit
+        # where the first token begins that must go: decoding what stays would make other text of half a character
+        begin = places[-excess][0] if excess < len(places) else 0
+        longest["content"] = text[: min(begin, len(text) - 1)]
+        row = _encode(messages, task, tokenizer, record.tools)
+    return row

@@ -1,0 +1,46 @@
+"""What a model is asked: a rendered prompt, the part that all prompts share, and its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from slmctl.inference import engine
+from slmctl.task.contract import Task
+from slmctl.task.records import Record
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: the rendered prompt, the text at its start that all questions share, the turns it is made of."""
+
+    text: str
+    prefix: str = ""
+    messages: tuple[dict[str, Any], ...] = ()
+
+
+class Answerer(Protocol):
+    """A model that answers prompts, many together, in any order."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...
+
+
+def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
+    """The prompt for one input, and how much of it does not depend on the input."""
+    turns = task.messages(text, list_labels=list_labels)
+    return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
+
+
+def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
+    """The prompt of a record: its whole conversation before the answer, and the tools in it."""
+    turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
+    turns = task.told(turns) if list_labels else turns
+    text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
+    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
+
+
+def _shared(task: Task, *, list_labels: bool) -> str:
+    """What every prompt opens with that has the task's own system prompt."""
+    mark = "\x00"
+    return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]
