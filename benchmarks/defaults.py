@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "alpha 16": ("lora.alpha=16",),
     "rslora": ("lora.rslora=true",),
     "dora": ("lora.dora=true",),
-    "attention only": ("lora.targets=[q_proj,k_proj,v_proj,o_proj]",),
+    "attention only": ("lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",),
 }
 SCHEMA = Path(__file__).parent / "configs" / "snips.schema.json"
 CONFIG = """\

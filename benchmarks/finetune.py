@@ -127,7 +127,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
     recipe = settings.finetune.model_copy(
-        update={"batch": BATCH, "learning_rate": RATE, "steps": STEPS, "validate_every": STEPS}
+        update={"batch_size": BATCH, "learning_rate": RATE, "max_steps": STEPS, "validate_every": STEPS}
     )
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     task = Task.read(prepared.path)

@@ -291,7 +291,8 @@ def server(side: str, model: Path, type_name: str) -> Iterator[tuple[str, int]]:
     threads, many = str(usable_cores()), str(SEQUENCES * CONTEXT)
     commands = {
         "slmctl": ["-m", "slmctl", "-q", "-C", str(Path(__file__).parent), "serve", str(model.resolve()), "--port",
-                   str(port), *(["--type", type_name] if model.is_dir() else []), f"--set=serve.context={CONTEXT}",
+                   str(port), *(["--type", type_name] if model.is_dir() else []),
+                   f"--set=serve.context_length={CONTEXT}",
                    f"--set=serve.sequences={SEQUENCES}"],
         "llama_cpp.server": ["-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1", "--port",
                              str(port), "--n_ctx", many, "--n_threads", threads, "--interrupt_requests", "False",

@@ -21,7 +21,7 @@ pull: {sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
-finetune: {epochs: 2, learning_rate: 1e-3, batch: 8}
+finetune: {epochs: 2, learning_rate: 1e-3, batch_size: 8}
 quantize: {types: [Q8_0]}
 evaluate: {models: [adapter, gguf]}
 """

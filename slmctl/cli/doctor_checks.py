@@ -96,7 +96,7 @@ def _products() -> list[Finding]:
     chosen, best = settled_products("auto"), max(rates, key=rates.__getitem__)
     found = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
     wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
-    return [Finding("products", found, True, f"--set finetune.products={best} is faster here" if wrong else "")]
+    return [Finding("products", found, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")]
 
 
 def _packages() -> list[Finding]:

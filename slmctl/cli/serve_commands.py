@@ -137,7 +137,11 @@ def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @keys_group.command(name="add")
 @click.argument("name")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a minute, in place of serve.rate.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Requests a minute, in place of serve.requests_per_minute.",
+)
 @click.option(
     "--concurrency", type=click.IntRange(min=1), help="Requests at the same time, in place of serve.concurrency."
 )

@@ -106,7 +106,7 @@ def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="llama.cpp quantization types, one file each")
 @artifact_option("merged", "A merged model to use in place of the config's.")
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
-@artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora.")
+@artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora_gguf.")
 @stage_options
 @click.pass_obj
 def quantize(
@@ -380,7 +380,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
     section = (config.load(path, options.sets) if path.exists() else config.parse(
         "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
     to, _, name = source.partition("#")
-    settings = targets.Settings(root, endpoint=section.endpoint, hosts=tuple(section.hosts))
+    settings = targets.Settings(root, endpoint=section.s3_endpoint, hosts=tuple(section.allowed_hosts))
     check = (lambda place: signing.verify(place, key, name=source)) if key else (lambda place: None)
     with (
         system_errors.spoken("fetch", folder.absolute() if folder else root),

@@ -13,6 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
+from slmctl.config import former_keys
 from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, mask, section_in
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
@@ -43,8 +44,10 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
     values = lines.read(text)
     if not isinstance(values, dict):
         raise UsageError(f"{name} does not hold a mapping of sections", hint="slmctl init shows one")
+    former_keys.rename(values, Config, lines, overrides=False)
     for override in overrides:
         lines.override(values, override)
+    former_keys.rename(values, Config, lines, overrides=True)
     faults = lines.faults + list(_misplaced(values, lines))
     try:
         config = Config.model_validate(_inherit(values))
@@ -105,10 +108,10 @@ def _resolve(config: Config, root: Path) -> Config:
 
 def _settle(config: Config, root: Path) -> Config:
     """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
-    chosen = config.finetune.model_copy(update={"products": settled_products(config.finetune.products)})
+    chosen = config.finetune.model_copy(update={"matmul_dtype": settled_products(config.finetune.matmul_dtype)})
     prepare, sensitive = config.prepare, config.prepare.sensitive
-    if sensitive.key is None and "pseudonymise" in sensitive.actions.values():
-        sensitive = sensitive.model_copy(update={"key": root / PSEUDONYM_KEY})
+    if sensitive.pseudonym_key is None and "pseudonymise" in sensitive.actions.values():
+        sensitive = sensitive.model_copy(update={"pseudonym_key": root / PSEUDONYM_KEY})
         prepare = prepare.model_copy(update={"sensitive": sensitive})
     return config.model_copy(update={"finetune": chosen, "prepare": prepare})
 

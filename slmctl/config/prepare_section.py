@@ -11,7 +11,19 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import STDIN, Inherited, Moment, Outside, Percent, Section, Share, SourcePath, Text, mask
+from slmctl.config.fields import (
+    STDIN,
+    Formerly,
+    Inherited,
+    Moment,
+    Outside,
+    Percent,
+    Section,
+    Share,
+    SourcePath,
+    Text,
+    mask,
+)
 
 
 class Task(Section):
@@ -73,9 +85,9 @@ class Source(Section):
         None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
     )
     name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
-    shape: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
-        "auto", description="how a row holds a conversation; auto recognises it by the columns"
-    )
+    conversation_format: Annotated[
+        Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"], Formerly("shape")
+    ] = Field("auto", description="how a row holds a conversation; auto recognises it by the columns")
     input: Text = Field(
         "input",
         description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
@@ -181,25 +193,25 @@ class Sensitive(Section):
     ip: Action = Field("keep", description="IP addresses; kept ones are counted")
     secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
     id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
-    engine: Literal["rules", "presidio"] = Field(
+    detector: Annotated[Literal["rules", "presidio"], Formerly("engine")] = Field(
         "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
     )
-    key: SourcePath | None = Field(
+    pseudonym_key: Annotated[SourcePath | None, Formerly("key")] = Field(
         None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
     )
 
     @property
     def actions(self) -> dict[str, Action]:
         """What to do with each kind that this engine finds."""
-        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.engine == "presidio" else [])]
+        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.detector == "presidio" else [])]
         return {kind: getattr(self, kind) for kind in kinds}
 
     @model_validator(mode="after")
     def _does_something(self) -> Sensitive:
-        if self.engine == "rules" and self.id != "keep":
-            raise ValueError("'id' is found by presidio alone: add 'engine: presidio'")
-        if self.key is not None and "pseudonymise" not in self.actions.values():
-            raise ValueError("'key' is for stand-ins, and no kind is pseudonymised")
+        if self.detector == "rules" and self.id != "keep":
+            raise ValueError("'id' is found by presidio alone: add 'detector: presidio'")
+        if self.pseudonym_key is not None and "pseudonymise" not in self.actions.values():
+            raise ValueError("'pseudonym_key' is for stand-ins, and no kind is pseudonymised")
         return self
 
 

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from slmctl.artifacts.artifact import fingerprint
-from slmctl.config.fields import Content, Outside, bare_type, is_remote, marks, section_in
+from slmctl.config.fields import Content, Outside, bare_type, former_name, is_remote, marks, section_in
 from slmctl.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def recipe(section: BaseModel) -> dict[str, Any]:
             continue
         value = getattr(section, name)
         marked = any(isinstance(mark, Content) for mark in marks(field))
-        result[name] = _recipe_value(value, marked=marked)
+        result[former_name(field) or name] = _recipe_value(value, marked=marked)
     return result
 
 
@@ -85,9 +85,10 @@ def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str]
 def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if name in recorded:
+        key = former_name(field) or name
+        if key in recorded:
             marked = any(isinstance(mark, Content) for mark in marks(field))
-            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
+            values[field.alias or name] = _restored_value(field.annotation, recorded[key], find, marked=marked)
     return values
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from slmctl.config.fields import (
     Content,
+    Formerly,
     Inherited,
     Outside,
     Percent,
@@ -49,7 +50,7 @@ class Lora(Section):
     rank: int = Field(16, ge=1, le=1024, description="rank of the update matrices")
     alpha: float = Field(32, gt=0, description="scale of the update; the weight is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the update, a share")
-    targets: Literal["all-linear"] | list[Text] = Field(
+    target_modules: Annotated[Literal["all-linear"] | list[Text], Formerly("targets")] = Field(
         "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
     )
     rslora: bool = Field(False, description="weigh the update by alpha / sqrt(rank) instead")
@@ -64,25 +65,31 @@ class FinetuneConfig(Section):
     )
     load_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
+    max_steps: Annotated[int | None, Formerly("steps")] = Field(
+        None, ge=1, description="optimizer steps, in place of epochs"
+    )
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
+    lr_scheduler: Annotated[Literal["cosine", "linear", "constant"], Formerly("schedule")] = Field(
         "cosine", description="how the rate falls after the warm-up"
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
-    batch: int = Field(16, ge=1, description="records a step, over all processes")
-    accumulation: int = Field(1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)")
+    warmup_ratio: Annotated[float, Formerly("warmup")] = Field(
+        0.05, ge=0, lt=1, description="share of the steps over which the rate rises"
+    )
+    batch_size: Annotated[int, Formerly("batch")] = Field(16, ge=1, description="records a step, over all processes")
+    gradient_accumulation_steps: Annotated[int, Formerly("accumulation")] = Field(
+        1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)"
+    )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each answer token's target spread over the vocabulary, in training"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_grad_norm: Annotated[float, Formerly("clip")] = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="what becomes of a longer record; truncate cuts the end of its longest question"
     )
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
-    products: Literal["auto", "float32", "bfloat16"] = Field(
+    matmul_dtype: Annotated[Literal["auto", "float32", "bfloat16"], Formerly("products")] = Field(
         "auto", description="how a CPU multiplies frozen weights; auto takes bfloat16 where the processor has it"
     )
     validate_every: int | None = Field(
@@ -97,16 +104,22 @@ class FinetuneConfig(Section):
     )
     machines: Annotated[int, Outside()] = Field(1, ge=1, description="machines they are spread over")
     machine_rank: Annotated[int, Outside()] = Field(0, ge=0, description="this machine's number, from 0")
-    address: Annotated[Text, Outside()] = Field("127.0.0.1", description="address of machine 0")
-    port: Annotated[int, Outside()] = Field(29500, ge=1, le=65535, description="port on machine 0 to meet at")
+    main_address: Annotated[Text, Outside(), Formerly("address")] = Field(
+        "127.0.0.1", description="address of machine 0"
+    )
+    main_port: Annotated[int, Outside(), Formerly("port")] = Field(
+        29500, ge=1, le=65535, description="port on machine 0 to meet at"
+    )
     report_to: Annotated[list[Text], Outside()] = Field(
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
     )
 
     @model_validator(mode="after")
     def _divides(self) -> FinetuneConfig:
-        if self.batch % (self.accumulation * self.processes):
-            raise ValueError(f"batch {self.batch} does not divide by accumulation and processes")
+        if self.batch_size % (self.gradient_accumulation_steps * self.processes):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by gradient_accumulation_steps and processes"
+            )
         if self.machine_rank >= self.machines:
             raise ValueError(f"machine_rank {self.machine_rank} is not below machines {self.machines}")
         return self
@@ -118,7 +131,9 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
-    shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
+    max_shard_gb: Annotated[float, Formerly("shard_gb")] = Field(
+        5.0, gt=0, description="largest file of weights in GB; a larger model is split"
+    )
 
 
 class QuantizeConfig(Section):
@@ -129,12 +144,14 @@ class QuantizeConfig(Section):
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
-    importance: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+    importance_matrix: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1)], Formerly("importance")] = Field(
         "auto",
         description="training records by which rounding errors are weighed at 5 bits and fewer; off for none, auto for "
         "128 where that brings a type closer to the merged model",
     )
-    lora: bool = Field(False, description="write the adapter as a GGUF of its own too, to run on the base's")
+    lora_gguf: Annotated[bool, Formerly("lora")] = Field(
+        False, description="write the adapter as a GGUF of its own too, to run on the base's"
+    )
 
 
 class PredictConfig(Section):
@@ -158,7 +175,9 @@ class Choose(Section):
     """Which GGUF file is good enough; decided on validation rows."""
 
     smallest_within: float = Field(ge=0, lt=1, description="largest loss that is allowed, a share such as 0.01")
-    of: QuantType | None = Field(None, description="the type it is compared with; the largest file when left out")
+    reference: Annotated[QuantType | None, Formerly("of")] = Field(
+        None, description="the type it is compared with; the largest file when left out"
+    )
     metric: Text | None = Field(None, description="the metric that counts; the task's primary one when left out")
     min_tokens_per_s: float | None = Field(
         None, gt=0, description="least speed on this machine: answer tokens a second, many rows together"
@@ -174,7 +193,7 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
     choose: Choose | None = Field(None, description="pick the file to publish by a rule, on validation rows")
     prices: Prices | None = Field(None, description="prices, to say from how many rows an hour the machine is cheaper")
-    cut: int = Field(
+    shown_characters: Annotated[int, Formerly("cut")] = Field(
         0,
         ge=0,
         le=2000,
@@ -223,7 +242,7 @@ class CalibrateConfig(Section):
     max_out_of_scope_kept: Percent | None = Field(
         None, gt=0, description="largest share of the out-of-scope questions that may be kept, with the same confidence"
     )
-    token_f1: float | None = Field(
+    min_token_f1: Annotated[float | None, Formerly("token_f1")] = Field(
         None, gt=0, le=1, description="generate: token F1 from which on an answer is right; the same words by default"
     )
     type: Annotated[Text | None, Outside()] = Field(
@@ -263,19 +282,19 @@ class PublishConfig(Section):
     license: Text | None = Field(
         None, description="the base's license, such as apache-2.0, where its own files do not state it"
     )
-    allow: list[Text] = Field(
+    allowed_texts: Annotated[list[Text], Formerly("allow")] = Field(
         default_factory=list,
         description="texts that may go out although they look like personal data, such as a support address",
     )
     memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
     public: Annotated[bool, Outside()] = Field(False, description="hf: let everybody see the repository")
-    key: Annotated[Path | None, Outside()] = Field(
+    signing_key: Annotated[Path | None, Outside(), Formerly("key")] = Field(
         None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
     )
-    endpoint: Annotated[Text | None, Outside()] = Field(
+    s3_endpoint: Annotated[Text | None, Outside(), Formerly("endpoint")] = Field(
         None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
     )
-    hosts: Annotated[list[Text], Outside()] = Field(
+    allowed_hosts: Annotated[list[Text], Outside(), Formerly("hosts")] = Field(
         default_factory=list,
         description="further hosts that the target's server sends its clients to, to sign in or to store",
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from slmctl.config.fields import Section, SourcePath, Text
+from slmctl.config.fields import Formerly, Section, SourcePath, Text
 
 
 class Prices(Section):
@@ -51,7 +51,9 @@ class ServeConfig(Section):
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
     queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; over it 429 at once")
-    context: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
+    context_length: Annotated[int, Formerly("context")] = Field(
+        2048, ge=128, description="longest prompt with its answer, in tokens"
+    )
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
     policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
     generalist: Generalist | None = Field(None, description="where the other questions go, unless they are sensitive")
@@ -59,24 +61,32 @@ class ServeConfig(Section):
         "rules", description="who looks for sensitive data; presidio adds national identity numbers (slmctl[pii])"
     )
     prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
-    decisions: Path | None = Field(
+    decision_log: Annotated[Path | None, Formerly("decisions")] = Field(
         None,
         description="file for a line about each routed request, without its content; the server's log when left out",
     )
 
-    max_prompt: int | None = Field(
+    max_prompt_tokens: Annotated[int | None, Formerly("max_prompt")] = Field(
         None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
     )
-    max_body: int = Field(1 << 20, ge=1024, description="ceiling for the body of a request, in bytes")
+    max_body_bytes: Annotated[int, Formerly("max_body")] = Field(
+        1 << 20, ge=1024, description="ceiling for the body of a request, in bytes"
+    )
     keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
-    rate: float | None = Field(None, gt=0, description="requests a minute for each key; no limit when left out")
+    requests_per_minute: Annotated[float | None, Formerly("rate")] = Field(
+        None, gt=0, description="requests a minute for each key; no limit when left out"
+    )
     concurrency: int | None = Field(
         None, ge=1, description="requests at the same time for each key; no limit when left out"
     )
-    receive_s: float = Field(10, gt=0, description="seconds that a request has to arrive, head and body")
-    answer_s: float = Field(120, gt=0, description="seconds that an answer has, waiting included")
+    receive_timeout_s: Annotated[float, Formerly("receive_s")] = Field(
+        10, gt=0, description="seconds that a request has to arrive, head and body"
+    )
+    answer_timeout_s: Annotated[float, Formerly("answer_s")] = Field(
+        120, gt=0, description="seconds that an answer has, waiting included"
+    )
     grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server is told to stop")
-    origins: list[Text] = Field(
+    cors_origins: Annotated[list[Text], Formerly("origins")] = Field(
         default_factory=list, description="origins of web pages that browsers may let ask (CORS); none when empty"
     )
     log_texts: bool = Field(False, description="write prompts and answers to the log too")

@@ -139,7 +139,7 @@ def _reason(log: str, code: int) -> str:
 
 def _hint(log: str) -> str:
     if "requires an imatrix" in log or "Missing importance matrix" in log:
-        return "--set quantize.importance=auto"
+        return "--set quantize.importance_matrix=auto"
     if "no quantization type" in log:
         return "a type of llama.cpp: F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, Q3_K_M, ..."
     return "is the disk full? df -h ."

@@ -178,8 +178,8 @@ def release(project: Project) -> tuple[Outcome, targets.Shipment]:
         module = importlib.import_module(STAGES["publish"].module)
         module.require_allowed(outcome.artifact, section)
         signature = None
-        if section.key is not None:
-            signature = signing.sign(outcome.artifact, section.key, project.runs)
+        if section.signing_key is not None:
+            signature = signing.sign(outcome.artifact, section.signing_key, project.runs)
     asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
     return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
 
@@ -197,7 +197,7 @@ def _target(project: Project, what: str) -> Iterator[targets.Target]:
 
 def _settings(project: Project) -> targets.Settings:
     section = project.config.publish
-    return targets.Settings(project.root, section.public, section.endpoint, tuple(section.hosts))
+    return targets.Settings(project.root, section.public, section.s3_endpoint, tuple(section.allowed_hosts))
 
 
 def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:

@@ -125,7 +125,7 @@ def lora(place: Path) -> tuple[Path, Task | None]:
     chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
     if len(chosen) != 1:
         raise UsageError(
-            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora=true"
+            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora_gguf=true"
         )
     path = found.file(chosen[0].path)
     return path, Task.read(path.parent) if (path.parent / FILENAME).exists() else None

@@ -79,8 +79,10 @@ def ask(
     section = section or config.stage_config(project.config, name)
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
-        if section.sensitive.key == project.root.resolve() / config.PSEUDONYM_KEY:
-            stand_ins.make_key(section.sensitive.key)  # its hash is part of the recipe: another key, other stand-ins
+        if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
+            stand_ins.make_key(
+                section.sensitive.pseudonym_key
+            )  # its hash is part of the recipe: another key, other stand-ins
     filled = dict(inputs or {})
     for role in stage.takes:
         if role.name not in filled and not (

@@ -48,7 +48,8 @@ STAGES = {
         Stage("merge", (BASE, Role("adapter", ("adapter",))), "merged", "slmctl.stages.merge.merge", ("torch",),
               version=2),
         Stage(
-            "quantize", (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora")), "gguf",
+            "quantize",
+            (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
             "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
         ),
         Stage(

@@ -80,7 +80,9 @@ def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     called = name or folder
     signature = folder / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
-        raise IntegrityError(f"{called} is not signed: it has no {SIGNATURE}", hint="publish.key signs a release")
+        raise IntegrityError(
+            f"{called} is not signed: it has no {SIGNATURE}", hint="publish.signing_key signs a release"
+        )
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):

@@ -99,7 +99,7 @@ class Policy:
             if action == "pseudonymise" and len(self.key) < MIN_KEY:
                 raise UsageError(
                     f"{kind}: pseudonymise needs a key of at least {MIN_KEY} bytes",
-                    hint="leave prepare.sensitive.key out, and one is made",
+                    hint="leave prepare.sensitive.pseudonym_key out, and one is made",
                 )
 
     def apply(self, text: str) -> Applied:

@@ -80,9 +80,9 @@ class Gateway:
     def __init__(self, served: Served, log: Log) -> None:
         self.served, self.log, self.metrics = served, log, Metrics()
         self.settings = settings = served.settings
-        self.limits = Limits(settings.sequences, settings.queue, settings.rate, settings.concurrency)
-        most = settings.max_prompt or settings.context - 1
-        self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context - 1))
+        self.limits = Limits(settings.sequences, settings.queue, settings.requests_per_minute, settings.concurrency)
+        most = settings.max_prompt_tokens or settings.context_length - 1
+        self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
         self.created = int(time.time())
         self.running: set[Exchange] = set()
         self.stopping = False
@@ -139,7 +139,7 @@ class Gateway:
         if self.settings.log_texts:
             note.fields["prompt"] = asked.text
         self.limits.enter(key, len(asked.requests))
-        exchange = Exchange(asked, served.backend, self.settings.answer_s)
+        exchange = Exchange(asked, served.backend, self.settings.answer_timeout_s)
         self.running.add(exchange)
         run = _Run(self, served, exchange, note, key)
         with contextlib.ExitStack() as otherwise:
@@ -159,13 +159,13 @@ class Gateway:
             raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
         raw = bytearray()
         try:
-            async with asyncio.timeout(self.settings.receive_s):
+            async with asyncio.timeout(self.settings.receive_timeout_s):
                 async for chunk in http.stream():
                     raw += chunk
-                    if len(raw) > self.settings.max_body:
-                        raise HTTPException(413, f"the body is larger than {self.settings.max_body} bytes")
+                    if len(raw) > self.settings.max_body_bytes:
+                        raise HTTPException(413, f"the body is larger than {self.settings.max_body_bytes} bytes")
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {self.settings.receive_s:g} s") from None
+            raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
         except ClientDisconnect:
             raise FailedError("the client has gone", "client_gone", 499) from None
         return bytes(raw)
@@ -378,7 +378,7 @@ class _EventStream(Response):
 
 def application(served: Served, log: Log) -> Starlette:
     """The ASGI application; `app.state.gateway` is what it runs on."""
-    origins = served.settings.origins
+    origins = served.settings.cors_origins
     cors = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=[ROUTE, REQUEST_ID],

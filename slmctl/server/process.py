@@ -83,7 +83,7 @@ def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> No
         loop="asyncio",  # another one's sockets would not pass the guard of `offline`
         timeout_graceful_shutdown=int(served.settings.grace_s) + 3, timeout_keep_alive=IDLE_S, backlog=BACKLOG,
     )  # fmt: skip
-    _Connection.receive_s = served.settings.receive_s
+    _Connection.receive_timeout_s = served.settings.receive_timeout_s
     _Connection.most = max(SPARE_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES)
     try:
         asyncio.run(_Server(settings, app.state.gateway, log, follow).run_until_told(sock))
@@ -168,7 +168,7 @@ class _Connection(HttpToolsProtocol):
     It has none of its own, so that clients which send a byte a minute would hold a descriptor each for ever.
     """
 
-    receive_s = 10.0
+    receive_timeout_s = 10.0
     most = 1000  # connections at the same time
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -219,7 +219,7 @@ class _Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._within and self._timer is None:  # refused before its body had come
-            self._timer = self.loop.call_later(self.receive_s, self.transport.close)
+            self._timer = self.loop.call_later(self.receive_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
@@ -227,7 +227,7 @@ class _Connection(HttpToolsProtocol):
     def _wait_for_head(self) -> None:
         self._stop_timer()
         self._heading, self._head = True, 0
-        self._timer = self.loop.call_later(self.receive_s, self._late)
+        self._timer = self.loop.call_later(self.receive_timeout_s, self._late)
 
     def _stop_timer(self) -> None:
         self._heading = False
@@ -236,7 +236,7 @@ class _Connection(HttpToolsProtocol):
             self._timer = None
 
     def _late(self) -> None:
-        self._refuse(408, f"the head of the request did not arrive within {self.receive_s:g} s")
+        self._refuse(408, f"the head of the request did not arrive within {self.receive_timeout_s:g} s")
 
     def _refuse(self, status: int, message: str) -> None:
         self._stop_timer()

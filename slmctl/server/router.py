@@ -150,7 +150,7 @@ class Router:
         generalist = Generalist(settings.generalist) if settings.generalist is not None else None
         return cls(
             fitted, task, name, generalist,
-            detector=settings.detector, prices=settings.prices, decisions=settings.decisions,
+            detector=settings.detector, prices=settings.prices, decisions=settings.decision_log,
         )  # fmt: skip
 
     @contextlib.contextmanager

@@ -102,7 +102,8 @@ def vllm_arguments(given: Handover, root: str) -> list[str]:
     """What follows `vllm serve`, given what goes before `/model`, `/adapter` and `/contract`."""
     served = [f"{given.name}-base"] if given.adapter else [given.name]
     arguments = [
-        f"{root}/model", "--served-model-name", *served, "--max-model-len", str(given.settings.context), "--seed", "0",
+        f"{root}/model", "--served-model-name", *served,
+        "--max-model-len", str(given.settings.context_length), "--seed", "0",
         "--chat-template", f"{root}/contract/chat_template.jinja", "--load-format", "safetensors",
         "--generation-config", "vllm", "--allowed-origins", "[]", "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
@@ -135,10 +136,10 @@ def _check(given: Handover) -> None:
         )
     config = json.loads(given.model.file("config.json").read_bytes())
     longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and given.settings.context > longest:
+    if isinstance(longest, int) and given.settings.context_length > longest:
         raise UsageError(
-            f"serve.context is {given.settings.context}, and this model reads at most {longest} tokens",
-            hint=f"--set serve.context={longest}",
+            f"serve.context_length is {given.settings.context_length}, and this model reads at most {longest} tokens",
+            hint=f"--set serve.context_length={longest}",
         )
     if given.adapter:
         _check_adapter(_adapter_config(given.adapter))

@@ -157,7 +157,7 @@ def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_pat
     bare = tmp_path / "model.gguf"
     bare.write_bytes(zipped(pickle.dumps(Touch(canary))))
     refused(stages.run(desk, "predict", str(bare), *ask), 6)
-    steps = ("--set", "finetune.steps=8", "--set", "finetune.validate_every=4")
+    steps = ("--set", "finetune.max_steps=8", "--set", "finetune.validate_every=4")
     made = Path(stages.run(desk, "finetune", *steps).stdout.strip())
     shutil.rmtree(made)
     checkpoint = made.parent / f".resume-{made.name}" / "step-00000004"

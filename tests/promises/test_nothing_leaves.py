@@ -28,7 +28,7 @@ from slmctl.pipeline import stage_table
 
 ALONE = [*(["unshare", "--net", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net", "--mount"])]
 # What each stage is told, to be quick; one that is not listed is run as it is.
-ARGS = {"finetune": ("--set", "finetune.steps=8"), "predict": ("base",), "evaluate": ("--model", "base")}
+ARGS = {"finetune": ("--set", "finetune.max_steps=8"), "predict": ("base",), "evaluate": ("--model", "base")}
 
 
 def can_be_alone() -> bool:
@@ -106,7 +106,7 @@ def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
     """Each a process of its own, then a file answered, everything verified, and a question asked of the server."""
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     (desk / "in.csv").write_text("text\nhello\n")
-    short = ("--set", "finetune.steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
+    short = ("--set", "finetune.max_steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
     stages = [name for name in stage_table.STAGES if name not in ("predict", "calibrate")]
     steps = [step(desk, name, *short) for name in stages]
     steps.append(step(desk, "predict", "gguf", *short))
@@ -152,7 +152,7 @@ main()
 @alone
 def test_the_switches_alone_are_enough_and_needed(desk: Path, tmp_path: Path) -> None:
     """A second control: with neither, training asks for the Hub; with the switches and no guard, it does not."""
-    train = ("-C", str(desk), "--quiet", "finetune", "--set", "finetune.steps=2", "--set")
+    train = ("-C", str(desk), "--quiet", "finetune", "--set", "finetune.max_steps=2", "--set")
     steps = [
         script(WITHOUT, "switches", *train, "finetune.seed=7"),
         script(WITHOUT, "bare", *train, "finetune.seed=8"),

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQU
 
 # What each stage is told, to be quick; one that is not listed is run as it is.
 ARGS = {
-    "finetune": ("--set", "finetune.steps=8", "--set", "finetune.validate_every=4"),
+    "finetune": ("--set", "finetune.max_steps=8", "--set", "finetune.validate_every=4"),
     "quantize": ("--set", "quantize.types=[Q8_0]"),
     "predict": ("gguf", "--type", "Q8_0", "--split", "validation"),
 }

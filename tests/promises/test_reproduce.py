@@ -97,7 +97,9 @@ def test_other_seeds_zones_homes_and_folders_change_no_byte(tiny_project: Path, 
         for folder in cache.glob("converter-*"):
             shutil.copytree(folder, home / ".cache" / "slmctl" / folder.name)
         env["XDG_CACHE_HOME"] = str(home / ".cache")
-        done = tiny.slmctl(desk, "run", "--until", "quantize", "--set", "finetune.steps=8", env=tiny.environment(**env))
+        done = tiny.slmctl(
+            desk, "run", "--until", "quantize", "--set", "finetune.max_steps=8", env=tiny.environment(**env)
+        )
         assert done.returncode == 0, done.stderr
         digests.append({kind: made(desk, kind).digest for kind in ("base", "prepared", "adapter", "merged", "gguf")})
     assert digests[0] == digests[1] == digests[2]

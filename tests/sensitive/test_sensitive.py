@@ -555,11 +555,11 @@ def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path,
     path.write_bytes(bytes(32))
     assert asked(folder, "prepare.sensitive.email=pseudonymise").recipe_id != first.recipe_id
     with pytest.raises(UsageError, match=r"mine\.key does not exist"):
-        asked(folder, "prepare.sensitive={email: pseudonymise, key: mine.key}")
+        asked(folder, "prepare.sensitive={email: pseudonymise, pseudonym_key: mine.key}")
 
 
 def test_config_names_every_kind_and_its_actions() -> None:
-    section = config.Sensitive(engine="presidio")
+    section = config.Sensitive(detector="presidio")
     assert set(section.actions) == set(KINDS)
     assert set(config.Sensitive().actions) == set(VALUES)
     for kind in KINDS:
@@ -573,7 +573,7 @@ def test_config_names_every_kind_and_its_actions() -> None:
     ("text", "fault"),
     [
         ("{id: redact}", "'id' is found by presidio alone"),
-        ("{key: a.key}", "'key' is for stand-ins, and no kind is pseudonymised"),
+        ("{pseudonym_key: a.key}", "'pseudonym_key' is for stand-ins, and no kind is pseudonymised"),
         ("{secret: pseudonymise}", "found 'pseudonymise', wants 'keep', 'redact', 'drop' or 'refuse'"),
         ("{mail: redact}", "unknown key; did you mean 'email'?"),
     ],

@@ -171,7 +171,7 @@ def test_over_the_queue_it_is_said_at_once(tiny_run: Path, endless: Path) -> Non
 
 
 def test_an_answer_has_a_deadline(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.answer_s=0.001")
+    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.answer_timeout_s=0.001")
     late = post(url, {"messages": chat("hello"), **ENDLESS})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
     end(child)
@@ -299,7 +299,7 @@ def test_a_server_is_asked_by_its_own_address(tiny_run: Path, gguf: str) -> None
 
 
 def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path) -> None:
-    limits = ("--set=serve.max_prompt=24", "--set=serve.concurrency=1", "--set=serve.log_texts=true")
+    limits = ("--set=serve.max_prompt_tokens=24", "--set=serve.concurrency=1", "--set=serve.log_texts=true")
     child, url = begin(tiny_run, str(endless), *ROOM, *limits)
     long = post(url, {"messages": chat("hello " * 40), "max_tokens": 1})
     assert (long.status_code, long.json()["error"]["param"]) == (400, "messages")
@@ -316,7 +316,7 @@ def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path
 
 
 def test_a_rate_of_the_server_holds_for_every_key(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), "--set=serve.rate=3")
+    child, url = begin(tiny_run, str(endless), "--set=serve.requests_per_minute=3")
     said = [post(url, {"messages": chat("hello"), "max_tokens": 1}) for _ in range(5)]
     assert [one.status_code for one in said][:4] == [200, 200, 200, 429]
     assert said[3].json()["error"]["code"] == "rate"
@@ -403,7 +403,7 @@ def base_file(desk: Path) -> Path:
 
 @pytest.mark.slow
 def test_adapters_are_chosen_by_name(desk: Path) -> None:
-    tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora=true"))
+    tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora_gguf=true"))
     (lora,) = desk.glob("runs/gguf/*/*-LoRA.gguf")
     base = base_file(desk)
     child, url = begin(desk, str(base), "--adapter", f"desk={lora.parent}")
@@ -424,7 +424,7 @@ def test_adapters_are_chosen_by_name(desk: Path) -> None:
 def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(desk: Path) -> None:
     """Requests for all three come together; each gets what its adapter says when nobody else is there."""
     for steps in (30, 90):
-        train = ("--set", f"finetune.steps={steps}", "--set", "quantize.lora=true")
+        train = ("--set", f"finetune.max_steps={steps}", "--set", "quantize.lora_gguf=true")
         tiny.ok(tiny.slmctl(desk, "run", "--until", "quantize", *train))
     first, second = sorted(desk.glob("runs/gguf/*/*-LoRA.gguf"), key=lambda path: path.stat().st_mtime)
     adapters = ("--adapter", f"early={first.parent}", "--adapter", f"late={second.parent}")

@@ -64,7 +64,7 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         child = tiny.start(
             tiny_run, "serve", "--port", "0", "--policy", str(policy), "--generalist", fake.url,
             "--generalist-model", "large", "--generalist-key-env", "THE_KEY",
-            "--set", f"serve.decisions={folder / 'decisions.jsonl'}", "--set", "serve.generalist.timeout_s=5",
+            "--set", f"serve.decision_log={folder / 'decisions.jsonl'}", "--set", "serve.generalist.timeout_s=5",
             env=tiny.environment(THE_KEY=KEY),
         )  # fmt: skip
         assert child.stdout is not None
@@ -88,7 +88,7 @@ def writer(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFacto
     with endpoint.serving(lambda body, before: says("from there")) as fake:
         child, url = begin(
             tiny_run, str(endless), "--policy", str(folder), "--generalist", fake.url, "--generalist-model", "large",
-            "--set=serve.decisions=/dev/full",
+            "--set=serve.decision_log=/dev/full",
         )  # fmt: skip
         yield Hybrid(child, url, fake, [], Path("/dev/full"))
         end(child)

@@ -52,7 +52,7 @@ class Guarded:
 def guarded(tiny_run: Path, endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     secret = tiny.ok(tiny.slmctl(keys.parent, "keys", "add", "crm", "--concurrency", "1", "--keys", str(keys)))
-    named = ("--keys", str(keys), f"--set=serve.origins=[{ORIGIN}]", "--set=serve.max_body=4096")
+    named = ("--keys", str(keys), f"--set=serve.cors_origins=[{ORIGIN}]", "--set=serve.max_body_bytes=4096")
     child, url = begin(tiny_run, str(endless), *ROOM, *named)
     yield Guarded(url, secret)
     end(child)
@@ -134,7 +134,7 @@ def test_a_fault_of_the_servers_own_is_observed_too() -> None:
     models = {"desk": openai_requests.Model("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
     lines = io.StringIO()
     log = Log(lines)
-    app = application(Served(cast(Backend, Broken()), models, ServeConfig(origins=[ORIGIN])), log)
+    app = application(Served(cast(Backend, Broken()), models, ServeConfig(cors_origins=[ORIGIN])), log)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

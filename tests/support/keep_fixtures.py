@@ -28,7 +28,7 @@ base: ./base
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
-finetune: {steps: 60, learning_rate: 0.01, batch: 16, lora: {rank: 4, alpha: 8}}
+finetune: {max_steps: 60, learning_rate: 0.01, batch_size: 16, lora: {rank: 4, alpha: 8}}
 quantize: {types: [F16]}
 evaluate: {models: [gguf]}
 publish: {license: apache-2.0, memorisation: {probes: 0}}

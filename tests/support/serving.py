@@ -14,7 +14,7 @@ import httpx
 from support import tiny
 
 ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}  # of a model that was never taught to stop
-ROOM = ("--set=serve.context=4096", "--set=serve.max_tokens=4000")  # for such an answer
+ROOM = ("--set=serve.context_length=4096", "--set=serve.max_tokens=4000")  # for such an answer
 
 
 def begin(folder: Path, *args: str) -> tuple[subprocess.Popen[str], str]:

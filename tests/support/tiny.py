@@ -39,7 +39,7 @@ base: ./base
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
-finetune: {epochs: 14, learning_rate: 1e-2, batch: 8, lora: {rank: 16, alpha: 32}}
+finetune: {epochs: 14, learning_rate: 1e-2, batch_size: 8, lora: {rank: 16, alpha: 32}}
 quantize: {types: [Q8_0, F16]}
 evaluate: {models: [base, adapter, gguf]}
 """
@@ -199,7 +199,7 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
     (folder / "slmctl.yaml").write_text(
         f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\ntask: {task}\n'
         "prepare: {sources: [{path: rows.jsonl, input: text, output: answer}]}\n"
-        "finetune: {steps: 80, learning_rate: 1e-2, batch: 8}\nquantize: {types: [Q8_0, F16]}\n"
+        "finetune: {max_steps: 80, learning_rate: 1e-2, batch_size: 8}\nquantize: {types: [Q8_0, F16]}\n"
         f"predict: {{max_tokens: 24}}\n{extra}",
         encoding="utf-8",
     )

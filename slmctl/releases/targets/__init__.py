@@ -208,7 +208,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
             raise IntegrityError(
                 f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
                 "signature is not of",
-                hint="raise 'version' in slmctl.yaml, or publish without publish.key",
+                hint="raise 'version' in slmctl.yaml, or publish without publish.signing_key",
             )
         held.add(MANIFEST)
     missing = tuple(item for item in sent.items if item.name not in held)

@@ -51,7 +51,7 @@ class Bucket:
         endpoint = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint is not None and (urlsplit(endpoint).username or not urlsplit(endpoint).hostname):
             raise UsageError(
-                "publish.endpoint is no address such as https://storage.example", hint="without a password"
+                "publish.s3_endpoint is no address such as https://storage.example", hint="without a password"
             )
         self._client: Any = boto3.client(
             "s3",

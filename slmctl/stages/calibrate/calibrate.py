@@ -94,8 +94,8 @@ def run(
 def correctness(task: Task, config: CalibrateConfig) -> str:
     """What counts as a right answer, in words."""
     if task.kind == "generate":
-        if config.token_f1 is not None:
-            return f"token F1 with the answer wanted of at least {config.token_f1:g}"
+        if config.min_token_f1 is not None:
+            return f"token F1 with the answer wanted of at least {config.min_token_f1:g}"
         return "the same words in the same order as the answer wanted"
     return {"classify": "the label wanted", "extract": "the whole object equals the one wanted"}[task.kind]
 
@@ -107,8 +107,10 @@ def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) ->
     if task.kind == "extract":
         given = answer_metrics.parse(answer.strip())
         return given is not answer_metrics.INVALID and answer_metrics.equal(answer_metrics.parse(expected), given)
-    if config.token_f1 is not None:
-        return answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer)) >= config.token_f1
+    if config.min_token_f1 is not None:
+        return (
+            answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer)) >= config.min_token_f1
+        )
     return answer_metrics.same_text(expected, answer)
 
 

@@ -89,7 +89,7 @@ def run(
         files = _models(validation, choosing)
         marks = {name: score(task, choosing, model.answers) for name, model in files.items()}
         choice = choose(config.choose, PRIMARY[task.kind], marks, {name: m.facts for name, m in files.items()})
-    sliced = slices_of(task, records, named=config.cut > 0)
+    sliced = slices_of(task, records, named=config.shown_characters > 0)
     report: dict[str, Any] = {
         "task": task.kind,
         "primary_metric": PRIMARY[task.kind],
@@ -106,12 +106,12 @@ def run(
         "pairs": compare(scored, drawn, sliced, config.confidence),
         "slices": _slices(scored, sliced, PRIMARY[task.kind], config.confidence),
         "choice": choice,
-        "cut": config.cut,
+        "cut": config.shown_characters,
     }
     report["break_even"] = break_even(config.prices, report["models"])
     report = _rounded(report)
     report["remarks"] = remarks(report)
-    rows = list(_rows(task, records, scored, answers, config.cut))
+    rows = list(_rows(task, records, scored, answers, config.shown_characters))
     _write(out, task, report, rows)
     return report
 

@@ -30,7 +30,7 @@ def choose(
         UsageError: The file to compare with, or the metric, was not measured.
     """
     metric = wanted.metric or primary
-    of = wanted.of or max(scored, key=lambda name: (facts[name]["size"], name))
+    of = wanted.reference or max(scored, key=lambda name: (facts[name]["size"], name))
     if of not in scored:
         raise UsageError(
             f"evaluate.choose compares with '{of}', which is not among the GGUF files",

@@ -54,9 +54,7 @@ def table(
         choices.append((f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}", found))
     note = "✓ is right; else what was answered. – was not asked."
     if not texts:
-        note += (
-            " Texts are not in the report (evaluate.cut: 200 puts their beginnings in); file and number lead to them."
-        )
+        note += " Texts are not in the report (evaluate.shown_characters: 200 shows their beginnings)."
     head = [where, *(["input", "wanted"] if texts else ["wanted"] if labels else []), *names]
     return Table(
         "Rows on which the models differ",

@@ -50,7 +50,7 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     command = [
         sys.executable, "-m", WORKER, "--nproc_per_node", str(config.processes),
         "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
-        "--master_addr", config.address, "--master_port", str(config.port), "-m", WORKER, str(job),
+        "--master_addr", config.main_address, "--master_port", str(config.main_port), "-m", WORKER, str(job),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
     settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
@@ -78,8 +78,8 @@ def join_slurm(config: FinetuneConfig) -> None:
     known.update(RANK=known["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=known["SLURM_LOCALID"])
     if each := re.fullmatch(r"(\d+)(\(x\d+\))?", known.get("SLURM_STEP_TASKS_PER_NODE", "")):  # as many on every node
         known["LOCAL_WORLD_SIZE"] = each[1]
-    known.setdefault("MASTER_ADDR", config.address)
-    known.setdefault("MASTER_PORT", str(config.port))
+    known.setdefault("MASTER_ADDR", config.main_address)
+    known.setdefault("MASTER_PORT", str(config.main_port))
 
 
 def _environment(config: FinetuneConfig) -> dict[str, str]:
@@ -95,15 +95,15 @@ def _interface(config: FinetuneConfig) -> dict[str, str]:
     if config.machines == 1:
         return {}
     with (
-        guard.network("finetune.machines", hosts={config.address}),
+        guard.network("finetune.machines", hosts={config.main_address}),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
     ):
         try:
-            probe.connect((config.address, config.port))  # of a datagram socket: finds the way, sends nothing
+            probe.connect((config.main_address, config.main_port))  # of a datagram socket: finds the way, sends nothing
         except OSError as error:
             raise NetworkError(
-                f"there is no way to machine 0 at {config.address}: {error.strerror or error}",
-                hint="--set finetune.address=ADDRESS, the same on every machine",
+                f"there is no way to machine 0 at {config.main_address}: {error.strerror or error}",
+                hint="--set finetune.main_address=ADDRESS, the same on every machine",
             ) from None
         own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():

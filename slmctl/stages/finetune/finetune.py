@@ -73,7 +73,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     if not on_gpu:
         lengths = [len(row["input_ids"]) for row in train]
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        together = max(config.batch // (config.accumulation * world), 1)
+        together = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
         estimate = memory_estimate.estimate(base.path, config, memory_estimate.fullest(lengths, together))
         if world > 1:  # what a faster process had loaded by now would count as taken
             PartialState(cpu=True).wait_for_everyone()
@@ -178,16 +178,17 @@ def make_trainer(
     config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Row], validation: list[Row], keep: Path,
     *, packs: bool = False,
 ) -> AnswerTrainer:  # fmt: skip
-    per_epoch = math.ceil(len(train) / config.batch)
-    steps = config.steps or math.ceil(per_epoch * config.epochs)
+    per_epoch = math.ceil(len(train) / config.batch_size)
+    steps = config.max_steps or math.ceil(per_epoch * config.epochs)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
     on_gpu = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    parts = config.accumulation * world
-    if config.batch % parts:
+    parts = config.gradient_accumulation_steps * world
+    if config.batch_size % parts:
         raise UsageError(
-            f"batch {config.batch} does not divide by accumulation {config.accumulation} and {world} processes",
-            hint=f"--set finetune.batch={math.ceil(config.batch / parts) * parts}",
+            f"batch_size {config.batch_size} does not divide by gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} times {world} processes",
+            hint=f"--set finetune.batch_size={math.ceil(config.batch_size / parts) * parts}",
         )
     if world > 1:
         train = [*train, silent(min(train, key=lambda row: len(row["input_ids"])))]
@@ -195,12 +196,12 @@ def make_trainer(
         output_dir=str(keep),
         max_steps=steps,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(steps * config.warmup),
-        per_device_train_batch_size=config.batch // parts,
-        gradient_accumulation_steps=config.accumulation,
+        lr_scheduler_type=config.lr_scheduler if config.lr_scheduler != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(steps * config.warmup_ratio),
+        per_device_train_batch_size=config.batch_size // parts,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         use_cpu=not on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),  # on a CPU, bf16 everywhere is slower than fp32
@@ -242,7 +243,7 @@ def lora_config(config: FinetuneConfig) -> LoraConfig:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=lora.target_modules,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
@@ -251,7 +252,7 @@ def lora_config(config: FinetuneConfig) -> LoraConfig:
 
 def load_transformers(config: FinetuneConfig, folder: Path) -> Any:
     on_gpu = torch.cuda.is_available()
-    half = on_gpu or config.products == "bfloat16"
+    half = on_gpu or config.matmul_dtype == "bfloat16"
     model = hf_folder.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
     # the adapter itself is float32, whatever it adapts
     return get_peft_model(model, lora_config(config), autocast_adapter_dtype=True)
@@ -270,7 +271,7 @@ def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(MODULES) if lora.targets == "all-linear" else lora.targets,
+        "target_modules": list(MODULES) if lora.target_modules == "all-linear" else lora.target_modules,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "random_state": config.seed,

@@ -28,7 +28,7 @@ def estimate(folder: Path, config: FinetuneConfig, tokens: int) -> int:
     `tokens` is what a step computes at once, see `fullest`. The terms of a layer follow what `_fast` saves.
     """
     trim()  # an earlier stage of this process may have left much that is free, and will be used again
-    width = 2 if config.products == "bfloat16" else 4
+    width = 2 if config.matmul_dtype == "bfloat16" else 4
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     parameters = 0
     for path in sorted(folder.glob("*.safetensors")):

@@ -39,7 +39,7 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     ]
     with (
         console.progress("merge", len(changes.names), "layers") as meter,
-        ShardWriter(out, planned, limit=int(config.shard_gb * 1e9)) as writer,
+        ShardWriter(out, planned, limit=int(config.max_shard_gb * 1e9)) as writer,
     ):
         for tensor in tensors:
             _write(writer, tensor, changes)

@@ -94,8 +94,8 @@ def recognise(source: Source, known: Sequence[str]) -> Shape:
 
 
 def _named(source: Source, known: Sequence[str]) -> tuple[str, str]:
-    if source.shape != "auto":
-        return source.shape, "the config says so"
+    if source.conversation_format != "auto":
+        return source.conversation_format, "the config says so"
     if {"input", "output"} & source.model_fields_set:
         return "columns", "the config names the columns"
     for name, needs in NEEDS.items():

@@ -99,14 +99,14 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
     guarded = config.sensitive
-    key = stand_ins.make_key(guarded.key) if guarded.key is not None else b""
+    key = stand_ins.make_key(guarded.pseudonym_key) if guarded.pseudonym_key is not None else b""
     reading = Reading(
         sources=tuple(config.sources),
         columns=tuple(columns),
         task=task,
         labels=labels,
         by_time=config.splits.time is not None,
-        policy=sensitive.Policy(guarded.actions, key, guarded.engine),
+        policy=sensitive.Policy(guarded.actions, key, guarded.detector),
         tokenizer=base.path / "tokenizer.json",
     )
     for source, shape in zip(config.sources, reading.shapes(), strict=True):

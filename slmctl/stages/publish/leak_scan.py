@@ -69,7 +69,7 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
         more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
         raise GateError(
             f"the release would give away what must not leave: {listed}{more}",
-            hint="take it out where it came from, or name it in publish.allow if it may go out",
+            hint="take it out where it came from, or name it in publish.allowed_texts if it may go out",
         )
 
 

@@ -68,7 +68,7 @@ def run(
     _write_texts(config, out, task, facts, label, figures, files, prepared, asked)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
-    leak_scan.require_clean(out, names, base=base, allow=config.allow)
+    leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
     return {
         "project": config.project,
         "version": config.version,
@@ -85,7 +85,7 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
     Raises:
         GateError: It may not go there.
     """
-    leak_scan.require_clean(release.path, [MANIFEST], base=None, allow=config.allow)
+    leak_scan.require_clean(release.path, [MANIFEST], base=None, allow=config.allowed_texts)
     if not release.metrics["license"] and not config.to.startswith("dir:"):
         raise GateError(
             "the base states no license, so nobody may pass this model on", hint="publish.license: its license"

@@ -61,7 +61,7 @@ def _refuse_what_is_no_sum(adapter: lora_adapter.Adapter) -> None:
     for form, there in forms.items():
         if there:
             raise StageError(
-                f"an adapter that trained {form} cannot be a GGUF of its own", hint="--set quantize.lora=false"
+                f"an adapter that trained {form} cannot be a GGUF of its own", hint="--set quantize.lora_gguf=false"
             )
 
 

@@ -52,7 +52,7 @@ def run(
             )
         targets = gguf_files.plan(config, base, out, weighted=bool(matrix))
         # `auto` writes what may go without the matrix both ways, and keeps the one that is closer
-        both = [target for target in targets if config.importance == "auto" and gguf_files.has_choice(target)]
+        both = [target for target in targets if config.importance_matrix == "auto" and gguf_files.has_choice(target)]
         others = {target.type: Target(target.type, scratch / target.path.name) for target in both}
         gguf_files.write(lossless, [*targets, *others.values()], matrix, rows=rows)
         files = {}
@@ -85,7 +85,7 @@ def _computed(
     tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path)
     wanted = parity.reference(model, tokenizer, task, held_out)
     parity.check_head(lossless.path.name, lossless.head, wanted)
-    count = {"auto": AUTO_ROWS, "off": 0}.get(str(config.importance), config.importance)
+    count = {"auto": AUTO_ROWS, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)
     if not count or not any(WEIGHTED.match(name) for name in config.types):
         return wanted, {}, 0
     texts = texts_of(read_records(prepared.file("train.jsonl")), task, int(count))

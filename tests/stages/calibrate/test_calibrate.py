@@ -152,7 +152,7 @@ def test_an_answer_that_is_the_out_of_scope_label_is_never_kept(tmp_path: Path) 
 
 
 def test_what_counts_as_right() -> None:
-    plain, some = CalibrateConfig(), CalibrateConfig(token_f1=0.5)
+    plain, some = CalibrateConfig(), CalibrateConfig(min_token_f1=0.5)
     assert calibrate.is_right(OBJECTS, plain, ' {"b": 1.0, "a": [1]}', '{"a": [1], "b": 1}')
     assert not calibrate.is_right(OBJECTS, plain, '{"a": [1]}', '{"a": [1], "b": 1}')
     assert not calibrate.is_right(OBJECTS, plain, "no json", "{}")

@@ -224,7 +224,7 @@ def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(report:
     inputs = ["write to Ann please", "write to Bob please"]
     report(
         "generate", ["Dear Ann", "Dear Bob"], {"Q8_0": ["hello Ann", "hello Bob"]},
-        inputs=inputs, sensitive={1}, config=EvaluateConfig(cut=12),
+        inputs=inputs, sensitive={1}, config=EvaluateConfig(shown_characters=12),
     )  # fmt: skip
     head, rows = rows_of(tmp_path)
     assert head["cut"] == 12
@@ -262,7 +262,7 @@ def test_slices_by_label_source_length_and_group(report: Any) -> None:
         ("group", "#1", 20),  # whose name may be a customer's
     ]  # fmt: skip
     shown = report(
-        "classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups, config=EvaluateConfig(cut=1)
+        "classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups, config=EvaluateConfig(shown_characters=1)
     )["slices"]  # fmt: skip
     assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
 

@@ -85,8 +85,8 @@ def products(
 @pytest.mark.parametrize(
     ("chosen", "rates", "remedy"),
     [
-        ("float32", {"float32": 100.0, "bfloat16": 900.0}, "--set finetune.products=bfloat16 is faster here"),
-        ("bfloat16", {"float32": 100.0, "bfloat16": 40.0}, "--set finetune.products=float32 is faster here"),
+        ("float32", {"float32": 100.0, "bfloat16": 900.0}, "--set finetune.matmul_dtype=bfloat16 is faster here"),
+        ("bfloat16", {"float32": 100.0, "bfloat16": 40.0}, "--set finetune.matmul_dtype=float32 is faster here"),
         ("bfloat16", {"float32": 100.0, "bfloat16": 900.0}, ""),
         ("bfloat16", {"float32": 100.0, "bfloat16": 90.0}, ""),  # too little to say
     ],

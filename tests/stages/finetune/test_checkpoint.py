@@ -24,7 +24,7 @@ from slmctl.stages.finetune import checkpoint, finetune  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 
 # 40 steps that end inside an epoch of 22, validated and saved every third; dropout, so that random states count
-SHORT = ("finetune.steps=40", "finetune.validate_every=3", "finetune.patience=null", "finetune.lora.dropout=0.2")
+SHORT = ("finetune.max_steps=40", "finetune.validate_every=3", "finetune.patience=null", "finetune.lora.dropout=0.2")
 
 
 def sets(*given: str) -> list[str]:

@@ -194,7 +194,7 @@ def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], 
 def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 7, bias=False)
-    config = FinetuneConfig.model_validate({"lora": {"rank": 3, "alpha": 6, "dropout": 0.4, "targets": ["0"]}})
+    config = FinetuneConfig.model_validate({"lora": {"rank": 3, "alpha": 6, "dropout": 0.4, "target_modules": ["0"]}})
     shape = finetune.lora_config(config)
     shape.task_type = None
     member = get_peft_model(torch.nn.Sequential(layer), shape).base_model.model[0]

@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 from slmctl.stages.finetune import distributed, finetune  # noqa: E402
 
 # exact products, so that only the order of sums differs; 84 records make the last batch of an epoch half full
-SHORT = ("finetune.epochs=2", "finetune.products=float32")
+SHORT = ("finetune.epochs=2", "finetune.matmul_dtype=float32")
 
 
 def sets(*given: str) -> list[str]:
@@ -83,7 +83,7 @@ def assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> No
 
 
 def test_two_processes_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
-    args = sets(*SHORT, "finetune.processes=2", f"finetune.port={free_port()}")
+    args = sets(*SHORT, "finetune.processes=2", f"finetune.main_port={free_port()}")
     done = tiny.slmctl(desk, "finetune", *args, timeout=120)
     assert tiny.ok(done) == str(made(desk).path)
     assert made(desk).metrics["processes"] == 2
@@ -111,7 +111,7 @@ def test_tasks_of_slurm_train_as_one_process_does(desk: Path, alone: list[dict[s
     # srun once started two trainings, the second of which waited for the first one's lock
     children = [
         tiny.start(
-            desk, "finetune", *sets(*SHORT, f"finetune.port={port}"),
+            desk, "finetune", *sets(*SHORT, f"finetune.main_port={port}"),
             env=tiny.environment(
                 SLURM_STEP_ID="0", SLURM_NTASKS="2", SLURM_PROCID=str(k), SLURM_LOCALID=str(k),
                 SLURM_STEP_TASKS_PER_NODE="2",
@@ -159,7 +159,7 @@ def test_what_slurm_says_of_a_task_is_said_as_torchrun_would(
 ) -> None:
     given = RANKS | slurm
     monkeypatch.setattr(os, "environ", dict(given))
-    distributed.join_slurm(config.FinetuneConfig(address="node1", port=4711))
+    distributed.join_slurm(config.FinetuneConfig(main_address="node1", main_port=4711))
     assert {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} == wanted
 
 
@@ -176,7 +176,9 @@ def running(desk: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: signal.Signals) -> None:
-    args = sets("finetune.epochs=500", "finetune.patience=null", "finetune.processes=2", f"finetune.port={free_port()}")
+    args = sets(
+        "finetune.epochs=500", "finetune.patience=null", "finetune.processes=2", f"finetune.main_port={free_port()}"
+    )
     child = tiny.start(desk, "finetune", *args)
     try:
         while not list(desk.glob("runs/adapter/.resume-*/step-*")):
@@ -197,7 +199,7 @@ def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: si
 def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) -> None:
     # dropout: only the first process's random state was kept once, and the others went on differently
     dropout = ("finetune.epochs=4", "finetune.lora.dropout=0.3")
-    args = ["finetune", *sets(*dropout, "finetune.processes=2", f"finetune.port={free_port()}")]
+    args = ["finetune", *sets(*dropout, "finetune.processes=2", f"finetune.main_port={free_port()}")]
     tiny.ok(tiny.slmctl(desk, *args, timeout=120))
     wanted = made(desk).digest
     shutil.rmtree(desk / "runs" / "adapter")
@@ -214,7 +216,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) ->
 
 @pytest.mark.slow
 def test_what_a_process_refuses_is_said_once_and_leaves_nothing(desk: Path) -> None:
-    args = sets("finetune.max_length=16", "finetune.processes=2", f"finetune.port={free_port()}")
+    args = sets("finetune.max_length=16", "finetune.processes=2", f"finetune.main_port={free_port()}")
     done = tiny.slmctl(desk, "finetune", *args, timeout=120)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("error: record ") == 1
@@ -226,8 +228,8 @@ def test_what_a_process_refuses_is_said_once_and_leaves_nothing(desk: Path) -> N
 
 @pytest.mark.slow
 def test_a_training_that_diverges_in_two_processes_names_the_step(desk: Path) -> None:
-    wild = ("finetune.learning_rate=0.99", "finetune.clip=1e30", "finetune.lora.alpha=1e25")
-    args = sets(*wild, "finetune.processes=2", f"finetune.port={free_port()}")
+    wild = ("finetune.learning_rate=0.99", "finetune.max_grad_norm=1e30", "finetune.lora.alpha=1e25")
+    args = sets(*wild, "finetune.processes=2", f"finetune.main_port={free_port()}")
     done = tiny.slmctl(desk, "finetune", *args, timeout=120)
     assert done.returncode == 6, done.stderr
     assert "training diverged: the gradient is" in done.stderr
@@ -263,7 +265,7 @@ def machines() -> Iterator[list[str]]:
 
 def on_machines(names: list[str], folders: list[Path], *given: str) -> list[subprocess.CompletedProcess[str]]:
     """One `slmctl finetune` on each machine, at the same time."""
-    shared = ("finetune.machines=2", "finetune.address=10.87.3.1", *given)
+    shared = ("finetune.machines=2", "finetune.main_address=10.87.3.1", *given)
     children = [
         subprocess.Popen(
             ["ip", "netns", "exec", name,
@@ -296,15 +298,17 @@ def test_two_machines_train_as_one_process_does(machines: list[str], desk: Path,
 
 @pytest.mark.slow
 def test_a_machine_that_finds_no_way_to_the_first_says_so(machines: list[str], desk: Path) -> None:
-    first, second = on_machines(machines, [desk, desk], "finetune.address=192.0.2.1")
+    first, second = on_machines(machines, [desk, desk], "finetune.main_address=192.0.2.1")
     assert {first.returncode, second.returncode} == {9}
     assert "there is no way to machine 0 at 192.0.2.1" in first.stderr
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="batch 16 does not divide by accumulation and processes"):
+    with pytest.raises(ValueError, match="batch_size 16 does not divide by gradient_accumulation_steps and processes"):
         config.FinetuneConfig.model_validate({"processes": 3})
     monkeypatch.setenv("WORLD_SIZE", "3")  # started from outside, which the config cannot know
-    with pytest.raises(UsageError, match="batch 16 does not divide by accumulation 1 and 3 processes") as caught:
+    with pytest.raises(
+        UsageError, match="batch_size 16 does not divide by gradient_accumulation_steps 1 times 3 processes"
+    ) as caught:
         finetune.make_trainer(config.FinetuneConfig(), None, None, [], [], Path("keep"))
-    assert caught.value.hint == "--set finetune.batch=18"
+    assert caught.value.hint == "--set finetune.batch_size=18"

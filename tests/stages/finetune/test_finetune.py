@@ -177,7 +177,7 @@ def test_the_fast_path_gives_the_plain_gradients(
 ) -> None:
     def adapted(products: str) -> Any:
         torch.manual_seed(0)
-        config = FinetuneConfig.model_validate({"lora": {"rank": 4, "alpha": 8}, "products": products})
+        config = FinetuneConfig.model_validate({"lora": {"rank": 4, "alpha": 8}, "matmul_dtype": products})
         model = finetune.load_transformers(config, artifacts["base"].path)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -242,7 +242,7 @@ def test_a_diverged_training_leaves_no_artifact(desk: Path) -> None:
         "--set",
         "finetune.learning_rate=0.99",
         "--set",
-        "finetune.clip=1e30",
+        "finetune.max_grad_norm=1e30",
         "--set",
         "finetune.lora.alpha=1e25",
     )
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_are_refused(model: Any) -> None:
 
 # What diverges
 
-EIGHT = ("finetune.steps=8", "finetune.validate_every=2", "finetune.batch=8")
+EIGHT = ("finetune.max_steps=8", "finetune.validate_every=2", "finetune.batch_size=8")
 
 
 def stopped(desk: Path) -> tuple[str, Path]:
@@ -747,7 +747,7 @@ def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("kind", ["GPT2Config", "OPTConfig", "FalconConfig", "BloomConfig"])
 def test_configs_that_name_no_inner_size_are_estimated(tmp_path: Path, kind: str) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
-    assert memory_estimate.estimate(tmp_path, FinetuneConfig(products="float32"), 500) > 5e8
+    assert memory_estimate.estimate(tmp_path, FinetuneConfig(matmul_dtype="float32"), 500) > 5e8
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -823,7 +823,7 @@ def test_any_architecture_trains(
     made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | more))
     made.save_pretrained(folder)
     base = Artifact(folder, artifacts["base"].manifest)
-    settings = {"steps": 12, "batch": 8, "products": products}
+    settings = {"steps": 12, "batch": 8, "matmul_dtype": products}
     metrics = run(settings, artifacts | {"base": base}, tmp_path / "one")
     assert metrics["learned"]
     assert metrics.get("fast_layers") == fast_layers

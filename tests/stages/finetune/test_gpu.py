@@ -23,7 +23,7 @@ pytestmark = [
 needs_unsloth = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed")
 
 # few steps at a low rate: two runs that differ by a rounding have not drifted apart yet
-RECIPE = ["--set=finetune.steps=24", "--set=finetune.learning_rate=3e-3", "--set=finetune.batch=8"]
+RECIPE = ["--set=finetune.max_steps=24", "--set=finetune.learning_rate=3e-3", "--set=finetune.batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path,
 
 @needs_unsloth
 def test_parts_of_a_batch_add_up_to_it(desk: Path, tmp_path: Path) -> None:
-    whole, parts = (trained(desk, tmp_path / str(count), f"--set=finetune.accumulation={count}") for count in (1, 4))
+    whole, parts = (
+        trained(desk, tmp_path / str(count), f"--set=finetune.gradient_accumulation_steps={count}") for count in (1, 4)
+    )
     assert parts["steps"] == whole["steps"]
     assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
     assert parts["validation_loss"] == pytest.approx(whole["validation_loss"], rel=0.05)

@@ -155,7 +155,7 @@ def child_options() -> None:
         return set(inspect.signature(function).parameters)
 
     for targets in ("all-linear", ["q_proj"]):
-        config = FinetuneConfig.model_validate({"lora": {"targets": targets}})
+        config = FinetuneConfig.model_validate({"lora": {"target_modules": targets}})
         load, shape = finetune.unsloth_options(config, Path("base"))
         # what unsloth does not name it hands on: to transformers, and to PEFT
         loader = unsloth.FastLanguageModel

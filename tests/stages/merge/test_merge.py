@@ -307,7 +307,7 @@ start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 out = Path(sys.argv[3])
 out.mkdir()
 base, adapter = (artifact.foreign(Path(folder), kind) for folder, kind in zip(sys.argv[1:3], ("base", "adapter")))
-merge.run(MergeConfig(shard_gb=1.0), base=base, adapter=adapter, out=out)
+merge.run(MergeConfig(max_shard_gb=1.0), base=base, adapter=adapter, out=out)
 sys.stdout.write(json.dumps([start * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 

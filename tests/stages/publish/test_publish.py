@@ -178,7 +178,7 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path,
     private, public = tmp_path / "release.pem", tmp_path / "release.pub"
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
     subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
-    signs = ("--set", f"publish.key={private}")
+    signs = ("--set", f"publish.signing_key={private}")
     assert plan(fresh, *signs)["signed"]
     tiny.ok(tiny.slmctl(fresh, "publish", *signs))
     assert plan(fresh, *signs)["bytes_to_send"] == 0
@@ -216,7 +216,7 @@ def test_a_release_that_was_made_again_is_not_taken_for_signed(fresh: Path, tmp_
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
     tiny.ok(tiny.slmctl(fresh, "publish"))
     shutil.rmtree(fresh / "runs" / "published")
-    done = tiny.slmctl(fresh, "publish", "--set", f"publish.key={private}")
+    done = tiny.slmctl(fresh, "publish", "--set", f"publish.signing_key={private}")
     assert done.returncode == 7, done.stderr
     assert "already holds tiny-desk 1.0 with the manifest of another run" in done.stderr
     assert "hint: raise 'version'" in done.stderr

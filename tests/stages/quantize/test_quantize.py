@@ -405,7 +405,7 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
 
 @pytest.mark.slow
 def test_the_stage_writes_the_adapter_where_it_is_asked_to(desk: Path) -> None:
-    made = Path(tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora=true", "--type", "Q8_0")))
+    made = Path(tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0")))
     manifest = artifact.load(made)
     assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter"}
     assert manifest.file(manifest.metrics["lora"]["file"]).name.endswith("-F16-LoRA.gguf")
@@ -423,7 +423,7 @@ def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(artifacts: dict[str, 
     save_file(state, folder / "adapter_model.safetensors")
     with pytest.raises(StageError, match="trained whole layers") as caught:
         lora_gguf.write(artifact.foreign(folder, "adapter"), artifacts["merged"], tmp_path / "x.gguf")
-    assert caught.value.hint == "--set quantize.lora=false"
+    assert caught.value.hint == "--set quantize.lora_gguf=false"
 
 
 CONVERSION = """
