@@ -1,120 +1,198 @@
-"""The layers, held on the syntax trees: who may import whom, and what the product never does."""
+"""The house, held on the syntax trees: who may import whom, how long things are, and what the product never does."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from support import TESTS
 
 import slmctl
 from slmctl.pipeline.stage_table import STAGES
 
-ROOT = Path(slmctl.__file__).parent
-GROUPS = ("data", "model", "release", "server")
-ABOVE = ("cli", "given", "pipeline", "lineage", "trace", "gather", "doctor", "init", "chat")  # what no stage may know
+PACKAGE = Path(slmctl.__file__).parent
+# Each folder or module may import those of the layers below its own; none of its own layer but itself.
+LAYERS = (
+    ("__main__",),
+    ("cli",),
+    ("stages", "provenance"),
+    ("server", "pipeline", "deduplication"),
+    ("releases", "task"),
+    ("sources", "model_files", "metrics"),
+    ("config", "inference"),
+    ("artifacts", "network", "reports", "sensitive"),
+    ("errors", "console", "child_environment", "hardware"),
+)
+LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}
+MAX_FILE, MAX_FUNCTION = 600, 60  # lines
+Trees = Mapping[str, ast.Module]
 
 
 def name_of(path: Path) -> str:
-    return ".".join(["slmctl", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+    return ".".join(["slmctl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
 
 
-TREES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+SOURCES = {name_of(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 
 
-def imports(node: ast.AST, *, lazy: bool = True) -> Iterator[str]:
-    """Every module or name that a tree imports, as written; those inside functions too when `lazy`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        elif lazy or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            if not lazy and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-                continue
-            yield from imports(child, lazy=lazy)
-
-
-def own(found: Iterator[str]) -> set[str]:
-    """The modules of this package among imports: `slmctl.artifacts.artifact.load` is `slmctl.artifacts.artifact`."""
-    result = set()
-    for name in found:
-        for candidate in (name, name.rpartition(".")[0]):
-            if candidate in TREES and candidate != "slmctl":
-                result.add(candidate)
-                break
-    return result
-
-
-def importers(package: str) -> set[str]:
-    return {name for name, tree in TREES.items() if any(found.split(".")[0] == package for found in imports(tree))}
-
-
-def group(name: str) -> str:
-    """`data` of `slmctl.stages.pull.pull`, `artifact` of `slmctl.artifacts.artifact`."""
+def room(name: str) -> str:
+    """`inference` of `slmctl.inference.engine`, `errors` of `slmctl.errors`, and nothing of `slmctl` itself."""
     return [*name.split("."), ""][1]
 
 
-def test_the_trees_are_there() -> None:
-    assert {"slmctl.cli.main", "slmctl.stages.pull.pull", "slmctl.server.app", "slmctl.errors"} <= TREES.keys()
+def stage_of(name: str) -> str:
+    """`quantize` of `slmctl.stages.quantize.parity`; nothing of what is no stage's."""
+    parts = name.split(".")
+    return parts[2] if len(parts) > 2 and parts[1] == "stages" else ""
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if group(name) in GROUPS])
-def test_groups_know_neither_each_other_nor_what_runs_them(name: str) -> None:
-    found = {group(one) for one in own(imports(TREES[name]))}
-    assert not found & ({*GROUPS, *ABOVE} - {group(name)})
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module or name that a tree imports, as written: at the top, inside functions, for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if group(name) not in (*GROUPS, "cli")])
-def test_only_cli_names_a_group_in_an_import(name: str) -> None:
-    assert not {group(one) for one in own(imports(TREES[name]))} & {*GROUPS, "cli"}
+def own_imports(name: str, trees: Trees) -> set[str]:
+    """The modules of this package that a module imports; of `slmctl.errors.DataError` that is `slmctl.errors`."""
+    candidates = (
+        next((module for module in (target, target.rpartition(".")[0]) if module in trees and module != "slmctl"), "")
+        for target in imported(trees[name])
+    )
+    return {module for module in candidates if module} - {name}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_no_stage_imports_another(name: str) -> None:
-    others = {stage.module for stage in STAGES.values() if stage.name != name}
-    assert not own(imports(TREES[STAGES[name].module])) & others
+# The rules; each gives one sentence a violation.
 
 
-def test_modules_form_no_circle() -> None:
-    left = {name: own(imports(tree, lazy=False)) - {name} for name, tree in TREES.items()}
+def upward_imports(trees: Trees) -> Iterator[str]:
+    for name in trees:
+        for module in sorted(own_imports(name, trees)):
+            if room(name) and room(name) != room(module) and LEVEL[room(name)] <= LEVEL[room(module)]:
+                yield f"{name} imports {module}, which is not of a layer below"
+
+
+def stages_that_know_stages(trees: Trees) -> Iterator[str]:
+    for name in trees:
+        for module in sorted(own_imports(name, trees)):
+            if stage_of(name) and stage_of(module) not in ("", stage_of(name)):
+                yield f"{name} imports {module}, which is another stage's"
+
+
+def circles(trees: Trees) -> Iterator[str]:
+    left = {name: own_imports(name, trees) for name in trees}
     while left:
         ready = {name for name, needs in left.items() if not needs & left.keys()}
-        assert ready, f"these import each other: {', '.join(sorted(left))}"
+        if not ready:
+            yield f"these import each other: {', '.join(sorted(left))}"
+            return
         left = {name: needs for name, needs in left.items() if name not in ready}
 
 
-def test_errors_import_nothing_of_the_package() -> None:
-    assert own(imports(TREES["slmctl.errors"])) == own(imports(TREES["slmctl.child_environment"])) == set()
-    for name in ("slmctl.artifacts.artifact", "slmctl.network.guard", "slmctl.sources.rows.cells"):
-        assert own(imports(TREES[name])) == {"slmctl.errors"}, name
+def underscored_modules(trees: Trees) -> Iterator[str]:
+    for name in trees:
+        if any(part.startswith("_") and part != "__main__" for part in name.split(".")):
+            yield f"{name} has an underscore"
 
 
-def test_rows_need_errors_alone_and_what_reads_them_is_theirs() -> None:
-    parts = {
-        "slmctl.child_environment",
-        "slmctl.sources.rows.cells",
-        "slmctl.sources.rows.delimited",
-        "slmctl.sources.rows.lines",
-        "slmctl.sources.rows.objects",
-        "slmctl.sources.rows.tables",
-    }
-    assert own(imports(TREES["slmctl.sources.rows"])) == {"slmctl.errors", *parts} - {"slmctl.child_environment"}
-    for part in parts:
-        assert own(imports(TREES[part])) <= {"slmctl.errors", *parts}, part
+def long_functions(trees: Trees) -> Iterator[str]:
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    yield f"{name}.{node.name} has {lines} lines"
+
+
+def classes_of_one_name(trees: Trees) -> Iterator[str]:
+    homes = defaultdict(list)
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(name)
+    for title, modules in homes.items():
+        if len(modules) > 1:
+            yield f"{title} stands in {', '.join(modules)}"
+
+
+RULES = (upward_imports, stages_that_know_stages, circles, underscored_modules, long_functions, classes_of_one_name)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_the_rule(rule: object) -> None:
+    assert callable(rule)
+    assert list(rule(TREES)) == []
+
+
+PLANTED = (
+    (upward_imports, "slmctl.errors", "def late():\n    from slmctl.network import guard\n"),
+    (upward_imports, "slmctl.config.loader", "from slmctl.inference import engine\n"),
+    (upward_imports, "slmctl.server.app", "from slmctl.stages.predict import predict\n"),
+    (upward_imports, "slmctl.task.contract", "if TYPE_CHECKING:\n    from slmctl.pipeline import resolve\n"),
+    (stages_that_know_stages, "slmctl.stages.merge.merge", "from slmctl.stages.quantize import parity\n"),
+    (circles, "slmctl.errors", "def late():\n    from slmctl.network import guard\n"),
+    (circles, "slmctl.hardware", "if TYPE_CHECKING:\n    from slmctl.stages.finetune import backend\n"),
+    (underscored_modules, "slmctl.stages.merge._hidden", "x = 1\n"),
+    (long_functions, "slmctl.errors", "def long():\n" + "    x = 1\n" * MAX_FUNCTION),
+    (classes_of_one_name, "slmctl.hardware", "class Manifest: ...\n"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), PLANTED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_planted_violation_is_found(rule: object, name: str, source: str) -> None:
+    assert callable(rule)
+    assert list(rule({**TREES, name: ast.parse(source)})) != []
+
+
+def test_no_file_is_long() -> None:
+    assert {name: count for name, source in SOURCES.items() if (count := source.count("\n")) > MAX_FILE} == {}
+
+
+def test_every_room_has_its_layer() -> None:
+    assert {room(name) for name in TREES} - {""} == LEVEL.keys()
+
+
+def test_only_cli_reaches_into_a_stage() -> None:
+    for name in TREES:
+        if room(name) not in ("cli", "stages"):
+            assert not {module for module in own_imports(name, TREES) if stage_of(module)}, name
+
+
+def test_tests_mirror_the_package() -> None:
+    shared = {"support", "fixtures", "golden", "promises", "hostile"}  # helpers and data; tests of the whole program
+    folders = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*") if path.is_dir()}
+    for folder in sorted(folders):
+        if folder.split("/")[0] not in shared and "__pycache__" not in folder:
+            assert (PACKAGE / folder).is_dir(), f"tests/{folder} mirrors nothing"
+
+
+def importers(package: str) -> set[str]:
+    return {name for name, tree in TREES.items() if any(target.split(".")[0] == package for target in imported(tree))}
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [
+        ("click", {"cli"}),
+        ("rich", {"console"}),
+        ("torch", {"stages", "model_files"}),
+        ("transformers", {"stages", "model_files"}),
+    ],
+)
+def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
+    assert {room(name) for name in importers(package)} <= rooms
 
 
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("click", {"slmctl.cli.main"}),
-        ("rich", {"slmctl.console"}),
-        (
-            "llama_cpp",
-            {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child"},
-        ),  # each the child process of its parent
-        ("pydantic", {"slmctl.config"}),
+        ("llama_cpp", {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child"}),  # each a child process
         ("unsloth", {"slmctl.stages.finetune.finetune"}),
     ],
 )
@@ -122,29 +200,22 @@ def test_one_importer(package: str, only: set[str]) -> None:
     assert importers(package) == only
 
 
-def test_torch_stays_in_data_and_model() -> None:
-    assert {group(name) for name in importers("torch")} <= {"data", "model", "weights", "products"}
-    assert {group(name) for name in importers("transformers")} <= {"data", "model", "weights"}
+def test_errors_import_nothing_of_the_package() -> None:
+    for name in ("slmctl.errors", "slmctl.child_environment", "slmctl.hardware", "slmctl.pipeline.stage_table"):
+        assert own_imports(name, TREES) == set(), name
+    assert own_imports("slmctl.network.guard", TREES) == {"slmctl.errors"}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_stage_is_a_module_with_run(name: str) -> None:
+def test_stage_is_a_folder_with_run(name: str) -> None:
     row = STAGES[name]
-    assert row.module in TREES
-    assert row.module.rpartition(".")[2] == row.name
+    assert row.module == f"slmctl.stages.{name}.{name}"
     (run,) = [node for node in TREES[row.module].body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     assert [argument.arg for argument in run.args.args] == ["config"]
     assert ast.unparse(run.args.args[0].annotation or run) == f"{row.name.capitalize()}Config"
     assert sorted(argument.arg for argument in run.args.kwonlyargs) == sorted(
         ["out", *(role.name for role in row.takes), *(["keep"] if row.resumes else [])]
     )
-
-
-def test_every_module_of_a_group_is_a_stage_or_underscored() -> None:
-    listed = {stage.module for stage in STAGES.values()}
-    for name in TREES:
-        if group(name) in ("data", "model", "release") and name.count(".") == 2:
-            assert name in listed or name.rpartition(".")[2].startswith("_"), name
 
 
 def test_each_kind_is_left_by_one_stage() -> None:
@@ -155,7 +226,7 @@ def test_each_kind_is_left_by_one_stage() -> None:
 
 @pytest.mark.parametrize("name", TREES)
 def test_module_has_a_noun_and_a_contract(name: str) -> None:
-    assert name.rpartition(".")[2].strip("_") not in {"utils", "util", "common", "helpers", "helper", "misc", "tools"}
+    assert name.rpartition(".")[2] not in {"utils", "util", "common", "helpers", "helper", "misc", "tools"}
     assert ast.get_docstring(TREES[name]), "a module's first line is its contract"
 
 
@@ -169,7 +240,7 @@ def test_what_the_product_never_does(name: str) -> None:
             assert node.func.id not in {"print", "eval", "exec", "breakpoint"}, f"line {node.lineno}: {node.func.id}"
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if group(name) in ("data", "model", "release")])
+@pytest.mark.parametrize("name", [name for name in TREES if room(name) == "stages"])
 def test_stages_raise_they_do_not_exit(name: str) -> None:
     calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
     assert not calls & {"sys.exit", "os._exit", "exit", "quit"}
