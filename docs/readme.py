@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from benchmarks import banking77, public, result  # noqa: E402
 from slmctl import config  # noqa: E402
-from slmctl.cli.group import cli  # noqa: E402
+from slmctl.cli.main import cli  # noqa: E402
 from slmctl.pipeline import stage_table  # noqa: E402
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
