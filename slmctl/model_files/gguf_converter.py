@@ -138,7 +138,7 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
     # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
     kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("_conversion.py")), str(place), script, *arguments,
+        [sys.executable, str(Path(__file__).with_name("gguf_converter_child.py")), str(place), script, *arguments,
          "--outfile", str(target)],
         capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The child process of `converter`: llama.cpp's own script, with three loops over the vocabulary made faster.
 
-    python _conversion.py FOLDER SCRIPT ARGUMENT...
+    python gguf_converter_child.py FOLDER SCRIPT ARGUMENT...
 
 The bytes it writes are those of the script run alone; a test compares them. On a vocabulary of 262,144
 tokens with 514,906 merges the script spends most of its time packing them one by one. It must run as a

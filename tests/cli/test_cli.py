@@ -22,8 +22,8 @@ from slmctl import __version__, config
 from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Manifest
 from slmctl.cli.group import CHAIN
-from slmctl.cli.main import cli
 from slmctl.cli.inspect_commands import TEMPLATES
+from slmctl.cli.main import cli
 from slmctl.pipeline import resolve, stage_table
 
 SCRIPT = Path(sys.executable).with_name("slmctl")

@@ -10,21 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz import fuzz, process
+from support.spill import spilled
 
 from slmctl.deduplication import minhash
-from slmctl.deduplication.near_duplicates import DEPTH, LINKS, Spill, roots
+from slmctl.deduplication.near_duplicates import DEPTH, LINKS, roots
 
 NEAR = 0.85
-
-
-def spilled(folder: Path, texts: list[str], batch: int = 1000) -> Spill:
-    rows = Spill(folder)
-    for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
-        signatures = minhash.sketch(part)
-        assert rows.append(part, minhash.band_keys(signatures), minhash.compact(signatures)) == start
-    assert len(rows) == len(texts)
-    return rows
 
 
 def vocabulary(rng: random.Random, count: int = 2000) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_neighbours import spilled
+from support.spill import spilled
 
 from slmctl.deduplication.ngram_overlap import LONG, SHORT, hashes, measure
 

@@ -432,7 +432,7 @@ from pathlib import Path
 place = Path(sys.argv[1])
 sys.path.insert(0, str(place / "gguf-py"))
 sys.path.insert(0, sys.argv[2])
-import gguf, _conversion
+import gguf, gguf_converter_child
 values = [["a", "żó", "", "x" * 300] * 400, [1, -2, 3] * 500, [0.5, 1e-9] * 600, [True, False] * 600, ["x"]]
 values += [[1.5, 2] * 600, [1] * 999, ["a", 1] * 600]
 def packed():
@@ -446,12 +446,12 @@ def packed():
                 result.append(str(error))
     return result
 slow = packed()
-_conversion.install(gguf)
+gguf_converter_child.install(gguf)
 assert packed() == slow
 merges = [["a", "b c"], [" ", "x"], ["d", "e"]]
 own = [" ".join("".join(chr(ord(c) + 256) if c == " " else c for c in part) for part in pair) for pair in merges]
-assert _conversion.joined(merges) == own
-assert _conversion.joined(["a b"]) == ["a b"] and _conversion.joined(None) is None
+assert gguf_converter_child.joined(merges) == own
+assert gguf_converter_child.joined(["a b"]) == ["a b"] and gguf_converter_child.joined(None) is None
 """
 
 
