@@ -309,10 +309,10 @@ def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
     """The cost-quality curve of our file, and what TF-IDF keeps right."""
     ours = curve["ours"]
     lines = [
-        svg_chart.Line("answered here", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
-        svg_chart.Line("TF-IDF", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
+        svg_chart.LineSeries("answered here", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
+        svg_chart.LineSeries("TF-IDF", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
         *(
-            svg_chart.Line(f"all, general model {g:.0%}",
+            svg_chart.LineSeries(f"all, general model {g:.0%}",
                        [svg_chart.Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
             for g, colour in ((0.9, "c2"), (1.0, "c3"))
         ),

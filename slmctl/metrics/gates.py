@@ -16,14 +16,14 @@ from slmctl.metrics.statistics import drop_bound
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """What one gate found."""
 
     passed: bool
     text: str
 
 
-def check(gates: Sequence[Gate], report: dict[str, Any]) -> list[Verdict]:
+def check(gates: Sequence[Gate], report: dict[str, Any]) -> list[GateResult]:
     """Every gate against the metrics of a report.
 
     Raises:
@@ -32,7 +32,7 @@ def check(gates: Sequence[Gate], report: dict[str, Any]) -> list[Verdict]:
     return [_check(gate, report) for gate in gates]
 
 
-def enforce(gates: Sequence[Gate], report: dict[str, Any]) -> list[Verdict]:
+def enforce(gates: Sequence[Gate], report: dict[str, Any]) -> list[GateResult]:
     """`check`, and fail when one of them did not pass.
 
     Raises:
@@ -45,21 +45,21 @@ def enforce(gates: Sequence[Gate], report: dict[str, Any]) -> list[Verdict]:
     return verdicts
 
 
-def _check(gate: Gate, report: dict[str, Any]) -> Verdict:
+def _check(gate: Gate, report: dict[str, Any]) -> GateResult:
     model = _named(gate.model, report)
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
         passed = value >= gate.min
-        return Verdict(passed, f"{gate.metric} of {model} is {value:.4f}, the gate wants at least {gate.min:g}")
+        return GateResult(passed, f"{gate.metric} of {model} is {value:.4f}, the gate wants at least {gate.min:g}")
     if gate.max is not None:
         passed = value <= gate.max
-        return Verdict(passed, f"{gate.metric} of {model} is {value:.4f}, the gate wants at most {gate.max:g}")
+        return GateResult(passed, f"{gate.metric} of {model} is {value:.4f}, the gate wants at most {gate.max:g}")
     assert gate.against is not None and gate.max_drop is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_known(report))}")
     drop, bound = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
-    return Verdict(
+    return GateResult(
         bound <= gate.max_drop,
         f"{gate.metric} of {model} lies {drop:+.4f} below {other}, at most {bound:.4f} "
         f"with {gate.confidence:.0%} confidence, the gate allows {gate.max_drop:g}",

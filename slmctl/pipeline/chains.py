@@ -200,7 +200,7 @@ def _settings(project: Project) -> targets.Settings:
     return targets.Settings(project.root, section.public, section.s3_endpoint, tuple(section.allowed_hosts))
 
 
-def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.Verdict]:
+def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
     """Every gate of the config against a report.
 
     Args:

@@ -122,7 +122,7 @@ Block = Chart | Table | Notice
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page with a title."""
 
     title: str
@@ -146,7 +146,7 @@ class Page:
     figures: Sequence[Figure] = ()
     notices: Sequence[Notice] = ()
     noticed: str = "Look at first"  # what the notices are under
-    sections: Sequence[Section] = ()
+    sections: Sequence[PageSection] = ()
     foot: str = ""
 
 

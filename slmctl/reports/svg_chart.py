@@ -69,7 +69,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class LineSeries:
     """Points joined by a line; those that have a note are drawn as dots. One without a name is in no legend."""
 
     name: str
@@ -298,7 +298,7 @@ def heat(
 
 
 def lines(
-    series: Sequence[Line],
+    series: Sequence[LineSeries],
     *,
     title: str,
     x_label: str,

@@ -16,7 +16,7 @@ from support.reported import HOSTILE, evaluate_report, evaluate_rows, prepare_fa
 
 from slmctl.console import shown
 from slmctl.reports import html_page, svg_chart
-from slmctl.reports.svg_chart import Bar, Dot, Line, Point
+from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate import report_page as model_report
 from slmctl.stages.prepare import report_page as data_report
 
@@ -66,9 +66,11 @@ CHARTS = {
     ),
     "heat": lambda text: svg_chart.heat([text, "b"], [text, "b"], [[5, 1], [0, 12345]], title=text),
     "lines": lambda text: svg_chart.lines(
-        [Line(text, [Point(0, 1, text, text), Point(3, 2)])], title=text, x_label=text, y_label=text
+        [LineSeries(text, [Point(0, 1, text, text), Point(3, 2)])], title=text, x_label=text, y_label=text
     ),
-    "a point": lambda text: svg_chart.lines([Line(text, [Point(1, 0, text)])], title=text, x_label=text, log=True),
+    "a point": lambda text: svg_chart.lines(
+        [LineSeries(text, [Point(1, 0, text)])], title=text, x_label=text, log=True
+    ),
 }
 
 

@@ -315,17 +315,17 @@ def picture(figures: dict[str, Any]) -> Any:
     said = f"{figures['kept']:.1%} answered here, {figures['error']:.1%} of them wrong"
     chosen = [svg_chart.Point(figures["kept"], 1 - figures["error"], said, "chosen")]
     lines = [
-        svg_chart.Line("all, at best", best, "c3", dashed=True),
-        svg_chart.Line("answered here", here, "c1"),
-        svg_chart.Line("bound", bound, "c5", dashed=True),
+        svg_chart.LineSeries("all, at best", best, "c3", dashed=True),
+        svg_chart.LineSeries("answered here", here, "c1"),
+        svg_chart.LineSeries("bound", bound, "c5", dashed=True),
     ]
     if "out_of_scope_kept" in figures:
         away = [svg_chart.Point(one["kept"], one["out_of_scope_away"]) for one in curve]
-        lines.append(svg_chart.Line("out of scope, away", away, "c4"))
+        lines.append(svg_chart.LineSeries("out of scope, away", away, "c4"))
     low = max(0.0, min(point.y for point in [*here, *best]) - 0.03)
     shown = [dataclasses.replace(line, points=[one for one in line.points if one.y >= low]) for line in lines]
     return svg_chart.lines(
-        [*shown, svg_chart.Line("", chosen, "c2")],
+        [*shown, svg_chart.LineSeries("", chosen, "c2")],
         title="Cost and quality",
         x_label="share answered here; the rest is paid for elsewhere",
         y_label="share right",

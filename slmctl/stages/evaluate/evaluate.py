@@ -44,7 +44,7 @@ _CARRIED = ("kind", "size", "sha256", "engine", "latency_ms", "rows_per_s", "pro
 
 
 @dataclass(frozen=True)
-class Model:
+class MeasuredModel:
     """One model's predictions, read: its answers, what it is, and the tokens of its answers."""
 
     answers: Answers
@@ -140,12 +140,12 @@ def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, 
 
 def _models(
     predictions: Sequence[Artifact], records: Sequence[Record], kept: Set[str | None] = frozenset()
-) -> dict[str, Model]:
+) -> dict[str, MeasuredModel]:
     """The models by name, in the order of the pipeline, the larger file first.
 
     Models that have a name in common get a piece of their digest too, but those whose digest is in `kept`.
     """
-    named: dict[str, Model] = {}
+    named: dict[str, MeasuredModel] = {}
     common = Counter(_name(artifact) for artifact in predictions)
     for artifact in sorted(predictions, key=_place):
         name, digest = _name(artifact), artifact.metrics.get("sha256")
@@ -167,7 +167,7 @@ def _place(predictions: Artifact) -> tuple[int, int, int, str]:
     return ORDER.index(facts["kind"]), -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
 
 
-def _model(artifact: Artifact, records: Sequence[Record]) -> Model:
+def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
     with artifact.file("predictions.jsonl").open(encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     if [line["id"] for line in lines] != [record.id for record in records]:
@@ -184,7 +184,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> Model:
         confidences=[line.get("confidence") for line in lines],
         asked=np.array([not line.get("not_sent") for line in lines], bool),
     )
-    return Model(answers, facts)
+    return MeasuredModel(answers, facts)
 
 
 # Writing
@@ -229,7 +229,7 @@ def _slices(
     return found
 
 
-def _focus(models: dict[str, Model], choice: dict[str, Any] | None) -> str:
+def _focus(models: dict[str, MeasuredModel], choice: dict[str, Any] | None) -> str:
     """The model that would ship: the chosen file, else the smallest GGUF, else the last one of the pipeline."""
     if choice is not None and choice["model"] in models:
         return str(choice["model"])

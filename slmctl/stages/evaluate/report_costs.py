@@ -7,14 +7,14 @@ from typing import Any
 
 from slmctl import console
 from slmctl.reports import svg_chart
-from slmctl.reports.html_page import Block, Chart, Notice, Section, Table, percent
-from slmctl.reports.svg_chart import Bar, Line, Point
+from slmctl.reports.html_page import Block, Chart, Notice, PageSection, Table, percent
+from slmctl.reports.svg_chart import Bar, LineSeries, Point
 from slmctl.stages.evaluate.report_data import Measured
 
 
-def section(seen: Measured) -> Section:
+def section(seen: Measured) -> PageSection:
     """Latency, size, and the break-even where prices were given."""
-    return Section("Speed, size and cost", [*_measured(seen), *_break_even(seen)])
+    return PageSection("Speed, size and cost", [*_measured(seen), *_break_even(seen)])
 
 
 def _measured(seen: Measured) -> Iterator[Block]:
@@ -79,10 +79,10 @@ def _crossing(seen: Measured, prices: dict[str, Any], entry: dict[str, Any], eve
         yield Notice(told, "warn")
         return
     end = min(2.5 * even, capacity)
-    machine = Line("own machine", [Point(0, hourly), Point(end, hourly)], "c1")
+    machine = LineSeries("own machine", [Point(0, hourly), Point(end, hourly)], "c1")
     told = f"{_whole(even)} rows an hour: {hourly:g} {currency} either way"
     mark = Point(even, hourly, told, f"{_whole(even)} rows/h", anchor="end")
-    api = Line("API", [Point(0, 0), mark, Point(end, hourly * end / even)], "c2")
+    api = LineSeries("API", [Point(0, 0), mark, Point(end, hourly * end / even)], "c2")
     drawn = svg_chart.lines([machine, api], title="Cost an hour", x_label="rows an hour", y_label=f"{currency} an hour",
                         x_range=(0, end), y_range=(0, 1.1 * max(hourly, hourly * end / even)))  # fmt: skip
     share = f", {percent(entry['share_of_capacity'])} of what it can do" if "share_of_capacity" in entry else ""

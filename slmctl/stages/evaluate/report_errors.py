@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from slmctl.reports import svg_chart
-from slmctl.reports.html_page import Block, Cell, Chart, Section, Table, count, percent
-from slmctl.reports.svg_chart import Bar, Dot, Line, Point
+from slmctl.reports.html_page import Block, Cell, Chart, PageSection, Table, count, percent
+from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate.report_data import TRIVIAL, Measured
 
 GRID = 14  # labels of a confusion grid: more cannot be read
@@ -17,16 +17,16 @@ NONE = "(no label)"
 FEW = 10  # rows of a class under which its figures say little
 
 
-def sections(seen: Measured) -> list[Section]:
+def sections(seen: Measured) -> list[PageSection]:
     """Classes or fields, slices and calibration of the model that would ship."""
     return [_confusion(seen), _classes(seen), _fields(seen), _slices(seen), _calibration(seen)]
 
 
-def _confusion(seen: Measured) -> Section:
+def _confusion(seen: Measured) -> PageSection:
     cells = {(wanted, given): n for wanted, given, n in seen.entries[seen.focus].get("confusion") or []}
     wrong = sorted((-n, wanted, given) for (wanted, given), n in cells.items() if wanted != given)
     if not wrong:
-        return Section("What is taken for what", [])
+        return PageSection("What is taken for what", [])
     involved: Counter[str] = Counter()
     for less, wanted, given in wrong:
         involved.update({wanted: -less, given: -less})
@@ -43,23 +43,23 @@ def _confusion(seen: Measured) -> Section:
     head = ["wanted", "answered", "rows", "of all errors"]
     table = Table("Errors, the most frequent first", head, lines[:WORST], 2, total=len(lines), half=not grid_block.wide)
     lead = f"{count(total, 'row')} wrong in {count(len(wrong), 'way')}."
-    return Section("What is taken for what", [grid_block, table], lead)
+    return PageSection("What is taken for what", [grid_block, table], lead)
 
 
-def _classes(seen: Measured) -> Section:
+def _classes(seen: Measured) -> PageSection:
     """Every class: the focus, and the F1 of the baseline beside it."""
     classes = seen.entries[seen.focus].get("per_class") or {}
     return _parts(seen, classes, "per_class", "By class", "class")
 
 
-def _fields(seen: Measured) -> Section:
+def _fields(seen: Measured) -> PageSection:
     fields = seen.entries[seen.focus].get("fields") or {}
     return _parts(seen, fields, "fields", "By field", "field")
 
 
-def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: str) -> Section:
+def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: str) -> PageSection:
     if not parts:
-        return Section(title, [])
+        return PageSection(title, [])
     baseline = seen.baseline if seen.baseline not in TRIVIAL else None
     theirs = (seen.entries[baseline].get(key) or {}) if baseline else {}
     order = sorted(parts, key=lambda name: (parts[name]["f1"], -parts[name]["support"], name))
@@ -82,13 +82,13 @@ def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: st
     blocks.append(Table(f"In figures, {seen.focus}", head, rows[:WORST], half=True))
     if not few:
         blocks.append(Table(f"All {len(order):,}", head, rows, folded=True))
-    return Section(title, blocks)
+    return PageSection(title, blocks)
 
 
-def _slices(seen: Measured) -> Section:
+def _slices(seen: Measured) -> PageSection:
     known = [one for one in seen.report.get("slices") or [] if seen.focus in one["values"]]
     if not known:
-        return Section("Slices", [])
+        return PageSection("Slices", [])
     worst = sorted(known, key=lambda one: (one["values"][seen.focus], -one["n"], one["name"]))
     blocks: list[Block] = []
     dots = []
@@ -121,11 +121,11 @@ def _slices(seen: Measured) -> Section:
             folded=len(rows) > WORST,
         )
     )
-    return Section("Slices", blocks)
+    return PageSection("Slices", blocks)
 
 
-def _calibration(seen: Measured) -> Section:
-    return Section("Can its confidence be trusted?", list(_confidence(seen)))
+def _calibration(seen: Measured) -> PageSection:
+    return PageSection("Can its confidence be trusted?", list(_confidence(seen)))
 
 
 def _confidence(seen: Measured) -> Iterator[Block]:
@@ -137,8 +137,8 @@ def _confidence(seen: Measured) -> Iterator[Block]:
                   f"{count(one['n'], 'row')}: {percent(one['confidence'])} sure, {percent(one['accuracy'])} right")
             for one in bins
         ]  # fmt: skip
-        ideal = Line("as sure as right", [Point(0, 0), Point(1, 1)], "c5", dashed=True)
-        drawn = svg_chart.lines([Line(seen.focus, points), ideal], title="Reliability", x_label="confidence",
+        ideal = LineSeries("as sure as right", [Point(0, 0), Point(1, 1)], "c5", dashed=True)
+        drawn = svg_chart.lines([LineSeries(seen.focus, points), ideal], title="Reliability", x_label="confidence",
                             y_label="share right", x_range=(0, 1), y_range=(0, 1), percent=True)  # fmt: skip
         yield Chart("Reliability", drawn, "Below the dashed line it is surer than it should be.")
         bars = [Bar(f"{one['low']:.0%} to {one['high']:.0%}", one["n"], f"{one['n']:,}") for one in reversed(bins)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from slmctl import console
 from slmctl.reports import html_page, svg_chart
-from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, Section, Table, count, percent
+from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, PageSection, Table, count, percent
 from slmctl.reports.svg_chart import Dot
 from slmctl.stages.evaluate import report_costs, report_errors, report_row_changes
 from slmctl.stages.evaluate.report_data import SAID, Measured, points, tone
@@ -142,7 +142,7 @@ def _figures(seen: Measured) -> Iterator[Figure]:
 # The parts
 
 
-def _scoreboard(seen: Measured) -> Section:
+def _scoreboard(seen: Measured) -> PageSection:
     baseline, reference = seen.baseline, None
     if baseline:
         reference = (seen.score(baseline), f"{baseline} {percent(seen.score(baseline))}")
@@ -159,7 +159,7 @@ def _scoreboard(seen: Measured) -> Section:
     rows = [_line(seen, name, list(others)) for name in seen.entries]
     note = "No answer: no label of the task, no JSON, or nothing at all. * was told the labels in its prompt."
     title = f"{seen.metric}, {count(seen.report['n'], 'held-out row')}"
-    return Section("Scoreboard", [Chart(title, drawn, told), Table("All figures", head, rows, 2, note=note)])
+    return PageSection("Scoreboard", [Chart(title, drawn, told), Table("All figures", head, rows, 2, note=note)])
 
 
 def _line(seen: Measured, name: str, others: Sequence[str]) -> list[str | Cell]:
@@ -182,7 +182,7 @@ def _line(seen: Measured, name: str, others: Sequence[str]) -> list[str | Cell]:
     ]
 
 
-def _differences(seen: Measured) -> Section:
+def _differences(seen: Measured) -> PageSection:
     """How far the focus lies above each of the others, and every pair in figures."""
     blocks: list[Block] = []
     found = {name: seen.difference(name, seen.focus) for name in seen.competing if name != seen.focus}
@@ -225,7 +225,7 @@ def _differences(seen: Measured) -> Section:
         note = "A part is only more than chance where p after Holm, which counts how many parts were tested, is small."
         title = f"Parts of the rows where {seen.focus} differs most"
         blocks.append(Table(title, head, slices, 2, note=note, folded=len(slices) > 12))
-    return Section("Is it real?", blocks)
+    return PageSection("Is it real?", blocks)
 
 
 def _pairs(seen: Measured) -> Iterator[list[str | Cell]]:
@@ -255,10 +255,10 @@ def _slices(seen: Measured) -> list[list[str | Cell]]:
     return rows
 
 
-def _choice(seen: Measured) -> Section:
+def _choice(seen: Measured) -> PageSection:
     choice = seen.report.get("choice")
     if not choice:
-        return Section("Which file", [])
+        return PageSection("Which file", [])
     rows: list[list[str | Cell]] = []
     for one in choice["candidates"]:
         verdict = Cell("fits" if one["within"] and one["fast"] else "does not fit")
@@ -274,20 +274,20 @@ def _choice(seen: Measured) -> Section:
     )
     if choice.get("min_tokens_per_s"):
         lead += f", and answers {choice['min_tokens_per_s']:g} tokens/s or more"
-    return Section(
+    return PageSection(
         "Which file", [Table("Files by size", head, rows, 2)], f"{lead}. The rows of this report had no say."
     )
 
 
-def _rows(seen: Measured, rows: Iterable[dict[str, Any]], labels: Sequence[str]) -> Section:
+def _rows(seen: Measured, rows: Iterable[dict[str, Any]], labels: Sequence[str]) -> PageSection:
     participants = seen.report.get("participants") or list(seen.entries)
     tuned = [name for name in seen.competing if seen.entries[name].get("kind") != "base"]
     found = report_row_changes.table(rows, participants, tuned if len(tuned) > 1 else seen.competing, labels)
     lead = "Rows that one model answered right and another did not. Choose two models above the table."
-    return Section("What changed, row by row", [found] if found else [], lead)
+    return PageSection("What changed, row by row", [found] if found else [], lead)
 
 
-def _provenance(seen: Measured) -> Section:
+def _provenance(seen: Measured) -> PageSection:
     rows = [
         [
             name,
@@ -299,7 +299,7 @@ def _provenance(seen: Measured) -> Section:
     ]
     blocks: list[Block] = [Table("What was measured", ["model", "kind", "sha256 of its file", "predictions"], rows, 4)]
     prepared = seen.report.get("prepared")
-    return Section("Provenance", blocks, f"The rows are those of the data set {prepared}." if prepared else "")
+    return PageSection("Provenance", blocks, f"The rows are those of the data set {prepared}." if prepared else "")
 
 
 def _colour(seen: Measured, name: str) -> str:

@@ -64,7 +64,7 @@ class State:
 
 
 @dataclass
-class Line:
+class ActiveSequence:
     """A text while it is written."""
 
     tokens: list[int] = field(default_factory=list)
@@ -195,7 +195,7 @@ class HfAnswerer:
         """Take the likeliest token again and again; under a schema, the likeliest one that it allows."""
         state, scores = self._begun(head, batch)
         prompts = list(state.lengths)
-        lines = [Line(walk=self.rules.begin() if self.rules else None) for _ in batch]
+        lines = [ActiveSequence(walk=self.rules.begin() if self.rules else None) for _ in batch]
         kept = list(range(len(batch)))
         forced = [line.walk.forced() if line.walk else [] for line in lines]
         for line, tokens in zip(lines, forced, strict=True):
@@ -212,7 +212,7 @@ class HfAnswerer:
             kept = [kept[k] for k in going]
         return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
 
-    def _chosen(self, line: Line, scores: Scores) -> list[int]:
+    def _chosen(self, line: ActiveSequence, scores: Scores) -> list[int]:
         """Choose a line's next token; returns it with those that follow from it."""
         allowed = line.walk.allowed() if line.walk else None
         if allowed is not None and not len(allowed):
@@ -231,7 +231,7 @@ class HfAnswerer:
             line.finish, line.fault = "error", error.message
             return []
 
-    def _append(self, line: Line, tokens: list[int]) -> list[int]:
+    def _append(self, line: ActiveSequence, tokens: list[int]) -> list[int]:
         room = self.max_tokens - len(line.tokens)
         cut, tokens = len(tokens) > room, tokens[:room]
         line.tokens += tokens
@@ -241,7 +241,7 @@ class HfAnswerer:
             line.finish = "length"
         return tokens
 
-    def _text(self, line: Line, length: int) -> Answer | EngineError:
+    def _text(self, line: ActiveSequence, length: int) -> Answer | EngineError:
         if line.fault:
             return EngineError(line.fault)
         text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)

@@ -13,7 +13,19 @@ from typing import Any
 
 from slmctl.metrics.statistics import wilson
 from slmctl.reports import html_page, svg_chart
-from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, Section, Table, count, either, percent, place
+from slmctl.reports.html_page import (
+    Block,
+    Cell,
+    Chart,
+    Figure,
+    Notice,
+    PageSection,
+    Table,
+    count,
+    either,
+    percent,
+    place,
+)
 from slmctl.reports.svg_chart import Bar
 from slmctl.stages.prepare import report_findings
 from slmctl.task.records import SPLITS
@@ -94,7 +106,7 @@ def _figures(facts: Facts) -> Iterator[Figure]:
         yield Figure("Tokens to train on", large, f"median {tokens['median']:,}, longest {tokens['max']:,} a row")
 
 
-def _rows(facts: Facts) -> Section:
+def _rows(facts: Facts) -> PageSection:
     bars = [Bar(side, facts.get(side, 0), colour=COLOURS[side]) for side in SPLITS]
     bars.append(Bar("left out", facts.get("rejected", 0), colour=COLOURS["left out"]))
     blocks: list[Block] = [
@@ -110,7 +122,7 @@ def _rows(facts: Facts) -> Section:
         blocks.append(
             Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=told)
         )
-    return Section("Where the rows went", blocks, _how(facts.get("splits", {})))
+    return PageSection("Where the rows went", blocks, _how(facts.get("splits", {})))
 
 
 def _places(entries: Sequence[dict[str, Any]]) -> str:
@@ -144,7 +156,7 @@ def _how(splits: Facts) -> str:
     return ""
 
 
-def _sources(facts: Facts) -> Section:
+def _sources(facts: Facts) -> PageSection:
     rows = []
     for source in facts.get("sources", []):
         many, left_out = source.get("rows_in", 0), source.get("rejected", 0)
@@ -152,15 +164,15 @@ def _sources(facts: Facts) -> Section:
         digest = Cell(source["sha256"][:12], title=source["sha256"])
         rows.append([source["file"], source.get("shape") or "", source.get("split") or "by rule", digest, *figures])
     head = ["file", "shape", "side", "sha256", "rows", "left out", "share"]
-    return Section("Sources", [Table("What was read", head, rows, 4)] if rows else [])
+    return PageSection("Sources", [Table("What was read", head, rows, 4)] if rows else [])
 
 
-def _labels(facts: Facts) -> Section:
+def _labels(facts: Facts) -> PageSection:
     labels = facts.get("labels") or {}
     sizes = {name: sum(sides.values()) for name, sides in labels.items()}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
     if not order:
-        return Section("Labels", [])
+        return PageSection("Labels", [])
     bars = [Bar(name, sizes[name], f"{sizes[name]:,}") for name in order]
     blocks: list[Block] = []
     if len(bars) <= SHOWN:
@@ -180,7 +192,7 @@ def _labels(facts: Facts) -> Section:
     caption = f"{count(len(order), 'label')} by side"
     blocks.append(Table(caption, ["label", *SPLITS, "of all"], table, folded=len(order) > SHOWN // 2))
     share = percent(sizes[order[0]] / total)
-    return Section("Labels", blocks, f"Always answering “{order[0]}” would be right for {share} of the rows.")
+    return PageSection("Labels", blocks, f"Always answering “{order[0]}” would be right for {share} of the rows.")
 
 
 def _on_side(sides: dict[str, int], side: str) -> Cell:
@@ -190,17 +202,17 @@ def _on_side(sides: dict[str, int], side: str) -> Cell:
     )
 
 
-def _answers(facts: Facts) -> Section:
+def _answers(facts: Facts) -> PageSection:
     rows = [[name, f"{many:,}"] for name, many in facts.get("odd_answers", {}).items() if many]
-    return Section(
+    return PageSection(
         "Odd answers", [Table("Rows kept although their answer is", ["answer", "rows"], rows)] if rows else []
     )
 
 
-def _sensitive(facts: Facts) -> Section:
+def _sensitive(facts: Facts) -> PageSection:
     title = "Personal data and secrets"
     if "sensitive" not in facts:
-        return Section(title, [])
+        return PageSection(title, [])
     entries = sorted(facts["sensitive"], key=lambda e: (-e["count"], e["kind"], e["rule"], e["column"]))
     rows = [
         [
@@ -216,11 +228,11 @@ def _sensitive(facts: Facts) -> Section:
     blocks: list[Block] = [Table("Findings, counted: no value is shown", head, rows, 4)] if rows else []
     searched = ", ".join(facts.get("sensitive_searched", []))
     lead = (f"Searched for: {searched}." if searched else "") + ("" if rows else " Nothing was found.")
-    return Section(title, [*blocks, Notice(UNSEEN, "warn")], lead.strip())
+    return PageSection(title, [*blocks, Notice(UNSEEN, "warn")], lead.strip())
 
 
-def _same(facts: Facts) -> Section:
-    return Section("Duplicates and conflicts", [*_duplicates(facts), *_conflicts(facts)])
+def _same(facts: Facts) -> PageSection:
+    return PageSection("Duplicates and conflicts", [*_duplicates(facts), *_conflicts(facts)])
 
 
 def _duplicates(facts: Facts) -> Iterator[Block]:
@@ -258,7 +270,7 @@ def _conflicts(facts: Facts) -> Iterator[Block]:
     yield Table("Conflicts to settle", head, rows, len(head) - 1, total=total, folded=folded)
 
 
-def _held_out(facts: Facts) -> Section:
+def _held_out(facts: Facts) -> PageSection:
     near = facts.get("near_held_out", {})
     blocks: list[Block] = []
     rows = [
@@ -283,7 +295,7 @@ def _held_out(facts: Facts) -> Section:
             f"{count(many, 'training row')} {either(many, 'was', 'were')} left out as nearly the same as a held-out "
             f"row{from_}: with them, a test would measure memory."
         )
-    return Section("Held-out rows", blocks, lead)
+    return PageSection("Held-out rows", blocks, lead)
 
 
 def _overlap(overlap: Facts) -> Iterator[Block]:
@@ -308,10 +320,10 @@ def _margin(rows: int) -> str:
     return f"±{50 * (high - low):.1f}"
 
 
-def _lengths(facts: Facts) -> Section:
+def _lengths(facts: Facts) -> PageSection:
     tokens = facts.get("tokens")
     if not tokens:
-        return Section("Lengths", [])
+        return PageSection("Lengths", [])
     quantiles = {float(share): value for share, value in tokens.get("quantiles", {}).items()}
     blocks: list[Block] = []
     if histogram := tokens.get("histogram"):
@@ -336,7 +348,7 @@ def _lengths(facts: Facts) -> Section:
         lead += (
             f" {either(over, '1 row is', f'{over:,} rows are') if over else 'None is'} over {tokens['max_length']:,}."
         )
-    return Section("Lengths", blocks, lead)
+    return PageSection("Lengths", blocks, lead)
 
 
 def _kept(facts: Facts) -> int:
