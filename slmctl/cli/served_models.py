@@ -78,7 +78,7 @@ class ServedModels:
         paths = {name: lora for name, (lora, _) in loras.items()}
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
-                Engine(path, sequences=settings.sequences, context=settings.context, adapters=paths)
+                Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)
             )
             own, bare, opening = model_lookup.task_in(found, path, engine)
             models = {path.stem: Model(path.stem, own, bare=bare, opening=opening)}

@@ -54,7 +54,7 @@ def prepare(options: Options, explain: bool, base: Path | None) -> None:
 
         project = open_project(options, base=base)
         chains.gather_sources(project)
-        _print_of(project, "prepare", "explain")
+        _print_of(project, "prepare", "prepare", "explain")
         return
     _run_stage(options, "prepare", base=base)
 
@@ -87,7 +87,7 @@ def finetune(
     distributed.join_slurm(project.config.finetune)
     import_trainer_first(project)
     if preview is not None:
-        _print_of(project, "finetune", "preview", count=preview)
+        _print_of(project, "finetune", "encoding", "preview", count=preview)
         return
     _run_stage(options, "finetune", base=base, prepared=prepared)
 
@@ -438,8 +438,8 @@ def _run_stage(options: Options, name: str, **given: Path | None) -> None:
     print_artifact(options, say_outcome(name, runner.run(project, resolve.ask(project, name))).artifact)
 
 
-def _print_of(project: Project, stage: str, function: str, **settings: Any) -> None:
-    """Print what a stage's module says of its inputs, in place of running it."""
+def _print_of(project: Project, stage: str, module: str, function: str, **settings: Any) -> None:
+    """Print what a module of a stage says of its inputs, in place of running the stage."""
     import importlib
 
     from slmctl.artifacts import artifact
@@ -449,8 +449,8 @@ def _print_of(project: Project, stage: str, function: str, **settings: Any) -> N
     for given in asked.inputs.values():
         artifact.require_whole(given)
     try:
-        module = importlib.import_module(asked.stage.module)
-        text = getattr(module, function)(asked.section, **asked.inputs, **settings)
+        inspect = getattr(importlib.import_module(f"slmctl.stages.{stage}.{module}"), function)
+        text = inspect(asked.section, **asked.inputs, **settings)
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, stage) from error
     terminal().write(terminal().clean(text) + "\n")

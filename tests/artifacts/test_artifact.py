@@ -392,8 +392,8 @@ def test_foreign_folder(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from slmctl.artifacts import artifact
-with artifact.lock(Path(sys.argv[1]), wait=True, on_wait=print):
+from slmctl.artifacts import locks
+with locks.lock(Path(sys.argv[1]), wait=True, on_wait=print):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -61,8 +61,8 @@ def test_no_wait_gives_way_or_takes_what_is_there(preparing: Forks, tiny_run: Pa
 HOLD = """
     import sys, time
     from pathlib import Path
-    from slmctl.artifacts import artifact
-    with artifact.lock(Path(sys.argv[1]), wait=True, on_wait=print, needs=["sha256:1234"]):
+    from slmctl.artifacts import locks
+    with locks.lock(Path(sys.argv[1]), wait=True, on_wait=print, needs=["sha256:1234"]):
         print("held", flush=True)
         time.sleep(600)
 """

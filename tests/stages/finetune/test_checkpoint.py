@@ -129,7 +129,8 @@ class Cut(Exception):  # noqa: N818 - it stands for a power cut
 def train(artifacts: dict[str, Artifact], out: Path, keep: Path, **settings: Any) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    config = {"steps": 10, "validate_every": 3, "learning_rate": 1e-2, "batch": 8, "lora": {"rank": 4}} | settings
+    config: dict[str, Any] = {"max_steps": 10, "validate_every": 3, "learning_rate": 1e-2, "batch_size": 8}
+    config |= {"lora": {"rank": 4}} | settings
     return finetune.run(
         FinetuneConfig.model_validate(config), base=artifacts["base"], prepared=artifacts["prepared"], out=out,
         keep=keep,
@@ -212,7 +213,7 @@ def test_a_training_cut_off_after_it_stopped_early_stops_there_again(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a rate this high makes the validation worse soon
-    settings = {"steps": 60, "learning_rate": 0.3, "patience": 2, "validate_every": 2, "schedule": "constant"}
+    settings = {"max_steps": 60, "learning_rate": 0.3, "patience": 2, "validate_every": 2, "lr_scheduler": "constant"}
     metrics = train(artifacts, tmp_path / "whole", tmp_path / "other", **settings)
     assert metrics["stopped_early"]
     with monkeypatch.context() as patch:

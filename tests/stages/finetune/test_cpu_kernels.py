@@ -178,10 +178,10 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     ("lora", "fast_layers"),
     [
         ({"rslora": True}, 3),
-        ({"targets": ["q_proj", "down_proj"]}, 3),
-        ({"targets": ["v_proj"]}, 3),
+        ({"target_modules": ["q_proj", "down_proj"]}, 3),
+        ({"target_modules": ["v_proj"]}, 3),
         ({"dora": True}, 0),
-        ({"dora": True, "targets": ["o_proj"]}, 0),
+        ({"dora": True, "target_modules": ["o_proj"]}, 0),
     ],
 )
 def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], fast_layers: int) -> None:

@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
 
     monkeypatch.setattr(layer_replacement, "packs", lambda model: False)
     monkeypatch.setattr(trainer, "padded_loss", measured)
-    assert run({"steps": 2, "batch": 64}, artifacts, tmp_path / "one")["learned"]
+    assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
     assert memory_estimate.PIECE / 2 < max(sizes) <= memory_estimate.PIECE
 
 
@@ -340,8 +340,8 @@ def settings_of(out: Path) -> dict[str, Any]:
 
 
 def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    lora = {"rank": 2, "alpha": 6, "targets": ["q_proj", "down_proj"], "rslora": True, "dropout": 0.25}
-    metrics = run({"steps": 2, "lora": lora}, artifacts, tmp_path / "one")
+    lora = {"rank": 2, "alpha": 6, "target_modules": ["q_proj", "down_proj"], "rslora": True, "dropout": 0.25}
+    metrics = run({"max_steps": 2, "lora": lora}, artifacts, tmp_path / "one")
     found = settings_of(tmp_path / "one")
     assert (found["r"], found["lora_alpha"], found["lora_dropout"]) == (2, 6, 0.25)
     assert (found["use_rslora"], found["use_dora"], found["target_modules"]) == (True, False, ["down_proj", "q_proj"])
@@ -352,7 +352,7 @@ def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Arti
 
 
 def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    metrics = run({"steps": 4, "lora": {"rank": 2, "dora": True}}, artifacts, tmp_path / "one")
+    metrics = run({"max_steps": 4, "lora": {"rank": 2, "dora": True}}, artifacts, tmp_path / "one")
     assert metrics["fast_layers"] == 0
     assert metrics["learned"]
     names = load_file(tmp_path / "one" / "adapter_model.safetensors")
@@ -362,7 +362,7 @@ def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact
 def test_rslora_and_dropout_change_what_is_learned(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     shapes: list[dict[str, Any]] = [{}, {"rslora": True}, {"dropout": 0.5}]
     losses = [
-        run({"steps": 6, "lora": {"rank": 4, "alpha": 8} | shape}, artifacts, tmp_path / str(k))["train_loss"]
+        run({"max_steps": 6, "lora": {"rank": 4, "alpha": 8} | shape}, artifacts, tmp_path / str(k))["train_loss"]
         for k, shape in enumerate(shapes)
     ]
     assert len(set(losses)) == 3
@@ -372,7 +372,7 @@ def test_rslora_and_dropout_change_what_is_learned(artifacts: dict[str, Artifact
 def test_the_rate_rises_and_falls_as_the_schedule_says(
     artifacts: dict[str, Artifact], tmp_path: Path, schedule: str
 ) -> None:
-    settings = {"steps": 40, "warmup": 0.25, "schedule": schedule, "validate_every": 10, "batch": 4}
+    settings = {"max_steps": 40, "warmup_ratio": 0.25, "lr_scheduler": schedule, "validate_every": 10, "batch_size": 4}
     run(settings, artifacts, tmp_path / "one")
     rates = {entry["step"]: entry["learning_rate"] for entry in log_of(tmp_path / "one") if "loss" in entry}
     assert list(rates) == [10, 20, 30, 40]
@@ -387,7 +387,7 @@ def test_a_batch_in_two_parts_gives_the_same_losses(artifacts: dict[str, Artifac
     for parts in (1, 2):
         out = tmp_path / str(parts)
         # more than an epoch, whose last batch is not full
-        settings = {"steps": 26, "batch": 8, "accumulation": parts, "products": "float32"}
+        settings = {"max_steps": 26, "batch_size": 8, "gradient_accumulation_steps": parts, "matmul_dtype": "float32"}
         run(settings, artifacts, out)
         logs.append(log_of(out))
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
@@ -400,7 +400,7 @@ def test_weight_decay_draws_weights_to_zero(artifacts: dict[str, Artifact], tmp_
     norms = []
     for decay in (0.0, 0.9):
         out = tmp_path / str(decay)
-        run({"steps": 10, "weight_decay": decay, "schedule": "constant", "warmup": 0.0}, artifacts, out)
+        run({"max_steps": 10, "weight_decay": decay, "lr_scheduler": "constant", "warmup_ratio": 0.0}, artifacts, out)
         tensors = load_file(out / "adapter_model.safetensors")
         norms.append(sum(float(t.norm()) for name, t in tensors.items() if "lora_A" in name))
     assert norms[1] / norms[0] == pytest.approx((1 - 1e-2 * 0.9) ** 10, rel=0.05)
@@ -409,7 +409,7 @@ def test_weight_decay_draws_weights_to_zero(artifacts: dict[str, Artifact], tmp_
 def test_a_gradient_that_is_clipped_away_teaches_nothing(
     artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = run({"steps": 4, "clip": 1e-13, "learning_rate": 1e-6}, artifacts, tmp_path / "one")
+    metrics = run({"max_steps": 4, "max_grad_norm": 1e-13, "learning_rate": 1e-6}, artifacts, tmp_path / "one")
     assert metrics["validation_loss"] == pytest.approx(metrics["validation_loss_before"], abs=1e-3)
     assert log_of(tmp_path / "one")[0]["grad_norm"] > 0.01  # as it was before it was clipped
 
@@ -461,7 +461,7 @@ def test_too_long_records_are_dropped_or_truncated_and_counted(
 def test_what_became_of_long_records_is_in_the_metrics(
     artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = run({"steps": 1, "max_length": 28, "too_long": "truncate"}, artifacts, tmp_path / "one")
+    metrics = run({"max_steps": 1, "max_length": 28, "too_long": "truncate"}, artifacts, tmp_path / "one")
     count = metrics["too_long"]["train"]["truncated"]
     assert count > 0
     assert metrics["too_long"]["validation"]["truncated"] > 0
@@ -579,7 +579,7 @@ def test_a_preview_says_what_becomes_of_a_long_record(artifacts: dict[str, Artif
 def overfitted(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A training of far too many epochs at far too high a rate."""
     out = tmp_path_factory.mktemp("overfitted") / "one"
-    settings = {"epochs": 40, "learning_rate": 5e-2, "patience": 8, "schedule": "constant", "batch": 8}
+    settings = {"epochs": 40, "learning_rate": 5e-2, "patience": 8, "lr_scheduler": "constant", "batch_size": 8}
     return run(settings, artifacts, out), out
 
 
@@ -614,7 +614,7 @@ def test_an_overfitted_training_says_so(
         line["messages"][-1]["content"] = answer
     (prepared / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shuffled = artifacts | {"prepared": dataclasses.replace(artifacts["prepared"], path=prepared)}
-    settings = {"steps": 250, "learning_rate": 1e-2, "patience": None, "schedule": "constant", "batch": 8}
+    settings = {"max_steps": 250, "learning_rate": 1e-2, "patience": None, "lr_scheduler": "constant", "batch_size": 8}
     metrics = run(settings, shuffled, tmp_path / "one")
     assert metrics["overfitted"]
     assert metrics["validation_loss_last"] > 1.02 * metrics["validation_loss"]
@@ -627,7 +627,7 @@ def test_an_overfitted_training_says_so(
 def test_a_training_that_learns_nothing_says_so(
     artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"steps": 4, "learning_rate": 0.9, "schedule": "constant"}
+    settings = {"max_steps": 4, "learning_rate": 0.9, "lr_scheduler": "constant"}
     trained = artifacts | {"base": artifacts["merged"]}  # which knows already what can be learned
     metrics = run(settings, trained, tmp_path / "one")
     assert not metrics["learned"]
@@ -721,7 +721,7 @@ def test_processes_share_a_batch_and_need_memory_each(
     monkeypatch.setattr(memory_estimate, "fullest", seen)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Seen, match=r"^2$"):
-        run({"batch": 16, "accumulation": 2}, artifacts, tmp_path / "one")
+        run({"batch_size": 16, "gradient_accumulation_steps": 2}, artifacts, tmp_path / "one")
     monkeypatch.setattr(memory_estimate, "available", lambda: 3 * 10**9)
     monkeypatch.setattr(memory_estimate, "_now", lambda: 10**9)
     memory_estimate.require(4 * 10**9)
@@ -823,7 +823,7 @@ def test_any_architecture_trains(
     made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | more))
     made.save_pretrained(folder)
     base = Artifact(folder, artifacts["base"].manifest)
-    settings = {"steps": 12, "batch": 8, "matmul_dtype": products}
+    settings = {"max_steps": 12, "batch_size": 8, "matmul_dtype": products}
     metrics = run(settings, artifacts | {"base": base}, tmp_path / "one")
     assert metrics["learned"]
     assert metrics.get("fast_layers") == fast_layers

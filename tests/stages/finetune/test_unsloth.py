@@ -30,7 +30,8 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed"),
 ]
 
-RECIPE = {"epochs": 2, "learning_rate": 1e-2, "batch": 8, "accumulation": 2, "lora": {"rank": 16, "alpha": 32}}
+RECIPE = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "gradient_accumulation_steps": 2,
+          "lora": {"rank": 16, "alpha": 32}}  # fmt: skip
 HOOKS = (
     "get_batch_samples", "_get_num_items_in_batch", "training_step", "compute_loss", "_clip_grad_norm", "evaluate",
     "_save_checkpoint", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state",

@@ -225,7 +225,7 @@ def test_shards_in_and_shards_out(artifacts: dict[str, Artifact], tmp_path: Path
     hf_folder.load_model(artifacts["base"].path).save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     run(artifacts["base"], artifacts["adapter"], tmp_path / "one")
-    metrics = run(artifact.foreign(folder, "base"), artifacts["adapter"], tmp_path / "many", shard_gb=2e-4)
+    metrics = run(artifact.foreign(folder, "base"), artifacts["adapter"], tmp_path / "many", max_shard_gb=2e-4)
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{metrics['shards']:05d}.safetensors"
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_bytes())
