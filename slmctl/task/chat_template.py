@@ -41,17 +41,22 @@ _REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError,
              AssertionError, SyntaxError, MemoryError)  # fmt: skip
 
 
+class TemplateRefusedError(DataError):
+    """A chat template is not valid, or refuses the messages, such as two turns of a user in a row."""
+
+
 def render(source: str, values: Mapping[str, Any]) -> str:
     """Render a template with values that are JSON.
 
     Raises:
-        DataError: The template refuses them, is not valid, or wants more time or memory than it may have.
+        TemplateRefusedError: The template refuses them, or is not valid.
+        DataError: It takes more time or memory than it may.
     """
     if is_plain(source):
         try:
             return _render(source, values)
         except _REFUSALS as error:
-            raise DataError(f"the chat template refuses the messages: {_said(error)}") from None
+            raise TemplateRefusedError(f"the chat template refuses the messages: {_said(error)}") from None
     return _child().render(source, values)
 
 
@@ -201,7 +206,7 @@ class _Child:
             self._source = source
             answer = self._ask(json.dumps(request).encode() + b"\n", LIMIT_S)
         if "error" in answer:
-            raise DataError(f"the chat template refuses the messages: {answer['error']}")
+            raise TemplateRefusedError(f"the chat template refuses the messages: {answer['error']}")
         text: str = answer["text"]
         return text
 

@@ -20,6 +20,7 @@ import jsonschema
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.errors import DataError, IntegrityError
 from slmctl.task import chat_template
+from slmctl.task.records import RowRejectedError
 
 FILENAME = "task.json"
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
@@ -106,14 +107,17 @@ class Task:
         """An assistant's message with its tool calls as the text that the template makes of them.
 
         Raises:
-            DataError: The template does not write tool calls, so the model could never learn to make one.
+            RowRejectedError: The template refuses the call, or writes no tool calls, so that no model could learn one.
         """
-        head = self.render(before, add_generation_prompt=True, tools=tools)
-        whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
+        try:
+            head = self.render(before, add_generation_prompt=True, tools=tools)
+            whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
+        except chat_template.TemplateRefusedError as error:
+            raise RowRejectedError("chat template", error.message) from None
         text = whole.removeprefix(head).rpartition(self.end)[0].strip()
         names = [call["function"]["name"] for call in message["tool_calls"]]
         if not whole.startswith(head) or any(name not in text for name in names):
-            raise DataError("the base's chat template does not write tool calls", hint="tool calls")
+            raise RowRejectedError("tool calls", "the base's chat template does not write tool calls")
         return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": text}
 
     def render(
@@ -125,7 +129,8 @@ class Task:
         zero-width space, so that no customer can close their own turn and open the system's.
 
         Raises:
-            DataError: The template refuses these messages.
+            TemplateRefusedError: The template refuses these messages.
+            DataError: It takes more time or memory than it may.
         """
         safe = [self.safe(message) for message in messages]
         values = {

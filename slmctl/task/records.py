@@ -16,7 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slmctl.errors import DataError
+
 SPLITS = ("train", "validation", "calibration", "test")
+
+
+class RowRejectedError(DataError):
+    """A row that becomes no record.
+
+    Args:
+        rule: The rule that rejects it, as the report and `rejected.jsonl` count it, such as `tool calls`.
+        reason: One sentence about this row.
+    """
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule, self.reason = rule, reason
+
+    def __reduce__(self) -> tuple[type[RowRejectedError], tuple[str, str]]:
+        return type(self), (self.rule, self.reason)  # an exception is pickled by its message alone
 
 
 @dataclass(frozen=True)

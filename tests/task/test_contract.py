@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import slmctl
 from slmctl.errors import DataError, IntegrityError
 from slmctl.task.contract import Task, end_of_turn
+from slmctl.task.records import RowRejectedError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -287,3 +288,19 @@ def test_file_is_canonical(tmp_path: Path) -> None:
 def test_folder_without_a_task_says_so(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"carries no task\.json"):
         Task.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "rule", "reason"),
+    [
+        (CHATML, "tool calls", "does not write tool calls"),
+        ("{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}",
+         "chat template", "no tools here"),
+    ],
+)  # fmt: skip
+def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template: str, rule: str, reason: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "track", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    with pytest.raises(RowRejectedError, match=reason) as caught:
+        task(chat_template=template).spoken([{"role": "user", "content": "hello"}], message, None)
+    assert caught.value.rule == rule

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slmctl.task.records import Record, read_records, write_jsonl
+from slmctl.task.records import Record, RowRejectedError, read_records, write_jsonl
 
 KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -41,3 +42,11 @@ def test_records_round_trip(
     record = Record("1", messages, {"file": "a", "row": 1}, label, group, sensitive)
     write_jsonl(tmp_path / "train.jsonl", [record.to_json(), RECORD.to_json()])
     assert read_records(tmp_path / "train.jsonl") == [record, RECORD]
+
+
+def test_a_rejected_row_names_its_rule_and_its_reason() -> None:
+    error = pickle.loads(
+        pickle.dumps(RowRejectedError("tool calls", "message 2 has no name"))
+    )  # as a worker hands it on
+    assert (error.rule, error.reason) == ("tool calls", "message 2 has no name")
+    assert (error.message, error.hint) == (error.reason, "")

@@ -149,7 +149,7 @@ class Reader:
                 raise
             except DataError as error:
                 reason = self.reading.policy.apply(error.message).text  # it may quote the row
-                rejected.append(Rejected(number, error.hint, reason))
+                rejected.append(Rejected(number, getattr(error, "rule", error.hint), reason))
                 continue
             except UnicodeEncodeError:
                 rejected.append(Rejected(number, "unreadable", "holds half a surrogate pair, which is no text"))
