@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import queue
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from typing import Any, TextIO
 
 TOGETHER = 1000  # lines written at once, at most
+REPEATED_S = 10.0  # between two lines that a library logs from the same place
 KEPT = 10_000  # lines that wait for whoever reads the log; more are dropped, and counted
 
 
@@ -76,12 +78,22 @@ class Log:
 
 
 class ToLog(logging.Handler):
-    """What libraries say by the logging module, as lines of the log."""
+    """Messages of libraries as lines of the log: one of each kind in `REPEATED_S`, with the number left out since."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        # (time of the last line, number left out since), by the place in the library's source and the kind of error
+        self._kinds: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0] if record.exc_info else None
+        place, now = (record.pathname, record.lineno, error.__name__ if error else ""), time.monotonic()
+        logged_at, left_out = self._kinds.get(place, (-math.inf, 0))
+        if now - logged_at < REPEATED_S:
+            self._kinds[place] = (logged_at, left_out + 1)
+            return
+        self._kinds[place] = (now, 0)
         trace = {"trace": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
-        self._log.event(record.levelname.lower(), message=record.getMessage(), source=record.name, **trace)
+        more = {"left_out": left_out} if left_out else {}
+        self._log.event(record.levelname.lower(), message=record.getMessage(), source=record.name, **trace, **more)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
-import json
 import logging
+import math
 import os
 import resource
-import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.server import openai_replies
-from slmctl.server.app import REQUEST_ID, Gateway, Served, application, served_on_loopback
+from slmctl.server.app import Gateway, Served, application, served_on_loopback
+from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.log import Log, ToLog
 
 Follow = Callable[[], Served | None]
-MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 IDLE_S = 30  # that a connection stays open between requests
-BACKLOG = 2048
-SPARE_FILES = 64  # descriptors that are not for clients
+BACKLOG = 2048  # connections that the system keeps until they are accepted
+ACCEPTED_AT_ONCE = 16  # in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
+SPARE_FILES = 64  # descriptors that are not for clients, beside those open at the start
+FULL_SAID_S = 60  # between two lines of the log about connections that were ended for want of files
 
 
 def listen(host: str, port: int, *, keys: bool) -> socket.socket:
@@ -79,16 +80,34 @@ def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> No
         logging.getLogger(name).setLevel(logging.WARNING)
     app = application(served, log)
     settings = uvicorn.Config(
-        app, log_config=None, lifespan="off", access_log=False, server_header=False, http=_Connection,
+        app, log_config=None, lifespan="off", access_log=False, server_header=False,
+        http=functools.partial(BoundedConnection, room=_room(served, app.state.gateway, log)), ws="none",
         loop="asyncio",  # another one's sockets would not pass the guard of `offline`
-        timeout_graceful_shutdown=int(served.settings.grace_s) + 3, timeout_keep_alive=IDLE_S, backlog=BACKLOG,
+        timeout_graceful_shutdown=int(served.settings.grace_s) + 3, timeout_keep_alive=IDLE_S,
+        backlog=ACCEPTED_AT_ONCE,
     )  # fmt: skip
-    _Connection.receive_timeout_s = served.settings.receive_timeout_s
-    _Connection.most = max(SPARE_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES)
     try:
         asyncio.run(_Server(settings, app.state.gateway, log, follow).run_until_told(sock))
     finally:
         log.close()
+
+
+def _room(served: Served, gateway: Gateway, log: Log) -> Room:
+    """Room for as many clients as this process may have files, less those it has and will open itself."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    running = served.settings.sequences + served.settings.queue  # each may be asked of an endpoint
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    most = max(ACCEPTED_AT_ONCE, limit - open_now - running - SPARE_FILES)
+    logged_at = -math.inf
+
+    def on_full() -> None:
+        nonlocal logged_at
+        gateway.metrics.refused.labels("connections").inc()
+        if time.monotonic() - logged_at > FULL_SAID_S:
+            logged_at = time.monotonic()
+            log.event("connections_full", most=most, hint="raise the limit of open files: ulimit -n")
+
+    return Room(most, served.settings.receive_timeout_s, on_full)
 
 
 class _Server(uvicorn.Server):
@@ -103,6 +122,11 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
 
     async def run_until_told(self, sock: socket.socket) -> None:
         loop, served = asyncio.get_running_loop(), self._gateway.served
@@ -160,93 +184,3 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.05)
         await old.backend.close()
         await asyncio.to_thread(old.close)
-
-
-class _Connection(HttpToolsProtocol):
-    """uvicorn's connection with an end to the time and the room that the head of a request may take.
-
-    It has none of its own, so that clients which send a byte a minute would hold a descriptor each for ever.
-    """
-
-    receive_timeout_s = 10.0
-    most = 1000  # connections at the same time
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._heading, self._head = False, 0  # whether a head is awaited, and its bytes so far
-        self._within = False  # a request that has begun and not ended
-        self._timer: asyncio.TimerHandle | None = None  # who ends a head, or the rest of a body that nobody reads
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        if len(self.connections) > self.most:
-            transport.abort()
-        else:
-            self._wait_for_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._heading:
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self._refuse(431, f"the head of the request is larger than {MAX_HEAD} bytes")
-        elif self._timer is self.timeout_keep_alive_task is None and not self._within and self._idle:
-            self._wait_for_head()  # bytes that begin no request do not keep the connection either
-
-    @property
-    def _idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def on_message_begin(self) -> None:
-        self._within = True
-        if not self._heading and self._idle:
-            self._wait_for_head()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._within = False
-        self._stop_timer()
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._within and self._timer is None:  # refused before its body had come
-            self._timer = self.loop.call_later(self.receive_timeout_s, self.transport.close)
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
-
-    def _wait_for_head(self) -> None:
-        self._stop_timer()
-        self._heading, self._head = True, 0
-        self._timer = self.loop.call_later(self.receive_timeout_s, self._late)
-
-    def _stop_timer(self) -> None:
-        self._heading = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _late(self) -> None:
-        self._refuse(408, f"the head of the request did not arrive within {self.receive_timeout_s:g} s")
-
-    def _refuse(self, status: int, message: str) -> None:
-        self._stop_timer()
-        if self.transport.is_closing():
-            return
-        request_id = secrets.token_hex(12)
-        body = json.dumps(openai_replies.error(message, "invalid_request_error", request_id=request_id)).encode()
-        head = (
-            f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"{REQUEST_ID}: {request_id}\r\n"
-        )
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()

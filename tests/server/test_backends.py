@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from support import endpoint, tiny
-from support.endpoint import Fake, Turn, fails
+from support.endpoint import Fake, Turn, fails, streams
 from support.serving import begin, chat, end, figure, post
 
 from slmctl.errors import NetworkError
@@ -25,17 +25,6 @@ from slmctl.server.metrics import Metrics
 from slmctl.task.contract import Task
 
 TASK = Task("generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>"))
-
-
-def streams(text: str, finish: str = "stop") -> Turn:
-    """A good reply, as the chunks of a stream."""
-    said = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
-    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
-    return (
-        200,
-        {"content-type": "text/event-stream"},
-        "".join(f"data: {line}\n\n" for line in (json.dumps(said), json.dumps(last), "[DONE]")).encode(),
-    )
 
 
 @dataclass(frozen=True)

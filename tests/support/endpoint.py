@@ -38,6 +38,14 @@ def says(text: str | None, **more: Any) -> Turn:
     return 200, {}, json.dumps(body).encode()
 
 
+def streams(text: str, finish: str = "stop") -> Turn:
+    """A good reply as the chunks of a stream."""
+    first = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+    lines = (json.dumps(first), json.dumps(last), "[DONE]")
+    return 200, {"content-type": "text/event-stream"}, "".join(f"data: {line}\n\n" for line in lines).encode()
+
+
 def fails(status: int, message: str = "no", **headers: str) -> Turn:
     """A refusal in OpenAI's form."""
     return status, headers, json.dumps({"error": {"message": message}}).encode()

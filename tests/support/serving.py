@@ -6,24 +6,69 @@ import json
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
-from support import tiny
+from slmctl.task.contract import Task
+from support import endpoint, tiny
+from support.endpoint import streams
 
 ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}  # of a model that was never taught to stop
 ROOM = ("--set=serve.context_length=4096", "--set=serve.max_tokens=4000")  # for such an answer
 
 
-def begin(folder: Path, *args: str) -> tuple[subprocess.Popen[str], str]:
-    """The process and its address, when it is ready."""
-    child = tiny.start(folder, "serve", "--port", "0", *args)
+def begin(folder: Path, *args: str, log: IO[str] | None = None) -> tuple[subprocess.Popen[str], str]:
+    """The process and its address, when it is ready; its log goes to a file, or else to a pipe."""
+    child = tiny.start(folder, "serve", "--port", "0", *args, **({"stderr": log} if log else {}))
     assert child.stdout is not None
     url = child.stdout.readline().strip()
     assert url.startswith("http://"), child.communicate()
     return child, url
+
+
+GENERATE = Task("generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>"))
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A server whose engine is another one, so that it starts in seconds and needs no model."""
+
+    child: subprocess.Popen[str]
+    url: str
+    fake: endpoint.Fake
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def healthy_s(self) -> float:
+        """Seconds that /healthz takes."""
+        begun = time.monotonic()
+        assert httpx.get(f"{self.url}/healthz", timeout=60).status_code == 200
+        return time.monotonic() - begun
+
+
+@contextmanager
+def gateway(
+    folder: Path, *args: str, task: Task = GENERATE, manners: endpoint.Manners = lambda body, before: streams("hello")
+) -> Iterator[Gateway]:
+    """A gateway in front of an endpoint; at the end its log must hold no traceback."""
+    task.write(folder)
+    with endpoint.serving(manners) as fake:
+        child, url = begin(folder, str(folder), "--engine-url", fake.url, "--engine-model", "large", *args)
+        try:
+            yield Gateway(child, url, fake)
+        except BaseException:
+            child.kill()
+            child.communicate()
+            raise
+        end(child)
 
 
 def end(child: subprocess.Popen[str]) -> list[dict[str, Any]]:

@@ -130,10 +130,8 @@ def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProc
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
     """Start the program in a folder, in a process group of its own."""
     options.setdefault("env", environment())
-    return subprocess.Popen(
-        command(folder, *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        **options,
-    )  # fmt: skip
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command(folder, *args), text=True, start_new_session=True, **options)
 
 
 def kill_group(child: subprocess.Popen[str]) -> None:
