@@ -58,7 +58,8 @@ def run(seconds: float, seed: int) -> Outcome:
             thread.join()
         outcome.deaths = int(serving.figure(url, "slmctl_engine_restarts_total"))
         child.terminate()
-        outcome.deaths += child.wait(timeout=60) != 0
+        child.communicate(timeout=60)
+        outcome.deaths += child.returncode != 0
         log.seek(0)
         text = log.read()
     outcome.tracebacks = text.count("Traceback")
