@@ -23,7 +23,8 @@ LAYERS = (
     ("releases", "task"),
     ("sources", "model_files", "metrics"),
     ("config", "inference"),
-    ("artifacts", "network", "reports", "sensitive"),
+    ("network", "reports", "sensitive"),
+    ("artifacts",),
     ("errors", "console", "child_environment", "hardware"),
 )
 LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}
@@ -121,7 +122,42 @@ def classes_of_one_name(trees: Trees) -> Iterator[str]:
             yield f"{title} stands in {', '.join(modules)}"
 
 
-RULES = (upward_imports, stages_that_know_stages, circles, underscored_modules, long_functions, classes_of_one_name)
+WRITERS = ("slmctl.artifacts.atomic",)  # of drafts and temporary names
+RENAMES = {"os.replace", "os.rename", "os.renames", "shutil.move"}
+TEMPORARY = {"mkstemp", "mkdtemp", "mktemp"}
+
+
+def writes_by_hand(trees: Trees) -> Iterator[str]:
+    """Renames of paths and temporary names that nobody removes, outside the module that has them once.
+
+    `path.rename(x)` and `path.replace(x)` take one argument, which tells them from `str.replace` and pandas' `rename`.
+    """
+    for name in trees.keys() - set(WRITERS):
+        for node in ast.walk(trees[name]):
+            if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
+                titles = {f"{node.module}.{alias.name}" for alias in node.names} | {alias.name for alias in node.names}
+                if titles & (RENAMES | TEMPORARY):
+                    yield f"{name}:{node.lineno} imports {', '.join(sorted(titles & (RENAMES | TEMPORARY)))}"
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            title, last = ast.unparse(node.func), node.func.attr
+            renames = last in ("rename", "replace") and len(node.args) == 1 and not node.keywords
+            kept = last.endswith("TemporaryFile") and any(
+                key.arg == "delete" and ast.unparse(key.value) == "False" for key in node.keywords
+            )
+            if title in RENAMES or last in TEMPORARY or renames or kept:
+                yield f"{name}:{node.lineno} writes by hand: {title}"
+
+
+RULES = (
+    upward_imports,
+    stages_that_know_stages,
+    circles,
+    underscored_modules,
+    long_functions,
+    classes_of_one_name,
+    writes_by_hand,
+)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -141,6 +177,12 @@ PLANTED = (
     (underscored_modules, "slmctl.stages.merge._hidden", "x = 1\n"),
     (long_functions, "slmctl.errors", "def long():\n" + "    x = 1\n" * MAX_FUNCTION),
     (classes_of_one_name, "slmctl.hardware", "class Manifest: ...\n"),
+    (writes_by_hand, "slmctl.releases.registry", "os.replace(draft, path)\n"),
+    (writes_by_hand, "slmctl.stages.merge.merge", "half.rename(path)\n"),
+    (writes_by_hand, "slmctl.server.api_keys", "path.with_name('.new').replace(path)\n"),
+    (writes_by_hand, "slmctl.server.api_keys", "handle, name = tempfile.mkstemp(dir=path.parent)\n"),
+    (writes_by_hand, "slmctl.network.guard", "stream = tempfile.NamedTemporaryFile(delete=False)\n"),
+    (writes_by_hand, "slmctl.network.guard", "from os import replace\n"),
 )  # fmt: skip
 
 

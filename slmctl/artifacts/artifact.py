@@ -15,12 +15,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slmctl.artifacts import atomic
 from slmctl.errors import IntegrityError
 
 SCHEMA = 1
@@ -269,70 +269,29 @@ def _is_plain(path: Path) -> bool:
 
 @contextlib.contextmanager
 def draft(final: Path) -> Iterator[Path]:
-    """An empty folder beside `final` to fill; gone again unless `publish_draft` moved it.
+    """An empty folder to fill and `seal`, which has the name `final` when the block ends well; see `atomic.folder`.
 
-    A stage that needs scratch space takes it inside the draft, so that nothing else can be left over.
-    The caller holds the lock of `final`, so a draft that is already there belongs to a dead process.
+    A folder without a manifest gives way; a finished artifact is never written over.
     """
-    place = final.parent / f".draft-{final.name}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    try:
+    with atomic.folder(final, replace=not (final / MANIFEST).exists()) as place:
         yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
-def publish_draft(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]) -> Artifact:
-    """Turn a filled draft into a finished artifact: hash, sync, manifest, sync, rename, sync.
+def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]) -> Artifact:
+    """Write the manifest of a filled draft: the last file of the artifact that it will be at `final`.
 
-    `make` receives the files and their digest, and returns the manifest.
+    Args:
+        place: The draft.
+        final: Its name when its block ends.
+        make: The manifest of these files and their digest.
     """
     files = scan(place)
     for entry in files:
-        sync(place / entry.path)
+        atomic.sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    half = place / f".{MANIFEST}"  # so that not even a draft has a manifest before it is whole
-    with half.open("wb") as stream:
-        stream.write(manifest.to_bytes())
-        stream.flush()
-        os.fsync(stream.fileno())
-    half.rename(place / MANIFEST)
-    _move(place, final)
+    with atomic.file(place / MANIFEST) as half:  # so that not even a draft has a part of a manifest
+        half.write_bytes(manifest.to_bytes())
     return Artifact(final, manifest)
-
-
-def settle(place: Path, final: Path) -> Artifact:
-    """Move a folder that has its manifest already, such as a copy of an artifact, to where it belongs.
-
-    Raises:
-        IntegrityError: It is not what the manifest says.
-    """
-    whole = load(place)
-    for entry in whole.manifest.files:
-        sync(place / entry.path)
-    sync(place / MANIFEST)
-    _move(place, final)
-    return Artifact(final, whole.manifest)
-
-
-def _move(place: Path, final: Path) -> None:
-    """Rename a filled draft into place, with its folders on the disk before and the parent after."""
-    for root, _, _ in os.walk(place, topdown=False):
-        sync(Path(root))
-    if final.exists() and not (final / MANIFEST).exists():
-        shutil.rmtree(final)  # not an artifact: something was put together there by hand
-    place.rename(final)
-    sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file's or a folder's content on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_whole(given: Artifact, *, hint: str = "") -> None:

@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from slmctl import child_environment, console
-from slmctl.artifacts.artifact import canonical, draft, scan, sha256_file
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import canonical, scan, sha256_file
 from slmctl.errors import IntegrityError, MissingError, StageError
 from slmctl.network import guard, package_index
 
@@ -86,16 +87,15 @@ def fetch() -> Path:
         IntegrityError: It is not the package that is known under this version.
     """
     number, place = version(), folder()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch, draft(place) as out:
+    with atomic.folder(place) as out:
         options = ("--no-binary", PACKAGE)
-        packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
-        digest = sha256_file(packages[0]).removeprefix("sha256:")
-        if KNOWN.get(number, digest) != digest:
-            raise IntegrityError(f"the source of {PACKAGE} {number} has sha256 {digest}, known is {KNOWN[number]}")
-        _unpack(packages[0], out)
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
+            digest = sha256_file(packages[0]).removeprefix("sha256:")
+            if KNOWN.get(number, digest) != digest:
+                raise IntegrityError(f"the source of {PACKAGE} {number} has sha256 {digest}, known is {KNOWN[number]}")
+            _unpack(packages[0], out)
         (out / SEAL).write_bytes(canonical({"source": digest, "files": _hashes(out)}))
-        out.rename(place)
     return place
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slmctl import config, console
-from slmctl.artifacts import artifact, locks
+from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError
 from slmctl.metrics import gates
@@ -120,9 +119,8 @@ def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(wanted)[7:19]}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f".{path.name}.{os.getpid()}")
-        half.write_bytes(wanted)
-        os.replace(half, path)
+        with atomic.file(path) as draft:
+            draft.write_bytes(wanted)
     return artifact.foreign(path, "endpoint")
 
 

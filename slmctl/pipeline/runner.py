@@ -85,7 +85,7 @@ def _make(asked: Ask) -> Artifact:
             module = importlib.import_module(stage.module)
             metrics = module.run(asked.section, out=place, **more, **asked.inputs)
             _pass_on(TASK, asked.inputs, place)
-            made = artifact.publish_draft(
+            made = artifact.seal(
                 place,
                 asked.path,
                 lambda files, digest: Manifest(
@@ -102,11 +102,11 @@ def _make(asked: Ask) -> Artifact:
                     seconds=round(time.monotonic() - begun, 3),
                 ),
             )
-            shutil.rmtree(keep, ignore_errors=True)
-            return made
         finally:
             with contextlib.suppress(OSError):
                 keep.rmdir()  # unless something in it is worth keeping
+    shutil.rmtree(keep, ignore_errors=True)  # after the artifact has its name: a kill before it must not cost both
+    return made
 
 
 def _assists(asked: Ask) -> bool:

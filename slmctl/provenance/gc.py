@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
-from slmctl.artifacts import artifact, lineage, locks
+from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
 from slmctl.pipeline import resolve, stage_table
 from slmctl.provenance import reproduce
 from slmctl.sources import snapshot
 
-TRASH = ".trash-"  # of an artifact that is being removed
 _LEFT = {
-    ".draft-": "a stage that was interrupted",
+    atomic.DRAFT: "a stage that was interrupted",
     ".resume-": "a training that was interrupted, of another config",
-    TRASH: "a removal that was interrupted",
+    atomic.TRASH: "a removal that was interrupted",
     reproduce.PREFIX: "a comparison that was interrupted",
 }
 
@@ -118,10 +117,8 @@ def _remove(project: resolve.Project, path: Path) -> bool:
     if (path / MANIFEST).exists():
         if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
             return False
-        trash = path.with_name(TRASH + path.name)
-        shutil.rmtree(trash, ignore_errors=True)
-        path = path.rename(trash)
-    if path.is_dir() and not path.is_symlink():
+        atomic.remove(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -248,7 +245,7 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Item]:
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
         prefix = next((one for one in _LEFT if path.name.startswith(one)), "")
-        if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != ".draft-"):
+        if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != atomic.DRAFT):
             continue
         lock = _lock_of(project, path)
         if (lock is not None and locks.held(lock) is not None) or _is_used(path, used):

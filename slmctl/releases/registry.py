@@ -15,13 +15,14 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slmctl import console
-from slmctl.artifacts import artifact, locks
+from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
@@ -122,19 +123,10 @@ def put_blob(root: Path, source: Path, sha256: str) -> None:
         if holds_blob(root, sha256):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".draft-{sha256}")
-        draft.unlink(missing_ok=True)
-        with source.open("rb") as stream, draft.open("wb") as out:
-            while piece := stream.read(1 << 20):
-                out.write(piece)
-            out.flush()
-            os.fsync(out.fileno())
-        if artifact.sha256_file(draft) != "sha256:" + sha256:
-            draft.unlink()
-            raise IntegrityError(f"{source} has changed while it was copied")
-        draft.chmod(0o444)
-        os.replace(draft, target)
-        artifact.sync(target.parent)
+        with atomic.file(target, 0o444) as draft:
+            shutil.copyfile(source, draft)
+            if artifact.sha256_file(draft) != "sha256:" + sha256:
+                raise IntegrityError(f"{source} has changed while it was copied")
 
 
 def holds_blob(root: Path, sha256: str) -> bool:
@@ -162,7 +154,7 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
                 for name, sha256 in files.items():
                     (place / name).parent.mkdir(parents=True, exist_ok=True)
                     _link(blob(root, sha256), place / name)
-                artifact.settle(place, final)
+                artifact.load(place)
             return
         kept = artifact.Manifest.from_bytes((final / MANIFEST).read_bytes(), where=str(final / MANIFEST))
         own = {entry.path: entry.sha256 for entry in kept.files}
@@ -173,11 +165,9 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
         for name, sha256 in files.items():
             path = final / name
             if name != MANIFEST and not (path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256):
-                draft = path.with_name(f".draft-{path.name}")
-                draft.unlink(missing_ok=True)
-                _link(blob(root, sha256), draft)
-                os.replace(draft, path)
-                artifact.sync(path.parent)
+                path.unlink(missing_ok=True)
+                _link(blob(root, sha256), path)
+                atomic.sync(path.parent)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -186,8 +176,8 @@ def _link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        target.write_bytes(source.read_bytes())
-        artifact.sync(target)
+        with atomic.file(target, 0o444) as draft:
+            shutil.copyfile(source, draft)
 
 
 # Gates and tags
@@ -271,13 +261,5 @@ def _read_tag(path: Path) -> Tag:
 def _replace(path: Path, raw: bytes) -> None:
     """Write a small file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".draft-{path.name}-{os.getpid()}")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(raw)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-        artifact.sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    with atomic.file(path) as draft:
+        draft.write_bytes(raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.network.credentials import secret
@@ -52,12 +52,9 @@ def sign(release: Artifact, key: Path, runs: Path) -> Path:
     kept = runs / ".signatures" / f"{release.digest[7:19]}-{manifest}-{artifact.sha256_bytes(public)[7:19]}.sig"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_name(f".draft-{kept.name}")
         signer.set_hashing_config(hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False))
-        signer.sign(release.path, draft)
-        artifact.sync(draft)
-        draft.rename(kept)
-        artifact.sync(kept.parent)
+        with atomic.file(kept) as draft:
+            signer.sign(release.path, draft)
     return kept
 
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from slmctl.artifacts import atomic
 from slmctl.sensitive.phones import digits_of
 from slmctl.sensitive.rules import DOCUMENTATION, Match, iban_remainder, luhn
 
@@ -34,17 +33,8 @@ def make_key(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # a key in a repository is no secret
-        descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(secrets.token_bytes(KEY_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(draft, path)  # fails where another process was first: its key stays
-        except FileExistsError:
-            pass
-        finally:
-            Path(draft).unlink()
+        with atomic.file(path, 0o600, replace=False) as draft:  # where another process was first, its key stays
+            draft.write_bytes(secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slmctl import console
-from slmctl.artifacts import artifact, locks
+from slmctl.artifacts import artifact, atomic, locks
 from slmctl.errors import IntegrityError, UsageError
 
 SCHEMA = 1
@@ -143,11 +142,5 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file at once, readable by its owner alone."""
-    half = path.with_name(f".{path.name}.new")
-    half.unlink(missing_ok=True)
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    half.rename(path)
-    artifact.sync(path.parent)
+    with atomic.file(path, 0o600) as draft:
+        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]}))

@@ -23,7 +23,7 @@ import jinja2
 import yaml
 
 from slmctl import __version__, console
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
@@ -82,20 +82,14 @@ def write(given: Handover, kind: str, out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out} exists already", hint="name a new folder with --output")
     _check(given)
-    half = out.with_name(f".{out.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
     if given.settings.policy is not None:
         console.say("left out: serve.policy and what belongs to it, since a policy is for one GGUF file")
-    try:
-        _copy(given, half)
-        _contract(given, kind, half / "contract")
+    with atomic.folder(out) as draft:
+        _copy(given, draft)
+        _contract(given, kind, draft / "contract")
         for place, text in _rendered(given, kind):
-            _put(half / place, text)
-        _sums(half)
-        half.rename(out)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+            _put(draft / place, text)
+        _sums(draft)
 
 
 def vllm_arguments(given: Handover, root: str) -> list[str]:

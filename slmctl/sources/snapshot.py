@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import shutil
 import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from slmctl import console
-from slmctl.artifacts.artifact import canonical, sync
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import canonical
 from slmctl.config import STDIN, Source, mask
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.network import hub
@@ -42,7 +42,7 @@ def gather(sources: Sequence[Source], folder: Path) -> list[Source]:
     for source in sources:
         if source.sql is not None:
             console.say(f"  asking {sql.place(source.sql.url)}")
-            with _Draft(copy_of(source, folder)) as stream:
+            with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
                 count = sql.write_rows(source.sql.url, source.sql.query, stream, root=folder.parents[1])
             console.detail(f"  {count} rows")
         elif source.hf is not None:
@@ -136,38 +136,14 @@ def _spool(path: Path, target: Path) -> None:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("the source '-' is a terminal", hint="pipe the rows in: … | slmctl prepare")
         console.say("  reading standard input")
-        with _Draft(target) as out:
+        with atomic.file(target, 0o600) as draft, draft.open("wb") as out:
             shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
         return
     if target.suffix not in (".gz", *FORMATS):
         raise UsageError(f"the name of the pipe {path.name} does not say what it holds", hint="format: csv")
     console.say(f"  reading the pipe {path.name}")
-    with path.open("rb") as stream, _Draft(target) as out:
+    with path.open("rb") as stream, atomic.file(target, 0o600) as draft, draft.open("wb") as out:
         shutil.copyfileobj(stream, out, 1 << 20)
-
-
-class _Draft:
-    """A file that appears under its name when it is whole and on the disk; readable by its owner alone."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._place = target.with_name(f".draft-{target.name}")
-
-    def __enter__(self) -> IO[bytes]:
-        self._place.unlink(missing_ok=True)  # of a process that was killed
-        self._stream = os.fdopen(os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-        return self._stream
-
-    def __exit__(self, kind: object, *exc: object) -> None:
-        try:
-            with self._stream:
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-            if kind is None:
-                os.replace(self._place, self._target)
-                sync(self._target.parent)
-        finally:
-            self._place.unlink(missing_ok=True)
 
 
 # The hub
@@ -177,9 +153,7 @@ def _fetch(name: str, pattern: str | None, target: Path) -> None:
     """The data files of a pinned data set, into a folder that appears when it is whole."""
     repo, commit = hub.split(name, example="hf: ")
     console.say(f"  asking the hub for {repo}")
-    draft = target.with_name(f".draft-{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with atomic.folder(target) as draft:
         with hub.asked(f"prepare hf:{name}", repo) as client:
             if not hub.is_pinned(commit):
                 pinned = client.dataset_info(repo, revision=commit or None).sha
@@ -193,12 +167,6 @@ def _fetch(name: str, pattern: str | None, target: Path) -> None:
                 client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
                 _require_same(draft / entry.rfilename, entry)
         shutil.rmtree(draft / ".cache", ignore_errors=True)  # the client's own notes
-        for path in sorted(draft.rglob("*"), reverse=True):
-            sync(path)
-        draft.rename(target)
-        sync(target.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _choose(repo: str, listed: Sequence[Any], pattern: str | None) -> list[Any]:

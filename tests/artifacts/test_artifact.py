@@ -49,7 +49,7 @@ def make(final: Path, files: dict[str, bytes] = FILES) -> Artifact:
         for name, content in files.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
-        return artifact.publish_draft(place, final, describe)
+        return artifact.seal(place, final, describe)
 
 
 def listing(folder: Path) -> list[str]:
@@ -205,7 +205,7 @@ def test_exception_while_the_manifest_is_made_leaves_nothing(tmp_path: Path) -> 
     final = tmp_path / "gguf" / "abc"
     with pytest.raises(RuntimeError, match="no metrics"), artifact.draft(final) as place:
         (place / "file").write_bytes(b"x")
-        artifact.publish_draft(place, final, fail)
+        artifact.seal(place, final, fail)
     assert listing(tmp_path) == ["gguf"]
 
 
@@ -247,7 +247,7 @@ def test_link_cannot_be_published(tmp_path: Path) -> None:
         artifact.draft(tmp_path / "abc") as place,
     ):
         (place / "link").symlink_to(tmp_path / "outside")
-        artifact.publish_draft(place, tmp_path / "abc", describe)
+        artifact.seal(place, tmp_path / "abc", describe)
     assert listing(tmp_path) == ["outside"]
 
 

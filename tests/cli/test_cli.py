@@ -77,7 +77,7 @@ def leave(root: Path, stage: str) -> artifact.Artifact:
     asked = resolve.ask(made, stage)
     with artifact.draft(asked.path) as place:
         (place / "content.txt").write_text(f"{stage}: content")
-        return artifact.publish_draft(
+        return artifact.seal(
             place,
             asked.path,
             lambda files, digest: Manifest(

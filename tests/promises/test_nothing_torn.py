@@ -202,7 +202,7 @@ def order_of(calls: list[Call], final: Path) -> None:
     assert len(renames) == 1
     rename = renames[0]
     for entry in [*artifact.load(final).manifest.files, None]:
-        path = str(draft / entry.path) if entry is not None else str(draft / ".manifest.json")
+        path = str(draft / entry.path) if entry is not None else str(draft / ".draft-manifest.json")
         writes = [k for k, call in enumerate(calls) if "write" in call.name and path in call.paths]
         synced = [k for k, call in enumerate(calls) if "sync" in call.name and path in call.paths]
         assert synced, f"{path} was never synced"

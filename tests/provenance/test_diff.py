@@ -27,7 +27,7 @@ def make(
     with artifact.draft(final) as place:
         for path, raw in (files or {"one": name.encode()}).items():
             (place / path).write_bytes(raw)
-        return artifact.publish_draft(
+        return artifact.seal(
             place, final,
             lambda entries, digest: Manifest(
                 kind, f"{stage}/1", digest, "", config or {}, inputs or {}, entries, metrics or {},

@@ -41,7 +41,7 @@ def make(root: Path, kind: str, name: str, fill: Callable[[Path], object] | None
             (place / "content").write_text(f"{kind} {name}")
         else:
             fill(place)
-        return artifact.publish_draft(
+        return artifact.seal(
             place,
             final,
             lambda files, digest: Manifest(

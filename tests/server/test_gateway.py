@@ -366,7 +366,7 @@ def test_an_extractors_answers_satisfy_its_schema(
     with artifact.draft(folder) as place:
         shutil.copy(endless, place / "extract-F16.gguf")
         dataclasses.replace(trained, kind="extract", labels=(), schema=schema, system="Read it.").write(place)
-        artifact.publish_draft(
+        artifact.seal(
             place, folder, lambda files, digest: Manifest("gguf", "quantize/1", digest, "sha256:0", {}, {}, files)
         )
     child, url = begin(tmp_path, str(folder))

@@ -614,7 +614,7 @@ def test_a_policy_whose_artifact_was_changed_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     with artifact.draft(folder) as place:
         OF_LABELS.write(place)
-        artifact.publish_draft(
+        artifact.seal(
             place, folder, lambda files, digest: Manifest("policy", "calibrate/1", digest, "sha256:0", {}, {}, files)
         )
     path = folder / "policy.json"

@@ -38,7 +38,7 @@ def release(
         for name, content in files.items():
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes(content)
-        return artifact.publish_draft(place, path, manifest)
+        return artifact.seal(place, path, manifest)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

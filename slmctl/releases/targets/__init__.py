@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from slmctl import console
-from slmctl.artifacts import artifact, locks
+from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
@@ -267,16 +267,16 @@ def fetch(
         if final.exists():  # another fetch has brought it while this one waited
             fetched = _already(final, manifest, check)
         else:
-            place = final.parent / f".fetching-{final.name}"
-            place.mkdir(parents=True, exist_ok=True)
-            for entry in manifest.files:
-                _bring(target, (project, version), entry, place / entry.path)
-            (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
-            target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
-            (place / MANIFEST).write_bytes(raw)
-            _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
-            check(place)
-            fetched = artifact.settle(place, final)
+            with atomic.folder(final, resume=True) as place:
+                for entry in manifest.files:
+                    _bring(target, (project, version), entry, place / entry.path)
+                (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
+                target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
+                (place / MANIFEST).write_bytes(raw)
+                _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
+                check(place)
+                artifact.load(place)
+            fetched = Artifact(final, manifest)
         lock.unlink(missing_ok=True)  # while it is held: whoever waits for it finds that, and makes another
     return fetched
 
@@ -341,4 +341,4 @@ def _digest_of(raw: bytes, where: str) -> str:
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content and have it on the disk."""
     shutil.copyfile(source, target)
-    artifact.sync(target)
+    atomic.sync(target)

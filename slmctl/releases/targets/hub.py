@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
@@ -165,7 +166,7 @@ class Repository:
             hub.spoken(f"the hub gave no {name} of {self.repo}"),
             tempfile.TemporaryDirectory(dir=path.parent) as place,
         ):
-            Path(api.hf_hub_download(self.repo, name, revision=revision, local_dir=place)).replace(path)
+            atomic.move(Path(api.hf_hub_download(self.repo, name, revision=revision, local_dir=place)), path)
 
 
 def _same(item: Item, there: Any) -> bool:

@@ -19,7 +19,8 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file
 
-from slmctl.artifacts.artifact import canonical, sha256_file, sync
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import canonical, sha256_file
 from slmctl.errors import StageError
 from slmctl.model_files import hf_folder
 
@@ -31,9 +32,16 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
     """Write a checkpoint of a trainer's present state, with the random states of all processes; returns its folder."""
     folder: Path = trainer.checkpoints
     final = folder / f"step-{trainer.state.global_step:08d}"
-    place = folder / f".draft-{final.name}"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    with atomic.folder(final, replace=True) as place:
+        _fill(place, trainer, random_states)
+    kept = sorted(folder.glob("step-*"))
+    later = kept.index(final) + 1  # what an earlier run left behind this step was damaged, and passed over
+    for old in [*kept[later:], *kept[:later][:-KEEP]]:
+        shutil.rmtree(old)
+    return final
+
+
+def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor]) -> None:
     weights = trainer.trained()
     _write(weights, place / "weights.safetensors")
     _write(trainer.best_weights, place / "best.safetensors")
@@ -49,16 +57,6 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
     (place / "progress.json").write_bytes(canonical({"progress": known, "schedule": schedule}))
     hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
     (place / HASHES).write_bytes(canonical(hashes))
-    for path in [*place.iterdir(), place]:
-        sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    place.rename(final)
-    sync(folder)
-    kept = sorted(folder.glob("step-*"))
-    later = kept.index(final) + 1  # what an earlier run left behind this step was damaged, and passed over
-    for old in [*kept[later:], *kept[:later][:-KEEP]]:
-        shutil.rmtree(old)
-    return final
 
 
 def newest(folder: Path) -> Path | None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmctl import console
-from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file, sync
+from slmctl.artifacts import atomic
+from slmctl.artifacts.artifact import canonical, sha256_bytes, sha256_file
 from slmctl.errors import DataError, LockedError, StageError, UsageError
 from slmctl.inference import engine
 from slmctl.sources.rows import listed, read_rows
@@ -257,17 +258,13 @@ def _write_out(
     journal.seek(0)
     journal.readline()
     answers = (json.loads(line) for line in journal)
-    half = job.target.with_name(f".{job.target.name}.part")
     wrong = 0
-    try:
-        with table_writer.writer(half, kind, job.target, survey, added) as write:
-            rows = itertools.islice(job.rows(), first, last)
-            while block := list(itertools.islice(zip(rows, answers, strict=False), CHUNK)):
-                write([{**row.columns, **answer} for row, answer in block])
-                wrong += sum(bool(answer["error"]) for _, answer in block)
-        sync(half)
-        half.replace(job.target)
-        sync(job.target.absolute().parent)
-    finally:
-        half.unlink(missing_ok=True)
+    with (
+        atomic.file(job.target) as draft,
+        table_writer.writer(draft, kind, job.target, survey, added) as write,
+    ):
+        rows = itertools.islice(job.rows(), first, last)
+        while block := list(itertools.islice(zip(rows, answers, strict=False), CHUNK)):
+            write([{**row.columns, **answer} for row, answer in block])
+            wrong += sum(bool(answer["error"]) for _, answer in block)
     return wrong

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import console
+from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig
 from slmctl.errors import StageError
@@ -117,7 +118,7 @@ def _closest(
     if not ("kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]):
         other.path.unlink()
         return target, weighted | both
-    other.path.replace(target.path)
+    atomic.move(other.path, target.path)
     return dataclasses.replace(target, weighted=False), plain | both
 
 

@@ -213,7 +213,7 @@ def test_an_interrupted_fetch_goes_on(target: Target, address: str, tmp_path: Pa
     found = targets.fetch(Cut(target), "1.0", None, into=tmp_path)  # type: ignore[arg-type]
     assert not first & set(got)
     assert contents(found.path) == contents(made.path)
-    assert not list(tmp_path.glob(".fetching-*"))
+    assert not list(tmp_path.glob(".draft-*"))
 
 
 def test_what_came_damaged_is_not_kept(target: Target, address: str, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def predictions(folder: Path, rows: list[dict[str, Any]], task: Task = LABELS, *
         write_jsonl(place / "predictions.jsonl", rows)
         task.write(place)
         facts = {"model": "Q8_0", "kind": "gguf", "split": "calibration", "sha256": "f" * 64, "n": len(rows)} | metrics
-        return artifact.publish_draft(
+        return artifact.seal(
             place, folder,
             lambda files, digest: Manifest("predictions", "predict/3", digest, "", {}, {}, files, metrics=facts),
         )  # fmt: skip

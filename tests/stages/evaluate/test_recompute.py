@@ -41,7 +41,7 @@ def make(root: Path, kind: str, facts: dict[str, Any], fill: Callable[[Path], No
     final = root / "runs" / kind / f"{facts.get('split', 'all')}-{facts.get('model', 'none')}"
     with artifact.draft(final) as place:
         fill(place)
-        return artifact.publish_draft(
+        return artifact.seal(
             place, final, lambda files, digest: Manifest(kind, "made/1", digest, "", {}, {}, files, facts)
         )
 

@@ -138,7 +138,7 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
             records = read_records(old.file(f"{split}.jsonl"))
             marked = [one.to_json() | {"sensitive": k % 5 == 0} for k, one in enumerate(records)]
             write_jsonl(place / f"{split}.jsonl", marked)
-        made = artifact.publish_draft(
+        made = artifact.seal(
             place, final, lambda files, digest: artifact.Manifest("prepared", "made/1", digest, "", {}, {}, files)
         )
     project._found["prepared"] = made

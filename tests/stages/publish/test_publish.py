@@ -258,7 +258,7 @@ def second_version(desk: Path) -> None:
         for path in place.glob("*.gguf"):
             path.rename(path.with_name(path.name.replace("v1.0", "v1.1")))
         fields = made.manifest.__dict__ | {"metrics": made.metrics | {"version": "1.1"}}
-        artifact.publish_draft(
+        artifact.seal(
             place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
         )
     from slmctl.releases import targets
