@@ -30,6 +30,7 @@ from slmctl.config import CalibrateConfig
 from slmctl.errors import GateError
 from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.reports import svg_chart
+from slmctl.reports.svg_chart import LineSeries, Point
 from slmctl.stages.calibrate import calibrate
 from slmctl.stages.calibrate.calibrate import Rows
 from slmctl.task.contract import Task
@@ -309,11 +310,11 @@ def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
     """The cost-quality curve of our file, and what TF-IDF keeps right."""
     ours = curve["ours"]
     lines = [
-        svg_chart.LineSeries("answered here", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
-        svg_chart.LineSeries("TF-IDF", [svg_chart.Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
+        LineSeries("answered here", [Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
+        LineSeries("TF-IDF", [Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
         *(
-            svg_chart.LineSeries(f"all, general model {g:.0%}",
-                       [svg_chart.Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
+            LineSeries(f"all, general model {g:.0%}",
+                       [Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
             for g, colour in ((0.9, "c2"), (1.0, "c3"))
         ),
     ]  # fmt: skip

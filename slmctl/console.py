@@ -8,6 +8,8 @@ sequences first, since a terminal would obey them.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import sys
 import time
@@ -32,6 +34,10 @@ _CONTROL = re.compile(
 
 # the part of them that JSON does not spell as escapes by itself
 _OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class OutputError(Exception):
+    """stdout cannot be written; the message is the system's reason."""
 
 
 def set_level(level: int) -> None:
@@ -176,6 +182,18 @@ def write_json(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """A result, on stdout, as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """A result, on stdout, as it is.
+
+    Raises:
+        BrokenPipeError: The reader of stdout has left.
+        OutputError: stdout is closed, or leads to a full disk.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror) from None

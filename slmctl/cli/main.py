@@ -14,7 +14,7 @@ import click
 
 from slmctl.cli import inspect_commands, serve_commands, stage_commands
 from slmctl.cli.group import cli, terminal
-from slmctl.errors import SlmctlError
+from slmctl.errors import SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (stage_commands.COMMANDS, serve_commands.COMMANDS, inspect_commands.COMMANDS):
@@ -29,8 +29,18 @@ def _say_what_left() -> None:
         terminal().say(f"  contacted {', '.join(hosts)}: {terminal().size(count)} sent")
 
 
+def _fill_closed_streams() -> None:
+    """Put /dev/null in place of closed descriptors 0 to 2, else the next file opened would become stdout."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+
+
 def main() -> None:
     """The program: run a command, and turn what it raises into a sentence and an exit code."""
+    _fill_closed_streams()
     guard.seal()
     # Threads that wait by spinning steal the cores of whoever else is there, and threads that sleep
     # wake up slowly between thousands of small operations. This is a short spin: on 2 idle cores
@@ -57,6 +67,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except terminal().OutputError as error:
+        terminal().complain(f"the result cannot be written to stdout: {error}", "stdout is closed or full")
+        sys.stdout = None  # else it is flushed once more at the end, and fails once more
+        sys.exit(StageError.code)
     except BrokenPipeError:  # `slmctl show | head`: the reader has enough
         sys.stdout = None
         sys.exit(0)

@@ -191,11 +191,11 @@ def predict(
         from slmctl.pipeline import model_lookup, resolve, runner, system_errors
 
         with system_errors.spoken("predict", target.parent):
-            from slmctl.stages.predict import file_prediction
+            from slmctl.stages.predict import file_prediction, row_snapshot
 
             part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
             found = model_lookup.Asked(make_desk(options), model, type_name, max_tokens=most)
-            with file_prediction.spooled(source, format_name) as (path, format_name):
+            with row_snapshot.opened(source, target, format_name) as (path, format_name):
                 work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
                 if urls:
                     _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)

@@ -1,4 +1,4 @@
-"""Rows out, block by block: CSV, TSV and JSON Lines, each also packed with gzip, and Parquet."""
+"""Rows -> CSV, TSV or JSON Lines, each also packed with gzip, or Parquet, written block by block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slmctl.errors import DataError, UsageError
 from slmctl.sources import rows
@@ -20,11 +20,11 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look through a source found.
+    """Size and columns of a source.
 
     Attributes:
-        rows: How many it holds, bad ones counted.
-        columns: Every column by name, with the kinds of values it holds: `bool`, `int`, `float`, `text`.
+        rows: Number of rows, rows with a fault included.
+        columns: By name, the kinds of values in the column: `bool`, `int`, `float`, `text`.
     """
 
     rows: int
@@ -32,10 +32,10 @@ class Survey:
 
 
 def format_of(path: Path) -> str:
-    """What a target is to be, by its name.
+    """The format of a target, by its name: one of FORMATS.
 
     Raises:
-        UsageError: Its name does not say it, or it is nothing that is written.
+        UsageError: The name has no suffix of a format that can be written.
     """
     try:
         kind = rows.format_of(path)
@@ -43,37 +43,36 @@ def format_of(path: Path) -> str:
         kind = ""
     if kind not in FORMATS:
         raise UsageError(
-            f"{path.name} is of an unknown kind",
-            hint="known: .csv, .tsv, .jsonl (each also .gz), .parquet, - for stdout",
+            f"the suffix of the output '{path.name}' names no format that can be written",
+            hint=".csv, .tsv, .jsonl (each also .gz), .parquet, or - for JSON Lines on stdout",
         )
     return kind
 
 
-def survey(found: Iterable[Row], name: str) -> Survey:
-    """Look through a source once."""
+def survey(source_rows: Iterable[Row]) -> Survey:
+    """Number of rows, columns and kinds of values, in one pass."""
     count = 0
     kinds: dict[str, set[str]] = {}
-    for row in found:
+    for row in source_rows:
         count += 1
         if row.fault:
             continue
         for column, value in row.columns.items():
             kinds.setdefault(column, set()).add(_kind(value))
-    return Survey(count, {column: frozenset(held - {"none"}) for column, held in kinds.items()})
+    return Survey(count, {column: frozenset(types - {"none"}) for column, types in kinds.items()})
 
 
 @contextlib.contextmanager
-def writer(path: Path, kind: str, named: Path, seen: Survey, added: list[str]) -> Iterator[Write]:
-    """What writes blocks of rows to `path`, in the form of the file that it will be `named`."""
-    columns = [*seen.columns, *added]
+def writer(raw: IO[bytes], target: Path, survey: Survey, added: list[str]) -> Iterator[Write]:
+    """A function that writes a block of rows to `raw`, in the format of `target`: the source's columns and `added`."""
+    columns, kind = [*survey.columns, *added], format_of(target)
     if kind == "parquet":
-        with _parquet(path, columns, seen) as write:
+        with _parquet(raw, columns, survey) as write:
             yield write
         return
+    packed = target.suffix.lower() == ".gz"
     # no time and no name in the header: equal rows give equal bytes
-    with path.open("wb") as raw, (
-        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if named.suffix.lower() == ".gz" else contextlib.nullcontext(raw)
-    ) as stream:  # fmt: skip
+    with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else contextlib.nullcontext(raw) as stream:
         separator = "\t" if kind == "tsv" else ","
         if kind != "jsonl":  # at once: a part without rows has its header too
             stream.write(rows.as_csv([], columns=columns, separator=separator).encode())
@@ -89,14 +88,14 @@ def writer(path: Path, kind: str, named: Path, seen: Survey, added: list[str]) -
 
 
 @contextlib.contextmanager
-def _parquet(path: Path, columns: list[str], seen: Survey) -> Iterator[Write]:
+def _parquet(raw: IO[bytes], columns: list[str], survey: Survey) -> Iterator[Write]:
     import pyarrow as pa  # here, and not above: CSV and JSON are written without it
     from pyarrow import parquet
 
-    kinds = seen.columns | {"confidence": frozenset({"float"}), "valid": frozenset({"bool"})}
+    kinds = survey.columns | {"confidence": frozenset({"float"}), "valid": frozenset({"bool"})}
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(name, types.get(_common(kinds.get(name, frozenset())), pa.string())) for name in columns])
-    with parquet.ParquetWriter(path, schema) as out:
+    with parquet.ParquetWriter(raw, schema) as out:
 
         def write(block: list[dict[str, Any]]) -> None:
             cells = {

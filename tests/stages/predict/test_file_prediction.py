@@ -199,7 +199,7 @@ def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, colu
 
 def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
     source = lines(tmp_path / "in.jsonl", ["a"])
-    with pytest.raises(UsageError, match="of an unknown kind"):
+    with pytest.raises(UsageError, match="names no format"):
         answer_file(Echo(), TASK, Job(source, tmp_path / "out.xlsx", "text"))
 
 
@@ -297,7 +297,7 @@ def test_the_shards_in_order_are_the_whole(tmp_path: Path, count: int, parts: in
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", ""])
 def test_a_shard_is_a_part_of_a_whole(text: str) -> None:
     assert file_prediction.shard("3/16") == (3, 16)
-    with pytest.raises(UsageError, match="is no part of a whole"):
+    with pytest.raises(UsageError, match="wants K/N with 1 <= K <= N"):
         file_prediction.shard(text)
 
 
@@ -388,7 +388,7 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
     assert not out.exists()
     done = tiny.slmctl(tiny_run, *args)
     tiny.ok(done)
-    assert "rows were answered before; going on from there" in done.stderr
+    assert "rows were answered by an earlier run" in done.stderr
     rows = read(out)
     assert [row["n"] for row in rows] == list(range(3000))
     assert all(row["answer"] in tiny.WORDS for row in rows)
@@ -399,7 +399,7 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
     [
         (("--input", "x.csv"), "--input and --output come together"),
         (("--shard", "1/2"), "are for a file"),
-        (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "is no part of a whole"),
+        (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "wants K/N with 1 <= K <= N"),
         (("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"), "come together"),
         (("nonsense", "--input", "x.csv", "--output", "y.csv"), "is no model of this pipeline"),
         (("--input", "x.csv", "--output", "y.csv", "--split", "test"), "--split and --prepared are of a data set"),
