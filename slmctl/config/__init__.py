@@ -3,7 +3,7 @@
 from slmctl.config.fields import STDIN, Section, is_remote, mask, moment
 from slmctl.config.json_schema import schema, table
 from slmctl.config.loader import load, parse, settled_products
-from slmctl.config.prepare_section import Duplicates, PrepareConfig, Sensitive, Source, Splits, Sql, Task
+from slmctl.config.prepare_section import Duplicates, PrepareConfig, Sensitive, Source, SourceLimits, Splits, Sql, Task
 from slmctl.config.recipes import contents, recipe, restored
 from slmctl.config.sections import (
     FILENAME,
@@ -46,6 +46,7 @@ __all__ = [
     "Sensitive",
     "ServeConfig",
     "Source",
+    "SourceLimits",
     "Splits",
     "Sql",
     "Task",

@@ -119,7 +119,15 @@ class Source(Section):
     @property
     def title(self) -> str:
         """What records call this source; the same wherever the file lies, and without secrets."""
-        return self.name or self.local.name + (f":{self.sheet}" if self.sheet else "")
+        name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return self.name or name + (f":{self.sheet}" if self.sheet else "")
+
+
+class SourceLimits(Section):
+    """Bounds on copying a source that is not a file: a query, a pipe, standard input, a data set of the hub."""
+
+    timeout_s: float = Field(3600, gt=0, description="seconds that copying one source may take")
+    size_gb: float = Field(20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have")
 
 
 class Shares(Section):
@@ -228,6 +236,9 @@ class PrepareConfig(Section):
     max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
     max_overlap: Percent = Field(
         0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
+    )
+    limits: Annotated[SourceLimits, Outside()] = Field(
+        default_factory=SourceLimits, description="bounds on copying a query, a pipe or a data set of the hub"
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"

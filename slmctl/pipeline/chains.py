@@ -37,7 +37,7 @@ def gather_sources(project: Project) -> None:
         return
     lock = project.runs / ".locks" / "sources"
     with locks.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
-        snapshot.gather(sources, project.sources)
+        snapshot.gather(sources, project.sources, project.config.prepare.limits)
     project.forget()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 import shutil
 import stat
 import sys
@@ -18,23 +19,29 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical
-from slmctl.config import STDIN, Source, mask
+from slmctl.config import STDIN, Source, SourceLimits, mask
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.network import hub
-from slmctl.sources import sql
+from slmctl.sources import bounded_copy, sql
 from slmctl.sources.rows import FORMATS, format_of, require_file
 
 
-def gather(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """Copy every source that is no file into `folder`, anew, and say before which host will be contacted.
+def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> list[Source]:
+    """Copy every source that is not a file into `folder`, and name each host before it is contacted.
 
     A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
+
+    Args:
+        sources: The sources of the config.
+        folder: The folder of the copies, below `runs/`.
+        limits: The time that copying one source may take, and the bytes that it may have.
 
     Returns:
         The sources as local files; one of the hub may become several.
 
     Raises:
-        DataError: A query failed, or a file of the hub is not what the hub says.
+        DataError: A query failed, or a source reached a limit.
+        IntegrityError: A file of the hub is not what the hub says.
         NetworkError: A host could not be reached.
         UsageError: A source is not pinned, names no data file, or is standard input from a terminal.
     """
@@ -43,13 +50,13 @@ def gather(sources: Sequence[Source], folder: Path) -> list[Source]:
         if source.sql is not None:
             console.say(f"  asking {sql.place(source.sql.url)}")
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
-                count = sql.write_rows(source.sql.url, source.sql.query, stream, root=folder.parents[1])
+                count = sql.write_rows(source.sql, stream, root=folder.parents[1], limits=limits)
             console.detail(f"  {count} rows")
         elif source.hf is not None:
             if not copy_of(source, folder).exists():
-                _fetch(source.hf, source.file, copy_of(source, folder))
+                _fetch(source.hf, source.file, copy_of(source, folder), limits)
         elif _passes(source.local):
-            _spool(source.local, copy_of(source, folder))
+            _spool(source.local, copy_of(source, folder), limits)
     return gathered(sources, folder)
 
 
@@ -76,12 +83,12 @@ def host_of(source: Source, folder: Path) -> str:
 
 
 def _local(source: Source, folder: Path) -> list[Source]:
-    if is_file(source) and source.local.exists():
+    if is_file(source) and _is_there(source.local):
         require_file(source.local)
         return [source]
     copy = copy_of(source, folder)
     if is_file(source) and not copy.exists():
-        return [source]  # whoever hashes it says that it is missing
+        return [source]  # the recipe, which hashes it, says that it is missing
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
     if source.hf is None:
@@ -116,11 +123,22 @@ def _key(*asked: str | None) -> str:
 
 
 def _passes(path: Path) -> bool:
-    """Whether what is read from a path is gone then."""
+    """Test whether a path can be read only once: a pipe, or standard input."""
     try:
         return path == STDIN or stat.S_ISFIFO(path.stat().st_mode)
-    except OSError:
+    except (OSError, ValueError):  # a NUL in a name is a ValueError
         return False
+
+
+def _is_there(path: Path) -> bool:
+    """Test whether something stands at a path, or a path can not be: a name may be too long."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def _shown(source: Source) -> str:
@@ -130,27 +148,31 @@ def _shown(source: Source) -> str:
     return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.path}'"
 
 
-def _spool(path: Path, target: Path) -> None:
-    """Copy what passes by, to its end."""
+def _spool(path: Path, target: Path, limits: SourceLimits) -> None:
+    """Copy a pipe or standard input, to its end."""
     if path == STDIN:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("the source '-' is a terminal", hint="pipe the rows in: … | slmctl prepare")
         console.say("  reading standard input")
         with atomic.file(target, 0o600) as draft, draft.open("wb") as out:
-            shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
+            bounded_copy.copy(sys.stdin.fileno(), out, limits, title="standard input")
         return
     if target.suffix not in (".gz", *FORMATS):
         raise UsageError(f"the name of the pipe {path.name} does not say what it holds", hint="format: csv")
     console.say(f"  reading the pipe {path.name}")
-    with path.open("rb") as stream, atomic.file(target, 0o600) as draft, draft.open("wb") as out:
-        shutil.copyfileobj(stream, out, 1 << 20)
+    with atomic.file(target, 0o600) as draft, draft.open("wb") as out:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to wait for a writer would hear no limit
+        try:
+            bounded_copy.copy(descriptor, out, limits, title=f"the pipe {path.name}")
+        finally:
+            os.close(descriptor)
 
 
 # The hub
 
 
-def _fetch(name: str, pattern: str | None, target: Path) -> None:
-    """The data files of a pinned data set, into a folder that appears when it is whole."""
+def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -> None:
+    """Fetch the data files of a pinned data set into a folder that appears when it is whole."""
     repo, commit = hub.split(name, example="hf: ")
     console.say(f"  asking the hub for {repo}")
     with atomic.folder(target) as draft:
@@ -162,9 +184,13 @@ def _fetch(name: str, pattern: str | None, target: Path) -> None:
                     hint=f"put this line into slmctl.yaml: hf: {repo}@{pinned}",
                 )
             listed = client.dataset_info(repo, revision=commit, files_metadata=True).siblings or []
-            for entry in _choose(repo, listed, pattern):
+            chosen = _choose(repo, listed, pattern)
+            if sum(entry.size or 0 for entry in chosen) > limits.size_gb * 1e9:
+                raise bounded_copy.too_large(f"the data set {repo}", limits)
+            for entry in chosen:
                 console.say(f"  fetching {entry.rfilename} of {repo} at {commit[:12]}")
-                client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
+                with bounded_copy.files_of_at_most(limits):
+                    client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
                 _require_same(draft / entry.rfilename, entry)
         shutil.rmtree(draft / ".cache", ignore_errors=True)  # the client's own notes
 

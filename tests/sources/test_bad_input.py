@@ -201,9 +201,9 @@ CASES = [
          parquet_of({"text": pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"),
                                                                     pa.py_buffer(b"\xff")])}),
          refused="a text that is not UTF-8 near row 1"),
-    Case("Parquet cut", "a.parquet", half(parquet_of({"text": ["a"] * 999})), refused="not a whole Parquet file"),
-    Case("Parquet in name only", "a.parquet", HEADER, refused="not a whole Parquet file"),
-    Case("Parquet, empty", "a.parquet", b"", refused="not a whole Parquet file"),
+    Case("Parquet cut", "a.parquet", half(parquet_of({"text": ["a"] * 999})), refused="cannot be read as Parquet"),
+    Case("Parquet in name only", "a.parquet", HEADER, refused="cannot be read as Parquet"),
+    Case("Parquet, empty", "a.parquet", b"", refused="cannot be read as Parquet"),
     Case("Parquet with a name twice", "a.parquet", twice_named, refused="names a column twice: text, text"),
     Case("Parquet without rows", "a.parquet", parquet_of({"text": pa.array([], pa.string())})),
     # Workbooks

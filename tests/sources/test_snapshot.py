@@ -22,12 +22,13 @@ from support import postgres, tiny
 from support.hub import COMMIT
 
 from slmctl import config, console
-from slmctl.config import Source
+from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.pipeline import chains, resolve
 from slmctl.sources import snapshot, sql
 from slmctl.sources.rows import read_rows
 
+LIMITS = SourceLimits()
 SECRET = "never" + "-to-be-seen"
 
 
@@ -75,7 +76,7 @@ def address(server: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_query_becomes_a_file_of_its_rows(address: str, folder: Path) -> None:
     asked = source(sql={"url": address, "query": "select id, text, category from tickets order by id"})
-    (found,) = snapshot.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder, LIMITS)
     assert (found.sql, found.local.parent, found.local.suffix) == (None, folder, ".jsonl")
     rows = rows_of(found)
     assert len(rows) == 2500
@@ -93,7 +94,7 @@ def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> 
                array['x', 'y'] as list, 'NaN'::float8 as nan, 1.5::float8 as half, interval '90 min' as span,
                'f47ac10b-58cc-4372-a567-0e02b2c3d479'::uuid as id, '10.0.0.1'::inet as ip order by 1
     """
-    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder, LIMITS)
     assert rows_of(found) == [
         {
             "price": "1.10", "big": "12345678901234567890", "day": "2026-11-24", "at": "2026-11-24T10:00:00",
@@ -106,7 +107,7 @@ def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> 
 def test_a_query_is_passed_on_as_it_is(address: str, folder: Path) -> None:
     # SQLAlchemy's text() takes `:name` for a parameter, psycopg takes `%` for one, inside quotes too
     query = "select ':name at 10:30' as a, '100%' as b, '%s %(x)s' as c order by 1"
-    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder)
+    (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder, LIMITS)
     assert rows_of(found) == [{"a": ":name at 10:30", "b": "100%", "c": "%s %(x)s"}]
 
 
@@ -127,7 +128,7 @@ def test_a_query_that_is_no_reading_is_refused(
     server: postgres.Server, address: str, folder: Path, query: str, fault: str
 ) -> None:
     with pytest.raises(DataError, match=re.escape(fault)):
-        snapshot.gather([source(sql={"url": address, "query": query})], folder)
+        snapshot.gather([source(sql={"url": address, "query": query})], folder, LIMITS)
     assert list(folder.iterdir()) == []
     assert server.execute("select count(*) from tickets") == [(2500,)]
     assert server.execute("select count(*) from written") == [(0,)]
@@ -138,7 +139,7 @@ def test_an_address_may_come_from_the_environment_as_a_whole(
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", postgres.OWNER_PASSWORD)
     monkeypatch.setenv("CRM", f"postgresql://owner@/postgres?host={server.folder}&port={server.port}")
-    (found,) = snapshot.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder)
+    (found,) = snapshot.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder, LIMITS)
     assert rows_of(found) == [{"one": 1}]
 
 
@@ -161,7 +162,7 @@ def test_no_error_names_the_password(
 ) -> None:  # fmt: skip
     url = url.format(secret=SECRET, port=server.port)
     with pytest.raises(kind, match=said) as caught:
-        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder, LIMITS)
     spoken = capsys.readouterr()
     assert SECRET not in f"{caught.value.message} {caught.value.hint} {spoken.out} {spoken.err}"
 
@@ -170,7 +171,7 @@ def test_the_host_is_said_before_it_is_asked(folder: Path, capsys: pytest.Captur
     console.set_level(0)
     url = f"postgresql://reader:{SECRET}@127.0.0.1:1/crm"
     with pytest.raises(NetworkError):
-        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder)
+        snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder, LIMITS)
     said = capsys.readouterr().err
     assert "asking the postgresql database on 127.0.0.1" in said
     assert "no ORDER BY" in said
@@ -219,7 +220,7 @@ def tickets(folder: Path) -> Path:
 
 def test_sqlite(tickets: Path, folder: Path) -> None:
     asked = source(sql={"url": "sqlite:///crm.db", "query": "select * from tickets order by rowid"})
-    (found,) = snapshot.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder, LIMITS)
     assert rows_of(found) == [{"text": "one", "category": "a"}, {"text": None, "category": 2.5},
                               {"text": None, "category": 1}]  # fmt: skip
 
@@ -227,11 +228,22 @@ def test_sqlite(tickets: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "query", "fault"),
     [
-        ("sqlite:///crm.db", "delete from tickets", "readonly database"),
-        ("sqlite:///crm.db", "attach database 'new.db' as n", "too many attached databases"),  # it made a file
+        ("sqlite:///crm.db", "delete from tickets", "not authorized"),
+        ("sqlite:///crm.db", "attach database 'new.db' as n", "not authorized"),  # it made a file
+        ("sqlite:///crm.db", "vacuum into 'new.db'", "authorization denied"),
+        (
+            "sqlite:///file:new.db?mode=rwc&uri=true",
+            "create table t (n)",
+            "file:new.db?mode=rwc&uri=true' does not exist",
+        ),
+        ("sqlite:///file:crm.db?mode=rwc&uri=true", "create table t (n)", "not authorized"),
+        ("sqlite:///crm.db?vfs=unix-dotfile", "select 1 as n", "has the parameter 'vfs'"),
+        ("sqlite:///crm.db", "pragma journal_mode = wal", "not authorized"),
+        ("sqlite:///crm.db", "select load_extension('x')", "not authorized"),
+        ("sqlite://", "vacuum into 'new.db'", "authorization denied"),
         ("sqlite:///crm.db", "pragma user_version", ""),
         ("sqlite:///crm.db", "begin", "it is no SELECT"),
-        ("sqlite:///none.db", "select 1", "none.db does not exist"),
+        ("sqlite:///none.db", "select 1", "the database file of 'sqlite:///none.db' does not exist"),
         ("sqlite:///slmctl.yaml", "select * from tickets", "file is not a database"),
     ],
 )
@@ -239,22 +251,22 @@ def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, 
     (tickets.parent / "slmctl.yaml").write_text("project: a\n" * 100)
     before = tickets.read_bytes(), sorted(tickets.parent.iterdir())
     try:
-        snapshot.gather([source(sql={"url": url, "query": query})], folder)
-    except DataError as error:
+        snapshot.gather([source(sql={"url": url, "query": query})], folder, LIMITS)
+    except (DataError, UsageError) as error:
         assert fault and fault in error.message
     assert (tickets.read_bytes(), [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"]) == before
 
 
 def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:
     asked = source(sql={"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"})
-    (found,) = snapshot.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder, LIMITS)
     before = found.local.read_bytes()
     (folder / f".draft-{found.local.name}").write_text("of a process that was killed")
     with sqlite3.connect(tickets) as connection:
         connection.execute("drop table tickets")
     connection.close()
     with pytest.raises(DataError, match="no such table"):
-        snapshot.gather([asked], folder)
+        snapshot.gather([asked], folder, LIMITS)
     assert [path.name for path in folder.iterdir()] == [found.local.name]
     assert found.local.read_bytes() == before
 
@@ -281,7 +293,7 @@ def test_a_named_pipe_is_copied(folder: Path) -> None:
     writer = threading.Thread(target=(root / "tickets.csv").write_text, args=("text,category\none,a\n",))
     writer.start()
     asked = source(path=root / "tickets.csv")
-    (found,) = snapshot.gather([asked], folder)
+    (found,) = snapshot.gather([asked], folder, LIMITS)
     writer.join()
     assert rows_of(found) == [{"text": "one", "category": "a"}]
     assert snapshot.gathered([asked], folder) == [found]  # nobody waits for the pipe again
@@ -292,21 +304,27 @@ def test_a_named_pipe_is_copied(folder: Path) -> None:
 def test_a_pipe_whose_name_says_nothing_needs_a_format(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows")
     with pytest.raises(UsageError, match="does not say what it holds") as caught:
-        snapshot.gather([source(path=tmp_path / "rows")], folder)
+        snapshot.gather([source(path=tmp_path / "rows")], folder, LIMITS)
     assert caught.value.hint == "format: csv"
 
 
 def test_standard_input_is_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n')))
-    (found,) = snapshot.gather([source(path="-", format="jsonl")], folder)
+    end, start = os.pipe()
+    os.write(start, b'{"text": "one"}\n')
+    os.close(start)
+    with io.TextIOWrapper(io.FileIO(end)) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        (found,) = snapshot.gather([source(path="-", format="jsonl")], folder, LIMITS)
+        monkeypatch.undo()
     assert rows_of(found) == [{"text": "one"}]
 
 
 def test_a_terminal_is_no_source(folder: Path) -> None:
     front, back = os.openpty()
     child = (
-        "from pathlib import Path; from slmctl.sources import snapshot; from slmctl.config import Source\n"
-        f"snapshot.gather([Source(path='-', format='csv')], Path({str(folder)!r}))"
+        "from pathlib import Path\nfrom slmctl.sources import snapshot\n"
+        "from slmctl.config import Source, SourceLimits\n"
+        f"snapshot.gather([Source(path='-', format='csv')], Path({str(folder)!r}), SourceLimits())"
     )
     try:
         done = subprocess.run([sys.executable, "-c", child], stdin=back, capture_output=True, text=True, timeout=60)
@@ -319,13 +337,13 @@ def test_a_terminal_is_no_source(folder: Path) -> None:
 @pytest.mark.parametrize("path", ["/dev/zero", "/"])
 def test_what_has_no_end_or_no_content_is_refused_before_it_is_hashed(folder: Path, path: str) -> None:
     with pytest.raises(DataError, match="is not a file"):
-        snapshot.gather([source(path=path)], folder)
+        snapshot.gather([source(path=path)], folder, LIMITS)
 
 
 def test_files_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\none\n")
     asked = [source(path=tmp_path / "a.csv"), source(path=tmp_path / "missing.csv")]
-    assert snapshot.gather(asked, folder) == asked
+    assert snapshot.gather(asked, folder, LIMITS) == asked
 
 
 # A hub on the loopback. Its address is read when the client is imported, hence the child processes.
@@ -353,11 +371,11 @@ import json, sys
 from pathlib import Path
 from slmctl.sources import snapshot
 from slmctl.network import guard
-from slmctl.config import Source
+from slmctl.config import Source, SourceLimits
 from slmctl.errors import SlmctlError
 guard.seal()
 try:
-    found = snapshot.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]))
+    found = snapshot.gather([Source.model_validate(json.loads(sys.argv[2]))], Path(sys.argv[1]), SourceLimits())
     print(json.dumps([[one.title, str(one.local)] for one in found]))
 except SlmctlError as error:
     print(json.dumps([type(error).__name__, error.message, error.hint]))
@@ -471,7 +489,7 @@ def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
     assert resolve.ask(project, "prepare").path == path
     gone = tiny.slmctl(desk, "prepare")
     assert gone.returncode == 3
-    assert "crm.db does not exist" in gone.stderr
+    assert "the database file of 'sqlite:///crm.db' does not exist" in gone.stderr
 
 
 def test_standard_input_from_the_command_line(desk: Path) -> None:

@@ -72,16 +72,15 @@ def plain(value: Any) -> Any:
 _JSON = frozenset({str, int, bool, type(None)})
 
 
-def fault_of(columns: Mapping[str, Any]) -> str:
-    """Why a row of typed cells cannot be used; empty when it can."""
+def fault_of(cells: Sequence[object]) -> str:
+    """The reason why a row of typed cells cannot be used; empty when it can."""
     size = 0
-    for name, value in columns.items():
+    for place, value in enumerate(cells, 1):
         if isinstance(value, str):
             size += len(value)
-            continue
-        if isinstance(value, list | dict):
+        elif isinstance(value, list | dict):
             if deeper(value, MAX_DEPTH):
-                return f"'{name}' is nested more than {MAX_DEPTH} deep"
+                return f"cell {place} is nested more than {MAX_DEPTH} deep"
             size += len(str(value))
     return too_long(size) if size > MAX_ROW else ""
 
@@ -105,3 +104,8 @@ def deeper(value: Any, depth: int) -> bool:
         if not level:
             return False
     return any(isinstance(one, list | dict) for one in level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, at most 300 characters; the name of the exception where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

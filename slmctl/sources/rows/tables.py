@@ -1,9 +1,10 @@
-"""Rows of Parquet files and workbooks, whose cells have types, a few thousand at a time."""
+"""Rows of Parquet files and workbooks, whose cells have types; a bounded child process reads them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,35 +14,34 @@ from pathlib import Path
 
 from slmctl import child_environment
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows.cells import Row, column_names, fault_of, plain
+from slmctl.sources.rows.cells import Row, column_names
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
-_BATCH = 1024  # rows
+_CANNOT = {"parquet": "cannot be read as Parquet", "workbook": "cannot be read as a workbook"}
+_REMEDY = {
+    "parquet": "write it again, in smaller row groups and without huge cells",
+    "workbook": "save it again, or as CSV; does it have a cell far away from the others?",
+}
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file, batch by batch.
+    """The rows of a Parquet file, in order.
+
+    A child process reads it, within limits of memory and time: a file of a kilobyte can stand for gigabytes of cells,
+    and a damaged one can end the process that reads it.
 
     Raises:
-        DataError: It is damaged, or names a column twice.
+        DataError: It is damaged, names a column twice, or cannot be read within the limits.
     """
-    import pyarrow  # here, and not above: CSV and JSON are read without it
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-            names = column_names(file.schema_arrow.names, f"{path.name}: the schema")
-            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
-                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    columns = {name: plain(cell) for name, cell in zip(names, cells, strict=True)}
-                    fault = fault_of(columns)
-                    yield Row(number, {} if fault else columns, fault)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} holds a text that is not UTF-8 near row {number + 1}: {error.reason}") from None
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name} is not a whole Parquet file: {first_line(error)}") from None
+    names: list[str] = []
+    with contextlib.closing(_cells_of(path, "parquet")) as rows:
+        for number, cells in enumerate(rows):
+            if number == 0 and isinstance(cells, list):
+                names = column_names(cells, f"{path.name}: the schema")
+            elif isinstance(cells, str):
+                yield Row(number, {}, cells)
+            else:
+                yield Row(number, dict(zip(names, cells, strict=True)))
 
 
 def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
@@ -57,8 +57,14 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
     _require_bounded(path)
     names: list[str] = []
     number = 0
-    with contextlib.closing(_cells_of(path, sheet)) as found:
-        for cells in found:
+    with contextlib.closing(_cells_of(path, "workbook", *([sheet] if sheet is not None else []))) as rows:
+        for cells in rows:
+            if isinstance(cells, str):
+                if not names:
+                    raise DataError(f"{path.name}: the header {cells}")
+                number += 1
+                yield Row(number, {}, cells)
+                continue
             if all(cell in ("", None) for cell in cells):
                 continue
             if not names:
@@ -68,59 +74,48 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
             cells = _without_tail(cells) if len(cells) > len(names) else cells
             if len(cells) > len(names):
                 yield Row(number, {}, f"has {len(cells)} cells, the header has {len(names)}")
-                continue
-            columns = dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True))
-            fault = fault_of(columns)
-            yield Row(number, {} if fault else columns, fault)
+            else:
+                yield Row(number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True)))
 
 
-def _cells_of(path: Path, sheet: str | None) -> Generator[list[object], None, None]:
-    """The rows of a sheet as the child gives them, cell by cell."""
+def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[object] | str, None, None]:
+    """The rows of a file as the child gives them: cell by cell, or the fault of a row."""
     # -P: a module that lies in the folder of the data is not ours
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "slmctl.sources.rows.workbook",
-        str(path),
-        *([sheet] if sheet is not None else []),
-    ]
-    with tempfile.TemporaryFile() as said:
+    command = [sys.executable, "-P", "-m", "slmctl.sources.rows.tables_child", kind, str(path), *sheet]
+    with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL, env=child_environment.bare()
+            command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=child_environment.bare()
         )
         assert child.stdout is not None
         try:
             with child.stdout as lines:
                 for line in lines:
                     cells = json.loads(line)
-                    if isinstance(cells, dict):
-                        _complain(path, cells)
-                    yield cells
+                    if isinstance(cells, dict) and "fault" not in cells:
+                        _refuse(path, kind, cells, *sheet)
+                    yield cells["fault"] if isinstance(cells, dict) else cells
             if child.wait() != 0:
-                said.seek(0)
-                _explain(path, child.returncode, said.read().decode(errors="replace"))
+                log.seek(0)
+                _explain(path, kind, child.returncode, log.read().decode(errors="replace"))
         finally:
             child.kill()
             child.wait()
 
 
-def _complain(path: Path, said: dict[str, str]) -> None:
-    if "sheets" in said:
-        raise UsageError(f"{path.name} has no sheet '{said['wanted']}'", hint=f"its sheets: {said['sheets']}")
-    raise DataError(f"{path.name} cannot be read as a workbook: {said['error']}", hint="save it again, or as CSV")
+def _refuse(path: Path, kind: str, reply: dict[str, str], *sheet: str) -> None:
+    if "sheets" in reply:
+        raise UsageError(f"{path.name} has no sheet '{sheet[0]}'", hint=f"its sheets: {reply['sheets']}")
+    raise DataError(f"{path.name} {_CANNOT[kind]}: {reply['error']}", hint=_REMEDY[kind])
 
 
-def _explain(path: Path, code: int, said: str) -> None:
-    """The child died: of its limits, or of the file."""
-    if "ModuleNotFoundError: No module named" in said:
-        name = said.rpartition("No module named")[2].strip(" '\n")
+def _explain(path: Path, kind: str, code: int, log: str) -> None:
+    """Say why the child died: of its limits, of a package that is missing, or of the file."""
+    if "ModuleNotFoundError: No module named" in log:
+        name = log.rpartition("No module named")[2].strip(" '\n")
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-    why = "it takes too much memory or time" if code < 0 or "memory" in said.lower() else "it is damaged"
-    raise DataError(
-        f"{path.name} cannot be read as a workbook: {why}",
-        hint="does it have a cell far away from the others? save the sheet as CSV",
-    )
+    killed = code in (-signal.SIGKILL, -signal.SIGXCPU)  # by the system that has no memory left, by its limit
+    why = "it takes too much memory or time" if killed or "memory" in log.lower() else "it is damaged"
+    raise DataError(f"{path.name} {_CANNOT[kind]}: {why}", hint=_REMEDY[kind])
 
 
 def _require_bounded(path: Path) -> None:
@@ -131,7 +126,7 @@ def _require_bounded(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path.name} cannot be read as a workbook: {error}", hint="save it again, or as CSV") from None
+        raise DataError(f"{path.name} {_CANNOT['workbook']}: {error}", hint=_REMEDY["workbook"]) from None
     if unpacked > max(UNPACKED_ANYWAY, MAX_RATIO * path.stat().st_size):
         raise DataError(f"{path.name} unpacks to more than {MAX_RATIO} times its size, as a zip bomb does")
 
@@ -142,8 +137,3 @@ def _without_tail(cells: list[object]) -> list[object]:
     while end and cells[end - 1] in ("", None):
         end -= 1
     return cells[:end]
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, without the pages that follow."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,71 @@
+"""Bytes from a pipe into a file, within a bound on time and size; a signal is heard at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from slmctl.config import SourceLimits
+from slmctl.errors import DataError
+
+_PIECE = 1 << 20  # bytes
+_TICK_S = 60.0
+
+
+def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -> None:
+    """Copy what comes out of a pipe, to its end.
+
+    Args:
+        descriptor: The end of the pipe that is read; a regular file does, too.
+        out: The file that is written.
+        limits: How long it may take, and how much there may be.
+        title: The source as an error names it.
+
+    Raises:
+        DataError: A limit was reached.
+    """
+    end, left = time.monotonic() + limits.timeout_s, int(min(limits.size_gb, 1e9) * 1e9)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        remaining = end - time.monotonic()
+        if remaining <= 0:
+            raise DataError(
+                f"{title} took longer than {limits.timeout_s:g} s (prepare.limits.timeout_s)",
+                hint="a smaller query, or --set prepare.limits.timeout_s=SECONDS",
+            )
+        if not poll.poll(1000 * min(remaining, _TICK_S)):
+            continue
+        piece = os.read(descriptor, _PIECE)
+        if not piece:
+            return
+        left -= len(piece)
+        if left < 0:
+            raise too_large(title, limits)
+        out.write(piece)
+
+
+@contextlib.contextmanager
+def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
+    """Let no file grow beyond the limit inside the block; writing on raises OSError with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = int(min(limits.size_gb, 1e9) * 1e9)
+    lower = size if before[0] == resource.RLIM_INFINITY else min(size, before[0])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (lower, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def too_large(title: str, limits: SourceLimits) -> DataError:
+    """The error of a source whose copy would be larger than it may."""
+    return DataError(
+        f"{title} has more than {limits.size_gb:g} GB (prepare.limits.size_gb)",
+        hint="fewer rows or columns, or --set prepare.limits.size_gb=GIGABYTES",
+    )

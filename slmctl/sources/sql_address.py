@@ -1,0 +1,136 @@
+"""The address of a database: references to the environment filled in, SQLite made read-only, and errors masked."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+from slmctl.config import mask
+from slmctl.errors import DataError, UsageError
+
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_OF_SQLITE = {"timeout", "immutable", "nolock"}  # parameters of an address that cannot make a file or write to one
+
+
+@dataclass(frozen=True)
+class DatabaseAddress:
+    """An address as SQLAlchemy has it.
+
+    Attributes:
+        url: SQLAlchemy's `URL`, with its passwords.
+        written: The text in the config; its references to the environment are not filled in.
+    """
+
+    url: Any
+    written: str
+
+    @property
+    def host(self) -> str:
+        """The host; empty for a file or a Unix socket."""
+        host = self.url.host or self.url.query.get("host") or ""
+        host = host if isinstance(host, str) else host[0]
+        return "" if host.startswith("/") else host
+
+    @property
+    def backend(self) -> str:
+        """The kind of database, such as `postgresql`."""
+        name: str = self.url.get_backend_name()
+        return name
+
+    def masked(self, text: str) -> str:
+        """A driver's message without passwords and without what the environment holds."""
+        url = self.url
+        secrets = [url.password, *(value for name, value in url.query.items() if mask(f"?{name}=x")[-1] == "*")]
+        for secret in filter(None, secrets):
+            for form in {str(secret), quote(str(secret), safe=""), quote_plus(str(secret))}:
+                text = text.replace(form, "***")
+        names = _REFERENCE.findall(self.written)
+        values = [os.environ.get(name, "") for name in names]
+        if _REFERENCE.fullmatch(self.written.strip()):  # all of it is a variable's; the host is said before it is asked
+            values += [url.username, url.database, url.drivername]
+            values += [] if self.backend == "sqlite" else map(str, url.query.values())
+        for value in sorted(filter(None, values), key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", text)
+        return text
+
+    def read_only(self, root: Path) -> DatabaseAddress:
+        """The address with SQLite's file relative to the project and opened for reading alone; others as they are.
+
+        Raises:
+            DataError: The file does not exist.
+            UsageError: The address has a parameter that could write a file.
+        """
+        if self.backend != "sqlite" or not self.url.database:
+            return self
+        unknown = set(self.url.query) - _OF_SQLITE - {"mode", "uri"}
+        if unknown:
+            raise UsageError(
+                f"the address of an SQLite file has the parameter '{min(unknown)}'",
+                hint=f"it takes {', '.join(sorted(_OF_SQLITE))}; the file is always opened for reading alone",
+            )
+        path = root / Path(_file_of(self.url.database)).expanduser()
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):  # a name that is too long, or has a NUL in it
+            there = False
+        if not there:
+            raise DataError(
+                f"the database file of '{mask(self.written)}' does not exist",
+                hint="sqlite:///FILE is relative to slmctl.yaml",
+            )
+        kept = {name: value for name, value in self.url.query.items() if name in _OF_SQLITE}
+        url = self.url.set(
+            drivername="sqlite+pysqlite",  # others have no way to forbid all but reading
+            database=f"file:{quote(os.fsencode(path))}",
+            query={**kept, "mode": "ro", "uri": "true"},
+        )
+        return DatabaseAddress(url, self.written)
+
+
+def parse(written: str) -> DatabaseAddress:
+    """A text of the config as an address.
+
+    Raises:
+        UsageError: It is malformed, or names a variable that is not set.
+    """
+    import sqlalchemy
+
+    try:
+        url = sqlalchemy.make_url(_filled(written))
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise UsageError(
+            "the address of a database is malformed", hint="url: postgresql://USER:${DB_PASSWORD}@HOST/DATABASE"
+        ) from None
+    return DatabaseAddress(url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)), written)
+
+
+def _file_of(database: str) -> str:
+    """The path in SQLite's own form of an address, `file:PATH` or `file://HOST/PATH`; else the text as it is."""
+    if not database.startswith("file:"):
+        return database
+    rest = database.removeprefix("file:").partition("?")[0].partition("#")[0]
+    return unquote("/" + rest[2:].partition("/")[2] if rest.startswith("//") else rest)
+
+
+def _filled(url: str) -> str:
+    """An address with the variables of the environment; in user, password and parameters they are quoted."""
+    if _REFERENCE.fullmatch(url.strip()):
+        return _variable(url.strip()[2:-1])
+    head, at, rest = url.rpartition("@")
+    where, mark, parameters = rest.partition("?")
+    quoted = partial(_REFERENCE.sub, lambda match: quote(_variable(match[1]), safe=""))
+    as_it_is = partial(_REFERENCE.sub, lambda match: _variable(match[1]))
+    return quoted(head) + at + as_it_is(where) + mark + quoted(parameters)
+
+
+def _variable(name: str) -> str:
+    try:
+        return os.environ[name]
+    except KeyError:
+        raise UsageError(f"the variable {name} is not set, and the address of a database names it") from None
