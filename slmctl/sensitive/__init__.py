@@ -1,22 +1,26 @@
 """Personal data and secrets in a text: find, redact, pseudonymise, count.
 
-Found are e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, by rules that also see through
-what people do to hide them (`unmask`); with presidio installed and asked for, national identity numbers too.
-Names of people, addresses and descriptions are not found. No value is kept, printed or counted: findings are
-positions, tallies are numbers.
+Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also through what people do to
+hide them (`unmask`); with the detector `presidio`, national identity numbers too. Names of people, addresses and
+descriptions are not found. No value is kept, printed or counted: findings are positions, tallies are numbers.
+
+A search takes time and memory linear in the text (`rules`). `search_process` runs it in a process with a deadline.
 """
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
-from slmctl.sensitive.rules import SAID_AT, Match, Rule, cards, digit_count, emails, ibans, ips
+from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, ibans, ips
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
@@ -31,13 +35,13 @@ RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
 MIN_KEY = 16  # bytes; a shorter key could be found by trying
-PASSES = 4  # what stood against a value that is replaced may now be one itself
+PASSES = 4  # text beside a replaced value may be a value itself now
 KINDS = (*RULES, "id")  # id: national identity numbers, by presidio alone
 
 
 @dataclass(frozen=True)
 class Finding:
-    """That `text[start:end]` is sensitive, by which rule; never the value itself."""
+    """A sensitive span, `text[start:end]`, with its kind and the rule that matched; never the value itself."""
 
     kind: str
     rule: str
@@ -50,10 +54,10 @@ class Applied:
     """A text after a policy.
 
     Attributes:
-        text: With what the policy replaces replaced. Of a row to drop or a run to refuse, what was given.
-        findings: What was found, positions in the text that was given.
-        action: What is to become of the row: `keep` it, `drop` it, or `refuse` the run.
-        sensitive: Something was found and left in the text.
+        text: The text with the policy's replacements; the original text for a row to drop or a run to refuse.
+        findings: In order, as positions in the original text.
+        action: The fate of the row: `keep` it, `drop` it, or `refuse` the run.
+        sensitive: The text still holds a finding.
     """
 
     text: str = field(repr=False)
@@ -63,27 +67,37 @@ class Applied:
 
 
 def find(text: str, kinds: Iterable[str] = KINDS, *, engine: Engine = "rules") -> list[Finding]:
-    """What is sensitive in a text, in order and without overlap; of what overlaps, the longest.
+    """The findings in a text, in order and without overlap; of those that overlap, the longest.
 
     Args:
         text: Any text.
-        kinds: Which of `KINDS` to look for.
+        kinds: Members of `KINDS` to look for.
         engine: `presidio` adds its recognisers of national identity numbers.
 
     Raises:
         ModuleNotFoundError: The engine is presidio and it is not installed.
     """
-    return [finding for finding, _, _ in _found(text, kinds, engine)]
+    return [candidate.finding for candidate in _candidates(text, kinds, engine)]
+
+
+def require(engine: Engine) -> None:
+    """Check that a detector is installed, without importing it.
+
+    Raises:
+        ModuleNotFoundError: It is not.
+    """
+    if engine == "presidio" and importlib.util.find_spec("presidio_analyzer") is None:
+        raise ModuleNotFoundError("No module named 'presidio_analyzer'", name="presidio_analyzer")
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What to do with each kind that is found.
+class SensitivePolicy:
+    """An action for each kind of finding.
 
     Attributes:
-        actions: An action for each kind to look for; a kind left out is not looked for.
-        key: Makes stand-ins that nobody can trace back without it; needed when a kind is pseudonymised.
-        engine: Who looks.
+        actions: Action by kind; a kind left out is not looked for.
+        key: Secret that stand-ins are made with, at least MIN_KEY bytes; needed when a kind is pseudonymised.
+        engine: The detector.
     """
 
     actions: Mapping[str, Action]
@@ -93,7 +107,7 @@ class Policy:
     def __post_init__(self) -> None:
         for kind, action in self.actions.items():
             if kind not in KINDS:
-                raise UsageError(f"'{kind}' is no kind of sensitive data", hint=f"known: {', '.join(KINDS)}")
+                raise UsageError(f"'{kind}' is not a kind of sensitive data", hint=f"kinds: {', '.join(KINDS)}")
             if action == "pseudonymise" and kind not in HAVE_STAND_INS:
                 raise UsageError(f"there are no stand-ins for '{kind}'", hint=f"{kind}: redact")
             if action == "pseudonymise" and len(self.key) < MIN_KEY:
@@ -103,42 +117,55 @@ class Policy:
                 )
 
     def apply(self, text: str) -> Applied:
-        """Find, and do what is to be done in the text."""
-        found = _found(text, self.actions, self.engine)
-        if not found:
+        """The text with the findings of each kind kept or replaced, and the fate of its row."""
+        candidates = _candidates(text, self.actions, self.engine)
+        if not candidates:
             return Applied(text)
-        wanted = {self.actions[finding.kind] for finding, _, _ in found}
-        findings = tuple(finding for finding, _, _ in found)
-        fate = max((fate for fate in FATES if fate == "keep" or fate in wanted), key=FATES.index)
+        findings = tuple(candidate.finding for candidate in candidates)
+        actions = {self.actions[finding.kind] for finding in findings}
+        fate = max((fate for fate in FATES if fate == "keep" or fate in actions), key=FATES.index)
         if fate != "keep":
             return Applied(text, findings, fate, sensitive=True)
-        replaced = self._replaced(text, found)
+        replaced = self._replaced(text, candidates)
         for _ in range(PASSES):
             if replaced == text:
                 break
-            text, replaced = replaced, self._replaced(replaced, _found(replaced, self.actions, self.engine))
-        return Applied(replaced, findings, "keep", sensitive="keep" in wanted)
+            text, replaced = replaced, self._replaced(replaced, _candidates(replaced, self.actions, self.engine))
+        return Applied(replaced, findings, "keep", sensitive="keep" in actions)
 
-    def _replaced(self, text: str, found: list[Found]) -> str:
+    def _replaced(self, text: str, candidates: list[Candidate]) -> str:
         pieces, done = [], 0
-        for finding, match, form in found:
-            action = self.actions[finding.kind]
+        for candidate in candidates:
+            finding, action = candidate.finding, self.actions[candidate.finding.kind]
             if action == "keep":
                 continue
-            put = f"[{finding.kind.upper()}]" if action == "redact" else stand_in(match, form, self.key, _is_clean)
-            pieces += [text[done : finding.start], put]
+            is_mark = action == "redact"
+            mark = f"[{finding.kind.upper()}]"
+            pieces += [
+                text[done : finding.start],
+                mark if is_mark else stand_in(candidate.match, candidate.form, self.key, _is_clean),
+            ]
             done = finding.end
         return "".join([*pieces, text[done:]])
 
 
+class TallyJson(TypedDict):
+    """A tally as JSON; `by_column` is column: rule: action: count."""
+
+    total: int
+    texts: dict[str, int]
+    by_kind: dict[str, int]
+    by_column: dict[str, dict[str, dict[str, int]]]
+
+
 @dataclass(frozen=True)
 class Tally:
-    """How often each rule found something, by column or role and by what was done. Sums add up across processes."""
+    """Number of findings by column or role, rule and action. Sums add up across processes."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (column, rule, action)
-    texts: Counter[str] = field(default_factory=Counter)  # column: texts in which something was found
+    texts: Counter[str] = field(default_factory=Counter)  # column: texts with at least one finding
 
-    def add(self, where: str, applied: Applied, policy: Policy) -> None:
+    def add(self, where: str, applied: Applied, policy: SensitivePolicy) -> None:
         """Count one text of the column or role `where`."""
         for finding in applied.findings:
             self.counts[where, finding.rule, policy.actions[finding.kind]] += 1
@@ -146,12 +173,12 @@ class Tally:
             self.texts[where] += 1
 
     def merge(self, other: Tally) -> None:
-        """Add what another process counted."""
+        """Add the counts of another process."""
         self.counts.update(other.counts)
         self.texts.update(other.texts)
 
-    def to_json(self) -> dict[str, Any]:
-        """`{"total": n, "texts": {column: n}, "by_kind": {kind: n}, "by_column": {column: {rule: {action: n}}}}`."""
+    def to_json(self) -> TallyJson:
+        """The sums by kind, and every count."""
         by_column: dict[str, dict[str, dict[str, int]]] = {}
         by_kind: Counter[str] = Counter()
         for (where, rule, action), count in sorted(self.counts.items()):
@@ -165,25 +192,33 @@ class Tally:
         }
 
 
-# Finding
+# Searching
 
-Found = tuple[Finding, Match, str]  # with the match and how it was written, disguises undone
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finding with its match, and how the value was written, disguises undone."""
+
+    finding: Finding
+    match: RuleMatch
+    form: str
+
 
 _SIGNS = b"0123456789@:=_-%&\\<[({"
 _INVISIBLE = bytes([*range(9), *range(14, 32), 127])
 _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
-_PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-")
+_PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-")
 _BRACKETED = ("at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=|:) ")
+_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=|:) |\bpwd? ")
 
 
 def _may_hold(text: str) -> bool:
-    """Whether anything could be found: a cheap look at the signs and words without which no rule matches."""
-    given = text if text.isascii() else text.translate(FOLDS)
-    text = given.lower()
-    signs = text.encode(errors="replace").translate(None, _OTHERS)
-    return (bool(signs) and _signs_tell(text, signs)) or _words_tell(text) or is_encoded(given)
+    """Whether a rule could match: a cheap look at the signs and words that every match holds at least one of."""
+    folded = text if text.isascii() else text.translate(FOLDS)
+    low = folded.lower()
+    signs = low.encode(errors="replace").translate(None, _OTHERS)
+    return (bool(signs) and _signs_tell(low, signs)) or _words_tell(low) or is_encoded(folded)
 
 
 def _signs_tell(text: str, signs: bytes) -> bool:
@@ -196,7 +231,7 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if b"-" in signs and any(prefix in text for prefix in _PREFIXES):
         return True
-    if (b"&" in signs and ";" in text) or any(form in text for form in _BRACKETED):
+    if (b"&" in signs and (";" in text or "&#" in text)) or any(form in text for form in _BRACKETED):
         return True
     return bool(signs.translate(None, _SIGNS))  # a control character hides something
 
@@ -207,7 +242,7 @@ def _words_tell(text: str) -> bool:
         return True
     if "at " in text and SAID_AT.search(text):
         return True
-    named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pwd" in text
+    named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text
     if named and _SAID_IS.search(text):
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:
@@ -218,20 +253,21 @@ def _words_tell(text: str) -> bool:
     ) and TWO_NUMBERS.search(text) is not None  # fmt: skip
 
 
-def _found(text: str, kinds: Iterable[str], engine: Engine) -> list[Found]:
+def _candidates(text: str, kinds: Iterable[str], engine: Engine) -> list[Candidate]:
+    """The findings of some kinds in order, without overlap."""
     if not _may_hold(text):
         return []
-    candidates = [
-        (Finding(kind, rule, *view.origin(start, end)), match, view.text[start:end])
+    matches = (
+        Candidate(Finding(match.kind, match.rule, *view.origin(match.start, match.end)), match,
+                  view.text[match.start : match.end])
         for view in views(text)
         for match in _matches(view, engine)
-        for kind, rule, start, end, _ in (match,)
-    ]
-    wanted = frozenset(kinds)
-    return [found for found in _without_overlap(candidates) if found[0].kind in wanted]
+    )  # fmt: skip
+    searched = frozenset(kinds)
+    return [candidate for candidate in _without_overlap(list(matches)) if candidate.finding.kind in searched]
 
 
-def _matches(view: View, engine: Engine) -> Iterator[Match]:
+def _matches(view: View, engine: Engine) -> Iterator[RuleMatch]:
     if engine == "presidio":
         from slmctl.sensitive import presidio  # an extra, which takes seconds to import
 
@@ -240,31 +276,44 @@ def _matches(view: View, engine: Engine) -> Iterator[Match]:
         yield from rule(view.text)
 
 
-def _without_overlap(candidates: list[Found]) -> list[Found]:
-    """Of candidates that overlap, the longest; it takes over what the others cover beyond it, lest that be left."""
-    result: list[Found] = []
-    cluster: list[Found] = []
-    end = -1
-    for candidate in sorted(candidates, key=lambda found: found[0].start):
-        if candidate[0].start >= end:
-            result += _longest(cluster)
-            cluster = []
-        cluster.append(candidate)
-        end = max(end, candidate[0].end)
-    return result + _longest(cluster)
+def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:
+    """Of candidates that overlap, the longest, widened by what the others cover beyond it, lest that be left.
+
+    Candidates are taken from the longest on, each unless it overlaps one that was taken, so the time is that of
+    sorting them.
+    """
+    taken: list[Candidate] = []  # by start
+    starts: list[int] = []
+    covered: dict[int, tuple[int, int]] = {}  # start of a candidate that was taken: the span it has to cover
+    for candidate in sorted(candidates, key=_by_length):
+        span = candidate.finding.start, candidate.finding.end
+        at = bisect.bisect_left(starts, span[1])
+        if at and taken[at - 1].finding.end > span[0]:
+            start, end = covered[starts[at - 1]]
+            covered[starts[at - 1]] = min(start, span[0]), max(end, span[1])
+            continue
+        taken.insert(at, candidate)
+        starts.insert(at, span[0])
+        covered[span[0]] = span
+    return _widened(taken, covered)
 
 
-def _longest(cluster: list[Found]) -> list[Found]:
-    if not cluster:
-        return []
-    best, match, form = max(cluster, key=lambda found: (found[0].end - found[0].start, len(found[2])))
-    before = [found for found in cluster if found[0].end <= best.start]
-    after = [found for found in cluster if found[0].start >= best.end]
-    beside = [found[0] for found in cluster if found[0].end > best.start and found[0].start < best.end]
-    start = max([min(found.start for found in beside), *(found[0].end for found in before)])
-    end = min([max(found.end for found in beside), *(found[0].start for found in after)])
-    whole = (Finding(best.kind, best.rule, start, end), match, form)
-    return [*_without_overlap(before), whole, *_without_overlap(after)]
+def _by_length(candidate: Candidate) -> tuple[int, int, int]:
+    finding = candidate.finding
+    return finding.start - finding.end, -len(candidate.form), finding.start
+
+
+def _widened(taken: list[Candidate], covered: dict[int, tuple[int, int]]) -> list[Candidate]:
+    """Candidates in order, each with the span that it has to cover as far as its neighbours leave it free."""
+    result, before = [], 0
+    for k, candidate in enumerate(taken):
+        finding = candidate.finding
+        start, end = covered[finding.start]
+        limit = taken[k + 1].finding.start if k + 1 < len(taken) else end
+        finding = dataclasses.replace(finding, start=max(start, before), end=min(end, max(limit, finding.end)))
+        result.append(dataclasses.replace(candidate, finding=finding))
+        before = finding.end
+    return result
 
 
 def _is_clean(text: str) -> bool:

@@ -1,9 +1,10 @@
-"""The rules that find phone numbers: international, common national forms, and any number after a word for phone.
+"""The rule for phone numbers: international, common national forms, and any number after a word for phone.
 
 Taken are `+` or `00` with a country code in use and a length that the country has; ten digits of North America
 in groups; a leading 0 with an area code, in groups or as a mobile; groups as in Brazil, Russia, China and India;
-digits said one by one; and 7 to 15 digits that follow `tel`, `call me on` and kin. Left alone are dates, amounts,
-and national forms that follow a word such as `order` or `ticket`.
+digits spelled one by one; and 7 to 15 digits that follow `tel`, `call me on` and similar words. Other digits may
+follow: a second number, a date, opening hours. Left alone are dates, amounts, and national forms that follow a word
+such as `order` or `ticket`.
 """
 
 from __future__ import annotations
@@ -11,38 +12,44 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl.sensitive.rules import Match, digit_count, words
+from slmctl.sensitive.rules import RuleMatch, digit_count, words
 
-_GAP = r"[ \-./()_*~\n]{0,3}"
+_GAP = r"[ \-./()_*~\n]{0,3}+"
 _START = r"(?<![^\W_])(?<!\+)(?<!\d[.,/\-])"
 _END = r"(?![^\W_])(?![.,/\-]\d)"
-_SEVEN = re.compile(r"\d(?:[ \-./()_*~\n]{0,4}\d){6}")
-_PLUS = re.compile(rf"(?<![\w+])\+[ (]{{0,2}}\d(?:{_GAP}\d){{6,14}}(?!\d)")
-_DOUBLE_ZERO = re.compile(rf"{_START}(?<!\d{{4}} )\(?00[ \-./)]{{0,2}}[1-9](?:{_GAP}\d){{6,14}}(?!\w)")
+_SEVEN = re.compile(r"\d(?:[ \-./()_*~\n]{0,4}+\d){6}")
+_PLUS = re.compile(rf"(?<![\w+])\+[ (]{{0,2}}+\d(?:{_GAP}\d){{6,14}}(?!\d)")
+_DOUBLE_ZERO = re.compile(rf"{_START}(?<!\d{{4}} )\(?00[ \-./)]{{0,2}}+[1-9](?:{_GAP}\d){{6,14}}(?!\w)")
 _AMERICA = re.compile(
-    rf"{_START}(?:1[ .\-/]{{1,2}})?(?:\( ?[2-9][0-8]\d ?\)[ .\-/_*~\n]{{0,3}}|[2-9][0-8]\d[ .\-/_*~\n]{{1,3}})"
-    rf"[2-9]\d\d[ .\-/_*~\n]{{1,3}}\d{{4}}{_END}"
+    rf"{_START}(?:1[ .\-/]{{1,2}}+)?(?:\( ?[2-9][0-8]\d ?\)[ .\-/_*~\n]{{0,3}}+|[2-9][0-8]\d[ .\-/_*~\n]{{1,3}}+)"
+    rf"[2-9]\d\d[ .\-/_*~\n]{{1,3}}+\d{{4}}{_END}"
 )
-_TRUNK = re.compile(rf"{_START}(?<!\d{{4}} )\(?0[1-9]\d{{0,4}}\)?(?:[ \-./()_*~\n]{{1,3}}\d{{2,8}}){{1,5}}{_END}")
+# The trunk prefix 0, an area code, and groups: as many as there are, since what follows may be another number.
+_TRUNK_GROUPS = r"\(?0[1-9]\d{0,4}+\)?+(?:[ \-./()_*~\n]{1,3}+\d{2,8}+(?![^\W_])){1,12}+"
+_TRUNK = re.compile(rf"{_START}(?<!\d{{4}} ){_TRUNK_GROUPS}")
+_ANOTHER = re.compile(rf"(?P<gap>[ /,;|&+\n-]{{1,4}}+(?:(?>and|or|und|oder|et|ou|y|o) )?+){_TRUNK_GROUPS}")
+_STRONG_GAP = re.compile(r"\. |/ | /|\n\n| - ")
 _MOBILE = re.compile(rf"{_START}(?:07\d{{9}}|01[5-7]\d{{8,9}}|0[67]\d{{8}}|04\d{{8}}){_END}")
 _NATIONAL = re.compile(
     rf"{_START}(?:\(\d\d\) ?9?\d{{4}}-\d{{4}}|8[ -]?\(?9\d\d\)?[ -]?\d{{3}}[ -]\d\d[ -]\d\d"
     rf"|1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}){_END}"
 )
-_SAID = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}\d){8,14}(?!\w)")
+_SPELLED = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}+\d){8,14}(?!\w)")
 _NUMBER = re.compile(rf"{_START}\(?\d(?:{_GAP}\d){{6,14}}(?!\w)")
+_GROUP = re.compile(r"\d+")
 _PHONE_WORD = re.compile(
     r"(?<!\[)(?:\b(?:tele)?(?:phone|fon)s?|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
     r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
-    r"|\b(?:call|ring|dial|text|sms|reach|contact|phone)(?:ed|ing)?\W{1,2}(?:me|us|him|her|them|back|on|at)\b"
+    r"|\b(?>call|ring|dial|text|sms|reach|contact|phone)(?>ed|ing)?+\W{1,2}+(?>me|us|him|her|them|back|on|at)\b"
     r"|\bmy (?:new |old )?number is)"
-    r"[^\w\n(+]{0,3}(?:(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}){0,5}$",
+    r"[^\w\n(+]{0,3}+(?>(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}+){0,5}+$",
     re.IGNORECASE,
 )
 _OTHER = re.compile(
     r"(?<!\[)\b(?:order|invoice|ref(?:erence)?|ticket|case|tracking|sku|serial|article|isbn|part|policy|claim|account"
-    r"|booking|confirmation|transaction|parcel|imei|vin|model|item|id|asin|bestell\w*|rechnung\w*|auftrag\w*)s?\b"
-    r"\W{0,3}(?:(?:number|no|nr|num|code|id|is|was)\b\W{0,3}){0,3}\W{0,2}$",
+    r"|booking|confirmation|transaction|parcel|imei|vin|model|item|id|asin|bestell\w{0,20}+|rechnung\w{0,20}+"
+    r"|auftrag\w{0,20}+)s?\b"
+    r"\W{0,3}+(?:(?:number|no|nr|num|code|id|is|was)\b\W{0,3}+){0,3}+$",
     re.IGNORECASE,
 )
 _DATE = re.compile(r"\(?\d{1,2}[./ -]\d{1,2}[./ -](?:19|20)\d\d(?!\d)|(?:19|20)\d\d[./-]\d\d?[./-]\d\d?(?!\d)")
@@ -68,31 +75,59 @@ _CODES = (
 )
 
 
-def phones(text: str) -> Iterator[Match]:
-    """Every phone number, once; a number may be yielded again by a rule that takes more or less of it."""
+def phones(text: str) -> Iterator[RuleMatch]:
+    """Every phone number; a number may be yielded again by a rule that takes more or less of it."""
     if digit_count(text) < 7 or not _SEVEN.search(text):
         return
+    followed: set[int] = set()  # ends of numbers, so that a long list of them is walked once
+    for phone in _written(text):
+        yield phone
+        yield from _others(text, phone.end, followed)
+
+
+def _written(text: str) -> Iterator[RuleMatch]:
+    """The numbers that a form or a word tells."""
     for match in _PLUS.finditer(text) if "+" in text else ():
-        yield from _international(text, "phone/international", match.start(), match.end(), 0)
+        yield from _international(text, match.start(), match.end(), 0)
     for match in _DOUBLE_ZERO.finditer(text):
         if not _is_other(text, match.start()):
-            yield from _international(text, "phone/international", match.start(), match.end(), 2)
-    for rule, pattern in (("america", _AMERICA), ("trunk", _TRUNK), ("mobile", _MOBILE), ("national", _NATIONAL)):
+            yield from _international(text, match.start(), match.end(), 2)
+    for match in _TRUNK.finditer(text):
+        if not _is_other(text, match.start()):
+            yield from _trunk(text, *match.span())
+    for rule, pattern in (("america", _AMERICA), ("mobile", _MOBILE), ("national", _NATIONAL)):
         for match in pattern.finditer(text):
-            if _national(rule, match[0]) and not _is_other(text, match.start()):
-                yield Match("phone", f"phone/{rule}", match.start(), match.end(), canonical(match[0]))
-    for match in _SAID.finditer(text):
-        if _said(match[0]):
-            yield Match("phone", "phone/said", match.start(), match.end(), canonical(match[0]))
+            is_valid = rule != "america" or _is_american(digits_of(match[0])[-10:])
+            if is_valid and not _is_other(text, match.start()):
+                yield _phone(f"phone/{rule}", text, *match.span())
+    for match in _SPELLED.finditer(text):
+        if _is_spelled_phone(match[0]):
+            yield _phone("phone/said", text, *match.span())
     for match in _NUMBER.finditer(text):
         start, number = match.start(), match[0]
         if digits_of(number).startswith(("000", "00999")) or _DATE.match(number):
             continue
         if _PHONE_WORD.search(text[max(0, start - 60) : start]):
-            yield Match("phone", "phone/after-word", start, match.end(), canonical(number))
+            yield _phone("phone/after-word", text, start, match.end())
+
+
+def _others(text: str, end: int, followed: set[int]) -> Iterator[RuleMatch]:
+    """The numbers that follow a number, such as the second of `0151 23456789 / 0151 23456780`."""
+    while end not in followed and (match := _ANOTHER.match(text, end)):
+        followed.add(end)
+        phone = next(_trunk(text, match.end("gap"), match.end()), None)
+        if phone is None:
+            return
+        yield phone
+        end = phone.end
+
+
+def _phone(rule: str, text: str, start: int, end: int) -> RuleMatch:
+    return RuleMatch("phone", rule, start, end, canonical(text[start:end]))
 
 
 def digits_of(text: str) -> str:
+    """The digits of a text."""
     return "".join(filter(str.isdigit, text))
 
 
@@ -107,21 +142,21 @@ def canonical(written: str) -> str:
 
 
 def _is_american(digits: str) -> bool:
-    """North American numbering: area code and exchange start with 2 to 9, N9X and N11 are no area codes."""
+    """Whether digits are a number of North America: area code and exchange start with 2 to 9, N9X and N11 are none."""
     return len(digits) == 10 and digits[0] > "1" and digits[1] != "9" and digits[1:3] != "11" and digits[3] > "1"
 
 
-def _international(text: str, rule: str, start: int, end: int, skip: int) -> Iterator[Match]:
+def _group_ends(text: str, start: int, end: int) -> list[int]:
+    return [group.end() for group in _GROUP.finditer(text, start, end)]
+
+
+def _international(text: str, start: int, end: int, skip: int) -> Iterator[RuleMatch]:
     """The longest part, from the left and ending with a group, that is a number of its country."""
-    while end > start:
-        digits = digits_of(text[start:end])[skip:]
+    for group_end in reversed(_group_ends(text, start, end)):
+        digits = digits_of(text[start:group_end])[skip:]
         if _valid(digits):
-            yield Match("phone", rule, start, end, digits)
+            yield RuleMatch("phone", "phone/international", start, group_end, digits)
             return
-        shorter = re.search(r"[^\d]+\d+$", text[start:end])
-        if not shorter:
-            return
-        end = start + shorter.start()
 
 
 def _valid(digits: str) -> bool:
@@ -135,14 +170,35 @@ def _valid(digits: str) -> bool:
     return low <= len(rest) <= high
 
 
-def _national(rule: str, written: str) -> bool:
-    digits = digits_of(written)
-    if rule == "trunk":
-        return 9 <= len(digits) <= 12 and not _DATE.match(written)
-    return rule != "america" or _is_american(digits[-10:])
+def _trunk(text: str, start: int, end: int) -> Iterator[RuleMatch]:
+    """The first number among groups of which the first begins with the trunk prefix 0: 9 to 12 digits.
+
+    It ends where a sign or another number begins that is no part of it, else after as many groups as it can have.
+    """
+    if _DATE.match(text, start):
+        return
+    ends = [
+        group_end for group_end in _group_ends(text, start, end) if 9 <= _digits_between(text, start, group_end) <= 12
+    ]
+    for group_end in ends:
+        if group_end == ends[-1] or _STRONG_GAP.match(text, group_end) or _begins_number(text, group_end, end):
+            following = text[group_end : group_end + 2]
+            if following[:1] not in (".", ",") or not following[1:].isdigit():  # an amount or a version
+                yield _phone("phone/trunk", text, start, group_end)
+            return
 
 
-def _said(written: str) -> bool:
+def _digits_between(text: str, start: int, end: int) -> int:
+    return len(digits_of(text[start:end]))
+
+
+def _begins_number(text: str, start: int, end: int) -> bool:
+    """Whether the groups in `text[start:end]` are a number with a trunk prefix of their own."""
+    digits = digits_of(text[start:end])
+    return digits[:1] == "0" and digits[1:2] != "0" and len(digits) >= 9
+
+
+def _is_spelled_phone(written: str) -> bool:
     digits = digits_of(written)
     if "+" in written:
         return _valid(digits)
@@ -154,5 +210,5 @@ def _said(written: str) -> bool:
 
 
 def _is_other(text: str, start: int) -> bool:
-    """Whether what stands before a number calls it something else than a phone's."""
+    """Whether the words before a number call it something else than a phone number."""
     return bool(_OTHER.search(text[max(0, start - 40) : start]))

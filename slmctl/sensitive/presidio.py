@@ -12,7 +12,7 @@ from typing import Any
 
 from presidio_analyzer import predefined_recognizers
 
-from slmctl.sensitive.rules import Match
+from slmctl.sensitive.rules import RuleMatch
 
 # Those of persons, with a checksum or a form that other numbers do not have.
 RECOGNISERS = (
@@ -28,10 +28,10 @@ def _recognisers() -> list[Any]:
     return [getattr(predefined_recognizers, f"{name}Recognizer")() for name in RECOGNISERS]
 
 
-def identities(text: str) -> Iterator[Match]:
+def identities(text: str) -> Iterator[RuleMatch]:
     """What presidio holds for a number that a state gives to a person."""
     for recogniser in _recognisers():
         for found in recogniser.analyze(text, recogniser.supported_entities, None):
             if found.score >= MIN_SCORE:
                 rule = "id/" + found.entity_type.lower().replace("_", "-")
-                yield Match("id", rule, found.start, found.end, text[found.start : found.end])
+                yield RuleMatch("id", rule, found.start, found.end, text[found.start : found.end])

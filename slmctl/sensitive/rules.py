@@ -1,13 +1,17 @@
-"""The rules that find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets in a plain text.
+"""Rules for e-mail addresses, cards, IBANs and IP addresses: a plain text -> its sensitive spans, in linear time.
 
-Each rule reads a text whose disguises are undone (`unmask`) and yields what it finds with its canonical value:
-the same for every way to write it. A rule leaves alone what belongs to nobody: the stand-ins of `stand_ins`.
-Issuer ranges follow ISO/IEC 7812 and the networks' tables, IBAN structures the SWIFT registry, codes of
-countries ITU-T E.164.
+Each rule reads a text without disguises (`unmask`) and yields a `RuleMatch` with the canonical value, which is the
+same for every way to write it. Stand-ins (`stand_ins`) are not matched. Issuer ranges follow ISO/IEC 7812 and the
+networks' tables, IBAN structures the SWIFT registry, country codes ITU-T E.164.
+
+Time: no pattern of this package goes back over more than a bounded number of characters. Repetitions are bounded and
+possessive (`{1,64}+`), a value is looked up from the sign that it cannot be without (`@`, `at`, a digit), and what
+stands before a sign is matched in reverse. `tests/sensitive/test_linear_time.py` computes the bound of every pattern.
 """
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import re
@@ -15,8 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 
-class Match(NamedTuple):
-    """What a rule found: `text[start:end]` of the text it was given."""
+class RuleMatch(NamedTuple):
+    """A sensitive span, `text[start:end]` of the text that the rule read, and its canonical value."""
 
     kind: str
     rule: str
@@ -25,7 +29,7 @@ class Match(NamedTuple):
     value: str  # canonical
 
 
-Rule = Callable[[str], Iterator[Match]]
+Rule = Callable[[str], Iterator[RuleMatch]]
 
 _NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
@@ -36,88 +40,138 @@ def words(text: str) -> frozenset[str]:
 
 
 def digit_count(text: str) -> int:
-    """How many ASCII digits a text holds; rules ask this first, since a look at bytes costs next to nothing."""
+    """Number of ASCII digits in a text. Rules check it first, since a look at bytes costs next to nothing."""
     return len(text.encode(errors="replace").translate(None, _NO_DIGITS))
 
 
 # E-mail
 
-_LOCAL = re.compile(r"[\w.+%'!#$&*/=?^{|}~-]{1,64}(?P<space>\s{0,2})$")
-_LABEL, _TOP = r"[^\W_](?:[\w-]{0,61}[^\W_])?", r"(?P<top>(?:xn--[\w-]{2,40}|[^\W\d_]{2,24}))(?![\w@])"
+_LOCAL_REVERSED = re.compile(r"(?P<space>\s{0,2}+)[\w.+%'!#$&*/=?^{|}~-]{1,64}+")
+_LABEL, _TOP = r"[^\W_][\w-]{0,62}+(?<![-_])", r"(?P<top>xn--[\w-]{2,40}+|[^\W\d_]{2,24}+)(?![\w@])"
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.){{1,8}}{_TOP}")
-_SPACED_DOMAIN = re.compile(rf"\s{{0,2}}(?:{_LABEL}\s{{0,2}}\.\s{{0,2}}){{1,8}}{_TOP}")
-_PASSWORD_IN_URL = re.compile(r"://[^\s/@:]*:[^\s/@]*$")  # scheme://user:password@host holds a secret, no address
+_SPACED_DOMAIN = re.compile(rf"\s{{0,2}}+(?:{_LABEL}\s{{0,2}}+\.\s{{0,2}}+){{1,8}}{_TOP}")
+_USER_IN_URL = re.compile(r"[^\s/@:]{0,300}+:[^\s/@]{0,300}+")  # scheme://user:password@host is a secret, no address
+_URL_HEAD = 300  # characters before an @ that may belong to a URL
 _TOPS = words(
     "com org net edu gov info biz io co ai app dev me eu uk de fr es it nl be ch at pl pt se no dk fi ie cz ru ua tr "
     "us ca mx br ar cl in cn jp kr au nz za sg hk il test example invalid"
 )
 _WORDS = words("in at me be it no us es")
 _NOT_TOPS = words("png jpg jpeg gif svg webp ico css js py json html php pdf")  # icon@2x.png
-_SPELLED = re.compile(
-    r"\b(?P<local>\w{1,40}(?:(?:[.+-]| (?:dot|punkt|point|underscore|dash|minus|plus) )\w{1,40}){0,5})"
-    r"(?:\s{1,3}at\s{1,3}|_at_|-at-|\*at\*)"
-    r"(?P<domain>[\w-]{1,63}(?:(?:\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-|\.)[a-z][\w-]{0,62}){0,4}"
-    r"(?:(?P<said>\s{1,3}(?:dot|punkt|point)\s{1,3}|_dot_|-dot-)|\.)(?P<top>[a-z]{2,8}))\b",
+_DOT = r"\s{1,3}+(?:dot|punkt|point)\s{1,3}+|_dot_|-dot-"
+_SPELLED_AT = re.compile(r"(?<=\s)at(?=\s)|(?<=_)at(?=_)|(?<=-)at(?=-)|(?<=\*)at(?=\*)", re.IGNORECASE)
+_SPELLED_LOCAL_REVERSED = re.compile(
+    r"\w{1,40}+(?!\w)(?:(?:[.+-]| (?:tod|tknup|tniop|erocsrednu|hsad|sunim|sulp) )\w{1,40}+(?!\w)){0,5}+",
     re.IGNORECASE,
 )
+_SPELLED_LABEL = re.compile(rf"[\w-]{{1,63}}?(?:(?P<dot>{_DOT})|\.(?=[a-z]))", re.IGNORECASE)
+_LABEL_END = re.compile(r"[._\s-]")
+_SPELLED_TOP = re.compile(r"[a-z]{2,8}+(?!\w)", re.IGNORECASE)
+_SPELLED_LABELS = 5  # beside the top-level domain
 SAID_AT = re.compile(
-    r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}|[_-])(?:dot|punkt|point)(?:\s|[_-]))"
+    r"(?:\bat\s{1,3}|_at_|-at-|\*at\*)[\w-]{1,63}?(?:\.[a-z]|(?:\s{1,3}+|[_-])(?:dot|punkt|point)[\s_-])"
 )
 _MAILBOXES = words(
     "gmail googlemail outlook hotmail live yahoo icloud me msn aol proton protonmail gmx web mail yandex qq 163"
 )
-_SAID = {"underscore": "_", "dash": "-", "minus": "-", "plus": "+", "dot": ".", "punkt": ".", "point": "."}
+_SIGNS = {"underscore": "_", "dash": "-", "minus": "-", "plus": "+", "dot": ".", "punkt": ".", "point": "."}
+_SIGN_WORD = re.compile(
+    "|".join(rf"{left}(?P<w{k}>{'|'.join(_SIGNS)}){right}" for k, (left, right) in enumerate(
+        ((r"\s{1,3}", r"\s{1,3}"), ("_", "_"), ("-", "-"))
+    ))
+)  # fmt: skip
 STAND_IN_EMAIL = re.compile(r"person-[0-9a-f]{10}@example\.com")
+_CLONE_URL = re.compile(r"git@(?:github|gitlab|bitbucket)\.\w{2,24}")
 
 
-def emails(text: str) -> Iterator[Match]:
+def emails(text: str) -> Iterator[RuleMatch]:
     """Addresses with a plausible domain; with spaces in them, or spelled out, under stricter conditions."""
     at = text.find("@")
     while at >= 0:
-        found = _email_at(text, at)
-        if found:
-            yield found
+        match = _email_at(text, at)
+        if match:
+            yield match
         at = text.find("@", at + 1)
-    if not SAID_AT.search(text.lower()):
-        return
-    for match in _SPELLED.finditer(text):
-        domain, top = match["domain"].lower(), match["top"].lower()
-        known = domain.partition(".")[0] in _MAILBOXES or not match["local"].isalpha()
-        prose = top in _WORDS and "dot" not in (match["said"] or "").lower()  # look at this point in time
-        if top in _TOPS and (match["said"] or known) and not prose:
-            yield Match("email", "email/spelled", *match.span(), _said(match["local"]) + "@" + _said(domain))
+    if SAID_AT.search(text.lower()):
+        for sign in _SPELLED_AT.finditer(text):
+            match = _spelled_email(text, *sign.span())
+            if match:
+                yield match
 
 
-def _email_at(text: str, at: int) -> Match | None:
+def _email_at(text: str, at: int) -> RuleMatch | None:
+    """The address around the @ at a position."""
     domain = _DOMAIN.match(text, at + 1) or _SPACED_DOMAIN.match(text, at + 1)
-    before = max(0, at - 66)
-    local = _LOCAL.search(text[before:at])
-    if not domain or not local or _PASSWORD_IN_URL.search(text[max(0, at - 300) : at]):
+    local = _LOCAL_REVERSED.match(text[max(0, at - 66) : at][::-1])
+    if not domain or not local or _is_password_in_url(text, at):
         return None
     top, whole = domain["top"].lower(), domain[0]
     spaced = bool(local["space"]) or whole != whole.replace(" ", "").replace("\n", "")
     if top in _NOT_TOPS or (spaced and top not in _TOPS):
         return None
-    name = local[0].strip().lstrip("./=&?#|{}'!*^~$%")
-    if not name.strip("."):
+    name = local[0][::-1].lstrip().lstrip("./=&?#|{}'!*^~$%")
+    if not name.strip().strip("."):
         return None
-    start = before + local.start() + local[0].index(name)
-    value = re.sub(r"\s", "", f"{name}@{whole}").lower()
-    if STAND_IN_EMAIL.fullmatch(value) or re.fullmatch(r"git@(?:github|gitlab|bitbucket)\.\w+", value):
+    value = "".join(f"{name}@{whole}".lower().split())
+    if STAND_IN_EMAIL.fullmatch(value) or _CLONE_URL.fullmatch(value):
         return None
-    return Match("email", "email/spaced" if spaced else "email/address", start, domain.end(), value)
+    return RuleMatch("email", "email/spaced" if spaced else "email/address", at - len(name), domain.end(), value)
 
 
-def _said(text: str) -> str:
-    text = text.lower()
-    for word, sign in _SAID.items():
-        text = re.sub(rf"\s+{word}\s+|_{word}_|-{word}-", sign, text)
-    return text
+def _is_password_in_url(text: str, at: int) -> bool:
+    first = max(0, at - _URL_HEAD)
+    scheme = text.rfind("://", first, at)
+    return scheme >= 0 and _USER_IN_URL.fullmatch(text, scheme + 3, at) is not None
+
+
+def _spelled_email(text: str, start: int, end: int) -> RuleMatch | None:
+    """The address around the word `at` in `text[start:end]`, as in `jane at example dot org` or `jane_at_example.org`.
+
+    The longest domain that ends with a top-level domain is taken.
+    """
+    is_word = text[end].isspace()
+    gap = 1 if not is_word else len(text[end : end + 3]) - len(text[end : end + 3].lstrip())
+    before = text[max(0, start - 260) : start]
+    before = before[:-1] if not is_word else before[:-3] + before[-3:].rstrip()
+    local = _SPELLED_LOCAL_REVERSED.match(before[::-1])
+    domain = _spelled_domain(text, end + gap)
+    if not local or not domain:
+        return None
+    (label, said_dot, top), name = domain, local[0][::-1]
+    is_mailbox = label.lower() in _MAILBOXES or not name.isalpha()
+    is_prose = top[0].lower() in _WORDS and "dot" not in said_dot.lower()  # look at this point in time
+    if top[0].lower() not in _TOPS or not (said_dot or is_mailbox) or is_prose:
+        return None
+    left = start - (len(text[max(0, start - 260) : start]) - len(before)) - len(name)
+    value = _with_signs(name) + "@" + _with_signs(text[end + gap : top.end()])
+    return RuleMatch("email", "email/spelled", left, top.end(), value)
+
+
+def _spelled_domain(text: str, start: int) -> tuple[str, str, re.Match[str]] | None:
+    """First label, the word before the top-level domain where it is one, and the match of the top-level domain."""
+    longest, position, first = None, start, ""
+    for _ in range(_SPELLED_LABELS):
+        label = _SPELLED_LABEL.match(text, position)
+        if not label:
+            break
+        position = label.end()
+        first = first or _LABEL_END.split(label[0], maxsplit=1)[0]
+        top = _SPELLED_TOP.match(text, position)
+        if top:
+            longest = (first, label["dot"] or "", top)
+        if not text[position : position + 1].isalpha():
+            break
+    return longest
+
+
+def _with_signs(text: str) -> str:
+    """A spelled part of an address with signs in place of their words."""
+    return _SIGN_WORD.sub(lambda match: _SIGNS[match[match.lastindex or 0]], text.lower())
 
 
 # Cards
 
-_RUN = re.compile(r"\d(?:[ \n\-./_*,:|~'`+()]{0,3}\d){11,}")
+_RUN = re.compile(r"\d(?:[ \n\-./_*,:|~'`+()]{0,3}+\d){11,}")
 _GROUPS = re.compile(r"\d+")
 _ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
     (first, last, frozenset(lengths))
@@ -133,6 +187,14 @@ _SHAPES = frozenset(
     ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 5), (4, 3, 3, 3), (8, 8), (4, 12), (6, 10), (12, 4))
 )
 _CARD_WORD = re.compile(r"(?<!\[)card|visa|credit|debit|karte|carte|tarjeta", re.IGNORECASE)
+_EXPIRY = re.compile(  # what people write right after a card: 12/26, exp 12/2026, |12|26|123
+    r"[\s.,;_|/x*-]{0,3}+(?:(?:exp(?:iry|ires|\.)?|valid|thru|gültig|bis)[\s:._-]{0,3}+){0,2}+"
+    r"(?:0[1-9]|1[0-2])[\s./|_-]{0,3}+(?:20)?[2-4]\d(?:[\s.,;_|/-]{1,3}+(?:cvv2?|cvc2?)?[\s:]{0,2}+\d{3,4})?(?!\d)",
+    re.IGNORECASE,
+)
+_GLUED_EXPIRY = re.compile(r"(?:0[1-9]|1[0-2])(?:(?:20)?[2-4]\d(?:\d{3})?|(?=[/.|-](?:20)?[2-4]\d(?!\d)))")
+_WORD_REVERSED = re.compile(r"\w{0,24}+")
+_FRACTION = re.compile(r"(?<!\d)(?:\d{1,3}\.|0,)\Z")
 
 
 def luhn(digits: str) -> bool:
@@ -141,7 +203,7 @@ def luhn(digits: str) -> bool:
     return (sum(map(int, digits[-1::-2])) + sum(d - 9 * (d > 9) for d in doubled)) % 10 == 0
 
 
-def cards(text: str) -> Iterator[Match]:
+def cards(text: str) -> Iterator[RuleMatch]:
     """13 to 19 digits of a known issuer that pass Luhn, in one piece or in groups as cards are written."""
     if digit_count(text) < 13:
         return
@@ -149,37 +211,53 @@ def cards(text: str) -> Iterator[Match]:
         groups = [match.span() for match in _GROUPS.finditer(text, *run.span())]
         first = 0
         while first < len(groups):
-            last = _card_from(text, groups, first)
-            if last is None:
+            card = _card_from(text, groups, first)
+            if card is None:
                 first += 1
                 continue
-            start, end = groups[first][0], groups[last][1]
-            yield Match("card", "card/luhn", start, end, "".join(_GROUPS.findall(text[start:end])))
-            first = last + 1
+            first, start, end = card
+            yield RuleMatch("card", "card/luhn", start, end, "".join(_GROUPS.findall(text[start:end])))
 
 
-def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> int | None:
-    """The last group of a card that begins with group `first`, or None."""
-    digits = ""
+def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[int, int, int] | None:
+    """The card that begins with group `first`: the group after it, its start and its end."""
+    start, digits = groups[first][0], ""
+    if text[start] in "0179":
+        return None  # no issuer's
     for last in range(first, min(len(groups), first + 19)):
         digits += text[slice(*groups[last])]
         if len(digits) > 19:
-            return None
-        if len(digits) >= 13 and _issued(digits) and luhn(digits) and _written_as_card(text, groups[first : last + 1]):
-            return last
-    return None
+            break
+        if len(digits) in _card_lengths(digits[:6]) and luhn(digits):
+            end = groups[last][1]
+            if _written_as_card(text, groups[first : last + 1]):
+                return last + 1, start, end
+    length = _length_before_expiry(text, *groups[first])
+    return (first + 1, start, start + length) if length else None
 
 
-def _issued(digits: str) -> bool:
-    return any(
-        len(digits) in lengths and first <= int(digits[: len(str(first))]) <= last for first, last, lengths in _ISSUERS
-    )
+def _length_before_expiry(text: str, start: int, end: int) -> int:
+    """Digits of the card at the start of a longer group that its expiry was glued to; 0 where there is none."""
+    digits = text[start : min(end, start + 30)]
+    for length in (16, 15):
+        if length in _card_lengths(digits[:6]) and luhn(digits[:length]):
+            expiry = _GLUED_EXPIRY.match(text, start + length)
+            if expiry and expiry.end() == end and not text[max(0, start - 1) : start].isalnum():
+                return length
+    return 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _card_lengths(head: str) -> frozenset[int]:
+    """Lengths of the cards that begin with six digits; shorter heads have none."""
+    ranges = ((first, last, lengths) for first, last, lengths in _ISSUERS if len(head) == 6)
+    return frozenset().union(*(n for first, last, n in ranges if first <= int(head[: len(str(first))]) <= last))
 
 
 def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
     sizes = tuple(end - start for start, end in groups)
     between = {text[left[1] : right[0]] for left, right in itertools.pairwise(groups)}
-    if any("," in one and len(one) > 1 for one in between):
+    if any("," in gap and len(gap) > 1 for gap in between):
         return False  # a list of numbers
     start, end = groups[0][0], groups[-1][1]
     if not _stands_alone(text, start, end):
@@ -193,11 +271,12 @@ def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether digits are neither part of a fraction nor of a hash."""
+    """Whether digits are neither part of a fraction nor of a hash; an expiry may follow."""
     before, after = text[max(0, start - 24) : start], text[end : end + 24]
-    if re.search(r"(?<!\d)(?:\d{1,3}\.|0,)$", before) or re.match(r"\.\d", after):
+    has_expiry = _EXPIRY.match(text, end) is not None
+    if _FRACTION.search(before) or (after[:1] == "." and after[1:2].isdigit() and not has_expiry):
         return False
-    glued = (re.search(r"\w*$", before) or [""])[0] + (re.match(r"\w*", after) or [""])[0]
+    glued = _WORD_REVERSED.match(before[::-1])[0] + ("" if has_expiry else _WORD_REVERSED.match(after)[0])  # type: ignore[index]
     return not any(char.isdigit() for char in glued) and len(glued) < 20
 
 
@@ -216,13 +295,16 @@ _BBANS = dict(
         "TR:6n16c UA:6n19c VA:18n VG:4a16n XK:16n YE:4a4n18c"
     )
 )
+_PART = re.compile(r"(\d{1,2}+)([nac])")
 _CLASS = {"n": "[0-9]", "a": "[A-Z]", "c": "[A-Z0-9]"}
 _IBANS = {
-    country: re.compile("".join(f"{_CLASS[kind]}{{{size}}}" for size, kind in re.findall(r"(\d+)([nac])", structure)))
+    country: re.compile("".join(f"{_CLASS[kind]}{{{size}}}" for size, kind in _PART.findall(structure)))
     for country, structure in _BBANS.items()
 }
-_IBAN_LENGTHS = {country: sum(map(int, re.findall(r"\d+", structure))) for country, structure in _BBANS.items()}
-_IBAN_GAP = r"[ \n\-./_*|~:]{0,3}"
+_IBAN_LENGTHS = {
+    country: sum(int(size) for size, _ in _PART.findall(structure)) for country, structure in _BBANS.items()
+}
+_IBAN_GAP = r"[ \n\-./_*|~:]{0,3}+"
 _IBAN_HEAD = re.compile(rf"(?<![^\W_])([A-Z]){_IBAN_GAP}([A-Z]){_IBAN_GAP}([0-9]){_IBAN_GAP}([0-9])", re.IGNORECASE)
 _IBAN_NEXT = re.compile(_IBAN_GAP + r"([A-Z0-9])", re.IGNORECASE)
 
@@ -232,7 +314,7 @@ def iban_remainder(iban: str) -> int:
     return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97
 
 
-def ibans(text: str) -> Iterator[Match]:
+def ibans(text: str) -> Iterator[RuleMatch]:
     """A country's length and structure, check digits that are in use (02 to 98), and mod 97."""
     if digit_count(text) < 6:
         return
@@ -250,15 +332,15 @@ def ibans(text: str) -> Iterator[Match]:
         value = country + head[3] + head[4] + bban
         if _IBANS[country].fullmatch(bban) and iban_remainder(value) == 1 and not text[end : end + 1].isalnum():
             done = end
-            yield Match("iban", "iban/mod97", head.start(), end, value)
+            yield RuleMatch("iban", "iban/mod97", head.start(), end, value)
 
 
 # IP addresses
 
-_V4 = re.compile(r"(?<![\w.])(?<!\w-)\d{1,3}(?:(?:\.|\s\.\s)\d{1,3}){3}(?![\w])(?!\.\d)")
+_V4 = re.compile(r"(?<![\w.])(?<!\w-)\d{1,3}+(?:(?:\.|\s\.\s)\d{1,3}+){3}(?![\w])(?!\.\d)")
 _V6 = re.compile(
     r"(?:(?<![\w:.])|(?<=[g-z]:)|(?<=[a-z]{5}:))"  # after a label such as ip: too
-    r"(?:[0-9a-f]{0,4}:){2,7}(?:[0-9a-f]{1,4}|\d{1,3}(?:\.\d{1,3}){3})?(?![\w:])",
+    r"(?:[0-9a-f]{0,4}+:){2,7}(?:\d{1,3}+(?:\.\d{1,3}+){3}|[0-9a-f]{1,4}+)?(?![\w:])",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
@@ -272,7 +354,7 @@ DOCUMENTATION = tuple(
 )
 
 
-def ips(text: str) -> Iterator[Match]:
+def ips(text: str) -> Iterator[RuleMatch]:
     """IPv4 and IPv6 addresses; not those of documentation and loopback, not version and section numbers."""
     for match in _V4.finditer(text) if text.count(".") > 2 and digit_count(text) > 3 else ():
         octets = [int(part) for part in _GROUPS.findall(match[0])]
@@ -286,10 +368,10 @@ def ips(text: str) -> Iterator[Match]:
             yield from _address("ip/v6", *match.span(), match[0].lower())
 
 
-def _address(rule: str, start: int, end: int, written: str) -> Iterator[Match]:
+def _address(rule: str, start: int, end: int, written: str) -> Iterator[RuleMatch]:
     try:
         address = ipaddress.ip_address(written)
     except ValueError:
         return
     if not (address.is_loopback or address.is_unspecified or any(address in net for net in DOCUMENTATION)):
-        yield Match("ip", rule, start, end, str(address))
+        yield RuleMatch("ip", rule, start, end, str(address))

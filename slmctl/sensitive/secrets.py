@@ -1,6 +1,7 @@
-"""The rules that find secrets: keys by the prefix their issuer gives them, and values that a text itself calls secret.
+"""The rule for secrets: keys by the prefix that their issuer gives them, and values that a text itself calls secret.
 
 A hash, a UUID or a random word without such a prefix or name is no secret here: it cannot be told from any other.
+Every pattern is bounded as `rules` says.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from slmctl.sensitive.rules import Match, digit_count
+from slmctl.sensitive.rules import RuleMatch, digit_count
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
@@ -27,77 +28,101 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("aws", "akia asia aroa aida abia acca agpa anpa", rf"A(?:KIA|SIA|ROA|IDA|BIA|CCA|GPA|NPA)[A-Z2-7]{{16}}{_E}"),
         ("github", "ghp_ gho_ ghu_ ghs_ ghr_ github_", r"gh[pousr]_[A-Z0-9]{30,}|github_pat_\w{22,}"),
         ("gitlab", "glpat- gldt- glrt- glptt- glft- glcbt-", r"gl(?:pat|dt|rt|ptt|ft|cbt)-[\w-]{20,}"),
-        ("slack", "xox xapp- hooks.", r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w+){3}"),
+        ("slack", "xox xapp- hooks.",
+         r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w{1,99}+){3}"),
         ("stripe", "_live_ _test_ whsec_", r"[srp]k_(?:live|test)_\w{10,}|whsec_[\w+/]{20,}"),
         ("google", "aiza ya29. gocspx-", r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}"),
-        ("sk", "sk-", r"sk-(?:(?:proj|ant|svcacct|admin|or|lf)-)?(?=[\w-]{0,99}\d)[\w-]{20,}"),
+        ("sk", "sk-", r"sk-(?=[a-z_-]{0,99}+\d)[\w-]{20,}"),
         ("huggingface", "hf_ api_org_", r"(?:hf|api_org)_[A-Z0-9]{20,}"),
-        ("jwt", "eyj", r"eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}(?:\.[\w-]*)?"),
         ("pypi", "pypi-", r"pypi-AgE[\w-]{20,}"),
         ("npm", "npm_", r"npm_[A-Z0-9]{30,}"),
         ("rubygems", "rubygems_", r"rubygems_[0-9a-f]{40,}"),
-        ("sendgrid", "sg.", r"SG\.[\w-]{16,99}\.[\w-]{16,}"),
+        ("sendgrid", "sg.", r"SG\.[\w-]{16,99}+\.[\w-]{16,}"),
         ("mail-service", "key- xkeysib-", r"(?:key|xkeysib)-[0-9a-f]{32,}"),
         ("telegram", ":aa", r"\d{8,10}:AA[\w-]{30,}"),
         ("digitalocean", "_v1_", r"do[opr]_v1_[0-9a-f]{32,}"),
         ("databricks", "dapi", r"dapi[0-9a-f]{32}"),
         ("vault", "hvs.", r"hvs\.[\w-]{20,}"),
         ("age", "age-secret", r"AGE-SECRET-KEY-1\w{40,}"),
-        ("model-service", "gsk_ r8_ nvapi- pplx- xai-", r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[\w-]{0,99}\d)[\w-]{20,}"),
+        ("model-service", "gsk_ r8_ nvapi- pplx- xai-",
+         r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[a-z_-]{0,99}+\d)[\w-]{20,}"),
         ("shopify", "shp", r"shp(?:at|ca|pa|ss)_[0-9a-f]{20,}"),
         ("grafana", "glsa_", r"glsa_\w{20,}"),
+        ("slmctl", "slm-", r"slm-[\w.-]{1,64}?-[0-9a-f]{64}(?![0-9a-f])"),
         ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_", r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_)[\w-]{20,}"),
     )
 }  # fmt: skip
 _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
 _TWILIO = re.compile(rf"{_B}(?:AC|SK)[0-9a-f]{{32}}{_E}", re.IGNORECASE)
+_JWT_BODY = re.compile(r"\.eyJ[\w-]{8,8000}+(?:\.[\w-]{0,2000}+)?+", re.IGNORECASE)
+_JWT_HEAD_REVERSED = re.compile(r"[\w-]{8,2000}+")  # of `eyJ…`, before the dot
 _PEM = re.compile(
-    r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[^-]|-(?!----END)){0,20000}(?:-----END [A-Z0-9 ]{0,40}-----)?",
+    r"-----BEGIN (?:(?!PRIVATE)[A-Z0-9]{1,20}+ ){0,3}+PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:[^-]|-(?!----END)){0,20000}+(?:-----END [A-Z0-9 ]{0,40}+-----)?",
     re.IGNORECASE,
 )
 # A value that stands for one: a mark, a variable, a blank.
 _BLANK = re.compile(
-    r"\[[\w ]+\]|<[^<>]*>?|\$\{?\w*\}?|\{+[^{}]*\}*|%\w+%?|[*.•x_#?-]+"
+    r"\[[\w ]{1,400}+\]|<[^<>]{0,400}+>?|\$\{?\w{0,400}+\}?|\{{1,9}+[^{}]{0,400}+\}{0,9}+|%\w{1,400}+%?"
+    r"|[*.•x_#?-]{1,400}+"
     r"|none|null|nil|true|false|undefined|empty|required|optional|expired|invalid|missing|string|str|text|hidden"
-    r"|redacted|secret|password|token|not|the|a|an|is|was"
-    r"|(?:your|my)(?:[_-]?(?:own|new|api|secret|access|auth|key|token|pass(?:word|wd|code|phrase)?|pin|value|here))*",
+    r"|redacted|secret|password|token|not|the|a|an|is|was|yes|no|n/a|okay|failed|passed|changed|reset"
+    r"|(?:your|my)(?:[_-]?(?:own|new|api|secret|access|auth|key|token|pass(?:word|wd|code|phrase)?+|pin|value|here)){0,9}+",
     re.IGNORECASE,
 )
+_MORE_THAN_WORD = re.compile(r"\d|[^\w'.-]|_")
 _NAME = (
-    r"(?:[a-z0-9]{1,20}[_.-]){0,3}(?:pass(?:word|wd|phrase|code|wort)|pwd|kennwort|contraseña|mot de passe"
+    r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|kennwort"
+    r"|contraseña|mot de passe|парол[ья]|hasło|wachtwoord|senha"
     r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
     r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
     r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
 )
-NAMES = ("pass", "pwd", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz", "credential")
+NAMES = ("pass", "pw", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
+         "credential", "парол", "hasło", "wachtwoord", "senha")  # fmt: skip
 _ASSIGNED = re.compile(
-    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}\s{{0,3}}(?P<sign>:=|=>|={{1,2}}|:)\s{{0,3}}(?:[-*] )?"
-    r"(?P<quote>[\"'`*]{0,3})"
-    r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400})",
+    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|={{1,2}}|:))\s{{0,3}}+(?:[-*] )?+"
+    r"(?P<quote>[\"'`*]{0,3}+)"
+    r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
     re.IGNORECASE,
 )
-_ELEMENT = re.compile(rf"<(?P<name>{_NAME})>(?P<value>[^<>\s]{{4,400}})</", re.IGNORECASE)
+# `pass` names many other things, so it needs a user beside it or a value that is more than a word.
+_PASS = re.compile(
+    r"(?<![a-z0-9_-])pass[\"'`*]{0,3}+\s{0,2}+(?P<sign>[:=])\s{0,3}+(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`,;<>&]{1,400}+)",
+    re.IGNORECASE,
+)
+_USER = re.compile(
+    r"(?<![a-z0-9])(?>user(?:[ _-]?(?:name|id))?|log-?in|account|benutzer(?:name)?|usuario|e?-?mail)"
+    r"\s{0,2}+(?>[:=]|ist|is)\s{0,2}+[^\s,;/|]{1,60}+[\s,;/|]{1,4}+(?:and |und |& )?+$",
+    re.IGNORECASE,
+)
+_TICKET = re.compile(r"(?:boarding|season|bus|train|ski|day|travel|press|guest|visitor|hall) $", re.IGNORECASE)
+_ELEMENT = re.compile(rf"<(?P<name>{_NAME})>(?P<value>[^<>\s]{{4,400}}+)</", re.IGNORECASE)
 _HEADER = re.compile(
-    r"\b(?:authorization|x-api-key|x-auth-token|private-token)[\"']?\s{0,2}[:=]\s{0,2}[\"']?"
-    r"(?:(?:bearer|basic|token|apikey|digest)\s+)?"
-    r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000})|\bbearer\s+(?P<bearer>(?=[\w.~+/=-]{0,99}\d)[\w.~+/=-]{16,2000})",
+    r"\b(?>authorization|x-api-key|x-auth-token|private-token)[\"']?+\s{0,2}+[:=]\s{0,2}+[\"']?+"
+    r"(?>(?:bearer|basic|token|apikey|digest)\s{1,9})?+"
+    r"(?!(?:bearer|basic|token|apikey|digest)\b)(?P<value>[\w.~+/=:-]{6,2000}+)"
+    r"|\bbearer\s{1,9}+(?P<bearer>(?=[a-z_.~+/=-]{0,99}+\d)[\w.~+/=-]{16,2000}+)",
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    r"\b(?:pass(?:word|phrase|code|wd|wort)|pwd|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s+"
-    r"(?:(?:for|of|to|on|at)\s+(?:\w+\s+){1,3}?)?(?:is|was|ist|lautet|=|to)\s+(?P<quote>[\"'`]?)(?P<value>[^\s\"'`]{4,200})",
+    r"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
+    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|=|to)\s{1,3}+"
+    r"(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
+_SHORT = re.compile(
+    r"\bpwd?\s{1,2}+(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)", re.IGNORECASE
+)  # pw hunter2
 _PIN = re.compile(
-    r"\b(?:pin|cvv2?|cvc2?|security code|tan|otp)(?:[ -]?(?:code|number|no))?\W{0,3}(?:(?:is|was|ist|of)\W{1,2})?"
-    r"(?P<value>\d{3,8})(?![\w.,]*\d)",
+    r"\b(?>pin|cvv2?|cvc2?|security code|tan|otp)(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of)\W{1,2})?+"
+    r"(?P<value>\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
     re.IGNORECASE,
 )
-_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{0,100}:(?P<value>[^\s/@]{3,200})@", re.IGNORECASE)
+_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE)
 
 
-def secrets(text: str) -> Iterator[Match]:
+def secrets(text: str) -> Iterator[RuleMatch]:
     """Keys by prefix; values after a name such as `password=`, in an Authorization header or in a URL; PINs."""
     low = text.lower()
     if _CUES.search(low):
@@ -107,6 +132,8 @@ def secrets(text: str) -> Iterator[Match]:
     digits = digit_count(text)
     for match in _TWILIO.finditer(text) if digits > 7 else ():
         yield _match("secret/twilio", match, 0)
+    if ".eyj" in low:
+        yield from _web_tokens(text)
     if "-begin" in low:
         for match in _PEM.finditer(text):
             yield _match("secret/pem", match, 0)
@@ -121,11 +148,25 @@ def secrets(text: str) -> Iterator[Match]:
                 yield _match("secret/url", match, "value")
 
 
-def _named(text: str) -> Iterator[Match]:
+def _web_tokens(text: str) -> Iterator[RuleMatch]:
+    """JSON web tokens, each looked up from the dot before its second part."""
+    for body in _JWT_BODY.finditer(text):
+        head = _JWT_HEAD_REVERSED.match(text[max(0, body.start() - 2000) : body.start()][::-1])
+        start = body.start() - len(head[0]) + head[0][::-1].lower().find("eyj") if head else -1
+        if head and body.start() - start > 10 and head[0][::-1].lower().find("eyj") >= 0:
+            yield RuleMatch("secret", "secret/jwt", start, body.end(), text[start : body.end()])
+
+
+def _named(text: str) -> Iterator[RuleMatch]:
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
         if not _blank(match["value"]) and (match["sign"] != ":" or match["quote"] or _odd(match["value"], text, match)):
+            yield _match("secret/assigned", match, "value")
+    for match in _PASS.finditer(text):
+        has_user = _USER.search(text[max(0, match.start() - 80) : match.start()]) is not None
+        is_ticket = _TICKET.search(text, max(0, match.start() - 12), match.start()) is not None
+        if not _blank(match["value"]) and (has_user or (not is_ticket and _is_password(match))):
             yield _match("secret/assigned", match, "value")
     for match in _ELEMENT.finditer(text) if "</" in text else ():
         if not _blank(match["value"]):
@@ -137,11 +178,20 @@ def _named(text: str) -> Iterator[Match]:
     for match in _SAID.finditer(text):
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or _odd(value)):
-            yield Match("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
+            yield RuleMatch("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
+    for match in _SHORT.finditer(text):
+        yield _match("secret/said", match, "value")
 
 
-def _match(rule: str, match: re.Match[str], group: int | str) -> Match:
-    return Match("secret", rule, *match.span(group), match[group])
+def _is_password(match: re.Match[str]) -> bool:
+    """Whether a value after `pass:` is more than a word or an amount."""
+    value = match["value"]
+    is_word = value.isalpha() or not any(map(str.isalpha, value))
+    return len(value) > 3 and (bool(match["quote"]) or (_odd(value) and not is_word))
+
+
+def _match(rule: str, match: re.Match[str], group: int | str) -> RuleMatch:
+    return RuleMatch("secret", rule, *match.span(group), match[group])
 
 
 def _blank(value: str) -> bool:
@@ -151,6 +201,9 @@ def _blank(value: str) -> bool:
 def _odd(value: str, text: str = "", match: re.Match[str] | None = None) -> bool:
     """Whether a word is more than a word: digits, signs or capitals inside it, or alone in its line after a colon."""
     bare = value.rstrip(".,;:!?)\"'")
-    if re.search(r"\d|[^\w'.-]|_", bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
+    if _MORE_THAN_WORD.search(bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
         return True
-    return match is not None and not text[match.end() :].partition("\n")[0].strip() and "pass" in match[0].lower()
+    if match is None or not any(name in match[0].lower() for name in ("pass", "pw", "psw")):
+        return False
+    line_end = text.find("\n", match.end(), match.end() + 400)
+    return not text[match.end() : line_end if line_end >= 0 else match.end() + 400].strip()

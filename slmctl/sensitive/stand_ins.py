@@ -22,7 +22,7 @@ from pathlib import Path
 
 from slmctl.artifacts import atomic
 from slmctl.sensitive.phones import digits_of
-from slmctl.sensitive.rules import DOCUMENTATION, Match, iban_remainder, luhn
+from slmctl.sensitive.rules import DOCUMENTATION, RuleMatch, iban_remainder, luhn
 
 KEY_BYTES = 32
 KINDS = ("email", "phone", "card", "iban", "ip")
@@ -38,7 +38,7 @@ def make_key(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def stand_in(match: Match, form: str, key: bytes, is_clean: Callable[[str], bool]) -> str:
+def stand_in(match: RuleMatch, form: str, key: bytes, is_clean: Callable[[str], bool]) -> str:
     """What to write in the place of a value.
 
     Args:
@@ -57,7 +57,7 @@ def stand_in(match: Match, form: str, key: bytes, is_clean: Callable[[str], bool
     return written
 
 
-def _written(match: Match, form: str, seed: bytes) -> str:
+def _written(match: RuleMatch, form: str, seed: bytes) -> str:
     if match.kind == "email":
         return f"person-{seed.hex()[:10]}@example.com"
     if match.kind == "phone":

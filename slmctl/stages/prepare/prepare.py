@@ -106,7 +106,7 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
         task=task,
         labels=labels,
         by_time=config.splits.time is not None,
-        policy=sensitive.Policy(guarded.actions, key, guarded.detector),
+        policy=sensitive.SensitivePolicy(guarded.actions, key, guarded.detector),
         tokenizer=base.path / "tokenizer.json",
     )
     for source, shape in zip(config.sources, reading.shapes(), strict=True):

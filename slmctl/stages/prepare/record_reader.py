@@ -23,7 +23,7 @@ from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.minhash import U8, U64
 from slmctl.errors import DataError
 from slmctl.network import guard
-from slmctl.sensitive import Applied, Policy, Tally
+from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import conversation_formats
 from slmctl.stages.prepare.split import place
@@ -106,7 +106,7 @@ class Reading:
     task: Task
     labels: tuple[str, ...] | None
     by_time: bool
-    policy: Policy
+    policy: SensitivePolicy
     tokenizer: Path
 
     def shapes(self) -> list[conversation_formats.Shape]:

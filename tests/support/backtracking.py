@@ -1,0 +1,76 @@
+"""A bound on the work of a regular expression: how often Python's engine can go back from one start of a match.
+
+The engine tries one alternative after the other. `ways` counts the states that a part of a pattern can hand on to
+what follows it, `steps` the characters that are looked at until the last of them has been tried. Both are upper bounds
+from the syntax alone, for whatever text. A possessive repetition, an atomic group and a look-around hand on one state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from re import _constants as codes  # type: ignore[attr-defined]  # the parser of `re` has no public name
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any
+
+UNBOUNDED = 1 << 62
+
+
+def bound(pattern: re.Pattern[str]) -> int:
+    """Steps from one start of a match; UNBOUNDED where they grow with the text.
+
+    A repetition without a limit is allowed where nothing that can fail follows it: it then ends a match, and the next
+    one starts behind it.
+    """
+    return _sequence(list(parser.parse(pattern.pattern, pattern.flags)), tail=True)[1]
+
+
+def _sequence(items: Sequence[Any], *, tail: bool) -> tuple[int, int]:
+    ways, steps = 1, 0
+    for k, item in enumerate(items):
+        ends = tail and all(_may_be_empty(follows) for follows in items[k + 1 :])
+        item_ways, item_steps = _item(item, tail=ends)
+        steps += ways * item_steps
+        ways *= item_ways
+    return min(ways, UNBOUNDED), min(max(steps, 1), UNBOUNDED)
+
+
+def _item(item: Any, *, tail: bool) -> tuple[int, int]:
+    code, value = item
+    if code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
+        low, high, body = value
+        return _repeat(low, high, list(body), is_possessive=code is codes.POSSESSIVE_REPEAT, tail=tail)
+    if code is codes.SUBPATTERN:
+        return _sequence(list(value[3]), tail=tail)
+    if code is codes.ATOMIC_GROUP:
+        return 1, _sequence(list(value), tail=False)[1]
+    if code in (codes.ASSERT, codes.ASSERT_NOT):
+        return 1, _sequence(list(value[1]), tail=False)[1]
+    if code is codes.BRANCH:
+        parts = [_sequence(list(part), tail=tail) for part in value[1]]
+        return sum(ways for ways, _ in parts), sum(steps for _, steps in parts)
+    if code is codes.GROUPREF_EXISTS or code is codes.GROUPREF:
+        return 1, UNBOUNDED
+    return 1, 1
+
+
+def _may_be_empty(item: Any) -> bool:
+    code, value = item
+    return code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT) and value[0] == 0
+
+
+def _repeat(low: int, high: int, body: list[Any], *, is_possessive: bool, tail: bool) -> tuple[int, int]:
+    if tail:
+        high = min(high, low + 1)  # further rounds only lengthen a match, and the next search starts behind it
+    if high is codes.MAXREPEAT:
+        return 1, UNBOUNDED
+    ways, steps = _sequence(body, tail=False)
+    if is_possessive:  # each round is settled before the next begins
+        return 1, min(high * steps, UNBOUNDED)
+    total_ways = total_steps = 0
+    for rounds in range(high + 1):
+        total_ways += ways**rounds if rounds >= low else 0
+        total_steps += steps * ways**rounds if rounds < high else 0
+        if total_steps > UNBOUNDED or total_ways > UNBOUNDED:
+            return UNBOUNDED, UNBOUNDED
+    return max(total_ways, 1), max(total_steps, 1)
