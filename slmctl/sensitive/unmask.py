@@ -1,34 +1,40 @@
 """Text as a reader understands it: disguises undone, every character mapped back to where it came from.
 
 Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek, characters
-without width, odd spaces, dashes and dots, percent, HTML and backslash escapes, inline HTML tags, `[at]` and
-`(dot)`, letters with s p a c e s between them, digits as English words, text in base64 or hexadecimal. The result is
-for matching, never for output.
+without width, odd spaces, dashes and dots, percent, HTML, backslash and quoted-printable escapes, HTML tags and
+comments, `[at]` and `(dot)`, letters with s p a c e s between them, digits as English words, and text as base64
+(also twice, and in lines), base32, hexadecimal, binary or decimal codes. The result is for matching, never for output.
+
+Time and memory are linear in the text: a fixed number of passes, each over a view not longer than a few times the text.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
+
+from slmctl.sensitive.rules import digit_count
 
 _LOOKALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´",
     "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga" "........" "-----" ":::" "//" "__" "''''",
 )  # fmt: skip
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # letters and symbols that show nothing
+# Letters of which Unicode holds no simpler form: (first code, last code, letter of the first).
+_LETTERS = ((0x1F150, 0x1F169, "A"), (0x1F170, 0x1F189, "A"), (0xE0020, 0xE007E, " "))
 
 
 class _Folds(dict[int, str]):
-    """What each character is read as, worked out once; a table for `str.translate`."""
+    """The plain form of each character, worked out once; a table for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = result = "".join(map(_fold, unicodedata.normalize("NFKC", chr(code))))
+        letter = next((chr(ord(char) + code - first) for first, last, char in _LETTERS if first <= code <= last), "")
+        self[code] = result = letter or "".join(map(_fold, unicodedata.normalize("NFKC", chr(code))))
         return result
 
 
@@ -49,18 +55,18 @@ FOLDS = _Folds()
 
 @dataclass(frozen=True)
 class View:
-    """A text to match in, and for each of its characters the span of the given text that it stands for."""
+    """A text to match in, and for each of its characters the span of the original text that it stands for."""
 
     text: str
     starts: Sequence[int]
     ends: Sequence[int]
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the given text that `text[start:end]` stands for."""
+        """The span of the original text that `text[start:end]` stands for."""
         return self.starts[start], self.ends[end - 1]
 
     def rewrite(self, pattern: re.Pattern[str], put: Callable[[re.Match[str]], str]) -> View:
-        """This view with every match replaced; what is put stands for the whole match."""
+        """This view with every match replaced; the replacement stands for the whole match."""
         pieces: list[str] = []
         starts: list[int] = []
         ends: list[int] = []
@@ -78,79 +84,141 @@ class View:
 
 
 _ESCAPE = re.compile(
-    r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,9});|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|[nrt_.@+*#()\[\]-])",
+    r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|%u[0-9a-f]{4}|&(?:#\d{1,7}+;?|#x[0-9a-f]{1,6}+;?|[a-z]{2,9}+;)"
+    r"|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}|[nrt_.@+*#()\[\]-])"
+    r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
     re.IGNORECASE,
 )
+_CSS_ESCAPE = re.compile(r"\\(?:00)?(?:00)?([2-7][0-9a-f])(?: |(?=\\)|(?![0-9a-f]))", re.IGNORECASE)
+_ESCAPING = re.compile(r"[%&\\]|[uU]\+[0-9a-fA-F]")
+_COMMENT = re.compile(r"<!--[^<>]{0,200}+>|<!\[CDATA\[|\]\]>")
 _INLINE_TAG = re.compile(
-    r"</?(?:b|i|u|em|strong|span|code|wbr|font|sup|sub|small|mark|tt|a)(?:\s[^<>]{0,200})?/?>", re.IGNORECASE
+    r"</?(?>b|i|u|em|strong|span|code|wbr|font|sup|sub|small|mark|tt|a)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE
 )
-_BLOCK_TAG = re.compile(r"</?(?:br|p|div|pre|td|tr|th|li)(?:\s[^<>]{0,200})?/?>", re.IGNORECASE)
-_AT = re.compile(r"\s{0,2}[\[({<]\s?(?:at|@|ät|arroba)\s?[\])}>]\s{0,2}", re.IGNORECASE)
-_DOT = re.compile(r"\s{0,2}[\[({<]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>]\s{0,2}", re.IGNORECASE)
+_BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE)
+_GLUED_TAG = re.compile(r"(?<=[\w@.+-])</?[a-z][\w:-]{0,40}+(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
+_AT = re.compile(r"\s{0,2}+[\[({<]\s?(?:at|@|ät|arroba)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
+_DOT = re.compile(r"\s{0,2}+[\[({<]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
 _BRACKET = re.compile(r"[\[({<]\s?[aäp@d.]", re.IGNORECASE)
 _SAID_DOT = re.compile(r"\d ?[dp]", re.IGNORECASE)
 _DOT_OF_DIGITS = re.compile(r"(?<=\d) ?(?:dot|punkt|point) ?(?=\d)", re.IGNORECASE)
-_LONE = re.compile(r" \S {1,2}\S {1,2}\S ")
-_SPACED = re.compile(r"(?<!\S)(?:\S {1,2}){5,}\S(?!\S)")
+_LONE = re.compile(r" \S {1,2}+\S {1,2}+\S ")
+_SPACED = re.compile(r"(?<!\S)(?:\S {1,2}+){5,400}\S(?!\S)")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIGITS = {name: str(digit) for digit, name in enumerate(_NAMES)} | {"oh": "0", "nought": "0", "null": "0"}
-_DIGIT = rf"(?:(?:double|triple) )?(?:{'|'.join(_DIGITS)}|\d)"
-_PAUSE = "(?:[ ,.()/-]{1,4}| (?:dot|punkt|point) )"
-_DIGIT_WORDS = re.compile(rf"\b{_DIGIT}(?:{_PAUSE}{_DIGIT}){{3,}}\b", re.IGNORECASE)
-_TELLING = "(?:zero|one|two|three|four|five|six|seven|eight|nine|null)"
-TWO_NUMBERS = re.compile(rf"{_TELLING}{_PAUSE}(?:double |triple )?(?:{_TELLING}|oh|nought|\d)")
+_DIGIT = rf"(?>(?:(?:double|triple) )?(?:{'|'.join(_DIGITS)}|\d))(?!\w)"
+_PAUSE = "(?> (?:dot|punkt|point) |[ ,.()/-]{1,4})"
+_DIGIT_WORDS = re.compile(rf"\b{_DIGIT}(?:{_PAUSE}{_DIGIT}){{3,}}", re.IGNORECASE)
+_TELLING = "(?>zero|one|two|three|four|five|six|seven|eight|nine|null)"
+TWO_NUMBERS = re.compile(rf"{_TELLING}{_PAUSE}(?:double |triple )?+(?>{_TELLING}|oh|nought|\d)")
 _DIGIT_WORD = re.compile(rf"(?:(double|triple) )?({'|'.join(_DIGITS)}|\d)", re.IGNORECASE)
 
-
 _URL_SAFE = str.maketrans("-_", "+/")
-_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{11,}={1,2}|[A-Za-z0-9+/_-]{16,}")
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{11,}+={0,6}+")
+_SHORTEST = 16  # characters of an encoded text without padding: shorter ones are words
+_WRAPPED = re.compile(r"(?<=[A-Za-z0-9+/]{60})\n{1,2}(?=[A-Za-z0-9+/=])")  # base64 in lines, as e-mail has it
+_QUOTED = re.compile(r"=(?:([2-7][0-9A-F])|\n)")  # quoted-printable
+
+
+def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
+    """Put the characters in place of their codes, with a space for each that cannot be printed."""
+    pattern = re.compile(code, re.IGNORECASE)
+
+    def characters(match: re.Match[str]) -> str:
+        before, after = (
+            match.string[max(0, match.start() - 1) : match.start()],
+            match.string[match.end() : match.end() + 1],
+        )
+        if before.isalnum() or after.isalnum():
+            return match[0]  # a part of something longer
+        numbers = (int(number, number_base) for number in pattern.findall(match[0]))
+        return "".join(chr(number) if 32 <= number < 127 else " " for number in numbers)
+
+    return characters
+
+
+_CODES = (  # codes of characters, one after the other: hexadecimal, binary, decimal, octal
+    (re.compile(r"(?:0x|\\x)?+[2-7][0-9a-f](?:[ ,:-]{0,2}+(?:0x|\\x)?+[2-7][0-9a-f]){7,}", re.IGNORECASE),
+     _of_codes("[2-7][0-9a-f]", 16)),
+    (re.compile(r"(?<!\w)[01]{8}(?:[ ,]{0,2}+[01]{8}){7,}"), _of_codes("[01]{8}", 2)),
+    (re.compile(r"(?<![\w.,])\d{2,3}+(?:[ ,;]{1,2}+\d{2,3}+(?![\w.])){7,}"), _of_codes(r"\d{2,3}+", 10)),
+    (re.compile(r"(?<!\w)0?[01][0-7]{2}(?:[ ,;]{1,2}+0?[01][0-7]{2}(?!\w)){7,}"), _of_codes(r"\d{3,4}+", 8)),
+)  # fmt: skip
 
 
 def views(text: str) -> list[View]:
     """The ways to read a text: with disguises undone, and, where it spells something out, put together as well."""
-    plain = _plain(text)
+    plain = _undisguised(_folded(text))
     result = [plain]
     if TWO_NUMBERS.search(plain.text.lower()):
         said = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
         result.append(said.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
-    if is_encoded(plain.text):
-        result.append(plain.rewrite(_ENCODED, lambda match: _decoded(match[0]).translate(FOLDS) or match[0]))
+    result += _decoded_views(plain)
+    if _GLUED_TAG.search(plain.text):
+        result.append(plain.rewrite(_GLUED_TAG, lambda _: ""))
     together = [view for view in result if _LONE.search(view.text)]
     result += [view.rewrite(_SPACED, lambda match: match[0].replace(" ", "")) for view in together]
     return [view for view in result if view is plain or view.text != plain.text]
 
 
 def is_encoded(text: str) -> bool:
-    """Whether a text holds another one in base64 or hexadecimal."""
+    """Whether a text holds another one in base64, base32 or hexadecimal without separators."""
     return any(_decoded(run) for run in _ENCODED.findall(text))
 
 
+def _decoded_views(plain: View) -> Iterator[View]:
+    """The text with its encoded parts decoded: letters of an alphabet, up to twice; codes; quoted-printable."""
+    view = plain.rewrite(_WRAPPED, lambda _: "") if "\n" in plain.text else plain
+    for _ in range(2):
+        if not is_encoded(view.text):
+            break
+        view = view.rewrite(_ENCODED, lambda match: _decoded(match[0]).translate(FOLDS) or match[0])
+        view = _undisguised(view)
+        yield view
+    if digit_count(plain.text) > 7:
+        for pattern, characters in _CODES:
+            if pattern.search(plain.text):
+                yield plain.rewrite(pattern, characters)
+    if plain.text.count("=") > 2 and len(_QUOTED.findall(plain.text)) > 2:
+        yield plain.rewrite(_QUOTED, lambda match: chr(int(match[1], 16)) if match[1] else "")
+
+
 def _decoded(run: str) -> str:
-    """The text that a run of letters and digits stands for; empty where it is none, as nearly any word is."""
-    run = run.rstrip("=")
-    if run.isalpha() and (run.islower() or run.istitle()):
+    """The text that a run of letters and digits stands for; empty where it stands for none, as nearly any word does."""
+    bare = run.rstrip("=")
+    if (len(bare) < _SHORTEST and bare == run) or (bare.isalpha() and (bare.islower() or bare.istitle())):
         return ""
+    return next((text for decode in (_from_hex, _from_base64, _from_base32) if (text := _printable(decode, bare))), "")
+
+
+def _printable(decode: Callable[[str], bytes], run: str) -> str:
     try:
-        raw = bytes.fromhex(run)
-    except ValueError:
-        try:
-            raw = base64.b64decode(run.translate(_URL_SAFE) + "=" * (-len(run) % 4), validate=True)
-        except binascii.Error:
-            return ""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
+        text = decode(run).decode()
+    except ValueError:  # of binascii and of UTF-8 too
         return ""
     return text if all(char.isprintable() or char in "\r\n\t" for char in text) else ""
 
 
-def _plain(text: str) -> View:
-    view = View(text, range(len(text)), range(1, len(text) + 1))
-    if not text.isascii() or not text.isprintable():
-        view = _folded(text)
-    for _ in range(2) if "%" in text or "&" in text or "\\" in text else ():  # %2540 is an escaped escape
+def _from_hex(run: str) -> bytes:
+    return bytes.fromhex(run)
+
+
+def _from_base64(run: str) -> bytes:
+    return base64.b64decode(run.translate(_URL_SAFE) + "=" * (-len(run) % 4), validate=True)
+
+
+def _from_base32(run: str) -> bytes:
+    return base64.b32decode(run + "=" * (-len(run) % 8), casefold=run.islower())
+
+
+def _undisguised(view: View) -> View:
+    """A folded view with its escapes, tags and words for signs undone."""
+    for _ in range(2) if _ESCAPING.search(view.text) else ():  # %2540 is an escaped escape
         view = view.rewrite(_ESCAPE, _unescape)
-    if "<" in view.text:
+    if "\\" in view.text:
+        view = view.rewrite(_CSS_ESCAPE, lambda match: chr(int(match[1], 16)))
+    if "<" in view.text or "]]>" in view.text:
+        view = view.rewrite(_COMMENT, lambda _: "")
         view = view.rewrite(_INLINE_TAG, lambda _: "").rewrite(_BLOCK_TAG, lambda _: "\n")
     if _BRACKET.search(view.text):
         view = view.rewrite(_AT, lambda _: "@").rewrite(_DOT, lambda _: ".")
@@ -158,6 +226,9 @@ def _plain(text: str) -> View:
 
 
 def _folded(text: str) -> View:
+    """A text with every character in its plain form."""
+    if text.isascii() and text.isprintable():
+        return View(text, range(len(text)), range(1, len(text) + 1))
     pieces, starts, ends = [], [], []
     for index, char in enumerate(text):
         piece = FOLDS[ord(char)]
@@ -171,15 +242,23 @@ def _folded(text: str) -> View:
 
 def _unescape(match: re.Match[str]) -> str:
     escape = match[0]
-    if escape[0] == "%":
+    if escape[0] == "%" and escape[1] not in "uU":
         plain = unquote(escape, errors="replace")
     elif escape[0] == "&":
-        plain = html.unescape(escape)
-    elif len(escape) == 2:
-        plain = {"n": "\n", "r": "\n", "t": " "}.get(escape[1], escape[1])
+        plain = html.unescape(escape if escape[-1] == ";" else escape + ";")
     else:
-        plain = chr(int(escape[2:], 16))
+        plain = _unescaped_code(escape.lstrip("\\%").rstrip(" "))
     return plain.translate(FOLDS)
+
+
+def _unescaped_code(code: str) -> str:
+    """The character of a backslash escape without its backslash, such as `u0034`, `u{34}`, `x34`, `064` or `n`."""
+    if len(code) == 1:
+        return {"n": "\n", "r": "\n", "t": " "}.get(code, code)
+    if code[0].isdigit():
+        return chr(int(code, 8))
+    number = int(code[1:].strip("{}+"), 16)
+    return chr(number) if number <= 0x10FFFF else code
 
 
 def _digits(match: re.Match[str]) -> str:
