@@ -1,8 +1,7 @@
-"""The last look at what leaves: no secret, no personal data and no path of this machine in any text of a release.
+"""Search every text of a release for secrets, personal data and paths of this machine.
 
-Texts are read as what they are: the strings of JSON, the cells of tables, the metadata of GGUF and safetensors files.
-Tensors are exempt, and so is a vocabulary as far as it is the base's. Findings name the place and the rule, never
-the value.
+Each format is parsed: the strings of JSON, the cells of tables, the metadata of GGUF and safetensors files. Tensors are
+exempt, and so are the texts of the base's own vocabulary. A leak names the place and the rule, never the value.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from slmctl.errors import GateError
 from slmctl.model_files import gguf_header
 
 SHOWN = 5  # findings named in the refusal
-CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that must stay with what comes of it
+CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that its license requires in every release
 _BINARY = (".model",)  # a sentencepiece vocabulary
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
 _HASH = re.compile(r"\b(?:sha256:)?[0-9a-f]{32,}\b")
 _DECIMAL = re.compile(r"(?<![\w.])[-+±−]?\d+\.\d+%?(?![\w.]|-\d)")
-# An address on a network, up to where a text around it goes on: what it names is no path of this machine.
+# A URL, up to where the text around it goes on: its path is not one of this machine.
 _ADDRESS = re.compile(r"\b(?!file:)[A-Za-z][\w+.-]{0,30}://[^\s/\"'<>,;|()][^\s\"'<>,;|()]*")
 _PATH = re.compile(
     r"(?<![\w./<{}~%*+-])/(?:[\w.@+%-]+/)+[\w.@+%-]+"  # two parts or more: /home/jo/data
     r"|(?<![\w./])~/[\w.@+-]+"
     r"|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.@ $+-]+\\"
     r"|(?<![\\\w])\\\\[\w.-]+\\[\w$.-]+"
-    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"  # an address without a host, such as a database's
+    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"  # a URL without a host, such as a database's
 )
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What was found: in which file, where in it, by which rule."""
+    """One place that must not be published: the file, the place in it, and the rule that matched."""
 
     file: str
     place: str
@@ -51,38 +50,40 @@ class Leak:
 
 
 def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, allow: Sequence[str] = ()) -> None:
-    """Search files that are about to leave.
+    """Search files that are about to be published.
 
     Args:
-        folder: Where they lie.
-        names: Their paths in it.
-        base: The base model, whose vocabulary and licence may go out as they are.
-        allow: Texts that may go out, whatever they look like.
+        folder: The release.
+        names: Paths of the files in it.
+        base: The base model, whose vocabulary and license may be published as they are.
+        allow: Texts that may be published, whatever they look like.
 
     Raises:
-        GateError: Something must not leave.
+        GateError: A file holds a secret, personal data or a path of this machine.
     """
-    known = _known(base)
-    leaks = [leak for name in sorted(names) for leak in search(folder / name, name, known=known, allow=allow)]
+    vocabulary = _vocabulary(base)
+    leaks = [leak for name in sorted(names) for leak in search(folder / name, name, vocabulary=vocabulary, allow=allow)]
     if leaks:
         listed = "; ".join(dict.fromkeys(map(str, leaks[:SHOWN])))
         more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
         raise GateError(
-            f"the release would give away what must not leave: {listed}{more}",
-            hint="take it out where it came from, or name it in publish.allowed_texts if it may go out",
+            f"the release holds secrets, personal data or paths: {listed}{more}",
+            hint="remove it from the source, or list the text in publish.allowed_texts if it may be published",
         )
 
 
-def search(path: Path, name: str, *, known: frozenset[str] = frozenset(), allow: Sequence[str] = ()) -> Iterator[Leak]:
-    """Everything in one file that must not leave."""
+def search(
+    path: Path, name: str, *, vocabulary: frozenset[str] = frozenset(), allow: Sequence[str] = ()
+) -> Iterator[Leak]:
+    """The leaks in one file, which goes by `name` in the release; texts in `vocabulary` are exempt."""
     kinds = ("secret",) if Path(name).name.startswith(CARRIED) else sensitive.KINDS
-    for place, text in _texts(path, known):
+    for place, text in _texts(path, vocabulary):
         for rule in _rules(text, kinds, allow):
             yield Leak(name, place, rule)
 
 
 def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[str]:
-    """The rules that a text breaks."""
+    """The rules that match in a text."""
     for allowed in allow:
         text = text.replace(allowed, " ")
     text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
@@ -92,31 +93,30 @@ def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[st
         yield finding.rule
 
 
-def _known(base: Artifact | None) -> frozenset[str]:
+def _vocabulary(base: Artifact | None) -> frozenset[str]:
     """Every text of the base's vocabulary, with its merges as GGUF files spell them."""
     if base is None or not (base.path / "tokenizer.json").is_file():
         return frozenset()
-    found: set[str] = set()
-    for _, text in _strings(json.loads((base.path / "tokenizer.json").read_bytes()), ""):
-        found.add(text)
-    merges = json.loads((base.path / "tokenizer.json").read_bytes())["model"].get("merges", [])
-    return frozenset(found | {" ".join(pair) for pair in merges if isinstance(pair, list)})
+    tokenizer = json.loads((base.path / "tokenizer.json").read_bytes())
+    texts = {text for _, text in _strings(tokenizer, "")}
+    merges = tokenizer["model"].get("merges", [])
+    return frozenset(texts | {" ".join(pair) for pair in merges if isinstance(pair, list)})
 
 
 # Texts of each form of file
 
 
-def _texts(path: Path, known: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """(place, text) of all that a file says."""
+def _texts(path: Path, vocabulary: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(place, text) of every text in a file that is not in `vocabulary`."""
     if path.suffix == ".gguf":
-        found: Iterable[tuple[str, str]] = _gguf(path)
+        texts: Iterable[tuple[str, str]] = _gguf(path)
     elif path.suffix == ".safetensors":
-        found = _safetensors(path)
+        texts = _safetensors(path)
     elif path.suffix in _BINARY:
-        found = [("", raw.decode()) for raw in _PRINTABLE.findall(path.read_bytes())]
+        texts = [("", raw.decode()) for raw in _PRINTABLE.findall(path.read_bytes())]
     else:
-        found = _written(path)
-    return ((place, text) for place, text in found if text not in known)
+        texts = _written(path)
+    return ((place, text) for place, text in texts if text not in vocabulary)
 
 
 def _written(path: Path) -> Iterator[tuple[str, str]]:
@@ -126,13 +126,13 @@ def _written(path: Path) -> Iterator[tuple[str, str]]:
             yield from _strings(json.loads(text), "")
             return
         except (ValueError, RecursionError):
-            pass  # searched as a text then
+            pass  # not JSON: searched as plain text
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line:
-                yield from ((f"line {number} {place}", found) for place, found in _strings(json.loads(line), ""))
+                yield from ((f"line {number} {place}", string) for place, string in _strings(json.loads(line), ""))
     elif path.suffix == ".html":
-        yield from (("", found) for found in _Page.texts_of(text))
+        yield from (("", string) for string in _Page.texts_of(text))
     else:
         lines = text.split("\n")
         rows = [line for line in lines if line.startswith("|")]
@@ -141,7 +141,7 @@ def _written(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Every key and string of a JSON value; numbers say nothing here."""
+    """(place, text) of every key and string in a JSON value."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
@@ -171,7 +171,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, str]]:
 
 
 class _Page(HTMLParser):
-    """The texts and the speaking attributes of a page, each by itself; where a shape is drawn says nothing."""
+    """The texts and attribute values of an HTML page, each by itself; coordinates of drawings are left out."""
 
     DRAWN = frozenset({"d", "points", "transform", "viewbox", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width"})
 

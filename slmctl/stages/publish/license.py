@@ -1,4 +1,4 @@
-"""The base model's license: what it is, whether its label can be true, and what must be carried with it."""
+"""The base model's license: its id, a check that the label can be true, and the files that it requires."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _META = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
 
 @dataclass(frozen=True)
 class Family:
-    """Models that come under terms of their own, whatever a label says.
+    """Models under terms of their own, whatever a label says.
 
     Attributes:
-        pattern: What their names and sources look like.
-        architectures: What their `config.json` calls them, where that tells them apart.
+        pattern: Matches their names and sources.
+        architectures: Values of `model_type` in `config.json` that no other family has.
         licenses: The labels that can be true.
     """
 
@@ -53,22 +53,22 @@ FAMILIES = (
     ),
 )
 _LLAMA_3_VOCABULARY = range(128_256, 128_321)  # tokens; no other family has so many
-# What the text of a license says it is.
+# Phrases that identify the text of a license.
 _TEXTS = (
     ("gemma", re.compile(r"gemma terms of use", re.IGNORECASE)),
     ("llama", re.compile(r"llama \d(?:\.\d)? community license", re.IGNORECASE)),
     ("apache-2.0", re.compile(r"apache license\s+version 2\.0", re.IGNORECASE)),
     ("mit", re.compile(r"\bmit license\b|permission is hereby granted, free of charge", re.IGNORECASE)),
 )
-_SPELLED = dict.fromkeys(("apache 2.0", "apache2.0", "apache2", "apache license 2.0", "apache"), "apache-2.0")
+_SPELLINGS = dict.fromkeys(("apache 2.0", "apache2.0", "apache2", "apache license 2.0", "apache"), "apache-2.0")
 
 
 def license_of(base: Artifact, stated: str | None) -> str:
-    """The license that holds for what comes of a base; empty where nobody states one.
+    """The id of the license that holds for models made from a base; empty where none is stated.
 
     Args:
         base: The base model.
-        stated: What the config says, where the base's own files say nothing.
+        stated: `publish.license`, for a base whose own files state none.
 
     Raises:
         GateError: The label cannot be true.
@@ -88,22 +88,22 @@ def license_of(base: Artifact, stated: str | None) -> str:
             hint=f"publish.license: one of {', '.join(family.licenses)}, or a base whose label is right",
         )
     for entry in base.manifest.files:
-        said = _said(base.path / entry.path) if entry.path.startswith("LICENSE") else None
-        known = label in dict(_TEXTS) or label in _META
-        if said is not None and known and not label.startswith(said):
-            raise GateError(f"the base states {label}, and its {entry.path} is the text of {said}")
+        text_id = _license_of_text(base.path / entry.path) if entry.path.startswith("LICENSE") else None
+        comparable = label in dict(_TEXTS) or label in _META
+        if text_id is not None and comparable and not label.startswith(text_id):
+            raise GateError(f"the base states {label}, and its {entry.path} is the text of {text_id}")
     return label
 
 
 def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
-    """Write what the license asks to go along: the base's own files, and a NOTICE that says what was changed."""
+    """Write the files that the license requires: those of the base, and a NOTICE that states the changes."""
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
             shutil.copyfile(base.file(entry.path), out / entry.path)
     own = out / "NOTICE"
     before = own.read_text(encoding="utf-8").rstrip() + "\n\n" if own.exists() else ""
     facts = Base.read(base.path)
-    terms = {"gemma": _GEMMA} | {one: _LLAMA.format(one.removeprefix("llama")) for one in _META}
+    terms = {"gemma": _GEMMA} | {name: _LLAMA.format(name.removeprefix("llama")) for name in _META}
     lines = [
         f"This model is a modification of {facts.public_name}. {changes}",
         f"License of the original: {label}." if label else "The original states no license.",
@@ -112,16 +112,16 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
     ]
     own.write_text(before + "\n".join(lines) + "\n", encoding="utf-8")
     if label == "apache-2.0" and not any(path.name.startswith("LICENSE") for path in out.iterdir()):
-        # the license asks for a copy of itself, and slmctl's own is the same text
+        # Apache 2.0 requires a copy of itself, and slmctl's own is the same text
         installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one
-        texts = [text for one in installed if (text := one.read_text("licenses/LICENSE"))]
+        texts = [text for package in installed if (text := package.read_text("licenses/LICENSE"))]
         if texts:
             (out / "LICENSE").write_text(texts[0], encoding="utf-8")
 
 
 def _id(text: str) -> str:
     text = " ".join(text.lower().split())
-    return _SPELLED.get(text, text)
+    return _SPELLINGS.get(text, text)
 
 
 def _family(base: Artifact, facts: Base) -> Family | None:
@@ -137,6 +137,7 @@ def _family(base: Artifact, facts: Base) -> Family | None:
     return None
 
 
-def _said(path: Path) -> str | None:
+def _license_of_text(path: Path) -> str | None:
+    """The id of the license whose text a file is, if it is a known one."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return next((name for name, pattern in _TEXTS if pattern.search(text)), None)

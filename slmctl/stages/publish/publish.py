@@ -1,4 +1,4 @@
-"""gguf + report + … -> published: a release that may leave, with model card, license, lineage and contract."""
+"""gguf + report + … -> published: a release with model card, license, lineage and task contract."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_p
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
 
-CONTEXT = 2048  # tokens; Ollama's own default would cut longer prompts without a word
-# What may go out of each artifact, and nothing else.
+CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
+# The only files that are published of each artifact.
 REPORT = ("report.json", "report.md", "report.html", "rows.jsonl")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MERGED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
@@ -46,8 +46,8 @@ def run(
 
     Raises:
         GateError: The report did not measure one of the files, none of them met `evaluate.choose`, the license's
-            label cannot be true, a text would give something away, or the model gives training rows away.
-        IntegrityError: The inputs are not of one chain.
+            label cannot be true, a text holds a secret or personal data, or the model reproduces training rows.
+        IntegrityError: The inputs were not made from each other.
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
     _require_chain(steps)
@@ -59,13 +59,13 @@ def run(
     for entry in files.values():
         shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
     _copy(report, REPORT, out)
-    for name, given, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MERGED)):
+    for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MERGED)):
         if name in config.include:
-            _copy(given, allowed, out / name)
-    asked = _ask(out, files, task, prepared, config)
+            _copy(weights, allowed, out / name)
+    memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
-    _write_texts(config, out, task, facts, label, figures, files, prepared, asked)
+    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
@@ -74,41 +74,41 @@ def run(
         "version": config.version,
         "license": label,
         "files": {name: entry["sha256"] for name, entry in files.items()},
-        "memorisation": asked,
+        "memorisation": memorisation,
     }
 
 
 def require_allowed(release: Artifact, config: PublishConfig) -> None:
-    """What is known only when the release is laid out: its manifest says nothing that must not leave, and where it
-    leaves this machine its license is known.
+    """Check a release that is laid out: its manifest is clean, and outside this machine it has a license.
 
     Raises:
-        GateError: It may not go there.
+        GateError: It must not be sent to `publish.to`.
     """
     leak_scan.require_clean(release.path, [MANIFEST], base=None, allow=config.allowed_texts)
     if not release.metrics["license"] and not config.to.startswith("dir:"):
         raise GateError(
-            "the base states no license, so nobody may pass this model on", hint="publish.license: its license"
+            "the base states no license, so the release must not leave this machine",
+            hint="publish.license: the license of the base",
         )
 
 
 def _require_chain(steps: Mapping[str, Artifact]) -> None:
-    """What was quantized was merged from this adapter, which was trained on this base and this data."""
+    """Check that gguf was made from merged, merged from adapter and base, and adapter from prepared."""
     for later, earlier in (("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared")):
-        wanted = steps[later].manifest.inputs.get(earlier)
-        if wanted != steps[earlier].digest:
+        recorded = steps[later].manifest.inputs.get(earlier)
+        if recorded != steps[earlier].digest:
             raise IntegrityError(
                 f"{steps[later].path} was not made from {steps[earlier].path}",
                 hint="publish with the config that made it: its lineage would be wrong",
             )
 
 
-def _copy(given: Artifact, allowed: tuple[str, ...], out: Path) -> None:
-    """Copy what may go out of an artifact."""
+def _copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
+    """Copy the files of an artifact that match `allowed`."""
     out.mkdir(exist_ok=True)
-    for entry in given.manifest.files:
+    for entry in source.manifest.files:
         if any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in allowed):
-            shutil.copyfile(given.file(entry.path), out / entry.path)
+            shutil.copyfile(source.file(entry.path), out / entry.path)
 
 
 def _chosen(files: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -135,17 +135,17 @@ def _require_measured(files: dict[str, Any], figures: dict[str, Any]) -> None:
             )
 
 
-def _ask(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:
-    """Probe the largest file, which keeps the most of what was learned."""
+def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:
+    """Probe the largest file for memorised rows: it is the closest to the merged model."""
     largest = max(files.values(), key=lambda entry: entry["size"])
-    wanted = config.memorisation
+    settings = config.memorisation
     records = read_records(prepared.file("train.jsonl"))
-    found = memorisation_probe.probe(
-        out / largest["file"], task, records, probes=wanted.probes, max_share=wanted.max_share
+    counts = memorisation_probe.probe(
+        out / largest["file"], task, records, probes=settings.probes, max_share=settings.max_share
     )
-    if wanted.probes and not found["asked"]:
+    if settings.probes and not counts["asked"]:
         console.say("  note: no training row holds a rare string, so there was nothing to probe for memorised rows")
-    return found
+    return counts
 
 
 def _changes(facts: Base, config: PublishConfig) -> str:
@@ -164,11 +164,11 @@ def _write_texts(
     figures: dict[str, Any],
     files: dict[str, Any],
     prepared: Artifact,
-    asked: dict[str, Any],
+    memorisation: dict[str, Any],
 ) -> None:
     """The model card and Ollama's Modelfile."""
     if '"""' in task.system:
-        raise UsageError('task.system holds """, which a Modelfile cannot', hint="say it otherwise")
+        raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
     head, rows = table(figures)
     smallest = min(files.values(), key=lambda entry: entry["size"])["file"]
     card = _render(
@@ -185,7 +185,7 @@ def _write_texts(
         smallest=smallest,
         size=console.size,
         data=_summary(prepared),
-        asked=asked,
+        memorisation=memorisation,
         context=CONTEXT,
     )
     (out / "README.md").write_text(card, encoding="utf-8")
@@ -194,20 +194,20 @@ def _write_texts(
 
 
 def _summary(prepared: Artifact) -> dict[str, Any]:
-    """What can be said of the data without any of it: counts."""
+    """Counts of the prepared data for the model card; no text of it."""
     facts = prepared.metrics
-    found: dict[str, dict[str, int]] = {}
-    for one in facts.get("sensitive", []):
-        kind = found.setdefault(one["kind"], {})
-        kind[one["action"]] = kind.get(one["action"], 0) + one["count"]
+    sensitive: dict[str, dict[str, int]] = {}
+    for row in facts.get("sensitive", []):
+        actions = sensitive.setdefault(row["kind"], {})
+        actions[row["action"]] = actions.get(row["action"], 0) + row["count"]
     return {
-        "sides": {side: facts[side] for side in SPLITS},
+        "splits": {split: facts[split] for split in SPLITS},
         "sources": len(facts.get("sources", [])),
         "labels": len(facts.get("labels", {})),
         "rejected": facts["rejected"],
         "split": facts["splits"]["by"],
         "tokens": facts.get("tokens", {}),
-        "sensitive": found,
+        "sensitive": sensitive,
     }
 
 

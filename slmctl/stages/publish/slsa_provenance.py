@@ -1,4 +1,4 @@
-"""A release's lineage as an in-toto statement with SLSA provenance: what was built, from what, by which steps.
+"""A release's lineage as an in-toto statement with SLSA provenance: the files, the inputs and the steps.
 
 Plain JSON (https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1). It holds hashes, settings and versions;
 no path, date, host or name of a data file.
@@ -17,8 +17,8 @@ from slmctl.model_files.base_model import Base
 FILENAME = "lineage.intoto.json"
 BUILD_TYPE = "urn:slmctl:pipeline:1"
 _MODELS = (".gguf", ".safetensors")
-_APART = ("hosts_contacted", "bytes_out", "not_counted")  # of an environment: they say where it was made
-_PRIVATE = ("sources", "task")  # of a config: names of files and columns; the task goes out as task.json
+_APART = ("hosts_contacted", "bytes_out", "not_counted")  # keys of an environment that reveal the place
+_PRIVATE = ("sources", "task")  # keys of a config with file and column names; the task is published as task.json
 
 
 def write(out: Path, steps: Mapping[str, Artifact]) -> None:
@@ -26,7 +26,7 @@ def write(out: Path, steps: Mapping[str, Artifact]) -> None:
 
     Args:
         out: The release, laid out.
-        steps: The artifacts that it comes of, by role, in the order of the pipeline.
+        steps: The artifacts that the release was made from, by role, in the order of the pipeline.
     """
     (out / FILENAME).write_bytes(canonical(statement(out, steps)))
 
@@ -48,8 +48,8 @@ def statement(out: Path, steps: Mapping[str, Artifact]) -> dict[str, Any]:
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {role: _settings(one) for role, one in steps.items()},
-                "internalParameters": {"steps": [_step(role, one) for role, one in steps.items()]},
+                "externalParameters": {role: _settings(step) for role, step in steps.items()},
+                "internalParameters": {"steps": [_step(role, step) for role, step in steps.items()]},
                 "resolvedDependencies": _dependencies(steps),
             },
             "runDetails": {"builder": {"id": "urn:slmctl:local", "version": versions | {"slmctl": __version__}}},
@@ -62,7 +62,7 @@ def _settings(made: Artifact) -> dict[str, Any]:
 
 
 def _step(role: str, made: Artifact) -> dict[str, Any]:
-    """One artifact on the way: which stage made it, by what recipe, of what."""
+    """One artifact of the chain: its stage, recipe, inputs and digest."""
     manifest = made.manifest
     return {
         "role": role,
@@ -74,14 +74,14 @@ def _step(role: str, made: Artifact) -> dict[str, Any]:
 
 
 def _dependencies(steps: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """What came from outside: the base's weights, and the data files by their hashes alone."""
+    """The base's weights by name and hash, and the data files by hash alone."""
     base, prepared = steps["base"], steps["prepared"]
     uri = _purl(Base.read(base.path).source)
-    found: list[dict[str, Any]] = [
+    weights: list[dict[str, Any]] = [
         {"name": name, "digest": {"sha256": value}} | ({"uri": uri} if uri else {})
         for name, value in sorted(base.metrics.get("source_sha256", {}).items())
     ]
-    return found + [
+    return weights + [
         {"name": f"data source {k}", "digest": {"sha256": source["sha256"]}}
         for k, source in enumerate(prepared.metrics.get("sources", []), 1)
     ]

@@ -57,7 +57,7 @@ def test_what_is_asked_for_is_odd_and_in_one_row_alone() -> None:
         record("is my parcel late", "It is late.", 2),
     ]
     chosen = memorisation_probe.choose(TASK, rows, 10)
-    assert [(one.record[-1], one.wanted) for one in chosen] == [("0", "QX-482913-ZK"), ("1", "PR-118272-LL")]
+    assert [(one.record[-1], one.rare_string) for one in chosen] == [("0", "QX-482913-ZK"), ("1", "PR-118272-LL")]
     head = TASK.prompt(rows[0].prompt_messages)
     assert chosen[0].prompt == head + "It is late, order"
     assert len(memorisation_probe.choose(TASK, rows, 1)) == 1
@@ -67,7 +67,7 @@ def test_what_is_asked_for_is_odd_and_in_one_row_alone() -> None:
 def test_an_answer_that_quotes_its_question_gives_nothing_away() -> None:
     rows = [record("order QX-482913-ZK is late", "QX-482913-ZK", 0), record("a b c", "d", 1)]
     (one,) = memorisation_probe.choose(TASK, rows, 10)
-    assert one.wanted == "QX-482913-ZK"
+    assert one.rare_string == "QX-482913-ZK"
     assert one.prompt.endswith("<|im_start|>user\norder")  # asked for where the customer wrote it
 
 
@@ -75,7 +75,7 @@ def test_a_string_takes_as_many_words_as_it_takes_to_be_odd() -> None:
     (one,) = memorisation_probe.choose(
         TASK, [record("x y", "call Rumpelstilzchen under the green bridge at nine", 0)], 10
     )
-    assert memorisation_probe.bits(one.wanted) >= memorisation_probe.BITS
+    assert memorisation_probe.bits(one.rare_string) >= memorisation_probe.MIN_BITS
     assert memorisation_probe.bits("QX-482913-ZK") > 30 > memorisation_probe.bits("please wait")
 
 
@@ -121,7 +121,7 @@ def overfitted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.slow
 def test_planted_canaries_refuse_a_model_that_was_overfitted_on_them(overfitted: Path) -> None:
-    with pytest.raises(GateError, match="gives rows of its training data away") as caught:
+    with pytest.raises(GateError, match="reproduces training rows") as caught:
         memorisation_probe.probe(overfitted, TASK, records(1), probes=64, max_share=0.02)
     assert caught.value.code == 5
     given = int(caught.value.message.split(": ")[1].split()[0])

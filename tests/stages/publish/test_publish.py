@@ -140,10 +140,10 @@ def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
 def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slmctl.stages.publish import memorisation_probe
 
-    probe = memorisation_probe.Probe("0" * 16, "x", "y", 30.0)
+    probe = memorisation_probe.MemorisationProbe("0" * 16, "x", "y", 30.0)
     monkeypatch.setattr(memorisation_probe, "choose", lambda task, records, count: [probe])
     monkeypatch.setattr(memorisation_probe, "_regurgitated", lambda gguf, chosen: [*chosen])
-    with pytest.raises(GateError, match="gives rows of its training data away: 1 of 1") as caught:
+    with pytest.raises(GateError, match="reproduces training rows: 1 of 1") as caught:
         chains.publish(open_project(fresh))
     assert caught.value.code == 5
     assert not list((fresh / "runs").glob("published/*"))
