@@ -54,12 +54,14 @@ class ServedModels:
     def _elsewhere(self) -> Any:
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
-        from slmctl.server.backends import Elsewhere
+        from slmctl.server.backends import EndpointEngine
         from slmctl.server.openai_requests import Model
 
         settings = self._settings
         task, name = model_lookup.contract(make_desk(self._options), self._model, settings.engine_model)
-        backend = Elsewhere(settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences)
+        backend = EndpointEngine(
+            settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
+        )
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
         return Served(backend, {name: Model(name, task)}, settings, keys=self._keys)
 
@@ -68,7 +70,7 @@ class ServedModels:
         from slmctl.inference.engine import Engine
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
-        from slmctl.server.backends import Local
+        from slmctl.server.backends import LocalEngine
         from slmctl.server.openai_requests import Model
         from slmctl.server.router import Router
 
@@ -93,4 +95,4 @@ class ServedModels:
                 terminal().say(f"warning: {note}")
             self._digest = found.digest
             end = stack.pop_all().close
-        return Served(Local(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)
+        return Served(LocalEngine(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)

@@ -511,15 +511,16 @@ def _predict_elsewhere(
     asked: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
 ) -> None:
     """Answer a file with a model that is served elsewhere."""
-    from slmctl.stages.predict import file_prediction, server_pool
+    from slmctl.network.endpoint_pool import EndpointPool
+    from slmctl.stages.predict import endpoint_answerer, file_prediction
 
     work["column"] = work["column"] or asked.column
     untuned = asked.model.kind == "base"
     job = file_prediction.Job(
         **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
     )
-    fleet = server_pool.Fleet(urls, name, key_env, concurrency)
-    answerer = server_pool.FleetAnswerer(fleet, asked.task, asked.max_tokens)
+    pool = EndpointPool(urls, name, key_env, concurrency)
+    answerer = endpoint_answerer.EndpointAnswerer(pool, asked.task, asked.max_tokens)
     _said(job.target, *file_prediction.answer_file(answerer, asked.task, job))
 
 

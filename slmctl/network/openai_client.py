@@ -1,55 +1,67 @@
-"""Questions -> answers over HTTP: the client for any OpenAI-compatible endpoint.
+"""Questions -> answers over HTTP: the one client for any OpenAI-compatible endpoint, asynchronous.
 
-What is asked here leaves this process, so nothing calls it unless the user named the endpoint. The key
-comes from an environment variable, and is in no log, error or file.
+A question leaves this process, so nothing calls an endpoint unless the user named it. The key comes from an
+environment variable, and is in no log, error or file. A reply is read strictly and within bounds: one that is
+compressed, too large, nested or malformed is an `EndpointError` and no answer. No cookie is kept, no redirect
+followed. `endpoint_pool` asks many questions of several endpoints, from code that is not asynchronous.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
 import os
-import random
-import threading
+import re
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from slmctl import console
-from slmctl.errors import NetworkError, UsageError
-from slmctl.network import guard
+from slmctl.errors import UsageError
 
-ATTEMPTS = 6  # for one request, the first one included
-FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
-LONGEST_WAIT_S = 30.0  # also where the endpoint asks for more
 MAX_BYTES = 8_000_000  # of one reply
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # what may pass if asked again
-HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
-GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
-# What an endpoint may not know; it is asked again without what its refusal names.
-OPTIONAL = ("structured_outputs", "logprobs", "stream_options", "seed")
-DROPPED = (*OPTIONAL, "response_format", "temperature", "top_p")  # of an answer that is checked afterwards
+MAX_VALUES = 600_000  # commas and brackets of one JSON reply: what its values may cost in memory
+MAX_TOKENS = 10**9  # that a reply may count
+MAX_ERROR = 1 << 16  # bytes of a refusal that are read
+BYTES_A_TOKEN = 256  # an answer with more of them, on the average, is not one of so many tokens
+CONNECT_S = 10.0  # to reach an endpoint, where its answer has no time limit of its own
+# Options that an endpoint may not know. It is asked again without those that its refusal names.
+EXTENSIONS = ("structured_outputs", "logprobs", "stream_options", "seed")
+DROPPABLE = (*EXTENSIONS, "response_format", "temperature", "top_p")  # where the answer is checked afterwards
+# Words of a refusal that is of the option itself, and so of every request's; others may be of its value.
+UNKNOWN = re.compile(
+    r"unknown|unrecogni[sz]ed|unsupported|unexpected|extra (inputs?|fields?)|additional|"
+    r"not (support|permitted|allowed|recogni[sz]ed|implemented)|no such",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request: the conversation, how long its answer may become, in tokens, the tools that it may call, and
-    options that the endpoint may refuse by name."""
+class EndpointRequest:
+    """One question.
 
-    messages: Sequence[dict[str, str]]
+    Attributes:
+        messages: The conversation; empty where `prompt` is continued as raw text.
+        max_tokens: Longest answer, in tokens.
+        stop: Texts that end an answer.
+        tools: Functions that may be called, in OpenAI's form.
+        options: Further options, by OpenAI's names; an endpoint may refuse some of them.
+    """
+
+    messages: Sequence[Mapping[str, str]]
     max_tokens: int = 256
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     stop: tuple[str, ...] = ()
-    tools: tuple[Any, ...] = ()
-    optional: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[object, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,211 +73,473 @@ class Reply:
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
-    confidence: float | None = None  # where the endpoint tells it
+    confidence: float | None = None  # in 0..1, where the endpoint gives it
     tool_calls: list[Any] | None = None  # as the endpoint wrote them
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why one request has no answer; the others go on."""
+class TokenLogprob(TypedDict):
+    """One token of an answer, or one that was as likely in its place."""
 
-    message: str
-    status: int = 0
+    token: str
+    bytes: list[int]
+    logprob: float
 
 
-class Remote:
-    """An endpoint, asked with a bounded number of requests at a time; each is tried again while that may help.
+class AnswerToken(TokenLogprob):
+    """One token of an answer with the likeliest ones in its place."""
+
+    top: list[TokenLogprob]
+
+
+class EndpointError(Exception):
+    """An endpoint gave no answer.
+
+    Attributes:
+        message: The reason, in a sentence without the key.
+        kind: `slow`, `unreachable`, `refused` (a status other than 200) or `unreadable` (no strict reply).
+        status: The HTTP status; 0 where there was none.
+        pause_s: Seconds that the endpoint asks to be left alone.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        kind: Literal["slow", "unreachable", "refused", "unreadable"],
+        *,
+        status: int = 0,
+        pause_s: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.kind, self.status, self.pause_s = message, kind, status, pause_s
+
+
+class Endpoint:
+    """One OpenAI-compatible server, asked in the event loop that first uses it.
 
     Args:
         url: `https://host/v1`, or the whole address of its chat completions.
         model: The name it knows the model by.
         key_env: The environment variable that holds the key; None sends none.
-        concurrency: Requests in flight.
-        timeout_s: For one attempt, from the connection to the last byte.
+        timeout_s: For one attempt, from the connection to the last byte; None where the caller bounds the time.
+        connections: Connections at the same time; None for any number.
+        proxy: HTTP proxy that leads to it.
+        environment_proxies: Follow `HTTPS_PROXY` and its like.
+        droppable: Options that are left out where the endpoint refuses them.
 
     Raises:
-        UsageError: The address is none, or the variable is not set.
+        UsageError: The address or the key cannot be used.
     """
 
     def __init__(
-        self, url: str, model: str, key_env: str | None = None, concurrency: int = 8, timeout_s: float = 60.0
+        self,
+        url: str,
+        model: str,
+        key_env: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        connections: int | None = None,
+        proxy: str | None = None,
+        environment_proxies: bool = False,
+        droppable: Sequence[str] = DROPPABLE,
     ) -> None:
-        self.url, self.model = completions(url), model
+        self.url, self.model, self.timeout_s, self.proxy = completions(url), model, timeout_s, proxy
         self.host = urlsplit(self.url).hostname or ""
-        self.concurrency, self.timeout_s = concurrency, timeout_s
-        self.retries = 0  # attempts beyond the first, over all requests
+        self.attempts = 0  # requests sent, those that taught an option included
         self._key = read_key(key_env) if key_env else ""
-        self._headers = {"Authorization": f"Bearer {self._key}"} if key_env else {}
-        self._wordings: defaultdict[str, Wording] = defaultdict(Wording)  # by address
-        self._stop = threading.Event()
-        self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
-        self._failed_in_a_row, self._worked = 0, False
-        self._said = False
+        self._options = OptionNames(droppable)
+        self._connections, self._environment_proxies = connections, environment_proxies
+        self._client: httpx.AsyncClient | None = None
 
-    def ask_all(self, requests: Iterable[Ask]) -> Iterator[tuple[int, Reply | Refusal]]:
-        """Answer every request, in any order: its index, and the answer or why there is none.
+    @property
+    def hosts(self) -> set[str]:
+        """The hosts that are contacted, where no variable of the environment names a proxy."""
+        return {host for host in (self.host, urlsplit(self.proxy or "").hostname) if host}
 
-        Leaving the iteration early ends the requests in flight.
+    async def ask(self, request: EndpointRequest) -> Reply:
+        """The whole answer.
 
         Raises:
-            NetworkError: The endpoint cannot be reached at all, or refuses the key or the model.
+            EndpointError: There is none.
+            NetworkError: The host is not one that this process may reach.
         """
-        if not self._said:
-            console.say(f"  contacting {', '.join(sorted(self._hosts()))}")
-            self._said = True
-        self._stop.clear()
-        self._failed_in_a_row, self._worked = 0, False
-        numbered = enumerate(requests)
-        with (
-            guard.network(f"asking {self.host}", hosts=self._hosts()),
-            httpx.Client(headers=self._headers, timeout=self.timeout_s, limits=self._limits()) as client,
-            ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool,
-        ):
-            running: dict[Future[Reply | Refusal], int] = {}
+        begun = time.monotonic()
+        async with self._answered(request, stream=False) as response:
+            raw = b"".join([part async for part in _bounded(response, MAX_BYTES)])
+        return read_reply(self._masked(raw), time.monotonic() - begun, request.max_tokens)
+
+    async def stream(self, request: EndpointRequest, reply: StreamedReply) -> AsyncGenerator[Delta, None]:
+        """The pieces of an answer as they come; `reply` holds what they add up to.
+
+        Raises:
+            EndpointError: There is no answer, or it breaks off with an error.
+            NetworkError: The host is not one that this process may reach.
+        """
+        async with self._answered(request, stream=True) as response, contextlib.aclosing(_lines(response)) as lines:
+            async for line in lines:
+                if line.startswith(b"data:"):
+                    delta = reply.read(self._masked(line[5:].strip()), request.max_tokens)
+                    if delta is not None:
+                        yield delta
+
+    async def is_there(self, limit_s: float) -> bool:
+        """Whether the server answers within so many seconds; one without a list of models does."""
+        url = self.url.removesuffix("/chat/completions") + "/models"
+        try:
+            # a connection of its own, which no answer keeps busy
+            async with (
+                asyncio.timeout(limit_s),
+                self._new_client(None) as client,
+                client.stream("GET", url) as response,
+            ):
+                return response.status_code < 500
+        except (httpx.HTTPError, httpx.InvalidURL, OSError):  # TimeoutError is one
+            return False
+
+    async def close(self) -> None:
+        """Close the connections that are open."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, request: EndpointRequest, *, stream: bool) -> AsyncIterator[httpx.Response]:
+        """The response of status 200 to a request, asked again without the options that are refused."""
+        url = self.url if request.messages else self.url.removesuffix("/chat/completions") + "/completions"
+        left_out = set[str]()  # of this request, beside what no request has
+        while True:
+            body = self._body(request, left_out, stream=stream)
+            self.attempts += 1
             try:
-                for index, request in numbered:
-                    running[pool.submit(self._ask, client, request)] = index
-                    if len(running) >= 2 * self.concurrency:
-                        yield from self._finished(running)
-                while running:
-                    yield from self._finished(running)
-            finally:
-                self._stop.set()
-                for future in running:
-                    future.cancel()
+                async with asyncio.timeout(self.timeout_s), self._opened().stream("POST", url, json=body) as response:
+                    if response.status_code == 200:
+                        _require_plain(response)
+                        yield response
+                        return
+                    status, pause_s = response.status_code, asked_to_wait(response.headers)
+                    raw = b"".join([part async for part in _bounded(response, MAX_ERROR, cut=True)])
+            except TimeoutError:
+                raise EndpointError(f"no whole reply within {self.timeout_s:g} s", "slow") from None
+            except httpx.TimeoutException as error:
+                raise EndpointError(_named_error(error), "slow") from None
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+                raise EndpointError(_named_error(error), "unreachable") from None
+            refusal = message(self._masked(raw))
+            learnt = self._options.adapt(refusal, body.keys() - left_out) if status in (400, 422) else None
+            if learnt is None:
+                raise EndpointError(f"HTTP {status}: {refusal}", "refused", status=status, pause_s=pause_s)
+            left_out |= learnt
 
-    def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
-        """What is done by now; if that ends it all, first every answer that was still got."""
-        hopeless: BaseException | None = None
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            index, error = running.pop(future), future.exception()
-            if error is None:
-                error = self._judge(future.result())
-                yield index, future.result()
-            hopeless = hopeless or error
-        if hopeless is not None:
-            self._stop.set()
-            for future in wait(running).done:
-                if future.exception() is None and isinstance(future.result(), Reply):
-                    yield running[future], future.result()
-            raise hopeless
-
-    def _judge(self, found: Reply | Refusal) -> NetworkError | None:
-        """Give up on an endpoint that has answered nothing for long; that it refuses some requests is no sign yet."""
-        if isinstance(found, Reply):
-            self._failed_in_a_row, self._worked = 0, True
-            return None
-        if found.status == 400 and self._worked:
-            return None
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row < GIVE_UP_AFTER * (4 if found.status == 400 else 1):
-            return None
-        return NetworkError(
-            f"{self.host} has answered none of {self._failed_in_a_row} requests in a row: {found.message}"
+    def _body(self, request: EndpointRequest, left_out: set[str], *, stream: bool) -> dict[str, object]:
+        options: dict[str, object] = {"max_tokens": request.max_tokens}
+        options |= {} if request.temperature is None else {"temperature": request.temperature}
+        options |= request.options
+        options |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        body: dict[str, object] = (
+            {"messages": list(request.messages)} if request.messages else {"prompt": request.prompt}
         )
+        body |= self._options.named({name: value for name, value in options.items() if name not in left_out})
+        body |= {"stop": list(request.stop)} if request.stop else {}
+        body |= {"tools": list(request.tools)} if request.tools else {}
+        return {"model": self.model} | body
 
-    def _ask(self, client: httpx.Client, request: Ask) -> Reply | Refusal:
-        """One request with all its attempts."""
-        problem, url, bad, failed = Refusal("stopped"), "", "", 0
-        while not self._stop.is_set():
-            pause = 0.0
-            try:
-                with self._place(bad) as url:
-                    body = self._body(request, url)
-                    status, headers, raw, seconds = self._attempt(client, url, body)
-            except httpx.RequestError as error:
-                problem = Refusal(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-            else:
-                if status == 200:
-                    reply = read_reply(raw, seconds)
-                    if reply is not None:
-                        return reply
-                    problem = Refusal("the reply is no chat completion", status)
-                else:
-                    problem = Refusal(f"HTTP {status}: {message(raw)}", status)
-                    if status in HOPELESS:
-                        self._refused(url, f"{HOPELESS[status]} ({problem.message})")
-                        self.retries += 1
-                        continue
-                    if status in (400, 422) and self._wordings[url].adapt(raw, body):
-                        self.retries += 1
-                        continue
-                    if status not in AGAIN:
-                        return problem
-                    pause = asked_to_wait(headers)
-            bad, failed = url, failed + 1
-            if failed == ATTEMPTS:
-                return Refusal(f"{problem.message} ({ATTEMPTS} attempts)", problem.status)
-            self.retries += 1
-            longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failed - 1))
-            self._stop.wait(max(min(pause, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)))
-        return problem
+    def _masked(self, raw: bytes) -> bytes:
+        """A reply without the key: an endpoint that repeats it must not bring it into a file."""
+        return raw.replace(self._key.encode(), b"***") if self._key else raw
 
-    def _attempt(self, client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes, float]:
-        """Status, headers and body of one attempt; a reply that drips or does not end is cut off."""
-        begun, raw = time.monotonic(), b""
-        with client.stream("POST", url, json=body) as response:
-            for chunk in response.iter_bytes():
-                raw += chunk
-                if time.monotonic() - begun > self.timeout_s or self._stop.is_set():
-                    raise httpx.ReadTimeout(f"no whole reply within {self.timeout_s:g} s")
-                if len(raw) > MAX_BYTES:
-                    raise httpx.ReadError(f"a reply of more than {MAX_BYTES} bytes")
-            # an endpoint that repeats the key, in an error or an answer, must not bring it into a file
-            raw = raw.replace(self._key.encode(), b"***") if self._key else raw
-            return response.status_code, response.headers, raw, time.monotonic() - begun
+    def _opened(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = self._new_client(self._connections)
+        return self._client
 
-    @contextlib.contextmanager
-    def _place(self, failed: str) -> Iterator[str]:
-        """Where the next attempt goes, for as long as it takes; `failed` is where the last one failed."""
-        yield self.url
-
-    def _refused(self, url: str, why: str) -> None:
-        """See whether anybody is left to ask.
-
-        Raises:
-            NetworkError: No request can get past this.
-        """
-        raise NetworkError(f"{urlsplit(url).hostname}: {why}")
-
-    def _body(self, request: Ask, url: str) -> dict[str, Any]:
-        options = {"max_tokens": request.max_tokens, "temperature": request.temperature, **request.optional}
-        more = {"stop": list(request.stop)} if request.stop else {}
-        more |= {"tools": list(request.tools)} if request.tools else {}
-        return {"model": self.model, "messages": list(request.messages), **self._wordings[url].named(options), **more}
-
-    def _limits(self) -> httpx.Limits:
-        return httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-
-    def _hosts(self) -> set[str]:
-        """The endpoint, and the proxy that this machine reaches it through."""
-        return guard.on_the_way(self.url)
+    def _new_client(self, connections: int | None) -> httpx.AsyncClient:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        return httpx.AsyncClient(
+            headers=headers, follow_redirects=False, trust_env=self._environment_proxies, proxy=self.proxy,
+            timeout=httpx.Timeout(self.timeout_s, connect=min(self.timeout_s or CONNECT_S, CONNECT_S), pool=None),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            # a cookie for one user's question must not go out with another's
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )  # fmt: skip
 
 
-class Wording:
-    """What an endpoint calls the options; learned from its refusals."""
+class OptionNames:
+    """The names by which an endpoint takes options, learnt from its refusals."""
 
-    def __init__(self) -> None:
+    def __init__(self, droppable: Sequence[str] = DROPPABLE) -> None:
+        self._droppable = droppable
         self._names = {"max_tokens": "max_tokens"}  # "" for an option that it does not take
 
-    def named(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that the endpoint takes, by its own names."""
-        return {name: value for key, value in options.items() if (name := self._names.get(key, key))}
+    def named(self, options: Mapping[str, object]) -> dict[str, object]:
+        """The options that the endpoint takes, by its own names; alternatives only beside log probabilities."""
+        taken = {name: value for key, value in options.items() if (name := self._names.get(key, key))}
+        if "logprobs" not in taken:
+            taken.pop("top_logprobs", None)
+        return taken
 
-    def adapt(self, raw: bytes, sent: Mapping[str, Any]) -> bool:
-        """Learn from a refusal of what was sent how an option is called, or that it is not taken; True to ask again.
+    def adapt(self, refusal: str, sent: Set[str]) -> set[str] | None:
+        """Learn from a refusal of the options that were sent.
 
-        Several requests may be on their way when the first of them teaches it: each is to be asked again.
+        Returns: the options that this request leaves out; None where asking again is of no use. Several requests may
+        be on their way when the first of them is refused: each is asked again.
         """
-        said = message(raw)
-        if "max_completion_tokens" in said and "max_tokens" in sent:
+        if "max_completion_tokens" in refusal and "max_tokens" in sent:
             self._names["max_tokens"] = "max_completion_tokens"
-            return True
-        for option in DROPPED:
-            if option in said and option in sent:
-                self._names[option] = ""
-                return True
+            return set()
+        names = {name for name in self._droppable if name in sent and name in refusal}
+        if UNKNOWN.search(refusal):
+            self._names |= dict.fromkeys(names, "")
+        return names or None
+
+
+# Reading replies: strictly, within bounds
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One piece of a streamed answer, and its tokens where the endpoint tells them."""
+
+    text: str
+    tokens: list[AnswerToken]
+
+
+class StreamedReply:
+    """The chunks of a streamed answer, added up.
+
+    Attributes:
+        finish: Why the answer ended; None until it has.
+        labels: Probability of each label, where the endpoint is slmctl's own server and tells them.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.finish: str | None = None
+        self.tokens: list[AnswerToken] = []
+        self.labels: dict[str, float] = {}
+        self.prompt_tokens: int | None = None
+        self.completion_tokens: int | None = None
+        self._confidence: float | None = None
+        self._logprobs_valid = True
+
+    @property
+    def logprobs(self) -> list[float]:
+        """The log probability of each token; empty where the endpoint gives none that can be used."""
+        return [token["logprob"] for token in self.tokens] if self._logprobs_valid else []
+
+    @property
+    def confidence(self) -> float | None:
+        """In 0..1, as slmctl's own server says it, else the probability of the tokens."""
+        return self._confidence if self._confidence is not None else _joint(self.logprobs)
+
+    def read(self, line: bytes, max_tokens: int) -> Delta | None:
+        """Take one chunk, the JSON of a `data:` line; the piece of the answer in it.
+
+        Raises:
+            EndpointError: It is no chunk of a completion.
+        """
+        if line == b"[DONE]":
+            return None
+        chunk = _parsed(line)
+        if isinstance(chunk.get("error"), dict | str):
+            raise EndpointError(f"the answer was broken off: {message(line)}", "refused")
+        usage, own = _mapping(chunk.get("usage")), _mapping(chunk.get("slmctl"))
+        self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+        self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
+        self._confidence = _probability(own.get("confidence"), self._confidence)
+        self.labels = _probabilities(own.get("labels")) or self.labels
+        if chunk.get("choices") == []:
+            return None
+        choice = _first_choice(chunk)
+        self.finish = _finish(choice) or self.finish
+        piece = choice["text"] if "text" in choice else _mapping(choice.get("delta")).get("content")
+        text = "" if piece is None else _text(piece)
+        tokens = _tokens(choice)
+        self._logprobs_valid &= tokens is not None
+        self.tokens += tokens or []
+        self.text += text
+        _require_length(self.text, max_tokens)
+        return Delta(text, tokens or []) if text else None
+
+
+def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
+    """The answer in a body that is not streamed.
+
+    Raises:
+        EndpointError: It is no chat completion, or larger than an answer of so many tokens is.
+    """
+    body = _parsed(raw)
+    choice, usage = _first_choice(body), _mapping(body.get("usage"))
+    said = choice.get("message")
+    if not isinstance(said, dict) or not ("content" in said or said.get("tool_calls")):
+        raise _unreadable("without a message")
+    calls = said.get("tool_calls") or None
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise _unreadable("with tool calls that are no list")
+        try:
+            json.dumps(calls, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            raise _unreadable("with a tool call that is no text") from None
+    content = said.get("content")
+    text = "" if content is None else _text(content)  # a refusal to answer is an answer without words
+    _require_length(text, max_tokens)
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    tokens = _tokens(choice)
+    logprobs = [token["logprob"] for token in tokens or ()]
+    confidence = _probability(_mapping(body.get("slmctl")).get("confidence"), _joint(logprobs))
+    return Reply(text, _finish(choice) or "", prompt, completion, seconds, confidence, calls)
+
+
+def _unreadable(fault: str) -> EndpointError:
+    return EndpointError(f"the reply is no chat completion: {fault}", "unreadable", status=200)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a reply; NaN and infinities, which JSON has not, are null."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise _unreadable(f"more than {MAX_VALUES} values")
+    try:
+        body = json.loads(raw.decode(), parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        raise _unreadable("no JSON in UTF-8") from None
+    if not isinstance(body, dict):
+        raise _unreadable("no JSON object")
+    return body
+
+
+def _first_choice(body: Mapping[str, Any]) -> dict[str, Any]:
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _unreadable("without a choice")
+    return choices[0]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be written: half of a surrogate pair can be spelled in JSON, but not encoded."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
         return False
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not _is_text(value):
+        raise _unreadable("an answer that is no text")
+    return value
+
+
+def _require_length(text: str, max_tokens: int) -> None:
+    if len(text) > BYTES_A_TOKEN * max_tokens + BYTES_A_TOKEN:
+        raise _unreadable(f"an answer of {len(text)} characters to a request for {max_tokens} tokens")
+
+
+def _finish(choice: Mapping[str, Any]) -> str | None:
+    """`stop`, `length` or another short word."""
+    finish = choice.get("finish_reason")
+    return finish if isinstance(finish, str) and re.fullmatch(r"[A-Za-z_]{1,32}", finish) else None
+
+
+def _count(value: object, otherwise: int | None = None) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else otherwise
+
+
+def _probability(value: object, otherwise: float | None = None) -> float | None:
+    valid = type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+    return float(value) if valid else otherwise  # type: ignore[arg-type]
+
+
+def _probabilities(value: object) -> dict[str, float]:
+    """Label -> probability; empty where any of it is neither."""
+    pairs = {name: _probability(share) for name, share in _mapping(value).items()}
+    valid = all(_is_text(name) and share is not None for name, share in pairs.items())
+    return {name: share for name, share in pairs.items() if share is not None} if valid else {}
+
+
+def _tokens(choice: Mapping[str, Any]) -> list[AnswerToken] | None:
+    """The tokens of a choice with log probabilities; empty where it has none, None where they cannot be used."""
+    told = choice.get("logprobs")
+    listed = told.get("content") if isinstance(told, dict) else told
+    if listed is None:
+        return []
+    try:
+        return [{**_token(one), "top": [_token(other) for other in one.get("top_logprobs") or []]} for one in listed]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _token(entry: dict[str, Any]) -> TokenLogprob:
+    text, logprob = entry.get("token", ""), entry["logprob"]
+    spelled = entry.get("bytes") or list(text.encode())
+    # float16 sums may end a little above 0
+    if type(logprob) not in (int, float) or not -math.inf < logprob <= 1e-3 or not _is_text(text):
+        raise ValueError("no log probability of a text")
+    return {"token": text, "bytes": list(bytes(spelled)), "logprob": min(0.0, float(logprob))}
+
+
+def _joint(logprobs: Sequence[float]) -> float | None:
+    """The probability of all tokens; None where there is none."""
+    return math.exp(sum(logprobs)) if logprobs else None
+
+
+def _require_plain(response: httpx.Response) -> None:
+    """Refuse a compressed reply: a few kilobytes of one can stand for gigabytes, and none was asked for."""
+    coding = response.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise EndpointError("the reply is compressed, which was not asked for", "unreadable", status=200)
+
+
+async def _bounded(response: httpx.Response, limit: int, *, cut: bool = False) -> AsyncGenerator[bytes, None]:
+    """The body as it was sent, up to `limit` bytes; what goes beyond is cut, or an error."""
+    size = 0
+    async for part in response.aiter_raw():
+        size += len(part)
+        if size > limit and not cut:
+            raise EndpointError(f"a reply of more than {limit} bytes", "unreadable", status=200)
+        yield part[: len(part) - max(0, size - limit)]
+        if size >= limit and cut:
+            return
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The lines of a stream, each when it is whole."""
+    begun = list[bytes]()
+    async for part in _bounded(response, MAX_BYTES):
+        *whole, rest = part.split(b"\n")
+        for line in whole:
+            yield b"".join([*begun, line]).rstrip(b"\r")
+            begun.clear()
+        begun.append(rest)
+    yield b"".join(begun)
+
+
+def message(raw: bytes) -> str:
+    """An endpoint's own words for what is wrong, on one printable line of at most 200 characters."""
+    text = raw[:80].decode(errors="replace")
+    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+        error = json.loads(raw[:MAX_ERROR].decode())["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)[:200]
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def asked_to_wait(headers: httpx.Headers) -> float:
+    """Seconds that `Retry-After` asks for, as a number or a date; 0 for none."""
+    value = headers.get("retry-after", "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0
+
+
+def _named_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# Addresses, keys, options
 
 
 def completions(url: str) -> str:
@@ -276,7 +550,7 @@ def completions(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"'{url}' is no http or https address", hint="https://host/v1")
+        raise UsageError(f"'{url}' is not an http or https address", hint="https://host/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             f"the address of {parts.hostname} holds more than scheme, host and path",
@@ -287,7 +561,7 @@ def completions(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def held(labels: Sequence[str], schema: str) -> dict[str, Any]:
+def constraint(labels: Sequence[str], schema: str) -> dict[str, object]:
     """The options that hold an answer to labels, or to a JSON Schema, where the server knows them."""
     if labels:
         return {"structured_outputs": {"choice": list(labels)}}
@@ -297,63 +571,15 @@ def held(labels: Sequence[str], schema: str) -> dict[str, Any]:
     return {}
 
 
-def confidence(own: Any, logprobs: Sequence[float]) -> float | None:
-    """How sure an endpoint is: as slmctl's own says it, else the probability of the tokens that it tells."""
-    if isinstance(own, int | float):
-        return float(own)
-    total = sum(logprobs)
-    return math.exp(total) if logprobs and total <= 0 else None
-
-
 def read_key(name: str) -> str:
     """The key in an environment variable.
 
     Raises:
-        UsageError: It is not set.
+        UsageError: It is not set, or cannot stand in a header.
     """
     key = os.environ.get(name, "").strip()
     if not key:
         raise UsageError(f"the environment variable {name} is not set", hint=f"export {name}=..., from a secret store")
+    if not key.isascii() or not key.isprintable():
+        raise UsageError(f"the environment variable {name} holds no key: it has characters that no header can have")
     return key
-
-
-def read_reply(raw: bytes, seconds: float) -> Reply | None:
-    """The answer in a body, or None where there is none."""
-    with contextlib.suppress(ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-        body = json.loads(raw)
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        text, calls = choice["message"].get("content"), choice["message"].get("tool_calls")
-        if (text is None and "content" in choice["message"]) or calls:  # a refusal to answer is an answer without words
-            text = text or ""
-        counts = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
-        prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
-        sure = (body.get("slmctl") or {}).get("confidence")
-        if isinstance(text, str):
-            finish = str(choice.get("finish_reason") or "")
-            called = calls if isinstance(calls, list) and calls else None
-            return Reply(text, finish, prompt, completion, seconds, confidence(sure, _logprobs(choice)), called)
-    return None
-
-
-def _logprobs(choice: dict[str, Any]) -> list[float]:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return [float(token["logprob"]) for token in choice["logprobs"]["content"]]
-    return []
-
-
-def message(raw: bytes) -> str:
-    """What an endpoint says is wrong, short."""
-    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-        error = json.loads(raw)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:200]
-    return raw[:80].decode(errors="replace")
-
-
-def asked_to_wait(headers: httpx.Headers) -> float:
-    """Seconds that `Retry-After` asks for, as a number or a date; 0 for none."""
-    value = headers.get("retry-after", "").strip()
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0

@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import json
 import math
-import re
 import time
-from collections.abc import AsyncGenerator, Callable, Set
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import httpx
 import referencing
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
-from slmctl.errors import DataError, NetworkError
+from slmctl.errors import DataError
 from slmctl.inference.engine import Engine, EngineError, Event, Request
-from slmctl.network import openai_client
+from slmctl.network.openai_client import (
+    EXTENSIONS,
+    Endpoint,
+    EndpointError,
+    EndpointRequest,
+    StreamedReply,
+    constraint,
+)
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import Asked
@@ -28,15 +33,8 @@ from slmctl.server.openai_requests import Asked
 Put = Callable[[Event], None]
 Cancel = Callable[[], None]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before the engine is started once more
-MAX_BYTES = 8_000_000  # of one reply
 LOOK_S = 2.0  # for another server to say that it is there, and as long that is believed
 MAX_STEPS = 100_000  # keywords of a client's own schema that are applied to one answer: about a second
-# Words of a refusal that is of the option itself, and so of every request's; others may be of its value.
-UNKNOWN = re.compile(
-    r"unknown|unrecogni[sz]ed|unsupported|unexpected|extra (inputs?|fields?)|additional|"
-    r"not (supported|permitted|allowed|recogni[sz]ed|implemented)|no such",
-    re.IGNORECASE,
-)
 
 
 class Backend(Protocol):
@@ -53,7 +51,7 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
-class Local:
+class LocalEngine:
     """The engine of this process; it is started again at once when it dies."""
 
     def __init__(self, engine: Engine) -> None:
@@ -127,8 +125,8 @@ class Local:
         while not self.engine.alive:
             try:
                 await asyncio.to_thread(self.engine.revive)
-            except EngineError as error:
-                self._log.event("engine_cannot_start", error=error.message, again_in_s=wait)
+            except (EngineError, OSError) as error:  # no file or process left is no reason to give up for good
+                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
         self._metrics.restarts.inc()
@@ -139,58 +137,47 @@ class Local:
             submit()
 
 
-class Elsewhere:
+class EndpointEngine:
     """An OpenAI-compatible server that has the release's model (vLLM, llama-server, another slmctl).
 
     It is asked as the model was trained, with the labels or the schema as a constraint where it knows one;
-    whatever it says, an answer that the task does not allow is an error and not an answer.
+    whatever it answers, an answer that the task does not allow is an error and not an answer.
+
+    Args:
+        concurrency: Requests that are with it at the same time.
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int) -> None:
-        self.url = openai_client.completions(url)
-        self.model, self._key_env = model, key_env
-        self._headers = {"Authorization": f"Bearer {openai_client.read_key(key_env)}"} if key_env else {}
-        self._refused: set[str] = set()
-        self._limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        # no proxy of the environment, which would read everything; the deadline of the answer is the gateway's
+        self.endpoint = Endpoint(url, model, key_env, connections=concurrency, droppable=EXTENSIONS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._there, self._looked = True, -math.inf
+        self._there, self._looked_at = True, -math.inf
 
     @property
     def hosts(self) -> set[str]:
-        """Whom this process must be able to reach."""
-        return {urlsplit(self.url).hostname or ""}
+        """The hosts that this process must be able to reach."""
+        return self.endpoint.hosts
 
     @property
     def build(self) -> str:
-        return f"engine at {urlsplit(self.url).netloc}"
+        return f"engine at {urlsplit(self.endpoint.url).netloc}"
 
     @property
     def ready(self) -> bool:
         return self._there
 
     async def look(self) -> None:
-        """Ask whether the other server is there, unless that was asked a moment ago."""
+        """Ask the other server for a sign of life, unless it was asked a moment ago."""
         now = time.monotonic()
-        if now - self._looked < LOOK_S:
-            return
-        self._looked = now
-        try:
-            said = await self._looker.get(self.url.removesuffix("/chat/completions") + "/models")
-            self._there = said.status_code < 500  # a server without a list of models is there too
-        except (httpx.HTTPError, OSError, NetworkError):
-            self._there = False
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._there = await self.endpoint.is_there(LOOK_S)
 
     def start(self, log: Log, metrics: Metrics) -> None:
         self._log = log
-        # no proxy of the environment, which would be told everything; the deadline of the answer is the gateway's
-        self._client = httpx.AsyncClient(
-            headers=self._headers, timeout=httpx.Timeout(None, connect=10), limits=self._limits, trust_env=False
-        )
-        # a connection of its own, which no answer keeps busy
-        self._looker = httpx.AsyncClient(headers=self._headers, timeout=LOOK_S, trust_env=False)
 
     def fault_of(self, schema: dict[str, Any]) -> str:
-        """Nothing: the server says so itself."""
+        """Nothing: the other server refuses what it cannot do."""
         return ""
 
     def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
@@ -200,7 +187,7 @@ class Elsewhere:
         def ended(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
             error = None if done.cancelled() else done.exception()
-            if error is not None:  # whatever it is, nobody is to wait for the deadline
+            if error is not None:  # whatever it is, no client is to wait for the deadline
                 self._log.event("engine_failed", error=type(error).__name__)
                 put({"error": f"the engine cannot be asked: {type(error).__name__}"})
 
@@ -215,22 +202,20 @@ class Elsewhere:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
-        await self._looker.aclose()
+        await self.endpoint.close()
 
     async def _answer(self, asked: Asked, index: int, put: Put) -> None:
-        reply, request = _Reply(), asked.requests[index]
+        reply, request = StreamedReply(), asked.requests[index]
         held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
+        question = _question(asked, index)
         try:
-            async with contextlib.aclosing(self._pieces(asked, index, reply)) as pieces:
-                async for event in pieces:
+            async with contextlib.aclosing(self.endpoint.stream(question, reply)) as deltas:
+                async for delta in deltas:
                     if not held:
-                        put(event)
-        except httpx.HTTPError as error:
-            put({"error": f"the engine cannot be asked: {type(error).__name__}"})
-            return
-        except _RefusedError as error:
-            put({"error": error.message, "refused": error.status == 400})
+                        put({"piece": delta.text, **({"tokens": delta.tokens} if delta.tokens else {})})
+        except EndpointError as error:
+            verb = "refused" if error.kind == "refused" else "cannot be asked"
+            put({"error": f"the engine {verb}: {error.message}", "refused": error.status == 400})
             return
         if reply.finish is None:
             put({"error": "the engine's answer was cut off"})
@@ -239,112 +224,33 @@ class Elsewhere:
             put({"error": f"the engine's answer, which ended with '{reply.finish}', is none that {whose} allows"})
         else:
             if held:
-                put({"piece": text, **reply.told})
-            put(reply.last)
-
-    async def _pieces(self, asked: Asked, index: int, reply: _Reply) -> AsyncGenerator[Event, None]:
-        """Ask, without what this server does not know, and read its stream."""
-        gone = set[str]()  # from this request, beside what is gone from all
-        while True:
-            body = self._body(asked, index, gone)
-            url = self.url if asked.turns[index] else self.url.removesuffix("/chat/completions") + "/completions"
-            async with self._client.stream("POST", url, json=body) as response:
-                if response.status_code == 200:
-                    size = 0
-                    async for line in response.aiter_lines():
-                        size += len(line)
-                        if size > MAX_BYTES:
-                            raise _RefusedError(f"the engine said more than {MAX_BYTES} bytes", 502)
-                        if line.startswith("data:") and (event := reply.read(line[5:].strip())):
-                            yield event
-                    return
-                raw = (await response.aread())[:MAX_BYTES]
-                said = openai_client.message(raw)
-                names = [name for name in openai_client.OPTIONAL if name in body and name in said]
-                if response.status_code not in (400, 422) or not names:
-                    raise _RefusedError(
-                        f"the engine refused: HTTP {response.status_code}: {said}", response.status_code
-                    )
-                gone.update(names)
-                if UNKNOWN.search(said):
-                    self._refused.update(names)
-
-    def _body(self, asked: Asked, index: int, gone: Set[str]) -> dict[str, Any]:
-        """What is asked: the conversation as it is rendered here, its control tokens broken up."""
-        request, task = asked.requests[index], asked.model.task
-        asks = {"messages": task.safe(asked.turns[index])} if asked.turns[index] else {"prompt": request.prompt}
-        body: dict[str, Any] = {
-            "model": self.model, **asks, "max_tokens": request.max_tokens, "temperature": request.temperature,
-            "top_p": request.top_p, "seed": request.seed, "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        stops = [stop for stop in request.stop if stop != task.end]
-        if stops:
-            body["stop"] = stops
-        if asked.turns[index]:
-            body |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
-        body |= openai_client.held(request.labels, request.schema)
-        left_out = self._refused | gone
-        left_out |= {"top_logprobs"} if "logprobs" in left_out else set()
-        return {name: value for name, value in body.items() if name not in left_out}
+                put({"piece": text, **({"tokens": reply.tokens} if reply.tokens else {})})
+            put(_last(reply))
 
 
-class _RefusedError(Exception):
-    """What another server said instead of an answer."""
+def _question(asked: Asked, index: int) -> EndpointRequest:
+    """One choice as another server is asked: the conversation as it is rendered here, its control tokens broken up."""
+    request, task, turns = asked.requests[index], asked.model.task, asked.turns[index]
+    options: dict[str, object] = {"top_p": request.top_p, "seed": request.seed}
+    if turns:
+        options |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
+    return EndpointRequest(
+        task.safe(turns), request.max_tokens, request.temperature,
+        stop=tuple(stop for stop in request.stop if stop != task.end),
+        options=options | constraint(request.labels, request.schema), prompt=request.prompt,
+    )  # fmt: skip
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.message, self.status = message, status
 
-
-class _Reply:
-    """What another server has said so far, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.finish: str | None = None
-        self._logprobs: list[float] = []
-        self._tokens: list[Event] = []
-        self._usage: dict[str, Any] = {}
-        self._own: dict[str, Any] = {}  # what slmctl's own server adds
-
-    def read(self, line: str) -> Event | None:
-        """The event of one chunk, if it is one."""
-        if line == "[DONE]":
-            return None
-        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            chunk = json.loads(line)
-            self._usage = chunk.get("usage") or self._usage
-            self._own = chunk.get("slmctl") or self._own
-            if not chunk["choices"]:
-                return None
-            choice = chunk["choices"][0]
-            piece = choice["text"] if "text" in choice else choice["delta"].get("content")
-            tokens = [_token(one) for one in ((choice.get("logprobs") or {}).get("content") or [])]
-            self._tokens += tokens
-            self._logprobs += [token["logprob"] for token in tokens]
-            self.finish = choice.get("finish_reason") or self.finish
-            if isinstance(piece, str) and piece:
-                self.text += piece
-                return {"piece": piece, **({"tokens": tokens} if tokens else {})}
-        return None
-
-    @property
-    def told(self) -> Event:
-        """The tokens of an answer that is told as one piece."""
-        return {"tokens": self._tokens} if self._tokens else {}
-
-    @property
-    def last(self) -> Event:
-        """The event that ends the answer, as the engine would tell it."""
-        labels = self._own.get("labels")
-        return {
-            "finish": self.finish,
-            "prompt_tokens": _count(self._usage.get("prompt_tokens")),
-            "completion_tokens": _count(self._usage.get("completion_tokens")),
-            "confidence": openai_client.confidence(self._own.get("confidence"), self._logprobs),
-            "logprobs": self._logprobs,
-            **({"labels": labels} if isinstance(labels, dict) else {}),
-        }
+def _last(reply: StreamedReply) -> Event:
+    """The event that ends an answer, as the own engine tells it."""
+    return {
+        "finish": reply.finish,
+        "prompt_tokens": reply.prompt_tokens or 0,
+        "completion_tokens": reply.completion_tokens or 0,
+        "confidence": reply.confidence,
+        "logprobs": reply.logprobs,
+        **({"labels": reply.labels} if reply.labels else {}),
+    }
 
 
 async def _read(asked: Asked, request: Request, text: str) -> str | None:
@@ -390,17 +296,3 @@ def _satisfies(schema: str, text: str) -> bool:
 
 class _EndlessError(Exception):
     """A schema takes too long to apply."""
-
-
-def _token(said: dict[str, Any]) -> Event:
-    top = [_named(one) for one in said.get("top_logprobs") or []]
-    return _named(said) | {"top": top}
-
-
-def _named(said: dict[str, Any]) -> Event:
-    text = str(said["token"])
-    return {"token": text, "bytes": said.get("bytes") or list(text.encode()), "logprob": float(said["logprob"])}
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and value >= 0 else 0

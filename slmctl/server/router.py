@@ -27,7 +27,7 @@ from slmctl.inference.escalation_policy import Policy, Verdict
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
 from slmctl.server import sensitive_veto
-from slmctl.server.generalist import FailedError, Generalist
+from slmctl.server.generalist import Generalist, GeneralistError
 from slmctl.server.log import Log
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
@@ -82,11 +82,6 @@ class Routed:
     p_correct: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-    @property
-    def header(self) -> str:
-        """The value of `x-slmctl-route`."""
-        return f"{self.route}; reason={self.reason}"
 
 
 class Router:
@@ -158,8 +153,8 @@ class Router:
         """Let this process reach the general model's host, and no other; and write decisions down."""
         with contextlib.ExitStack() as stack:
             if self.generalist is not None:
-                host = self.generalist.url.split("/")[2]
-                stack.enter_context(guard.network(f"asking {host}", hosts=self.generalist.hosts))
+                endpoint = self.generalist.endpoint
+                stack.enter_context(guard.network(f"asking {endpoint.host}", hosts=endpoint.hosts))
             if self._decisions is not None:
                 try:
                     self._decisions.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +262,7 @@ class Router:
         if found is not None:
             breaker.succeeded()
             return verdict.reason, *found, ""
-        known = error if isinstance(error, FailedError) else None
+        known = error if isinstance(error, GeneralistError) else None
         cut_short = error is None and limit_s < self.generalist.settings.timeout_s  # by the caller's own deadline
         if not cut_short and (known is None or known.counts):
             breaker.failed(known.pause_s if known else 0.0)
@@ -293,19 +288,27 @@ class Router:
         """The general model's reply, and its text as the task allows it.
 
         Raises:
-            FailedError: There is none, or none that the task allows.
+            GeneralistError: There is none, or none that the task allows.
         """
         assert self.generalist is not None
         reply = await self.generalist.ask(self._asked(cleared.messages), self._options(options))
+        return reply, await asyncio.to_thread(self._read, reply, cleared, options)
+
+    def _read(self, reply: Reply, cleared: sensitive_veto.Cleared, options: Mapping[str, Any]) -> str:
+        """The text of a reply as the task allows it; apart from the loop, since it is another's and may be long.
+
+        Raises:
+            GeneralistError: It is none that the task allows.
+        """
         text = untuned_prompt.read(self.task, reply.text)
         is_json = self.task.kind == "extract"
         try:
             text = sensitive_veto.restore(text, cleared.marks, is_json=is_json)
         except (ValueError, RecursionError):
-            raise FailedError("generalist-garbage") from None
+            raise GeneralistError("generalist-garbage") from None
         if not self.task.accepts(text):
-            raise FailedError("generalist-garbage")
-        return reply, text if is_json or self.task.kind == "classify" else _until(text, options.get("stop"))
+            raise GeneralistError("generalist-garbage")
+        return text if is_json or self.task.kind == "classify" else _until(text, options.get("stop"))
 
     def _asked(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """The conversation as the general model gets it: told the task, where the local model was trained for one."""

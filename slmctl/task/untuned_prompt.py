@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 
 from slmctl.metrics import answer_metrics
@@ -34,10 +33,19 @@ def read(task: Task, text: str) -> str:
     if task.kind == "classify":
         return _label(task, text) or text
     if task.kind == "extract" and answer_metrics.parse(text) is answer_metrics.INVALID:
-        fenced = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.DOTALL | re.IGNORECASE)
-        inner = fenced.group(1).strip() if fenced else text[text.find("{") : text.rfind("}") + 1]
+        fenced = _fenced(text)
+        inner = text[text.find("{") : text.rfind("}") + 1] if fenced is None else fenced
         return inner if answer_metrics.parse(inner) is not answer_metrics.INVALID else text
     return text
+
+
+def _fenced(text: str) -> str | None:
+    """The inside of the first code fence that is of JSON or of no language; in linear time, as the text is foreign."""
+    for part in text.split("```")[1:-1]:
+        language, line_break, inner = part.partition("\n")
+        if line_break and language.strip().lower() in ("", "json"):
+            return inner.strip()
+    return None
 
 
 def _label(task: Task, text: str) -> str | None:
@@ -50,7 +58,8 @@ def _label(task: Task, text: str) -> str | None:
     whole = by_words.get(tuple(said), [])
     if len(whole) == 1:
         return whole[0]
-    within = [key for key in by_words if key and _stands_in(key, said)]
+    runs = {tuple(said[k : k + size]) for size in set(map(len, by_words)) for k in range(len(said) - size + 1)}
+    within = [key for key in by_words if key and key in runs]
     longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
     found = [label for key in longest for label in by_words[key]]
     return found[0] if len(found) == 1 else None

@@ -1,244 +1,21 @@
-"""The client for OpenAI-compatible endpoints, against one that misbehaves and against slmctl's own server."""
+"""The client of one OpenAI-compatible endpoint: addresses, and what it reads in a reply."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support import endpoint, tiny
-from support.endpoint import fails, says
 
-from slmctl.errors import NetworkError, UsageError
+from slmctl.errors import UsageError
 from slmctl.network import openai_client
-from slmctl.network.openai_client import Ask, Refusal, Remote, Reply
+from slmctl.network.openai_client import Endpoint
 
 pytest.importorskip("httpx")
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait as long between attempts as a courteous client does."""
-    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.005)
-    monkeypatch.setattr(openai_client, "LONGEST_WAIT_S", 0.02)
-
-
-def ask(text: str) -> Ask:
-    return Ask([{"role": "user", "content": text}], max_tokens=9)
-
-
-def answers(one: Remote, texts: Sequence[str]) -> list[Reply | Refusal]:
-    """Every answer, in order."""
-    found = dict(one.ask_all(ask(text) for text in texts))
-    assert sorted(found) == list(range(len(texts)))
-    return [found[k] for k in range(len(texts))]
-
-
-def echo(body: dict[str, Any], before: int) -> endpoint.Turn:
-    return says(body["messages"][-1]["content"].upper())
-
-
-def test_every_request_gets_its_own_answer() -> None:
-    texts = [f"text {k}" for k in range(50)]
-    with endpoint.serving(echo) as fake:
-        found = answers(Remote(fake.url, "large", concurrency=7), texts)
-        assert fake.most_at_once <= 7
-    assert [reply.text for reply in found if isinstance(reply, Reply)] == [text.upper() for text in texts]
-    first = found[0]
-    assert isinstance(first, Reply)
-    assert (first.finish, first.prompt_tokens, first.completion_tokens, first.confidence) == ("stop", 11, 3, None)
-    assert set(fake.paths) == {"/v1/chat/completions"}
-    assert fake.bodies[0] | {"messages": []} == {"model": "large", "messages": [], "max_tokens": 9, "temperature": 0.0}
-
-
-def test_no_request_gives_no_answer() -> None:
-    with endpoint.serving(echo) as fake:
-        assert answers(Remote(fake.url, "large"), []) == []
-
-
-def test_requests_are_taken_as_they_are_needed() -> None:
-    taken: list[int] = []
-
-    def requests() -> Any:
-        for k in range(1000):
-            taken.append(k)
-            yield ask(str(k))
-
-    with endpoint.serving(echo) as fake:
-        stream = Remote(fake.url, "large", concurrency=3).ask_all(requests())
-        next(stream)
-        assert len(taken) <= 12
-        stream.close()
-    assert len(fake.bodies) <= 12
-
-
-def test_at_most_so_many_are_in_flight() -> None:
-    together = threading.Barrier(4)  # breaks unless four are in flight at once
-
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        together.wait(timeout=30)
-        return says("yes")
-
-    with endpoint.serving(manners) as fake:
-        answers(Remote(fake.url, "large", concurrency=4), [str(k) for k in range(16)])
-        assert fake.most_at_once == 4
-
-
 @pytest.mark.parametrize(
-    "bad",
-    [
-        fails(429, "slow down"),
-        fails(429, "slow down", **{"retry-after": "0.01"}),
-        fails(429, "slow down", **{"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}),
-        fails(429, "slow down", **{"retry-after": "soon"}),
-        fails(500),
-        fails(503),
-        (200, {}, b"<html>try later</html>"),
-        (200, {}, b'{"choices": []}'),
-        (200, {}, b'{"choices": [{"message": {"content": [1]}}]}'),
-        (200, {}, b"null"),
-        (200, {"content-encoding": "gzip"}, b"no gzip"),
-        (200, {"content-length": "999"}, b"cut off"),
-        (0, {}, b""),
-    ],
-    ids=lambda turn: f"{turn[0]} {turn[2][:12]!r}",
-)
-def test_what_may_pass_is_asked_again(bad: endpoint.Turn) -> None:
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        return bad if before < 2 else says("at last")
-
-    with endpoint.serving(manners) as fake:
-        one = Remote(fake.url, "large", concurrency=2, timeout_s=1)
-        found = answers(one, ["a", "b"])
-    assert [getattr(reply, "text", reply) for reply in found] == ["at last"] * 2
-    assert one.retries == 4
-    assert len(fake.bodies) == 6
-
-
-def test_a_request_that_never_works_is_given_up_and_the_others_go_on() -> None:
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        return fails(500, "out of order") if body["messages"][-1]["content"] == "3" else says("yes")
-
-    with endpoint.serving(manners) as fake:
-        found = answers(Remote(fake.url, "large"), [str(k) for k in range(8)])
-    assert [isinstance(reply, Refusal) for reply in found] == [k == 3 for k in range(8)]
-    assert found[3] == Refusal("HTTP 500: out of order (6 attempts)", 500)
-    assert fake.questions.count("3") == openai_client.ATTEMPTS
-
-
-def test_a_request_that_is_refused_is_not_asked_again() -> None:
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        return fails(400, "too long") if body["messages"][-1]["content"] == "long" else says("yes")
-
-    with endpoint.serving(manners) as fake:
-        found = answers(Remote(fake.url, "large"), ["long"] * 30 + ["short"])
-    assert found[:30] == [Refusal("HTTP 400: too long", 400)] * 30  # and so many in a row end nothing
-    assert isinstance(found[30], Reply)
-    assert len(fake.bodies) == 31
-
-
-@pytest.mark.parametrize(("status", "said"), [(401, "the key is not accepted"), (404, "there is no such model")])
-def test_what_no_request_can_get_past_ends_it_all(status: int, said: str) -> None:
-    with endpoint.serving(lambda body, before: fails(status, "go away")) as fake:
-        one = Remote(fake.url, "large", concurrency=2)
-        with pytest.raises(NetworkError, match=f"{said}.*HTTP {status}: go away"):
-            list(one.ask_all(ask(str(k)) for k in range(1000)))
-    assert len(fake.bodies) < 20
-
-
-def test_what_was_answered_comes_before_the_end() -> None:
-    """Answers that were paid for are not lost to the failure of a request beside them."""
-    with endpoint.serving(lambda body, before: says("yes") if len(fake.bodies) <= 10 else fails(403)) as fake:
-        found: list[Reply | Refusal] = []
-        with pytest.raises(NetworkError, match="the key may not do this"):
-            for _, reply in Remote(fake.url, "large", concurrency=1).ask_all(ask(str(k)) for k in range(99)):
-                found.append(reply)
-    assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 10
-
-
-def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
-    with endpoint.serving(lambda body, before: fails(500)) as fake:
-        one = Remote(fake.url, "large", concurrency=4)
-        with pytest.raises(NetworkError, match="answered none of 16 requests in a row: HTTP 500"):
-            list(one.ask_all(ask(str(k)) for k in range(1000)))
-    assert len(fake.bodies) < 40 * openai_client.ATTEMPTS
-
-
-def test_an_endpoint_that_refuses_everything_is_given_up_too() -> None:
-    with endpoint.serving(lambda body, before: fails(400, "no such model")) as fake:
-        with pytest.raises(NetworkError, match="answered none of 64 requests in a row: HTTP 400: no such model"):
-            list(Remote(fake.url, "large").ask_all(ask(str(k)) for k in range(1000)))
-        assert len(fake.bodies) < 100
-
-
-def test_an_endpoint_that_is_not_there() -> None:
-    with endpoint.serving(echo) as fake:
-        url = fake.url
-    with pytest.raises(NetworkError, match="answered none of 16 requests in a row: ConnectError"):
-        list(Remote(url, "large", concurrency=16).ask_all(ask(str(k)) for k in range(100)))
-
-
-def test_a_slow_endpoint_is_left_after_its_time() -> None:
-    """One that sends a byte now and then would never meet a timeout between two bytes."""
-    ended = threading.Event()
-
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        if before == 0:
-            ended.wait(20)
-        return says("yes")
-
-    with endpoint.serving(manners) as fake:
-        begun = time.monotonic()
-        found = answers(Remote(fake.url, "large", timeout_s=0.2), ["a"])
-        assert time.monotonic() - begun < 19  # it did not wait for the first attempt
-        ended.set()
-    assert isinstance(found[0], Reply)
-    assert len(fake.bodies) == 2
-
-
-def test_an_endless_reply_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_client, "MAX_BYTES", 1000)
-    with endpoint.serving(lambda body, before: says("x" * 5000)) as fake:
-        (found,) = answers(Remote(fake.url, "large"), ["a"])
-    assert isinstance(found, Refusal)
-    assert "more than 1000 bytes" in found.message
-
-
-def test_options_are_learnt_from_refusals() -> None:
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        if "max_tokens" in body:
-            return fails(400, "Unsupported parameter: use 'max_completion_tokens' instead.")
-        if "temperature" in body:
-            return fails(400, "'temperature' does not support 0.0 with this model.")
-        return says("yes")
-
-    with endpoint.serving(manners) as fake:
-        found = answers(Remote(fake.url, "large", concurrency=1), ["a", "b", "c"])
-    assert all(isinstance(reply, Reply) for reply in found)
-    assert fake.bodies[-1]["max_completion_tokens"] == 9
-    assert len(fake.bodies) == 5
-
-
-def test_requests_on_their_way_learn_what_the_first_one_learnt() -> None:
-    together = threading.Barrier(4)  # so that four are refused before any has learnt of it
-
-    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        if "temperature" not in body:
-            return says("yes")
-        together.wait(timeout=30)
-        return fails(400, "'temperature' does not support 0.0 with this model.")
-
-    with endpoint.serving(manners) as fake:
-        found = answers(Remote(fake.url, "large", concurrency=4), ["a", "b", "c", "d"])
-    assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 4
-
-
-@pytest.mark.parametrize(
-    ("logprobs", "wanted"),
+    ("logprobs", "confidence"),
     [
         ({"content": [{"logprob": -1.0}, {"logprob": -0.5}]}, pytest.approx(0.22313)),
         ({"content": [{"logprob": 3.0}]}, None),
@@ -248,18 +25,10 @@ def test_requests_on_their_way_learn_what_the_first_one_learnt() -> None:
         (None, None),
     ],
 )
-def test_how_sure_an_endpoint_is(logprobs: Any, wanted: Any) -> None:
+def test_how_sure_an_endpoint_is(logprobs: Any, confidence: Any) -> None:
     choice = {"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": logprobs}
-    reply = openai_client.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1)
-    assert reply is not None
-    assert reply.confidence == wanted
-
-
-def test_a_refusal_to_speak_is_an_answer_without_words() -> None:
-    with endpoint.serving(lambda body, before: says(None, usage=None)) as fake:
-        (found,) = answers(Remote(fake.url, "large"), ["a"])
-    assert isinstance(found, Reply)
-    assert (found.text, found.prompt_tokens) == ("", None)
+    reply = openai_client.read_reply(json.dumps({"choices": [choice]}).encode(), 0.1, 9)
+    assert reply.confidence == confidence
 
 
 # The address and the key
@@ -282,49 +51,7 @@ def test_addresses(url: str, whole: str) -> None:
     "url",
     ["api.example.invalid/v1", "ftp://a.invalid", "https://", "https://me:pw@a.invalid/v1", "https://a.invalid/v1?k=1"],
 )
-def test_what_is_no_address(url: str) -> None:
+def test_an_address_that_cannot_be_used(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Remote(url, "large")
+        Endpoint(url, "large")
     assert "pw" not in caught.value.message + caught.value.hint
-
-
-def test_the_key_is_sent_and_said_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = "k" * 7 + "-made-up"
-    monkeypatch.setenv("A_KEY", f" {key}\n")
-    with endpoint.serving(lambda body, before: fails(401, "bad key")) as fake:
-        one = Remote(fake.url, "large", key_env="A_KEY")
-        with pytest.raises(NetworkError) as caught:
-            list(one.ask_all([ask("a")]))
-    assert fake.headers[0]["authorization"] == f"Bearer {key}"
-    assert key not in caught.value.message + caught.value.hint
-    monkeypatch.delenv("A_KEY")
-    with pytest.raises(UsageError, match="the environment variable A_KEY is not set"):
-        Remote(fake.url, "large", key_env="A_KEY")
-
-
-def test_no_redirect_takes_the_key_elsewhere() -> None:
-    with endpoint.serving(echo) as other:
-        moved = fails(307, "moved", location=other.url + "/chat/completions")
-        with endpoint.serving(lambda body, before: moved) as fake:
-            (found,) = answers(Remote(fake.url, "large"), ["a"])
-    assert isinstance(found, Refusal)
-    assert other.bodies == []
-
-
-def test_slmctls_own_server(tiny_run: Path) -> None:
-    child = tiny.start(tiny_run, "serve", "--port", "0")
-    assert child.stdout is not None
-    url = child.stdout.readline().strip()
-    try:
-        import httpx
-
-        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
-        texts = [text for text, _ in tiny.rows(20, seed=5)]
-        found = answers(Remote(url, model["id"], concurrency=4), texts)
-        assert all(isinstance(reply, Reply) and reply.text in tiny.LABELS for reply in found)
-        assert all(isinstance(reply, Reply) and 0 < (reply.confidence or 0) <= 1 for reply in found)
-        with pytest.raises(NetworkError, match="'another' is not served here"):  # a 404, as OpenAI has it
-            answers(Remote(url, "another"), ["a"])
-    finally:
-        child.terminate()
-        child.communicate(timeout=60)

@@ -18,8 +18,9 @@ from support.serving import begin, chat, end, figure, post
 
 from slmctl.errors import NetworkError
 from slmctl.inference.engine import Event
+from slmctl.network.openai_client import Delta, Endpoint
 from slmctl.server import openai_requests
-from slmctl.server.backends import Elsewhere
+from slmctl.server.backends import EndpointEngine
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.task.contract import Task
@@ -120,13 +121,13 @@ def test_an_option_is_given_up_for_all_only_where_it_is_unknown(behind: Behind) 
 
 @pytest.mark.parametrize("error", [ValueError("a bad body"), NetworkError("the guard"), RuntimeError("a bug")])
 def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: Any) -> AsyncGenerator[Event, None]:
+    async def fail(*_: Any) -> AsyncGenerator[Delta, None]:
         raise error
-        yield {}
+        yield Delta("", [])
 
     async def work() -> Event:
-        monkeypatch.setattr(Elsewhere, "_pieces", fail)
-        backend = Elsewhere("http://127.0.0.1:9/v1", "large", None, 1)
+        monkeypatch.setattr(Endpoint, "stream", fail)
+        backend = EndpointEngine("http://127.0.0.1:9/v1", "large", None, 1)
         backend.start(Log(), Metrics())
         models = {"desk": openai_requests.Model("desk", TASK)}
         asked = openai_requests.check({"messages": chat("hello")}, "chat", models, openai_requests.Ceilings(8, 100))

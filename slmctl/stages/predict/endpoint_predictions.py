@@ -22,7 +22,8 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError
-from slmctl.network.openai_client import Ask, Refusal, Remote, Reply
+from slmctl.network.endpoint_pool import EndpointPool, Refusal
+from slmctl.network.openai_client import EndpointRequest, Reply
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
@@ -42,17 +43,18 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     task = Task.read(prepared.path)
     records = read_records(prepared.file(f"{config.split}.jsonl"))
     examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
-    remote = Remote(wanted["url"], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
+    pool = EndpointPool([wanted["url"]], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
     name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
     head = opening(task, examples)
     requests = {
-        k: Ask([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ())) for k in sent
+        k: EndpointRequest([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ()))
+        for k in sent
     }
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
-    found, rate = _ask(remote, requests, answered, name)
+    found, rate = _ask(pool, requests, answered, name)
     write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
     waits = sorted(reply.seconds * 1000 for reply in found.values() if isinstance(reply, Reply))
     answered.unlink(missing_ok=True)
@@ -63,7 +65,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     return {
         "model": name,
         "kind": "endpoint",
-        "endpoint": remote.url,
+        "endpoint": pool.urls[0],
         "split": config.split,
         "n": len(records),
         "size": None,
@@ -73,14 +75,14 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         "labels_shown": len({example.answer for example in examples}) if task.labels else 0,
         "not_sent": len(records) - len(sent),
         "failed": len(failed),
-        "retries": remote.retries,
+        "retries": pool.retries,
         "latency_ms": _waits(waits),
         "rows_per_s": rate,
     }
 
 
 def _ask(
-    remote: Remote, requests: dict[int, Ask], answered: Path, name: str
+    pool: EndpointPool, requests: dict[int, EndpointRequest], answered: Path, name: str
 ) -> tuple[dict[int, Reply | Refusal], float | None]:
     """Every reply by row, and how many came a second.
 
@@ -102,7 +104,7 @@ def _ask(
         answered.open("a", encoding="utf-8") as stream,
     ):
         stream.write("\n")  # ends a line that was torn
-        for index, reply in remote.ask_all(requests[k] for k in left):
+        for index, reply in pool.ask_all(requests[k] for k in left):
             k = left[index]
             found[k] = reply
             if isinstance(reply, Reply):

@@ -15,7 +15,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, NetworkError
-from slmctl.network import openai_client
+from slmctl.network import endpoint_pool, openai_client
 from slmctl.pipeline import chains, resolve, runner
 from slmctl.stages.predict import endpoint_predictions
 from slmctl.stages.predict.endpoint_predictions import opening, shots
@@ -193,7 +193,7 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: resolve.Pr
 def test_a_row_without_an_answer_does_not_stop_the_others(
     desk_with_sensitive: resolve.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.001)
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
         return fails(400, "filtered") if "parcel" in body["messages"][-1]["content"] else says("billing")
@@ -321,8 +321,8 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
     with endpoint.serving(
         lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
     ) as fake:
-        asked = openai_client.Ask(endpoint_predictions._turns(one)[:-1], tools=one.tools or ())
-        ((_, reply),) = openai_client.Remote(fake.url, "large").ask_all([asked])
+        asked = openai_client.EndpointRequest(endpoint_predictions._turns(one)[:-1], tools=one.tools or ())
+        ((_, reply),) = endpoint_pool.EndpointPool([fake.url], "large").ask_all([asked])
     (body,) = fake.bodies
     assert body["tools"] == [TOOL]
     assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]  # ids of calls are not kept

@@ -27,8 +27,9 @@ from support import tiny
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
 from slmctl.inference.engine import Answer, EngineDiedError, EngineError
+from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
-from slmctl.stages.predict import file_prediction, server_pool
+from slmctl.stages.predict import endpoint_answerer, file_prediction
 from slmctl.stages.predict.file_prediction import Job, answer_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -465,7 +466,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     task = Task.read(artifacts["gguf"].path)
     servers = [Server(), Server(failures=3)]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -474,8 +475,8 @@ def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, 
     ]
     rows.append({"text": "it is about nothing", "sensitive": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency=2)
-    answerer = server_pool.FleetAnswerer(fleet, task, 16)
+    pool = EndpointPool([server.url for server in servers], "served", None, concurrency=2)
+    answerer = endpoint_answerer.EndpointAnswerer(pool, task, 16)
     assert answer_file(answerer, task, Job(path, out, "text", withhold=True)) == (10, 4)
     found = read(out)
     for row in found[:9]:
@@ -498,15 +499,15 @@ def test_a_fleet_shares_the_rows_and_sees_no_sensitive_one(artifacts: dict[str, 
 
 
 @pytest.fixture
-def fleet_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+def pool_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
     """Rows answered by servers, each with so many requests in flight."""
     task, begun = Task.read(artifacts["gguf"].path), []
 
     def call(servers: list[Server], count: int, concurrency: int = 2, task: Task = task) -> list[dict[str, Any]]:
         begun.extend(servers)
         source = lines(tmp_path / "in.jsonl", [f"{k} billing" for k in range(count)])
-        fleet = server_pool.Fleet([server.url for server in servers], "served", None, concurrency)
-        answerer = server_pool.FleetAnswerer(fleet, task, 16)
+        pool = EndpointPool([server.url for server in servers], "served", None, concurrency)
+        answerer = endpoint_answerer.EndpointAnswerer(pool, task, 16)
         answer_file(answerer, task, Job(source, tmp_path / "out.jsonl", "text", withhold=True))
         return read(tmp_path / "out.jsonl")
 
@@ -516,9 +517,9 @@ def fleet_of(artifacts: dict[str, Artifact], tmp_path: Path) -> Iterator[Callabl
         server.server_close()
 
 
-def test_a_slow_server_keeps_no_more_than_its_own_places(fleet_of: Callable[..., Any]) -> None:
+def test_a_slow_server_keeps_no_more_than_its_own_places(pool_of: Callable[..., Any]) -> None:
     slow, quick = Server(seconds=0.4), Server(seconds=0.01)
-    assert [row["answer"] for row in fleet_of([slow, quick], 60)] == ["billing"] * 60
+    assert [row["answer"] for row in pool_of([slow, quick], 60)] == ["billing"] * 60
     assert slow.most_at_once <= 2
     assert quick.most_at_once <= 2
     assert len(slow.seen) < 20 < len(quick.seen)
@@ -526,31 +527,31 @@ def test_a_slow_server_keeps_no_more_than_its_own_places(fleet_of: Callable[...,
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_server_that_refuses_is_left_out_while_another_answers(
-    fleet_of: Callable[..., Any], status: int, capsys: Any
+    pool_of: Callable[..., Any], status: int, capsys: Any
 ) -> None:
     bad, good = Server(status=status), Server()
-    assert [row["answer"] for row in fleet_of([bad, good], 20)] == ["billing"] * 20
+    assert [row["answer"] for row in pool_of([bad, good], 20)] == ["billing"] * 20
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("is asked no more: ") == 1
     assert f"127.0.0.1:{bad.server_address[1]} is asked no more" in said
     with pytest.raises(NetworkError, match=f"HTTP {status}"):
-        fleet_of([bad, Server(status=status)], 20)
+        pool_of([bad, Server(status=status)], 20)
 
 
-def test_what_a_server_does_not_know_is_left_out_from_then_on(fleet_of: Callable[..., Any]) -> None:
+def test_what_a_server_does_not_know_is_left_out_from_then_on(pool_of: Callable[..., Any]) -> None:
     old, new = Server(refuses=("structured_outputs", "logprobs", "response_format")), Server()
-    rows = fleet_of([old, new], 40, concurrency=4)
+    rows = pool_of([old, new], 40, concurrency=4)
     assert [row["error"] for row in rows] == [None] * 40
     assert {row["confidence"] and round(row["confidence"], 6) for row in rows} == {None, round(math.exp(-0.5), 6)}
     assert not {"structured_outputs", "logprobs"} & old.seen[-1].keys()
     assert all(body["logprobs"] for body in new.seen)
 
 
-def test_a_server_is_told_the_schema(fleet_of: Callable[..., Any], artifacts: dict[str, Artifact]) -> None:
+def test_a_server_is_told_the_schema(pool_of: Callable[..., Any], artifacts: dict[str, Artifact]) -> None:
     plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
     server = Server()
-    assert fleet_of([server], 1, task=task)[0]["valid"] is False  # it says a word
+    assert pool_of([server], 1, task=task)[0]["valid"] is False  # it says a word
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     assert server.seen[0]["response_format"] == form
 
@@ -597,13 +598,13 @@ def test_a_path_is_asked_with_the_settings_that_there_are(tiny_run: Path, tmp_pa
     server.server_close()
 
 
-def test_a_fleet_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
-    from slmctl.network import openai_client
+def test_a_pool_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
+    from slmctl.network import endpoint_pool
 
-    monkeypatch.setattr(openai_client, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.0)
     task = Task.read(artifacts["gguf"].path)
     source, out = lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl"
-    fleet = server_pool.Fleet(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
+    pool = EndpointPool(["http://127.0.0.1:9/v1"], "served", None, concurrency=2)
     with pytest.raises(NetworkError, match="answered none of"):
-        answer_file(server_pool.FleetAnswerer(fleet, task, 16), task, Job(source, out, "text", withhold=True))
+        answer_file(endpoint_answerer.EndpointAnswerer(pool, task, 16), task, Job(source, out, "text", withhold=True))
     assert not out.exists()

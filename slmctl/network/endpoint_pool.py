@@ -1,0 +1,229 @@
+"""Many questions -> answers of one or several endpoints, from code that is not asynchronous.
+
+Each question is tried again while that may help, at another endpoint where there is one; an endpoint that refuses
+the key or the model is asked no more. The requests run in an event loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from slmctl import console
+from slmctl.errors import NetworkError, UsageError
+from slmctl.network import guard
+from slmctl.network.openai_client import Endpoint, EndpointError, EndpointRequest, Reply
+
+ATTEMPTS = 6  # for one request, the first one included
+FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
+LONGEST_WAIT_S = 30.0  # also where the endpoint asks for more
+AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may pass; 0 is no reply, 200 a bad one
+HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
+GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The reason why one request has no answer; the others go on."""
+
+    message: str
+    status: int = 0
+
+
+class EndpointPool:
+    """Endpoints with the same model, asked as one: the endpoint with the fewest requests in flight is asked next.
+
+    Args:
+        urls: The address of each; see `Endpoint`.
+        model: The name they know the model by.
+        key_env: The environment variable that holds the key; None sends none.
+        concurrency: Requests in flight at each endpoint.
+        timeout_s: For one attempt, from the connection to the last byte.
+
+    Raises:
+        UsageError: There is no address, one cannot be used, or the variable is not set.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        key_env: str | None = None,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+    ) -> None:
+        if not urls:
+            raise UsageError("no endpoint is named", hint="--engine-url https://host/v1")
+        endpoints = [
+            Endpoint(url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True)
+            for url in urls
+        ]
+        self._endpoints = list({endpoint.url: endpoint for endpoint in endpoints}.values())
+        self.urls, self.model = [endpoint.url for endpoint in self._endpoints], model
+        self._concurrency = concurrency
+        self._first_attempts = 0
+        self._jitter = random.Random()  # noqa: S311 - spreads retries, hides nothing
+        self._failed_in_a_row, self._has_answered = 0, False
+        self._announced = False
+
+    @property
+    def retries(self) -> int:
+        """Attempts beyond the first, over all requests."""
+        return sum(endpoint.attempts for endpoint in self._endpoints) - self._first_attempts
+
+    def ask_all(self, requests: Iterable[EndpointRequest]) -> Iterator[tuple[int, Reply | Refusal]]:
+        """Answer every request, in any order: its index, and the answer or the reason why there is none.
+
+        Leaving the iteration early ends the requests in flight.
+
+        Raises:
+            NetworkError: No endpoint can be reached at all, or each refuses the key or the model.
+        """
+        hosts = {host for url in self.urls for host in (urlsplit(url).hostname or "", *guard.on_the_way(url))}
+        if not self._announced:
+            console.say(f"  contacting {', '.join(sorted(hosts))}")
+            self._announced = True
+        self._failed_in_a_row, self._has_answered = 0, False
+        most = 2 * self._concurrency * len(self._endpoints)
+        with guard.network(f"asking {urlsplit(self.urls[0]).hostname}", hosts=hosts), _loop_in_thread() as loop:
+            places = _Places(self._endpoints, self._concurrency)
+            running: dict[Future[Reply | Refusal], int] = {}
+            try:
+                for index, request in enumerate(requests):
+                    running[asyncio.run_coroutine_threadsafe(self._ask(request, places), loop)] = index
+                    if len(running) >= most:
+                        yield from self._finished(running)
+                while running:
+                    yield from self._finished(running)
+            finally:
+                for future in running:
+                    future.cancel()
+                asyncio.run_coroutine_threadsafe(self._close(), loop).result()
+
+    def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
+        """The answers that are there by now; where one failure ends all, first every answer that was still got."""
+        hopeless: BaseException | None = None
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            index, error = running.pop(future), future.exception()
+            if error is None:
+                error = self._judge(future.result())
+                yield index, future.result()
+            hopeless = hopeless or error
+        if hopeless is not None:
+            for future, index in running.items():
+                if not future.cancel() and future.exception() is None and isinstance(future.result(), Reply):
+                    yield index, future.result()
+            raise hopeless
+
+    def _judge(self, outcome: Reply | Refusal) -> NetworkError | None:
+        """Give up on endpoints that have answered nothing for long; refusals of some requests are no sign yet."""
+        if isinstance(outcome, Reply):
+            self._failed_in_a_row, self._has_answered = 0, True
+            return None
+        if outcome.status == 400 and self._has_answered:
+            return None
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row < GIVE_UP_AFTER * (4 if outcome.status == 400 else 1):
+            return None
+        return NetworkError(
+            f"{urlsplit(self.urls[0]).hostname} has answered none of {self._failed_in_a_row} requests in a row: "
+            f"{outcome.message}"
+        )
+
+    async def _ask(self, request: EndpointRequest, places: _Places) -> Reply | Refusal:
+        """One request with all its attempts."""
+        failed_at: Endpoint | None = None
+        failures = 0
+        self._first_attempts += 1
+        while True:
+            async with places.take(failed_at) as endpoint:
+                try:
+                    return await endpoint.ask(request)
+                except EndpointError as caught:
+                    error = caught
+            if error.status in HOPELESS:
+                places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
+                continue
+            if error.status not in AGAIN:
+                return Refusal(error.message, error.status)
+            failed_at, failures = endpoint, failures + 1
+            if failures == ATTEMPTS:
+                return Refusal(f"{error.message} ({ATTEMPTS} attempts)", error.status)
+            longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failures - 1))
+            pause_s = max(min(error.pause_s, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest))
+            await asyncio.sleep(pause_s)
+
+    async def _close(self) -> None:
+        """End every request in flight, and close all connections."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for endpoint in self._endpoints:
+            await endpoint.close()
+
+
+class _Places:
+    """The places for requests in flight, `each` at every endpoint that is still asked."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], each: int) -> None:
+        self._each = each
+        self._running = dict.fromkeys(endpoints, 0)  # requests in flight, the next endpoint first
+        self._failing: set[Endpoint] = set()  # asked again only where the others have no place
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def take(self, failed_at: Endpoint | None) -> AsyncIterator[Endpoint]:
+        """The endpoint of the next attempt, for as long as it takes; `failed_at` is where the last one failed."""
+        async with self._changed:
+            if failed_at in self._running:
+                self._failing.add(failed_at)
+            while (endpoint := self._free(failed_at)) is None:
+                await self._changed.wait()
+            self._failing.discard(endpoint)
+            self._running[endpoint] = self._running.pop(endpoint) + 1  # the last of those with as few requests
+        try:
+            yield endpoint
+        finally:
+            if endpoint in self._running:
+                self._running[endpoint] -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    def drop(self, endpoint: Endpoint, reason: str) -> None:
+        """Ask an endpoint no more.
+
+        Raises:
+            NetworkError: It was the last one.
+        """
+        if self._running.keys() == {endpoint}:
+            raise NetworkError(f"{endpoint.host}: {reason}")
+        if self._running.pop(endpoint, None) is not None:
+            console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
+
+    def _free(self, failed_at: Endpoint | None) -> Endpoint | None:
+        """The endpoint with a free place and the fewest requests; the one that failed only where it is the last."""
+        others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
+        free = [endpoint for endpoint in others if self._running[endpoint] < self._each]
+        return min(free, key=lambda one: (one in self._failing, self._running[one]), default=None)
+
+
+@contextlib.contextmanager
+def _loop_in_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs in a thread for as long as the block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="endpoints", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

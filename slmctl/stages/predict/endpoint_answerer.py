@@ -1,0 +1,41 @@
+"""Answers of MODEL from one or several OpenAI-compatible endpoints that serve it (vLLM, llama-server).
+
+They serve the model that MODEL's task was made for, so they are asked as it was trained, with the labels or the
+schema as a constraint where they know one; what they answer is held to the task here, since not every server does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from slmctl.errors import DataError
+from slmctl.inference.engine import Answer, EngineError
+from slmctl.network.endpoint_pool import EndpointPool, Refusal
+from slmctl.network.openai_client import EndpointRequest, Reply, constraint
+from slmctl.stages.predict.prompts import Prompt
+from slmctl.task.contract import Task
+from slmctl.task.untuned_prompt import read
+
+
+class EndpointAnswerer:
+    """Answers through endpoints."""
+
+    def __init__(self, pool: EndpointPool, task: Task, max_tokens: int) -> None:
+        self.pool, self.task, self.max_tokens = pool, task, max_tokens
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+        more = {"logprobs": True, **constraint(self.task.labels, self.task.constraint)}
+        asks = (EndpointRequest(self.task.safe(prompt.messages), self.max_tokens, options=more) for prompt in prompts)
+        for index, reply in self.pool.ask_all(asks):
+            yield index, self._answer(reply)
+
+    def _answer(self, reply: Reply | Refusal) -> Answer | EngineError:
+        if isinstance(reply, Refusal):
+            return EngineError(reply.message)
+        text = read(self.task, reply.text)
+        if self.task.kind == "classify":
+            try:
+                self.task.read_answer(text)
+            except DataError as error:
+                return EngineError(f"the endpoint's answer does not fit: {error.message}")
+        return Answer(text, reply.finish, reply.confidence, reply.prompt_tokens or 0, reply.completion_tokens or 0)
