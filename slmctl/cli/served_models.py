@@ -55,7 +55,7 @@ class ServedModels:
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
         from slmctl.server.backends import EndpointEngine
-        from slmctl.server.openai_requests import Model
+        from slmctl.server.openai_requests import ServedModel
 
         settings = self._settings
         task, name = model_lookup.contract(make_desk(self._options), self._model, settings.engine_model)
@@ -63,7 +63,7 @@ class ServedModels:
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
         )
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
-        return Served(backend, {name: Model(name, task)}, settings, keys=self._keys)
+        return Served(backend, {name: ServedModel(name, task)}, settings, keys=self._keys)
 
     def _here(self) -> Any:
         from slmctl.artifacts.artifact import sha256_file
@@ -71,7 +71,7 @@ class ServedModels:
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
         from slmctl.server.backends import LocalEngine
-        from slmctl.server.openai_requests import Model
+        from slmctl.server.openai_requests import ServedModel
         from slmctl.server.router import Router
 
         settings = self._settings
@@ -83,9 +83,9 @@ class ServedModels:
                 Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)
             )
             own, bare, opening = model_lookup.task_in(found, path, engine)
-            models = {path.stem: Model(path.stem, own, bare=bare, opening=opening)}
+            models = {path.stem: ServedModel(path.stem, own, bare=bare, opening=opening)}
             for name, (_, task) in loras.items():
-                models[name] = Model(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
+                models[name] = ServedModel(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
             router = None
             if settings.policy is not None:
                 router = Router.of(settings.policy, settings, sha256_file(path), own, path.stem)

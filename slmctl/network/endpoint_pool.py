@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from slmctl import console
 from slmctl.errors import NetworkError, UsageError
 from slmctl.network import guard
-from slmctl.network.openai_client import Endpoint, EndpointError, EndpointRequest, Reply
+from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
 
 ATTEMPTS = 6  # for one request, the first one included
 FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
@@ -61,7 +61,7 @@ class EndpointPool:
         if not urls:
             raise UsageError("no endpoint is named", hint="--engine-url https://host/v1")
         endpoints = [
-            Endpoint(url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True)
+            EndpointClient(url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True)
             for url in urls
         ]
         self._endpoints = list({endpoint.url: endpoint for endpoint in endpoints}.values())
@@ -138,7 +138,7 @@ class EndpointPool:
 
     async def _ask(self, request: EndpointRequest, places: _Places) -> Reply | Refusal:
         """One request with all its attempts."""
-        failed_at: Endpoint | None = None
+        failed_at: EndpointClient | None = None
         failures = 0
         self._first_attempts += 1
         while True:
@@ -172,14 +172,14 @@ class EndpointPool:
 class _Places:
     """The places for requests in flight, `each` at every endpoint that is still asked."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], each: int) -> None:
+    def __init__(self, endpoints: Sequence[EndpointClient], each: int) -> None:
         self._each = each
         self._running = dict.fromkeys(endpoints, 0)  # requests in flight, the next endpoint first
-        self._failing: set[Endpoint] = set()  # asked again only where the others have no place
+        self._failing: set[EndpointClient] = set()  # asked again only where the others have no place
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
-    async def take(self, failed_at: Endpoint | None) -> AsyncIterator[Endpoint]:
+    async def take(self, failed_at: EndpointClient | None) -> AsyncIterator[EndpointClient]:
         """The endpoint of the next attempt, for as long as it takes; `failed_at` is where the last one failed."""
         async with self._changed:
             if failed_at in self._running:
@@ -196,7 +196,7 @@ class _Places:
             async with self._changed:
                 self._changed.notify_all()
 
-    def drop(self, endpoint: Endpoint, reason: str) -> None:
+    def drop(self, endpoint: EndpointClient, reason: str) -> None:
         """Ask an endpoint no more.
 
         Raises:
@@ -207,7 +207,7 @@ class _Places:
         if self._running.pop(endpoint, None) is not None:
             console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
 
-    def _free(self, failed_at: Endpoint | None) -> Endpoint | None:
+    def _free(self, failed_at: EndpointClient | None) -> EndpointClient | None:
         """The endpoint with a free place and the fewest requests; the one that failed only where it is the last."""
         others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
         free = [endpoint for endpoint in others if self._running[endpoint] < self._each]

@@ -113,7 +113,7 @@ class EndpointError(Exception):
         self.message, self.kind, self.status, self.pause_s = message, kind, status, pause_s
 
 
-class Endpoint:
+class EndpointClient:
     """One OpenAI-compatible server, asked in the event loop that first uses it.
 
     Args:

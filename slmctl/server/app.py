@@ -29,9 +29,9 @@ from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import Asked, BadRequestError, Ceilings, Model
+from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import ANYBODY, BusyError, Limits
-from slmctl.server.request_run import Exchange, FailedError
+from slmctl.server.request_run import Exchange, RequestFailedError
 from slmctl.server.router import FAMILIES, Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -53,7 +53,7 @@ class Served:
     """
 
     backend: Backend
-    models: Mapping[str, Model]
+    models: Mapping[str, ServedModel]
     settings: ServeConfig
     keys: KeyRing | None = None
     router: Router | None = None
@@ -127,7 +127,7 @@ class Gateway:
         key = self.key_of(http)
         self.limits.count(key)
         if self.stopping:
-            raise FailedError("the server is being stopped", "server_stopping", 503)
+            raise RequestFailedError("the server is being stopped", "server_stopping", 503)
         body = openai_requests.read(await self._body(http))
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
@@ -143,11 +143,11 @@ class Gateway:
         self.running.add(exchange)
         run = _Run(self, served, exchange, note, key)
         with contextlib.ExitStack() as otherwise:
-            otherwise.callback(run.close, FailedError("", "cancelled", 499))
+            otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
                 exchange.watch(http.receive)
                 response = await run.respond(http.headers)
-            except FailedError as error:
+            except RequestFailedError as error:
                 run.close(error)
                 raise
             otherwise.pop_all()
@@ -167,10 +167,10 @@ class Gateway:
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
         except ClientDisconnect:
-            raise FailedError("the client has gone", "client_gone", 499) from None
+            raise RequestFailedError("the client has gone", "client_gone", 499) from None
         return bytes(raw)
 
-    async def _require_grammar(self, asked: Asked, backend: Backend) -> None:
+    async def _require_grammar(self, asked: CheckedRequest, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
         if asked.schema is None:
             return
@@ -257,7 +257,7 @@ class _Run:
                 yield part
                 index, event = await self.exchange.next()
                 part = b""
-        except FailedError as error:
+        except RequestFailedError as error:
             self.close(error)
             yield self._failed(error)
             return
@@ -287,7 +287,7 @@ class _Run:
         lasts = [choice.last for choice in self.exchange.choices]
         return (stream.usage(lasts) if self.asked.with_usage else b"") + openai_replies.DONE
 
-    def _failed(self, error: FailedError) -> bytes:
+    def _failed(self, error: RequestFailedError) -> bytes:
         body = openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
         return f"data: {json.dumps(body)}\n\n".encode()
 
@@ -307,7 +307,7 @@ class _Run:
     def _saw_first(self) -> None:
         self.gateway.metrics.first.observe(self.note.seconds)
 
-    def close(self, error: FailedError | None = None) -> None:
+    def close(self, error: RequestFailedError | None = None) -> None:
         """Free everything and count; what comes first counts."""
         if self._closed:
             return
@@ -354,7 +354,7 @@ class _EventStream(Response):
         parts: AsyncGenerator[bytes, None],
         deadline: float,
         headers: Mapping[str, str],
-        close: Callable[[FailedError], None],
+        close: Callable[[RequestFailedError], None],
     ) -> None:
         super().__init__(None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
         del self.headers["content-length"]
@@ -370,7 +370,7 @@ class _EventStream(Response):
         except TimeoutError:
             return  # without an end of the body, so the connection is closed
         finally:
-            self._close(FailedError("", "client_gone", 499))
+            self._close(RequestFailedError("", "client_gone", 499))
 
 
 # Routes
@@ -401,7 +401,7 @@ def application(served: Served, log: Log) -> Starlette:
             Middleware(ServerErrorMiddleware, handler=_bug),
         ],
         exception_handlers={
-            BadRequestError: _bad_request, BusyError: _busy, FailedError: _failed, HTTPException: _http_error,
+            BadRequestError: _bad_request, BusyError: _busy, RequestFailedError: _failed, HTTPException: _http_error,
         },
     )  # fmt: skip
     app.state.gateway = gateway
@@ -479,7 +479,7 @@ async def _busy(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _failed(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, FailedError)
+    assert isinstance(error, RequestFailedError)
     wait = {"retry-after": "1"} if error.status == 503 else {}
     param = "messages" if error.code == "refused" else ""
     code = "" if error.code == "refused" else error.code

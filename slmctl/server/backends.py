@@ -20,7 +20,7 @@ from slmctl.errors import DataError
 from slmctl.inference.engine import Engine, EngineError, Event, Request
 from slmctl.network.openai_client import (
     EXTENSIONS,
-    Endpoint,
+    EndpointClient,
     EndpointError,
     EndpointRequest,
     StreamedReply,
@@ -28,7 +28,7 @@ from slmctl.network.openai_client import (
 )
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import Asked
+from slmctl.server.openai_requests import CheckedRequest
 
 Put = Callable[[Event], None]
 Cancel = Callable[[], None]
@@ -47,7 +47,7 @@ class Backend(Protocol):
     async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
     def fault_of(self, schema: dict[str, Any]) -> str: ...
-    def begin(self, asked: Asked, index: int, put: Put) -> Cancel: ...
+    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel: ...
     async def close(self) -> None: ...
 
 
@@ -84,7 +84,7 @@ class LocalEngine:
             return error.message
         return ""
 
-    def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
+    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel:
         """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
         mark = object()
         cancels: list[Cancel] = []
@@ -149,7 +149,7 @@ class EndpointEngine:
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int) -> None:
         # no proxy of the environment, which would read everything; the deadline of the answer is the gateway's
-        self.endpoint = Endpoint(url, model, key_env, connections=concurrency, droppable=EXTENSIONS)
+        self.endpoint = EndpointClient(url, model, key_env, connections=concurrency, droppable=EXTENSIONS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._there, self._looked_at = True, -math.inf
 
@@ -180,7 +180,7 @@ class EndpointEngine:
         """Nothing: the other server refuses what it cannot do."""
         return ""
 
-    def begin(self, asked: Asked, index: int, put: Put) -> Cancel:
+    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel:
         task = asyncio.create_task(self._answer(asked, index, put))
         self._tasks.add(task)
 
@@ -204,7 +204,7 @@ class EndpointEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.endpoint.close()
 
-    async def _answer(self, asked: Asked, index: int, put: Put) -> None:
+    async def _answer(self, asked: CheckedRequest, index: int, put: Put) -> None:
         reply, request = StreamedReply(), asked.requests[index]
         held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
         question = _question(asked, index)
@@ -228,7 +228,7 @@ class EndpointEngine:
             put(_last(reply))
 
 
-def _question(asked: Asked, index: int) -> EndpointRequest:
+def _question(asked: CheckedRequest, index: int) -> EndpointRequest:
     """One choice as another server is asked: the conversation as it is rendered here, its control tokens broken up."""
     request, task, turns = asked.requests[index], asked.model.task, asked.turns[index]
     options: dict[str, object] = {"top_p": request.top_p, "seed": request.seed}
@@ -253,7 +253,7 @@ def _last(reply: StreamedReply) -> Event:
     }
 
 
-async def _read(asked: Asked, request: Request, text: str) -> str | None:
+async def _read(asked: CheckedRequest, request: Request, text: str) -> str | None:
     """The answer, if the task, or else the client's own choices or schema, allows it."""
     if request.labels:
         return next((one for one in (text, text.strip()) if one in request.labels), None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from slmctl.config import Generalist as Settings
 from slmctl.errors import NetworkError
-from slmctl.network.openai_client import Endpoint, EndpointError, EndpointRequest, Reply
+from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
 
 SAMPLING = ("temperature", "top_p")  # options that leave beside the model's name, the messages and `max_tokens`
 PER_MESSAGE = ("role", "content")
@@ -86,7 +86,7 @@ class Generalist:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.name = settings, settings.model
-        self.endpoint = Endpoint(
+        self.endpoint = EndpointClient(
             settings.url, settings.model, settings.key_env, timeout_s=settings.timeout_s, proxy=settings.proxy
         )
         self.breaker = Breaker()

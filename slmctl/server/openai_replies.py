@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slmctl.inference.engine import Event
-from slmctl.server.openai_requests import Asked
+from slmctl.server.openai_requests import CheckedRequest
 
 LABELS = 5  # the likeliest ones that an answer tells with their probabilities
 
 
 @dataclass
-class Choice:
+class ReplyChoice:
     """One answer as it grows: its text, the tokens in it where they are told, and the event that ended it."""
 
     text: str = ""
@@ -29,7 +29,7 @@ class Choice:
 
 
 def whole(
-    asked: Asked, choices: Sequence[Choice], extras: Sequence[dict[str, Any]], build: str, name: str
+    asked: CheckedRequest, choices: Sequence[ReplyChoice], extras: Sequence[dict[str, Any]], build: str, name: str
 ) -> dict[str, Any]:
     """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
     listed = []
@@ -52,7 +52,7 @@ def whole(
 class Stream:
     """The chunks of a streamed answer, as server-sent events."""
 
-    def __init__(self, asked: Asked, build: str, name: str) -> None:
+    def __init__(self, asked: CheckedRequest, build: str, name: str) -> None:
         self.asked = asked
         kind = "chat.completion.chunk" if asked.kind == "chat" else "text_completion"
         self._head = json.dumps(_head(asked, build, kind, name))[:-1]
@@ -99,14 +99,14 @@ def error(message: str, kind: str, param: str = "", code: str = "", request_id: 
     return {"error": fields | ({"request_id": request_id} if request_id else {})}
 
 
-def usage(asked: Asked, lasts: Sequence[Event]) -> dict[str, int]:
+def usage(asked: CheckedRequest, lasts: Sequence[Event]) -> dict[str, int]:
     """Tokens of the prompts, each counted once, and of all answers."""
     prompts = {one.prompt: last["prompt_tokens"] for one, last in zip(asked.requests, lasts, strict=True)}
     prompt, answer = sum(prompts.values()), sum(last["completion_tokens"] for last in lasts)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-def facts(asked: Asked, event: Event) -> dict[str, Any]:
+def facts(asked: CheckedRequest, event: Event) -> dict[str, Any]:
     """What slmctl says of an answer: of what task it is, how sure the model was, what was left out of account."""
     labels = dict(list(event.get("labels", {}).items())[:LABELS])
     return {
@@ -117,7 +117,7 @@ def facts(asked: Asked, event: Event) -> dict[str, Any]:
     }
 
 
-def _head(asked: Asked, build: str, kind: str, name: str) -> dict[str, Any]:
+def _head(asked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:
     prefix = "chatcmpl" if asked.kind == "chat" else "cmpl"
     return {
         "id": f"{prefix}-{asked.id}", "object": kind, "created": asked.created, "model": name,
@@ -125,7 +125,7 @@ def _head(asked: Asked, build: str, kind: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _logprobs(asked: Asked, tokens: Sequence[Event], offset: int) -> dict[str, Any]:
+def _logprobs(asked: CheckedRequest, tokens: Sequence[Event], offset: int) -> dict[str, Any]:
     """Tokens with their log probabilities, in the form of the kind of request."""
     if asked.kind == "chat":
         listed = [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]

@@ -50,7 +50,7 @@ class BadRequestError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class ServedModel:
     """One name that clients can ask for.
 
     Attributes:
@@ -81,7 +81,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckedRequest:
     """A request that has been checked.
 
     Attributes:
@@ -94,7 +94,7 @@ class Asked:
     """
 
     kind: str
-    model: Model
+    model: ServedModel
     requests: tuple[Request, ...]
     turns: tuple[tuple[dict[str, str], ...], ...]
     sent: tuple[dict[str, str], ...]
@@ -138,7 +138,7 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def check(body: dict[str, Any], kind: str, models: Mapping[str, Model], ceilings: Ceilings) -> Asked:
+def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
     """A request of `/v1/chat/completions` (`chat`) or `/v1/completions` (`text`), every option checked.
 
     Raises:
@@ -173,7 +173,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, Model], ceilings
         for k in range(count)
     ]
     names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS)
-    return Asked(
+    return CheckedRequest(
         kind=kind,
         model=model,
         requests=tuple(requests),
@@ -191,7 +191,7 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
 
 
-def _model(body: dict[str, Any], models: Mapping[str, Model]) -> Model:
+def _model(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedModel:
     name = body.get("model", next(iter(models)))
     if not isinstance(name, str) or name not in models:
         raise BadRequestError(
@@ -204,7 +204,7 @@ def _model(body: dict[str, Any], models: Mapping[str, Model]) -> Model:
 
 
 def _options(
-    body: dict[str, Any], kind: str, model: Model, ceilings: Ceilings
+    body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings
 ) -> tuple[Request, dict[str, Any] | None, list[str]]:
     """What all choices have in common, the client's own schema, and which options have no effect."""
     task = model.task
@@ -233,7 +233,7 @@ def _options(
     return request, schema, ignored
 
 
-def _form(body: dict[str, Any], model: Model) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """The form that a client asks answers in: a JSON Schema, or a list of choices as vLLM has it."""
     wanted = body.get("response_format", {"type": "text"})
     kind = wanted.get("type") if isinstance(wanted, dict) else None
@@ -333,7 +333,7 @@ class _Prompt:
     turns: tuple[dict[str, str], ...]
 
 
-def _chat_prompt(model: Model, sent: Sequence[dict[str, str]]) -> tuple[_Prompt, list[str]]:
+def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_Prompt, list[str]]:
     """The rendered prompt of a conversation, and what was left out of it."""
     task, turns, dropped = model.task, tuple(sent), list[str]()
     if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
@@ -349,7 +349,7 @@ def _chat_prompt(model: Model, sent: Sequence[dict[str, str]]) -> tuple[_Prompt,
 
 
 @functools.lru_cache(maxsize=64)
-def _prefix(model: Model, system: str | None) -> str:
+def _prefix(model: ServedModel, system: str | None) -> str:
     """What every prompt with this system prompt opens with."""
     head = [] if system is None else [{"role": "system", "content": system}]
     return model.task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
@@ -364,7 +364,7 @@ def _texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _text_prompt(model: Model, message: dict[str, str]) -> _Prompt:
+def _text_prompt(model: ServedModel, message: dict[str, str]) -> _Prompt:
     """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
     return _Prompt(model.opening + message["content"], "", ()) if model.bare else _chat_prompt(model, [message])[0]
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from slmctl.inference.engine import Event
 from slmctl.server.backends import Backend, Cancel
-from slmctl.server.openai_replies import Choice
-from slmctl.server.openai_requests import Asked
+from slmctl.server.openai_replies import ReplyChoice
+from slmctl.server.openai_requests import CheckedRequest
 
 T = TypeVar("T")
 # What may end a request before its answer does: the status where no answer has begun yet, and the words.
@@ -21,7 +21,7 @@ ENDINGS = {
 }
 
 
-class FailedError(Exception):
+class RequestFailedError(Exception):
     """An accepted request will get no whole answer: why, in a word and in a sentence, and the status that says so."""
 
     def __init__(self, message: str, code: str, status: int) -> None:
@@ -40,15 +40,15 @@ class Exchange:
     Everything that happens comes through one queue, so that a reader sees it in order and waits in one place.
     """
 
-    def __init__(self, asked: Asked, backend: Backend, limit_s: float) -> None:
+    def __init__(self, asked: CheckedRequest, backend: Backend, limit_s: float) -> None:
         self.asked, self.limit_s = asked, limit_s
-        self.choices = [Choice() for _ in asked.requests]
+        self.choices = [ReplyChoice() for _ in asked.requests]
         self.backend, self._cancels = backend, list[Cancel]()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.deadline = self._loop.time() + limit_s
         self._timer = self._loop.call_at(self.deadline, self.end, "deadline_exceeded")
-        self._ended: asyncio.Future[FailedError] = self._loop.create_future()
+        self._ended: asyncio.Future[RequestFailedError] = self._loop.create_future()
         self._watch: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -70,7 +70,7 @@ class Exchange:
         """End from outside, for one of the ENDINGS."""
         if not self._ended.done():
             status, words = ENDINGS[code]
-            self._ended.set_result(FailedError(words.format(seconds=self.limit_s), code, status))
+            self._ended.set_result(RequestFailedError(words.format(seconds=self.limit_s), code, status))
             self._events.put_nowait((-1, {}))
 
     def close(self) -> None:
@@ -130,9 +130,9 @@ class Exchange:
         return put
 
 
-def _failure(event: Event) -> FailedError:
+def _failure(event: Event) -> RequestFailedError:
     if event.get("refused"):
-        return FailedError(event["error"], "refused", 400)
+        return RequestFailedError(event["error"], "refused", 400)
     if event.get("died"):
-        return FailedError("the engine died while it answered; it is being started again", "engine_died", 503)
-    return FailedError(event["error"], "engine_failed", 502)
+        return RequestFailedError("the engine died while it answered; it is being started again", "engine_died", 503)
+    return RequestFailedError(event["error"], "engine_failed", 502)

@@ -9,7 +9,7 @@ import pytest
 
 from slmctl.errors import UsageError
 from slmctl.network import openai_client
-from slmctl.network.openai_client import Endpoint
+from slmctl.network.openai_client import EndpointClient
 
 pytest.importorskip("httpx")
 
@@ -53,5 +53,5 @@ def test_addresses(url: str, whole: str) -> None:
 )
 def test_an_address_that_cannot_be_used(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Endpoint(url, "large")
+        EndpointClient(url, "large")
     assert "pw" not in caught.value.message + caught.value.hint

@@ -18,7 +18,7 @@ from support.serving import begin, chat, end, figure, post
 
 from slmctl.errors import NetworkError
 from slmctl.inference.engine import Event
-from slmctl.network.openai_client import Delta, Endpoint
+from slmctl.network.openai_client import Delta, EndpointClient
 from slmctl.server import openai_requests
 from slmctl.server.backends import EndpointEngine
 from slmctl.server.log import Log
@@ -126,10 +126,10 @@ def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pyte
         yield Delta("", [])
 
     async def work() -> Event:
-        monkeypatch.setattr(Endpoint, "stream", fail)
+        monkeypatch.setattr(EndpointClient, "stream", fail)
         backend = EndpointEngine("http://127.0.0.1:9/v1", "large", None, 1)
         backend.start(Log(), Metrics())
-        models = {"desk": openai_requests.Model("desk", TASK)}
+        models = {"desk": openai_requests.ServedModel("desk", TASK)}
         asked = openai_requests.check({"messages": chat("hello")}, "chat", models, openai_requests.Ceilings(8, 100))
         events: asyncio.Queue[Event] = asyncio.Queue()
         backend.begin(asked, 0, events.put_nowait)

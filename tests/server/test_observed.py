@@ -131,7 +131,7 @@ class Broken:
 
 
 def test_a_fault_of_the_servers_own_is_observed_too() -> None:
-    models = {"desk": openai_requests.Model("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
+    models = {"desk": openai_requests.ServedModel("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
     lines = io.StringIO()
     log = Log(lines)
     app = application(Served(cast(Backend, Broken()), models, ServeConfig(cors_origins=[ORIGIN])), log)

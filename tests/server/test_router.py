@@ -23,8 +23,7 @@ from slmctl.config import Generalist as Settings
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
-from slmctl.network import guard
-from slmctl.network import openai_client
+from slmctl.network import guard, openai_client
 from slmctl.network.openai_client import MAX_BYTES
 from slmctl.server import generalist as module
 from slmctl.server import router, sensitive_veto

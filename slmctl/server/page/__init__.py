@@ -31,27 +31,27 @@ POLICY = (
 )
 
 
-class Model(Protocol):
+class PageModel(Protocol):
     """A name that clients can ask for, and what it is asked."""
 
     @property
     def task(self) -> Task: ...
 
 
-class Served(Protocol):
+class PageServed(Protocol):
     """The names there are, the default first, and the settings."""
 
     @property
-    def models(self) -> Mapping[str, Model]: ...
+    def models(self) -> Mapping[str, PageModel]: ...
     @property
     def settings(self) -> ServeConfig: ...
 
 
-class Gateway(Protocol):
+class PageGateway(Protocol):
     """What the page has to know of the server: `app.state.gateway`."""
 
     @property
-    def served(self) -> Served: ...
+    def served(self) -> PageServed: ...
     def key_of(self, http: Request) -> object: ...
 
 
@@ -73,7 +73,7 @@ async def _page(_: Request) -> Response:
 
 
 async def _task(request: Request) -> Response:
-    gateway: Gateway = request.app.state.gateway
+    gateway: PageGateway = request.app.state.gateway
     gateway.key_of(request)
     models = gateway.served.models
     name = request.query_params.get("model") or next(iter(models))
