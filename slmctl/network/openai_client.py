@@ -146,6 +146,7 @@ class EndpointClient:
         self.host = urlsplit(self.url).hostname or ""
         self.attempts = 0  # requests sent, those that taught an option included
         self._key = read_key(key_env) if key_env else ""
+        self._spelled_key = _spellings(self._key) if self._key else None
         self._options = OptionNames(droppable)
         self._connections, self._environment_proxies = connections, environment_proxies
         self._client: httpx.AsyncClient | None = None
@@ -244,7 +245,7 @@ class EndpointClient:
 
     def _masked(self, raw: bytes) -> bytes:
         """A reply without the key: an endpoint that repeats it must not bring it into a file."""
-        return raw.replace(self._key.encode(), b"***") if self._key else raw
+        return self._spelled_key.sub(b"***", raw) if self._spelled_key else raw
 
     def _opened(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -475,8 +476,10 @@ def _token(entry: dict[str, Any]) -> TokenLogprob:
     text, logprob = entry.get("token", ""), entry["logprob"]
     spelled = entry.get("bytes") or list(text.encode())
     # float16 sums may end a little above 0
-    if type(logprob) not in (int, float) or not -math.inf < logprob <= 1e-3 or not _is_text(text):
+    if type(logprob) not in (int, float) or not -1e9 < logprob <= 1e-3 or not _is_text(text):
         raise ValueError("no log probability of a text")
+    if not isinstance(spelled, list):
+        raise TypeError("no list of bytes")
     return {"token": text, "bytes": list(bytes(spelled)), "logprob": min(0.0, float(logprob))}
 
 
@@ -533,6 +536,12 @@ def asked_to_wait(headers: httpx.Headers) -> float:
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return 0.0
+
+
+def _spellings(key: str) -> re.Pattern[bytes]:
+    """Matches a key however JSON spells it: `/` may be `\\/`, and any character `\\u002f`."""
+    characters = ((re.escape(bytes([byte])), b"%02x" % byte) for byte in key.encode())
+    return re.compile(b"".join(b"(?:\\\\?%s|\\\\u00(?i:%s))" % spelling for spelling in characters))
 
 
 def _named_error(error: Exception) -> str:
