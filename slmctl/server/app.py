@@ -222,7 +222,7 @@ class _Run:
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
         work = router.route(
             self.asked.sent, self.asked.options, headers, local,
-            ends_at=ends_at, request=self.note.id, log=self.gateway.log,
+            ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.asked.unread,
         )  # fmt: skip
         routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model

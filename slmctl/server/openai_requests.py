@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
+from slmctl.server.sensitive_veto import unread_fields
 from slmctl.task.contract import Task
 
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
@@ -89,6 +90,7 @@ class CheckedRequest:
         requests: What the engine is asked, one a choice.
         turns: The conversation of each; empty where raw text is continued.
         sent: The conversation as the client sent it.
+        unread: Fields of its messages that are not part of `sent`, such as `tool_calls`.
         options: The sampling options that it set and the form that it wants, for whoever decides who answers.
         ignored: What it sent that has no effect on a model of this task.
     """
@@ -99,6 +101,7 @@ class CheckedRequest:
     turns: tuple[tuple[dict[str, str], ...], ...]
     sent: tuple[dict[str, str], ...]
     options: dict[str, Any]
+    unread: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     stream: bool = False
     with_usage: bool = False
@@ -179,6 +182,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         requests=tuple(requests),
         turns=tuple(prompt.turns for prompt in prompts for _ in range(count)),
         sent=tuple(sent),
+        unread=tuple(sorted({name for message in body.get("messages", ()) for name in unread_fields(message)})),
         options={name: body[name] for name in names if name in body},
         ignored=(*dropped, *ignored),
         stream=_flag(body, "stream"),

@@ -26,6 +26,7 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy, Verdict
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
+from slmctl.sensitive import search_process
 from slmctl.server import sensitive_veto
 from slmctl.server.generalist import Generalist, GeneralistError
 from slmctl.server.log import Log
@@ -121,7 +122,7 @@ class Router:
         self._routed: Counter[tuple[str, str]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._generalist_s = 0.0
-        sensitive.find("0123456789", engine=detector)  # what is missing is said at the start
+        search_process.find([""], engine=detector, timeout_s=LOOK_S)  # a missing detector is named at the start
 
     @classmethod
     def of(cls, policy: Path, settings: ServeConfig, gguf: str, task: Task, name: str) -> Router:
@@ -180,6 +181,7 @@ class Router:
         ends_at: float | None = None,
         request: str = "",
         log: Log | None = None,
+        unread: Sequence[str] = (),
     ) -> Routed:
         """Answer a request.
 
@@ -192,12 +194,13 @@ class Router:
                 is left.
             request: The id that the answer carries, for the log of decisions.
             log: Where the decision is told, if no file is named for it.
+            unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
 
         Raises:
             What `local` raises: without an answer from here there is none at all.
         """
         begun = time.monotonic()
-        cleared = await self._cleared(messages, headers)
+        cleared = sensitive_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
         looked = time.monotonic()
         event = await local()
         answered = time.monotonic()

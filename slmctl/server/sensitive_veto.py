@@ -1,34 +1,42 @@
-"""Whether a conversation may leave this machine, decided before anything else: sensitive or in doubt, it stays.
+"""Decide whether a conversation may leave this machine, before anything else: sensitive or in doubt, it stays.
 
-What the detectors find (`slmctl.sensitive`) stays, and what the caller marks stays. Kinds that the config names may
-be replaced by marks instead; what they stand for never leaves, and comes back into the answer here.
+A conversation stays where a detector finds something in it (`slmctl.sensitive`), where its caller marks it, and where
+it cannot be searched: it is too long, the search is late, or it holds what is not text. Findings of kinds that the
+config names may be replaced by marks instead; their values never leave, and are put back into the answer here.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from slmctl import sensitive
+from slmctl.sensitive import Finding, search_process
 
 HEADER = "x-slmctl-sensitive"
 NOT_MARKED = ("false", "0", "no", "off")  # any other value of the header marks the request
 ROLES = ("system", "user", "assistant")
+# Fields of a message that hold a part of the conversation beside its text. No other field but role and content is sent.
+UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls")
+LONGEST = 1 << 18  # characters of a conversation that is searched
+SEARCH_S = 2.0  # for the detectors, which take a millisecond
+_MARK = re.compile(r"\[[a-z]{1,20}_[0-9]{1,9}\]", re.IGNORECASE)
 
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Cleared:
-    """What may leave of a conversation.
+    """The part of a conversation that may leave.
 
     Attributes:
-        messages: What may leave; empty where nothing may.
-        reason: Why nothing may: `sensitive`, or `doubt` where that could not be told; else empty.
-        marks: What stands for what in `messages`, to restore an answer.
+        messages: The messages that may leave; empty where none may.
+        reason: Why none may: `sensitive`, or `doubt` where the conversation could not be searched; else empty.
+        marks: Mark: the value that it stands for in `messages`, to restore an answer.
     """
 
     messages: Messages = field(default_factory=list, repr=False)
@@ -37,45 +45,62 @@ class Cleared:
 
 
 def is_marked(headers: Mapping[str, str]) -> bool:
-    """Whether the caller's header says that the request is sensitive; anything but a clear no does."""
+    """Whether the caller's header marks the request as sensitive; any value but a clear no does."""
     return any(name.lower() == HEADER and value.strip().lower() not in NOT_MARKED for name, value in headers.items())
 
 
-def clear(messages: Sequence[Any], *, engine: sensitive.Engine = "rules", redact: Collection[str] = ()) -> Cleared:
-    """Decide on the content of a conversation; what is raised here is a doubt to the caller.
+def unread_fields(message: Mapping[str, Any]) -> list[str]:
+    """The fields of a message that hold a part of the conversation and are not searched, such as `tool_calls`."""
+    return [name for name in UNREAD if message.get(name) not in (None, "", [], {})]
+
+
+def clear(
+    messages: Sequence[Any],
+    *,
+    engine: sensitive.Engine = "rules",
+    redact: Collection[str] = (),
+    timeout_s: float = SEARCH_S,
+) -> Cleared:
+    """Decide on the content of a conversation. It blocks until the search ends, so call it off the event loop.
 
     Args:
         messages: Each with `role` and `content`, a text.
-        engine: Who looks.
+        engine: The detector.
         redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
+        timeout_s: Seconds for each of the two searches: of the conversation, and of what is left of it.
+
+    Raises:
+        SearchError: A search took longer, or its process died. The caller takes it for a doubt, as any exception.
     """
     if not messages:
-        return Cleared(reason="doubt")  # whatever was asked, it is not here to be looked at
+        return Cleared(reason="doubt")  # the question is not among the messages, so it cannot be searched
     for message in messages:
-        if not isinstance(message.get("content"), str) or message.get("role") not in ROLES:
-            return Cleared(reason="doubt")  # pictures, tool calls: what is in them is not looked at
+        if not isinstance(message.get("content"), str) or message.get("role") not in ROLES or unread_fields(message):
+            return Cleared(reason="doubt")  # pictures and tool calls are not searched
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if not _anything(plain, engine):
+    if sum(len(message["content"]) for message in plain) > LONGEST:
+        return Cleared(reason="doubt")
+    findings = search_process.find(list(_readings(plain)), engine=engine, timeout_s=timeout_s)
+    if not any(findings):
         return Cleared(plain)
     if redact:
-        marked, marks = _redacted(plain, engine, frozenset(redact))
-        if marks and not _anything(marked, engine):
+        marked, marks = _redacted(plain, findings, frozenset(redact))
+        if marks and not any(search_process.find(list(_readings(marked)), engine=engine, timeout_s=timeout_s)):
             return Cleared(marked, marks=marks)
     return Cleared(reason="sensitive")
 
 
 def restore(text: str, marks: Mapping[str, str], *, is_json: bool = False) -> str:
-    """An answer with what its marks stand for; in JSON inside its texts, so that it stays JSON.
+    """An answer with the values of its marks; in JSON inside its texts, so that it stays JSON.
 
     Raises:
-        ValueError: It should be JSON and is not.
+        ValueError: `is_json`, and the text is not JSON.
     """
     if not marks:
         return text
     if is_json:
         return json.dumps(_in_values(json.loads(text), marks), ensure_ascii=False)
-    pattern = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
-    return re.sub(pattern, lambda found: marks[found[0].upper()], text, flags=re.IGNORECASE)
+    return _MARK.sub(lambda match: marks.get(match[0].upper(), match[0]), text)
 
 
 def _in_values(value: Any, marks: Mapping[str, str]) -> Any:
@@ -86,42 +111,41 @@ def _in_values(value: Any, marks: Mapping[str, str]) -> Any:
     return restore(value, marks) if isinstance(value, str) else value
 
 
-def _anything(messages: Messages, engine: sensitive.Engine) -> bool:
-    return any(sensitive.find(text, engine=engine) for text in _readings(messages))
-
-
 def _readings(messages: Messages) -> Iterator[str]:
-    """The ways in which a conversation could say a value: in a message, over several, over lines, or backwards."""
+    """Every message, and the ways to spell a value over several messages, over lines, or backwards."""
     texts = [message["content"] for message in messages]
     yield from texts
-    for some in (texts, [message["content"] for message in messages if message["role"] == "user"]):
-        if len(some) > 1:
-            yield from ("".join(some), " ".join(some))
+    for part in (texts, [message["content"] for message in messages if message["role"] == "user"]):
+        if len(part) > 1:
+            yield from ("".join(part), " ".join(part))
     yield from (text[::-1] for text in texts)
     yield from ("".join(lines) for lines in (text.splitlines() for text in texts) if len(lines) > 1)
 
 
-def _redacted(messages: Messages, engine: sensitive.Engine, kinds: frozenset[str]) -> tuple[Messages, dict[str, str]]:
-    """The messages with a mark for each value of these kinds, the same for the same value; none found, no marks."""
-    every = "\n".join(message["content"] for message in messages).upper()
+def _redacted(
+    messages: Messages, findings: Sequence[Sequence[Finding]], kinds: frozenset[str]
+) -> tuple[Messages, dict[str, str]]:
+    """The messages with a mark for each value of these kinds, and the value of each mark.
+
+    A mark that is written in the conversation itself is not used.
+    """
+    written = {mark.upper() for message in messages for mark in _MARK.findall(message["content"])}
+    free = {kind: _marks(kind, written) for kind in kinds}
     by_value: dict[str, str] = {}
     result = []
-    for message in messages:
+    for message, in_message in zip(messages, findings, strict=False):  # further findings are of other readings
         text, done, pieces = message["content"], 0, []
-        for finding in sensitive.find(text, engine=engine):
+        for finding in in_message:
             value = text[finding.start : finding.end]
             if finding.kind in kinds:
-                mark = by_value.get(value) or _new_mark(finding.kind, by_value.values(), every)
-                by_value[value] = mark
-                pieces += [text[done : finding.start], mark]
+                if value not in by_value:
+                    by_value[value] = next(free[finding.kind])
+                pieces += [text[done : finding.start], by_value[value]]
                 done = finding.end
         result.append({**message, "content": "".join([*pieces, text[done:]])})
     return result, {mark: value for value, mark in by_value.items()}
 
 
-def _new_mark(kind: str, taken: Iterable[str], text: str) -> str:
-    """A mark that is neither taken nor written in the conversation itself."""
-    number = 1
-    while (mark := f"[{kind.upper()}_{number}]") in taken or mark in text:
-        number += 1
-    return mark
+def _marks(kind: str, taken: Collection[str]) -> Iterator[str]:
+    """The marks of a kind that are not taken."""
+    return (mark for k in itertools.count(1) if (mark := f"[{kind.upper()}_{k}]") not in taken)

@@ -206,7 +206,7 @@ def test_a_detector_that_fails_keeps_it_here(error: type[Exception], monkeypatch
 
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url)
-        monkeypatch.setattr(sensitive_veto.sensitive, "find", fail)
+        monkeypatch.setattr(sensitive_veto.search_process, "find", fail)
         assert told(one(found)) == ("local", "doubt", "billing")
         assert fake.bodies == []
 

@@ -13,7 +13,7 @@ from support.endpoint import Fake, says
 
 from slmctl.config import Generalist as Settings
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import router, sensitive_veto
+from slmctl.server import openai_requests, router, sensitive_veto
 from slmctl.server.generalist import Generalist
 from slmctl.server.router import Router
 from slmctl.task.contract import Task
@@ -25,6 +25,7 @@ UNSURE = Policy("f" * 64, TASK.digest, "generate", "the same words", "", {"mean"
                 0.0, ((-1.0, 0.1),), 0.0)  # fmt: skip
 EVENT = {"text": "from here", "finish": "stop", "prompt_tokens": 1, "completion_tokens": 1, "confidence": 0.1,
          "logprobs": [-3.0]}  # fmt: skip
+CEILINGS = openai_requests.Ceilings(max_tokens=64, max_prompt=4096)
 ALL = disguises.MUTATIONS | disguises.MORE
 
 
@@ -35,7 +36,9 @@ def fake() -> Iterator[Fake]:
         yield found
 
 
-def routed(fake: Fake, conversations: list[disguises.Messages], **more: Any) -> list[router.Routed]:
+def routed(
+    fake: Fake, conversations: list[disguises.Messages], *, unread: tuple[str, ...] = (), **more: Any
+) -> list[router.Routed]:
     """Route conversations about each of which the local model is unsure, one after the other."""
 
     async def local() -> dict[str, Any]:
@@ -44,7 +47,7 @@ def routed(fake: Fake, conversations: list[disguises.Messages], **more: Any) -> 
     async def work() -> list[router.Routed]:
         router = Router(UNSURE, TASK, "small", Generalist(Settings(url=fake.url, model="large", **more)))
         try:
-            return [await router.route(messages, {}, {}, local) for messages in conversations]
+            return [await router.route(messages, {}, {}, local, unread=unread) for messages in conversations]
         finally:
             await router.close()
             await asyncio.sleep(0)  # transports close in the next turn of the loop
@@ -75,6 +78,36 @@ def test_of_a_thousand_sensitive_prompts_in_every_mutation_none_reaches_it(fake:
 
 def test_a_conversation_without_a_message_is_a_doubt() -> None:
     assert sensitive_veto.clear([]).reason == "doubt"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "send", "arguments": "{}"}}]},
+        {"function_call": {"name": "send", "arguments": "{}"}},
+        {"audio": {"id": "a"}}, {"refusal": "no"}, {"reasoning_content": "hm"},
+    ],
+)  # fmt: skip
+def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> None:
+    turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
+    assert sensitive_veto.clear(turns).reason == "doubt"
+    body = json.dumps({"messages": turns}).encode()
+    model = openai_requests.Model("small", TASK)
+    checked = openai_requests.check(openai_requests.read(body), "chat", {"small": model}, CEILINGS)
+    assert checked.unread == tuple(extra)
+
+
+def test_fields_that_hold_nothing_are_no_doubt() -> None:
+    turns = [{"role": "assistant", "content": "Yes?", "tool_calls": None, "refusal": None, "annotations": []}]
+    turns.append({"role": "user", "content": "go on", "name": "jane"})
+    assert sensitive_veto.clear(turns).messages == [
+        {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "go on"},
+    ]  # fmt: skip
+
+
+def test_fields_that_the_server_did_not_read_keep_a_conversation_here(fake: Fake) -> None:
+    (one,) = routed(fake, [[{"role": "user", "content": "go on"}]], unread=("tool_calls",))
+    assert (one.reason, fake.bodies) == ("doubt", [])
 
 
 def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:

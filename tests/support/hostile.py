@@ -35,3 +35,6 @@ def fragments(kind: str) -> st.SearchStrategy[str]:
     """Texts to repeat, of a rule's alphabet and a few pieces of any other."""
     pieces = st.one_of(st.sampled_from(_ALPHABETS[kind]), st.sampled_from(_ALPHABETS["find"]))
     return st.lists(pieces, min_size=1, max_size=9).map("".join)
+
+
+HEAVY = "4 1 one [at] x@y.org 01 23 45 " * 20_000  # takes seconds to search
