@@ -1,4 +1,4 @@
-"""Two artifacts, releases or projects side by side: what was asked differently, of what data, and what came of it."""
+"""Compare two artifacts, releases or projects: config, data, environment, files and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -16,90 +16,129 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import difference_interval, mcnemar, no_difference, percentiles, resamples
 
 CONFIDENCE = 0.95
-TOPS = (
-    "published",
-    "report",
-    "gguf",
-    "merged",
-    "adapter",
-    "prepared",
-    "base",
-)  # what stands for a project: the first it has
-_NO_FACT = ("labels", "sources", "files", "tokens")  # of a prepared data set: compared apart, or too long
+TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first that exists is compared
+_NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared apart, or too long
+Report = tuple[dict[str, Any], list[dict[str, Any]]]  # report.json, and the rows of rows.jsonl
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two: the artifact itself, and by name what it was made of, as far as that is at hand."""
+class _Compared:
+    """One of the two artifacts, with the artifacts of its lineage that are below runs/, by name."""
 
     top: Artifact
     parts: dict[str, Artifact]
 
 
-def diff(first: Path, second: Path) -> dict[str, Any]:
-    """What differs between two artifacts of one kind, two releases, or two projects (their last release or report).
+class Change(TypedDict):
+    """A key whose values differ; None where it is missing."""
 
-    Returns:
-        JSON values: `config`, `data`, `environment` and `files` list what is not the same on both sides; `models`
-        compares what both reports measured, row by row where both hold the same rows.
+    key: str
+    first: object
+    second: object
+
+
+class MetricChange(TypedDict):
+    """A metric of one model in both reports; `difference` is second less first."""
+
+    first: float
+    second: float
+    difference: float
+
+
+class ModelChange(TypedDict):
+    """A model that both reports measured; `paired` tests its primary metric on the rows in common, if there are any."""
+
+    model: str
+    metrics: dict[str, MetricChange]
+    paired: dict[str, Any] | None
+
+
+class Place(TypedDict):
+    """Which artifact was compared."""
+
+    path: str
+    digest: str
+    started: str
+
+
+class Comparison(TypedDict):
+    """The differences between two artifacts, as `slmctl diff --json` prints them."""
+
+    kind: str
+    first: Place
+    second: Place
+    same: bool
+    config: list[Change]
+    data: list[Change]
+    environment: list[Change]
+    files: list[Change]
+    metrics: list[Change]
+    models: list[ModelChange]
+
+
+def diff(first: Path, second: Path) -> Comparison:
+    """Compare two artifacts of one kind, two releases, or two projects (their last release or report).
 
     Raises:
         IntegrityError: There is no artifact at a path.
         UsageError: The two are of different kinds.
     """
-    one, two = _side(first), _side(second)
-    if one.top.kind != two.top.kind:
+    left, right = _opened(first), _opened(second)
+    if left.top.kind != right.top.kind:
         raise UsageError(
-            f"{first} is of kind '{one.top.kind}', {second} of kind '{two.top.kind}'",
-            hint="two of one kind can be compared",
+            f"{first} is of kind '{left.top.kind}', {second} of kind '{right.top.kind}'",
+            hint="compare two of one kind",
         )
-    reports = _report(one.top), _report(two.top)
+    reports = _report(left.top), _report(right.top)
     return {
-        "kind": one.top.kind,
-        "first": {"path": str(one.top.path), "digest": one.top.digest, "started": one.top.manifest.started},
-        "second": {"path": str(two.top.path), "digest": two.top.digest, "started": two.top.manifest.started},
-        "same": one.top.digest == two.top.digest,
-        "config": changes(_configs(one, two), _configs(two, one)),
-        "data": changes(_data(one), _data(two)),
-        "environment": changes(flat(one.top.manifest.environment), flat(two.top.manifest.environment)),
-        "files": changes(_files(one.top), _files(two.top)),
-        "metrics": changes(_figures(one.top), _figures(two.top)),
+        "kind": left.top.kind,
+        "first": _place(left.top),
+        "second": _place(right.top),
+        "same": left.top.digest == right.top.digest,
+        "config": changes(_configs(left, right), _configs(right, left)),
+        "data": changes(_data(left), _data(right)),
+        "environment": changes(flat(left.top.manifest.environment), flat(right.top.manifest.environment)),
+        "files": changes(_files(left.top), _files(right.top)),
+        "metrics": changes(_figures(left.top), _figures(right.top)),
         "models": _models(reports[0], reports[1]) if reports[0] and reports[1] else [],
     }
 
 
-def _side(path: Path) -> Side:
+def _place(top: Artifact) -> Place:
+    return {"path": str(top.path), "digest": top.digest, "started": top.manifest.started}
+
+
+def _opened(path: Path) -> _Compared:
     path = path.resolve()
     if (path / MANIFEST).exists():
         top = artifact.load(path)
         root = path.parents[2] if path.parent.parent.name == "runs" else None
     else:
         root, top = path, _last(path)
-    return Side(top, dict(_parts(lineage.show(root, top))) if root is not None else {top.kind: top})
+    return _Compared(top, dict(_parts(lineage.show(root, top))) if root is not None else {top.kind: top})
 
 
 def _last(project: Path) -> Artifact:
-    found = list(lineage.known(project))
+    artifacts = list(lineage.known(project))
     for kind in TOPS:
-        of_kind = [one for one in found if one.kind == kind]
+        of_kind = [made for made in artifacts if made.kind == kind]
         if of_kind:
-            return max(of_kind, key=lambda one: (one.manifest.started, one.digest))
+            return max(of_kind, key=lambda made: (made.manifest.started, made.digest))
     raise IntegrityError(f"{project} is no artifact and holds none below runs/", hint="slmctl run")
 
 
 def _parts(node: lineage.Node) -> Iterator[tuple[str, Artifact]]:
-    if node.found is not None:
-        found = node.found
-        name = f"{found.kind} {found.metrics['model']}" if found.kind == "predictions" else found.kind
-        yield name, found
+    part = node.found
+    if part is not None:
+        yield f"{part.kind} {part.metrics['model']}" if part.kind == "predictions" else part.kind, part
     for parent in node.parents:
         yield from _parts(parent)
 
 
-def _configs(side: Side, other: Side) -> dict[str, Any]:
-    """Every key of every stage that had a part in both: `finetune.epochs`; `data` names what one lacks."""
+def _configs(compared: _Compared, other: _Compared) -> dict[str, Any]:
+    """Every config key of the stages in both lineages, such as `finetune.epochs`; `data` names what one lacks."""
     configs = {}
-    for name, part in side.parts.items():
+    for name, part in compared.parts.items():
         if name not in other.parts:
             continue
         stage = part.manifest.stage.partition("/")[0]
@@ -109,16 +148,17 @@ def _configs(side: Side, other: Side) -> dict[str, Any]:
     return configs
 
 
-def _data(side: Side) -> dict[str, Any]:
-    """Source files, row counts and digests of what the top was made of."""
-    facts: dict[str, Any] = {name: part.digest for name, part in side.parts.items() if part is not side.top}
-    prepared = side.parts.get("prepared")
+def _data(compared: _Compared) -> dict[str, Any]:
+    """Digests of the lineage, source files and row counts."""
+    facts: dict[str, Any] = {name: part.digest for name, part in compared.parts.items() if part is not compared.top}
+    prepared = compared.parts.get("prepared")
     if prepared is not None:
-        facts |= {f"source {one['file']}": f"sha256:{one['sha256']}" for one in prepared.metrics.get("sources", [])}
+        sources = prepared.metrics.get("sources", [])
+        facts |= {f"source {source['file']}": f"sha256:{source['sha256']}" for source in sources}
         facts |= {
             f"rows {key}": value
             for key, value in prepared.metrics.items()
-            if isinstance(value, int) and key not in _NO_FACT
+            if isinstance(value, int) and key not in _NOT_COMPARED
         }
         facts |= {f"label {name}": n for name, n in prepared.metrics.get("labels", {}).items() if isinstance(n, int)}
     return facts
@@ -129,7 +169,7 @@ def _files(top: Artifact) -> dict[str, Any]:
 
 
 def _figures(top: Artifact) -> dict[str, Any]:
-    """The plain figures of an artifact's metrics; those of a report are compared model by model."""
+    """The numbers and texts of an artifact's metrics; those of a report are compared model by model."""
     if top.kind == "report":
         return {}
     return {key: value for key, value in flat(top.metrics).items() if isinstance(value, int | float | str)}
@@ -146,16 +186,16 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def changes(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is not the same on both sides; None where a side does not have it."""
-    keys = sorted(one.keys() | two.keys())
-    return [{"key": key, "first": one.get(key), "second": two.get(key)} for key in keys if one.get(key) != two.get(key)]
+def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+    """The keys whose values differ, sorted."""
+    pairs = ((key, first.get(key), second.get(key)) for key in sorted(first.keys() | second.keys()))
+    return [{"key": key, "first": before, "second": after} for key, before, after in pairs if before != after]
 
 
 # Reports
 
 
-def _report(top: Artifact) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+def _report(top: Artifact) -> Report | None:
     """The report in an artifact, and its rows; None for kinds that hold none."""
     if top.kind not in ("report", "published"):
         return None
@@ -163,39 +203,34 @@ def _report(top: Artifact) -> tuple[dict[str, Any], list[dict[str, Any]]] | None
     return json.loads(top.file("report.json").read_bytes()), [json.loads(line) for line in lines[1:]]
 
 
-def _models(
-    one: tuple[dict[str, Any], list[dict[str, Any]]], two: tuple[dict[str, Any], list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Every metric of every model that both reports measured; the primary one also tested on the rows in common."""
-    (first, _), (second, _) = one, two
-    found = []
+def _models(left: Report, right: Report) -> list[ModelChange]:
+    """Every metric of every model that both reports measured."""
+    (first, _), (second, _) = left, right
+    result: list[ModelChange] = []
     for name in first["participants"]:
         if name not in second["participants"]:
             continue
         a, b = ({**report["baselines"], **report["models"]}[name] for report in (first, second))
-        metrics = {
+        metrics: dict[str, MetricChange] = {
             metric: {"first": value, "second": b["metrics"][metric], "difference": b["metrics"][metric] - value}
             for metric, value in a["metrics"].items()
             if metric in b["metrics"]
         }
-        entry: dict[str, Any] = {"model": name, "metrics": metrics, "paired": None}
-        if first["primary_metric"] == second["primary_metric"]:
-            entry["paired"] = _paired(name, one, two)
-        found.append(entry)
-    return found
+        same_metric = first["primary_metric"] == second["primary_metric"]
+        paired = _paired(name, left, right) if same_metric else None
+        result.append({"model": name, "metrics": metrics, "paired": paired})
+    return result
 
 
-def _paired(
-    name: str, one: tuple[dict[str, Any], list[dict[str, Any]]], two: tuple[dict[str, Any], list[dict[str, Any]]]
-) -> dict[str, Any] | None:
-    """The rows that both reports hold, whatever else they hold: a difference is second less first."""
-    metric = one[0]["primary_metric"]
-    place = 3 if metric == "token_f1" else 1  # the row's own figure, or right and wrong
-    sides = [_by_id(name, report, rows, place) for report, rows in (one, two)]
-    ids = [id for id in sides[0] if id in sides[1]]
+def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
+    """A paired test of the primary metric on the rows that both reports hold; the difference is second less first."""
+    metric = left[0]["primary_metric"]
+    place = 3 if metric == "token_f1" else 1  # in a row's answer: its token F1, or 1 for right and 0 for wrong
+    values = [_by_id(name, report, rows, place) for report, rows in (left, right)]
+    ids = [id for id in values[0] if id in values[1]]
     if not ids:
         return None
-    a, b = (np.array([side[id] for id in ids], np.float64) for side in sides)
+    a, b = (np.array([by_id[id] for id in ids], np.float64) for by_id in values)
     facts: dict[str, Any] = {"metric": metric, "n": len(ids), "changed": int((a != b).sum())}
     facts["difference"] = float((b - a).mean())
     if place == 1:
@@ -218,20 +253,22 @@ def _by_id(name: str, report: dict[str, Any], rows: list[dict[str, Any]], place:
 # As text
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(comparison: Comparison) -> Iterator[str]:
     """The comparison for people; `first -> second` throughout."""
-    yield f"{found['kind']}  {found['first']['path']}  {found['first']['started']}"
-    yield f"    ->  {found['second']['path']}  {found['second']['started']}"
-    if found["same"]:
+    first, second = comparison["first"], comparison["second"]
+    yield f"{comparison['kind']}  {first['path']}  {first['started']}"
+    yield f"    ->  {second['path']}  {second['started']}"
+    if comparison["same"]:
         yield "the same content, byte by byte"
-    for section in ("config", "data", "environment", "files", "metrics"):
-        if found[section]:
-            yield section
-            yield from (f"  {one['key']}: {_short(one['first'])} -> {_short(one['second'])}" for one in found[section])
-    for entry in found["models"]:
+    parts = {name: comparison[name] for name in ("config", "data", "environment", "files", "metrics")}
+    for name, section in parts.items():
+        if section:
+            yield name
+            yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in section)
+    for entry in comparison["models"]:
         yield f"model {entry['model']}"
         for metric, values in entry["metrics"].items():
-            if abs(values["difference"]) < 5e-5:  # nothing would be seen of it
+            if abs(values["difference"]) < 5e-5:  # rounds to 0.0000
                 continue
             yield f"  {metric}: {values['first']:.4f} -> {values['second']:.4f} ({values['difference']:+.4f})"
         yield from _paired_line(entry["paired"])
@@ -239,16 +276,16 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _paired_line(paired: dict[str, Any] | None) -> Iterator[str]:
     if paired is None:
-        yield "  no row in common, so chance cannot be told from change"
+        yield "  no row in common: the difference cannot be tested"
         return
     if not paired["changed"]:
-        yield f"  the same on each of the {paired['n']} rows of both"
+        yield f"  the same on each of the {paired['n']} rows in common"
         return
     low, high = paired["interval"]
-    verdict = "more than chance" if low > 0 or high < 0 else "may be chance"
+    verdict = "significant" if low > 0 or high < 0 else "not significant"
     counts = f", {paired['only_first']} rows lost, {paired['only_second']} won" if "only_first" in paired else ""
     yield (
-        f"  on the {paired['n']} rows of both: {100 * paired['difference']:+.1f} points "
+        f"  on the {paired['n']} rows in common: {100 * paired['difference']:+.1f} points "
         f"({100 * low:+.1f} to {100 * high:+.1f}, p={paired['p']:.2g}{counts}): {verdict}"
     )
 

@@ -1,8 +1,7 @@
-"""An artifact built again from what its manifest records: the same bytes, or what differs and why.
+"""Build an artifact again from its manifest, and compare: the same bytes, or the differences and their likely cause.
 
-The manifest names inputs by digest and sources by the hash of what they hold, so they are looked for by hash:
-inputs among the artifacts below `runs/`, sources among the files that are named again, the copies in
-`runs/.sources/` and the files that the present config names.
+The manifest names inputs by digest and sources by the hash of their content, so both are searched by hash: inputs
+among the artifacts below `runs/`, sources among `--source`, the copies in `runs/.sources/` and the files of the config.
 """
 
 from __future__ import annotations
@@ -23,30 +22,31 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.provenance import diff
 
-PREFIX = ".reproduce-"  # of the folder that a rebuilt artifact lies in until it has been compared
-_NO_REASON = ("hosts_contacted", "bytes_out", "not_counted")  # of an environment: they change no byte
+PREFIX = ".reproduce-"  # of the temporary folder of the rebuilt artifact
+_NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")  # keys of an environment that change no byte
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it.
+    """A rebuilt artifact beside the recorded one.
 
     Attributes:
-        same: Whether every file is the same.
-        files: Those that are not: `key` is the path, `first` the sha256 recorded, `second` that of now.
-        recipe: What is asked differently today, such as the stage's version.
-        environment: Versions and machine that are not what they were.
+        recorded, rebuilt: Their digests.
+        files: Files that differ: `key` is the path, `first` the recorded sha256, `second` the rebuilt one.
+        recipe: Differences in the recipe, such as the stage's version.
+        environment: Differences in versions and machine.
     """
 
     kind: str
     recorded: str
     rebuilt: str
-    files: list[dict[str, Any]] = field(default_factory=list)
-    recipe: list[dict[str, Any]] = field(default_factory=list)
-    environment: list[dict[str, Any]] = field(default_factory=list)
+    files: list[diff.Change] = field(default_factory=list)
+    recipe: list[diff.Change] = field(default_factory=list)
+    environment: list[diff.Change] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
+        """Whether every file is the same."""
         return self.recorded == self.rebuilt
 
     def to_json(self) -> dict[str, Any]:
@@ -59,10 +59,10 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
     Args:
         project: Where its inputs lie.
         made: The artifact.
-        sources: Files and folders that it was made of, where they are not found by themselves.
+        sources: Files and folders that it was made from, where the search by hash would not find them.
 
     Raises:
-        IntegrityError: It is damaged, or something that it was made of is gone.
+        IntegrityError: It is damaged, or an input or source is missing.
         UsageError: It cannot be built from files: slmctl did not make it, or an endpoint answered.
         And what its stage raises.
     """
@@ -76,142 +76,145 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
     project.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
         section = _section(project, made, name, sources, Path(place))
-        asked = resolve.ask(project, name, inputs, section)
-        beside = dataclasses.replace(asked, path=Path(place) / asked.stage.leaves / asked.path.name)
+        request = resolve.ask(project, name, inputs, section)
+        beside = dataclasses.replace(request, path=Path(place) / request.stage.leaves / request.path.name)
         rebuilt = runner.run(project, beside).artifact
         return Reproduction(
             made.kind,
             made.digest,
             rebuilt.digest,
             files=diff.changes(_hashes(made), _hashes(rebuilt)),
-            recipe=diff.changes(_asked(made), _asked(rebuilt)),
+            recipe=diff.changes(_recipe(made), _recipe(rebuilt)),
             environment=diff.changes(_environment(made), _environment(rebuilt)),
         )
 
 
-def lines(found: Reproduction) -> Iterator[str]:
+def lines(outcome: Reproduction) -> Iterator[str]:
     """The outcome for people."""
-    if found.same:
-        yield f"the same: {found.kind} {found.recorded}"
+    if outcome.same:
+        yield f"the same: {outcome.kind} {outcome.recorded}"
         return
-    yield f"not the same: {found.kind} {found.recorded} became {found.rebuilt}"
-    yield from (f"  file {one['key']}: {_word(one['first'])} became {_word(one['second'])}" for one in found.files)
-    yield from (f"  asked {one['key']}: {one['first']} became {one['second']}" for one in found.recipe)
-    yield from (f"  environment {one['key']}: {one['first']} became {one['second']}" for one in found.environment)
-    if not (found.recipe or found.environment):
-        yield "  asked the same of the same versions: the processor, its threads or chance made the difference"
+    yield f"not the same: {outcome.kind} {outcome.recorded} -> {outcome.rebuilt}"
+    yield from (f"  file {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in outcome.files)
+    yield from (f"  recipe {row['key']}: {row['first']} -> {row['second']}" for row in outcome.recipe)
+    yield from (f"  environment {row['key']}: {row['first']} -> {row['second']}" for row in outcome.environment)
+    if not (outcome.recipe or outcome.environment):
+        yield "  recipe and versions are the same: the processor, the number of threads or chance made the difference"
 
 
-def _word(sha256: str | None) -> str:
-    return sha256[:12] if sha256 else "nothing"
+def _short(sha256: object) -> str:
+    return str(sha256)[:12] if sha256 else "missing"
 
 
-# What it was made of
+# Inputs and sources
 
 
-def _inputs(project: resolve.Project, made: Artifact, given: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
-    by_digest = {one.digest: one for one in lineage.known(project.root)}
-    for path in given:  # a bare .gguf or an HF folder that stood in for an artifact
+def _inputs(project: resolve.Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
+    """The recorded inputs by role, found by their digests."""
+    by_digest = {made.digest: made for made in lineage.known(project.root)}
+    for path in named:  # a foreign model
         if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
-            found = resolve.open_model(path, ("gguf", "adapter", "merged"))
-            by_digest.setdefault(found.digest, found)
+            model = resolve.open_model(path, ("gguf", "adapter", "merged"))
+            by_digest.setdefault(model.digest, model)
 
-    def one(role: str, digest: str) -> Artifact:
+    def input_of(role: str, digest: str) -> Artifact:
         if digest in by_digest:
             return by_digest[digest]
         if made.metrics.get("kind") == "endpoint" and role == "model":
-            raise UsageError(f"{made.path} holds answers of an endpoint, which cannot be had again")
+            raise UsageError(f"{made.path} holds predictions of an endpoint, which cannot be reproduced")
         stage = stage_table.BY_KIND.get(role)
         raise IntegrityError(
-            f"{role} {digest[:19]}, which {made.path} was made of, is not below {project.runs}",
-            hint=f"slmctl run --until {stage.name}" if stage else "name a model that is no artifact by --source PATH",
+            f"{role} {digest[:19]}, an input of {made.path}, is not below {project.runs}",
+            hint=f"slmctl run --until {stage.name}" if stage else "name a foreign model by --source PATH",
         )
 
     return {
-        role: [one(role, digest) for digest in value] if isinstance(value, list) else one(role, value)
+        role: [input_of(role, digest) for digest in value] if isinstance(value, list) else input_of(role, value)
         for role, value in made.manifest.inputs.items()
     }
 
 
-def _section(project: resolve.Project, made: Artifact, name: str, given: Sequence[Path], place: Path) -> config.Section:
-    """The config as it was recorded, with a path for every hash, under the name that the file then had."""
+def _section(project: resolve.Project, made: Artifact, name: str, named: Sequence[Path], place: Path) -> config.Section:
+    """The recorded config, with a path for every hash, under the name that the file had then."""
     model = type(config.stage_config(project.config, name))
-    found = _Sources(project, given)
-    section = config.restored(model, made.manifest.config, found.find)
+    sources = _Sources(project, named)
+    section = config.restored(model, made.manifest.config, sources.find)
     if isinstance(section, config.PrepareConfig):
-        named = [
-            source.model_copy(update={"path": _named(source.local, place / f"source-{k}", _file_name(source, listed))})
+        renamed = [
+            source.model_copy(
+                update={"path": _renamed(source.local, place / f"source-{k}", _file_name(source, listed))}
+            )
             for k, (source, listed) in enumerate(zip(section.sources, made.metrics["sources"], strict=True))
         ]
-        section = section.model_copy(update={"sources": named})
+        section = section.model_copy(update={"sources": renamed})
     if isinstance(section, config.PullConfig) and not config.is_remote(section.base):
-        base = _named(Path(section.base), place / "source", str(made.metrics["source"]))
+        base = _renamed(Path(section.base), place / "source", str(made.metrics["source"]))
         section = section.model_copy(update={"base": str(base)})
     return section
 
 
 def _file_name(source: config.Source, listed: Mapping[str, Any]) -> str:
-    """What a source's file was called; its records are."""
+    """The name that a source's file had, as its records say."""
     title = str(listed["file"])
-    if source.name is not None:  # it had a name of its own; only the end of the file's counts
+    if source.name is not None:  # the records hold `name`; of the file's own name only the suffix matters
         return "source" + "".join(source.local.suffixes[-2:])
     return title.removesuffix(f":{source.sheet}") if source.sheet else title
 
 
-def _named(found: Path, folder: Path, name: str) -> Path:
-    """A file or folder under another name."""
+def _renamed(path: Path, folder: Path, name: str) -> Path:
+    """A link or copy of a file or folder, under another name in `folder`, which is created."""
     folder.mkdir()
     target = folder / Path(name).name
-    if found.is_dir():
-        target.symlink_to(found.resolve(), target_is_directory=True)
+    if path.is_dir():
+        target.symlink_to(path.resolve(), target_is_directory=True)
         return target
     try:
-        os.link(found, target)
+        os.link(path, target)
     except OSError:  # another file system
-        shutil.copyfile(found, target)
+        shutil.copyfile(path, target)
     return target
 
 
 class _Sources:
-    """Files and folders by the hash of what they hold; each is hashed when it is first needed."""
+    """Files and folders by the hash of their content; hashed one by one until the hash is found."""
 
-    def __init__(self, project: resolve.Project, given: Sequence[Path]) -> None:
-        self._left = iter([*given, *_files(project.sources), *config.contents(project.config)])
-        self._known: dict[str, Path] = {}
+    def __init__(self, project: resolve.Project, named: Sequence[Path]) -> None:
+        self._left = iter([*named, *_files(project.sources), *config.contents(project.config)])
+        self._by_hash: dict[str, Path] = {}
 
     def find(self, sha256: str) -> Path:
-        """The path of what holds this.
+        """The path of the file or folder with this hash.
 
         Raises:
-            IntegrityError: It is gone.
+            IntegrityError: There is none.
         """
-        for path in self._left if sha256 not in self._known else ():
+        for path in self._left if sha256 not in self._by_hash else ():
             if path.exists():
                 own = artifact.fingerprint(path)
-                self._known.setdefault(own, path)
+                self._by_hash.setdefault(own, path)
                 if own == sha256:
                     break
-        if sha256 not in self._known:
+        if sha256 not in self._by_hash:
             raise IntegrityError(
-                f"a file that holds {sha256[:19]} is needed and is not here", hint="name it again: --source PATH"
+                f"no file here has the hash {sha256[:19]}, which is needed", hint="name the file: --source PATH"
             )
-        return self._known[sha256]
+        return self._by_hash[sha256]
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
 
 
-# What differs
+# Parts that are compared
 
 
-def _hashes(one: Artifact) -> dict[str, Any]:
-    return {entry.path: entry.sha256 for entry in one.manifest.files}
+def _hashes(made: Artifact) -> dict[str, Any]:
+    return {entry.path: entry.sha256 for entry in made.manifest.files}
 
 
-def _asked(one: Artifact) -> dict[str, Any]:
-    return {"stage": one.manifest.stage} | diff.flat(one.manifest.config)
+def _recipe(made: Artifact) -> dict[str, Any]:
+    return {"stage": made.manifest.stage} | diff.flat(made.manifest.config)
 
 
-def _environment(one: Artifact) -> dict[str, Any]:
-    return {key: value for key, value in diff.flat(one.manifest.environment).items() if key not in _NO_REASON}
+def _environment(made: Artifact) -> dict[str, Any]:
+    return {key: value for key, value in diff.flat(made.manifest.environment).items() if key not in _NO_CAUSE}

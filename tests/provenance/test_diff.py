@@ -124,8 +124,8 @@ def test_reports_are_compared_row_by_row(tmp_path: Path) -> None:
     assert 0 < paired["interval"][0] < won / 200 < paired["interval"][1]
     assert model["metrics"]["accuracy"]["difference"] == pytest.approx(won / 200)
     text = "\n".join(lines(found))
-    assert f"on the 200 rows of both: +{won / 2:.1f} points" in text
-    assert f"0 rows lost, {won} won): more than chance" in text
+    assert f"on the 200 rows in common: +{won / 2:.1f} points" in text
+    assert f"0 rows lost, {won} won): significant" in text
 
 
 def test_rows_are_matched_by_id(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_project_stands_for_its_last_report(tmp_path: Path) -> None:
     found = diff(tmp_path / "a", tmp_path / "b")
     assert found["first"]["path"].endswith("new")
     assert found["models"][0]["paired"]["changed"] == 0
-    assert list(lines(found))[-1] == "  the same on each of the 10 rows of both"
+    assert list(lines(found))[-1] == "  the same on each of the 10 rows in common"
 
 
 def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -> None:
