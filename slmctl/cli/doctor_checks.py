@@ -30,7 +30,7 @@ CPU_TORCH = "install torch from the CPU index that pytorch.org's install page na
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the report: what was looked at, what was found, and the command that mends it."""
 
     name: str
@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Look at everything; nothing is downloaded, and what is heavy runs in a child."""
     return [*_machine(), *_products(), *_packages(), *_tools()]
 
@@ -53,31 +53,29 @@ def fix() -> list[str]:
     return [f"fetched the GGUF converter of llama-cpp-python {gguf_converter.version()} to {gguf_converter.fetch()}"]
 
 
-def _machine() -> list[Finding]:
+def _machine() -> list[Check]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     disk = shutil.disk_usage(".").free
     flags = [flag for flag in FLAGS if flag in hardware.cpu_flags()]
     gpu = hardware.accelerator()
     return [
-        Finding("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
-        Finding(
+        Check("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
+        Check(
             "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector flags known'}"
         ),
-        Finding(
-            "memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"
-        ),
-        Finding(
+        Check("memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"),
+        Check(
             "disk",
             f"{size(disk)} free here",
             disk > 5e9,
             "" if disk > 5e9 else "a run needs about 2 GB, and its artifacts stay",
         ),
-        Finding("accelerator", gpu or "none (training and serving run on the processor)"),
-        Finding("training backend", backend.choose("auto")),
+        Check("accelerator", gpu or "none (training and serving run on the processor)"),
+        Check("training backend", backend.choose("auto")),
     ]
 
 
-def _products() -> list[Finding]:
+def _products() -> list[Check]:
     """Times both ways of multiplying frozen weights, and says if the one that `auto` takes is the slower one here."""
     if not _version("torch"):
         return []
@@ -91,15 +89,15 @@ def _products() -> list[Finding]:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return [Finding("products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")]
+        return [Check("products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")]
     rates = json.loads(done.stdout)
     chosen, best = settled_products("auto"), max(rates, key=rates.__getitem__)
     found = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
     wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
-    return [Finding("products", found, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")]
+    return [Check("products", found, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")]
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[Check]:
     by_extra: dict[str, list[str]] = {}
     for package, extra in EXTRAS.items():
         by_extra.setdefault(extra, []).append(DISTRIBUTIONS.get(package, package))
@@ -111,22 +109,22 @@ def _packages() -> list[Finding]:
         more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
         wanted = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
         remedy = f"pip install 'slmctl[{extra}]'" if missing and wanted else ""
-        findings.append(Finding(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
+        findings.append(Check(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
-        findings.append(Finding("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
+        findings.append(Check("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
     elif not torch:
         findings.append(
-            Finding("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH)
+            Check("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH)
         )
     return findings
 
 
-def _tools() -> list[Finding]:
+def _tools() -> list[Check]:
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
     built = bool(_version("llama-cpp-python"))
     findings = [
-        Finding(
+        Check(
             "C++ compiler",
             compiler or "none",
             bool(compiler) or built,
@@ -136,10 +134,10 @@ def _tools() -> list[Finding]:
     try:
         state = gguf_converter.state()
         findings.append(
-            Finding("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix")
+            Check("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix")
         )
     except MissingError as error:
-        findings.append(Finding("GGUF converter", error.message, False, error.hint))
+        findings.append(Check("GGUF converter", error.message, False, error.hint))
     return findings
 
 

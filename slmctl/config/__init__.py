@@ -3,7 +3,16 @@
 from slmctl.config.fields import STDIN, Section, is_remote, mask, moment
 from slmctl.config.json_schema import schema, table
 from slmctl.config.loader import load, parse, settled_products
-from slmctl.config.prepare_section import Duplicates, PrepareConfig, Sensitive, Source, SourceLimits, Splits, Sql, Task
+from slmctl.config.prepare_section import (
+    Duplicates,
+    PrepareConfig,
+    Sensitive,
+    Source,
+    SourceLimits,
+    Splits,
+    Sql,
+    TaskConfig,
+)
 from slmctl.config.recipes import contents, recipe, restored
 from slmctl.config.sections import (
     FILENAME,
@@ -21,7 +30,7 @@ from slmctl.config.sections import (
     QuantizeConfig,
     stage_config,
 )
-from slmctl.config.serve_section import Generalist, Prices, ServeConfig
+from slmctl.config.serve_section import GeneralistConfig, Prices, ServeConfig
 
 __all__ = [
     "FILENAME",
@@ -34,7 +43,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "Gate",
-    "Generalist",
+    "GeneralistConfig",
     "MergeConfig",
     "PredictConfig",
     "PrepareConfig",
@@ -49,7 +58,7 @@ __all__ = [
     "SourceLimits",
     "Splits",
     "Sql",
-    "Task",
+    "TaskConfig",
     "contents",
     "is_remote",
     "load",

@@ -26,7 +26,7 @@ from slmctl.config.fields import (
 )
 
 
-class Task(Section):
+class TaskConfig(Section):
     """What the model is to do: `classify`, `extract` or `generate`."""
 
     kind: Literal["classify", "extract", "generate"] = Field(
@@ -41,7 +41,7 @@ class Task(Section):
     system: Text = Field("", description="the system prompt, the same in training and in use")
 
     @model_validator(mode="after")
-    def _fits_kind(self) -> Task:
+    def _fits_kind(self) -> TaskConfig:
         if self.kind == "extract" and self.json_schema is None:
             raise ValueError("extract needs 'schema', the path of a JSON Schema file")
         if self.kind != "extract" and self.json_schema is not None:
@@ -226,7 +226,7 @@ class Sensitive(Section):
 class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
-    task: Annotated[Task, Inherited()] = Task()
+    task: Annotated[TaskConfig, Inherited()] = TaskConfig()
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the files to read, in order", validate_default=False
     )

@@ -27,7 +27,7 @@ from slmctl.config.fields import (
     is_inherited,
     section_in,
 )
-from slmctl.config.prepare_section import PrepareConfig, Task
+from slmctl.config.prepare_section import PrepareConfig, TaskConfig
 from slmctl.config.serve_section import Prices, ServeConfig
 
 FILENAME = "slmctl.yaml"
@@ -310,7 +310,7 @@ class Config(Section):
         "0.1", description="version of the release, such as 1.0"
     )
     base: Text = Field(description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file")
-    task: Task = Field(default_factory=Task, description="what the model is to do")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="what the model is to do")
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")

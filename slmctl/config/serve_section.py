@@ -25,7 +25,7 @@ class Prices(Section):
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
 
 
-class Generalist(Section):
+class GeneralistConfig(Section):
     """The general model that gets what the small one is not sure of."""
 
     url: Text = Field(description="OpenAI-compatible endpoint that gets what the policy does not keep")
@@ -56,7 +56,9 @@ class ServeConfig(Section):
     )
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
     policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
-    generalist: Generalist | None = Field(None, description="where the other questions go, unless they are sensitive")
+    generalist: GeneralistConfig | None = Field(
+        None, description="where the other questions go, unless they are sensitive"
+    )
     detector: Literal["rules", "presidio"] = Field(
         "rules", description="who looks for sensitive data; presidio adds national identity numbers (slmctl[pii])"
     )

@@ -73,7 +73,7 @@ def test_who_trains(
 
 def products(
     monkeypatch: pytest.MonkeyPatch, chosen: str, done: subprocess.CompletedProcess[str]
-) -> doctor_checks.Finding:
+) -> doctor_checks.Check:
     """What doctor says of the products when they were timed like this."""
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
     monkeypatch.setattr(doctor_checks, "settled_products", lambda wanted: chosen)
