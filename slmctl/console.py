@@ -1,4 +1,4 @@
-"""What slmctl says while it works: progress, tables and one-line notes, all on stderr.
+"""Progress, tables and one-line notes on stderr; results on stdout.
 
 On a terminal rich draws them; elsewhere (a log, a pipe, CI) the same facts come as plain lines, not
 more often than every few seconds. Text that comes from data or a model is cleaned of control
@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,7 +25,21 @@ from rich.text import Text
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
 SHOW_AFTER_S = 2.0  # work that is over before this needs no progress
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Notes(Console):
+    """The console on stderr. Where its reader is gone or its disk is full, lines are lost and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # rich itself would end the process and point stdout at /dev/null
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.quiet = True
+
+
+_err = _Notes(stderr=True, highlight=False, soft_wrap=True)
 _level = 0  # -1 quiet, 0 normal, 1 verbose
 
 # C0 except tab and newline, DEL, C1, and the bidirectional overrides that reorder what is shown
@@ -32,12 +47,11 @@ _CONTROL = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 
-# the part of them that JSON does not spell as escapes by itself
+# Surrogates that stand for no byte of a file name: no encoding can write them.
+_UNWRITABLE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+
+# The control characters that JSON does not spell as escapes by itself.
 _OBEYED = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-class OutputError(Exception):
-    """stdout cannot be written; the message is the system's reason."""
 
 
 def set_level(level: int) -> None:
@@ -115,7 +129,7 @@ class Meter:
             say(f"  {self.label}: {done} {self.unit}, {self._rate()}{self._tail()}")
 
     def resume(self, done: int) -> None:
-        """Say that so much was done in an earlier run, which took none of this one's time."""
+        """Count `done` units as the work of an earlier run, which took none of this one's time."""
         self.done = self._before = done
 
     def close(self) -> None:
@@ -149,7 +163,7 @@ class Meter:
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[Meter]:
-    """A meter for `total` units of work, or for nobody knows how many, drawn once it has lasted two seconds."""
+    """A meter for `total` units of work, None if unknown; drawn once the work has lasted SHOW_AFTER_S."""
     meter = Meter(label, total, unit)
     try:
         yield meter
@@ -177,23 +191,23 @@ def size(count: float) -> str:
 
 
 def write_json(text: str) -> None:
-    """JSON as a result; what a terminal would obey is spelled as an escape there, which reads as the same JSON."""
-    write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text)
+    """A result in JSON. On a terminal its control characters become escapes, which read as the same JSON."""
+    write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout.isatty() else text)
 
 
 def write(text: str) -> None:
-    """A result, on stdout, as it is.
+    """A result, on stdout, unchanged; bytes of file names that are not UTF-8 come out as those bytes.
 
     Raises:
-        BrokenPipeError: The reader of stdout has left.
-        OutputError: stdout is closed, or leads to a full disk.
+        SystemExit: 0, when the reader has closed the pipe: it has what it wanted, as in `slmctl show | head`.
+        OSError: stdout cannot be written, such as a file on a full disk.
     """
     try:
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        sys.stdout.write(text)
+        sys.stdout.write(_UNWRITABLE.sub("\ufffd", text))
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
-        raise OutputError(error.strerror) from None
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
+        if error.errno == errno.EPIPE:
+            raise SystemExit(0) from None
+        error.filename = "stdout"
+        raise

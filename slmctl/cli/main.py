@@ -6,15 +6,20 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import signal
 import sys
+import traceback
+from pathlib import Path
 
 import click
 
 from slmctl.cli import inspect_commands, serve_commands, stage_commands
 from slmctl.cli.group import cli, terminal
-from slmctl.errors import SlmctlError, StageError
+from slmctl.errors import SlmctlError
 from slmctl.network import guard
 
 for commands in (stage_commands.COMMANDS, serve_commands.COMMANDS, inspect_commands.COMMANDS):
@@ -29,48 +34,78 @@ def _say_what_left() -> None:
         terminal().say(f"  contacted {', '.join(hosts)}: {terminal().size(count)} sent")
 
 
-def _fill_closed_streams() -> None:
-    """Put /dev/null in place of closed descriptors 0 to 2, else the next file opened would become stdout."""
-    for descriptor in range(3):
+# An OSError of these kinds is about a name that the user gave; of any other kind the system cannot do the work.
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.EINVAL)
+
+
+def prepare_streams() -> None:
+    """Point closed standard streams at /dev/null, let stdout write file names that are not UTF-8, and read any bytes.
+
+    Without it the next file that is opened takes the number of the closed stream, and output of this process or
+    of a child lands in it.
+    """
+    for number in range(3):
         try:
-            os.fstat(descriptor)
+            os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.set_inheritable(number, True)
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def main() -> None:
-    """The program: run a command, and turn what it raises into a sentence and an exit code."""
-    _fill_closed_streams()
+    """Run a command; turn what it raises into a sentence and an exit code."""
+    prepare_streams()
     guard.seal()
-    # Threads that wait by spinning steal the cores of whoever else is there, and threads that sleep
-    # wake up slowly between thousands of small operations. This is a short spin: on 2 idle cores
-    # SmolLM2 trained at 850 tokens/s, as with an endless one, against 520 with a tenth of it; beside
-    # two busy processes it was 250 against 340. libgomp reads this when it is loaded; whoever has set
-    # a policy of their own keeps it.
+    # OpenMP threads that wait by spinning take the cores from other processes, and threads that sleep wake up
+    # slowly between thousands of small operations. This is a short spin: on 2 idle cores SmolLM2 trained at
+    # 850 tokens/s, as with endless spinning, against 520 with a tenth of it; beside two busy processes it was
+    # 250 against 340. libgomp reads the variable when it is loaded; a value that the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; read when tqdm is imported
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if os.environ.get("SLMCTL_OFFLINE", "") not in ("", "0"):
         guard.forbid()
+    sys.exit(_run_command())
+
+
+def _run_command() -> int:
+    """Run the command of `sys.argv`; returns its exit code."""
     try:
         try:
-            cli.main(standalone_mode=False)
+            return cli.main(standalone_mode=False) or 0
         finally:
             _say_what_left()
     except SlmctlError as error:
         terminal().complain(error.message, error.hint)
-        sys.exit(error.code)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        return error.code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except terminal().OutputError as error:
-        terminal().complain(f"the result cannot be written to stdout: {error}", "stdout is closed or full")
-        sys.stdout = None  # else it is flushed once more at the end, and fails once more
-        sys.exit(StageError.code)
-    except BrokenPipeError:  # `slmctl show | head`: the reader has enough
-        sys.stdout = None
-        sys.exit(0)
+        return 130
+    except OSError as error:
+        if error.errno is None or error.strerror is None:
+            raise  # raised by a library without a number: a bug
+        return _system_error(error)
+
+
+def _system_error(error: OSError) -> int:
+    """Say in a sentence what the system refused; returns 2 for a name that the user gave, else 6."""
+    if error.filename in (None, "stdout"):
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
+    subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    with contextlib.suppress(OSError):
+        terminal().complain(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened")
+        terminal().detail("".join(traceback.format_exception(error)))
+    return 2 if error.errno in _OF_NAMES else 6
+
+
+def _short(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 30]} … {text[-27:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from slmctl.config.strict_yaml import StrictYaml
 from slmctl.errors import UsageError
 from slmctl.hardware import cpu_flags
 
+MAX_BYTES = 1_000_000  # of slmctl.yaml
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config file, with `section.key=value` overrides on top.
@@ -27,15 +30,34 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UsageError: Every fault in the file and in the overrides, one line each.
     """
+    text = _read(path)
+    return parse(text, overrides, name=path.name, root=path.parent)
+
+
+def _read(path: Path) -> str:
+    """The text of a config file, at most MAX_BYTES.
+
+    Raises:
+        UsageError: It is missing, no regular file (a named pipe would be waited for), too large or not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is not a regular file", hint="slmctl init support-triage writes one")
+        if status.st_size > MAX_BYTES:
+            raise UsageError(f"{path} has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
             f"{path} does not exist", hint="slmctl init support-triage, or name the folder with -C"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    return parse(text, overrides, name=path.name, root=path.parent)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} cannot be read: byte {error.start} is not UTF-8", hint=f"iconv -f latin1 -t utf-8 {path}"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()) -> Config:
@@ -80,6 +102,16 @@ def _own(item: Any) -> bool:
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
 
 
+def _below(root: Path, path: Path) -> Path:
+    """`path`, relative to `root` unless it is absolute; `~` is the home folder."""
+    try:
+        return root / path.expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{path}: the home folder is not known", hint="write the path without ~, or set HOME"
+        ) from None
+
+
 def _resolve(config: Config, root: Path) -> Config:
     """Make the paths in a config absolute."""
     root = root.resolve()
@@ -94,11 +126,11 @@ def _resolve(config: Config, root: Path) -> Config:
             elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
                 changes[name] = [walk(item) for item in value]
             elif isinstance(value, Path) and value != STDIN:
-                changes[name] = root / value.expanduser()
+                changes[name] = _below(root, value)
             elif isinstance(value, dict) and any(isinstance(one, Path) for one in value.values()):
-                changes[name] = {key: root / path.expanduser() for key, path in value.items()}
+                changes[name] = {key: _below(root, path) for key, path in value.items()}
             elif marked and isinstance(value, str) and value and not is_remote(value):
-                changes[name] = str(root / Path(value).expanduser())
+                changes[name] = str(_below(root, Path(value)))
         return model.model_copy(update=changes)
 
     resolved = walk(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,23 @@ from slmctl.config.fields import mask
 from slmctl.errors import UsageError
 
 MAX_VALUES = 100_000  # values in one file
+MAX_KEY = 1000  # characters of a key
+MAX_DEPTH = 20  # of lists and mappings in each other
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Composes nodes up to MAX_DEPTH. PyYAML itself recurses as deep as the text nests, until Python's stack ends."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 2:  # the document and the value below the deepest list
+            mark = self.get_mark()
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Int(int):
@@ -38,7 +56,7 @@ class StrictYaml:
 
     def read(self, text: str) -> Any:
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = yaml.compose(text, Loader=_BoundedLoader)
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise UsageError(f"{self.name}{line}: not valid YAML: {error.problem}") from None
@@ -50,7 +68,7 @@ class StrictYaml:
         """Put `section.key=value` into `values`."""
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
-        if not sign or not all(keys):
+        if not sign or not all(keys) or len(keys) > MAX_DEPTH:
             raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
         inner = values
         for key in keys[:-1]:
@@ -85,8 +103,8 @@ class StrictYaml:
             self._at.setdefault(after, self._at[before])
 
     def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
-        if depth > 20:
-            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than 20 deep")
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
         self._values += 1
         if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
             raise UsageError(f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values")
@@ -102,7 +120,7 @@ class StrictYaml:
     def _mapping(self, node: yaml.MappingNode, loc: tuple[int | str, ...], depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
+            key, line = str(key_node.value)[:MAX_KEY], key_node.start_mark.line + 1
             if key in result:
                 first = self._at[(*loc, key)]
                 self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
@@ -113,6 +131,9 @@ class StrictYaml:
 
     def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
         text: str = node.value
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            self.faults.append(self.fault(loc, "holds half a surrogate pair, which is no character"))
+            return "\ufffd"
         if getattr(node, "style", None) is not None:
             return text
         if text in ("", "~", "null"):
@@ -124,6 +145,8 @@ class StrictYaml:
             number = _Int(text)
         elif re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
             number = _Float(text)
+            if math.isinf(number):
+                self.faults.append(self.fault(loc, f"{text[:40]} is beyond the range of numbers"))
         else:
             return text
         number.raw = text

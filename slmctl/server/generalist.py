@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from slmctl.config import Generalist as Settings
+from slmctl.config import GeneralistConfig as Settings
 from slmctl.errors import NetworkError
 from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
 

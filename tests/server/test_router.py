@@ -19,7 +19,7 @@ from support.endpoint import fails, says
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Manifest
-from slmctl.config import Generalist as Settings
+from slmctl.config import GeneralistConfig as Settings
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy

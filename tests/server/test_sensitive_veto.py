@@ -11,7 +11,7 @@ import pytest
 from support import disguises, endpoint
 from support.endpoint import Fake, says
 
-from slmctl.config import Generalist as Settings
+from slmctl.config import GeneralistConfig as Settings
 from slmctl.inference.escalation_policy import Policy
 from slmctl.server import openai_requests, router, sensitive_veto
 from slmctl.server.generalist import Generalist

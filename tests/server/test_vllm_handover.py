@@ -22,7 +22,7 @@ from support import tiny
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import Generalist, Prices, ServeConfig
+from slmctl.config import GeneralistConfig, Prices, ServeConfig
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.server import vllm_handover
 from slmctl.task.contract import Task
@@ -301,7 +301,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
 ) -> None:
     # the gateway's config once named the policy, which it then refused to start with
     prices = Prices(machine_per_hour=1, api_per_million_input_tokens=1, api_per_million_output_tokens=1)
-    general = Generalist(url="https://general.example/v1", model="large")
+    general = GeneralistConfig(url="https://general.example/v1", model="large")
     given = handover(
         artifacts, policy=tmp_path / "policy.json", generalist=general, prices=prices,
         decisions=tmp_path / "decisions.jsonl", grace_s=31.5, queue=7,

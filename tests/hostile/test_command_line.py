@@ -1,0 +1,229 @@
+"""Hostile command lines, configs, streams and surroundings: each ends with its documented code and a sentence."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from support.scale import FULL
+
+from slmctl import config
+from slmctl.errors import UsageError
+
+SCRIPT = Path(sys.executable).with_name("slmctl")
+GOOD = "project: acme\nbase: base\n"
+DEADLINE_S = 60
+NOT_UTF8 = "bad\udcffname"  # as os.fsdecode gives the byte 0xff
+LONG = "x" * 5000
+
+# (name, files to make, arguments, shell redirections, expected code); "@" is the folder of the case
+Make = Callable[[Path], None]
+
+
+def text(content: str | bytes) -> Make:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda path: path.joinpath("slmctl.yaml").write_bytes(data) and None
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path / "slmctl.yaml")
+
+
+def folder(path: Path) -> None:
+    (path / "slmctl.yaml").mkdir()
+
+
+def device(path: Path) -> None:
+    (path / "slmctl.yaml").symlink_to("/dev/zero")
+
+
+def dangling(path: Path) -> None:
+    (path / "slmctl.yaml").symlink_to("slmctl.yaml")
+
+
+def large(path: Path) -> None:
+    with (path / "slmctl.yaml").open("wb") as stream:
+        stream.truncate(3 << 30)
+
+
+def oddly_named(path: Path) -> None:
+    (path / NOT_UTF8).mkdir()
+    (path / NOT_UTF8 / "slmctl.yaml").write_text(GOOD)
+
+
+def manifest(content: bytes) -> Make:
+    return lambda path: path.joinpath("manifest.json").write_bytes(content) and None
+
+
+CONFIGS: list[tuple[str, Make, int]] = [
+    ("deep lists", text("a: " + "[" * 50_000), 2),
+    ("deep mappings", text("a: " + "{a: " * 50_000), 2),
+    ("deep blocks", text("- " * 20_000), 2),
+    ("deep keys", text("? " * 20_000), 2),
+    ("deep lines", text("".join(" " * k + "a:\n" for k in range(400))), 2),
+    ("a named pipe", fifo, 2),
+    ("a folder", folder, 2),
+    ("a device", device, 2),
+    ("a link to itself", dangling, 2),
+    ("3 GB", large, 2),
+    ("Latin-1", text("task: {system: größe}".encode("latin-1")), 2),
+    ("UTF-16", text(GOOD.encode("utf-16")), 2),
+    ("NUL", text("project: a\0b\n"), 2),
+    ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
+    ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
+    ("an infinite number", text(GOOD + "merge: {max_shard_gb: 1e999}\n"), 2),
+    ("a number of many digits", text(GOOD + "serve: {queue: " + "9" * 5000 + "}\n"), 2),
+    ("a long key", text(GOOD + "k" * 900_000 + ": 1\n"), 2),
+    ("no home", text("project: a\nbase: ~nobody-of-that-name/x\n"), 2),
+    ("a good one", text(GOOD), 0),
+]
+
+
+def run(place: Path, *arguments: str, shell: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+    line = " ".join([shlex.quote(str(SCRIPT)), *map(shlex.quote, arguments), shell])
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("SLMCTL")}
+    return subprocess.run(
+        ["bash", "-c", os.fsencode("set -o pipefail; " + line)], cwd=place, env=surroundings | env,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+
+
+def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> None:
+    assert done.returncode == code, done.stderr[-2000:]
+    assert b"Traceback" not in done.stderr
+    assert len(done.stderr) < 10_000
+
+
+@pytest.mark.parametrize(("make", "code"), [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS])
+def test_a_hostile_config_is_a_sentence(make: Make, code: int, tmp_path: Path) -> None:
+    make(tmp_path)
+    require_sentence(run(tmp_path, "config", "show"), code)
+
+
+ARGUMENTS: list[tuple[str, list[str], int]] = [
+    ("a deep value", ["config", "show", "--set", "task.system=" + "[" * 50_000], 2),
+    ("a deep key", ["config", "show", "--set", ".".join("a" * 30_000) + "=1"], 2),
+    ("a key of no UTF-8", ["config", "show", "--set", NOT_UTF8 + "=1"], 2),
+    ("a value of no UTF-8", ["config", "show", "--set", "task.system=" + NOT_UTF8], 2),
+    ("half a pair", ["config", "show", "--set", 'project="\\udfff"'], 2),
+    ("a long folder", ["-C", LONG, "config", "show"], 2),
+    ("a long path", ["verify", LONG], 2),
+    ("a long artifact", ["show", LONG], 2),
+    ("a long template folder", ["init", "support-triage", LONG], 2),
+    ("a folder below a device", ["init", "support-triage", "/dev/null/x"], 2),
+    ("a folder below /proc", ["init", "support-triage", "/proc/x"], 2),
+    ("a folder of no UTF-8", ["-C", NOT_UTF8, "config", "show"], 0),
+    ("an artifact of no UTF-8", ["show", NOT_UTF8], 7),
+    ("damage of no UTF-8", ["verify", NOT_UTF8], 7),
+    ("a project of no UTF-8", ["init", "support-triage", NOT_UTF8 + "2"], 0),
+    ("an unknown command of no UTF-8", [NOT_UTF8], 2),
+]
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["locale", "strict UTF-8"])
+@pytest.mark.parametrize(("arguments", "code"), [case[1:] for case in ARGUMENTS], ids=[case[0] for case in ARGUMENTS])
+def test_a_hostile_argument_is_a_sentence(arguments: list[str], code: int, strict: bool, tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    oddly_named(tmp_path)
+    env = {"PYTHONIOENCODING": "utf-8:strict"} if strict else {}
+    require_sentence(run(tmp_path, *arguments, **env), code)
+
+
+MANIFESTS: list[tuple[str, bytes]] = [
+    ("empty", b""),
+    ("deep", b"[" * 100_000),
+    ("a list", b"[]"),
+    ("a number", b"1"),
+    ("not UTF-8", b"\xff\xfe"),
+    ("a number of many digits", b"1" * 10_000),
+]
+
+
+@pytest.mark.parametrize("content", [case[1] for case in MANIFESTS], ids=[case[0] for case in MANIFESTS])
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_hostile_manifest_is_7(command: str, content: bytes, tmp_path: Path) -> None:
+    manifest(content)(tmp_path)
+    require_sentence(run(tmp_path, command, "."), 7)
+
+
+STREAMS: list[tuple[str, list[str], str, int]] = [
+    ("stdout closed", ["config", "show"], ">&-", 0),
+    ("stdout and stderr closed", ["config", "show"], ">&- 2>&-", 0),
+    ("all closed", ["config", "show"], "<&- >&- 2>&-", 0),
+    ("stdin closed", ["trace", "--text", "-"], "<&-", 2),
+    ("help with stdout closed", ["--help"], ">&-", 0),
+    ("a reader that ends", ["config", "schema"], "| head -c 1", 0),
+    ("a reader that reads nothing", ["config", "schema"], "| true", 0),
+    ("a full disk", ["config", "schema"], ">/dev/full", 6),
+    ("help on a full disk", ["--help"], ">/dev/full", 6),
+    ("notes on a full disk", ["config", "show"], "2>/dev/full", 0),
+    ("an error on a full disk", ["show", "nothing"], "2>/dev/full", 7),
+    ("bytes on stdin", ["trace", "--text", "-"], "< slmctl.bin", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shell", "code"), [case[1:] for case in STREAMS], ids=[case[0] for case in STREAMS]
+)
+def test_a_hostile_stream_is_a_sentence(arguments: list[str], shell: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    (tmp_path / "slmctl.bin").write_bytes(bytes(range(1, 256)))
+    require_sentence(run(tmp_path, *arguments, shell=shell, PYTHONIOENCODING="utf-8:strict"), code)
+
+
+def test_a_closed_stdout_lends_its_number_to_no_file(tmp_path: Path) -> None:
+    # without a stand-in the first file that is opened gets number 1, and what is printed lands in it
+    done = run(tmp_path, "init", "support-triage", "made", shell=">&-")
+    require_sentence(done, 0)
+    config.load(tmp_path / "made" / "slmctl.yaml")
+    assert (tmp_path / "made" / "support_tickets.csv").read_bytes().startswith(b"text,category\n")
+
+
+@pytest.mark.parametrize("home", [None, "/proc", "/dev/null", "relative", LONG], ids=str)
+def test_a_hostile_home_is_no_traceback(home: str | None, tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text(GOOD)
+    done = run(tmp_path, "config", "show", **({"HOME": home} if home else {}))
+    require_sentence(done, 0)
+    line = f"{'env -u HOME' if home is None else ''} {SCRIPT} doctor"
+    doctor = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=os.environ | ({"HOME": home} if home else {}), capture_output=True,
+        timeout=DEADLINE_S * 3, check=False,
+    )  # fmt: skip
+    assert doctor.returncode in (0, 4), doctor.stderr
+    assert b"Traceback" not in doctor.stderr
+
+
+def generated(seed: int) -> str:
+    """A text of brackets, keys, anchors and odd characters, nested up to far beyond what is read."""
+    choose = random.Random(seed)
+    pieces = ["[", "{", "- ", "? ", "a: ", "&a ", "*a", "]", "}", ", ", "\n", " ", "!!x ", "'", '"', "|", ">", "%",
+              "\u2028", "\x85", "\ud800", "\\ud800", "1e400", ".inf", "9" * 40, "<<: ", "---\n", "é"]  # fmt: skip
+    repeated = [choose.choice(pieces) * choose.choice([1, 1, 2, 30, 1000]) for _ in range(choose.randint(1, 30))]
+    return choose.choice(["", GOOD, "a: "]) + "".join(repeated)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_generated_texts_are_configs_or_usage_errors(block: int) -> None:
+    count = 5000 if FULL else 30
+    for seed in range(block * count, (block + 1) * count):
+        made = generated(seed)
+        for arguments in ((made, ()), (GOOD, [f"task.system={made}"]), (GOOD, [made])):
+            try:
+                config.parse(*arguments)
+            except UsageError as error:
+                assert error.message, seed
+
+
+def test_what_is_shown_of_a_config_reads_back(tmp_path: Path) -> None:
+    # texts that YAML could take for something else, or a terminal for a command
+    for word in ("no", "1e3", "~", "é", "\u2028", "\t x", "a: b", "- a", "\x1b[31m"):
+        written = yaml.safe_dump({"project": "acme", "base": "b", "task": {"system": word}})
+        shown = yaml.safe_dump(config.parse(written).as_written(), allow_unicode=True)
+        assert config.parse(shown).task.system == word
