@@ -1,4 +1,4 @@
-"""What a child process gets to see of this process's environment: never a secret that it does not need."""
+"""Environments for child processes, without the secrets of this one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-# What a child that only computes may know: where programs and libraries are, how many threads.
+# Variables for a child that only computes: paths of programs and libraries, numbers of threads.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
              "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
              "GOMP_SPINCOUNT")  # fmt: skip
@@ -46,7 +46,7 @@ def hidden() -> Iterator[None]:
 
 
 def is_secret(name: str, value: str, *kept: str) -> bool:
-    """Whether a variable may hold a secret, by its name or by a password in an address."""
+    """True for a variable that may hold a secret, by its name or by a password in an address."""
     if name.upper().startswith(kept or ("\0",)):
         return False
     return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))

@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -192,7 +191,11 @@ def size(count: float) -> str:
 
 def write_json(text: str) -> None:
     """A result in JSON. On a terminal its control characters become escapes, which read as the same JSON."""
-    write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout.isatty() else text)
+    write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout and sys.stdout.isatty() else text)
+
+
+class OutputError(Exception):
+    """stdout is closed, or cannot be written."""
 
 
 def write(text: str) -> None:
@@ -200,14 +203,15 @@ def write(text: str) -> None:
 
     Raises:
         SystemExit: 0, when the reader has closed the pipe: it has what it wanted, as in `slmctl show | head`.
-        OSError: stdout cannot be written, such as a file on a full disk.
+        OutputError: stdout is closed, or leads to a full disk.
     """
+    if sys.stdout is None:
+        raise OutputError(os.strerror(errno.EBADF))
     try:
         sys.stdout.write(_UNWRITABLE.sub("\ufffd", text))
         sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # else it is flushed once more at the exit, and fails once more
+        raise SystemExit(0) from None
     except OSError as error:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
-        if error.errno == errno.EPIPE:
-            raise SystemExit(0) from None
-        error.filename = "stdout"
-        raise
+        raise OutputError(error.strerror) from None

@@ -1,4 +1,4 @@
-"""The failures slmctl expects, and the exit code of each.
+"""The expected failures, and the exit code of each.
 
 SlmctlError
 ├── UsageError         2   a flag, a name or the config is wrong
@@ -11,8 +11,8 @@ SlmctlError
 ├── NetworkError       9   the network was refused or failed
 └── DifferentError   104   an artifact was rebuilt, and is not the same
 
-Each carries one sentence (what and where) and a hint (what to type next). Anything else that is
-raised is a bug: it keeps its traceback and exits with 1.
+Each carries one sentence (subject, expected, found) and a hint (the command to type next). Any other
+exception is a bug: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class SlmctlError(Exception):
     """An expected failure.
 
     Args:
-        message: One sentence: what is wrong, and where.
-        hint: What the user can type or change next; empty when there is nothing to say.
+        message: One sentence with the subject, the expected and the actual state.
+        hint: The next command or change for the user; empty if there is none.
     """
 
     code: ClassVar[int] = 1

@@ -10,14 +10,14 @@ NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "
 
 
 def accelerator() -> str:
-    """`cuda`, `rocm` or nothing; nothing as well where CUDA_VISIBLE_DEVICES hides what there is."""
+    """`cuda`, `rocm`, or the empty text without an accelerator or where CUDA_VISIBLE_DEVICES hides it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ""
     return next((kind for node, kind in NODES.items() if Path(node).exists()), "")
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words, such as `avx512_bf16`; empty where it does not say."""
+    """The flags in /proc/cpuinfo, such as `avx512_bf16`; empty where it cannot be read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

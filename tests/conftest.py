@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import tiny
+from support import light, tiny
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -20,6 +20,20 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline import resolve
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--light", action="store_true", help="run the tests that need neither torch nor llama-cpp-python")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    heavy = config.getoption("--light") and collection_path.suffix == ".py" and light.is_heavy_file(collection_path)
+    return True if heavy and collection_path.name != "conftest.py" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--light"):
+        light.select(config, items)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`slmctl doctor`: what this machine has, what is missing, and the one command that brings it."""
+"""`slmctl doctor`: checks of hardware, packages and tools, each with the command that mends it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from slmctl import __version__, child_environment, hardware
-from slmctl.config import settled_products
+from slmctl.config import resolve_matmul_dtype
 from slmctl.console import size
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
@@ -31,21 +31,21 @@ CPU_TORCH = "install torch from the CPU index that pytorch.org's install page na
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was looked at, what was found, and the command that mends it."""
+    """One line of the report: the subject, its state, and the command that mends it."""
 
     name: str
-    found: str
+    result: str
     ok: bool = True
     remedy: str = ""
 
 
 def examine() -> list[Check]:
-    """Look at everything; nothing is downloaded, and what is heavy runs in a child."""
-    return [*_machine(), *_products(), *_packages(), *_tools()]
+    """Run all checks. Nothing is downloaded; torch is imported in a child process alone."""
+    return [*_machine(), *_matmul(), *_packages(), *_tools()]
 
 
 def fix() -> list[str]:
-    """Do what `doctor` can do by itself: fetch the converter. Returns what was done."""
+    """Fetch the GGUF converter, unless it is ready; returns a line for each action."""
     if gguf_converter.state() == "ready":
         return []
     if gguf_converter.state() != "missing":
@@ -61,7 +61,7 @@ def _machine() -> list[Check]:
     return [
         Check("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
         Check(
-            "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector flags known'}"
+            "processor", f"{usable_cores()} cores, {platform.machine()}, {' '.join(flags) or 'no vector extensions'}"
         ),
         Check("memory", size(memory), memory > 4e9, "" if memory > 4e9 else "a base of 135M needs about 4 GB to train"),
         Check(
@@ -75,8 +75,8 @@ def _machine() -> list[Check]:
     ]
 
 
-def _products() -> list[Check]:
-    """Times both ways of multiplying frozen weights, and says if the one that `auto` takes is the slower one here."""
+def _matmul() -> list[Check]:
+    """Time matrix products in float32 and bfloat16, and say if `auto` takes the slower of them."""
     if not _version("torch"):
         return []
     done = subprocess.run(
@@ -89,12 +89,16 @@ def _products() -> list[Check]:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return [Check("products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")]
+        return [
+            Check("matrix products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")
+        ]
     rates = json.loads(done.stdout)
-    chosen, best = settled_products("auto"), max(rates, key=rates.__getitem__)
-    found = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
+    chosen, best = resolve_matmul_dtype("auto"), max(rates, key=rates.__getitem__)
+    speeds = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
     wrong = best != chosen and rates[best] > 1.2 * rates[chosen]
-    return [Check("products", found, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")]
+    return [
+        Check("matrix products", speeds, True, f"--set finetune.matmul_dtype={best} is faster here" if wrong else "")
+    ]
 
 
 def _packages() -> list[Check]:
@@ -105,11 +109,11 @@ def _packages() -> list[Check]:
     for extra, names in by_extra.items():
         versions = {name: _version(name) for name in names}
         missing = [name for name, version in versions.items() if not version]
-        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
+        installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
         more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
-        wanted = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
-        remedy = f"pip install 'slmctl[{extra}]'" if missing and wanted else ""
-        findings.append(Check(f"[{extra}]", found + more, extra in OPTIONAL or not missing, remedy))
+        needed = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
+        remedy = f"pip install 'slmctl[{extra}]'" if missing and needed else ""
+        findings.append(Check(f"[{extra}]", installed + more, extra in OPTIONAL or not missing, remedy))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
         findings.append(Check("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
@@ -149,5 +153,5 @@ def _version(distribution: str) -> str:
 
 
 def _is_cuda_build() -> bool:
-    """Whether the installed torch asks for NVIDIA's packages."""
+    """True if the installed torch requires NVIDIA's packages."""
     return any("nvidia" in need or "cuda" in need for need in importlib.metadata.requires("torch") or [])

@@ -23,7 +23,7 @@ CHAIN = tuple(name for name in STAGES if name != "predict")  # evaluate and cali
 
 
 class Options:
-    """What every command can be told."""
+    """The values of the options that commands share."""
 
     def __init__(self) -> None:
         self.directory = Path()
@@ -44,22 +44,22 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             if name == "offline":
                 guard.forbid()
             if name == "level":
-                terminal()  # from now on: a stage speaks before any callback asks for the console
+                terminal()  # before a stage prints its first line
         return value
 
     return callback
 
 
 def option(*names: str, store: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An option that goes into Options and not to the callback."""
+    """An option whose value goes into Options, not to the callback."""
     return click.option(*names, expose_value=False, callback=_store(store), **settings)
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """-C, -q and -v: before or after the command's name."""
     for decorate in (
-        option("-v", "--verbose", store="level", is_flag=True, help="Say more, on stderr."),
-        option("-q", "--quiet", store="level", is_flag=True, help="Say nothing but errors."),
+        option("-v", "--verbose", store="level", is_flag=True, help="Print details on stderr."),
+        option("-q", "--quiet", store="level", is_flag=True, help="Print errors alone on stderr."),
         option(
             "-C",
             "--directory",
@@ -74,25 +74,25 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def offline_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return option("--offline", store="offline", is_flag=True, help="Refuse at once what would use the network.")(
-        command
-    )
+    return option(
+        "--offline", store="offline", is_flag=True, help="Refuse at once any work that would use the network."
+    )(command)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What commands that read slmctl.yaml take too."""
+    """--set and the common options, for commands that read slmctl.yaml."""
     decorate = option(
         "--set",
         store="sets",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Set a key of the config, such as finetune.epochs=3; again for more.",
+        help="Set a key of the config, such as finetune.epochs=3; repeatable.",
     )
     return common_options(decorate(command))
 
 
 def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every stage takes too."""
+    """--json, --no-wait, --offline and the config options, for stages."""
     for decorate in (
         offline_option,
         option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
@@ -102,20 +102,43 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return config_options(command)
 
 
+class _KeyOption(click.Option):
+    """A flag that sets a config key; its help is the key's, read when it is shown: pydantic costs as much as click."""
+
+    def __init__(self, *args: Any, key: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.key = key
+
+    @property
+    def help(self) -> str:  # a plain attribute in click
+        from slmctl import config
+
+        return config.description(self.key)
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        """Nothing to keep: click sets None."""
+
+
+def key_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag that stands for a config key, such as `finetune.epochs`, with the help of that key."""
+    return click.option(*names, cls=_KeyOption, key=key, **settings)
+
+
 def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(f"--{name}", type=click.Path(path_type=Path), metavar="PATH", help=help)
 
 
 class _InOrder(click.Group):
-    """Lists the commands in the order of the data, not of the alphabet, each with its whole first sentence."""
+    """Lists commands in the order of the pipeline, each with its whole first sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Wrap the sentences: click itself cuts them at the terminal's width."""
+        """List the commands with wrapped sentences; click itself would cut them at the terminal's width."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in self.commands.items()])
 
 
 @click.group(
@@ -143,14 +166,15 @@ def terminal() -> Any:
 
 
 def override(options: Options, section: str, **values: Any) -> None:
-    """Named flags are overrides like `--set`; one that was left out is None, whatever the default is."""
+    """Add flags to `--set`. A flag that the user left out is None, whatever the default of its key is."""
     import json
 
     # JSON is YAML without surprises: `--host ::` stays a text
     options.sets += [f"{section}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
-def open_project(options: Options, **given: Path | None) -> Project:
+def open_project(options: Options, **inputs: Path | None) -> Project:
+    """The project of the working folder; `inputs` are artifacts in place of the config's, by role."""
     from slmctl import config
     from slmctl.pipeline import resolve
 
@@ -160,19 +184,19 @@ def open_project(options: Options, **given: Path | None) -> Project:
         config=config.load(root / config.FILENAME, options.sets),
         wait=not options.no_wait,
         on_wait=lambda holder: terminal().say(f"waiting for {holder}"),
-        given={role: path for role, path in given.items() if path is not None},
+        given={role: path for role, path in inputs.items() if path is not None},
     )
 
 
 def make_desk(options: Options) -> Desk:
-    """Where a command works, for what finds its model."""
+    """The working folder and its project, for finding models."""
     from slmctl.pipeline.model_lookup import Desk
 
     return Desk(options.directory, lambda: open_project(options))
 
 
 def read_settings(options: Options) -> Any:
-    """The config where there is one, else the defaults with the flags on top."""
+    """The config of the working folder, or the defaults where it has none, with the flags on top."""
     from slmctl import config
 
     path = options.directory / config.FILENAME
@@ -197,7 +221,7 @@ def say_outcome(name: str, outcome: Outcome) -> Outcome:
 
 def print_artifact(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
-        return  # one of several processes that torchrun started: the first one speaks
+        return  # of several processes that torchrun started, the first prints
     if options.json:
         terminal().write_json(artifact.manifest.to_json())
     else:
@@ -205,7 +229,7 @@ def print_artifact(options: Options, artifact: Artifact) -> None:
 
 
 def print_result(options: Options, fields: Any, lines: Iterable[str]) -> None:
-    """What a command found: its fields as JSON where --json asks for it, lines for people otherwise."""
+    """Print the result of a command: `fields` as JSON with --json, else `lines`."""
     import json
 
     console = terminal()

@@ -1,4 +1,4 @@
-"""The commands that look: show, trace, diff, verify, reproduce, gc, doctor, init, config."""
+"""The commands on artifacts and the machine: show, trace, diff, verify, reproduce, gc, doctor, init, config."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @config_options
 @click.pass_obj
 def show(options: Options, path: Path | None) -> None:
-    """Show what an artifact was made of, from a release back to the data.
+    """Show the lineage of an artifact, from a release back to the data.
 
     PATH is an artifact or a release; the config's release by default.
     """
@@ -45,20 +45,22 @@ def show(options: Options, path: Path | None) -> None:
     from slmctl.pipeline.stage_table import Role
 
     release = Role("published", ("published",))
-    found = artifact.load(path) if path is not None else find(open_project(options), release)
-    node = lineage.show(root_of(options.directory, path), found)
+    shown = artifact.load(path) if path is not None else find(open_project(options), release)
+    node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
 
 
 @click.command()
-@click.option("--text", metavar="TEXT", help="The row's text; - reads it from stdin, which no shell's history keeps.")
-@click.option("--id", "record", metavar="ID", help="A record's id; rows that are like it are found too.")
+@click.option(
+    "--text", metavar="TEXT", help="Text of the row; - reads it from stdin, which keeps it out of the shell's history."
+)
+@click.option("--id", "record", metavar="ID", help="Id of a record; its near-duplicates count too.")
 @click.option(
     "--similarity",
     type=click.FloatRange(0.2, 1),
     default=0.6,
     show_default=True,
-    help="Share of 5-grams in common from which another row counts as nearly the same; an estimate, within 0.09.",
+    help="Share of common 5-grams from which a row is a near-duplicate; estimated within 0.09.",
 )
 @click.option(
     "--registry",
@@ -66,74 +68,80 @@ def show(options: Options, path: Path | None) -> None:
     multiple=True,
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="A folder of releases to ask about too; again for more.",
+    help="A further registry to search; repeatable.",
 )
-@option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
 def trace(
     options: Options, text: str | None, record: str | None, similarity: float, registries: tuple[Path, ...]
 ) -> None:
-    """Say which data sets, models and releases saw a row.
+    """List the data sets, models and releases that saw a row.
 
-    A near-duplicate of the row counts. Asks the data sets below runs/ by hashes; prints no text.
-    Exits with 0 when nothing here held the row, with 105 when something did, and with 106 when
-    nothing is known to, but something is missing that could have.
+    A near-duplicate of the row counts. Searches the data sets below runs/ by hashes; prints no text.
+    Exits with 0 if none held the row, with 105 if one did, and with 106 if none is known to have
+    held it, but some artifact is missing.
     """
     from slmctl.provenance import trace as module
 
     if (text is None) == (record is None):
-        raise UsageError("trace wants one of --text and --id", hint="slmctl trace --text - < row.txt")
+        raise UsageError("trace needs either --text or --id", hint="slmctl trace --text - < row.txt")
     if text == "-":
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise UsageError("the text to trace is empty")
     root = options.directory.resolve()
-    found = module.trace(root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries])
-    print_result(options, found.to_json(), module.lines(found))
-    sys.exit(105 if found.found else 0 if found.sure else 106)
+    sightings = module.trace(
+        root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries]
+    )
+    print_result(options, sightings.to_json(), module.lines(sightings))
+    sys.exit(105 if sightings.found else 0 if sightings.sure else 106)
 
 
 @click.command()
 @click.argument("first", type=click.Path(path_type=Path, exists=True))
 @click.argument("second", type=click.Path(path_type=Path, exists=True))
-@option("--json", store="json", is_flag=True, help="Print it as JSON.")
+@option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
 def diff(options: Options, first: Path, second: Path) -> None:
-    """Say what differs between two artifacts of a kind, two releases, or two projects: config, data, metrics.
+    """Compare two artifacts of a kind, two releases, or two projects: config, data, metrics.
 
-    Models that two reports measured on the same rows are compared row by row, so that chance is told from change.
+    Models that two reports measured on the same rows are compared in pairs, row by row, with a significance test.
     """
     from slmctl.provenance import diff as module
 
-    found = module.diff(first, second)
-    print_result(options, found, module.lines(found))
+    differences = module.diff(first, second)
+    print_result(options, differences, module.lines(differences))
 
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path), metavar="PUB", help="Public key that must have signed them.")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="PUB",
+    help="Require a signature by the holder of this public key.",
+)
 @common_options
 @click.pass_obj
 def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
-    """Check every byte of artifacts; name every file that is extra, missing or changed.
+    """Check every byte of artifacts; list every file that is extra, missing or changed.
 
-    PATHS are artifacts or releases; everything below runs/ by default. With --key, releases must be
-    signed too.
+    PATHS are artifacts or releases; all below runs/ by default. With --key, releases must be signed.
     """
     from slmctl.artifacts import lineage
 
     folders = list(paths) or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
-    found = lineage.verify(folders)
-    for folder, faults in found.items():
+    faults_of = lineage.verify(folders)
+    for folder, faults in faults_of.items():
         terminal().write("".join(f"{folder}: {terminal().clean(fault)}\n" for fault in faults or ["whole"]))
-    damaged = [folder for folder, faults in found.items() if faults]
+    damaged = [folder for folder, faults in faults_of.items() if faults]
     if damaged:
         raise IntegrityError(
-            f"{len(damaged)} of {len(found)} artifacts are damaged",
+            f"{len(damaged)} of {len(faults_of)} artifacts are damaged",
             hint=f"remove it and run its stage again: rm -r {damaged[0]}",
         )
     if key is not None:
@@ -148,15 +156,15 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
     metavar="PATH",
-    help="A file or folder that it was made of, where it is not found by its hash; again for more.",
+    help="A source file or folder of the artifact, where the search by hash does not reach it; repeatable.",
 )
 @stage_options
 @click.pass_obj
 def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
-    """Build an artifact again from what its manifest records, and compare every byte.
+    """Build an artifact again from its manifest, and compare every byte.
 
-    Its inputs are looked for below runs/, its sources among --source, the copies in runs/.sources/ and the files
-    of slmctl.yaml, all by their hashes. Exits with 0 when the same came out, else with 104, and says what differs.
+    Inputs are searched below runs/, sources among --source, the copies in runs/.sources/ and the files
+    of slmctl.yaml, all by hash. Exits with 0 if every byte is equal, else with 104 and a list of differences.
     """
     from slmctl.artifacts import artifact
     from slmctl.errors import DifferentError
@@ -171,12 +179,14 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     if name == "finetune":
         import_trainer_first(project)
     try:
-        found = module.reproduce(project, made, sources)
+        comparison = module.reproduce(project, made, sources)
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, name) from error
-    print_result(options, found.to_json(), module.lines(found))
-    if not found.same:
-        raise DifferentError(f"{path} is not what comes out today", hint="slmctl doctor shows this machine's versions")
+    print_result(options, comparison.to_json(), module.lines(comparison))
+    if not comparison.same:
+        raise DifferentError(
+            f"{path} differs from what its recipe gives today", hint="slmctl doctor shows this machine's versions"
+        )
 
 
 @click.command()
@@ -186,36 +196,36 @@ def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     multiple=True,
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="A folder of releases to ask too; again for more.",
+    help="A further registry whose releases keep what they were made of; repeatable.",
 )
-@click.option("--yes", is_flag=True, help="Remove without asking.")
+@click.option("--yes", is_flag=True, help="Remove without a confirmation.")
 @option("--json", store="json", is_flag=True, help="Print the list as JSON.")
 @config_options
 @click.pass_obj
 def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
-    """List what nothing needs, with sizes, and remove it when you agree.
+    """List artifacts that nothing needs, with sizes, and remove them after a confirmation.
 
-    Kept is what slmctl.yaml asks for today, what its server is given, what releases in the registry and their tags
-    were made of, and what a running process uses. Listed are other artifacts, what interrupted runs left, and
-    copies of sources that nothing was made of.
+    Kept are the artifacts of slmctl.yaml as it is today, of its server, of the releases in the registry and their
+    tags, and of running processes. Listed are other artifacts, drafts of interrupted runs, and unused copies of
+    sources.
     """
     from slmctl.provenance import gc as module
 
     project = open_project(options)
-    found = module.find(project, [*_registry(project.root, options.sets), *registries])
+    garbage = module.find(project, [*_registry(project.root, options.sets), *registries])
     console = terminal()
-    for note in found.notes:
+    for note in garbage.notes:
         console.say(f"note: {note}")
-    print_result(options, found.to_json(), module.lines(found, project.root))
-    if not found.items:
+    print_result(options, garbage.to_json(), module.lines(garbage, project.root))
+    if not garbage.items:
         return
     if not yes and not sys.stdin.isatty():
-        console.say("nothing is removed: nobody is there to ask; --yes removes it")
+        console.say("nothing is removed: stdin is no terminal for the confirmation; --yes removes it")
         return
-    if yes or click.confirm(f"remove {console.size(found.size)}?", default=False, err=True):
-        freed, left = module.remove(project, found)
+    if yes or click.confirm(f"remove {console.size(garbage.size)}?", default=False, err=True):
+        freed, left = module.remove(project, garbage)
         for path in left:
-            console.say(f"  left, since a process has begun to use it: {path}")
+            console.say(f"  kept, since a process uses it by now: {path}")
         console.say(f"  {console.size(freed)} freed")
 
 
@@ -225,25 +235,25 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
 @common_options
 @click.pass_obj
 def doctor(options: Options, fix: bool) -> None:
-    """Say what this machine has, what is missing, and the command that installs it."""
+    """Check this machine: hardware, packages and tools, with the command that installs what is missing."""
     from slmctl.cli import doctor_checks as doctor_module
 
     console = terminal()
     if fix:
         for done in doctor_module.fix():
             console.say(done)
-    findings = doctor_module.examine()
-    width = max(len(finding.name) for finding in findings)
-    for finding in findings:
-        mark = "ok  " if finding.ok else "MISS"
-        console.write(f"{mark} {finding.name:<{width}}  {finding.found}\n")
-        if finding.remedy:
-            console.write(f"     {'':<{width}}  -> {finding.remedy}\n")
-    missing = [finding for finding in findings if not finding.ok]
+    checks = doctor_module.examine()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = "ok  " if check.ok else "MISS"
+        console.write(f"{mark} {check.name:<{width}}  {check.result}\n")
+        if check.remedy:
+            console.write(f"     {'':<{width}}  -> {check.remedy}\n")
+    missing = [check for check in checks if not check.ok]
     if missing:
         from slmctl.errors import MissingError
 
-        raise MissingError(f"missing: {', '.join(finding.name for finding in missing)}", hint=missing[0].remedy)
+        raise MissingError(f"missing: {', '.join(check.name for check in missing)}", hint=missing[0].remedy)
 
 
 @click.command()
@@ -252,7 +262,7 @@ def doctor(options: Options, fix: bool) -> None:
 @common_options
 @click.pass_obj
 def init(options: Options, template: str, folder: Path | None) -> None:
-    """Start a project from a template: a ready slmctl.yaml, and example data to replace by yours."""
+    """Start a project from a template: a complete slmctl.yaml, and example data to replace with your own."""
     from slmctl.cli.project_template import init as copy
 
     target = options.directory / (folder or template)
@@ -264,7 +274,7 @@ def init(options: Options, template: str, folder: Path | None) -> None:
 
 @click.group(name="config")
 def config_group() -> None:
-    """Look at the config."""
+    """Print the config or its schema."""
 
 
 @config_group.command()
@@ -281,7 +291,7 @@ def schema() -> None:
 @config_options
 @click.pass_obj
 def config_show(options: Options) -> None:
-    """Print the config with every default filled in, after checking it."""
+    """Check the config and print it with every default filled in."""
     import yaml
 
     from slmctl import config
@@ -291,14 +301,14 @@ def config_show(options: Options) -> None:
 
 
 def _project_or_none(options: Options) -> Project | None:
-    """The project of the folder that is worked in, where there is one."""
+    """The project of the working folder, or None where it has no config."""
     from slmctl import config
 
     return open_project(options) if (options.directory / config.FILENAME).exists() else None
 
 
 def _bare_project(options: Options) -> Project:
-    """A folder with artifacts and no config."""
+    """A project for a folder with artifacts and no config."""
     from slmctl import config
     from slmctl.pipeline import resolve
 
@@ -307,14 +317,14 @@ def _bare_project(options: Options) -> Project:
 
 
 def _registry(root: Path, sets: Sequence[str] = ()) -> list[Path]:
-    """The folder that the config publishes to, where there is one."""
+    """The registry of the config, where it is a folder that exists; else nothing, with a note."""
     from slmctl import config
 
     if not (root / config.FILENAME).exists():
         return []
     kind, _, place = config.load(root / config.FILENAME, sets).publish.to.partition(":")
     if kind != "dir":
-        terminal().say(f"note: the releases in {kind}:{place} are not asked; name a copy of them by --registry")
+        terminal().say(f"note: the releases in {kind}:{place} are not searched; name a copy of them by --registry")
         return []
     folder = root / Path(place).expanduser()
     return [folder] if folder.is_dir() else []

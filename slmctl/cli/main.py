@@ -6,20 +6,18 @@ must come at once: pydantic alone costs as much as click.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 
 import click
 
 from slmctl.cli import inspect_commands, serve_commands, stage_commands
 from slmctl.cli.group import cli, terminal
-from slmctl.errors import SlmctlError
+from slmctl.errors import SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (stage_commands.COMMANDS, serve_commands.COMMANDS, inspect_commands.COMMANDS):
@@ -50,9 +48,8 @@ def prepare_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(number, True)
-    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # nothing to read; a result has no stdout, which is 6
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -91,20 +88,22 @@ def _run_command() -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except OSError as error:
+        sys.stdout = None  # click writes help by itself, and what is left of it would fail once more at the exit
         if error.errno is None or error.strerror is None:
             raise  # raised by a library without a number: a bug
         return _system_error(error)
+    except terminal().OutputError as error:
+        terminal().complain(f"the result cannot be written to stdout: {error}", "stdout is closed or full")
+        sys.stdout = None  # else it is flushed once more at the exit, and fails once more
+        return StageError.code
 
 
 def _system_error(error: OSError) -> int:
     """Say in a sentence what the system refused; returns 2 for a name that the user gave, else 6."""
-    if error.filename in (None, "stdout"):
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
     subject = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    with contextlib.suppress(OSError):
-        terminal().complain(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened")
-        terminal().detail("".join(traceback.format_exception(error)))
-    return 2 if error.errno in _OF_NAMES else 6
+    terminal().complain(f"{_short(subject)}{error.strerror}", "slmctl -v COMMAND shows where it happened")
+    terminal().detail("".join(traceback.format_exception(error)))
+    return 2 if error.errno in _OF_NAMES else StageError.code
 
 
 def _short(text: str, limit: int = 300) -> str:

@@ -1,4 +1,4 @@
-"""The commands that use a model: serve, keys, chat."""
+"""The commands that answer with a model: serve, keys, chat."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
 from slmctl.cli.group import (
     Options,
-    artifact_option,
     config_options,
+    key_option,
     make_desk,
     offline_option,
     override,
@@ -31,37 +31,37 @@ HANDOVERS = ("compose", "kubernetes", "vllm")
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
-@click.option("--host", help="IP address to bind; beyond the loopback, only with a key (slmctl keys add)")
-@click.option("--port", type=int, help="TCP port; 0 takes a free one")
-@artifact_option("policy", "policy that says which answers to keep; see slmctl calibrate")
-@click.option("--generalist", metavar="URL", help="OpenAI-compatible endpoint that gets what the policy does not keep")
-@click.option("--generalist-model", metavar="NAME", help="the name of the general model there")
-@click.option("--generalist-key-env", metavar="NAME", help="environment variable that holds its key")
+@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@key_option("--host", key="serve.host")
+@key_option("--port", type=int, key="serve.port")
+@key_option("--policy", type=click.Path(path_type=Path), metavar="PATH", key="serve.policy")
+@key_option("--generalist", metavar="URL", key="serve.generalist.url")
+@key_option("--generalist-model", metavar="NAME", key="serve.generalist.model")
+@key_option("--generalist-key-env", metavar="NAME", key="serve.generalist.key_env")
 @click.option(
     "--emit",
     type=click.Choice(HANDOVERS),
-    help="Serve nothing: write a folder that runs the model in vLLM behind slmctl's gateway.",
+    help="Write a folder that runs the model in vLLM behind slmctl's gateway, in place of serving.",
 )
 @click.option(
-    "--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="The folder that --emit writes, anew."
+    "--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="The folder that --emit writes."
 )
 @click.option(
     "--weights",
     type=click.Choice(["merged", "adapter"]),
-    help="What --emit hands over: merged weights (the default), or the base and the adapter on it.",
+    help="Weights for --emit: the merged model (default), or the base with the adapter.",
 )
-@click.option("--keys", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys")
+@key_option("--keys", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
     metavar="NAME=PATH",
-    help="A LoRA adapter over MODEL, a .gguf or the gguf artifact that holds it, asked by NAME; again for more.",
+    help="A LoRA adapter over MODEL, served under NAME: a .gguf or a gguf artifact; repeatable.",
 )
-@click.option("--engine-url", metavar="URL", help="Answer through an OpenAI-compatible server that has the model.")
-@click.option("--engine-model", metavar="NAME", help="what that server calls the model")
-@click.option("--engine-key-env", metavar="NAME", help="environment variable that holds that server's key")
+@key_option("--engine-url", metavar="URL", key="serve.engine_url")
+@key_option("--engine-model", metavar="NAME", key="serve.engine_model")
+@key_option("--engine-key-env", metavar="NAME", key="serve.engine_key_env")
 @offline_option
 @config_options
 @click.pass_obj
@@ -84,14 +84,14 @@ def serve(
     engine_model: str | None,
     engine_key_env: str | None,
 ) -> None:
-    """Serve a model over HTTP, in OpenAI's form, until SIGTERM.
+    """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
-    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG, whose new release SIGHUP takes
-    up; the config's release by default. Prints the address on stdout when it is ready. With --engine-url
-    another server has the model, and MODEL, any artifact of it, only says what it is asked.
+    MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG, whose release is read again on
+    SIGHUP; the config's release by default. Prints the address on stdout when it is ready. With --engine-url
+    that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
 
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
-    the weights that it was made of are looked for below runs/. Prints the folder.
+    the weights that it was made of are searched below runs/. Prints the folder.
     """
     override(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
     override(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
@@ -105,15 +105,14 @@ def serve(
     settings = _serve_settings(options)
     _require_reachable(settings)
     try:
-        from slmctl.server import api_keys as known
-        from slmctl.server import process
+        from slmctl.server import api_keys, process
     except ModuleNotFoundError as error:
         from slmctl.pipeline.system_errors import missing
 
         raise missing(error, "serve") from error
     keyed = keys is not None or settings.keys.exists()
-    somebody = settings.keys.exists() and bool(known.read(settings.keys))  # a file whose last key was revoked has none
-    sock = process.listen(settings.host, settings.port, keys=somebody)
+    has_keys = settings.keys.exists() and bool(api_keys.read(settings.keys))  # false after the last revocation
+    sock = process.listen(settings.host, settings.port, keys=has_keys)
     with sock, ServedModels(options, settings, model, type_name, keys=keyed) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
@@ -124,14 +123,12 @@ def serve(
 
 @click.group(name="keys")
 def keys_group() -> None:
-    """Make, list and revoke the API keys of slmctl serve."""
+    """Create, list and revoke the API keys of slmctl serve."""
 
 
 def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which file of keys: the config's, or the one named."""
-    decorate = click.option(
-        "--keys", "path", type=click.Path(path_type=Path), metavar="FILE", help="file of the API keys"
-    )
+    """--keys and the config options."""
+    decorate = key_option("--keys", "path", type=click.Path(path_type=Path), metavar="FILE", key="serve.keys")
     return config_options(decorate(command))
 
 
@@ -148,15 +145,15 @@ def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
 @_keys_file
 @click.pass_obj
 def keys_add(options: Options, name: str, rate: float | None, concurrency: int | None, path: Path | None) -> None:
-    """Make a key for a client; prints it, once.
+    """Create a key for a client; prints it, once.
 
-    Only its hash is kept. A server that runs with the file lets it in at once.
+    The file keeps its hash alone. A running server accepts the key at once.
     """
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
     secret = api_keys.add(path, name, rate=rate, concurrency=concurrency)
-    terminal().say(f"kept as a hash in {path}; this is shown once:")
+    terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 
 
@@ -164,7 +161,7 @@ def keys_add(options: Options, name: str, rate: float | None, concurrency: int |
 @_keys_file
 @click.pass_obj
 def keys_list(options: Options, path: Path | None) -> None:
-    """List the keys: name, when it was made, its limits."""
+    """List the keys with their creation times and limits."""
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
@@ -179,7 +176,7 @@ def keys_list(options: Options, path: Path | None) -> None:
 @_keys_file
 @click.pass_obj
 def keys_revoke(options: Options, name: str, path: Path | None) -> None:
-    """Remove a key; a running server lets it in no longer."""
+    """Revoke a key; a running server refuses it at once."""
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
@@ -189,14 +186,14 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
+@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
 )
 @config_options
 @click.pass_obj
 def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
-    """Talk to a model; each line of stdin is a message.
+    """Chat with a model in the terminal; each line of stdin is a message.
 
     MODEL is a gguf artifact, a release or a .gguf file; the config's release by default.
     """
@@ -217,27 +214,29 @@ def _serve_settings(options: Options) -> Any:
 
 
 def _require_reachable(settings: Any) -> None:
-    """With `--offline`, refuse a server that would ask beyond this machine, before it loads a model."""
+    """With `--offline`, refuse endpoints on other machines, before a model is loaded."""
     from urllib.parse import urlsplit
 
-    named = {"--engine-url": settings.engine_url}
+    endpoints = {"--engine-url": settings.engine_url}
     if settings.generalist is not None:
-        named |= {"--generalist": settings.generalist.url, "serve.generalist.proxy": settings.generalist.proxy}
-    for what, url in named.items():
+        endpoints |= {"--generalist": settings.generalist.url, "serve.generalist.proxy": settings.generalist.proxy}
+    for what, url in endpoints.items():
         host = urlsplit(url or "").hostname or ""
         if not guard.is_local(host):
             guard.require(f"{what} at {host}", hint=f"leave {what} out to answer on this machine alone")
 
 
-def _named_paths(given: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=PATH` of each."""
-    found = {}
-    for one in given:
-        name, mark, path = one.partition("=")
+def _named_paths(adapters: tuple[str, ...]) -> dict[str, str]:
+    """Absolute paths by name, from `NAME=PATH` texts."""
+    paths = {}
+    for text in adapters:
+        name, mark, path = text.partition("=")
         if not (name and mark and path):
-            raise UsageError(f"--adapter {one}: wants NAME=PATH", hint="--adapter billing=runs/gguf/0123456789ab")
-        found[name] = str(Path(path).absolute())
-    return found
+            raise UsageError(
+                f"--adapter wants NAME=PATH, got '{text}'", hint="--adapter billing=runs/gguf/0123456789ab"
+            )
+        paths[name] = str(Path(path).absolute())
+    return paths
 
 
 def _emit(
@@ -248,7 +247,7 @@ def _emit(
     type_name: str | None,
     weights: str | None,
 ) -> None:
-    """Write a hand-over, and print where it lies."""
+    """Write a hand-over and print its folder."""
     if kind is None or target is None:
         hint = f"slmctl serve --emit {kind or 'compose'} --output {target or 'handover'}"
         raise UsageError(
@@ -258,15 +257,15 @@ def _emit(
     from slmctl.server import vllm_handover
     from slmctl.task.contract import Task
 
-    asked, whole, adapter = model_lookup.handed_over(make_desk(options), model, weights)
+    named, whole, adapter = model_lookup.handed_over(make_desk(options), model, weights)
     vllm_handover.write(
         vllm_handover.Handover(
-            name=_name_of(options, asked, type_name),
+            name=_name_of(options, named, type_name),
             model=whole,
             adapter=adapter,
             task=Task.read((adapter or whole).path),
             settings=_serve_settings(options),
-            origin=asked.digest,
+            origin=named.digest,
         ),
         kind,
         target,
@@ -275,16 +274,16 @@ def _emit(
     terminal().write(f"{target}\n")
 
 
-def _name_of(options: Options, asked: Artifact, type_name: str | None) -> str:
-    """What clients call the model: the file that `slmctl serve` would answer with; of weights, project and version."""
+def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
+    """The model name for clients: that of the GGUF file that `slmctl serve` would take, or project and version."""
     from slmctl import config
     from slmctl.pipeline import model_lookup
 
-    if asked.kind in ("published", "gguf"):
-        return Path(model_lookup.file_of(asked, type_name).path).stem
+    if model.kind in ("published", "gguf"):
+        return Path(model_lookup.file_of(model, type_name).path).stem
     path = options.directory / config.FILENAME
     if not path.exists():
-        return asked.path.name
+        return model.path.name
     project = config.load(path, options.sets)
     return f"{project.project}-v{project.version}"
 

@@ -45,8 +45,8 @@ class ServedModels:
     def _moved(self) -> Any:
         from slmctl.pipeline import model_lookup
 
-        found = model_lookup.find(make_desk(self._options), self._model, ("published",))
-        if found.digest == self._digest:
+        release = model_lookup.find(make_desk(self._options), self._model, ("published",))
+        if release.digest == self._digest:
             return None
         self.served = self._here()
         return self.served

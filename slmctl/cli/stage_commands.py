@@ -21,6 +21,7 @@ from slmctl.cli.group import (
     artifact_option,
     config_options,
     import_trainer_first,
+    key_option,
     make_desk,
     offline_option,
     open_project,
@@ -43,7 +44,7 @@ def pull(options: Options) -> None:
 
 
 @click.command()
-@click.option("--explain", is_flag=True, help="Print how the sources are read, with three records of each, and stop.")
+@click.option("--explain", is_flag=True, help="Print the format of each source and three of its records, and stop.")
 @artifact_option("base", "A base to use in place of the config's.")
 @stage_options
 @click.pass_obj
@@ -60,9 +61,9 @@ def prepare(options: Options, explain: bool, base: Path | None) -> None:
 
 
 @click.command()
-@click.option("--epochs", type=float, help="passes over the training records")
-@click.option("--learning-rate", type=float, help="peak learning rate")
-@click.option("--seed", type=int, help="seed of initial weights, order and dropout")
+@key_option("--epochs", type=float, key="finetune.epochs")
+@key_option("--learning-rate", type=float, key="finetune.learning_rate")
+@key_option("--seed", type=int, key="finetune.seed")
 @click.option(
     "--preview", type=click.IntRange(min=1), metavar="N", help="Print N training records token by token, and stop."
 )
@@ -103,7 +104,7 @@ def merge(options: Options, base: Path | None, adapter: Path | None) -> None:
 
 
 @click.command()
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="llama.cpp quantization types, one file each")
+@key_option("--type", "types", multiple=True, metavar="TYPE", key="quantize.types")
 @artifact_option("merged", "A merged model to use in place of the config's.")
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @artifact_option("adapter", "An adapter to use in place of the config's, with quantize.lora_gguf.")
@@ -120,38 +121,46 @@ def quantize(
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--type", "type_name", metavar="TYPE", help="which GGUF file, when the model has several")
-@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
+@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
 @click.option(
     "--input",
     "source",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Answer the rows of a file of yours: CSV, JSONL, Parquet, Excel and more.",
+    help="Answer the rows of this file: CSV, JSONL, Parquet, Excel and more.",
 )
 @click.option(
     "--output",
     "target",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where their answers go (.csv, .tsv, .jsonl, these also as .gz, .parquet, or - for stdout).",
+    help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, or - for stdout).",
+)
+@click.option("--column", metavar="NAME", help="Input column of the file; the config's by default.")
+@click.option(
+    "--format", "format_name", metavar="FORMAT", help="Format of the file, such as csv; jsonl by default for -."
 )
 @click.option(
-    "--column", metavar="NAME", help="Column of the file that is asked; the config's input column by default."
+    "--shard",
+    metavar="K/N",
+    help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, are the whole.",
 )
 @click.option(
-    "--format", "format_name", metavar="FORMAT", help="What the file is, such as csv; for - jsonl by default."
+    "--engine-url",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="Send the rows to this OpenAI-compatible endpoint; repeatable.",
 )
+@click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint.")
+@click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
 @click.option(
-    "--shard", metavar="K/N", help="Answer the K-th of N runs of its rows; their outputs in order are the whole."
-)
-@click.option(
-    "--engine-url", "urls", multiple=True, metavar="URL", help="Ask an OpenAI-compatible server; again for more."
-)
-@click.option("--engine-model", metavar="NAME", help="What the server calls the model.")
-@click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the server's key.")
-@click.option(
-    "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests in flight a server."
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Requests in flight at each endpoint.",
 )
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
@@ -175,14 +184,16 @@ def predict(
     """Answer every row of one split, or of a file of yours, with one model.
 
     MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
-    .gguf file or an HF folder. With --engine-url it is served elsewhere, and MODEL only says what it is
-    asked; a row whose column "sensitive" says so is then left out. A run that was killed goes on where it was.
+    .gguf file or an HF folder. With --engine-url an endpoint answers, and MODEL gives the task contract
+    alone; rows that their column "sensitive" marks are not sent. A run that was killed resumes.
     """
     if source is not None or target is not None:
         if source is None or target is None:
             raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
         if split or prepared:
-            raise UsageError("--split and --prepared are of a data set, and not of a file", hint="leave them out")
+            raise UsageError(
+                "--split and --prepared select records of a data set, and --input names a file", hint="leave them out"
+            )
         if bool(urls) != bool(engine_model):
             hint = "--engine-url https://host/v1 --engine-model NAME"
             raise UsageError("--engine-url and --engine-model come together", hint=hint)
@@ -194,13 +205,13 @@ def predict(
             from slmctl.stages.predict import file_prediction, row_snapshot
 
             part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
-            found = model_lookup.Asked(make_desk(options), model, type_name, max_tokens=most)
+            request = model_lookup.Asked(make_desk(options), model, type_name, max_tokens=most)
             with row_snapshot.opened(source, target, format_name) as (path, format_name):
                 work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
                 if urls:
-                    _predict_elsewhere(found, work, urls, engine_model or "", engine_key_env, concurrency)
+                    _predict_at_endpoints(request, work, urls, engine_model or "", engine_key_env, concurrency)
                 else:
-                    _predict_here(found, work)
+                    _predict_here(request, work)
         return
     if shard or urls or format_name or column:
         raise UsageError(
@@ -209,21 +220,23 @@ def predict(
     from slmctl.pipeline import resolve, runner, system_errors
 
     project = open_project(options, prepared=prepared)
-    for asked in resolve.predictions_of(project, model or "gguf", split, type_name):
-        print_artifact(options, say_outcome(asked.stage.name, runner.run(project, asked)).artifact)
+    for step in resolve.predictions_of(project, model or "gguf", split, type_name):
+        print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, metavar="MODEL", help="which models of this pipeline to measure")
-@click.option("--split", type=click.Choice(["validation", "calibration", "test"]), help="which records to answer")
-@click.option("--against", metavar="URL", help="Send the rows to an OpenAI-compatible endpoint too, to compare.")
-@click.option("--against-model", metavar="NAME", help="The general model to ask there.")
+@key_option("--model", "models", multiple=True, metavar="MODEL", key="evaluate.models")
+@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@click.option(
+    "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too."
+)
+@click.option("--against-model", metavar="NAME", help="Name of the generalist at the endpoint.")
 @click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
 @click.option(
     "--against-shots",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Training rows in its few-shot prompt; by default one a label, else 8.",
+    help="Training records in its few-shot prompt; by default one a label, or 8 without labels.",
 )
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
@@ -240,7 +253,7 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, or the path of a model; again for more. --against uses the
+    --model takes base, adapter, merged, gguf, or the path of a model; repeatable. --against uses the
     network, for that host alone; records marked sensitive are never sent.
     """
     from slmctl.pipeline import chains
@@ -264,14 +277,8 @@ def evaluate(
 
 
 @click.command()
-@click.option(
-    "--max-error", metavar="SHARE", help="largest share of wrong answers among those that are kept, such as 5%"
-)
-@click.option(
-    "--out-of-scope",
-    metavar="LABEL",
-    help="classify: the label of questions that belong elsewhere; they are never right to keep",
-)
+@key_option("--max-error", metavar="SHARE", key="calibrate.max_error")
+@key_option("--out-of-scope", metavar="LABEL", key="calibrate.out_of_scope")
 @artifact_option("predictions", "Predictions on calibration rows to use in place of the config's.")
 @artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.")
 @stage_options
@@ -279,7 +286,7 @@ def evaluate(
 def calibrate(
     options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
 ) -> None:
-    """Fit the policy that says which answers to keep and which to escalate, on calibration rows."""
+    """Fit the policy that keeps or escalates answers, on calibration rows."""
     from slmctl.pipeline import chains
 
     override(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
@@ -292,22 +299,17 @@ def calibrate(
 
 
 @click.command()
-@click.option(
-    "--to",
-    metavar="TARGET",
-    help="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
-    "oci://HOST/REPOSITORY or ollama:NAME",
-)
-@click.option("--plan", "plan_only", is_flag=True, help="Print what would be sent where, and send nothing.")
+@key_option("--to", metavar="TARGET", key="publish.to")
+@click.option("--plan", "plan_only", is_flag=True, help="Print the files and their target, and send nothing.")
 @artifact_option("gguf", "A gguf artifact to use in place of the config's.")
 @artifact_option("report", "A report to use in place of the config's.")
 @stage_options
 @click.pass_obj
 def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
-    """Lay out a release and send it to where releases go; refuses what must not leave.
+    """Build a release and send it to its target, after the checks for leaks and gates.
 
     Refused are files that no passing report measured, secrets and personal data in any text of the
-    release, and a model that gives rare strings of its training rows away. TARGET is dir:FOLDER,
+    release, and a model that completes rare strings of its training rows. TARGET is dir:FOLDER,
     hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
     ollama:NAME.
     """
@@ -332,28 +334,27 @@ def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None
 @config_options
 @click.pass_obj
 def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
-    """Let a tag of a registry stand for a release, at once; an older release rolls back.
+    """Point a tag, such as production, at a release, atomically.
 
-    RELEASE is VERSION, PROJECT@VERSION or another tag. Refuses what fails its gates: those of its
-    publication, and those that slmctl.yaml holds today.
+    RELEASE is VERSION, PROJECT@VERSION or another tag. Promote an older release to roll back. Refuses a
+    release that fails its gates: those of its publication, or those of slmctl.yaml today.
     """
     from slmctl import config
     from slmctl.pipeline import system_errors
     from slmctl.releases import registry as module
 
     root = options.directory.resolve()
-    known = (root / config.FILENAME).exists()
-    project = open_project(options) if known else None
+    project = open_project(options) if (root / config.FILENAME).exists() else None
     if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
-        raise UsageError("which registry? tags live in a folder of releases", hint="--registry DIR")
+        raise UsageError("promote needs a registry in a folder: publish.to names none", hint="--registry DIR")
     folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
-    found = module.find(folder, release)
-    same = project is not None and project.config.project == found.metrics["project"]
+    chosen = module.find(folder, release)
+    same = project is not None and project.config.project == chosen.metrics["project"]
     with system_errors.spoken("promote", folder):
-        made = module.promote(folder, found, tag, beside=project.config.gates if project and same else ())
+        made = module.promote(folder, chosen, tag, beside=project.config.gates if project and same else ())
     before = f", before that {made.previous}" if made.previous else ""
     terminal().say(f"{made.project}: {tag} is {made.version}{before}")
-    terminal().write(f"{found.path}\n")
+    terminal().write(f"{chosen.path}\n")
 
 
 @click.command()
@@ -365,7 +366,7 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 @config_options
 @click.pass_obj
 def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
-    """Bring a release back from where it was published, verified byte by byte.
+    """Download a release from its target and verify every byte.
 
     SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
     hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
@@ -376,7 +377,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 
     root = options.directory.resolve()
     path = root / config.FILENAME
-    # outside a project there is no config, and one that nothing is taken from but these three will do
+    # outside a project the defaults of publish hold
     section = (config.load(path, options.sets) if path.exists() else config.parse(
         "{project: fetched, base: none}", options.sets)).publish  # fmt: skip
     to, _, name = source.partition("#")
@@ -387,10 +388,10 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
         guard.written_down(root if path.exists() else None, "fetch"),
         targets.opened(to, settings, purpose="fetch") as target,
     ):
-        found = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
+        release = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
     if key is not None:
         terminal().say(f"  signed by the holder of {key.name}")
-    terminal().write(f"{found.path}\n")
+    terminal().write(f"{release.path}\n")
 
 
 @click.command()
@@ -428,10 +429,10 @@ def run(options: Options, until: str) -> None:
     print_artifact(options, outcome.artifact)
 
 
-def _run_stage(options: Options, name: str, **given: Path | None) -> None:
+def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
     from slmctl.pipeline import chains, resolve, runner
 
-    project = open_project(options, **given)
+    project = open_project(options, **inputs)
     chains.require_no_network(project, [name])
     if name == "prepare":
         chains.gather_sources(project)
@@ -445,12 +446,12 @@ def _print_of(project: Project, stage: str, module: str, function: str, **settin
     from slmctl.artifacts import artifact
     from slmctl.pipeline import resolve, system_errors
 
-    asked: Any = resolve.ask(project, stage)
-    for given in asked.inputs.values():
-        artifact.require_whole(given)
+    request: Any = resolve.ask(project, stage)
+    for artifact_in in request.inputs.values():
+        artifact.require_whole(artifact_in)
     try:
         inspect = getattr(importlib.import_module(f"slmctl.stages.{stage}.{module}"), function)
-        text = inspect(asked.section, **asked.inputs, **settings)
+        text = inspect(request.section, **request.inputs, **settings)
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, stage) from error
     terminal().write(terminal().clean(text) + "\n")
@@ -475,56 +476,58 @@ def _show_report(report: Artifact) -> None:
 
 
 def _show_policy(policy: Artifact) -> None:
-    found = policy.metrics
+    fit = policy.metrics
     terminal().say(
-        f"  keeps {found['kept']:.1%} of {found['tested_on']} answers, {found['error']:.1%} of them wrong, at most "
-        f"{found['error_bound']:.1%} with {found['confidence']:.0%} confidence (right: {found['correct']})"
+        f"  keeps {fit['kept']:.1%} of {fit['tested_on']} answers, {fit['error']:.1%} of them wrong, at most "
+        f"{fit['error_bound']:.1%} with {fit['confidence']:.0%} confidence (right: {fit['correct']})"
     )
-    if "out_of_scope_kept" in found:
+    if "out_of_scope_kept" in fit:
         terminal().say(
-            f"  sends {1 - found['out_of_scope_kept']:.1%} of {found['out_of_scope_rows']} out-of-scope questions away"
+            f"  sends {1 - fit['out_of_scope_kept']:.1%} of {fit['out_of_scope_rows']} out-of-scope questions away"
         )
 
 
-def _predict_here(asked: Asked, work: dict[str, Any]) -> None:
+def _predict_here(request: Asked, work: dict[str, Any]) -> None:
     """Answer a file with a model on this machine."""
     from slmctl.artifacts import artifact
     from slmctl.pipeline import resolve
     from slmctl.stages.predict import file_prediction, predict
 
-    base = resolve.base_of(asked.project, asked.model) if asked.model.kind == "adapter" else None
+    base = resolve.base_of(request.project, request.model) if request.model.kind == "adapter" else None
     if base is not None:
         artifact.require_whole(base)
-    work["column"] = work["column"] or asked.column
+    work["column"] = work["column"] or request.column
     identity: dict[str, Any] = {
-        "model": asked.model.digest,
+        "model": request.model.digest,
         "base": base.digest if base else None,
-        "type": asked.type,
+        "type": request.type,
     }
-    identity["max_tokens"] = asked.max_tokens
-    job = file_prediction.Job(**work, list_labels=asked.model.kind == "base", identity=identity)
-    with predict.opened(asked.model, asked.task, base=base, type=asked.type, max_tokens=asked.max_tokens) as opened:
-        _said(job.target, *file_prediction.answer_file(opened[0], asked.task, job))
+    identity["max_tokens"] = request.max_tokens
+    job = file_prediction.Job(**work, list_labels=request.model.kind == "base", identity=identity)
+    with predict.opened(
+        request.model, request.task, base=base, type=request.type, max_tokens=request.max_tokens
+    ) as opened:
+        _say_written(job.target, *file_prediction.answer_file(opened[0], request.task, job))
 
 
-def _predict_elsewhere(
-    asked: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
+def _predict_at_endpoints(
+    request: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
 ) -> None:
-    """Answer a file with a model that is served elsewhere."""
+    """Answer a file with a model behind endpoints."""
     from slmctl.network.endpoint_pool import EndpointPool
     from slmctl.stages.predict import endpoint_answerer, file_prediction
 
-    work["column"] = work["column"] or asked.column
-    untuned = asked.model.kind == "base"
+    work["column"] = work["column"] or request.column
+    untuned = request.model.kind == "base"
     job = file_prediction.Job(
-        **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": asked.max_tokens}
+        **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": request.max_tokens}
     )
     pool = EndpointPool(urls, name, key_env, concurrency)
-    answerer = endpoint_answerer.EndpointAnswerer(pool, asked.task, asked.max_tokens)
-    _said(job.target, *file_prediction.answer_file(answerer, asked.task, job))
+    answerer = endpoint_answerer.EndpointAnswerer(pool, request.task, request.max_tokens)
+    _say_written(job.target, *file_prediction.answer_file(answerer, request.task, job))
 
 
-def _said(target: Path, written: int, wrong: int) -> None:
+def _say_written(target: Path, written: int, wrong: int) -> None:
     terminal().say(f"{written} rows written to {target}, {wrong} with an error")
 
 

@@ -1,4 +1,4 @@
-"""`slmctl chat`: talk to a model on the terminal, or pipe lines through it."""
+"""`slmctl chat`: a conversation in the terminal, or one line after another through a pipe."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from slmctl.task.contract import Task
 def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool) -> None:
     """Answer line by line, on stdout.
 
-    A model for `classify` or `extract` takes each line by itself; one for `generate` remembers the
-    conversation, as far as the context allows.
+    A model for `classify` or `extract` answers each line by itself; for `generate` the prompt holds the
+    whole conversation.
     """
     history = task.messages("")[:-1]
     for line in lines:

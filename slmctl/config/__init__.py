@@ -1,8 +1,8 @@
 """`slmctl.yaml`: its sections, strict YAML, recipes and the JSON Schema."""
 
 from slmctl.config.fields import STDIN, Section, is_remote, mask, moment
-from slmctl.config.json_schema import schema, table
-from slmctl.config.loader import load, parse, settled_products
+from slmctl.config.json_schema import description, schema, table
+from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     Duplicates,
     PrepareConfig,
@@ -60,15 +60,16 @@ __all__ = [
     "Sql",
     "TaskConfig",
     "contents",
+    "description",
     "is_remote",
     "load",
     "mask",
     "moment",
     "parse",
     "recipe",
+    "resolve_matmul_dtype",
     "restored",
     "schema",
-    "settled_products",
     "stage_config",
     "table",
 ]

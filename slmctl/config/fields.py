@@ -25,7 +25,7 @@ class Content:
 
 
 class Outside:
-    """Marks a field that is no part of a recipe: it changes where a result goes, not what it is."""
+    """Marks a field that is not part of a recipe: it does not change the content of the artifact."""
 
 
 class Inherited:
@@ -43,14 +43,14 @@ class Formerly:
 
 
 def _as_text(value: object) -> object:
-    """`version: 1.0` means the text `1.0` where a text is asked for."""
+    """`version: 1.0` is the text `1.0` in a text field."""
     return getattr(value, "raw", value)
 
 
 def _as_share(value: object) -> object:
     """`1%` means 0.01."""
-    if isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
-        return float(found[1]) / 100
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
+        return float(match[1]) / 100
     return value
 
 
@@ -60,16 +60,16 @@ def _is_moment(text: str) -> str:
 
 
 def moment(text: str) -> datetime.datetime:
-    """A date or time in ISO 8601 form; one without a zone is taken as UTC.
+    """A date or time in ISO 8601 form, in UTC where it names no zone.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: `text` has another form.
     """
     try:
-        found = datetime.datetime.fromisoformat(text.strip())
+        value = datetime.datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -81,13 +81,13 @@ QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[
 
 
 class Section(BaseModel):
-    """What all sections share: unknown keys are faults, values never change."""
+    """A section of the config: unknown keys are faults, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def is_remote(base: str) -> bool:
-    """Whether a base is named by package index or hub, not by a path."""
+    """True for a base of the package index or the hub, false for a path."""
     return base.startswith(("pypi:", "hf:"))
 
 
@@ -118,11 +118,11 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 def marks(field: Any) -> list[Any]:
     """A field's own marks, and those of the alternatives in a union such as `SourcePath | None`."""
-    found = list(field.metadata)
+    collected = list(field.metadata)
     for choice in typing.get_args(field.annotation):
         if typing.get_origin(choice) is Annotated:
-            found += typing.get_args(choice)[1:]
-    return found
+            collected += typing.get_args(choice)[1:]
+    return collected
 
 
 def is_inherited(field: Any) -> bool:

@@ -15,7 +15,7 @@ from slmctl.config.sections import Config
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of `slmctl.yaml`, for editors; without what sections inherit."""
+    """The JSON Schema of `slmctl.yaml`, for editors; without inherited keys."""
     document = Config.model_json_schema(by_alias=True)
     for model in _sections():
         for name, field in model.model_fields.items():
@@ -26,8 +26,13 @@ def schema() -> dict[str, Any]:
 
 
 def table() -> Iterator[tuple[str, str, str]]:
-    """Every key of the config as (dotted name, default, help), in order; for the README."""
+    """Every key of the config as (dotted name, default, help), in order; for docs/config.md."""
     yield from _table(Config, "")
+
+
+def description(key: str) -> str:
+    """The help of a key by its dotted name, such as `finetune.epochs`."""
+    return next(text for name, _, text in table() if name == key)
 
 
 def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:

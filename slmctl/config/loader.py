@@ -61,7 +61,7 @@ def _read(path: Path) -> str:
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()) -> Config:
-    """`load` for a text; paths in it are taken relative to `root`."""
+    """`load` for a text; relative paths in it start at `root`."""
     lines = StrictYaml(name)
     values = lines.read(text)
     if not isinstance(values, dict):
@@ -97,7 +97,7 @@ def _inherit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(item: Any) -> bool:
-    """Whether a fault is where the user wrote it, and not its echo in a section that inherits it."""
+    """True for a fault where the user wrote it; false for its echo in a section that inherits the key."""
     loc = item["loc"]
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
 
@@ -127,7 +127,7 @@ def _resolve(config: Config, root: Path) -> Config:
                 changes[name] = [walk(item) for item in value]
             elif isinstance(value, Path) and value != STDIN:
                 changes[name] = _below(root, value)
-            elif isinstance(value, dict) and any(isinstance(one, Path) for one in value.values()):
+            elif isinstance(value, dict) and any(isinstance(path, Path) for path in value.values()):
                 changes[name] = {key: _below(root, path) for key, path in value.items()}
             elif marked and isinstance(value, str) and value and not is_remote(value):
                 changes[name] = str(_below(root, Path(value)))
@@ -139,8 +139,8 @@ def _resolve(config: Config, root: Path) -> Config:
 
 
 def _settle(config: Config, root: Path) -> Config:
-    """Replace what the machine and the folder decide by their decision, so that the recipe says what was done."""
-    chosen = config.finetune.model_copy(update={"matmul_dtype": settled_products(config.finetune.matmul_dtype)})
+    """Replace `auto` and omitted paths by what this machine and folder make of them, as recipes record it."""
+    chosen = config.finetune.model_copy(update={"matmul_dtype": resolve_matmul_dtype(config.finetune.matmul_dtype)})
     prepare, sensitive = config.prepare, config.prepare.sensitive
     if sensitive.pseudonym_key is None and "pseudonymise" in sensitive.actions.values():
         sensitive = sensitive.model_copy(update={"pseudonym_key": root / PSEUDONYM_KEY})
@@ -148,37 +148,38 @@ def _settle(config: Config, root: Path) -> Config:
     return config.model_copy(update={"finetune": chosen, "prepare": prepare})
 
 
-def settled_products(wanted: str) -> str:
-    """How frozen weights are multiplied here, when the config leaves it to the machine."""
-    if wanted != "auto":
-        return wanted
+def resolve_matmul_dtype(dtype: str) -> str:
+    """`finetune.matmul_dtype` on this machine: of `auto`, `bfloat16` where the processor supports it."""
+    if dtype != "auto":
+        return dtype
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
-    """One fault of pydantic's in the words of the person who wrote the file."""
+    """A pydantic error as a sentence for the author of the file."""
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
-    found = _found(values, loc)
-    shown = mask(repr(found))
+    value = _value_at(values, loc)
+    shown = mask(repr(value))
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), n=1, cutoff=0.6)
-        known = ", ".join(_keys_at(loc[:-1]))
-        return f"unknown key; did you mean '{near[0]}'?" if near else f"unknown key; known here: {known}"
+        if near:
+            return f"unknown key; did you mean '{near[0]}'?"
+        return f"unknown key; known here: {', '.join(_keys_at(loc[:-1]))}"
     if kind == "missing":
         return "is required"
     if kind == "value_error":
         return str(context.get("error", item["msg"]))
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
         more = f"; did you mean '{near[0]}'?" if near else ""
-        return f"found {shown}, wants {context['expected']}{more}"
+        return f"found {shown}, expected {context['expected']}{more}"
     if kind == "too_short":
         return "must not be empty"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"found {shown}: {message}" if found is not None else message
+    return f"found {shown}: {message}" if value is not None else message
 
 
-def _found(values: Any, loc: Sequence[int | str]) -> Any:
+def _value_at(values: Any, loc: Sequence[int | str]) -> Any:
     for key in loc:
         inside = key in values if isinstance(values, dict) else isinstance(values, list) and key in range(len(values))
         if inside:

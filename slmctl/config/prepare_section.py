@@ -27,7 +27,7 @@ from slmctl.config.fields import (
 
 
 class TaskConfig(Section):
-    """What the model is to do: `classify`, `extract` or `generate`."""
+    """The task of the model: `classify`, `extract` or `generate`."""
 
     kind: Literal["classify", "extract", "generate"] = Field(
         "generate", description="classify: one of a set of labels; extract: JSON; generate: free text"
@@ -75,29 +75,29 @@ class Source(Section):
     hf: Annotated[Text | None, Outside()] = Field(
         None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
     )
-    file: Annotated[Text | None, Outside()] = Field(
-        None, description="hf: which data files, such as data/train-*.parquet"
-    )
+    file: Annotated[Text | None, Outside()] = Field(None, description="hf: data files, such as data/train-*.parquet")
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
-        None, description="what a file is, when its name does not end in it"
+        None, description="format of the file, where its name does not end in it"
     )
     sheet: Text | None = Field(
-        None, description="which sheet of a workbook, the first one when left out; or which array of a JSON object"
+        None, description="sheet of a workbook, the first when left out; or array of a JSON object"
     )
-    name: Text | None = Field(None, description="what records call this source; the name of its file when left out")
+    name: Text | None = Field(
+        None, description="name of this source in records and reports; the name of its file when left out"
+    )
     conversation_format: Annotated[
         Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"], Formerly("shape")
-    ] = Field("auto", description="how a row holds a conversation; auto recognises it by the columns")
+    ] = Field("auto", description="layout of a conversation in a row; auto recognises it by the columns")
     input: Text = Field(
         "input",
-        description="column that holds what the model is given, or a template such as '{{ subject }}: {{ body }}'",
+        description="column of the input, or a template such as '{{ subject }}: {{ body }}'",
     )
-    output: Text = Field("output", description="column that holds the answer wanted, or a template")
-    id: Text | None = Field(None, description="column that holds a row's own id, which slmctl trace --id asks for")
-    group: Text | None = Field(None, description="column whose equal values stay on one side of the split")
-    time: Text | None = Field(None, description="column that holds a row's date or time, for splits.time")
+    output: Text = Field("output", description="column of the reference answer, or a template")
+    id: Text | None = Field(None, description="column of a row's own id, by which slmctl trace --id finds it")
+    group: Text | None = Field(None, description="column whose equal values stay in one split")
+    time: Text | None = Field(None, description="column of a row's date or time, for splits.time")
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
-        None, description="put every row of this source on one side"
+        None, description="put every row of this source into one split"
     )
 
     @model_validator(mode="after")
@@ -112,13 +112,13 @@ class Source(Section):
 
     @property
     def local(self) -> Path:
-        """The file to read. What is no file has been gathered into one before a stage sees it."""
+        """The file to read. Queries, pipes and data sets of the hub are written to files before a stage runs."""
         assert self.path is not None
         return self.path
 
     @property
     def title(self) -> str:
-        """What records call this source; the same wherever the file lies, and without secrets."""
+        """The name of this source in records; independent of the folder it lies in, and without secrets."""
         name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         return self.name or name + (f":{self.sheet}" if self.sheet else "")
 
@@ -133,9 +133,9 @@ class SourceLimits(Section):
 class Shares(Section):
     """Shares of the rows that are held out, each between 0 and 0.5; training gets the rest."""
 
-    validation: Share = Field(0.10, description="share of rows that stop training and choose settings")
-    calibration: Share = Field(0.15, description="share of rows that set thresholds; 0 for none")
-    test: Share = Field(0.15, description="share of rows that only report")
+    validation: Share = Field(0.10, description="share of rows by which training stops and settings are chosen")
+    calibration: Share = Field(0.15, description="share of rows on which the policy is fitted; 0 for none")
+    test: Share = Field(0.15, description="share of rows that are used for reports alone")
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
@@ -145,21 +145,21 @@ class Shares(Section):
 
 
 class Times(Section):
-    """The first moment of each held-out side; rows before the first of them are for training."""
+    """The first moment of each held-out split; earlier rows are for training."""
 
-    validation: Moment = Field(description="first date or time of the rows that stop training")
-    calibration: Moment = Field(description="first date or time of the rows that set thresholds")
-    test: Moment = Field(description="first date or time of the rows that only report")
+    validation: Moment = Field(description="first date or time of the validation rows")
+    calibration: Moment = Field(description="first date or time of the calibration rows")
+    test: Moment = Field(description="first date or time of the test rows")
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if len({self.validation, self.calibration, self.test}) < 3:
-            raise ValueError("two sides begin at the same moment, so one of them would be empty")
+            raise ValueError("two splits begin at the same moment, so one of them would be empty")
         return self
 
 
 class Splits(Shares):
-    """Which rows are held out: by shares of them, by other shares of some labels, or by time."""
+    """Held-out rows: by shares of the rows, by other shares for some labels, or by time."""
 
     labels: dict[str, Shares] = Field(
         default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
@@ -168,18 +168,18 @@ class Splits(Shares):
 
 
 class Duplicates(Section):
-    """What becomes of rows that say the same."""
+    """Treatment of duplicates: drop them, list them in repeated.jsonl, or keep them."""
 
     exact: Literal["drop", "list", "keep"] = Field(
         "drop",
-        description="rows whose input differs in nothing but case, spaces and punctuation; the first one stays",
+        description="duplicates: rows whose inputs differ in case, spaces and punctuation alone; the first one stays",
     )
-    near: Literal["drop", "list", "keep"] = Field("list", description="rows whose input is nearly the same")
+    near: Literal["drop", "list", "keep"] = Field("list", description="near-duplicates")
     similarity: float = Field(
         0.85,
         gt=0.5,
         le=1,
-        description="from which on inputs are nearly the same, and a training row too near a held-out one; 1: never",
+        description="similarity from which inputs are near-duplicates, also of training and held-out rows",
     )
 
 
@@ -188,7 +188,7 @@ WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
 
 
 class Sensitive(Section):
-    """What becomes of personal data and secrets, by kind.
+    """Treatment of personal data and secrets, by kind.
 
     `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
     stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
@@ -200,9 +200,9 @@ class Sensitive(Section):
     iban: Action = Field("redact", description="bank account numbers (IBAN)")
     ip: Action = Field("keep", description="IP addresses; kept ones are counted")
     secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
-    id: WithoutStandIn = Field("keep", description="national identity numbers; found by engine presidio alone")
+    id: WithoutStandIn = Field("keep", description="national identity numbers; found by the detector presidio alone")
     detector: Annotated[Literal["rules", "presidio"], Formerly("engine")] = Field(
-        "rules", description="who looks; presidio adds its recognisers of national identity numbers (slmctl[pii])"
+        "rules", description="rules, or presidio, which adds national identity numbers (slmctl[pii])"
     )
     pseudonym_key: Annotated[SourcePath | None, Formerly("key")] = Field(
         None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
@@ -210,7 +210,7 @@ class Sensitive(Section):
 
     @property
     def actions(self) -> dict[str, Action]:
-        """What to do with each kind that this engine finds."""
+        """The action for each kind that the detector finds."""
         kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.detector == "presidio" else [])]
         return {kind: getattr(self, kind) for kind in kinds}
 
@@ -228,14 +228,14 @@ class PrepareConfig(Section):
 
     task: Annotated[TaskConfig, Inherited()] = TaskConfig()
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
-        default_factory=list, description="the files to read, in order", validate_default=False
+        default_factory=list, description="the sources to read, in order", validate_default=False
     )
-    sensitive: Sensitive = Field(default_factory=Sensitive, description="what becomes of personal data and secrets")
-    splits: Splits = Field(default_factory=Splits, description="which rows are held out")
-    duplicates: Duplicates = Field(default_factory=Duplicates, description="what becomes of rows that say the same")
-    max_rejected: Percent = Field(0.10, description="largest share of rows that may be unusable, such as 1%")
+    sensitive: Sensitive = Field(default_factory=Sensitive, description="treatment of personal data and secrets")
+    splits: Splits = Field(default_factory=Splits, description="held-out rows")
+    duplicates: Duplicates = Field(default_factory=Duplicates, description="treatment of duplicates")
+    max_rejected: Percent = Field(0.10, description="largest share of rejected rows, such as 1%")
     max_overlap: Percent = Field(
-        0.25, description="largest share of a held-out side that may have a run of words in common with training rows"
+        0.25, description="largest share of a held-out split that may have a run of words in common with training rows"
     )
     limits: Annotated[SourceLimits, Outside()] = Field(
         default_factory=SourceLimits, description="bounds on copying a query, a pipe or a data set of the hub"

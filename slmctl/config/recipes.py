@@ -21,7 +21,7 @@ def recipe(section: BaseModel) -> dict[str, Any]:
     """A section as it enters a recipe: JSON values, each path replaced by what it holds.
 
     Raises:
-        UsageError: A file that is named does not exist.
+        UsageError: A file of the section does not exist.
     """
     result: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
@@ -49,7 +49,7 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
 
 
 def contents(section: BaseModel) -> Iterator[Path]:
-    """Every file and folder whose content is part of a recipe."""
+    """The files and folders whose content is part of a recipe."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         marked = any(isinstance(mark, Content) for mark in marks(field))
@@ -61,7 +61,7 @@ def contents(section: BaseModel) -> Iterator[Path]:
 
 
 def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
-    """A section from what `recipe` made of it; what is no part of a recipe gets its default.
+    """A section from its entry in a recipe; fields outside recipes get their defaults.
 
     Args:
         model: The section.
@@ -69,7 +69,7 @@ def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str]
         find: Gives the path of a file or folder by the hash of what it holds.
 
     Raises:
-        UsageError: It holds what this version does not know.
+        UsageError: It holds keys or values that this version does not know.
     """
     try:
         return model.model_validate(_restored(model, recorded, find))

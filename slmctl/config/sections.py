@@ -1,7 +1,7 @@
-"""`slmctl.yaml` in, a checked `Config` out, or every fault in it at once.
+"""The sections of `slmctl.yaml`, one pydantic model each.
 
-One pydantic model a section. Default, unit and help are written here and nowhere else: the flags'
-help, the JSON Schema and the README's table are derived from these models or tested against them.
+Default, unit and help of a key are written here and nowhere else: the help of flags, the JSON Schema
+and docs/config.md are derived from these models.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class PullConfig(Section):
     """Fetch and check the base model."""
 
     base: Annotated[Text, Content(), Inherited()] = ""
-    file: Text | None = Field(None, description="which .gguf, when the package or folder holds several")
+    file: Text | None = Field(None, description="name of the .gguf, where the package or folder holds several")
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="sha256 that the model file (.gguf or .safetensors) must have"
+        None, description="expected sha256 of the model file (.gguf or .safetensors)"
     )
 
 
@@ -48,13 +48,13 @@ class Lora(Section):
     """The adapter's shape."""
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the update matrices")
-    alpha: float = Field(32, gt=0, description="scale of the update; the weight is alpha / rank")
+    alpha: float = Field(32, gt=0, description="scale of the update, which is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the update, a share")
     target_modules: Annotated[Literal["all-linear"] | list[Text], Formerly("targets")] = Field(
         "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
     )
-    rslora: bool = Field(False, description="weigh the update by alpha / sqrt(rank) instead")
-    dora: bool = Field(False, description="learn each row's length apart from its direction (slower)")
+    rslora: bool = Field(False, description="scale the update by alpha / sqrt(rank) in place of alpha / rank")
+    dora: bool = Field(False, description="DoRA: train magnitude and direction of each weight row apart (slower)")
 
 
 class FinetuneConfig(Section):
@@ -70,14 +70,14 @@ class FinetuneConfig(Section):
     )
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
     lr_scheduler: Annotated[Literal["cosine", "linear", "constant"], Formerly("schedule")] = Field(
-        "cosine", description="how the rate falls after the warm-up"
+        "cosine", description="course of the learning rate after the warm-up"
     )
     warmup_ratio: Annotated[float, Formerly("warmup")] = Field(
-        0.05, ge=0, lt=1, description="share of the steps over which the rate rises"
+        0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises"
     )
     batch_size: Annotated[int, Formerly("batch")] = Field(16, ge=1, description="records a step, over all processes")
     gradient_accumulation_steps: Annotated[int, Formerly("accumulation")] = Field(
-        1, ge=1, description="parts that a step's batch is computed in (for memory on a GPU)"
+        1, ge=1, description="parts in which a step's batch is computed (saves memory on a GPU)"
     )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     label_smoothing: float = Field(
@@ -86,29 +86,30 @@ class FinetuneConfig(Section):
     max_grad_norm: Annotated[float, Formerly("clip")] = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
-        "error", description="what becomes of a longer record; truncate cuts the end of its longest question"
+        "error", description="treatment of a longer record; truncate cuts the end of its longest user message"
     )
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
     matmul_dtype: Annotated[Literal["auto", "float32", "bfloat16"], Formerly("products")] = Field(
-        "auto", description="how a CPU multiplies frozen weights; auto takes bfloat16 where the processor has it"
+        "auto",
+        description="data type in which a CPU multiplies frozen weights; auto: bfloat16 where the CPU supports it",
     )
     validate_every: int | None = Field(
         None, ge=1, description="steps between validations; twice an epoch when left out"
     )
     patience: int | None = Field(
-        6, ge=1, description="stop after so many validations without a better one; null goes to the end"
+        6, ge=1, description="validations without improvement after which training stops; null: never"
     )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
     processes: Annotated[int, Outside()] = Field(
         1, ge=1, description="processes that train together, through accelerate"
     )
-    machines: Annotated[int, Outside()] = Field(1, ge=1, description="machines they are spread over")
+    machines: Annotated[int, Outside()] = Field(1, ge=1, description="machines over which the processes are spread")
     machine_rank: Annotated[int, Outside()] = Field(0, ge=0, description="this machine's number, from 0")
     main_address: Annotated[Text, Outside(), Formerly("address")] = Field(
         "127.0.0.1", description="address of machine 0"
     )
     main_port: Annotated[int, Outside(), Formerly("port")] = Field(
-        29500, ge=1, le=65535, description="port on machine 0 to meet at"
+        29500, ge=1, le=65535, description="port of machine 0"
     )
     report_to: Annotated[list[Text], Outside()] = Field(
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
@@ -146,25 +147,23 @@ class QuantizeConfig(Section):
     )
     importance_matrix: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1)], Formerly("importance")] = Field(
         "auto",
-        description="training records by which rounding errors are weighed at 5 bits and fewer; off for none, auto for "
-        "128 where that brings a type closer to the merged model",
+        description="number of training records for the importance matrix of types below 6 bits. off: none. auto: 128, "
+        "kept only if it lowers KL divergence",
     )
     lora_gguf: Annotated[bool, Formerly("lora")] = Field(
-        False, description="write the adapter as a GGUF of its own too, to run on the base's"
+        False, description="write the adapter as a GGUF file too, to load on the base's GGUF"
     )
 
 
 class PredictConfig(Section):
     """Answer every row of one split with one model."""
 
-    split: Literal["validation", "calibration", "test"] = Field("test", description="which records to answer")
-    type: Text | None = Field(None, description="which GGUF file, when the model has several")
+    split: Literal["validation", "calibration", "test"] = Field("test", description="split to answer")
+    type: Text | None = Field(None, description="quantization type, where the model has several GGUF files")
     max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
-    concurrency: Annotated[int, Outside()] = Field(
-        8, ge=1, le=1024, description="requests in flight at an endpoint that is asked"
-    )
+    concurrency: Annotated[int, Outside()] = Field(8, ge=1, le=1024, description="requests in flight at an endpoint")
     timeout_s: Annotated[float, Outside()] = Field(
-        60, gt=0, description="seconds that an endpoint has for one answer, before it is asked again"
+        60, gt=0, description="seconds for one answer of an endpoint, before the request is repeated"
     )
     key_env: Annotated[Text | None, Outside()] = Field(
         None, description="environment variable that holds the key of an endpoint"
@@ -172,15 +171,15 @@ class PredictConfig(Section):
 
 
 class Choose(Section):
-    """Which GGUF file is good enough; decided on validation rows."""
+    """The rule that chooses a GGUF file, on validation rows."""
 
-    smallest_within: float = Field(ge=0, lt=1, description="largest loss that is allowed, a share such as 0.01")
+    smallest_within: float = Field(ge=0, lt=1, description="largest loss of the metric, a share such as 0.01")
     reference: Annotated[QuantType | None, Formerly("of")] = Field(
-        None, description="the type it is compared with; the largest file when left out"
+        None, description="quantization type to compare with; the largest file when left out"
     )
-    metric: Text | None = Field(None, description="the metric that counts; the task's primary one when left out")
+    metric: Text | None = Field(None, description="metric to compare; the task's primary one when left out")
     min_tokens_per_s: float | None = Field(
-        None, gt=0, description="least speed on this machine: answer tokens a second, many rows together"
+        None, gt=0, description="least speed on this machine, in answer tokens a second over concurrent rows"
     )
 
 
@@ -188,16 +187,16 @@ class EvaluateConfig(Section):
     """Measure models on held-out rows, beside the baselines."""
 
     models: Annotated[list[Literal["base", "adapter", "merged", "gguf"]], Field(min_length=1)] = Field(
-        ["base", "adapter", "gguf"], description="which models of this pipeline to measure"
+        ["base", "adapter", "gguf"], description="models of this pipeline to measure"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
-    choose: Choose | None = Field(None, description="pick the file to publish by a rule, on validation rows")
-    prices: Prices | None = Field(None, description="prices, to say from how many rows an hour the machine is cheaper")
+    choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
+    prices: Prices | None = Field(None, description="prices, for the rows an hour from which the machine is cheaper")
     shown_characters: Annotated[int, Formerly("cut")] = Field(
         0,
         ge=0,
         le=2000,
-        description="characters of inputs and answers shown in the report; 0 shows none, since it is published",
+        description="characters of inputs and answers shown in the report; 0: none, since the report is published",
     )
 
     @model_validator(mode="after")
@@ -214,7 +213,7 @@ class Gate(Section):
     model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
     min: float | None = Field(None, description="smallest value that passes")
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
-    against: Text | None = Field(None, description="the model to compare with")
+    against: Text | None = Field(None, description="model to compare with")
     max_drop: float | None = Field(
         None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
     )
@@ -230,23 +229,23 @@ class Gate(Section):
 
 
 class CalibrateConfig(Section):
-    """Decide from which answers on the model's word is taken, on calibration rows."""
+    """Fit the policy, on calibration rows."""
 
     max_error: Percent = Field(
-        0.05, gt=0, lt=0.5, description="largest share of wrong answers among those that are kept, such as 5%"
+        0.05, gt=0, lt=0.5, description="largest share of wrong answers among the kept ones, such as 5%"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence with which max_error holds")
     out_of_scope: Text | None = Field(
-        None, description="classify: the label of questions that belong elsewhere; they are never right to keep"
+        None, description="classify: label of out-of-scope questions, whose answers are never right to keep"
     )
     max_out_of_scope_kept: Percent | None = Field(
-        None, gt=0, description="largest share of the out-of-scope questions that may be kept, with the same confidence"
+        None, gt=0, description="largest share of out-of-scope questions that may be kept, with the same confidence"
     )
     min_token_f1: Annotated[float | None, Formerly("token_f1")] = Field(
-        None, gt=0, le=1, description="generate: token F1 from which on an answer is right; the same words by default"
+        None, gt=0, le=1, description="generate: token F1 from which an answer counts as right; 1 when left out"
     )
     type: Annotated[Text | None, Outside()] = Field(
-        None, description="which GGUF file, when there are several; the one that is served when left out"
+        None, description="quantization type, where there are several GGUF files; the served one when left out"
     )
 
     @model_validator(mode="after")
@@ -257,37 +256,39 @@ class CalibrateConfig(Section):
 
 
 class Memorisation(Section):
-    """Whether the model gives rare strings of its training rows away; see docs/publish.md."""
+    """The probe for memorised rare strings of training rows; see docs/publish.md."""
 
     probes: int = Field(
-        64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0 asks none"
+        64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0: no probe"
     )
-    max_share: Percent = Field(0.02, description="largest share of them that it may complete to the letter, such as 2%")
+    max_share: Percent = Field(
+        0.02, description="largest share of them that the model may complete verbatim, such as 2%"
+    )
 
 
 class PublishConfig(Section):
-    """Lay out a release and send it to where releases go."""
+    """Build a release and send it to its target."""
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
     to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
         "dir:./registry",
-        description="where releases go: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
+        description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
         "oci://HOST/REPOSITORY or ollama:NAME",
     )
     include: list[Literal["adapter", "merged"]] = Field(
-        default_factory=list, description="what goes out beside the GGUF files, as safetensors: adapter, merged"
+        default_factory=list, description="artifacts to publish beside the GGUF files, as safetensors: adapter, merged"
     )
-    intended_use: Text = Field("", description="a sentence for the model card: who should use the model, for what")
+    intended_use: Text = Field("", description="sentence for the model card on users and use of the model")
     license: Text | None = Field(
         None, description="the base's license, such as apache-2.0, where its own files do not state it"
     )
     allowed_texts: Annotated[list[Text], Formerly("allow")] = Field(
         default_factory=list,
-        description="texts that may go out although they look like personal data, such as a support address",
+        description="texts that are published although they look like personal data, such as a support address",
     )
     memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
-    public: Annotated[bool, Outside()] = Field(False, description="hf: let everybody see the repository")
+    public: Annotated[bool, Outside()] = Field(False, description="hf: make the repository public")
     signing_key: Annotated[Path | None, Outside(), Formerly("key")] = Field(
         None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
     )
@@ -296,7 +297,7 @@ class PublishConfig(Section):
     )
     allowed_hosts: Annotated[list[Text], Outside(), Formerly("hosts")] = Field(
         default_factory=list,
-        description="further hosts that the target's server sends its clients to, to sign in or to store",
+        description="further hosts to which the target's server redirects its clients, for sign-in or storage",
     )
 
 
@@ -310,7 +311,7 @@ class Config(Section):
         "0.1", description="version of the release, such as 1.0"
     )
     base: Text = Field(description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file")
-    task: TaskConfig = Field(default_factory=TaskConfig, description="what the model is to do")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="task of the model")
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")

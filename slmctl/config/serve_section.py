@@ -14,31 +14,35 @@ from slmctl.config.fields import Formerly, Section, SourcePath, Text
 
 
 class Prices(Section):
-    """What a machine and an API cost, to find where they cost the same."""
+    """Prices of a machine and of an API, for the break-even."""
 
     machine_per_hour: float = Field(gt=0, description="price of the machine that measures, an hour")
     api_per_million_input_tokens: float = Field(ge=0, description="an API's price of a million prompt tokens")
     api_per_million_output_tokens: float = Field(ge=0, description="an API's price of a million answer tokens")
-    currency: Text = Field("EUR", description="what the prices are in")
+    currency: Text = Field("EUR", description="currency of the prices")
 
 
 Redactable = Literal["email", "phone", "card", "iban", "ip"]
 
 
 class GeneralistConfig(Section):
-    """The general model that gets what the small one is not sure of."""
+    """The large general model that answers what the policy escalates."""
 
-    url: Text = Field(description="OpenAI-compatible endpoint that gets what the policy does not keep")
-    model: Text = Field(description="the name of the general model there")
-    key_env: Text | None = Field(None, description="environment variable that holds its key")
-    timeout_s: float = Field(20, gt=0, le=600, description="seconds that it has for a whole answer, then the local one")
-    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the caller sets no other")
+    url: Text = Field(
+        description="OpenAI-compatible endpoint of the generalist, which answers what the policy does not keep"
+    )
+    model: Text = Field(description="name of the generalist at its endpoint")
+    key_env: Text | None = Field(None, description="environment variable that holds the generalist's key")
+    timeout_s: float = Field(
+        20, gt=0, le=600, description="seconds for a whole answer; after them the local one is sent"
+    )
+    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens, where the request sets no other")
     proxy: Text | None = Field(
-        None, description="HTTP proxy that leads to it; variables of the environment are not followed"
+        None, description="HTTP proxy to the generalist; variables of the environment are not followed"
     )
     redact: list[Redactable] = Field(
         default_factory=list,
-        description="kinds of personal data that are replaced by marks instead of keeping the question here",
+        description="kinds of personal data to replace by marks, so that such a question may be escalated",
     )
 
 
@@ -50,17 +54,19 @@ class ServeConfig(Section):
     )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
-    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; over it 429 at once")
+    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; further ones get 429 at once")
     context_length: Annotated[int, Formerly("context")] = Field(
         2048, ge=128, description="longest prompt with its answer, in tokens"
     )
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
-    policy: Path | None = Field(None, description="policy that says which answers to keep; see slmctl calibrate")
+    policy: Path | None = Field(
+        None, description="policy artifact of slmctl calibrate, by which answers are kept or escalated"
+    )
     generalist: GeneralistConfig | None = Field(
-        None, description="where the other questions go, unless they are sensitive"
+        None, description="the generalist; sensitive questions are never sent to it"
     )
     detector: Literal["rules", "presidio"] = Field(
-        "rules", description="who looks for sensitive data; presidio adds national identity numbers (slmctl[pii])"
+        "rules", description="detector of sensitive data; presidio adds national identity numbers (slmctl[pii])"
     )
     prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
     decision_log: Annotated[Path | None, Formerly("decisions")] = Field(
@@ -87,9 +93,10 @@ class ServeConfig(Section):
     answer_timeout_s: Annotated[float, Formerly("answer_s")] = Field(
         120, gt=0, description="seconds that an answer has, waiting included"
     )
-    grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server is told to stop")
+    grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server stops")
     cors_origins: Annotated[list[Text], Formerly("origins")] = Field(
-        default_factory=list, description="origins of web pages that browsers may let ask (CORS); none when empty"
+        default_factory=list,
+        description="origins of web pages that may send requests from a browser (CORS); none when empty",
     )
     log_texts: bool = Field(False, description="write prompts and answers to the log too")
     adapters: dict[Text, SourcePath] = Field(
@@ -97,19 +104,21 @@ class ServeConfig(Section):
     )
     engine_url: Text | None = Field(
         None,
-        description="OpenAI-compatible server that answers in place of the own engine, such as http://host:8000/v1",
+        description="OpenAI-compatible endpoint that answers in place of the own engine, such as http://host:8000/v1",
     )
-    engine_model: Text | None = Field(None, description="what that server calls the model")
-    engine_key_env: Text | None = Field(None, description="environment variable that holds that server's key")
+    engine_model: Text | None = Field(None, description="name of the model at engine_url")
+    engine_key_env: Text | None = Field(None, description="environment variable that holds the key of engine_url")
 
     @model_validator(mode="after")
-    def _says_what_goes_together(self) -> ServeConfig:
+    def _fits_together(self) -> ServeConfig:
         if (self.engine_url is None) != (self.engine_model is None):
             raise ValueError("'engine_url' and 'engine_model' come together")
         if self.engine_url is not None and self.adapters:
-            raise ValueError("'adapters' are for the own engine: give another server's by its own means")
+            raise ValueError("'adapters' belong to the own engine; load adapters at engine_url by its own options")
         if self.engine_url is not None and self.policy is not None:
-            raise ValueError("'policy' is for one GGUF file of the own engine, and 'engine_url' names another")
+            raise ValueError(
+                "'policy' belongs to one GGUF file of the own engine, and 'engine_url' names another engine"
+            )
         if self.generalist is not None and self.policy is None:
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         return self

@@ -55,6 +55,11 @@ class StrictYaml:
         self._values = 0
 
     def read(self, text: str) -> Any:
+        """The value of a YAML document: dicts, lists, texts, numbers, booleans and None.
+
+        Raises:
+            UsageError: `text` is not YAML, or exceeds MAX_DEPTH or MAX_VALUES.
+        """
         try:
             node = yaml.compose(text, Loader=_BoundedLoader)
         except yaml.MarkedYAMLError as error:
@@ -69,14 +74,16 @@ class StrictYaml:
         dotted, sign, text = assignment.partition("=")
         keys = dotted.strip().split(".")
         if not sign or not all(keys) or len(keys) > MAX_DEPTH:
-            raise UsageError(f"--set {mask(assignment)}: wants SECTION.KEY=VALUE", hint="--set finetune.epochs=3")
+            raise UsageError(
+                f"--set {mask(assignment)[:200]}: expected SECTION.KEY=VALUE", hint="--set finetune.epochs=3"
+            )
         inner = values
         for key in keys[:-1]:
             if inner.get(key) is None:
                 inner[key] = {}
             inner = inner[key]
             if not isinstance(inner, dict):
-                raise UsageError(f"--set {mask(assignment)}: '{key}' is not a section")
+                raise UsageError(f"--set {mask(assignment)[:200]}: '{key}' is not a section")
         lines = StrictYaml("--set")
         inner[keys[-1]] = lines.read(text)
         self.faults += lines.faults

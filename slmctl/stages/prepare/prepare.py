@@ -17,8 +17,7 @@ import numpy as np
 
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact, sha256_file
-from slmctl.config import PrepareConfig
-from slmctl.config import TaskConfig
+from slmctl.config import PrepareConfig, TaskConfig
 from slmctl.deduplication import minhash, ngram_overlap, row_fingerprints
 from slmctl.errors import DataError, GateError
 from slmctl.model_files.base_model import Base

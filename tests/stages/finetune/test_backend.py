@@ -76,7 +76,7 @@ def products(
 ) -> doctor_checks.Check:
     """What doctor says of the products when they were timed like this."""
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
-    monkeypatch.setattr(doctor_checks, "settled_products", lambda wanted: chosen)
+    monkeypatch.setattr(doctor_checks, "resolve_matmul_dtype", lambda wanted: chosen)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
     (finding,) = doctor_checks._products()
     return finding
