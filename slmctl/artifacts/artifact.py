@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl.artifacts import atomic
+from slmctl.artifacts import atomic, foreign_json
 from slmctl.errors import IntegrityError
 
 SCHEMA = 1
@@ -64,14 +64,10 @@ class Manifest:
         """Read a manifest and prove that no byte of it has changed.
 
         Raises:
-            IntegrityError: It is not canonical JSON, its own hash differs, or its schema is newer.
+            IntegrityError: It is not canonical JSON, its own hash or its digest differs, a field has another type, or
+                its schema is newer.
         """
-        try:
-            fields = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise IntegrityError(f"{where} is not readable JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise IntegrityError(f"{where} does not hold a manifest")
+        fields = foreign_json.parse(raw, where=where)
         if isinstance(fields.get("schema"), int) and fields["schema"] > SCHEMA:
             raise IntegrityError(
                 f"{where} has schema {fields['schema']}, and this slmctl reads up to {SCHEMA}",
@@ -86,9 +82,24 @@ class Manifest:
             raise IntegrityError(f"{where} has changed since it was written")
         try:
             files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
-            return cls(files=files, **fields)
+            manifest = cls(files=files, **fields)
         except (TypeError, KeyError) as error:
             raise IntegrityError(f"{where} does not hold a manifest: {error}") from None
+        if fault := _wrong_type(manifest):
+            raise IntegrityError(f"{where} does not hold a manifest: {fault}")
+        if digest_of(files) != manifest.digest:
+            raise IntegrityError(f"{where} has a digest that is not the one of its files")
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path, *, where: str = "") -> Manifest:
+        """The manifest of a folder.
+
+        Raises:
+            FileNotFoundError: It has none.
+            IntegrityError: See `from_bytes`; or it is no plain file.
+        """
+        return cls.from_bytes(foreign_json.read(folder / MANIFEST), where=where or str(folder / MANIFEST))
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""
@@ -186,10 +197,11 @@ def load(path: Path) -> Artifact:
     Raises:
         IntegrityError: The folder is missing, unfinished, or not what its manifest says.
     """
-    if not (path / MANIFEST).is_file() or (path / MANIFEST).is_symlink():
+    try:
+        artifact = Artifact(path, Manifest.read(path))
+    except FileNotFoundError:
         state = "unfinished: it has no manifest" if path.is_dir() else "missing"
-        raise IntegrityError(f"artifact {path} is {state}")
-    artifact = Artifact(path, Manifest.from_bytes((path / MANIFEST).read_bytes(), where=str(path / MANIFEST)))
+        raise IntegrityError(f"artifact {path} is {state}") from None
     faults = _compare(artifact, {p.relative_to(path).as_posix(): p for p in _walk(path)}, hashes=False)
     if faults:
         raise IntegrityError(
@@ -210,14 +222,10 @@ def verify(artifact: Artifact) -> list[str]:
 
 def verify_folder(folder: Path) -> list[str]:
     """`verify` for a folder whose manifest may itself be damaged."""
-    if (folder / MANIFEST).is_symlink():
-        return [f"changed: {MANIFEST} (not a plain file)"]
     try:
-        raw = (folder / MANIFEST).read_bytes()
-    except OSError:
+        return verify(Artifact(folder, Manifest.read(folder, where=MANIFEST)))
+    except FileNotFoundError:
         return [f"missing: {MANIFEST}"]
-    try:
-        return verify(Artifact(folder, Manifest.from_bytes(raw, where=MANIFEST)))
     except IntegrityError as error:
         return [f"changed: {MANIFEST} ({error.message})"]
 
@@ -258,9 +266,40 @@ def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> lis
             faults.append(f"changed: {name} (size)")
         elif hashes and sha256_file(found[name]) != "sha256:" + expected[name].sha256:
             faults.append(f"changed: {name}")
-    if hashes and not faults and digest_of(artifact.manifest.files) != artifact.digest:
-        faults.append(f"changed: {MANIFEST} (digest)")
     return faults
+
+
+def _wrong_type(manifest: Manifest) -> str:
+    """The first field of a manifest that is not of its type, in words; empty where all are."""
+    for entry in manifest.files:
+        if not (isinstance(entry.path, str) and isinstance(entry.sha256, str) and _is_count(entry.size)):
+            return f"a file is {dataclasses.asdict(entry)}"
+    for name, kind in (*_TEXTS, *_TABLES):
+        if not isinstance(getattr(manifest, name), kind):
+            return f"'{name}' is not a {'text' if kind is str else 'table'}"
+    for role, value in manifest.inputs.items():
+        if not all(isinstance(digest, str) for digest in (value if isinstance(value, list) else [value])):
+            return f"the input '{role}' is not a digest or a list of digests"
+    seconds = manifest.seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not _is_count(manifest.schema):
+        return "'seconds' or 'schema' is not a number"
+    for name, kinds in _METRICS.items():
+        if name in manifest.metrics and not isinstance(manifest.metrics[name], kinds):
+            return f"the metric '{name}' is a {type(manifest.metrics[name]).__name__}"
+    return ""
+
+
+_TEXTS = tuple((name, str) for name in ("kind", "stage", "digest", "recipe_id", "started"))
+_TABLES = tuple((name, dict) for name in ("config", "inputs", "metrics", "environment"))
+# Metrics that commands read of any artifact, with the types that they have in every kind that has them.
+_METRICS: dict[str, type | tuple[type, ...]] = {
+    "project": str, "version": str, "license": (str, type(None)), "files": dict, "sources": list,
+    "models": (dict, list), "baselines": (dict, list), "source_sha256": dict,
+}  # fmt: skip
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_plain(path: Path) -> bool:

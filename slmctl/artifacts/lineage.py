@@ -41,7 +41,7 @@ def known(root: Path) -> Iterator[Artifact]:
 def opened(folder: Path) -> Artifact | Path:
     """An artifact, of which nothing but the manifest need be there; or the folder of one that has none to trust."""
     try:
-        return Artifact(folder, Manifest.from_bytes((folder / MANIFEST).read_bytes(), where=MANIFEST))
+        return Artifact(folder, Manifest.read(folder))
     except (OSError, IntegrityError):
         return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,18 +211,18 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
     from slmctl.provenance import gc as module
 
     project = open_project(options)
-    garbage = module.find(project, [*_registry(project.root, options.sets), *registries])
+    unneeded = module.survey(project, registries)
     console = terminal()
-    for note in garbage.notes:
+    for note in unneeded.notes:
         console.say(f"note: {note}")
-    print_result(options, garbage.to_json(), module.lines(garbage, project.root))
-    if not garbage.items:
+    print_result(options, unneeded.to_json(), module.lines(unneeded, project.root))
+    if not unneeded.items:
         return
     if not yes and not sys.stdin.isatty():
         console.say("nothing is removed: stdin is no terminal for the confirmation; --yes removes it")
         return
-    if yes or click.confirm(f"remove {console.size(garbage.size)}?", default=False, err=True):
-        freed, left = module.remove(project, garbage)
+    if yes or click.confirm(f"remove {console.size(unneeded.size)}?", default=False, err=True):
+        freed, left = module.remove(project, unneeded)
         for path in left:
             console.say(f"  kept, since a process uses it by now: {path}")
         console.say(f"  {console.size(freed)} freed")
@@ -316,18 +315,21 @@ def _bare_project(options: Options) -> Project:
     return resolve.Project(options.directory.resolve(), settings, wait=not options.no_wait)
 
 
-def _registry(root: Path, sets: Sequence[str] = ()) -> list[Path]:
+def _registry(root: Path) -> list[Path]:
     """The registry of the config, where it is a folder that exists; else nothing, with a note."""
     from slmctl import config
 
     if not (root / config.FILENAME).exists():
         return []
-    kind, _, place = config.load(root / config.FILENAME, sets).publish.to.partition(":")
+    kind, _, place = config.load(root / config.FILENAME).publish.to.partition(":")
     if kind != "dir":
         terminal().say(f"note: the releases in {kind}:{place} are not searched; name a copy of them by --registry")
         return []
     folder = root / Path(place).expanduser()
-    return [folder] if folder.is_dir() else []
+    if not folder.exists():
+        terminal().say(f"note: the registry {folder} is missing, so its releases are not searched")
+        return []
+    return [folder]
 
 
 def _require_signed(folders: list[Path], key: Path) -> None:

@@ -20,7 +20,7 @@ from slmctl.pipeline.resolve import Project, ask, calibration_inputs, find, pred
 from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
-from slmctl.releases import signing, targets
+from slmctl.releases import deliveries, signing, targets
 from slmctl.sources import snapshot
 
 
@@ -139,6 +139,7 @@ def publish(project: Project) -> tuple[Outcome, str, bool]:
         made = targets.plan(target, project.config.publish.to, shipment)
         console.say(f"  {console.size(made.size)} to send, {len(made.missing)} of {len(shipment.items)} files")
         targets.deliver(target, made)
+        deliveries.record(project.runs, outcome.artifact, project.config.publish.to)
         where = target.where(shipment, shipment.manifest).rpartition("/")[0]
     return outcome, where, made.there and not made.missing
 

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
 from slmctl.pipeline import resolve, stage_table
 from slmctl.provenance import reproduce
+from slmctl.releases import deliveries, registry
 from slmctl.sources import snapshot
 
 _LEFT = {
@@ -31,7 +32,7 @@ _LEFT = {
 
 
 @dataclass(frozen=True)
-class Item:
+class Unneeded:
     """Something that nothing needs; `size` in bytes."""
 
     path: Path
@@ -40,10 +41,10 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What could be removed, and what a user should know of how it was looked for."""
+class Survey:
+    """All that could be removed, and notes on what could not be asked."""
 
-    items: tuple[Item, ...]
+    items: tuple[Unneeded, ...]
     notes: tuple[str, ...]
 
     @property
@@ -55,51 +56,56 @@ class Found:
         return {"size": self.size, "items": items, "notes": list(self.notes)}
 
 
-def find(project: resolve.Project, registries: Sequence[Path]) -> Found:
+def survey(project: resolve.Project, registries: Sequence[Path]) -> Survey:
     """Everything below `runs/` that nothing needs.
 
     Args:
         project: With its present config, whose artifacts are all kept.
-        registries: Folders of releases; what these were made of is kept. Releases elsewhere cannot be asked: where
-            the config publishes elsewhere, all that was laid out for it is kept.
+        registries: Folders of releases beside the one that the config names and those that receipts name; what their
+            releases were made of is kept. Releases that lie elsewhere cannot be asked: of those that were sent
+            there, and of all that was laid out while the config publishes there, everything is kept.
 
     Raises:
-        IntegrityError: A release cannot be read, so nobody can say what it needs.
+        IntegrityError: A registry that holds releases, or one of them, cannot be read, so that nobody can say what it
+            needs.
     """
     everything = [lineage.opened(folder) for folder in lineage.folders(project.root)]
-    known = [one for one in everything if isinstance(one, Artifact)]
-    needed, notes = _needed(project, known, registries)
+    artifacts = [entry for entry in everything if isinstance(entry, Artifact)]
+    needed, notes = _needed(project, artifacts, registries)
     used = _in_use(project)
     items = [
-        Item(path, f"{path.parent.name}, {_about(one)}", _size(path))
-        for one in everything
-        if (path := one.path if isinstance(one, Artifact) else one) not in needed and not _is_used(path, used)
+        Unneeded(path, f"{path.parent.name}, {_about(entry)}", _size(path))
+        for entry in everything
+        if (path := entry.path if isinstance(entry, Artifact) else entry) not in needed and not _is_used(path, used)
     ]
     items += _left(project, used)
-    items += _copies(project, [one for one in known if one.path in needed])
-    items += [Item(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.held(path) is None]
-    return Found(tuple(items), tuple(notes))
+    items += _copies(project, [entry for entry in artifacts if entry.path in needed])
+    items += [Unneeded(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.held(path) is None]
+    return Survey(tuple(items), tuple(notes))
 
 
-def lines(found: Found, root: Path) -> Iterator[str]:
+def lines(unneeded: Survey, root: Path) -> Iterator[str]:
     """The list for people, the largest first."""
-    shown = [item for item in found.items if item.size]
-    for item in sorted(shown, key=lambda one: (-one.size, one.path)):
+    shown = [item for item in unneeded.items if item.size]
+    for item in sorted(shown, key=lambda item: (-item.size, item.path)):
         yield f"{console.size(item.size):>9}  {item.path.relative_to(root)}  ({item.what})"
-    empty = len(found.items) - len(shown)
+    empty = len(unneeded.items) - len(shown)
     if empty:
         yield f"{'0 B':>9}  {empty} locks and empty files that nobody uses"
-    yield f"{console.size(found.size):>9}  in all" if found.items else "nothing to remove: all that is here is needed"
+    if unneeded.items:
+        yield f"{console.size(unneeded.size):>9}  in all"
+    else:
+        yield "nothing to remove: all that is here is needed"
 
 
-def remove(project: resolve.Project, found: Found) -> tuple[int, list[Path]]:
-    """Remove what was found, except what a process has begun to use since.
+def remove(project: resolve.Project, unneeded: Survey) -> tuple[int, list[Path]]:
+    """Remove what nothing needs, except what a process has begun to use since.
 
     Returns:
-        Bytes freed, and what was left.
+        Bytes freed, and the paths that were left.
     """
     freed, left = 0, []
-    for item in found.items:
+    for item in unneeded.items:
         if _remove(project, item.path):
             freed += item.size
         else:
@@ -140,28 +146,74 @@ def _remove_lock(path: Path) -> bool:
 
 
 def _needed(
-    project: resolve.Project, known: Sequence[Artifact], registries: Sequence[Path]
+    project: resolve.Project, artifacts: Sequence[Artifact], registries: Sequence[Path]
 ) -> tuple[set[Path], list[str]]:
     """The folders of artifacts that the config, a release or a process needs, with all that they were made of."""
     by_digest: dict[str, list[Artifact]] = {}
-    for one in known:
-        by_digest.setdefault(one.digest, []).append(one)
-    notes, wanted = [], _held_digests(project)
-    paths = {*_current(project), *_served(project, known)}
-    wanted |= {one.digest for one in known if one.path in paths}
-    for release in _releases(registries):
-        wanted |= {release.digest, *_inputs(release)}
-    if not project.config.publish.to.startswith("dir:"):
-        notes.append(f"releases in {project.config.publish.to} cannot be asked: all that was laid out here is kept")
-        wanted |= {one.digest for one in known if one.kind == "published"}
-    left, reached = list(wanted), set(wanted)
+    for entry in artifacts:
+        by_digest.setdefault(entry.digest, []).append(entry)
+    paths = {*_current(project), *_served(project, artifacts)}
+    laid_out = {entry.digest: entry for entry in artifacts if entry.kind == "published"}
+    released, notes = _released(project, laid_out, registries)
+    reached = _held_digests(project) | {entry.digest for entry in artifacts if entry.path in paths} | released
+    left = list(reached)
     while left:
-        for one in by_digest.get(left.pop(), ()):
-            left += [digest for digest in _inputs(one.manifest) if digest not in reached]
-            reached |= _inputs(one.manifest)
+        for entry in by_digest.get(left.pop(), ()):
+            left += [digest for digest in _inputs(entry.manifest) if digest not in reached]
+            reached |= _inputs(entry.manifest)
     # answers of models and data that are needed are what the next report is made of
-    reached |= {one.digest for one in known if one.kind == "predictions" and _inputs(one.manifest) <= reached}
-    return paths | {one.path for one in known if one.digest in reached}, notes
+    reached |= {
+        entry.digest for entry in artifacts if entry.kind == "predictions" and _inputs(entry.manifest) <= reached
+    }
+    return paths | {entry.path for entry in artifacts if entry.digest in reached}, notes
+
+
+def _released(
+    project: resolve.Project, laid_out: Mapping[str, Artifact], registries: Sequence[Path]
+) -> tuple[set[str], list[str]]:
+    """The digests of all releases that may lie anywhere, with those of their inputs, and notes for the user.
+
+    A registry that is named and cannot be read is not an empty one: it may be on a share that is not mounted.
+
+    Args:
+        laid_out: The releases below `runs/` by digest, sent or not.
+    """
+    to = project.config.publish.to
+    own = registry.parse(to, project.root)[0] if to.startswith("dir:") else None
+    sent = [(path, receipt, _place(project, receipt)) for path, receipt in deliveries.recorded(project.runs)]
+    there = {place for _, _, place in sent if place is not None and os.path.lexists(place)}
+    there |= {own} if own is not None and os.path.lexists(own) else set()
+    manifests = [release for place in sorted({*there, *registries}) for release in registry.manifests(place)]
+    digests = {digest for release in manifests for digest in (release.digest, *_inputs(release))}
+    for path, receipt, place in sent:
+        if place is not None and receipt.digest not in digests:
+            state = "does not hold it" if place in there else "is missing"
+            raise IntegrityError(
+                f"{receipt.project} {receipt.version} was sent to {place}, which {state}: nothing is removed, since "
+                "nobody can say what is needed",
+                hint=f"mount it, or name its new place by --registry; if it is gone for good: rm {path}",
+            )
+        digests.add(receipt.digest)
+    unsure, notes = laid_out.keys() - digests, []
+    if own is not None and own not in there and unsure:
+        raise IntegrityError(
+            f"the registry {own} that publish.to names is missing, and {len(unsure)} releases were laid out for it: "
+            "nothing is removed, since nobody can say what is needed",
+            hint=f"mount it; if there never was one: mkdir -p {own}",
+        )
+    if own is None:
+        notes.append(f"releases in {to} cannot be asked: all that was laid out here is kept")
+        digests |= unsure
+    elif unsure and own in there and not registry.folders(own):
+        kept = ", ".join(str(laid_out[digest].path) for digest in sorted(unsure))
+        notes.append(f"{own} is empty, which may be a share that is not mounted: kept is {kept}; rm -r it if it may go")
+        digests |= unsure
+    return digests, notes
+
+
+def _place(project: resolve.Project, receipt: deliveries.Delivery) -> Path | None:
+    """The registry that a release was sent to; None for a target that is not a folder."""
+    return registry.parse(receipt.to, project.root)[0] if receipt.to.startswith("dir:") else None
 
 
 def _current(project: resolve.Project) -> Iterator[Path]:
@@ -181,13 +233,6 @@ def _served(project: resolve.Project, known: Sequence[Artifact]) -> Iterator[Pat
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
     places = [path.resolve() for path in named]
     yield from (one.path for one in known if one.path.resolve() in {*places, *(place.parent for place in places)})
-
-
-def _releases(registries: Sequence[Path]) -> Iterator[Manifest]:
-    for registry in registries:
-        for path in sorted(registry.glob("*/*/" + MANIFEST)):
-            if not path.parent.parent.name.startswith("."):
-                yield Manifest.from_bytes(path.read_bytes(), where=str(path))
 
 
 def _inputs(manifest: Artifact | Manifest) -> set[str]:
@@ -227,8 +272,8 @@ def _in_use(project: resolve.Project) -> set[str]:
             continue
         with contextlib.suppress(OSError):
             used |= {str(link.readlink()) for link in (process / "fd").iterdir()}
-        with contextlib.suppress(OSError):
-            used |= {top + line.partition(top)[2].strip() for line in (process / "maps").open() if top in line}
+        with contextlib.suppress(OSError), (process / "maps").open(errors="surrogateescape") as maps:
+            used |= {top + line.partition(top)[2].strip() for line in maps if top in line}
     return {path for path in used if path.startswith(top)}
 
 
@@ -240,7 +285,7 @@ def _is_used(path: Path, used: set[str]) -> bool:
 # What lies beside
 
 
-def _left(project: resolve.Project, used: set[str]) -> Iterator[Item]:
+def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
     """What interrupted runs left: drafts, and checkpoints of trainings that the config no longer asks for."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
@@ -252,10 +297,10 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Item]:
             continue
         if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
             continue  # the next run goes on from there
-        yield Item(path, _LEFT[prefix], _size(path))
+        yield Unneeded(path, _LEFT[prefix], _size(path))
 
 
-def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Item]:
+def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
     if locks.held(project.runs / ".locks" / "sources") is None:
         asked = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
@@ -264,15 +309,15 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[It
             files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
             own = {artifact.sha256_file(one).removeprefix("sha256:") for one in files} if path not in asked else set()
             if path not in asked and not own & hashes:
-                yield Item(path, "a copy of a source that nothing here was made of", _size(path))
+                yield Unneeded(path, "a copy of a source that nothing here was made of", _size(path))
     models = {digest for one in needed for digest in _inputs(one)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:
-            yield Item(path, "an endpoint whose answers are not kept", _size(path))
+            yield Unneeded(path, "an endpoint whose answers are not kept", _size(path))
     releases = {one.digest[7:19] for one in needed}
     for path in sorted((project.runs / ".signatures").glob("*.sig")):
         if path.name.partition("-")[0] not in releases:
-            yield Item(path, "a signature of a release that is not kept here", _size(path))
+            yield Unneeded(path, "a signature of a release that is not kept here", _size(path))
 
 
 def _opened_digest(folder: Path) -> str:

@@ -16,6 +16,7 @@ from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, sha256_file
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints, Match, Probe, probe
 from slmctl.errors import IntegrityError
+from slmctl.releases import registry
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
@@ -113,7 +114,10 @@ def trace(
         if one.kind == "prepared"
     )
     released = [
-        lineage.opened(path.parent) for registry in registries for path in sorted(registry.glob("*/*/" + MANIFEST))
+        lineage.opened(folder)
+        for place in registries
+        for folder in registry.folders(place)
+        if (folder / MANIFEST).exists()
     ]
     exposures = _Exposures([*here, *(one for one in released if isinstance(one, Artifact))], data_sets)
     return Trace(

@@ -11,23 +11,27 @@ may come together; the same content is written once, and another release under t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from slmctl import console
-from slmctl.artifacts import artifact, atomic, locks
-from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact
+from slmctl.artifacts import artifact, atomic, foreign_json, locks
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.metrics import gates
 
+VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # a tag that looks like a version would hide it
 # What a file system says that has no hard links, or no more of them for a file.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -53,8 +57,66 @@ def releases(root: Path) -> list[Artifact]:
     Raises:
         IntegrityError: One of them is damaged.
     """
-    found = [path.parent for path in sorted(root.glob("*/*/" + MANIFEST))]
-    return [artifact.load(path) for path in found if not path.parent.name.startswith(".")]
+    return [artifact.load(path) for path in folders(root)]
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of all releases in a registry, whole or not.
+
+    Raises:
+        IntegrityError: The registry, or the folder of a project in it, is missing or cannot be listed: that is not the
+            same as an empty one.
+    """
+    return [release for project in _listed(root) for release in _listed(project)]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The folders in a folder but for hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return [folder / name for name in sorted(names) if name != "lost+found"]
+
+
+def _tag_files(root: Path) -> Iterator[Path]:
+    for project in _listed(root):
+        try:
+            names = [path.name for path in (project / ".tags").iterdir()]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unreadable(project / ".tags", error) from None
+        yield from (project / ".tags" / name for name in sorted(names) if TAG.fullmatch(name))
+
+
+def _unreadable(folder: Path, error: OSError) -> IntegrityError:
+    return IntegrityError(
+        f"the registry {folder} cannot be read: {error.strerror}", hint="mount it, or make it readable"
+    )
+
+
+def manifests(root: Path) -> list[Manifest]:
+    """What every release in a registry is, when everything there can be read: manifests, and what the tags stand for.
+
+    Raises:
+        IntegrityError: Something cannot be.
+    """
+    read = {}
+    for folder in folders(root):
+        try:
+            read[folder.parent.name, folder.name] = Manifest.read(folder)
+        except FileNotFoundError:
+            raise IntegrityError(f"{folder} has no {MANIFEST}", hint="publish it again, or remove it") from None
+    for tag in tags(root):
+        if (tag.project, tag.version) not in read:
+            raise IntegrityError(
+                f"the tag {tag.project}@{tag.name} in {root} stands for version {tag.version}, which is not there",
+                hint="publish it again, or slmctl promote lets the tag stand for another one",
+            )
+        _require_same(tag, read[tag.project, tag.version], root)
+    return list(read.values())
 
 
 def tags(root: Path) -> list[Tag]:
@@ -63,8 +125,7 @@ def tags(root: Path) -> list[Tag]:
     Raises:
         IntegrityError: A tag cannot be read.
     """
-    paths = sorted(root.glob("*/.tags/*"))
-    return [_read_tag(path) for path in paths if TAG.fullmatch(path.name)]
+    return [_read_tag(path) for path in _tag_files(root)]
 
 
 def find(root: Path, name: str = "") -> Artifact:
@@ -75,33 +136,38 @@ def find(root: Path, name: str = "") -> Artifact:
         UsageError: There are several.
     """
     project, version = locate(root, name)
-    found = artifact.load(root / project / version)
-    if (found.metrics.get("project"), found.metrics.get("version")) != (project, version):
-        raise IntegrityError(f"{found.path} holds another release than its name says", hint=f"rm -r {found.path}")
-    return found
+    release = artifact.load(root / project / version)
+    if (release.metrics.get("project"), release.metrics.get("version")) != (project, version):
+        raise IntegrityError(f"{release.path} holds another release than its name says", hint=f"rm -r {release.path}")
+    return release
 
 
 def locate(root: Path, name: str = "") -> tuple[str, str]:
     """Project and version that a name stands for; see `find`."""
-    wanted, _, rest = name.rpartition("@")
-    known = {(path.parent.parent.name, path.parent.name) for path in root.glob("*/*/" + MANIFEST)}
-    known = {one for one in known if not one[0].startswith(".")}
-    found = {one for one in known if rest in ("", one[1])}
-    found |= {(tag.project, tag.version) for tag in tags(root) if tag.name == rest}
-    chosen = sorted(one for one in found if wanted in ("", one[0]))
-    if not chosen:
-        listed = ", ".join(f"{one}@{version}" for one, version in sorted(known)) or "nothing"
+    project, _, version = name.rpartition("@")
+    there = {(folder.parent.name, folder.name) for folder in folders(root) if (folder / MANIFEST).is_file()}
+    matches = {release for release in there if version in ("", release[1])}
+    for path in _tag_files(root) if version else ():
+        if path.name == version and project in ("", path.parent.parent.name):
+            tag = _read_tag(path)
+            with contextlib.suppress(FileNotFoundError):  # `find` says so
+                _require_same(tag, Manifest.read(root / tag.project / tag.version), root)
+            matches.add((tag.project, tag.version))
+    matches = {release for release in matches if project in ("", release[0])}
+    if not matches:
+        listed = ", ".join("@".join(release) for release in sorted(there)) or "nothing"
         raise IntegrityError(f"{root} holds no release '{name}'", hint=f"it holds {listed}")
-    if len(chosen) > 1:
-        listed = ", ".join(f"{one}@{version}" for one, version in chosen)
+    if len(matches) > 1:
+        listed = ", ".join("@".join(release) for release in sorted(matches))
         raise UsageError(f"{root} holds several releases that '{name}' may mean", hint=f"one of {listed}")
-    return chosen[0]
+    return matches.pop()
 
 
 def parse(address: str, root: Path) -> tuple[Path, str]:
     """`dir:FOLDER#NAME` as the folder, relative to `root`, and the name."""
     folder, _, name = address.removeprefix("dir:").partition("#")
-    return (root / Path(folder).expanduser()).resolve(), name
+    place = root / os.path.expanduser(folder)  # noqa: PTH111 - pathlib's raises where there is no such user
+    return Path(os.path.realpath(place)), name  # and pathlib's resolve where a link leads to itself
 
 
 # Writing
@@ -156,7 +222,7 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
                     _link(blob(root, sha256), place / name)
                 artifact.load(place)
             return
-        kept = artifact.Manifest.from_bytes((final / MANIFEST).read_bytes(), where=str(final / MANIFEST))
+        kept = Manifest.read(final)
         own = {entry.path: entry.sha256 for entry in kept.files}
         if {name: sha256 for name, sha256 in files.items() if name in own} != own:
             raise IntegrityError(f"{root} already holds another {project} {version}")
@@ -218,7 +284,9 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     with locks.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):
         path = root / project / ".tags" / tag
-        before = _read_tag(path) if path.exists() else None
+        before = None
+        with contextlib.suppress(IntegrityError):  # there is none, or none that can be read
+            before = _read_tag(path)
         if before is not None and before.digest == release.digest:
             return before
         made = Tag(project, tag, version, release.digest, before.version if before else None)
@@ -231,7 +299,12 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
     kept = _recorded(root, release)
     if not kept:
         raise GateError(f"nobody recorded what the gates of {project} {version} were", hint="slmctl publish")
-    own = [Gate.model_validate(gate) for gate in kept["gates"]]
+    try:
+        own = [Gate.model_validate(gate) for gate in kept["gates"]]
+    except ValidationError:
+        raise IntegrityError(
+            f"what the gates of {project} {version} were cannot be read", hint="slmctl publish records it again"
+        ) from None
     report = json.loads(release.file("report.json").read_bytes())
     measured = {model["sha256"] for model in report["models"].values()}
     for entry in release.files(".gguf"):
@@ -245,17 +318,36 @@ def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
     """What was recorded with a release; nothing where that cannot be read or is about another release."""
     path = root / str(release.metrics["project"]) / ".gates" / str(release.metrics["version"])
     try:
-        kept = json.loads(path.read_bytes())
-        return kept if kept["digest"] == release.digest and isinstance(kept["gates"], list) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = foreign_json.parse(foreign_json.read(path), where=str(path))
+    except (FileNotFoundError, IntegrityError):
         return {}
+    return kept if kept.get("digest") == release.digest and isinstance(kept.get("gates"), list) else {}
 
 
 def _read_tag(path: Path) -> Tag:
+    again = "slmctl promote sets it again"
     try:
-        return Tag(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(f"the tag {path} cannot be read: {error}", hint="slmctl promote sets it anew") from None
+        tag = Tag(**foreign_json.parse(foreign_json.read(path), where=f"the tag {path}"))
+    except (FileNotFoundError, TypeError):
+        raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again) from None
+    except IntegrityError as error:
+        raise IntegrityError(error.message, hint=again) from None
+    texts = all(isinstance(value, str) for value in (tag.version, tag.digest, tag.previous or ""))
+    if (
+        not texts
+        or (tag.project, tag.name) != (path.parent.parent.name, path.name)
+        or not VERSION.fullmatch(tag.version)
+    ):
+        raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again)
+    return tag
+
+
+def _require_same(tag: Tag, release: Manifest, root: Path) -> None:
+    if release.digest != tag.digest:
+        raise IntegrityError(
+            f"the tag {tag.project}@{tag.name} in {root} stands for another release than lies under {tag.version}",
+            hint="slmctl promote sets it again",
+        )
 
 
 def _replace(path: Path, raw: bytes) -> None:

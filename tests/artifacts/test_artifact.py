@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmctl.artifacts import artifact, locks
-from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry, Manifest
+from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry, Manifest, digest_of
 from slmctl.errors import IntegrityError, LockedError
 
 FILES = {"weights.bin": b"\x00\x01" * 500, "task.json": b'{"kind": "classify"}\n', "deep/er/note.txt": b"a note\n"}
@@ -112,7 +112,9 @@ def test_recipe_holds_stage_config_and_inputs() -> None:
 @settings(deadline=None, max_examples=60)
 def test_manifest_round_trip(config: Any, metrics: Any, environment: Any, seconds: float) -> None:
     entries = (FileEntry("a/ü.bin", 3, "0" * 64), FileEntry("b", 0, "f" * 64))
-    written = describe(entries, "sha256:d", config=config, metrics=metrics, environment=environment, seconds=seconds)
+    written = describe(
+        entries, digest_of(entries), config=config, metrics=metrics, environment=environment, seconds=seconds
+    )
     raw = written.to_bytes()
     read = Manifest.from_bytes(raw, where="m")
     assert read == written
@@ -120,7 +122,8 @@ def test_manifest_round_trip(config: Any, metrics: Any, environment: Any, second
     assert read.to_json().encode() == raw
 
 
-RAW = describe((FileEntry("weights.bin", 1000, "ab" * 32),), "sha256:" + "c" * 64).to_bytes()
+WEIGHTS = (FileEntry("weights.bin", 1000, "ab" * 32),)
+RAW = describe(WEIGHTS, digest_of(WEIGHTS)).to_bytes()
 
 
 @given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
@@ -352,7 +355,9 @@ def test_verify_finds_two_files_exchanged(tmp_path: Path) -> None:
 def test_verify_finds_a_digest_that_is_not_that_of_the_files(made: Artifact) -> None:
     wrong = describe(made.manifest.files, "sha256:" + "0" * 64)
     (made.path / MANIFEST).write_bytes(wrong.to_bytes())  # its own hash is right
-    assert artifact.verify_folder(made.path) == ["changed: manifest.json (digest)"]
+    assert artifact.verify_folder(made.path) == [
+        "changed: manifest.json (manifest.json has a digest that is not the one of its files)"
+    ]
 
 
 def test_verify_folder_without_a_manifest(tmp_path: Path) -> None:

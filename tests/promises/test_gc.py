@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,8 +103,36 @@ def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(desk: Path, tmp_
     needed = {"base", "prepared", "adapter", "merged", "gguf"}
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
     tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes", *moved))  # where nobody names the registry, nothing needs them
+    refuses(desk, r"was sent to \S+/registry, which is missing", *moved)  # nobody names its new place
+    for path in desk.glob("runs/.receipts/sent-*"):
+        path.unlink()
+    refuses(desk, r"the registry \S+/new that publish\.to names is missing", *moved)
+    (desk / "new").mkdir()
+    noted = tiny.slmctl(desk, "gc", "--yes", *moved)
+    assert noted.returncode == 0, noted.stderr
+    assert "may be a share that is not mounted" in noted.stderr
+    assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
+    shutil.rmtree(desk / "runs" / "published")  # as the note says
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes", *moved))
     assert not {path for path in kept(desk) if path.split("/")[1] in ("adapter", "gguf")}
+
+
+def refuses(desk: Path, reason: str, *options: str) -> None:
+    before = kept(desk)
+    done = tiny.slmctl(desk, "gc", "--yes", *options)
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert re.search(reason, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert kept(desk) == before
+
+
+def test_a_registry_that_is_not_mounted_is_no_empty_one(desk: Path) -> None:
+    """More ways to be unreadable: tests/hostile/test_registries.py."""
+    changed = ("--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
+    (desk / "registry").rename(desk / "elsewhere")
+    refuses(desk, "which is missing", *changed)
+    (desk / "registry").mkdir()
+    refuses(desk, "does not hold it", *changed, "--set", "publish.to=dir:./new")
 
 
 def test_a_signature_goes_with_its_release(desk: Path) -> None:

@@ -1,0 +1,54 @@
+"""Receipts of what `publish` has sent where, below `runs/.receipts/`: what gc must still find there.
+
+A registry on a share that is not mounted looks like one that was never filled. The receipt tells them apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from slmctl.artifacts import artifact, atomic, foreign_json
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import IntegrityError
+
+FOLDER, PREFIX = ".receipts", "sent-"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A release that a target has taken: `to` as the config named it, relative to the project."""
+
+    to: str
+    project: str
+    version: str
+    digest: str
+    at: str
+
+
+def record(runs: Path, release: Artifact, to: str) -> None:
+    """Keep a receipt of a release that `to` holds now."""
+    folder = runs / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    sent = Delivery(to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at)
+    name = f"{PREFIX}{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
+    with atomic.file(folder / name) as draft:
+        draft.write_bytes(artifact.canonical(asdict(sent)))
+
+
+def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:
+    """Every receipt, with the file that holds it.
+
+    Raises:
+        IntegrityError: One cannot be read.
+    """
+    for path in sorted((runs / FOLDER).glob(PREFIX + "*.json")):
+        values = foreign_json.parse(foreign_json.read(path), where=f"the receipt {path}")
+        if values.keys() != {field.name for field in fields(Delivery)} or not all(
+            isinstance(value, str) for value in values.values()
+        ):
+            raise IntegrityError(f"the receipt {path} does not say what was sent where", hint=f"rm {path}")
+        yield path, Delivery(**values)

@@ -1,0 +1,242 @@
+"""Registries that lie, that are broken, or that are not there: one sentence and exit 7, nothing removed or believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.released import release
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.errors import GateError, IntegrityError
+from slmctl.pipeline.resolve import Project
+from slmctl.provenance import gc
+from slmctl.releases import deliveries, registry, targets
+from slmctl.releases.targets import Settings
+
+ADDRESS = "dir:./registry"
+
+
+def send(root: Path, made: Artifact, to: str = ADDRESS) -> None:
+    """What `publish` does when the gates have held."""
+    with targets.opened(to, Settings(root), purpose="test") as target:
+        targets.deliver(target, targets.plan(target, to, targets.shipment(made)))
+    deliveries.record(root / "runs", made, to)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project with a release that was made with an earlier config, published and tagged."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "data.csv").write_text("text,label\na,b\n")
+    (tmp_path / "slmctl.yaml").write_text("project: desk\nbase: ./base\nprepare: {sources: [{path: data.csv}]}\n")
+    send(tmp_path, release(tmp_path / "runs"))
+    registry.promote(tmp_path / "registry", registry.find(tmp_path / "registry"), "production")
+    return of(tmp_path)
+
+
+def of(root: Path, *sets: str) -> Project:
+    return Project(root, config.load(root / "slmctl.yaml", sets))
+
+
+def removable(project: Project, *registries: Path) -> set[str]:
+    return {item.path.parent.name for item in gc.survey(project, registries).items if item.size}
+
+
+def gone(place: Path) -> None:
+    place.rename(place.with_name("elsewhere"))
+
+
+def empty(place: Path) -> None:
+    gone(place)
+    place.mkdir()
+
+
+def a_file(place: Path) -> None:
+    gone(place)
+    place.touch()
+
+
+def dangling(place: Path) -> None:
+    gone(place)
+    place.symlink_to(place.with_name("nowhere"))
+
+
+def looping(place: Path) -> None:
+    gone(place)
+    place.symlink_to(place)
+
+
+def without_the_project(place: Path) -> None:
+    shutil.rmtree(place / "desk")
+
+
+def without_the_release(place: Path) -> None:
+    shutil.rmtree(place / "desk" / "1.0")
+    shutil.rmtree(place / "desk" / ".tags")
+
+
+def manifest(place: Path) -> Path:
+    return place / "desk" / "1.0" / "manifest.json"
+
+
+def without_the_manifest(place: Path) -> None:
+    manifest(place).unlink()
+
+
+def a_torn_manifest(place: Path) -> None:
+    manifest(place).unlink()
+    manifest(place).write_bytes(b'{"kind": "publ')
+
+
+def a_pipe_as_manifest(place: Path) -> None:
+    manifest(place).unlink()
+    os.mkfifo(manifest(place))
+
+
+def a_linked_manifest(place: Path) -> None:
+    manifest(place).rename(place / "moved.json")
+    manifest(place).symlink_to(place / "moved.json")
+
+
+def an_endless_manifest(place: Path) -> None:
+    manifest(place).unlink()
+    with manifest(place).open("wb") as stream:
+        stream.truncate(2 << 30)  # zeros that no disk holds
+
+
+def a_deep_tag(place: Path) -> None:
+    (place / "desk" / ".tags" / "production").write_bytes(b'{"a":' * 100_000)
+
+
+def an_empty_tag(place: Path) -> None:
+    (place / "desk" / ".tags" / "production").write_bytes(b"")
+
+
+def a_folder_as_tag(place: Path) -> None:
+    (place / "desk" / ".tags" / "production").unlink()
+    (place / "desk" / ".tags" / "production").mkdir()
+
+
+def a_tag_without_its_release(place: Path) -> None:
+    change_tag(place, version="2.0")
+
+
+def a_tag_of_another_digest(place: Path) -> None:
+    change_tag(place, digest="sha256:" + "0" * 64)
+
+
+def change_tag(place: Path, **fields: Any) -> None:
+    path = place / "desk" / ".tags" / "production"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def a_broken_receipt(place: Path) -> None:
+    (path,) = place.parent.glob("runs/.receipts/sent-*")
+    path.write_bytes(b'{"to": 5}')
+
+
+UNREADABLE = (
+    gone, empty, a_file, dangling, looping, without_the_project, without_the_release, without_the_manifest,
+    a_torn_manifest, a_pipe_as_manifest, a_linked_manifest, an_endless_manifest, a_deep_tag, an_empty_tag,
+    a_folder_as_tag, a_tag_without_its_release, a_tag_of_another_digest, a_broken_receipt,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", UNREADABLE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("to", [ADDRESS, "dir:./new", "hf:acme/desk"])
+def test_gc_removes_nothing_while_a_registry_cannot_be_read(
+    project: Project, damage: Callable[[Path], None], to: str
+) -> None:
+    """Named by the config, or by nothing but the receipt: a share that was not mounted let gc remove 583 MB."""
+    damage(project.root / "registry")
+    with pytest.raises(IntegrityError):
+        gc.survey(of(project.root, f"publish.to={to}"), ())
+
+
+def test_gc_knows_a_registry_that_has_moved(project: Project) -> None:
+    moved = (project.root / "registry").rename(project.root / "moved")
+    assert "published" not in removable(project, moved)
+
+
+def test_gc_of_a_project_that_never_published(project: Project) -> None:
+    shutil.rmtree(project.root / "registry")
+    shutil.rmtree(project.root / "runs")
+    assert removable(project) == set()
+
+
+def test_gc_keeps_what_was_laid_out_for_an_empty_registry(project: Project) -> None:
+    """Published by a version that wrote no receipts, or never published: nobody can tell."""
+    empty(project.root / "registry")
+    shutil.rmtree(project.root / "runs" / ".receipts")
+    assert removable(project) == set()
+    assert "may be a share that is not mounted" in gc.survey(project, ()).notes[0]
+
+
+def test_gc_keeps_what_was_sent_to_where_nobody_can_look(project: Project) -> None:
+    (made,) = project.root.glob("runs/published/*")
+    shutil.rmtree(project.root / "runs" / ".receipts")
+    deliveries.record(project.root / "runs", artifact.load(made), "s3://bucket/desk")
+    shutil.rmtree(project.root / "registry" / "desk" / "1.0")
+    shutil.rmtree(project.root / "registry" / "desk" / ".tags")
+    assert removable(project) == set()
+
+
+def test_gc_removes_what_was_laid_out_and_never_sent(project: Project) -> None:
+    release(project.root / "runs", "2.0")
+    assert removable(project) == {"published"}
+
+
+# Tags and manifests that lie
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": "../../outside"}, {"version": 1}, {"version": ["1.0"]}, {"version": "/etc"}, {"version": ""},
+        {"project": "other"}, {"name": "other"}, {"digest": None}, {"digest": 5}, {"previous": 5}, {"more": 1},
+        {"version": "1.0\n"}, {"digest": "sha256:" + "1" * 64},
+    ],
+)  # fmt: skip
+def test_a_tag_that_lies_is_refused_wherever_it_is_read(project: Project, fields: dict[str, Any]) -> None:
+    place = project.root / "registry"
+    change_tag(place, **fields)
+    with pytest.raises(IntegrityError):
+        registry.find(place, "production")
+    with (
+        pytest.raises(IntegrityError),
+        targets.opened(ADDRESS, Settings(project.root), purpose="test") as target,
+    ):
+        targets.fetch(target, "production", None, into=project.root / "here")
+    assert not (project.root / "here").exists()
+
+
+def test_promote_mends_a_broken_tag(project: Project) -> None:
+    place = project.root / "registry"
+    a_deep_tag(place)
+    registry.promote(place, registry.find(place, "1.0"), "production")
+    assert registry.find(place, "production").metrics["version"] == "1.0"
+
+
+@pytest.mark.parametrize("kept", [b"", b"[" * 99_999, b'{"digest": 1}', b'{"gates": 5}', b"\xff", b"null"])
+def test_gates_that_cannot_be_read_promote_nothing(project: Project, kept: bytes) -> None:
+    place = project.root / "registry"
+    (place / "desk" / ".gates" / "1.0").write_bytes(kept)
+    with pytest.raises(GateError, match="nobody recorded"):
+        registry.promote(place, registry.find(place), "canary")
+
+
+@pytest.mark.parametrize("gate", [5, [], {"model": 1}, {"metric": "accuracy"}])
+def test_gates_of_wrong_types_promote_nothing(project: Project, gate: Any) -> None:
+    place = project.root / "registry"
+    digest = registry.find(place).digest
+    (place / "desk" / ".gates" / "1.0").write_text(json.dumps({"digest": digest, "gates": [gate]}))
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        registry.promote(place, registry.find(place), "canary")
