@@ -122,7 +122,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     from slmctl.task.records import read_records
 
     settings = config.load(project / config.FILENAME)
-    asked = resolve.ask(resolve.Project(root=project, config=settings), "finetune")
+    asked = resolve.resolve_stage(resolve.Project(root=project, config=settings), "finetune")
     base, prepared = asked.inputs["base"], asked.inputs["prepared"]
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)

@@ -13,17 +13,17 @@ from slmctl.errors import IntegrityError
 
 
 @dataclass(frozen=True)
-class Node:
+class LineageNode:
     """One artifact of an ancestry; `found` is None for one that lies nowhere here."""
 
     digest: str
     role: str
     found: Artifact | None
-    parents: tuple[Node, ...] = ()
+    parents: tuple[LineageNode, ...] = ()
     sources: tuple[dict[str, str], ...] = field(default=())
 
 
-def show(root: Path, release: Artifact) -> Node:
+def show(root: Path, release: Artifact) -> LineageNode:
     """The ancestry of an artifact, back to the base model and the data files."""
     return _node(release.digest, "", {a.digest: a for a in known(root)} | {release.digest: release})
 
@@ -80,7 +80,7 @@ def verify(folders: list[Path]) -> dict[str, list[str]]:
 
 
 def lines(
-    node: Node, *, indent: str = "", last: bool = True, top: bool = True, drawn: set[str] | None = None
+    node: LineageNode, *, indent: str = "", last: bool = True, top: bool = True, drawn: set[str] | None = None
 ) -> Iterator[str]:
     """The ancestry as a drawing, one artifact a line; one that occurs again is drawn once and then named."""
     branch = "" if top else indent + ("└─ " if last else "├─ ")
@@ -94,13 +94,13 @@ def lines(
     children: list[Any] = [*node.parents, *node.sources]
     for k, child in enumerate(children):
         at_end = k == len(children) - 1
-        if isinstance(child, Node):
+        if isinstance(child, LineageNode):
             yield from lines(child, indent=indent, last=at_end, top=False, drawn=drawn)
         else:
             yield f"{indent}{'└─ ' if at_end else '├─ '}file {child['file']}  sha256:{child['sha256'][:12]}"
 
 
-def to_json(node: Node) -> dict[str, Any]:
+def to_json(node: LineageNode) -> dict[str, Any]:
     """The ancestry as JSON values."""
     found = node.found
     return {
@@ -115,16 +115,16 @@ def to_json(node: Node) -> dict[str, Any]:
     }
 
 
-def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()) -> Node:
+def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()) -> LineageNode:
     found = by_digest.get(digest)
     if found is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
-        return Node(digest, role, None)
+        return LineageNode(digest, role, None)
     parents = tuple(
         _node(one, name, by_digest, below | {digest})
         for name, value in found.manifest.inputs.items()
         for one in (value if isinstance(value, list) else [value])
     )
-    return Node(digest, role, found, parents, tuple(_sources(found)))
+    return LineageNode(digest, role, found, parents, tuple(_sources(found)))
 
 
 def _sources(found: Artifact) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def _sources(found: Artifact) -> list[dict[str, str]]:
     return listed
 
 
-def _title(node: Node) -> str:
+def _title(node: LineageNode) -> str:
     if node.found is None:
         return f"{node.role}  {node.digest[:19]}  (not here)"
     manifest = node.found.manifest

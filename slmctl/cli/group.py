@@ -15,7 +15,7 @@ from slmctl.pipeline.stage_table import STAGES
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.model_lookup import Desk
+    from slmctl.pipeline.model_lookup import Workspace
     from slmctl.pipeline.resolve import Project
     from slmctl.pipeline.runner import Outcome
 
@@ -188,11 +188,11 @@ def open_project(options: Options, **inputs: Path | None) -> Project:
     )
 
 
-def make_desk(options: Options) -> Desk:
+def make_desk(options: Options) -> Workspace:
     """The working folder and its project, for finding models."""
-    from slmctl.pipeline.model_lookup import Desk
+    from slmctl.pipeline.model_lookup import Workspace
 
-    return Desk(options.directory, lambda: open_project(options))
+    return Workspace(options.directory, lambda: open_project(options))
 
 
 def read_settings(options: Options) -> Any:

@@ -12,7 +12,7 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.model_lookup import Asked
+    from slmctl.pipeline.model_lookup import FileModel
     from slmctl.pipeline.resolve import Project
     from slmctl.pipeline.runner import Outcome
 from slmctl.cli.group import (
@@ -205,7 +205,7 @@ def predict(
             from slmctl.stages.predict import file_prediction, row_snapshot
 
             part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
-            request = model_lookup.Asked(make_desk(options), model, type_name, max_tokens=most)
+            request = model_lookup.FileModel(make_desk(options), model, type_name, max_tokens=most)
             with row_snapshot.opened(source, target, format_name) as (path, format_name):
                 work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
                 if urls:
@@ -425,7 +425,7 @@ def run(options: Options, until: str) -> None:
         else:
             if name == "prepare":
                 chains.gather_sources(project)
-            outcome = say_outcome(name, runner.run(project, resolve.ask(project, name)))
+            outcome = say_outcome(name, runner.run(project, resolve.resolve_stage(project, name)))
     print_artifact(options, outcome.artifact)
 
 
@@ -436,7 +436,7 @@ def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
     chains.require_no_network(project, [name])
     if name == "prepare":
         chains.gather_sources(project)
-    print_artifact(options, say_outcome(name, runner.run(project, resolve.ask(project, name))).artifact)
+    print_artifact(options, say_outcome(name, runner.run(project, resolve.resolve_stage(project, name))).artifact)
 
 
 def _print_of(project: Project, stage: str, module: str, function: str, **settings: Any) -> None:
@@ -446,7 +446,7 @@ def _print_of(project: Project, stage: str, module: str, function: str, **settin
     from slmctl.artifacts import artifact
     from slmctl.pipeline import resolve, system_errors
 
-    request: Any = resolve.ask(project, stage)
+    request: Any = resolve.resolve_stage(project, stage)
     for artifact_in in request.inputs.values():
         artifact.require_whole(artifact_in)
     try:
@@ -487,7 +487,7 @@ def _show_policy(policy: Artifact) -> None:
         )
 
 
-def _predict_here(request: Asked, work: dict[str, Any]) -> None:
+def _predict_here(request: FileModel, work: dict[str, Any]) -> None:
     """Answer a file with a model on this machine."""
     from slmctl.artifacts import artifact
     from slmctl.pipeline import resolve
@@ -511,7 +511,7 @@ def _predict_here(request: Asked, work: dict[str, Any]) -> None:
 
 
 def _predict_at_endpoints(
-    request: Asked, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
+    request: FileModel, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
 ) -> None:
     """Answer a file with a model behind endpoints."""
     from slmctl.network.endpoint_pool import EndpointPool

@@ -16,7 +16,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError
 from slmctl.metrics import gates
 from slmctl.network import guard
-from slmctl.pipeline.resolve import Project, ask, calibration_inputs, find, predict_section, report_inputs
+from slmctl.pipeline.resolve import Project, calibration_inputs, find, predict_section, report_inputs, resolve_stage
 from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
@@ -50,7 +50,7 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
     if not guard.is_forbidden():
         return
     settings = project.config
-    if "pull" in stages and config.is_remote(settings.base) and not ask(project, "pull").path.exists():
+    if "pull" in stages and config.is_remote(settings.base) and not resolve_stage(project, "pull").path.exists():
         guard.require(f"base {settings.base}", hint="run `slmctl pull` once without --offline, or name a path")
     for source in settings.prepare.sources if "prepare" in stages else []:
         if host := snapshot.host_of(source, project.sources):
@@ -90,9 +90,11 @@ def evaluate(
     inputs = report_inputs(project, models, lambda asked: run(project, asked).artifact, split)
     for shots in (0, against.shots) if against is not None else ():
         assert against is not None
-        asked = ask(project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split))
+        asked = resolve_stage(
+            project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split)
+        )
         inputs["predictions"] = [*inputs["predictions"], run(project, asked).artifact]
-    return run(project, ask(project, "evaluate", inputs))
+    return run(project, resolve_stage(project, "evaluate", inputs))
 
 
 def calibrate(project: Project) -> Outcome:
@@ -110,7 +112,7 @@ def calibrate(project: Project) -> Outcome:
         if not find(project, PREPARED).metrics["calibration"]:
             raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
         inputs = calibration_inputs(project, lambda asked: run(project, asked).artifact)
-    return run(project, ask(project, "calibrate", inputs))
+    return run(project, resolve_stage(project, "calibrate", inputs))
 
 
 def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
@@ -171,7 +173,7 @@ def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
 def release(project: Project) -> tuple[Outcome, targets.Shipment]:
     """A release that may go out: its gates passed, laid out, searched for what must not leave, signed."""
     enforce_gates(project, find(project, Role("report", ("report",))))
-    outcome = run(project, ask(project, "publish"))
+    outcome = run(project, resolve_stage(project, "publish"))
     section = project.config.publish
     with spoken("publish", project.runs):
         module = importlib.import_module(STAGES["publish"].module)

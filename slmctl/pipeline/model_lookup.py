@@ -21,14 +21,14 @@ AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
 @dataclass(frozen=True)
-class Desk:
+class Workspace:
     """Where a command works: a folder, and its project, which is read when it is needed."""
 
     directory: Path
     project: Callable[[], Project]
 
 
-def find(desk: Desk, model: str | None, kinds: tuple[str, ...]) -> Artifact:
+def find(desk: Workspace, model: str | None, kinds: tuple[str, ...]) -> Artifact:
     """The artifact or release that a command is given; the config's release by default.
 
     Raises:
@@ -42,7 +42,7 @@ def find(desk: Desk, model: str | None, kinds: tuple[str, ...]) -> Artifact:
     return resolve.open_model(Path(model), kinds)
 
 
-def gguf(desk: Desk, model: str | None, type: str | None) -> tuple[Artifact, Path]:
+def gguf(desk: Workspace, model: str | None, type: str | None) -> tuple[Artifact, Path]:
     """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
     found = find(desk, model, ("published", "gguf"))
     artifact.require_whole(found, hint=AGAIN)
@@ -65,7 +65,7 @@ def file_of(found: Artifact, type: str | None) -> FileEntry:
     return min(chosen, key=lambda one: one.size)
 
 
-def spoken_to(desk: Desk, model: str | None, type: str | None) -> tuple[Path, Task, str]:
+def spoken_to(desk: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
     """The GGUF file to talk to, the task it is for, and the name it goes by."""
     found, path = gguf(desk, model, type)
     if _has_task(found):
@@ -92,7 +92,7 @@ def task_in(found: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, st
     return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
 
 
-def contract(desk: Desk, model: str | None, elsewhere: str) -> tuple[Task, str]:
+def contract(desk: Workspace, model: str | None, elsewhere: str) -> tuple[Task, str]:
     """What a model is asked that another server has, and the name it goes by here.
 
     Args:
@@ -145,10 +145,10 @@ def other_build(found: Artifact, path: Path, build: str) -> str:
     return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
 
 
-class Asked:
+class FileModel:
     """The model that a user's file is answered with, its task, and the project where one is needed."""
 
-    def __init__(self, desk: Desk, model: str | None, type: str | None, *, max_tokens: int) -> None:
+    def __init__(self, desk: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
         self._desk, self._project = desk, None
         if model and Path(model).exists():
@@ -184,7 +184,7 @@ def _smallest(model: Artifact) -> str | None:
     return smallest.path.removesuffix(".gguf").rpartition("-")[2] if smallest and len(files) > 1 else None
 
 
-def handed_over(desk: Desk, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
+def handed_over(desk: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
     """What a hand-over is of: what was asked, and the weights that it is or came from: a whole model, or a base and
     an adapter."""
     if model is None:

@@ -42,7 +42,7 @@ class Project:
 
 
 @dataclass(frozen=True)
-class Ask:
+class StageRequest:
     """What a stage is asked to do, resolved: its config, its inputs, its recipe and where that leads."""
 
     stage: Stage
@@ -57,12 +57,12 @@ class Ask:
         return _digests(self.inputs)
 
 
-def ask(
+def resolve_stage(
     project: Project,
     name: str,
     inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
     section: config.Section | None = None,
-) -> Ask:
+) -> StageRequest:
     """Resolve a stage: every input found, every source hashed.
 
     Args:
@@ -92,23 +92,23 @@ def ask(
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:12]
-    return Ask(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+    return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
 
 
-def expected(project: Project, name: str) -> Ask:
+def expected(project: Project, name: str) -> StageRequest:
     """What the config asks of a stage; for a report or a policy, that is one on the models that it is about."""
     if name not in ("evaluate", "calibrate"):
-        return ask(project, name)
+        return resolve_stage(project, name)
 
-    def there(asked: Ask) -> Artifact:
+    def there(asked: StageRequest) -> Artifact:
         if not asked.path.exists():
             model = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
             raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
         return artifact.load(asked.path)
 
     if name == "calibrate":
-        return ask(project, name, calibration_inputs(project, there))
-    return ask(project, name, report_inputs(project, project.config.evaluate.models, there))
+        return resolve_stage(project, name, calibration_inputs(project, there))
+    return resolve_stage(project, name, report_inputs(project, project.config.evaluate.models, there))
 
 
 def find(project: Project, role: Role) -> Artifact:
@@ -172,7 +172,10 @@ def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str |
 
 
 def report_inputs(
-    project: Project, models: Sequence[str | Path], answers: Callable[[Ask], Artifact], split: str | None = None
+    project: Project,
+    models: Sequence[str | Path],
+    answers: Callable[[StageRequest], Artifact],
+    split: str | None = None,
 ) -> dict[str, Any]:
     """What a report is made of: the answers of every model, and those of the GGUF files where one is to be chosen."""
     inputs = {"predictions": [answers(asked) for model in models for asked in predictions_of(project, model, split)]}
@@ -181,7 +184,9 @@ def report_inputs(
     return inputs
 
 
-def calibration_inputs(project: Project, answers: Callable[[Ask], Artifact]) -> dict[str, Artifact | list[Artifact]]:
+def calibration_inputs(
+    project: Project, answers: Callable[[StageRequest], Artifact]
+) -> dict[str, Artifact | list[Artifact]]:
     """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
     some of them may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
@@ -206,7 +211,9 @@ def predict_section(project: Project, split: str | None, type: str | None = None
     return section.model_copy(update={"type": type} | ({"split": split} if split else {}))
 
 
-def predictions_of(project: Project, model: str | Path, split: str | None = None, type: str | None = None) -> list[Ask]:
+def predictions_of(
+    project: Project, model: str | Path, split: str | None = None, type: str | None = None
+) -> list[StageRequest]:
     """What to ask `predict` for one model: once, or once a GGUF file when it has several."""
     role = STAGES["predict"].takes[0]
     if isinstance(model, str) and model in role.kinds:
@@ -220,7 +227,7 @@ def predictions_of(project: Project, model: str | Path, split: str | None = None
     if found.kind in ("gguf", "published"):
         listed = found.metrics.get("files")
         types = [type] if type else list(listed) if listed else [None]
-    return [ask(project, "predict", inputs, predict_section(project, split, name)) for name in types]
+    return [resolve_stage(project, "predict", inputs, predict_section(project, split, name)) for name in types]
 
 
 def base_of(project: Project, adapter: Artifact) -> Artifact:

@@ -23,7 +23,7 @@ from slmctl import __version__, console
 from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
 from slmctl.network import guard
-from slmctl.pipeline.resolve import Ask, Project, flatten
+from slmctl.pipeline.resolve import Project, StageRequest, flatten
 from slmctl.pipeline.system_errors import missing, spoken
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
@@ -39,7 +39,7 @@ class Outcome:
     seconds: float
 
 
-def run(project: Project, asked: Ask) -> Outcome:
+def run(project: Project, asked: StageRequest) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
 
     Raises:
@@ -54,7 +54,7 @@ def run(project: Project, asked: Ask) -> Outcome:
         guard.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
-def _run(project: Project, asked: Ask) -> Outcome:
+def _run(project: Project, asked: StageRequest) -> Outcome:
     begun = time.monotonic()
     if _assists(asked) and not asked.path.exists():
         return Outcome(_assist(asked), False, time.monotonic() - begun)
@@ -73,7 +73,7 @@ def _run(project: Project, asked: Ask) -> Outcome:
     return Outcome(made, False, time.monotonic() - begun)
 
 
-def _make(asked: Ask) -> Artifact:
+def _make(asked: StageRequest) -> Artifact:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     stage = asked.stage
     keep = resume_folder(asked)
@@ -109,12 +109,12 @@ def _make(asked: Ask) -> Artifact:
     return made
 
 
-def _assists(asked: Ask) -> bool:
+def _assists(asked: StageRequest) -> bool:
     """Whether this process is one of several that make the artifact together, and not the first."""
     return int(os.environ.get("RANK", "0")) > 0 or getattr(asked.section, "machine_rank", 0) > 0
 
 
-def _assist(asked: Ask) -> Artifact:
+def _assist(asked: StageRequest) -> Artifact:
     """Be one of several processes, or machines: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
     module = importlib.import_module(asked.stage.module)
@@ -129,7 +129,7 @@ def _assist(asked: Ask) -> Artifact:
     return artifact.load(asked.path)
 
 
-def resume_folder(asked: Ask) -> Path:
+def resume_folder(asked: StageRequest) -> Path:
     """Where a stage that resumes leaves what an unfinished run got done."""
     return asked.path.parent / f".resume-{asked.path.name}"
 

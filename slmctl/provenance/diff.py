@@ -127,7 +127,7 @@ def _last(project: Path) -> Artifact:
     raise IntegrityError(f"{project} is no artifact and holds none below runs/", hint="slmctl run")
 
 
-def _parts(node: lineage.Node) -> Iterator[tuple[str, Artifact]]:
+def _parts(node: lineage.LineageNode) -> Iterator[tuple[str, Artifact]]:
     part = node.found
     if part is not None:
         yield f"{part.kind} {part.metrics['model']}" if part.kind == "predictions" else part.kind, part

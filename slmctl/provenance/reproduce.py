@@ -76,7 +76,7 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
     project.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
         section = _section(project, made, name, sources, Path(place))
-        request = resolve.ask(project, name, inputs, section)
+        request = resolve.resolve_stage(project, name, inputs, section)
         beside = dataclasses.replace(request, path=Path(place) / request.stage.leaves / request.path.name)
         rebuilt = runner.run(project, beside).artifact
         return Reproduction(

@@ -74,7 +74,7 @@ def bare(tmp_path: Path) -> Path:
 def leave(root: Path, stage: str) -> artifact.Artifact:
     """An artifact where the config's recipe puts it, as if its stage had run."""
     made = resolve.Project(root, config.load(root / "slmctl.yaml"))
-    asked = resolve.ask(made, stage)
+    asked = resolve.resolve_stage(made, stage)
     with artifact.draft(asked.path) as place:
         (place / "content.txt").write_text(f"{stage}: content")
         return artifact.seal(
@@ -355,7 +355,7 @@ def test_damaged_artifact_is_7(bare: Path) -> None:
 def test_locked_is_8(bare: Path) -> None:
     leave(bare, "pull")
     made = resolve.Project(bare, config.load(bare / "slmctl.yaml"))
-    asked = resolve.ask(made, "prepare")
+    asked = resolve.resolve_stage(made, "prepare")
     lock = bare / "runs" / ".locks" / f"prepared-{asked.path.name}"
     with locks.lock(lock, wait=False, on_wait=pytest.fail):
         done = slmctl("prepare", "--no-wait", cwd=bare)

@@ -88,10 +88,10 @@ def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
     text = (desk / "tickets.csv").read_text()
     (desk / "tickets.csv").write_text(text.replace("billing\n", "delivery\n", 1))
     project = open_project(desk)
-    assert resolve.ask(project, "pull").path.exists()
-    assert not resolve.ask(project, "prepare").path.exists()
+    assert resolve.resolve_stage(project, "pull").path.exists()
+    assert not resolve.resolve_stage(project, "prepare").path.exists()
     with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
-        resolve.ask(project, "finetune")
+        resolve.resolve_stage(project, "finetune")
     assert caught.value.hint == "slmctl run --until prepare"
 
 
@@ -175,7 +175,7 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, kind: str, name: str
 def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
     (only(desk, "merged") / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="unfinished: it has no manifest"):
-        resolve.ask(open_project(desk), "quantize")
+        resolve.resolve_stage(open_project(desk), "quantize")
 
 
 # Interruption
@@ -250,7 +250,7 @@ def test_a_published_version_never_changes(desk: Path) -> None:
 def test_another_version_of_the_same_weights_is_measured_and_published(desk: Path) -> None:
     # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
     project = open_project(desk, "version=2.0")
-    runner.run(project, resolve.ask(project, "quantize"))
+    runner.run(project, resolve.resolve_stage(project, "quantize"))
     assert not chains.evaluate(project, project.config.evaluate.models).current
     project.forget()
     assert chains.publish(project)[1] == str(desk / "registry" / "tiny-desk" / "2.0")

@@ -19,13 +19,13 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.releases import registry, targets
-from slmctl.releases.targets.local import Local
+from slmctl.releases.targets.local import FolderTarget
 
 GATE = {"metric": "accuracy", "model": "Q8_0", "min": 0.8}
 
 
 def send(root: Path, made: Artifact, *gates: dict[str, object]) -> targets.Plan:
-    place = Local(root)
+    place = FolderTarget(root)
     plan = targets.plan(place, f"dir:{root}", targets.shipment(made, gates=gates))
     targets.deliver(place, plan)
     return plan
@@ -70,7 +70,7 @@ def test_a_release_under_another_name_is_not_taken(root: Path, tmp_path: Path) -
     with pytest.raises(IntegrityError, match="holds another release than its name says"):
         registry.find(root, "1.0")
     with pytest.raises(IntegrityError, match=r"lies desk 0\.9"):
-        targets.fetch(Local(root), "1.0", None, into=tmp_path / "here")
+        targets.fetch(FolderTarget(root), "1.0", None, into=tmp_path / "here")
     assert registry.find(root, "0.9").metrics["version"] == "0.9"
 
 

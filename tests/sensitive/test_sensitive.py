@@ -528,10 +528,10 @@ def test_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
     assert {one.name for one in path.parent.iterdir()} == {"pseudonyms", ".gitignore"}
 
 
-def asked(folder: Path, *sets: str) -> resolve.Ask:
+def asked(folder: Path, *sets: str) -> resolve.StageRequest:
     project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
     base = artifact.foreign(folder / "base", "base")
-    return resolve.ask(project, "prepare", {"base": base})
+    return resolve.resolve_stage(project, "prepare", {"base": base})
 
 
 def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path, tmp_path: Path) -> None:

@@ -486,7 +486,7 @@ def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
     path = Path(tiny.ok(tiny.slmctl(desk, "prepare")))
     (desk / "crm.db").unlink()
     project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME))
-    assert resolve.ask(project, "prepare").path == path
+    assert resolve.resolve_stage(project, "prepare").path == path
     gone = tiny.slmctl(desk, "prepare")
     assert gone.returncode == 3
     assert "the database file of 'sqlite:///crm.db' does not exist" in gone.stderr

@@ -28,7 +28,7 @@ LARGEST_MANIFEST = 16 << 20  # bytes; more is no manifest
 
 
 @dataclass(frozen=True)
-class Item:
+class ShipmentFile:
     """One file of a release: its name there, where it lies here, its size in bytes and its sha256."""
 
     name: str
@@ -46,7 +46,7 @@ class Shipment:
     """
 
     release: Artifact
-    items: tuple[Item, ...]
+    items: tuple[ShipmentFile, ...]
     gates: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -58,7 +58,7 @@ class Shipment:
         return str(self.release.metrics["version"])
 
     @property
-    def manifest(self) -> Item:
+    def manifest(self) -> ShipmentFile:
         return next(item for item in self.items if item.name == MANIFEST)
 
 
@@ -89,7 +89,7 @@ class Target(Protocol):
     def visibility(self) -> str:
         """Who may see what lies there, in words."""
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         """The address of an item there."""
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
@@ -98,7 +98,7 @@ class Target(Protocol):
     def holds(self, shipment: Shipment) -> set[str]:
         """The names of those items that it has, by their content."""
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         """Bring items there, not yet visible."""
 
     def finish(self, shipment: Shipment) -> None:
@@ -117,7 +117,7 @@ class Plan:
 
     to: str
     shipment: Shipment
-    missing: tuple[Item, ...]
+    missing: tuple[ShipmentFile, ...]
     there: bool  # the release is visible already
 
     @property
@@ -135,11 +135,11 @@ def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequenc
     faults = artifact.verify(release)
     if faults:
         raise IntegrityError(f"{release.path} is damaged: {'; '.join(faults)}", hint=f"rm -r {release.path}")
-    items = [Item(one.path, release.file(one.path), one.size, one.sha256) for one in release.manifest.files]
+    items = [ShipmentFile(one.path, release.file(one.path), one.size, one.sha256) for one in release.manifest.files]
     extra = [(SIGNATURE, signature)] if signature is not None else []
     for name, path in [*extra, (MANIFEST, release.path / MANIFEST)]:
         sha256 = artifact.sha256_file(path).removeprefix("sha256:")
-        items.append(Item(name, path, path.stat().st_size, sha256))
+        items.append(ShipmentFile(name, path, path.stat().st_size, sha256))
     return Shipment(release, tuple(items), tuple(gates))
 
 

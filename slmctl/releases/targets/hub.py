@@ -19,7 +19,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Item, Settings, Shipment
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 # Where huggingface.co has large files sent to, beside its own names: by what it answers.
 STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
@@ -30,15 +30,15 @@ _WORD = {True: "public", False: "private"}
 _SEEN_BY = {True: "everybody", False: "private: the organisation's members"}
 
 
-def open(to: str, settings: Settings) -> Repository:
+def open(to: str, settings: Settings) -> HubRepository:
     """The repository of an address."""
     repo, revision = hub.split(to.removeprefix("hf:"), example="publish.to: hf:")
     if revision:
         raise UsageError(f"'{to}' names a revision", hint=f"hf:{repo}; a release is tagged with its version")
-    return Repository(repo, settings)
+    return HubRepository(repo, settings)
 
 
-class Repository:
+class HubRepository:
     """One repository as a target."""
 
     def __init__(self, repo: str, settings: Settings) -> None:
@@ -67,7 +67,7 @@ class Repository:
             self._made = HfApi(token=secret("HF_TOKEN") or False)
         return self._made
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"hf:{self.repo}@v{shipment.version}/{item.name}"
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
@@ -84,7 +84,7 @@ class Repository:
         there = self._files(f"v{shipment.version}") or self._files("main") or {}
         return {item.name for item in shipment.items if _same(item, there.get(item.name))}
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         """Make sure of who will see it, then bring the large files to where nobody does."""
         with hub.spoken(f"the hub did not take {self.repo}"):
             self._api.create_repo(self.repo, private=not self.public, exist_ok=True)
@@ -143,7 +143,7 @@ class Repository:
             except RepositoryNotFoundError:
                 return None
 
-    def _additions(self, items: Sequence[Item]) -> list[Any]:
+    def _additions(self, items: Sequence[ShipmentFile]) -> list[Any]:
         from huggingface_hub import CommitOperationAdd
 
         return [CommitOperationAdd(item.name, item.path) for item in items]
@@ -169,7 +169,7 @@ class Repository:
             atomic.move(Path(api.hf_hub_download(self.repo, name, revision=revision, local_dir=place)), path)
 
 
-def _same(item: Item, there: Any) -> bool:
+def _same(item: ShipmentFile, there: Any) -> bool:
     """Whether the Hub holds an item, by the hash that it keeps: sha256 of large files, git's of small ones."""
     if there is None or there.size != item.size:
         return False

@@ -9,15 +9,15 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import IntegrityError
 from slmctl.releases import registry
-from slmctl.releases.targets import Item, Settings, Shipment, copy_file
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, copy_file
 
 
-def open(to: str, settings: Settings) -> Local:
+def open(to: str, settings: Settings) -> FolderTarget:
     """The registry of an address."""
-    return Local(registry.parse(to, settings.root)[0])
+    return FolderTarget(registry.parse(to, settings.root)[0])
 
 
-class Local:
+class FolderTarget:
     """A registry as a target."""
 
     hosts = ()
@@ -26,7 +26,7 @@ class Local:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return str(self.root / shipment.project / shipment.version / item.name)
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
@@ -41,7 +41,7 @@ class Local:
             return held if registry.has_gates(self.root, shipment.release) else held - {MANIFEST}
         return {item.name for item in shipment.items if registry.holds_blob(self.root, item.sha256)}
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         for item in missing:
             registry.put_blob(self.root, item.path, item.sha256)
 

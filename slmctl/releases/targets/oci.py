@@ -22,7 +22,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry, canonical
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import LARGEST_MANIFEST, Item, Settings, Shipment
+from slmctl.releases.targets import LARGEST_MANIFEST, Settings, Shipment, ShipmentFile
 
 # ModelPack's model-spec; where a layer belongs, by its name.
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -71,15 +71,15 @@ class _Client(oras.provider.Registry):
         self.auth.session, self.auth.prefix, self.auth._tls_verify = self.session, self.prefix, self._tls_verify
 
 
-def open(to: str, settings: Settings) -> Repository:
+def open(to: str, settings: Settings) -> OciRepository:
     """The repository of an address."""
     host, _, name = to.removeprefix("oci://").partition("/")
     if not name or ":" in name or "@" in name:
         raise UsageError(f"'{to}' names no repository", hint="oci://HOST/REPOSITORY; the version becomes its tag")
-    return Repository(host, name.strip("/"), settings)
+    return OciRepository(host, name.strip("/"), settings)
 
 
-class Repository:
+class OciRepository:
     """One repository as a target."""
 
     visibility = "who may read the repository"
@@ -95,7 +95,7 @@ class Repository:
         if user and password:
             self._client.auth.set_basic_auth(user, password)
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"oci://{self.name}:{shipment.version}/{item.name}"
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
@@ -117,7 +117,7 @@ class Repository:
             container = self._container(shipment.version)
             return {one.name for one in shipment.items if self._client.blob_exists(_layer(one), container)}
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         with _spoken(self.name):
             for item in missing:
                 self._send(item.path, _layer(item))
@@ -205,7 +205,7 @@ class Repository:
             )
 
 
-def _layer(item: Item) -> dict[str, Any]:
+def _layer(item: ShipmentFile) -> dict[str, Any]:
     """An item as a layer of the OCI manifest."""
     kind = WEIGHT if item.name.endswith(_WEIGHTS) else DOC if _is_doc(item.name) else WEIGHT_CONFIG
     named = {FILEPATH: item.name, "org.opencontainers.image.title": item.name}

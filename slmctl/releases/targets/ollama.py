@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from slmctl.artifacts.artifact import MANIFEST, FileEntry
 from slmctl.errors import IntegrityError, MissingError, StageError, UsageError
-from slmctl.releases.targets import Item, Settings, Shipment
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 MODELFILE = "Modelfile"
 # What the program may know of the environment: no token of ours is among it.
@@ -44,7 +44,7 @@ class Ollama:
         host = os.environ.get("OLLAMA_HOST", "127.0.0.1")
         self.hosts = (urlsplit(host if "://" in host else f"//{host}").hostname or "127.0.0.1",)
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         goes = item.name == MODELFILE or item.name == _model(shipment).name
         return f"ollama:{self.name}:{shipment.version}" if goes else "stays here: Ollama does not keep it"
 
@@ -74,7 +74,7 @@ class Ollama:
             return names
         return names - {MODELFILE, _model(shipment).name}
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         """Ollama takes a file in when it makes the model of it."""
 
     def finish(self, shipment: Shipment) -> None:
@@ -98,7 +98,7 @@ class Ollama:
         raise StageError(f"ollama {args[0]} failed: {said[-1]}", hint="ollama serve")
 
 
-def _model(shipment: Shipment) -> Item:
+def _model(shipment: Shipment) -> ShipmentFile:
     """The model file that the Modelfile names."""
     text = shipment.release.file(MODELFILE).read_text(encoding="utf-8")
     named = _FROM.search(text)

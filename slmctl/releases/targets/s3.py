@@ -28,7 +28,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Item, Settings, Shipment
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile
 
 PART = 64 << 20  # bytes of one part of a large file
 _BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
@@ -71,7 +71,7 @@ class Bucket:
         asked = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
         self.hosts = (*sorted(guard.on_the_way(asked)), *settings.hosts)
 
-    def where(self, shipment: Shipment, item: Item) -> str:
+    def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
@@ -87,7 +87,7 @@ class Bucket:
                     held.add(item.name)
         return held
 
-    def put(self, shipment: Shipment, missing: Sequence[Item]) -> None:
+    def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         with _spoken(self.bucket):
             for item in missing:
                 if item.name != MANIFEST:
@@ -147,14 +147,14 @@ class Bucket:
                         found.add((parts[0], parts[1]))
         return found
 
-    def _has(self, key: str, item: Item) -> bool:
+    def _has(self, key: str, item: ShipmentFile) -> bool:
         head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
         return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
 
     def _read(self, key: str) -> Any:
         return _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
 
-    def _send(self, key: str, item: Item) -> None:
+    def _send(self, key: str, item: ShipmentFile) -> None:
         """One object, whole or not at all."""
         asked = {"Bucket": self.bucket, "Key": key}
         if item.size <= PART:
@@ -168,7 +168,7 @@ class Bucket:
             if error.response["Error"]["Code"] != "NoSuchUpload" or not self._has(key, item):
                 raise
 
-    def _send_parts(self, asked: dict[str, str], item: Item) -> None:
+    def _send_parts(self, asked: dict[str, str], item: ShipmentFile) -> None:
         upload, have = self._begun(asked["Key"])
         if upload is None:
             upload = self._client.create_multipart_upload(**asked, Metadata={"sha256": item.sha256})["UploadId"]

@@ -148,7 +148,7 @@ def test_a_large_file_goes_in_pieces(oci: str, tmp_path: Path, monkeypatch: pyte
     to = f"oci://{oci}/acme/pieces"
     sent: list[str] = []
     with targets.opened(to, Settings(), purpose="test") as target:
-        assert isinstance(target, module.Repository)
+        assert isinstance(target, module.OciRepository)
         request = target._client.session.request
 
         def counted(method: str, *args: object, **more: object) -> object:

@@ -16,8 +16,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.releases import targets
-from slmctl.releases.targets import Item, Settings, Target
-from slmctl.releases.targets.local import Local
+from slmctl.releases.targets import Settings, ShipmentFile, Target
+from slmctl.releases.targets.local import FolderTarget
 
 Open = Callable[[], Target]
 
@@ -53,7 +53,7 @@ class Counted:
     def __init__(self, target: Target, stop: int | None = None) -> None:
         self._target, self._stop, self.sent = target, stop, list[str]()
 
-    def put(self, shipment: targets.Shipment, missing: tuple[Item, ...]) -> None:
+    def put(self, shipment: targets.Shipment, missing: tuple[ShipmentFile, ...]) -> None:
         for item in missing:
             if self._stop is not None and len(self.sent) == self._stop:
                 raise ConnectionError("cut")
@@ -162,7 +162,7 @@ def test_another_release_under_a_version_is_refused(target: Target, address: str
 
 
 def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, made = Local(tmp_path / "registry"), release(tmp_path)
+    place, made = FolderTarget(tmp_path / "registry"), release(tmp_path)
     send(place, "dir:", made)
     begun, waits = threading.Event(), threading.Event()
     monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)

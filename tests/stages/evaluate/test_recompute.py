@@ -152,7 +152,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
     }
     metric = ", metric: field_f1" if kind == "extract" else ""
     project = resolve.Project(root=tmp_path, config=config.parse(CONFIG % metric, root=tmp_path))
-    return runner.run(project, resolve.ask(project, "evaluate", given)).artifact
+    return runner.run(project, resolve.resolve_stage(project, "evaluate", given)).artifact
 
 
 def test_every_figure_is_found_again(made: Artifact) -> None:

@@ -267,7 +267,7 @@ EIGHT = ("finetune.max_steps=8", "finetune.validate_every=2", "finetune.batch_si
 def stopped(desk: Path) -> tuple[str, Path]:
     """The message of a training that must stop, and the folder its checkpoints are kept in."""
     project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
-    asked = resolve.ask(project, "finetune")
+    asked = resolve.resolve_stage(project, "finetune")
     with pytest.raises(StageError) as caught:
         runner.run(project, asked)
     assert caught.value.code == 6
@@ -786,7 +786,7 @@ def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.
     monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
     project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
     with pytest.raises(StageError, match="finetune ran out of memory"):
-        runner.run(project, resolve.ask(project, "finetune"))
+        runner.run(project, resolve.resolve_stage(project, "finetune"))
     with pytest.raises(StageError, match="it ran out of memory"), system_errors.spoken("it", tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="another fault"), system_errors.spoken("it", tmp_path):

@@ -148,7 +148,7 @@ def desk_with_sensitive(tiny_run: Path, tmp_path: Path) -> resolve.Project:
 def answered(project: resolve.Project, url: str, shots: int | None = None, **more: Any) -> Artifact:
     against = chains.Endpoint(url, "large", shots)
     section = config.stage_config(project.config, "predict").model_copy(update=more)
-    asked = resolve.ask(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
+    asked = resolve.resolve_stage(project, "predict", {"model": chains.endpoint(project, against, shots)}, section)
     return runner.run(project, asked).artifact
 
 

@@ -128,10 +128,10 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
     project = open_project(fresh)
-    asked = resolve.ask(project, "publish")
+    asked = resolve.resolve_stage(project, "publish")
     section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
-        runner.run(project, resolve.ask(project, "publish", section=section))
+        runner.run(project, resolve.resolve_stage(project, "publish", section=section))
     assert leaky not in caught.value.message
     assert not list((fresh / "runs").glob("published/*"))
     assert asked.recipe_id
@@ -152,16 +152,16 @@ def test_a_failed_probe_leaves_nothing(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
     project = open_project(fresh)
-    inputs: dict[str, Any] = dict(resolve.ask(project, "publish").inputs)
+    inputs: dict[str, Any] = dict(resolve.resolve_stage(project, "publish").inputs)
     other = inputs["merged"].manifest.__dict__ | {"inputs": {"base": "sha256:0", "adapter": "sha256:0"}}
     inputs["merged"] = artifact.Artifact(inputs["merged"].path, artifact.Manifest(**other))
     with pytest.raises(IntegrityError, match="was not made from"):
-        runner.run(project, resolve.ask(project, "publish", inputs))
+        runner.run(project, resolve.resolve_stage(project, "publish", inputs))
 
 
 def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Path) -> None:
     project = open_project(fresh)
-    made = runner.run(project, resolve.ask(project, "publish")).artifact
+    made = runner.run(project, resolve.resolve_stage(project, "publish")).artifact
     from slmctl.stages.publish import publish
 
     silent = artifact.Artifact(
@@ -262,9 +262,9 @@ def second_version(desk: Path) -> None:
             place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
         )
     from slmctl.releases import targets
-    from slmctl.releases.targets.local import Local
+    from slmctl.releases.targets.local import FolderTarget
 
-    local = Local(desk / "registry")
+    local = FolderTarget(desk / "registry")
     targets.deliver(local, targets.plan(local, "dir:", targets.shipment(artifact.load(final))))
 
 
