@@ -1,6 +1,7 @@
 # make demo   installs and runs the whole pipeline on the example data
 # make test   installs and runs the tests; make slow runs those that take longer
-# make torture   the tests of the promises at full size: every instant, every corruption (half an hour)
+# make check     lint, types, and the tests that need neither torch nor llama-cpp-python
+# make torture   promises and hostile inputs at full size: every instant, every corruption, every form (hours)
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
 # make test-gpu       what needs a GPU, in that environment
 #
@@ -17,13 +18,16 @@ NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once
 PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo test slow torture test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo check test slow torture test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"
+
+check: lint types
+	$(BIN)/pytest $(PARALLEL) --light --quiet --durations=0 --durations-min=5
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth"
@@ -35,7 +39,7 @@ test-gpu: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m gpu tests/stages/finetune/test_gpu.py
 
 torture: $(VENV)/.dev
-	SLMCTL_TORTURE=1 $(BIN)/pytest --numprocesses auto --dist load -m "not gpu and not unsloth" tests/promises
+	SLMCTL_TORTURE=1 $(BIN)/pytest --numprocesses auto --dist load -m "not gpu and not unsloth" tests/promises tests/hostile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

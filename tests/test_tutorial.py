@@ -1,0 +1,114 @@
+"""The tutorial's commands run as they are written, on a tiny base, and print lines of the form that it quotes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import TESTS, tiny
+
+PAGE = TESTS.parent / "docs" / "tutorial.md"
+# Names of models and labels, and what counts differ between the tiny base and the real one.
+ANY = r"[-\w.%+:/,]+"
+DURATION = r"(?:\d+ h \d\d min|\d+ min \d\d s|[\d.]+ m?s\b)"
+SIZE = r"(?:[\d.]+ [kMG]?B\b)"
+
+
+def steps() -> Iterator[tuple[str, list[str]]]:
+    """Every command of the page with the lines that it is said to print."""
+    for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *lines = part.splitlines()
+            yield command, [line for line in lines if line != "..."]
+
+
+def form(line: str) -> str:
+    """A pattern for lines of the same form: words stay; figures, hashes, times and names of files may differ."""
+    pieces = re.split(rf"({DURATION}|{SIZE}|\.\.\.|[-\w.%+:/]*(?:\d|/|_|-)[-\w.%+:/]*|\s+)", line.strip())
+    return "".join(re.escape(piece) if k % 2 == 0 else pattern_of(piece) for k, piece in enumerate(pieces))
+
+
+def pattern_of(piece: str) -> str:
+    if piece == "...":
+        return ".*"
+    if piece.isspace():
+        return r"\s+"
+    return next((kind for kind in (DURATION, SIZE) if re.fullmatch(kind, piece)), ANY)
+
+
+def shrink(config: Path, base: Path) -> None:
+    """Have the project train a tiny base, for some seconds, without a gate that it cannot pass."""
+    text = config.read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^base: .*$", f"base: {base}", text)
+    text = re.sub(r"(?m)^pull:\n  sha256: .*\n", "", text)
+    text = text.replace("  epochs: 3\n", "  max_steps: 30\n  learning_rate: 1e-2\n")
+    config.write_text(
+        re.sub(r"min: 0\.88", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)), encoding="utf-8"
+    )
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+@pytest.mark.slow
+def test_the_tutorial_is_what_happens(tiny_base: Path, tmp_path: Path, port: int) -> None:
+    env = tiny.environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    servers = []
+    try:
+        for command, lines in steps():
+            command = command.replace("8080", str(port))
+            if command.endswith("&"):
+                printed, server = start(command.rstrip("& "), tmp_path, env)
+                servers.append(server)
+            else:
+                done = subprocess.run(
+                    ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
+                    check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, (command, done.stderr)
+                printed = done.stdout + done.stderr
+            assert_quoted(lines, printed.splitlines(), command)
+            if " init " in command:
+                shrink(tmp_path / "my-desk" / "slmctl.yaml", tiny_base)
+    finally:
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=60)
+    assert servers and all(server.returncode == 0 for server in servers)
+
+
+def start(command: str, folder: Path, env: dict[str, str]) -> tuple[str, subprocess.Popen[str]]:
+    log = folder / "server.log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stdout=stream, stderr=stream, text=True)
+    for _ in range(600):
+        if server.poll() is not None or re.search(r"^http://\S+$", log.read_text(), flags=re.MULTILINE):
+            break
+        time.sleep(0.1)
+    return log.read_text(), server
+
+
+def assert_quoted(lines: list[str], printed: list[str], command: str) -> None:
+    for line in lines:
+        assert any(re.fullmatch(form(line), real.strip()) for real in printed), (command, line, form(line), printed)
+
+
+def test_the_page_has_commands_and_forms_tell_lines_apart() -> None:
+    assert len(list(steps())) >= 10
+    assert re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "finetune 3 min 01 s  /home/y/abc123")
+    assert not re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "merge 3 min 01 s  /home/y/abc123")
+    assert not re.fullmatch(form("2 rows written to answers.csv"), "2 rows lost")
