@@ -3,11 +3,71 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
+TO_SHORTEN = {"data.md", "finetune.md", "hand-over.md", "metrics.md", "predict.md", "privacy.md", "publish.md",
+              "quantize.md", "routing.md", "serve.md", "threat-model.md"}  # fmt: skip
+SHORT = [page for page in PAGES if page.name not in TO_SHORTEN]
+LONG_TABLES = {"README.md": {"stages"}, "config.md": {"config"}}  # generated ones
+
+
+def without_generated(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    for name in LONG_TABLES.get(page.name, ()):
+        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", "", text, flags=re.DOTALL)
+    return text
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Paragraphs and items of lists; no code, tables or headings."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--"))]
+        yield from re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
+
+
+@pytest.mark.parametrize("page", SHORT, ids=lambda page: page.name)
+def test_no_paragraph_is_long(page: Path) -> None:
+    long = {len(text.split()): text[:80] for text in paragraphs(without_generated(page))}
+    assert {count: text for count, text in long.items() if count > MAX_WORDS} == {}
+
+
+@pytest.mark.parametrize("page", [page for page in SHORT if page.name != "glossary.md"], ids=lambda page: page.name)
+def test_no_table_is_long(page: Path) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", without_generated(page) + "\n", flags=re.MULTILINE)
+    assert [table.splitlines()[0] for table in tables if table.count("\n") - 2 > MAX_ROWS] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "mailto")):
+            name, _, anchor = target.partition("#")
+            found = page.parent / name if name else page
+            assert found.exists(), target
+            heads = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
+            assert not anchor or anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "demo.md"}  # a part of README.md
+    assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_the_listing_is_what_ls_prints() -> None:
+    shown = re.search(r"\$ ls slmctl slmctl/stages\n(.*?)\n\n(?=\S)", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert shown is not None
+    for folder, names in re.findall(r"^    (slmctl\S*):\n((?:    .+\n?)+)", shown[1], flags=re.MULTILINE):
+        there = {path.name for path in (ROOT / folder).iterdir() if path.name != "__pycache__"}
+        assert set(names.split()) == there, folder
 
 
 @pytest.mark.parametrize("terminal", ["80", "200"])
