@@ -26,16 +26,16 @@ from slmctl.errors import IntegrityError
 from slmctl.task.records import SPLITS
 
 FILENAME = "rows.bin"
-SIDES = (*SPLITS, "rejected")
+SPLITS_AND_REJECTED = (*SPLITS, "rejected")
 VERSION = 1  # raise it when `similar.normalise`, `digest` or `sketch` gives another result
 
 ENTRY = np.dtype([("side", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)])
 _BATCH = 1 << 16  # entries in memory at a time
-_HEADER = json.dumps({"entry_bytes": ENTRY.itemsize, "sides": SIDES, "version": VERSION}, sort_keys=True)
+_HEADER = json.dumps({"entry_bytes": ENTRY.itemsize, "sides": SPLITS_AND_REJECTED, "version": VERSION}, sort_keys=True)
 
 
 @dataclass(frozen=True)
-class Probe:
+class QueryFingerprint:
     """What to look for: a text as a digest and a compact sketch."""
 
     digest: bytes
@@ -43,7 +43,7 @@ class Probe:
 
 
 @dataclass(frozen=True, order=True)
-class Match:
+class FingerprintMatch:
     """A record that is the row looked for, or nearly.
 
     Attributes:
@@ -61,13 +61,13 @@ class Match:
     as_trained: bool
 
 
-def probe(text: str) -> Probe:
+def query_fingerprint(text: str) -> QueryFingerprint:
     """What to look for to find a text."""
     normalised = minhash.normalise(text)
-    return Probe(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
+    return QueryFingerprint(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
 
 
-class Writer:
+class FingerprintWriter:
     """Writes `rows.bin`; equal calls give equal bytes."""
 
     def __init__(self, path: Path) -> None:
@@ -94,9 +94,9 @@ class Writer:
         """
         entries = np.zeros(len(ids), dtype=ENTRY)
         raw = digests if isinstance(digests, bytes) else digests.tobytes()
-        entries["side"] = SIDES.index(side)
+        entries["side"] = SPLITS_AND_REJECTED.index(side)
         entries["trained"] = as_trained
-        entries["id"] = [_number(one) for one in ids]
+        entries["id"] = [_id_number(one) for one in ids]
         entries["digest"] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, DIGEST)
         entries["sketch"] = compact
         self._stream.write(entries.tobytes())
@@ -119,15 +119,17 @@ class Fingerprints:
         if (path.stat().st_size - self._start) % ENTRY.itemsize:
             raise IntegrityError(f"{path.name} is cut off")
 
-    def probes(self, id: str) -> list[Probe]:
+    def probes(self, id: str) -> list[QueryFingerprint]:
         """The texts of the records that have an id."""
         return [
-            Probe(entry["digest"].tobytes(), entry["sketch"].copy())
+            QueryFingerprint(entry["digest"].tobytes(), entry["sketch"].copy())
             for entries in self._entries()
-            for entry in entries[entries["id"] == _number(id)]
+            for entry in entries[entries["id"] == _id_number(id)]
         ]
 
-    def look_up(self, probes: Iterable[Probe], *, id: str | None = None, threshold: float = 0.6) -> list[Match]:
+    def look_up(
+        self, probes: Iterable[QueryFingerprint], *, id: str | None = None, threshold: float = 0.6
+    ) -> list[FingerprintMatch]:
         """The records that have an id or a text, or nearly the text: the best match of each, in order.
 
         Args:
@@ -135,10 +137,10 @@ class Fingerprints:
             id: An id to look for.
             threshold: Estimated Jaccard similarity from which a record is listed, 0 to 1.
         """
-        best: dict[tuple[str, str], Match] = {}
+        best: dict[tuple[str, str], FingerprintMatch] = {}
         wanted = list(probes)
         for entries in self._entries():
-            exact = entries["id"] == _number(id) if id is not None else np.zeros(len(entries), dtype=bool)
+            exact = entries["id"] == _id_number(id) if id is not None else np.zeros(len(entries), dtype=bool)
             similarity = np.zeros(len(entries), dtype=np.float32)
             for one in wanted:
                 exact |= (entries["digest"] == np.frombuffer(one.digest, dtype=np.uint8)).all(axis=1)
@@ -149,7 +151,9 @@ class Fingerprints:
                 key = (match.side, match.id)
                 if key not in best or _rank(match) > _rank(best[key]):
                     best[key] = match
-        return sorted(best.values(), key=lambda m: (SIDES.index(m.side), not m.exact, -m.similarity, m.id))
+        return sorted(
+            best.values(), key=lambda m: (SPLITS_AND_REJECTED.index(m.side), not m.exact, -m.similarity, m.id)
+        )
 
     def _entries(self) -> Iterator[npt.NDArray[Any]]:
         with self._path.open("rb") as stream:
@@ -158,20 +162,26 @@ class Fingerprints:
                 yield np.frombuffer(raw, dtype=ENTRY)
 
 
-def _match(entry: Any, exact: bool, similarity: float) -> Match:
-    return Match(SIDES[entry["side"]], f"{int(entry['id']):016x}", exact, round(similarity, 2), bool(entry["trained"]))
+def _match(entry: Any, exact: bool, similarity: float) -> FingerprintMatch:
+    return FingerprintMatch(
+        SPLITS_AND_REJECTED[entry["side"]],
+        f"{int(entry['id']):016x}",
+        exact,
+        round(similarity, 2),
+        bool(entry["trained"]),
+    )
 
 
-def _rank(match: Match) -> tuple[bool, float, bool]:
+def _rank(match: FingerprintMatch) -> tuple[bool, float, bool]:
     return match.exact, match.similarity, not match.as_trained
 
 
-def number(id: str) -> str:
+def id_digits(id: str) -> str:
     """An id as 16 hexadecimal digits: those that `prepare` makes are kept as they are, others are hashed."""
     if len(id) == 16 and not set(id) - set("0123456789abcdef"):
         return id
     return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _number(id: str) -> int:
-    return int(number(id), 16)
+def _id_number(id: str) -> int:
+    return int(id_digits(id), 16)

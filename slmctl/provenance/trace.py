@@ -14,7 +14,13 @@ from typing import Any
 
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, sha256_file
-from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints, Match, Probe, probe
+from slmctl.deduplication.row_fingerprints import (
+    FILENAME,
+    FingerprintMatch,
+    Fingerprints,
+    QueryFingerprint,
+    query_fingerprint,
+)
 from slmctl.errors import IntegrityError
 from slmctl.releases import registry
 
@@ -41,7 +47,7 @@ class DataSet:
 
     path: str
     digest: str
-    rows: tuple[Match, ...]
+    rows: tuple[FingerprintMatch, ...]
     fault: str = ""
 
 
@@ -104,7 +110,7 @@ def trace(
     here = [one for one in whole if isinstance(one, Artifact)]
     asked = {one.path: _fingerprints(one) for one in here if one.kind == "prepared"}
     readable = {path: found for path, found in asked.items() if isinstance(found, Fingerprints)}
-    probes: list[Probe] = [] if text is None else [probe(text)]
+    probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
     if id is not None:
         probes += [one for found in readable.values() for one in found.probes(id)]
     rows = {path: tuple(found.look_up(probes, id=id, threshold=similarity)) for path, found in readable.items()}

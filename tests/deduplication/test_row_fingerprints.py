@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slmctl.deduplication import minhash
-from slmctl.deduplication.row_fingerprints import ENTRY, Fingerprints, Writer, probe
+from slmctl.deduplication.row_fingerprints import ENTRY, Fingerprints, FingerprintWriter, query_fingerprint
 from slmctl.errors import IntegrityError
 
 TEXTS = {
@@ -29,7 +29,7 @@ def identity(text: str) -> str:
 
 
 def write(path: Path) -> Path:
-    with Writer(path) as writer:
+    with FingerprintWriter(path) as writer:
         for side, texts in TEXTS.items():
             writer.add(side, [identity(text) for text in texts], *hashed(texts))
         writer.add(
@@ -47,30 +47,30 @@ def fingerprints(tmp_path: Path) -> Fingerprints:
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_row_is_found_by_text_and_by_id(fingerprints: Fingerprints, side: str, k: int) -> None:
     text = TEXTS[side][k]
-    for matches in (fingerprints.look_up([probe(text)]), fingerprints.look_up([], id=identity(text))):
+    for matches in (fingerprints.look_up([query_fingerprint(text)]), fingerprints.look_up([], id=identity(text))):
         (match,) = matches
         assert (match.side, match.id, match.exact, match.similarity) == (side, identity(text), True, 1.0)
         assert not match.as_trained
 
 
 def test_case_digits_and_punctuation_do_not_hide_a_row(fingerprints: Fingerprints) -> None:
-    (match,) = fingerprints.look_up([probe("WHERE is my parcel (9999)?? it was sent on monday")])
+    (match,) = fingerprints.look_up([query_fingerprint("WHERE is my parcel (9999)?? it was sent on monday")])
     assert match.exact
 
 
 def test_a_near_duplicate_is_found_with_its_similarity(fingerprints: Fingerprints) -> None:
-    (match,) = fingerprints.look_up([probe("I cannot log in since the update of Tuesday")])
+    (match,) = fingerprints.look_up([query_fingerprint("I cannot log in since the update of Tuesday")])
     assert (match.side, match.exact) == ("train", False)
     assert 0.6 <= match.similarity < 1
 
 
 def test_the_text_as_trained_is_found_too(fingerprints: Fingerprints) -> None:
-    (match,) = fingerprints.look_up([probe("where is my parcel [date removed]")])
+    (match,) = fingerprints.look_up([query_fingerprint("where is my parcel [date removed]")])
     assert (match.exact, match.as_trained, match.id) == (True, True, identity(TEXTS["train"][0]))
 
 
 def test_an_id_leads_to_the_texts_that_are_like_its_own(fingerprints: Fingerprints, tmp_path: Path) -> None:
-    with Writer(tmp_path / "other.bin") as writer:
+    with FingerprintWriter(tmp_path / "other.bin") as writer:
         writer.add("rejected", ["ticket 17"], *hashed([TEXTS["test"][0] + " soon"]))
     other = Fingerprints(tmp_path / "other.bin")
     probes = other.probes("ticket 17")
@@ -80,8 +80,8 @@ def test_an_id_leads_to_the_texts_that_are_like_its_own(fingerprints: Fingerprin
 
 
 def test_nothing_is_found_of_what_was_not_there(fingerprints: Fingerprints) -> None:
-    assert fingerprints.look_up([probe("How do I change the colour of the lamp in the office?")]) == []
-    assert fingerprints.look_up([probe("")]) == []
+    assert fingerprints.look_up([query_fingerprint("How do I change the colour of the lamp in the office?")]) == []
+    assert fingerprints.look_up([query_fingerprint("")]) == []
     assert fingerprints.look_up([], id="0123456789abcdef") == []
 
 
@@ -97,13 +97,13 @@ def test_many_rows_are_read_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("slmctl.deduplication.row_fingerprints._BATCH", 16)
     rng = random.Random(3)
     texts = ["".join(rng.choices("abcdefgh ", k=60)) for _ in range(100)]
-    with Writer(tmp_path / "rows") as writer:
+    with FingerprintWriter(tmp_path / "rows") as writer:
         for start in range(0, 100, 30):
             part = texts[start : start + 30]
             writer.add("train", [identity(text) for text in part], *hashed(part))
     found = Fingerprints(tmp_path / "rows")
     for text in texts[::7]:
-        assert [match.id for match in found.look_up([probe(text)])] == [identity(text)]
+        assert [match.id for match in found.look_up([query_fingerprint(text)])] == [identity(text)]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, change: object) -> No
 def test_digests_come_joined_or_as_rows(tmp_path: Path) -> None:
     raw, compact = hashed(TEXTS["train"])
     for name, digests in (("joined", raw), ("rows", np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16))):
-        with Writer(tmp_path / name) as writer:
+        with FingerprintWriter(tmp_path / name) as writer:
             writer.add("test", ["a", "b"], digests, compact)
     assert (tmp_path / "joined").read_bytes() == (tmp_path / "rows").read_bytes()

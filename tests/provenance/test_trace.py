@@ -14,7 +14,7 @@ from support import tiny
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.deduplication import minhash
-from slmctl.deduplication.row_fingerprints import FILENAME, Writer
+from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.provenance.trace import Standing, Trace, lines, trace
 from slmctl.task.records import read_records
 
@@ -26,7 +26,7 @@ STRANGER = "Wholly unrelated sentence about gardening, violins and the weather i
 
 def fingerprinted(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """A `rows.bin` of (side, id, text)."""
-    with Writer(path) as writer:
+    with FingerprintWriter(path) as writer:
         for side, id, text in rows:
             normalised = minhash.normalise(text)
             writer.add(side, [id], minhash.digest(normalised), minhash.compact(minhash.sketch([normalised])))

@@ -79,7 +79,7 @@ def fault_of(cells: Sequence[object]) -> str:
         if isinstance(value, str):
             size += len(value)
         elif isinstance(value, list | dict):
-            if deeper(value, MAX_DEPTH):
+            if is_deeper(value, MAX_DEPTH):
                 return f"cell {place} is nested more than {MAX_DEPTH} deep"
             size += len(str(value))
     return too_long(size) if size > MAX_ROW else ""
@@ -91,7 +91,7 @@ def too_long(size: int | None = None) -> str:
     return f"{found}more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
 
 
-def deeper(value: Any, depth: int) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
     """Whether lists and objects lie inside each other more than `depth` deep; without recursion."""
     level = [value]
     for _ in range(depth):

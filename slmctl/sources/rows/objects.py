@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import MAX_DEPTH, MAX_ROW, Row, deeper, listed, too_long
+from slmctl.sources.rows.cells import MAX_DEPTH, MAX_ROW, Row, is_deeper, listed, too_long
 from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
@@ -130,7 +130,7 @@ class _Decoder:
         self._fault = ""
         value, end = self._json.raw_decode(text, at)
         if not self._fault and text.count("[", at, end) + text.count("{", at, end) > MAX_DEPTH:
-            self._fault = _DEEP if deeper(value, MAX_DEPTH) else ""
+            self._fault = _TOO_DEEP if is_deeper(value, MAX_DEPTH) else ""
         if not self._fault and text.find("\\u", at, end) >= 0:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
@@ -143,7 +143,7 @@ class _Decoder:
         try:
             value, end, fault = self.decode(text)
         except RecursionError:
-            return Row(number, {}, f"not valid JSON: {_DEEP}")
+            return Row(number, {}, f"not valid JSON: {_TOO_DEEP}")
         except json.JSONDecodeError as error:
             return Row(number, {}, f"not valid JSON: {error.msg} at character {error.pos + 1}")
         return as_row(number, value, fault or ("" if end == len(text) else f"Extra data at character {end + 1}"))
@@ -170,7 +170,7 @@ class _Decoder:
         self._fault = f"{name} is not JSON"
 
 
-_DEEP = f"nested more than {MAX_DEPTH} deep"
+_TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
@@ -222,7 +222,7 @@ class _Window:
             try:
                 value, end, fault = self._decoder.decode(self._text, self._at)
             except RecursionError:
-                self._fail(_DEEP, self._at)
+                self._fail(_TOO_DEEP, self._at)
             except json.JSONDecodeError as error:
                 place = self._let_go + error.pos
                 cut = error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _TAIL

@@ -53,7 +53,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ConversationFormat:
     """How the rows of one source hold their conversations.
 
     Attributes:
@@ -71,7 +71,7 @@ class Shape:
     fields: tuple[str, str]
 
 
-def recognise(source: Source, known: Sequence[str]) -> Shape:
+def recognise(source: Source, known: Sequence[str]) -> ConversationFormat:
     """The shape of a source whose columns are `known`.
 
     Raises:
@@ -79,7 +79,7 @@ def recognise(source: Source, known: Sequence[str]) -> Shape:
     """
     name, because = _named(source, known)
     if name == "columns":
-        shape = _columns(source, known, because)
+        shape = _from_columns(source, known, because)
     else:
         for column in NEEDS[name]:
             _require(source, known, column)
@@ -87,7 +87,7 @@ def recognise(source: Source, known: Sequence[str]) -> Shape:
         used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
         fields = [*NEEDS[name], *(column for column in more if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
-        shape = Shape(name, because, mapping, _READERS[name], ("user", "assistant"))
+        shape = ConversationFormat(name, because, mapping, _READERS[name], ("user", "assistant"))
     for column in filter(None, (source.id, source.group, source.time)):
         _require(source, known, column)
     return shape
@@ -114,8 +114,8 @@ def _require(source: Source, known: Sequence[str], column: str) -> None:
 # Columns by name, and templates
 
 
-def _columns(source: Source, known: Sequence[str], because: str) -> Shape:
-    ask, answer = _filler(source, source.input, known), _filler(source, source.output, known)
+def _from_columns(source: Source, known: Sequence[str], because: str) -> ConversationFormat:
+    ask, answer = _text_maker(source, source.input, known), _text_maker(source, source.output, known)
 
     def read(columns: Columns) -> Conversation:
         text, wanted = ask(columns), answer(columns)
@@ -128,7 +128,7 @@ def _columns(source: Source, known: Sequence[str], because: str) -> Shape:
     told = [(what, _described(spec)) for what, spec in (("input", source.input), ("output", source.output))]
     names = ("input" if _is_template(source.input) else source.input,
              "output" if _is_template(source.output) else source.output)  # fmt: skip
-    return Shape("columns", because, tuple(told), read, names)
+    return ConversationFormat("columns", because, tuple(told), read, names)
 
 
 def _is_template(spec: str) -> bool:
@@ -139,7 +139,7 @@ def _described(spec: str) -> str:
     return f"template {spec!r}" if _is_template(spec) else f"column '{spec}'"
 
 
-def _filler(source: Source, spec: str, known: Sequence[str]) -> Callable[[Columns], str]:
+def _text_maker(source: Source, spec: str, known: Sequence[str]) -> Callable[[Columns], str]:
     """What makes a text of a row: the cell of a column, or a template filled with the row."""
     if not _is_template(spec):
         _require(source, known, spec)
@@ -181,24 +181,24 @@ def cell(value: Any) -> str:
 # Conversations
 
 
-def _messages(columns: Columns) -> Conversation:
-    return _conversation(_listed(columns["messages"], "messages"), columns.get("tools"))
+def _from_messages(columns: Columns) -> Conversation:
+    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"))
 
 
-def _sharegpt(columns: Columns) -> Conversation:
-    turns = _listed(columns["conversations"], "conversations")
+def _from_sharegpt(columns: Columns) -> Conversation:
+    turns = _list(columns["conversations"], "conversations")
     opening = cell(columns.get("system"))
     head = [{"role": "system", "content": opening}] if opening else []
     return _conversation([*head, *turns], columns.get("tools"))
 
 
-def _alpaca(columns: Columns) -> Conversation:
+def _from_alpaca(columns: Columns) -> Conversation:
     question = "\n\n".join(filter(None, (cell(columns["instruction"]), cell(columns.get("input")))))
     if not question:
         raise DataError("'instruction' is empty", hint="empty input")
     opening = cell(columns.get("system"))
     messages: Messages = [{"role": "system", "content": opening}] if opening else []
-    for turn in _listed(columns.get("history") or [], "history"):
+    for turn in _list(columns.get("history") or [], "history"):
         if not isinstance(turn, list) or len(turn) != 2:
             raise DataError("'history' does not hold pairs of question and answer", hint="not a conversation")
         messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
@@ -207,7 +207,7 @@ def _alpaca(columns: Columns) -> Conversation:
     )
 
 
-def _prompt_completion(columns: Columns) -> Conversation:
+def _from_prompt_completion(columns: Columns) -> Conversation:
     prompt, completion = _parsed(columns["prompt"]), _parsed(columns["completion"])
     ask = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
@@ -215,7 +215,7 @@ def _prompt_completion(columns: Columns) -> Conversation:
 
 
 _READERS: dict[str, Callable[[Columns], Conversation]] = {
-    "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca, "prompt-completion": _prompt_completion,
+    "messages": _from_messages, "sharegpt": _from_sharegpt, "alpaca": _from_alpaca, "prompt-completion": _from_prompt_completion,
 }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _listed(value: Any, name: str) -> list[Any]:
+def _list(value: Any, name: str) -> list[Any]:
     found = _parsed(value)
     if not isinstance(found, list):
         raise DataError(f"'{name}' is not a list", hint="not a conversation")
@@ -266,9 +266,9 @@ def _message(turn: Any, at: int) -> dict[str, Any]:
         raise DataError(f"message {at} has the unknown role '{str(said)[:40]}'", hint="unknown role")
     message: dict[str, Any] = {"role": role, "content": _text(turn.get("content", turn.get("value")), at)}
     if said == "function_call":
-        message |= {"content": "", "tool_calls": [_call(_parsed(message["content"]), at)]}
+        message |= {"content": "", "tool_calls": [_tool_call(_parsed(message["content"]), at)]}
     elif turn.get("tool_calls"):
-        message["tool_calls"] = [_call(call, at) for call in _listed(turn["tool_calls"], "tool_calls")]
+        message["tool_calls"] = [_tool_call(call, at) for call in _list(turn["tool_calls"], "tool_calls")]
     if role == "tool" and isinstance(turn.get("name"), str):
         message["name"] = turn["name"]
     weight = turn.get("weight")
@@ -293,7 +293,7 @@ def _text(content: Any, at: int) -> str:
     return content.strip()
 
 
-def _call(call: Any, at: int) -> dict[str, Any]:
+def _tool_call(call: Any, at: int) -> dict[str, Any]:
     """One tool call: OpenAI's form has its arguments as JSON in a text, templates want them as values."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

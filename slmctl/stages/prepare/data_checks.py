@@ -15,7 +15,7 @@ ALIKE = 0.8  # from which similarity one label looks like another's misspelling
 RARE = 0.1  # of the other's rows at most: a label that is as common is meant
 
 
-def tokens(lengths: np.ndarray) -> dict[str, Any]:
+def length_facts(lengths: np.ndarray) -> dict[str, Any]:
     """Lengths of records in tokens: quantiles, a histogram, and how many are over each common limit."""
     if not len(lengths):
         return {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}}
@@ -38,7 +38,7 @@ def _edges(longest: int) -> np.ndarray:
     return np.arange(0, longest + 1 + width, width)
 
 
-def typos(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+def label_typos(counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """Rare labels that look like a misspelling of a common one, the commonest first.
 
     Args:

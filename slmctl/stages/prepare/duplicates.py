@@ -9,7 +9,7 @@ import numpy as np
 from slmctl.config import Duplicates
 from slmctl.deduplication import minhash, near_duplicates
 from slmctl.deduplication.minhash import I64
-from slmctl.stages.prepare.record_table import Collected
+from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
 
 CONFLICT = 0.95  # similarity from which two inputs are taken to ask for one answer
@@ -17,7 +17,7 @@ TRAIN = SPLITS.index("train")
 
 
 @dataclass(frozen=True)
-class Sameness:
+class Repeats:
     """For each record, `(n,)`, the record that it repeats, or -1.
 
     Attributes:
@@ -33,9 +33,9 @@ class Sameness:
     cap: float
 
 
-def find(
-    rows: Collected, config: Duplicates, held_out_sources: np.ndarray, *, answers_decide: bool, workers: int
-) -> Sameness:
+def find_repeats(
+    rows: RecordTable, config: Duplicates, held_out_sources: np.ndarray, *, answers_decide: bool, workers: int
+) -> Repeats:
     """Look for records that repeat others.
 
     Args:
@@ -53,7 +53,7 @@ def find(
         near[alone] = rows.spill.near(config.similarity, rows=alone, workers=workers)
     conflict = np.full(len(rows), -1, dtype=np.int64)
     if not answers_decide:
-        return Sameness(equal, near, conflict, 1.0)
+        return Repeats(equal, near, conflict, 1.0)
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
     met = np.flatnonzero(close >= 0)
@@ -62,10 +62,10 @@ def find(
     same[met] = close[met]
     differs = rows.answers[met] != rows.answers[same[met]]
     conflict[met[differs]] = same[met[differs]]
-    return Sameness(equal, near, conflict, _cap(near_duplicates.roots(same), rows.answers))
+    return Repeats(equal, near, conflict, _accuracy_cap(near_duplicates.roots(same), rows.answers))
 
 
-def near_held_out(rows: Collected, sides: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
+def near_held_out(rows: RecordTable, sides: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
     """For each record the earliest held-out record that it is too near as a training record, or -1, `(n,)`."""
     found = np.full(len(rows), -1, dtype=np.int64)
     if threshold < 1:
@@ -74,7 +74,7 @@ def near_held_out(rows: Collected, sides: np.ndarray, kept: np.ndarray, threshol
     return found
 
 
-def _first_equal(rows: Collected, held_out_sources: np.ndarray) -> I64:
+def _first_equal(rows: RecordTable, held_out_sources: np.ndarray) -> I64:
     order = np.argsort(~held_out_sources[rows.sources], kind="stable") if len(rows) else np.empty(0, dtype=np.int64)
     keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]
     first = minhash.first_equal(keys[order].view(np.uint8))
@@ -83,7 +83,7 @@ def _first_equal(rows: Collected, held_out_sources: np.ndarray) -> I64:
     return equal
 
 
-def _cap(root: I64, answers: np.ndarray) -> float:
+def _accuracy_cap(root: I64, answers: np.ndarray) -> float:
     """One minus the share of records that are not of their question's commonest answer."""
     if not len(root):
         return 1.0

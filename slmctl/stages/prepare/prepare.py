@@ -24,8 +24,8 @@ from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import columns_of, read_rows
 from slmctl.stages.prepare import data_checks, duplicates, report_page, split
-from slmctl.stages.prepare.record_reader import Reader, Reading, batches
-from slmctl.stages.prepare.record_table import Collected
+from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader, read_batches
+from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.contract import Task, end_of_turn
 from slmctl.task.records import SPLITS, Record
 
@@ -48,20 +48,23 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
         DataError: A source is unusable, too many rows are, or too few are left to train and to measure.
         GateError: The held-out sides have more in common with training than `max_overlap` allows.
     """
-    reading = _reading(config, base)
+    reading = _plan(config, base)
     workers = config.workers or len(os.sched_getaffinity(0))
-    with Collected(out / ".rows") as rows:
-        with contextlib.closing(batches(reading, workers)) as made, console.progress("prepare", None, "rows") as meter:
+    with RecordTable(out / ".rows") as rows:
+        with (
+            contextlib.closing(read_batches(reading, workers)) as made,
+            console.progress("prepare", None, "rows") as meter,
+        ):
             for batch in made:
                 rows.add(batch)
                 meter.advance(len(batch.numbers) + len(batch.rejected))
         console.detail(f"{len(rows) + len(rows.rejected)} rows read")
         _require_usable(config, rows)
         task = _contract(config.task, reading.task, rows)
-        sorted_out = _sort_out(config, rows, workers)
-        common = _overlaps(config, rows, sorted_out)
+        sorted_out = _decide_fates(config, rows, workers)
+        common = _measure_overlap(config, rows, sorted_out)
         task.write(out)
-        ids = _write_sides(rows, sorted_out, out, named=any(source.id for source in config.sources))
+        ids = _write_splits(rows, sorted_out, out, named=any(source.id for source in config.sources))
         _write_fingerprints(rows, sorted_out, ids, out)
         _write_rejected(config, rows, sorted_out, out)
         _write_repeated(config, rows, sorted_out, out)
@@ -75,7 +78,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> dict[str, Any]:
     return facts
 
 
-def _reading(config: PrepareConfig, base: Artifact) -> Reading:
+def _plan(config: PrepareConfig, base: Artifact) -> ReadingPlan:
     """What is needed to read the sources; their columns and shapes are looked at first."""
     if not config.sources:
         raise DataError(
@@ -99,7 +102,7 @@ def _reading(config: PrepareConfig, base: Artifact) -> Reading:
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
     guarded = config.sensitive
     key = stand_ins.make_key(guarded.pseudonym_key) if guarded.pseudonym_key is not None else b""
-    reading = Reading(
+    reading = ReadingPlan(
         sources=tuple(config.sources),
         columns=tuple(columns),
         task=task,
@@ -123,7 +126,7 @@ def _schema(config: TaskConfig) -> dict[str, Any] | None:
     return schema
 
 
-def _require_usable(config: PrepareConfig, rows: Collected) -> None:
+def _require_usable(config: PrepareConfig, rows: RecordTable) -> None:
     bad, total = len(rows.rejected), len(rows) + len(rows.rejected)
     if bad <= config.max_rejected * total:
         return
@@ -137,7 +140,7 @@ def _require_usable(config: PrepareConfig, rows: Collected) -> None:
     )
 
 
-def _contract(config: TaskConfig, task: Task, rows: Collected) -> Task:
+def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with what the data says of it: its labels, and a system prompt that every row brought along."""
     labels: tuple[str, ...] = ()
     if config.kind == "classify":
@@ -152,7 +155,7 @@ def _contract(config: TaskConfig, task: Task, rows: Collected) -> Task:
 
 
 @dataclass(frozen=True)
-class SortedOut:
+class Fates:
     """What became of each record, `(n,)` arrays.
 
     Attributes:
@@ -164,20 +167,20 @@ class SortedOut:
     fate: np.ndarray
     other: np.ndarray
     sides: np.ndarray
-    same: duplicates.Sameness
+    same: duplicates.Repeats
 
     def rows(self, side: str) -> np.ndarray:
         """The records of one side."""
         return np.flatnonzero((self.fate == KEPT) & (self.sides == SPLITS.index(side)))
 
 
-def _sort_out(config: PrepareConfig, rows: Collected, workers: int) -> SortedOut:
+def _decide_fates(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     """Give every record its side, and leave out what repeats another."""
     bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)
-    sides = split.sides(config.splits, rows.places, rows.moments, rows.label_of, rows.labels)
+    sides = split.assign(config.splits, rows.places, rows.moments, rows.label_of, rows.labels)
     sides = np.where(bound[rows.sources] >= 0, bound[rows.sources], sides)
     decide = config.task.kind != "generate"
-    same = duplicates.find(rows, config.duplicates, bound > 0, answers_decide=decide, workers=workers)
+    same = duplicates.find_repeats(rows, config.duplicates, bound > 0, answers_decide=decide, workers=workers)
     fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
 
     def leave_out(why: int, which: np.ndarray, because: np.ndarray) -> None:
@@ -193,7 +196,7 @@ def _sort_out(config: PrepareConfig, rows: Collected, workers: int) -> SortedOut
         leave_out(NEAR, np.flatnonzero(same.near >= 0), same.near)
     near = duplicates.near_held_out(rows, sides, fate == KEPT, config.duplicates.similarity, workers)
     leave_out(NEAR_HELD_OUT, np.flatnonzero(near >= 0), near)
-    found = SortedOut(fate, other, sides, same)
+    found = Fates(fate, other, sides, same)
     for side in SPLITS:
         wanted = side == "train" or getattr(config.splits, side) > 0
         if wanted and not len(found.rows(side)):
@@ -207,7 +210,7 @@ def _sort_out(config: PrepareConfig, rows: Collected, workers: int) -> SortedOut
     return found
 
 
-def _overlaps(config: PrepareConfig, rows: Collected, found: SortedOut) -> dict[str, ngram_overlap.Overlap]:
+def _measure_overlap(config: PrepareConfig, rows: RecordTable, found: Fates) -> dict[str, ngram_overlap.Overlap]:
     """What each held-out side has in common with the training records; refused above `max_overlap`."""
     train = found.rows("train")
     common = {side: ngram_overlap.measure(rows.spill, train, found.rows(side)) for side in HELD_OUT}
@@ -225,7 +228,7 @@ def _overlaps(config: PrepareConfig, rows: Collected, found: SortedOut) -> dict[
 # What is written
 
 
-def _write_sides(rows: Collected, found: SortedOut, out: Path, *, named: bool) -> np.ndarray:
+def _write_splits(rows: RecordTable, found: Fates, out: Path, *, named: bool) -> np.ndarray:
     """The records of each side, in source order; returns the ids of all records, `(n,)`.
 
     Where rows brought ids of their own (`named`), two may have the same: their records get a number behind it.
@@ -240,12 +243,12 @@ def _write_sides(rows: Collected, found: SortedOut, out: Path, *, named: bool) -
             if fate != KEPT:
                 continue
             if repeats:
-                line = line[: ID.start] + _named_apart(own, seen) + line[ID.stop :]
+                line = line[: ID.start] + _unique_id(own, seen) + line[ID.stop :]
             files[side].write(line + b"\n")
     return ids
 
 
-def _named_apart(own: bytes, seen: set[bytes]) -> bytes:
+def _unique_id(own: bytes, seen: set[bytes]) -> bytes:
     """An id, with a number when an equal record has had it already."""
     name, number = own, 2
     while name in seen:
@@ -255,11 +258,11 @@ def _named_apart(own: bytes, seen: set[bytes]) -> bytes:
     return name
 
 
-def _write_fingerprints(rows: Collected, found: SortedOut, ids: np.ndarray, out: Path) -> None:
+def _write_fingerprints(rows: RecordTable, found: Fates, ids: np.ndarray, out: Path) -> None:
     """What a later search for a row is answered from; of redacted records the text as trained, too."""
     changed = (rows.digests != rows.old_digests).any(axis=1)
-    with row_fingerprints.Writer(out / row_fingerprints.FILENAME) as writer:
-        for side in row_fingerprints.SIDES:
+    with row_fingerprints.FingerprintWriter(out / row_fingerprints.FILENAME) as writer:
+        for side in row_fingerprints.SPLITS_AND_REJECTED:
             which = np.flatnonzero(found.fate != KEPT) if side == "rejected" else found.rows(side)
             for start in range(0, len(which), AT_ONCE):
                 part = which[start : start + AT_ONCE]
@@ -272,7 +275,7 @@ def _write_fingerprints(rows: Collected, found: SortedOut, ids: np.ndarray, out:
                     writer.add(side, names, digests, compact, as_trained=True)
 
 
-def _write_rejected(config: PrepareConfig, rows: Collected, found: SortedOut, out: Path) -> None:
+def _write_rejected(config: PrepareConfig, rows: RecordTable, found: Fates, out: Path) -> None:
     """Every row that is in no side, in source order, with the reason."""
     unusable = (
         (source, row.number, {"source": _place(config, source, row.number), "rule": row.rule, "reason": row.reason})
@@ -282,7 +285,7 @@ def _write_rejected(config: PrepareConfig, rows: Collected, found: SortedOut, ou
     _write_lines(out / "rejected.jsonl", (fields for _, _, fields in merged))
 
 
-def _left_out(config: PrepareConfig, rows: Collected, found: SortedOut) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _left_out(config: PrepareConfig, rows: RecordTable, found: Fates) -> Iterator[tuple[int, int, dict[str, Any]]]:
     for index in np.flatnonzero(found.fate != KEPT).tolist():
         source, number = int(rows.sources[index]), int(rows.numbers[index])
         first = int(found.other[index])
@@ -297,7 +300,7 @@ def _left_out(config: PrepareConfig, rows: Collected, found: SortedOut) -> Itera
         yield source, number, {"source": _place(config, source, number), "rule": rule, "reason": reason}
 
 
-def _write_repeated(config: PrepareConfig, rows: Collected, found: SortedOut, out: Path) -> None:
+def _write_repeated(config: PrepareConfig, rows: RecordTable, found: Fates, out: Path) -> None:
     """Records that stay although they repeat or contradict another, with the place of the other."""
     listed = []
     if config.duplicates.exact == "list":
@@ -329,11 +332,11 @@ def _place(config: PrepareConfig, source: int, number: int) -> dict[str, Any]:
     return {"file": config.sources[source].title, "row": number}
 
 
-def _place_of(config: PrepareConfig, rows: Collected, index: int) -> dict[str, Any]:
+def _place_of(config: PrepareConfig, rows: RecordTable, index: int) -> dict[str, Any]:
     return _place(config, int(rows.sources[index]), int(rows.numbers[index]))
 
 
-def _place_text(config: PrepareConfig, rows: Collected, index: int) -> str:
+def _place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
     place = _place_of(config, rows, index)
     return f"{place['file']} row {place['row']}"
 
@@ -341,7 +344,7 @@ def _place_text(config: PrepareConfig, rows: Collected, index: int) -> str:
 # What is said of it
 
 
-def _rules(rows: Collected, found: SortedOut) -> dict[str, int]:
+def _rules(rows: RecordTable, found: Fates) -> dict[str, int]:
     """How many rows each rule left out, the commonest first."""
     names = {EQUAL: "duplicate", CONFLICT: "conflicting duplicate", NEAR: "near duplicate",
              NEAR_HELD_OUT: "near a held-out row"}  # fmt: skip
@@ -353,7 +356,11 @@ def _rules(rows: Collected, found: SortedOut) -> dict[str, int]:
 
 
 def _facts(
-    config: PrepareConfig, rows: Collected, found: SortedOut, common: dict[str, ngram_overlap.Overlap], reading: Reading
+    config: PrepareConfig,
+    rows: RecordTable,
+    found: Fates,
+    common: dict[str, ngram_overlap.Overlap],
+    reading: ReadingPlan,
 ) -> dict[str, Any]:
     """What the manifest and the report say: counts and places, never a text of a record."""
     sides = {side: found.rows(side) for side in SPLITS}
@@ -371,7 +378,7 @@ def _facts(
         "rejected_by_reason": _rules(rows, found),
         "max_rejected": config.max_rejected,
         "labels": {label: {side: by_label[side].get(label, 0) for side in SPLITS} for label in sorted(rows.labels)},
-        "label_typos": data_checks.typos(rows.count(np.arange(len(rows)))),
+        "label_typos": data_checks.label_typos(rows.count(np.arange(len(rows)))),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
         "sensitive": [
             {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
@@ -421,7 +428,7 @@ def _facts(
             ],
         },
         "splits": _split_facts(config, rows),
-        "tokens": data_checks.tokens(rows.tokens[sides["train"]]),
+        "tokens": data_checks.length_facts(rows.tokens[sides["train"]]),
         "sources": [
             {
                 "file": source.title,
@@ -437,7 +444,7 @@ def _facts(
     }
 
 
-def _conflict(config: PrepareConfig, rows: Collected, index: int, other: int) -> dict[str, Any]:
+def _conflict(config: PrepareConfig, rows: RecordTable, index: int, other: int) -> dict[str, Any]:
     """Two records that ask nearly the same and are answered differently; labels are named, other answers are not."""
     return {
         "first": _place_of(config, rows, other),
@@ -447,12 +454,12 @@ def _conflict(config: PrepareConfig, rows: Collected, index: int, other: int) ->
     }
 
 
-def _similarity(rows: Collected, index: int, other: int) -> float:
+def _similarity(rows: RecordTable, index: int, other: int) -> float:
     one, two = rows.spill.texts([index, other])
     return round(minhash.ratio(one, two), 4)
 
 
-def _split_facts(config: PrepareConfig, rows: Collected) -> dict[str, Any]:
+def _split_facts(config: PrepareConfig, rows: RecordTable) -> dict[str, Any]:
     if config.splits.time is not None:
         return {"by": "time", "boundaries": config.splits.time.model_dump()}
     grouped = [source.group for source in config.sources if source.group]
@@ -462,7 +469,7 @@ def _split_facts(config: PrepareConfig, rows: Collected) -> dict[str, Any]:
     return {"by": "group", "column": grouped[0], "groups": len(sizes), "largest_group": int(sizes.max())}
 
 
-def _examples(config: PrepareConfig, rows: Collected, found: SortedOut) -> dict[str, list[dict[str, Any]]]:
+def _examples(config: PrepareConfig, rows: RecordTable, found: Fates) -> dict[str, list[dict[str, Any]]]:
     """Up to five places for each rule that left rows out."""
     examples: dict[str, list[dict[str, Any]]] = {}
     for source, row in rows.rejected:
@@ -482,8 +489,8 @@ def explain(config: PrepareConfig, *, base: Artifact, count: int = 3) -> str:
     Raises:
         DataError: A source is unusable.
     """
-    reading = _reading(config, base)
-    reader = Reader(reading)
+    reading = _plan(config, base)
+    reader = RecordReader(reading)
     lines = []
     for k, (source, shape) in enumerate(zip(config.sources, reader.shapes, strict=True)):
         lines.append(f"{source.title}: {shape.name}, since {shape.because}")

@@ -26,25 +26,25 @@ from slmctl.network import guard
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import conversation_formats
-from slmctl.stages.prepare.split import place
-from slmctl.stages.prepare.token_lengths import Lengths
+from slmctl.stages.prepare.split import position_of
+from slmctl.stages.prepare.token_lengths import TokenCounter
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
 AHEAD = 3  # batches a worker that are read before they are needed
-OFTEN = 4096  # system prompts and labels whose findings are remembered
-LARGE = 4_000_000  # bytes of sources from which starting workers pays
+REMEMBERED = 4096  # system prompts and labels whose findings are remembered
+PARALLEL_BYTES = 4_000_000  # bytes of sources from which starting workers pays
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
 _NO_DIGIT = re.compile(r"\D")
 
-Raw = tuple[int, dict[str, Any], str]  # number, columns, fault
+RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedRow:
     """A row that is left out, and the rule that says so."""
 
     number: int
@@ -53,7 +53,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RecordBatch:
     """What became of some rows of one source: `n` records, and the rows that are none.
 
     Attributes:
@@ -69,7 +69,7 @@ class Batch:
     """
 
     source: int
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedRow, ...]
     numbers: tuple[int, ...]
     lines: tuple[bytes, ...]
     texts: tuple[str, ...]
@@ -91,7 +91,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingPlan:
     """How rows become records; what a worker is given.
 
     Attributes:
@@ -109,7 +109,7 @@ class Reading:
     policy: SensitivePolicy
     tokenizer: Path
 
-    def shapes(self) -> list[conversation_formats.Shape]:
+    def shapes(self) -> list[conversation_formats.ConversationFormat]:
         """The shape of each source; raises what `_shapes.recognise` raises."""
         return [
             conversation_formats.recognise(source, known)
@@ -117,23 +117,23 @@ class Reading:
         ]
 
 
-class RefusedError(DataError):
+class DataRefusedError(DataError):
     """A row holds what must not be in the data at all, so no row is taken."""
 
 
-class Reader:
+class RecordReader:
     """Turns rows into records."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReadingPlan) -> None:
         self.reading, self.task = reading, reading.task
         self.shapes = reading.shapes()
-        self._lengths = Lengths(self.task, reading.tokenizer)
+        self._lengths = TokenCounter(self.task, reading.tokenizer)
         self._known = frozenset(reading.labels) if reading.labels is not None else None
         self._often: dict[str, Applied] = {}
 
-    def read(self, source: int, rows: Sequence[Raw]) -> Batch:
+    def read(self, source: int, rows: Sequence[RawRow]) -> RecordBatch:
         """The records among some rows of a source."""
-        rejected: list[Rejected] = []
+        rejected: list[RejectedRow] = []
         tally, found = Tally(), 0
         numbers, lines, records, originals, moments, systems = [], [], [], [], [], set()
         for number, columns, fault in rows:
@@ -145,14 +145,14 @@ class Reader:
                 found += touched
                 line = _encode(record.to_json()).encode()
                 moments.append(self._moment(source, columns))
-            except RefusedError:
+            except DataRefusedError:
                 raise
             except DataError as error:
                 reason = self.reading.policy.apply(error.message).text  # it may quote the row
-                rejected.append(Rejected(number, getattr(error, "rule", error.hint), reason))
+                rejected.append(RejectedRow(number, getattr(error, "rule", error.hint), reason))
                 continue
             except UnicodeEncodeError:
-                rejected.append(Rejected(number, "unreadable", "holds half a surrogate pair, which is no text"))
+                rejected.append(RejectedRow(number, "unreadable", "holds half a surrogate pair, which is no text"))
                 continue
             numbers.append(number)
             lines.append(line)
@@ -187,7 +187,7 @@ class Reader:
         original = record.input
         own = conversation_formats.cell(columns.get(origin.id)) if origin.id else ""
         if own:
-            return dataclasses.replace(record, id=row_fingerprints.number(own)), original, system
+            return dataclasses.replace(record, id=row_fingerprints.id_digits(own)), original, system
         identity = _encode([original, answer]).encode()
         return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
 
@@ -235,7 +235,7 @@ class Reader:
             kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
             if applied.action == "refuse":
                 where = f"{record.source['file']} row {record.source['row']}"
-                raise RefusedError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
+                raise DataRefusedError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
             if applied.action == "drop":
                 raise DataError(f"holds personal data or a secret: {kinds}", hint="sensitive")
             fixed = at == last and record.label is not None
@@ -249,7 +249,7 @@ class Reader:
     def _applied_often(self, text: str) -> Applied:
         """The policy on a text that many rows share."""
         if text not in self._often:
-            if len(self._often) == OFTEN:
+            if len(self._often) == REMEMBERED:
                 self._often.clear()
             self._often[text] = self.reading.policy.apply(text)
         return self._often[text]
@@ -304,9 +304,9 @@ class Reader:
             raise DataError(f"'{column}': {error}", hint="unreadable time") from None
 
     def _measured(
-        self, source: int, rejected: list[Rejected], numbers: list[int], lines: list[bytes], records: list[Record],
+        self, source: int, rejected: list[RejectedRow], numbers: list[int], lines: list[bytes], records: list[Record],
         originals: list[str], moments: list[float], systems: set[str],
-    ) -> Batch:  # fmt: skip
+    ) -> RecordBatch:  # fmt: skip
         before = [minhash.normalise(text) or text for text in originals]
         texts = [
             old if record.input == text else minhash.normalise(record.input) or record.input
@@ -318,7 +318,7 @@ class Reader:
         first = compact.copy()
         if changed:
             first[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
-        return Batch(
+        return RecordBatch(
             source=source,
             rejected=tuple(rejected),
             numbers=tuple(numbers),
@@ -332,7 +332,9 @@ class Reader:
             old_compact=first,
             digits=np.array([_hash(_NO_DIGIT.sub("", record.input)) for record in records], dtype=np.uint64),
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
-            places=np.array([place(r.group or text) for r, text in zip(records, before, strict=True)], dtype=float),
+            places=np.array(
+                [position_of(r.group or text) for r, text in zip(records, before, strict=True)], dtype=float
+            ),
             moments=np.array(moments, dtype=float),
             tokens=self._lengths.of(records),
             echoes=sum(record.answer == record.input for record in records),
@@ -352,25 +354,25 @@ def _as_json(answer: str) -> str:
         raise DataError(f"the answer is not JSON: '{answer[:60]}'", hint="answer is not JSON") from None
 
 
-def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:
+def read_batches(reading: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:
     """Every row of every source, in order, read by this process or, when there is much to do, by others.
 
     Raises:
         DataError: A source cannot be read.
     """
     size = sum(source.local.stat().st_size for source in reading.sources)
-    if workers < 2 or size < LARGE:
-        reader = Reader(reading)
-        for source, rows in _raw(reading.sources):
+    if workers < 2 or size < PARALLEL_BYTES:
+        reader = RecordReader(reading)
+        for source, rows in _raw_batches(reading.sources):
             yield reader.read(source, rows)
         return
     # spawned: a fork would copy whatever threads and locks this process holds
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(reading,))
-    waiting: list[Future[Batch]] = []
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(reading,))
+    waiting: list[Future[RecordBatch]] = []
     try:
-        for source, rows in _raw(reading.sources):
+        for source, rows in _raw_batches(reading.sources):
             with child_environment.hidden():  # the first one starts the processes
-                waiting.append(pool.submit(_read, source, rows))
+                waiting.append(pool.submit(_read_in_worker, source, rows))
             if len(waiting) > AHEAD * workers:
                 yield waiting.pop(0).result()
         while waiting:
@@ -379,9 +381,9 @@ def batches(reading: Reading, workers: int) -> Generator[Batch, None, None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _raw(sources: Iterable[Source]) -> Iterator[tuple[int, list[Raw]]]:
+def _raw_batches(sources: Iterable[Source]) -> Iterator[tuple[int, list[RawRow]]]:
     for index, source in enumerate(sources):
-        rows: list[Raw] = []
+        rows: list[RawRow] = []
         size = 0
         for row in read_rows(source.local, sheet=source.sheet, format=source.format):
             rows.append((row.number, row.columns, row.fault))
@@ -393,17 +395,17 @@ def _raw(sources: Iterable[Source]) -> Iterator[tuple[int, list[Raw]]]:
             yield index, rows
 
 
-_reader: Reader  # of this worker
+_reader: RecordReader  # of this worker
 
 
-def _start(reading: Reading) -> None:
+def _start_worker(reading: ReadingPlan) -> None:
     global _reader
     guard.seal()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor already
-    _reader = Reader(reading)
+    _reader = RecordReader(reading)
 
 
-def _read(source: int, rows: list[Raw]) -> Batch:
+def _read_in_worker(source: int, rows: list[RawRow]) -> RecordBatch:
     return _reader.read(source, rows)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from slmctl.deduplication.near_duplicates import Spill
 from slmctl.sensitive import Tally
-from slmctl.stages.prepare.record_reader import Batch, Rejected
+from slmctl.stages.prepare.record_reader import RecordBatch, RejectedRow
 
 COLUMNS = {
     "numbers": np.int64, "answers": np.uint64, "places": np.float64, "moments": np.float64, "tokens": np.int32,
@@ -21,7 +21,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class Collected:
+class RecordTable:
     """The records that were read, some hundred bytes each in memory.
 
     Attributes:
@@ -37,7 +37,7 @@ class Collected:
         folder.mkdir()
         self._lines: BinaryIO = (folder / "lines").open("w+b")
         self.spill = Spill(folder / "texts")
-        self.rejected: list[tuple[int, Rejected]] = []
+        self.rejected: list[tuple[int, RejectedRow]] = []
         self.labels: list[str] = []
         self.systems: set[str] = set()
         self.tally = Tally()
@@ -53,7 +53,7 @@ class Collected:
         self.spill.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: RecordBatch) -> None:
         """Take the next rows in order."""
         self.rejected += [(batch.source, row) for row in batch.rejected]
         self.echoes += batch.echoes

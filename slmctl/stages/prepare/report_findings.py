@@ -28,7 +28,7 @@ def notices(facts: Facts) -> Iterator[Notice]:
     yield from _too_long(facts)
 
 
-def few_tested(facts: Facts) -> list[str]:
+def labels_with_few_test_rows(facts: Facts) -> list[str]:
     """Labels with too few test rows, the fewest first; those that may be slips of another are not counted."""
     slips = {slip["label"] for slip in facts.get("label_typos", [])}
     found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items() if name not in slips}
@@ -103,7 +103,7 @@ def _slips(facts: Facts) -> Iterator[Notice]:
 
 
 def _few_test_rows(facts: Facts) -> Iterator[Notice]:
-    few = few_tested(facts)
+    few = labels_with_few_test_rows(facts)
     if few:
         names = ", ".join(f"“{name[:60]}”" for name in few[:3]) + (", …" if len(few) > 3 else "")
         yield Notice(

@@ -13,13 +13,13 @@ from slmctl.task.records import SPLITS
 HELD_OUT = ("test", "calibration", "validation")  # in the order in which they take their shares
 
 
-def place(key: str) -> float:
+def position_of(key: str) -> float:
     """Where between 0 and 1 a group or a normalised text falls; evenly spread, and for ever the same."""
     raw = hashlib.sha256(f"split/{key}".encode("utf-8", "surrogatepass")).digest()
     return float(int.from_bytes(raw[:8]) / 2**64)
 
 
-def sides(
+def assign(
     splits: Splits, places: np.ndarray, moments: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
     """The side of each record, `(n,)`, as an index into `records.SPLITS`.

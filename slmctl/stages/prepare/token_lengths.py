@@ -24,7 +24,7 @@ _PROBES = ("Is it <b>so</b>?\n\nYes: 5 + 5, {x} and no less", "a", "ÄRGER über
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptFrame:
     """A prompt with one question, in parts: `head + lead + question + follow + tail`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Frame:
     roles: list[str]
 
 
-class Lengths:
+class TokenCounter:
     """Counts the tokens of records: of prompt, answer and end of turn."""
 
     def __init__(self, task: Task, tokenizer: Path) -> None:
@@ -73,7 +73,7 @@ class Lengths:
         # a template may strip a question, and a system prompt that a row brought is not the task's
         return question == question.strip() and record.messages[0]["content"] == (self._task.system or question)
 
-    def _tail(self, frame: Frame, answer: str) -> int:
+    def _tail(self, frame: PromptFrame, answer: str) -> int:
         if answer not in self._tails:
             if len(self._tails) == REMEMBERED:
                 self._tails.clear()
@@ -83,7 +83,7 @@ class Lengths:
     def _count(self, texts: list[str]) -> list[int]:
         return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _framed(self) -> Frame | None:
+    def _framed(self) -> PromptFrame | None:
         """None where the template does more than put a question into its place, or the parts do not add up."""
         task = self._task
         try:
@@ -95,7 +95,7 @@ class Lengths:
         found = [place for token in task.special_tokens if (place := after.find(token)) >= 0]
         if cut < 0 or not found:
             return None
-        frame = Frame(
+        frame = PromptFrame(
             head_length=self._count([before[:cut]])[0],
             lead=before[cut:],
             follow=after[: min(found)],

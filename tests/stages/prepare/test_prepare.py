@@ -347,7 +347,7 @@ def test_a_tool_call_becomes_the_text_that_the_template_writes() -> None:
 def test_workers_change_nothing(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_reader, "LARGE", 0)  # so that a small data set is read by workers too
+    monkeypatch.setattr(record_reader, "PARALLEL_BYTES", 0)  # so that a small data set is read by workers too
     path = tiny.write_csv(tmp_path / "tickets.csv", [*tiny.rows(1200), ("", "billing"), ("x@" + "y.test", "billing")])
     made = []
     for workers in (1, 2, 3):

@@ -12,7 +12,7 @@ from slmctl.config import Splits
 from slmctl.stages.prepare import split
 from slmctl.task.records import SPLITS
 
-PLACES = np.array([split.place(f"text {k}") for k in range(20_000)])
+PLACES = np.array([split.position_of(f"text {k}") for k in range(20_000)])
 NONE = np.full(len(PLACES), -1)
 NEVER = np.full(len(PLACES), np.nan)
 
@@ -22,33 +22,33 @@ def shares(found: np.ndarray) -> dict[str, float]:
 
 
 def test_sides_have_the_shares_asked_for() -> None:
-    found = shares(split.sides(Splits(), PLACES, NEVER, NONE, []))
+    found = shares(split.assign(Splits(), PLACES, NEVER, NONE, []))
     assert found == pytest.approx({"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}, abs=0.01)
 
 
 def test_a_label_can_have_shares_of_its_own() -> None:
     splits = Splits.model_validate({"labels": {"fraud": {"test": "40%"}}})
     labels = np.arange(len(PLACES)) % 2
-    found = split.sides(splits, PLACES, NEVER, labels, ["billing", "fraud"])
+    found = split.assign(splits, PLACES, NEVER, labels, ["billing", "fraud"])
     assert shares(found[labels == 0])["test"] == pytest.approx(0.15, abs=0.02)
     assert shares(found[labels == 1])["test"] == pytest.approx(0.40, abs=0.02)
 
 
 def test_a_larger_test_share_takes_rows_but_gives_none_back() -> None:
-    small = split.sides(Splits(test=0.1), PLACES, NEVER, NONE, [])
-    large = split.sides(Splits(test=0.2), PLACES, NEVER, NONE, [])
+    small = split.assign(Splits(test=0.1), PLACES, NEVER, NONE, [])
+    large = split.assign(Splits(test=0.2), PLACES, NEVER, NONE, [])
     test = SPLITS.index("test")
     assert (large[small == test] == test).all()
 
 
 def test_a_share_of_nothing_takes_nothing() -> None:
-    assert shares(split.sides(Splits(test=0, calibration=0), PLACES, NEVER, NONE, []))["test"] == 0
+    assert shares(split.assign(Splits(test=0, calibration=0), PLACES, NEVER, NONE, []))["test"] == 0
 
 
 @given(st.text(), st.text())
 def test_a_place_is_between_0_and_1_and_its_own(one: str, other: str) -> None:
-    assert 0 <= split.place(one) < 1
-    assert (split.place(one) == split.place(other)) == (one == other)
+    assert 0 <= split.position_of(one) < 1
+    assert (split.position_of(one) == split.position_of(other)) == (one == other)
 
 
 def test_by_time_each_side_begins_at_its_moment() -> None:
@@ -65,7 +65,7 @@ def test_by_time_each_side_begins_at_its_moment() -> None:
         "2030-01-01",
     ]
     moments = np.array([np.datetime64(day).astype("datetime64[s]").astype(float) for day in days])
-    found = split.sides(splits, np.zeros(len(days)), moments, np.full(len(days), -1), [])
+    found = split.assign(splits, np.zeros(len(days)), moments, np.full(len(days), -1), [])
     assert [SPLITS[k] for k in found] == [
         "train",
         "calibration",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.stages.prepare.token_lengths import Lengths
+from slmctl.stages.prepare.token_lengths import TokenCounter
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -47,20 +47,20 @@ WORDS = st.text(max_size=60) | st.sampled_from(NASTY)
 def test_the_parts_add_up(task: Task, tokenizer: Path, question: str, answer: str, own: bool) -> None:
     asked = [("system", task.system if own else "Another."), ("user", question), ("assistant", answer)]
     one = record(*asked)
-    assert Lengths(task, tokenizer).of([one]).tolist() == [whole(task, tokenizer, one)]
+    assert TokenCounter(task, tokenizer).of([one]).tolist() == [whole(task, tokenizer, one)]
 
 
 def test_several_turns_are_tokenized_whole(task: Task, tokenizer: Path) -> None:
     one = record(("system", task.system), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     short = record(("system", task.system), ("user", "where is it"), ("assistant", "delivery"))
-    found = Lengths(task, tokenizer).of([one, short, one]).tolist()
+    found = TokenCounter(task, tokenizer).of([one, short, one]).tolist()
     assert found == [whole(task, tokenizer, each) for each in (one, short, one)]
 
 
 def test_a_template_that_changes_a_question_is_always_rendered(task: Task, tokenizer: Path) -> None:
     shouting = dataclasses.replace(task, chat_template=SHOUTS)
     one = record(("system", task.system), ("user", "where is it"), ("assistant", "delivery"))
-    lengths = Lengths(shouting, tokenizer)
+    lengths = TokenCounter(shouting, tokenizer)
     assert lengths._frame is None
     assert lengths.of([one]).tolist() == [whole(shouting, tokenizer, one)]
-    assert Lengths(task, tokenizer)._frame is not None, "the plain one is not"
+    assert TokenCounter(task, tokenizer)._frame is not None, "the plain one is not"
