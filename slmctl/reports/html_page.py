@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -192,7 +192,7 @@ def either(number: int, one: str, many: str) -> str:
     return one if number == 1 else many
 
 
-def place(entry: dict[str, Any]) -> str:
+def place(entry: Mapping[str, Any]) -> str:
     """Where a row lies: `tickets.csv row 17`."""
     return f"{entry['file']} row {entry['row']}"
 

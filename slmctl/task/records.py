@@ -11,7 +11,7 @@ A record is one conversation with its answer:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def read_records(path: Path) -> list[Record]:
         return [Record.from_json(json.loads(line)) for line in stream]
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line; returns how many."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as stream:

@@ -45,7 +45,7 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
         "overlap": {"sides": {"test": {"measured": 25, "overlapping": 5, "too_short": 3}}, "gate": 0.5,
                     "examples": [{"row": place, "near": place, "side": "test"}]},
         "tokens": {
-            "median": 71, "p95": 110, "max": 140, "total": 51234, "max_length": 128, "over_length": 4,
+            "median": 71, "p95": 110, "max": 140, "total": 51234,
             "longer_than": {"100": 30},
             "quantiles": {"0.05": 30, "0.25": 60, "0.5": 71, "0.75": 85, "0.95": 110, "1": 140},
             "histogram": {"edges": [0, 40, 80, 120, 160], "counts": [12, 130, 60, 4]},

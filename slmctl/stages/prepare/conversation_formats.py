@@ -1,4 +1,4 @@
-"""A raw row as a conversation: its shape is recognised, or its columns are mapped by name or by a template.
+"""A raw row as a conversation: its format is recognised, or its columns are mapped by name or by a template.
 
 messages           {"messages": [{"role", "content", "weight"?, "tool_calls"?}, …], "tools"?}
 sharegpt           {"conversations": [{"from", "value"}, …], "system"?, "tools"?}
@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
@@ -24,6 +24,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.sources.rows import listed
+from slmctl.sources.rows.cells import MAX_DEPTH, is_deeper
+from slmctl.task.records import RowRejectedError
 
 Columns = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -46,7 +48,7 @@ MAX_TEMPLATE = 10_000_000  # characters that a template may make of one row
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages whose last one is the answer wanted, and the tools that the assistant may call."""
+    """Messages of which the last one is the reference answer, and the tools that the assistant may call."""
 
     messages: Messages
     tools: list[Any] | None = None
@@ -54,111 +56,112 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ConversationFormat:
-    """How the rows of one source hold their conversations.
+    """The way in which the rows of one source hold their conversations.
 
     Attributes:
-        name: One of the shapes above.
-        because: What it was recognised by.
-        mapping: (what a row holds, where), for the user to check.
-        read: A row's columns -> its conversation. Raises DataError(reason, hint=rule) for a row that holds none.
-        fields: What `input` and `output` are called in a report on columns.
+        name: One of the formats above.
+        reason: The sign by which it was recognised.
+        mapping: (part of a conversation, origin in the row), for the user to check.
+        read: Makes the conversation of a row's columns. Raises RowRejectedError for a row that holds none.
+        fields: The names of `input` and `output` in a report on columns.
     """
 
     name: str
-    because: str
+    reason: str
     mapping: tuple[tuple[str, str], ...]
     read: Callable[[Columns], Conversation]
     fields: tuple[str, str]
 
 
-def recognise(source: Source, known: Sequence[str]) -> ConversationFormat:
-    """The shape of a source whose columns are `known`.
+def recognise(source: Source, columns: Sequence[str]) -> ConversationFormat:
+    """The format of a source with these columns.
 
     Raises:
-        DataError: A column that is named, or that the shape needs, is not there; or a template is not valid.
+        DataError: A column that the config names, or that the format needs, is missing; or a template is not valid.
     """
-    name, because = _named(source, known)
+    name, reason = _name_of(source, columns)
     if name == "columns":
-        shape = _from_columns(source, known, because)
+        conversation_format = _from_columns(source, columns, reason)
     else:
         for column in NEEDS[name]:
-            _require(source, known, column)
-        more = [column for column in ("system", "tools", "input", "history") if column in known]
+            _require(source, columns, column)
+        optional = [column for column in ("system", "tools", "input", "history") if column in columns]
         used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
-        fields = [*NEEDS[name], *(column for column in more if column in used.get(name, ["tools"]))]
+        fields = [*NEEDS[name], *(column for column in optional if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
-        shape = ConversationFormat(name, because, mapping, _READERS[name], ("user", "assistant"))
+        conversation_format = ConversationFormat(name, reason, mapping, _READERS[name], ("user", "assistant"))
     for column in filter(None, (source.id, source.group, source.time)):
-        _require(source, known, column)
-    return shape
+        _require(source, columns, column)
+    return conversation_format
 
 
-def _named(source: Source, known: Sequence[str]) -> tuple[str, str]:
+def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
+    """The name of a source's format, and the reason for it."""
     if source.conversation_format != "auto":
         return source.conversation_format, "the config says so"
     if {"input", "output"} & source.model_fields_set:
         return "columns", "the config names the columns"
     for name, needs in NEEDS.items():
-        if set(needs) <= set(known):
+        if set(needs) <= set(columns):
             return name, f"it has {' and '.join(repr(column) for column in needs)}"
-    return "columns", "it has no columns of another shape"
+    return "columns", "it has no columns of another format"
 
 
-def _require(source: Source, known: Sequence[str], column: str) -> None:
-    if column not in known:
-        near = difflib.get_close_matches(column, known, n=1)
-        more = f"; did you mean '{listed(near)}'?" if near else ""
-        raise DataError(f"{source.title} has no column '{column}'{more}", hint=f"its columns: {listed(known)}")
+def _require(source: Source, columns: Sequence[str], column: str) -> None:
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1)
+        suggestion = f"; did you mean '{listed(near)}'?" if near else ""
+        raise DataError(f"{source.title} has no column '{column}'{suggestion}", hint=f"its columns: {listed(columns)}")
 
 
 # Columns by name, and templates
 
 
-def _from_columns(source: Source, known: Sequence[str], because: str) -> ConversationFormat:
-    ask, answer = _text_maker(source, source.input, known), _text_maker(source, source.output, known)
+def _from_columns(source: Source, columns: Sequence[str], reason: str) -> ConversationFormat:
+    make_input, make_answer = _text_maker(source, source.input, columns), _text_maker(source, source.output, columns)
 
-    def read(columns: Columns) -> Conversation:
-        text, wanted = ask(columns), answer(columns)
+    def read(row: Columns) -> Conversation:
+        text, answer = make_input(row), make_answer(row)
         if not text:
-            raise DataError(f"'{source.input}' is empty", hint="empty input")
-        if not wanted:
-            raise DataError(f"'{source.output}' is empty", hint="empty answer")
-        return Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": wanted}])
+            raise RowRejectedError("empty input", f"'{source.input}' is empty")
+        if not answer:
+            raise RowRejectedError("empty answer", f"'{source.output}' is empty")
+        return Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": answer}])
 
-    told = [(what, _described(spec)) for what, spec in (("input", source.input), ("output", source.output))]
+    mapping = tuple((part, _description(spec)) for part, spec in (("input", source.input), ("output", source.output)))
     names = ("input" if _is_template(source.input) else source.input,
              "output" if _is_template(source.output) else source.output)  # fmt: skip
-    return ConversationFormat("columns", because, tuple(told), read, names)
+    return ConversationFormat("columns", reason, mapping, read, names)
 
 
 def _is_template(spec: str) -> bool:
     return "{{" in spec or "{%" in spec
 
 
-def _described(spec: str) -> str:
+def _description(spec: str) -> str:
     return f"template {spec!r}" if _is_template(spec) else f"column '{spec}'"
 
 
-def _text_maker(source: Source, spec: str, known: Sequence[str]) -> Callable[[Columns], str]:
-    """What makes a text of a row: the cell of a column, or a template filled with the row."""
+def _text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
+    """A function that makes a text of a row: the cell of a column, or a template filled with the row's cells."""
     if not _is_template(spec):
-        _require(source, known, spec)
-        return lambda columns: cell(columns.get(spec))
+        _require(source, columns, spec)
+        return lambda row: cell(row.get(spec))
     try:
         template = _environment().from_string(spec)
-        wanted = jinja2.meta.find_undeclared_variables(_environment().parse(spec))
+        names = jinja2.meta.find_undeclared_variables(_environment().parse(spec))
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"{source.title}: the template {spec!r} is not valid: {error.message}") from None
-    for name in sorted(wanted - set(_environment().globals)):
-        _require(source, known, name)
+    for name in sorted(names - set(_environment().globals)):
+        _require(source, columns, name)
 
-    def fill(columns: Columns) -> str:
+    def fill(row: Columns) -> str:
         try:
-            text = template.render({name: cell(columns.get(name)) for name in wanted}).strip()
+            text = template.render({name: cell(row.get(name)) for name in names}).strip()
         except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError, MemoryError) as error:
-            raise DataError(f"the template {spec!r} fails: {error}", hint="template fails") from None
+            raise RowRejectedError("template fails", f"the template {spec!r} fails: {error}") from None
         if len(text) > MAX_TEMPLATE:
-            raise DataError(f"the template {spec!r} makes {len(text)} characters", hint="template fails")
+            raise RowRejectedError("template fails", f"the template {spec!r} makes {len(text)} characters")
         return text
 
     return fill
@@ -172,7 +175,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def cell(value: Any) -> str:
-    """A cell as text; what JSON holds beside texts is written as JSON."""
+    """A cell as text; values other than texts are written as JSON."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
@@ -195,12 +198,12 @@ def _from_sharegpt(columns: Columns) -> Conversation:
 def _from_alpaca(columns: Columns) -> Conversation:
     question = "\n\n".join(filter(None, (cell(columns["instruction"]), cell(columns.get("input")))))
     if not question:
-        raise DataError("'instruction' is empty", hint="empty input")
+        raise RowRejectedError("empty input", "'instruction' is empty")
     opening = cell(columns.get("system"))
     messages: Messages = [{"role": "system", "content": opening}] if opening else []
     for turn in _list(columns.get("history") or [], "history"):
         if not isinstance(turn, list) or len(turn) != 2:
-            raise DataError("'history' does not hold pairs of question and answer", hint="not a conversation")
+            raise RowRejectedError("not a conversation", "'history' does not hold pairs of question and answer")
         messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
     return _conversation(
         [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": cell(columns["output"])}]
@@ -209,63 +212,76 @@ def _from_alpaca(columns: Columns) -> Conversation:
 
 def _from_prompt_completion(columns: Columns) -> Conversation:
     prompt, completion = _parsed(columns["prompt"]), _parsed(columns["completion"])
-    ask = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
+    question = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
-    return _conversation([*ask, *answer], columns.get("tools"))
+    return _conversation([*question, *answer], columns.get("tools"))
 
 
 _READERS: dict[str, Callable[[Columns], Conversation]] = {
-    "messages": _from_messages, "sharegpt": _from_sharegpt, "alpaca": _from_alpaca, "prompt-completion": _from_prompt_completion,
+    "messages": _from_messages, "sharegpt": _from_sharegpt, "alpaca": _from_alpaca,
+    "prompt-completion": _from_prompt_completion,
 }  # fmt: skip
 
 
 def _parsed(value: Any) -> Any:
-    """What a cell of a table holds when it is JSON; else the cell."""
+    """The value of a table's cell that holds JSON; else the cell itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            parsed = json.loads(value, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             return value
+        if is_deeper(parsed, MAX_DEPTH):
+            raise RowRejectedError("unreadable", f"a cell holds JSON that is nested more than {MAX_DEPTH} deep")
+        return parsed
     return value
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _list(value: Any, name: str) -> list[Any]:
-    found = _parsed(value)
-    if not isinstance(found, list):
-        raise DataError(f"'{name}' is not a list", hint="not a conversation")
-    return found
+    parsed = _parsed(value)
+    if not isinstance(parsed, list):
+        raise RowRejectedError("not a conversation", f"'{name}' is not a list")
+    return parsed
 
 
 def _conversation(turns: Sequence[Any], tools: Any = None) -> Conversation:
     """Messages in our form, checked: known roles, texts, and an answer at the end."""
     messages = [_message(turn, at) for at, turn in enumerate(turns, 1)]
     if not any(message["role"] == "user" for message in messages):
-        raise DataError("no message is the user's", hint="empty input")
+        raise RowRejectedError("empty input", "no message is of role 'user'")
     last = messages[-1]
     if last["role"] != "assistant":
-        raise DataError(f"the last message is of role '{last['role']}', not the assistant's", hint="no answer")
+        raise RowRejectedError("no answer", f"the last message is of role '{last['role']}', not the assistant's")
     if not last["content"] and not last.get("tool_calls"):
-        raise DataError("the last message is empty", hint="empty answer")
-    asked = next(message for message in reversed(messages) if message["role"] in ("user", "tool"))
-    if not asked["content"]:
-        raise DataError("the question before the answer is empty", hint="empty input")
+        raise RowRejectedError("empty answer", "the last message is empty")
+    question = next(message for message in reversed(messages) if message["role"] in ("user", "tool"))
+    if not question["content"]:
+        raise RowRejectedError("empty input", "the question before the answer is empty")
     if not any(message.get("weight", 1) for message in messages if message["role"] == "assistant"):
-        raise DataError("every answer has the weight 0, so there is nothing to learn", hint="nothing to learn")
-    listed = _parsed(tools) if tools else None
-    if listed is not None and not isinstance(listed, list):
-        raise DataError("'tools' is not a list", hint="not a conversation")
-    return Conversation(messages, listed or None)
+        raise RowRejectedError("nothing to learn", "every answer has the weight 0, so there is nothing to learn")
+    tool_list = _parsed(tools) if tools else None
+    if tool_list is not None and not isinstance(tool_list, list):
+        raise RowRejectedError("not a conversation", "'tools' is not a list")
+    return Conversation(messages, tool_list or None)
 
 
 def _message(turn: Any, at: int) -> dict[str, Any]:
     if not isinstance(turn, dict):
-        raise DataError(f"message {at} is not an object", hint="not a conversation")
-    said = turn.get("role", turn.get("from"))
-    role = ROLES.get(str(said).lower())
+        raise RowRejectedError("not a conversation", f"message {at} is not an object")
+    name = turn.get("role", turn.get("from"))
+    role = ROLES.get(str(name).lower())
     if role is None:
-        raise DataError(f"message {at} has the unknown role '{str(said)[:40]}'", hint="unknown role")
+        raise RowRejectedError("unknown role", f"message {at} has the unknown role '{str(name)[:40]}'")
     message: dict[str, Any] = {"role": role, "content": _text(turn.get("content", turn.get("value")), at)}
-    if said == "function_call":
+    if name == "function_call":
         message |= {"content": "", "tool_calls": [_tool_call(_parsed(message["content"]), at)]}
     elif turn.get("tool_calls"):
         message["tool_calls"] = [_tool_call(call, at) for call in _list(turn["tool_calls"], "tool_calls")]
@@ -274,7 +290,7 @@ def _message(turn: Any, at: int) -> dict[str, Any]:
     weight = turn.get("weight")
     if weight is not None and role == "assistant":
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 100:
-            raise DataError(f"message {at} has the weight {str(weight)[:20]!r}, not 0 to 100", hint="bad weight")
+            raise RowRejectedError("bad weight", f"message {at} has the weight {str(weight)[:20]!r}, not 0 to 100")
         message["weight"] = weight
     return message
 
@@ -286,10 +302,10 @@ def _text(content: Any, at: int) -> str:
     if isinstance(content, list):
         kinds = {part.get("type") if isinstance(part, dict) else "?" for part in content}
         if kinds - {"text"}:
-            raise DataError(f"message {at} holds more than text: {', '.join(map(str, kinds))}", hint="not text")
+            raise RowRejectedError("not text", f"message {at} holds more than text: {', '.join(map(str, kinds))}")
         return "\n".join(cell(part.get("text")) for part in content).strip()
     if not isinstance(content, str):
-        raise DataError(f"message {at} has a content that is no text", hint="not text")
+        raise RowRejectedError("not text", f"message {at} has a content that is not a text")
     return content.strip()
 
 
@@ -297,6 +313,6 @@ def _tool_call(call: Any, at: int) -> dict[str, Any]:
     """One tool call: OpenAI's form has its arguments as JSON in a text, templates want them as values."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"message {at} has a tool call without a name", hint="not a conversation")
+        raise RowRejectedError("not a conversation", f"message {at} has a tool call without a name")
     arguments = _parsed(function.get("arguments", function.get("parameters", {})))
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -1,9 +1,9 @@
-"""Whether a data set fits its use: lengths in the base's tokens, and labels that look like slips of the pen."""
+"""Checks of a data set against its use: lengths in the base's tokens, and labels that look like misspellings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from rapidfuzz import fuzz
@@ -11,12 +11,40 @@ from rapidfuzz import fuzz
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
 BINS = 24
-ALIKE = 0.8  # from which similarity one label looks like another's misspelling
-RARE = 0.1  # of the other's rows at most: a label that is as common is meant
+ALIKE = 0.8  # similarity from which one label looks like another's misspelling
+RARE = 0.1  # largest share of the other's rows: a label that is as frequent is meant
 
 
-def length_facts(lengths: np.ndarray) -> dict[str, Any]:
-    """Lengths of records in tokens: quantiles, a histogram, and how many are over each common limit."""
+class Histogram(TypedDict):
+    """Counts of equal bins, and their edges, one more than counts."""
+
+    edges: list[int]
+    counts: list[int]
+
+
+class TokenFacts(TypedDict, total=False):
+    """Lengths of records in tokens; `longer_than` holds the number of records over each common limit."""
+
+    median: int
+    p95: int
+    max: int
+    total: int
+    quantiles: dict[str, int]
+    histogram: Histogram
+    longer_than: dict[str, int]
+
+
+class LabelTypo(TypedDict):
+    """A rare label that may be a misspelling of a likely one, with the records of both."""
+
+    label: str
+    count: int
+    likely: str
+    likely_count: int
+
+
+def length_facts(lengths: np.ndarray) -> TokenFacts:
+    """Quantiles and a histogram of `(n,)` lengths in tokens, and the numbers over common limits."""
     if not len(lengths):
         return {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}}
     values = [int(value) for value in np.quantile(lengths, QUANTILES, method="lower")]
@@ -38,26 +66,26 @@ def _edges(longest: int) -> np.ndarray:
     return np.arange(0, longest + 1 + width, width)
 
 
-def label_typos(counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rare labels that look like a misspelling of a common one, the commonest first.
+def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
+    """Rare labels that look like a misspelling of a common one, the most frequent first.
 
     Args:
         counts: Records by label.
     """
-    found = []
-    common = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    typos: list[LabelTypo] = []
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     for label, count in common:
-        for likely, many in common:
-            if count > RARE * many:
+        for likely, likely_count in common:
+            if count > RARE * likely_count:
                 break
             if _alike(label, likely):
-                found.append({"label": label, "count": count, "likely": likely, "likely_count": many})
+                typos.append({"label": label, "count": count, "likely": likely, "likely_count": likely_count})
                 break
-    return found
+    return typos
 
 
 def _alike(label: str, other: str) -> bool:
-    """Whether they differ in case, a separator or a letter or two; `card_2` and `card_3` are meant to differ."""
+    """Test for a difference in case, a separator or a letter or two; `card_2` and `card_3` are meant to differ."""
     if label.casefold().replace("-", "_").replace(" ", "_") == other.casefold().replace("-", "_").replace(" ", "_"):
         return True
     digits = [[c for c in text if c.isdigit()] for text in (label, other)]

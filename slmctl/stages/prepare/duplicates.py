@@ -1,4 +1,4 @@
-"""Records that say the same: equal, nearly equal, in conflict, or too near a record that is held out."""
+"""Records that repeat others: equal, nearly equal, in conflict, or too near a record that is held out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slmctl.deduplication.minhash import I64
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
 
-CONFLICT = 0.95  # similarity from which two inputs are taken to ask for one answer
+CONFLICT = 0.95  # similarity from which two inputs count as one question
 TRAIN = SPLITS.index("train")
 
 
@@ -24,7 +24,7 @@ class Repeats:
         equal: The first with the same normalised input and the same digits.
         near: The earliest that is nearly the same, of those that repeat none.
         conflict: The earliest with nearly the same input and another answer.
-        cap: The best share of answers that any model can give right, since it answers equal questions alike.
+        cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions alike.
     """
 
     equal: I64
@@ -40,10 +40,10 @@ def find_repeats(
 
     Args:
         rows: The records.
-        config: What is wanted to be known.
-        held_out_sources: `(sources,)`, whether a source is bound to a held-out side: of equal
+        config: The policy; near-duplicates that it keeps are not looked for.
+        held_out_sources: `(sources,)`, true for a source that is bound to a held-out split: of equal
             records one from there stays, whatever comes first.
-        answers_decide: Whether two answers to one question contradict each other, as labels do.
+        answers_decide: True where two answers to one question contradict each other, as labels do.
         workers: Threads that compare texts.
     """
     equal = _first_equal(rows, held_out_sources)
@@ -56,22 +56,22 @@ def find_repeats(
         return Repeats(equal, near, conflict, 1.0)
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
-    met = np.flatnonzero(close >= 0)
-    met = met[rows.digits[met] == rows.digits[close[met]]]  # another number is another question
+    paired = np.flatnonzero(close >= 0)
+    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]  # another number is another question
     same = np.full(len(rows), -1, dtype=np.int64)
-    same[met] = close[met]
-    differs = rows.answers[met] != rows.answers[same[met]]
-    conflict[met[differs]] = same[met[differs]]
+    same[paired] = close[paired]
+    differs = rows.answers[paired] != rows.answers[same[paired]]
+    conflict[paired[differs]] = same[paired[differs]]
     return Repeats(equal, near, conflict, _accuracy_cap(near_duplicates.roots(same), rows.answers))
 
 
-def near_held_out(rows: RecordTable, sides: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
-    """For each record the earliest held-out record that it is too near as a training record, or -1, `(n,)`."""
-    found = np.full(len(rows), -1, dtype=np.int64)
+def near_held_out(rows: RecordTable, splits: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
+    """For each training record the earliest held-out record that is at least `threshold` similar, or -1, `(n,)`."""
+    near = np.full(len(rows), -1, dtype=np.int64)
     if threshold < 1:
-        train, held_out = np.flatnonzero(kept & (sides == TRAIN)), np.flatnonzero(kept & (sides != TRAIN))
-        found[train] = rows.spill.near(threshold, rows=train, among=held_out, workers=workers)
-    return found
+        train, held_out = np.flatnonzero(kept & (splits == TRAIN)), np.flatnonzero(kept & (splits != TRAIN))
+        near[train] = rows.spill.near(threshold, rows=train, among=held_out, workers=workers)
+    return near
 
 
 def _first_equal(rows: RecordTable, held_out_sources: np.ndarray) -> I64:
@@ -84,7 +84,7 @@ def _first_equal(rows: RecordTable, held_out_sources: np.ndarray) -> I64:
 
 
 def _accuracy_cap(root: I64, answers: np.ndarray) -> float:
-    """One minus the share of records that are not of their question's commonest answer."""
+    """The share of records that have the most frequent answer of their question."""
     if not len(root):
         return 1.0
     order = np.lexsort((answers, root))

@@ -1,4 +1,4 @@
-"""Every record of the sources in order: what it says on disk, what is measured of it in arrays."""
+"""Every record of the sources in order: its line on disk, its measures in arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slmctl.sensitive import Tally
 from slmctl.stages.prepare.record_reader import RecordBatch, RejectedRow
 
 COLUMNS = {
-    "numbers": np.int64, "answers": np.uint64, "places": np.float64, "moments": np.float64, "tokens": np.int32,
+    "numbers": np.int64, "answers": np.uint64, "positions": np.float64, "moments": np.float64, "tokens": np.int32,
     "digits": np.uint64, "digests": np.uint8, "old_digests": np.uint8, "old_compact": np.uint64,
 }  # fmt: skip
 
@@ -25,10 +25,11 @@ class RecordTable:
     """The records that were read, some hundred bytes each in memory.
 
     Attributes:
-        rejected: (source, row) of each row that is no record, in order, with its rule and reason.
-        labels: The names that `label_of` counts in.
-        tally: Personal data and secrets that were found; `sensitive` counts the rows.
-        echoes: Rows whose answer is their question.
+        rejected: (source, row) of each unusable row, in order, with its rule and reason.
+        labels: The labels, of which `label_of` holds indices.
+        systems: System prompts of the rows, at least two of them where there are several.
+        tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
+        echoes: Number of rows whose answer is their question.
         spill: Normalised inputs and their signatures, on disk.
     """
 
@@ -54,7 +55,7 @@ class RecordTable:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, batch: RecordBatch) -> None:
-        """Take the next rows in order."""
+        """Append the records of the next rows."""
         self.rejected += [(batch.source, row) for row in batch.rejected]
         self.echoes += batch.echoes
         self.sensitive += batch.sensitive
@@ -99,6 +100,6 @@ class RecordTable:
             yield self._lines.read(size)
 
     def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
-        """How many of some rows have each label."""
+        """The number of records of each label, among some records."""
         counts = Counter(self.label_of[np.asarray(rows)].tolist())
         return {self.labels[code]: n for code, n in counts.items() if code >= 0}

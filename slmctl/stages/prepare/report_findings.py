@@ -1,22 +1,20 @@
-"""What to look at first of all that `prepare` found: one sentence each, and the part of the page that says more."""
+"""The notices of prepare's report: one sentence each, and the section of the page that says more."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from slmctl.reports.html_page import Notice, count, either, percent
+from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
-Facts = dict[str, Any]
-
-FEW = 10  # test rows of a label under which its own score says next to nothing
+FEW = 10  # test rows of a label below which its own score says next to nothing
 REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
 SOME = 0.01  # share of unusable rows from which a reader should know why
 MANY = 0.2  # the same of all rows that were left out
-CLOSE = 0.05  # share of a held-out side that has sequences in common with training from which a score is flattered
+CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
 
-def notices(facts: Facts) -> Iterator[Notice]:
+def notices(facts: PrepareFacts) -> Iterator[Notice]:
     """The worst first."""
     yield from _sensitive_kept(facts)
     yield from _unusable(facts)
@@ -25,22 +23,21 @@ def notices(facts: Facts) -> Iterator[Notice]:
     yield from _slips(facts)
     yield from _few_test_rows(facts)
     yield from _odd_answers(facts)
-    yield from _too_long(facts)
 
 
-def labels_with_few_test_rows(facts: Facts) -> list[str]:
+def labels_with_few_test_rows(facts: PrepareFacts) -> list[str]:
     """Labels with too few test rows, the fewest first; those that may be slips of another are not counted."""
     slips = {slip["label"] for slip in facts.get("label_typos", [])}
-    found = {name: sides.get("test", 0) for name, sides in facts.get("labels", {}).items() if name not in slips}
-    return sorted((name for name, many in found.items() if many < FEW), key=lambda name: (found[name], name))
+    tested = {name: splits.get("test", 0) for name, splits in facts.get("labels", {}).items() if name not in slips}
+    return sorted((name for name, many in tested.items() if many < FEW), key=lambda name: (tested[name], name))
 
 
-def overlapping(side: dict[str, int]) -> float:
-    """Share of the rows of a side, of those long enough to tell, that share a sequence with a training row."""
-    return side["overlapping"] / side["measured"] if side["measured"] else 0.0
+def overlap_share(overlap: SplitOverlap) -> float:
+    """The share of the measured rows of a split that share a sequence with a training row, 0 to 1."""
+    return overlap["overlapping"] / overlap["measured"] if overlap["measured"] else 0.0
 
 
-def _sensitive_kept(facts: Facts) -> Iterator[Notice]:
+def _sensitive_kept(facts: PrepareFacts) -> Iterator[Notice]:
     kept = [entry for entry in facts.get("sensitive", []) if entry["action"] == "keep" and entry["count"]]
     if kept:
         total, kinds = sum(entry["count"] for entry in kept), ", ".join(sorted({entry["kind"] for entry in kept}))
@@ -52,22 +49,22 @@ def _sensitive_kept(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _unusable(facts: Facts) -> Iterator[Notice]:
+def _unusable(facts: PrepareFacts) -> Iterator[Notice]:
     rules = {rule: many for rule, many in facts.get("rejected_by_reason", {}).items() if rule not in REPEATS}
     total, rows = sum(rules.values()), max(facts["rows_in"], 1)
     if total > SOME * rows:
         worst = min(rules, key=lambda name: (-rules[name], name))
-        told = f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable"
-        more = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
-        yield Notice(f"{told}{more}.", "warn", "Where the rows went")
+        sentence = f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable"
+        rule = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
+        yield Notice(f"{sentence}{rule}.", "warn", "Kept and rejected rows")
     elif facts.get("rejected", 0) > MANY * rows:
-        told = f"{percent(facts['rejected'] / rows)} of the rows were left out, nearly all because others say the same."
-        yield Notice(told, "warn", "Where the rows went")
+        share = percent(facts["rejected"] / rows)
+        yield Notice(f"{share} of the rows were left out, nearly all as duplicates.", "warn", "Kept and rejected rows")
 
 
-def _overlap(facts: Facts) -> Iterator[Notice]:
-    sides = {side: overlapping(found) for side, found in facts.get("overlap", {}).get("sides", {}).items()}
-    close = [f"{percent(share)} of the {side} rows" for side, share in sides.items() if share > CLOSE]
+def _overlap(facts: PrepareFacts) -> Iterator[Notice]:
+    shares = {split: overlap_share(measure) for split, measure in facts.get("overlap", {}).get("sides", {}).items()}
+    close = [f"{percent(share)} of the {split} rows" for split, share in shares.items() if share > CLOSE]
     if close:
         yield Notice(
             f"{' and '.join(close)} share long word sequences with training rows: a score on them partly "
@@ -77,7 +74,7 @@ def _overlap(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _conflicts(facts: Facts) -> Iterator[Notice]:
+def _conflicts(facts: PrepareFacts) -> Iterator[Notice]:
     conflicts = facts.get("conflicts", {})
     if pairs := conflicts.get("pairs"):
         cap = f", so no model can score over {percent(conflicts['cap'])}" if "cap" in conflicts else ""
@@ -89,20 +86,20 @@ def _conflicts(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _slips(facts: Facts) -> Iterator[Notice]:
+def _slips(facts: PrepareFacts) -> Iterator[Notice]:
     slips = facts.get("label_typos", [])
     if slips:
         first = slips[0]
         more = f", and {count(len(slips) - 1, 'more pair')} like it" if len(slips) > 1 else ""
         yield Notice(
-            f"The label “{first['label']}” ({count(first['count'], 'row')}) may be a slip for “{first['likely']}”"
+            f"The label “{first['label']}” ({count(first['count'], 'row')}) may be a misspelling of “{first['likely']}”"
             f" ({first['likely_count']:,}){more}.",
             "warn",
             "Labels",
         )
 
 
-def _few_test_rows(facts: Facts) -> Iterator[Notice]:
+def _few_test_rows(facts: PrepareFacts) -> Iterator[Notice]:
     few = labels_with_few_test_rows(facts)
     if few:
         names = ", ".join(f"“{name[:60]}”" for name in few[:3]) + (", …" if len(few) > 3 else "")
@@ -114,18 +111,7 @@ def _few_test_rows(facts: Facts) -> Iterator[Notice]:
         )
 
 
-def _odd_answers(facts: Facts) -> Iterator[Notice]:
+def _odd_answers(facts: PrepareFacts) -> Iterator[Notice]:
     odd = [f"{many:,} {name}" for name, many in facts.get("odd_answers", {}).items() if many]
     if odd:
         yield Notice(f"Some rows were kept whose answer teaches nothing: {', '.join(odd)}.", "warn", "Odd answers")
-
-
-def _too_long(facts: Facts) -> Iterator[Notice]:
-    tokens = facts.get("tokens", {})
-    if over := tokens.get("over_length"):
-        yield Notice(
-            f"{count(over, 'training row')} {either(over, 'is', 'are')} longer than the {tokens['max_length']:,} "
-            "tokens of finetune.max_length: finetune.too_long decides what becomes of them.",
-            "warn",
-            "Lengths",
-        )

@@ -1,4 +1,4 @@
-"""What `prepare` found, as a page for people: what to look at first, then where every row went.
+"""The report of `prepare` as a page: notices first, then the fate of every row.
 
 It reads the dictionary that becomes the manifest's metrics, and leaves out what that does not hold.
 Rows are named by file and number; of their texts only labels and short answers are shown.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from slmctl.metrics.statistics import wilson
 from slmctl.reports import html_page, svg_chart
@@ -28,9 +27,11 @@ from slmctl.reports.html_page import (
 )
 from slmctl.reports.svg_chart import Bar
 from slmctl.stages.prepare import report_findings
+from slmctl.stages.prepare.facts import OverlapFacts, PrepareFacts, SplitFacts
+from slmctl.stages.prepare.fates import Place
 from slmctl.task.records import SPLITS
 
-Facts = dict[str, Any]
+Cells = list[list[str | Cell]]
 
 FILENAME = "report.html"
 SHOWN = 24  # labels or reasons that a chart shows
@@ -52,16 +53,16 @@ SEQUENCE = (
 )
 
 
-def write(out: Path, facts: Facts) -> None:
+def write(out: Path, facts: PrepareFacts) -> None:
     """Write `report.html` into `out`.
 
     Args:
-        facts: `rows_in`, the rows of each side and whatever else is known, as in the manifest's metrics.
+        facts: The metrics of the manifest; sections on missing ones are left out.
     """
     html_page.write(out / FILENAME, _page(facts))
 
 
-def _page(facts: Facts) -> html_page.Page:
+def _page(facts: PrepareFacts) -> html_page.Page:
     notices = list(report_findings.notices(facts))
     tones = {notice.tone for notice in notices}
     if len(notices) > 1:
@@ -70,7 +71,7 @@ def _page(facts: Facts) -> html_page.Page:
         lead = notices[0].text if notices else "Nothing in them asks for a decision before training."
     sections = (_rows, _sources, _labels, _answers, _sensitive, _same, _held_out, _lengths)
     return html_page.Page(
-        kicker=" · ".join(["Data set", *filter(None, [facts.get("project"), facts.get("task")])]),
+        kicker=" · ".join(["Data set", *([facts["task"]] if "task" in facts else [])]),
         headline=f"{_kept(facts):,} of {count(facts['rows_in'], 'row')} can be used: "
         f"{facts.get('train', 0):,} to train on, {facts.get('test', 0):,} to measure with",
         lead=lead,
@@ -82,7 +83,7 @@ def _page(facts: Facts) -> html_page.Page:
     )
 
 
-def _figures(facts: Facts) -> Iterator[Figure]:
+def _figures(facts: PrepareFacts) -> Iterator[Figure]:
     left_out, sources = facts.get("rejected", 0), len(facts.get("sources", [])) or 1
     yield Figure("Rows that came in", count(facts["rows_in"]), f"from {count(sources, 'source')}")
     share = percent(left_out / max(facts["rows_in"], 1))
@@ -90,27 +91,29 @@ def _figures(facts: Facts) -> Iterator[Figure]:
     if test := facts.get("test", 0):
         yield Figure("Margin of a score", _margin(test), f"points, {test:,} test rows, 90% right")
     if labels := facts.get("labels"):
-        sizes = [sum(sides.values()) for sides in labels.values()]
+        sizes = [sum(splits.values()) for splits in labels.values()]
         yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
     conflicts = facts.get("conflicts", {})
     if conflicts.get("pairs") and "cap" in conflicts:
-        told = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
-        yield Figure("No model scores over", percent(conflicts["cap"]), told, "warn" if conflicts["cap"] < 0.99 else "")
+        pairs = f"{count(conflicts['pairs'], 'pair')} of like inputs with different answers"
+        yield Figure(
+            "No model scores over", percent(conflicts["cap"]), pairs, "warn" if conflicts["cap"] < 0.99 else ""
+        )
     if "sensitive" in facts:
         rows = facts.get("sensitive_rows")
-        told = "found by rules" if rows is None else f"in {count(rows, 'row')}, found by rules"
-        yield Figure("Personal data", count(sum(entry["count"] for entry in facts["sensitive"])), told)
+        where = "found by rules" if rows is None else f"in {count(rows, 'row')}, found by rules"
+        yield Figure("Personal data", count(sum(entry["count"] for entry in facts["sensitive"])), where)
     if tokens := facts.get("tokens"):
         total = tokens["total"]
         large = f"{total / 1e6:.1f} M" if total >= 1e6 else f"{total:,}"
         yield Figure("Tokens to train on", large, f"median {tokens['median']:,}, longest {tokens['max']:,} a row")
 
 
-def _rows(facts: Facts) -> PageSection:
-    bars = [Bar(side, facts.get(side, 0), colour=COLOURS[side]) for side in SPLITS]
+def _rows(facts: PrepareFacts) -> PageSection:
+    bars = [Bar(split, rows, colour=COLOURS[split]) for split, rows in rows_by_split(facts).items()]
     bars.append(Bar("left out", facts.get("rejected", 0), colour=COLOURS["left out"]))
     blocks: list[Block] = [
-        Chart("Every row is on one side, or left out", svg_chart.stack(bars, title="Rows by side"), _sum(facts))
+        Chart("Every row is in one split, or left out", svg_chart.stack(bars, title="Rows by split"), _sum(facts))
     ]
     rules = sorted(facts.get("rejected_by_reason", {}).items(), key=lambda item: (-item[1], item[0]))
     if rules:
@@ -118,14 +121,14 @@ def _rows(facts: Facts) -> PageSection:
         blocks.append(Chart("Why rows were left out", svg_chart.bars(bars, title="Rows left out by reason")))
         places, total = facts.get("examples", {}), max(facts["rows_in"], 1)
         rows = [[rule, _places(places.get(rule, [])[:3]), f"{many:,}", percent(many / total)] for rule, many in rules]
-        told = "rejected.jsonl names every row that was left out, and why."
+        note = "rejected.jsonl names every row that was left out, with the reason."
         blocks.append(
-            Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=told)
+            Table("Reasons, with places to look at", ["reason", "for example", "rows", "of all"], rows, 2, note=note)
         )
-    return PageSection("Where the rows went", blocks, _how(facts.get("splits", {})))
+    return PageSection("Kept and rejected rows", blocks, _split_sentence(facts.get("splits", {})))
 
 
-def _places(entries: Sequence[dict[str, Any]]) -> str:
+def _places(entries: Sequence[Place]) -> str:
     """`tickets.csv rows 17, 90; more.csv row 3`."""
     rows: dict[str, list[str]] = {}
     for entry in entries:
@@ -133,43 +136,43 @@ def _places(entries: Sequence[dict[str, Any]]) -> str:
     return "; ".join(f"{file} {either(len(some), 'row', 'rows')} {', '.join(some)}" for file, some in rows.items())
 
 
-def _sum(facts: Facts) -> str:
+def _sum(facts: PrepareFacts) -> str:
     kept, left_out, total = _kept(facts), facts.get("rejected", 0), facts["rows_in"]
-    told = f"{kept:,} kept + {left_out:,} left out = {kept + left_out:,}"
-    return f"{told} rows, all that came in." if kept + left_out == total else f"{told} rows, but {total:,} came in."
+    terms = f"{kept:,} kept + {left_out:,} left out = {kept + left_out:,}"
+    return f"{terms} rows, all that came in." if kept + left_out == total else f"{terms} rows, but {total:,} came in."
 
 
-def _how(splits: Facts) -> str:
-    """How the sides were drawn, in a sentence."""
+def _split_sentence(splits: SplitFacts) -> str:
+    """The rule by which the rows were split, as a sentence."""
     column, later = splits.get("column"), "follow from a hash, so rows added later move none of these."
     match splits.get("by"):
         case "time":
-            since = "; ".join(f"{side} from {moment}" for side, moment in splits.get("boundaries", {}).items())
-            return f"Sides follow the time{f' in “{column}”' if column else ' of the rows'}: {since}."
+            since = "; ".join(f"{split} from {moment}" for split, moment in splits.get("boundaries", {}).items())
+            return f"Splits follow the time{f' in “{column}”' if column else ' of the rows'}: {since}."
         case "group":
             sizes = ""
             if "groups" in splits:
                 sizes = f" ({count(splits['groups'], 'group')}, the largest of {count(splits['largest_group'], 'row')})"
-            return f"Rows of one “{column or 'group'}” stay on one side{sizes}. Sides {later}"
+            return f"Rows of one “{column or 'group'}” stay in one split{sizes}. Splits {later}"
         case "content":
-            return f"Sides {later}"
+            return f"Splits {later}"
     return ""
 
 
-def _sources(facts: Facts) -> PageSection:
-    rows = []
+def _sources(facts: PrepareFacts) -> PageSection:
+    rows: Cells = []
     for source in facts.get("sources", []):
         many, left_out = source.get("rows_in", 0), source.get("rejected", 0)
         figures = [f"{many:,}", f"{left_out:,}", percent(left_out / many)] if many else ["", "", ""]
         digest = Cell(source["sha256"][:12], title=source["sha256"])
         rows.append([source["file"], source.get("shape") or "", source.get("split") or "by rule", digest, *figures])
-    head = ["file", "shape", "side", "sha256", "rows", "left out", "share"]
-    return PageSection("Sources", [Table("What was read", head, rows, 4)] if rows else [])
+    head = ["file", "format", "split", "sha256", "rows", "left out", "share"]
+    return PageSection("Sources", [Table("Sources", head, rows, 4)] if rows else [])
 
 
-def _labels(facts: Facts) -> PageSection:
+def _labels(facts: PrepareFacts) -> PageSection:
     labels = facts.get("labels") or {}
-    sizes = {name: sum(sides.values()) for name, sides in labels.items()}
+    sizes = {name: sum(splits.values()) for name, splits in labels.items()}
     order = sorted(sizes, key=lambda name: (-sizes[name], name))
     if not order:
         return PageSection("Labels", [])
@@ -179,42 +182,47 @@ def _labels(facts: Facts) -> PageSection:
         blocks.append(Chart("Rows by label", svg_chart.bars(bars, title="Rows by label", width=2 * svg_chart.WIDTH)))
     else:
         some = SHOWN // 2
-        for told, part in (
+        for title, part in (
             (f"The {some} most frequent labels", bars[:some]),
             (f"The {some} rarest labels", bars[-some:]),
         ):
-            blocks.append(Chart(told, svg_chart.bars(part, title=told, most=bars[0].value)))
+            blocks.append(Chart(title, svg_chart.bars(part, title=title, most=bars[0].value)))
     if slips := facts.get("label_typos"):
         rows = [[t["label"], t["likely"], f"{t['count']:,}", f"{t['likely_count']:,}"] for t in slips]
-        blocks.append(Table("Labels that may be slips", ["label", "perhaps meant", "rows", "rows of that"], rows, 2))
+        blocks.append(
+            Table("Labels that may be misspelled", ["label", "perhaps meant", "rows", "rows of that"], rows, 2)
+        )
     total = sum(sizes.values()) or 1
-    table = [[name, *(_on_side(labels[name], side) for side in SPLITS), percent(sizes[name] / total)] for name in order]
-    caption = f"{count(len(order), 'label')} by side"
+    table: Cells = [
+        [name, *(_rows_in(labels[name], split) for split in SPLITS), percent(sizes[name] / total)] for name in order
+    ]
+    caption = f"{count(len(order), 'label')} by split"
     blocks.append(Table(caption, ["label", *SPLITS, "of all"], table, folded=len(order) > SHOWN // 2))
     share = percent(sizes[order[0]] / total)
     return PageSection("Labels", blocks, f"Always answering “{order[0]}” would be right for {share} of the rows.")
 
 
-def _on_side(sides: dict[str, int], side: str) -> Cell:
-    few = side == "test" and sides.get(side, 0) < report_findings.FEW
+def _rows_in(rows: dict[str, int], split: str) -> Cell:
+    """The rows of a label in a split, marked where a test of it would say little."""
+    few = split == "test" and rows.get(split, 0) < report_findings.FEW
     return Cell(
-        f"{sides.get(side, 0):,}", "warn" if few else "", f"fewer than {report_findings.FEW} rows" if few else ""
+        f"{rows.get(split, 0):,}", "warn" if few else "", f"fewer than {report_findings.FEW} rows" if few else ""
     )
 
 
-def _answers(facts: Facts) -> PageSection:
+def _answers(facts: PrepareFacts) -> PageSection:
     rows = [[name, f"{many:,}"] for name, many in facts.get("odd_answers", {}).items() if many]
     return PageSection(
         "Odd answers", [Table("Rows kept although their answer is", ["answer", "rows"], rows)] if rows else []
     )
 
 
-def _sensitive(facts: Facts) -> PageSection:
+def _sensitive(facts: PrepareFacts) -> PageSection:
     title = "Personal data and secrets"
     if "sensitive" not in facts:
         return PageSection(title, [])
     entries = sorted(facts["sensitive"], key=lambda e: (-e["count"], e["kind"], e["rule"], e["column"]))
-    rows = [
+    rows: Cells = [
         [
             e["kind"],
             e["rule"],
@@ -224,32 +232,32 @@ def _sensitive(facts: Facts) -> PageSection:
         ]
         for e in entries
     ]
-    head = ["kind", "rule", "column", "what was done", "found"]
+    head = ["kind", "rule", "column", "action", "findings"]
     blocks: list[Block] = [Table("Findings, counted: no value is shown", head, rows, 4)] if rows else []
     searched = ", ".join(facts.get("sensitive_searched", []))
     lead = (f"Searched for: {searched}." if searched else "") + ("" if rows else " Nothing was found.")
     return PageSection(title, [*blocks, Notice(UNSEEN, "warn")], lead.strip())
 
 
-def _same(facts: Facts) -> PageSection:
+def _same(facts: PrepareFacts) -> PageSection:
     return PageSection("Duplicates and conflicts", [*_duplicates(facts), *_conflicts(facts)])
 
 
-def _duplicates(facts: Facts) -> Iterator[Block]:
-    found = facts.get("duplicates")
-    if found:
-        names = (("the same", "exact"), ("nearly the same", "near"))
-        bars = [Bar(name, found.get(key, 0), f"{found.get(key, 0):,}") for name, key in names]
-        told = f"The same: {DONE.get(found.get('policy', ''), 'counted')}."
-        if "threshold" in found:
-            done = DONE.get(found.get("near_policy", ""), "counted")
-            told += f" Nearly the same, from a similarity of {found['threshold']:g}: {done}."
-        yield Chart("Rows whose input came before", svg_chart.bars(bars, title="Duplicates"), told)
+def _duplicates(facts: PrepareFacts) -> Iterator[Block]:
+    repeats = facts.get("duplicates")
+    if repeats:
+        rows = (("the same", repeats.get("exact", 0)), ("nearly the same", repeats.get("near", 0)))
+        bars = [Bar(name, many, f"{many:,}") for name, many in rows]
+        caption = f"The same: {DONE.get(repeats.get('policy', ''), 'counted')}."
+        if "threshold" in repeats:
+            done = DONE.get(repeats.get("near_policy", ""), "counted")
+            caption += f" Nearly the same, from a similarity of {repeats['threshold']:g}: {done}."
+        yield Chart("Rows whose input came before", svg_chart.bars(bars, title="Duplicates"), caption)
 
 
-def _conflicts(facts: Facts) -> Iterator[Block]:
-    found = facts.get("conflicts", {})
-    examples = found.get("examples", [])
+def _conflicts(facts: PrepareFacts) -> Iterator[Block]:
+    conflicts = facts.get("conflicts", {})
+    examples = conflicts.get("examples", [])
     labels = Counter(tuple(sorted(e["answers"])) for e in examples if all(e["answers"]))
     if labels:
         order = sorted(labels, key=lambda pair: (-labels[pair], pair))
@@ -258,35 +266,35 @@ def _conflicts(facts: Facts) -> Iterator[Block]:
         yield Table(title, head, rows[: SHOWN // 3], 2, total=len(rows))
     if not examples:
         return
-    if "cap" in found:
-        yield Notice(f"Whatever a model answers, {percent(1 - found['cap'], 2)} of the rows stay wrong.", "warn")
+    if "cap" in conflicts:
+        yield Notice(f"Whatever a model answers, {percent(1 - conflicts['cap'], 2)} of the rows stay wrong.", "warn")
     head, rows = ["row", "nearly the same row", "similarity"], []
     for e in examples:
         places, alike = [place(e["first"]), place(e["second"])], f"{e['similarity']:.2f}"
         rows.append([places[0], e["answers"][0], places[1], e["answers"][1], alike] if labels else [*places, alike])
     if labels:  # answers that are no labels are texts of rows, and not shown
         head = ["row", "its answer", "nearly the same row", "its answer", "similarity"]
-    total, folded = found.get("pairs"), len(rows) > SHOWN
+    total, folded = conflicts.get("pairs"), len(rows) > SHOWN
     yield Table("Conflicts to settle", head, rows, len(head) - 1, total=total, folded=folded)
 
 
-def _held_out(facts: Facts) -> PageSection:
+def _held_out(facts: PrepareFacts) -> PageSection:
     near = facts.get("near_held_out", {})
     blocks: list[Block] = []
     rows = [
-        [side, PURPOSE[side], f"{facts[side]:,}", "" if side == "train" else _margin(facts[side])]
-        for side in SPLITS
-        if side in facts
+        [split, PURPOSE[split], f"{many:,}", "" if split == "train" else _margin(many)]
+        for split, many in rows_by_split(facts).items()
+        if split in facts
     ]
     if rows:
-        head = ["side", "purpose", "rows", "margin of a score, points"]
-        blocks.append(Table("What the sides are for", head, rows, 2, note="Margins: 95%, where 90% are right."))
+        head = ["split", "purpose", "rows", "margin of a score, points"]
+        blocks.append(Table("Purpose of the splits", head, rows, 2, note="Margins: 95%, where 90% are right."))
     blocks += _overlap(facts.get("overlap", {}))
     if near.get("examples"):
         rows = [
             [place(e["row"]), place(e["near"]), e.get("side", ""), f"{e['similarity']:.2f}"] for e in near["examples"]
         ]
-        head, total = ["training row", "held-out row it is near", "side", "similarity"], near.get("left_out")
+        head, total = ["training row", "held-out row it is near", "split", "similarity"], near.get("left_out")
         blocks.append(Table("Left out of the training", head, rows, 3, total=total, folded=len(rows) > SHOWN // 2))
     lead = ""
     if many := near.get("left_out"):
@@ -298,19 +306,20 @@ def _held_out(facts: Facts) -> PageSection:
     return PageSection("Held-out rows", blocks, lead)
 
 
-def _overlap(overlap: Facts) -> Iterator[Block]:
-    gate, rows = overlap.get("gate"), []
-    for side, found in overlap.get("sides", {}).items():
-        share = report_findings.overlapping(found)
+def _overlap(overlap: OverlapFacts) -> Iterator[Block]:
+    gate = overlap.get("gate")
+    rows: Cells = []
+    for split, measure in overlap.get("sides", {}).items():
+        share = report_findings.overlap_share(measure)
         tone: html_page.Tone = "" if gate is None else "bad" if share > gate else "good"
-        figures = [f"{found[key]:,}" for key in ("measured", "too_short", "overlapping")]
-        rows.append([side, *figures, Cell(percent(share, 2), tone), "" if gate is None else percent(gate, 2)])
+        figures = [f"{many:,}" for many in (measure["measured"], measure["too_short"], measure["overlapping"])]
+        rows.append([split, *figures, Cell(percent(share, 2), tone), "" if gate is None else percent(gate, 2)])
     if rows:
-        head = ["side", "rows measured", "too short to measure", "share a sequence", "share", "gate"]
+        head = ["split", "rows measured", "too short to measure", "share a sequence", "share", "gate"]
         yield Table("Overlap with the training rows", head, rows, note=SEQUENCE)
     examples = [[e.get("side", ""), place(e["row"]), place(e["near"])] for e in overlap.get("examples", [])]
     if examples:
-        head = ["side", "row", "training row"]
+        head = ["split", "row", "training row"]
         yield Table("Rows that share a sequence", head, examples, 3, folded=True)
 
 
@@ -320,36 +329,39 @@ def _margin(rows: int) -> str:
     return f"±{50 * (high - low):.1f}"
 
 
-def _lengths(facts: Facts) -> PageSection:
+def _lengths(facts: PrepareFacts) -> PageSection:
     tokens = facts.get("tokens")
     if not tokens:
         return PageSection("Lengths", [])
     quantiles = {float(share): value for share, value in tokens.get("quantiles", {}).items()}
     blocks: list[Block] = []
     if histogram := tokens.get("histogram"):
-        most = tokens.get("max_length")
         strip = [quantiles[share] for share in (0.05, 0.25, 0.5, 0.75, 0.95) if share in quantiles]
         drawn = svg_chart.histogram(
-            histogram["edges"], histogram["counts"], title="Lengths of the training rows", unit="tokens", strip=strip,
-            limit=(most, f"max_length {most:,}") if most else None,
+            histogram["edges"], histogram["counts"], title="Lengths of the training rows", unit="tokens", strip=strip
         )  # fmt: skip
-        told = "The strip: median, the middle half, and 5% to 95%." if len(strip) == 5 else ""
-        blocks.append(Chart("Training rows by length", drawn, told))
+        caption = "The strip: median, the middle half, and 5% to 95%." if len(strip) == 5 else ""
+        blocks.append(Chart("Training rows by length", drawn, caption))
     marks = sorted(quantiles.items()) or [(0.5, tokens["median"]), (0.95, tokens["p95"]), (1.0, tokens["max"])]
     rows = [["all" if share == 1 else f"{share:.0%}", f"{value:,}"] for share, value in marks]
     blocks.append(Table("So many rows are no longer than", ["share of rows", "tokens"], rows, half=True))
     whose = f"of {facts['base']}" if facts.get("base") else "of the base model"
     lead = f"Prompt and answer together, {tokens['total']:,} tokens in all, counted with the tokenizer {whose}."
     if longer := tokens.get("longer_than"):
-        told = ", ".join(f"{over:,} over {int(limit):,}" for limit, over in longer.items() if over)
-        lead += f" Long rows: {told}." if told else ""
-    if tokens.get("max_length"):
-        over = tokens.get("over_length", 0)
-        lead += (
-            f" {either(over, '1 row is', f'{over:,} rows are') if over else 'None is'} over {tokens['max_length']:,}."
-        )
+        over_limits = ", ".join(f"{over:,} over {int(limit):,}" for limit, over in longer.items() if over)
+        lead += f" Long rows: {over_limits}." if over_limits else ""
     return PageSection("Lengths", blocks, lead)
 
 
-def _kept(facts: Facts) -> int:
-    return sum(facts.get(side, 0) for side in SPLITS)
+def _kept(facts: PrepareFacts) -> int:
+    return sum(rows_by_split(facts).values())
+
+
+def rows_by_split(facts: PrepareFacts) -> dict[str, int]:
+    """The number of records of each split, 0 where the facts lack it."""
+    return {
+        "train": facts.get("train", 0),
+        "validation": facts.get("validation", 0),
+        "calibration": facts.get("calibration", 0),
+        "test": facts.get("test", 0),
+    }

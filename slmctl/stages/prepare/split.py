@@ -1,4 +1,4 @@
-"""Which side of the split a record is on: a matter of its own content, its group or its time, never of other rows."""
+"""The split of a record: it follows from its own content, its group or its time, never from other rows."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ HELD_OUT = ("test", "calibration", "validation")  # in the order in which they t
 
 
 def position_of(key: str) -> float:
-    """Where between 0 and 1 a group or a normalised text falls; evenly spread, and for ever the same."""
+    """The position between 0 and 1 of a group or a normalised text: evenly spread, and the same in every run."""
     raw = hashlib.sha256(f"split/{key}".encode("utf-8", "surrogatepass")).digest()
     return float(int.from_bytes(raw[:8]) / 2**64)
 
 
 def assign(
-    splits: Splits, places: np.ndarray, moments: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    splits: Splits, positions: np.ndarray, moments: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
-    """The side of each record, `(n,)`, as an index into `records.SPLITS`.
+    """The split of each record, `(n,)`, as an index into `records.SPLITS`.
 
-    A record falls at a place between 0 and 1, and each held-out side takes its share from the
+    A record falls at a position between 0 and 1, and each held-out split takes its share from the
     bottom, the same share of every label or one that the config sets for a label. New rows move no
-    old one, and the sides of each label are of the sizes asked for but for chance.
+    old one, and the splits of each label have the sizes of the config but for chance.
 
     Args:
-        places: `(n,)`, of `place`.
+        splits: The shares, or the times.
+        positions: `(n,)`, of `position_of`.
         moments: `(n,)`, seconds since 1970; used when the split is by time.
         labels: `(n,)`, indices into `names`, -1 for none.
+        names: The labels.
     """
     if splits.time is not None:
         return _by_time(splits, moments)
     limits = np.zeros((len(names) + 1, len(HELD_OUT)))  # the last row is of records without a label
     for row, name in enumerate([*names, None]):
         shares = splits.labels.get(name, splits) if name is not None else splits
-        limits[row] = np.cumsum([getattr(shares, side) for side in HELD_OUT])
+        limits[row] = np.cumsum([getattr(shares, split) for split in HELD_OUT])
     of_label = limits[labels]
-    found = np.full(len(places), SPLITS.index("train"), dtype=np.int8)
+    assigned = np.full(len(positions), SPLITS.index("train"), dtype=np.int8)
     for k in reversed(range(len(HELD_OUT))):
-        found[places < of_label[:, k]] = SPLITS.index(HELD_OUT[k])
-    return found
+        assigned[positions < of_label[:, k]] = SPLITS.index(HELD_OUT[k])
+    return assigned
 
 
 def _by_time(splits: Splits, moments: np.ndarray) -> np.ndarray:
-    found = np.full(len(moments), SPLITS.index("train"), dtype=np.int8)
-    starts = sorted((moment(getattr(splits.time, side)).timestamp(), side) for side in HELD_OUT)
-    for start, side in starts:
-        found[moments >= start] = SPLITS.index(side)
-    return found
+    assigned = np.full(len(moments), SPLITS.index("train"), dtype=np.int8)
+    starts = sorted((moment(getattr(splits.time, split)).timestamp(), split) for split in HELD_OUT)
+    for start, split in starts:
+        assigned[moments >= start] = SPLITS.index(split)
+    return assigned

@@ -1,8 +1,8 @@
-"""How long records are in the base's tokens, without tokenizing again what they all share.
+"""Lengths of records in the base's tokens; what all records share is tokenized once.
 
 Tokenizing costs more than anything else that is done to a row. A tokenizer cuts a text at control tokens
-before it does anything else, so what a chat template puts before the last one in front of a question, and
-what follows the first one after it, are counted apart: once for all rows, and once an answer.
+before it does anything else, so the part of a chat template before the last one in front of a question, and
+the part from the first one after it, are counted apart: once for all rows, and once for each answer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from slmctl.errors import DataError
+from slmctl.task.chat_template import TemplateRefusedError
 from slmctl.task.contract import Task
-from slmctl.task.records import Record
+from slmctl.task.records import Record, RowRejectedError
 
 REMEMBERED = 4096  # answers whose length is kept
 _MARK = "\x00"
@@ -29,10 +30,10 @@ class PromptFrame:
 
     Attributes:
         head_length: Tokens of the head.
-        lead: What stands before the question from the last control token on.
-        follow: What stands behind it up to the next control token.
+        lead: The text before the question, from the last control token on.
+        follow: The text behind it, up to the next control token.
         tail: The rest, which an answer continues.
-        roles: Of a record that has this form.
+        roles: The roles of a record that has this form.
     """
 
     head_length: int
@@ -40,6 +41,14 @@ class PromptFrame:
     follow: str
     tail: str
     roles: list[str]
+
+
+@dataclass(frozen=True)
+class CountableText:
+    """A text whose tokens are to be counted, and the number of tokens that stand around it."""
+
+    text: str
+    around: int
 
 
 class TokenCounter:
@@ -51,40 +60,49 @@ class TokenCounter:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tails: dict[str, int] = {}
-        self._frame = self._framed()
+        self._frame = self._find_frame()
 
-    def of(self, records: Sequence[Record]) -> np.ndarray:
+    def countable(self, record: Record) -> CountableText:
+        """The part of a record's text that is its own.
+
+        Raises:
+            RowRejectedError: The base's chat template refuses the conversation.
+        """
+        frame = self._frame
+        if frame is not None and self._fits(frame, record):
+            text = frame.lead + self._task.defused(record.messages[-2]["content"]) + frame.follow
+            return CountableText(text, frame.head_length + self._tail_length(frame, record.answer))
+        try:
+            prompt = self._task.prompt(record.prompt_messages, tools=record.tools)
+        except TemplateRefusedError as error:
+            raise RowRejectedError("chat template", error.message) from None
+        return CountableText(prompt + self._task.defused(record.answer) + self._task.end, 0)
+
+    def count(self, texts: Sequence[CountableText]) -> np.ndarray:
         """The tokens of each record, `(n,)`."""
-        texts, ends = [], np.zeros(len(records), dtype=np.int32)
-        for k, record in enumerate(records):
-            frame = self._frame if self._fits(record) else None
-            if frame is None:
-                prompt = self._task.prompt(record.prompt_messages, tools=record.tools)
-                texts.append(prompt + self._task.defused(record.answer) + self._task.end)
-            else:
-                texts.append(frame.lead + self._task.defused(record.messages[-2]["content"]) + frame.follow)
-                ends[k] = frame.head_length + self._tail(frame, record.answer)
-        return ends + np.array(self._count(texts), dtype=np.int32)
+        around = np.array([text.around for text in texts], dtype=np.int32)
+        return around + np.array(self._token_counts([text.text for text in texts]), dtype=np.int32)
 
-    def _fits(self, record: Record) -> bool:
-        if self._frame is None or record.tools or [m["role"] for m in record.messages] != self._frame.roles:
+    def _fits(self, frame: PromptFrame, record: Record) -> bool:
+        if record.tools or [message["role"] for message in record.messages] != frame.roles:
             return False
         question = record.messages[-2]["content"]
-        # a template may strip a question, and a system prompt that a row brought is not the task's
+        # a template may strip a question, and a system prompt of the row's own is not the task's
         return question == question.strip() and record.messages[0]["content"] == (self._task.system or question)
 
-    def _tail(self, frame: PromptFrame, answer: str) -> int:
+    def _tail_length(self, frame: PromptFrame, answer: str) -> int:
         if answer not in self._tails:
             if len(self._tails) == REMEMBERED:
                 self._tails.clear()
-            (self._tails[answer],) = self._count([frame.tail + self._task.defused(answer) + self._task.end])
+            tail = frame.tail + self._task.defused(answer) + self._task.end
+            (self._tails[answer],) = self._token_counts([tail])
         return self._tails[answer]
 
-    def _count(self, texts: list[str]) -> list[int]:
-        return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def _token_counts(self, texts: list[str]) -> list[int]:
+        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _framed(self) -> PromptFrame | None:
-        """None where the template does more than put a question into its place, or the parts do not add up."""
+    def _find_frame(self) -> PromptFrame | None:
+        """The frame; None where the template changes a question, or the parts do not add up."""
         task = self._task
         try:
             before, _, after = task.prompt(task.messages(_MARK)).partition(_MARK)
@@ -92,17 +110,17 @@ class TokenCounter:
         except DataError:  # it wants another conversation, as a row may have
             return None
         cut = max((before.rfind(token) for token in task.special_tokens), default=-1)
-        found = [place for token in task.special_tokens if (place := after.find(token)) >= 0]
-        if cut < 0 or not found:
+        stops = [place for token in task.special_tokens if (place := after.find(token)) >= 0]
+        if cut < 0 or not stops:
             return None
         frame = PromptFrame(
-            head_length=self._count([before[:cut]])[0],
+            head_length=self._token_counts([before[:cut]])[0],
             lead=before[cut:],
-            follow=after[: min(found)],
-            tail=after[min(found) :],
+            follow=after[: min(stops)],
+            tail=after[min(stops) :],
             roles=[*(["system"] if task.system else []), "user", "assistant"],
         )
         answered = [f"{text}{probe}{task.end}" for text, probe in zip(whole, _PROBES, strict=True)]
         parts = [[frame.lead + probe + frame.follow, frame.tail + probe + task.end] for probe in _PROBES]
-        adds_up = self._count(answered) == [frame.head_length + sum(self._count(part)) for part in parts]
+        adds_up = self._token_counts(answered) == [frame.head_length + sum(self._token_counts(part)) for part in parts]
         return frame if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True)) else None

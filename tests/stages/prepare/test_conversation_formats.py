@@ -10,6 +10,7 @@ import pytest
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.stages.prepare import conversation_formats
+from slmctl.task.records import RowRejectedError
 
 USER, ANSWER = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}
 TURNS = [{"from": "human", "value": "Where is it?"}, {"from": "gpt", "value": "On its way."}]
@@ -51,7 +52,7 @@ def test_alpaca_joins_instruction_and_input_and_takes_history() -> None:
 def test_columns_that_the_config_names_win_over_a_shape() -> None:
     row = {"instruction": "no", "output": "no", "body": "Where is it?", "tag": "delivery"}
     shape = conversation_formats.recognise(source(input="body", output="tag"), list(row))
-    assert (shape.name, shape.because) == ("columns", "the config names the columns")
+    assert (shape.name, shape.reason) == ("columns", "the config names the columns")
     assert [m["content"] for m in shape.read(row).messages] == ["Where is it?", "delivery"]
 
 
@@ -84,7 +85,7 @@ def test_a_template_with_an_unknown_column_is_refused_with_the_nearest() -> None
     ("turns", "rule", "reason"),
     [
         ([USER], "no answer", "the last message is of role 'user'"),
-        ([ANSWER], "empty input", "no message is the user's"),
+        ([ANSWER], "empty input", "no message is of role"),
         ([{"role": "user", "content": " "}, ANSWER], "empty input", "is empty"),
         ([USER, {"role": "assistant", "content": ""}], "empty answer", "the last message is empty"),
         ([USER, {**ANSWER, "weight": 0}], "nothing to learn", "weight 0"),
@@ -96,9 +97,9 @@ def test_a_template_with_an_unknown_column_is_refused_with_the_nearest() -> None
     ],
 )
 def test_what_is_no_conversation_is_rejected_with_its_rule(turns: Any, rule: str, reason: str) -> None:
-    with pytest.raises(DataError, match=reason) as caught:
+    with pytest.raises(RowRejectedError, match=reason) as caught:
         read({"messages": turns})
-    assert caught.value.hint == rule
+    assert caught.value.rule == rule
 
 
 def test_weights_tools_and_calls_are_kept() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from support import tiny
 
+from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import PrepareConfig
+from slmctl.config import PrepareConfig, Source
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError, GateError
 from slmctl.stages.prepare import prepare, record_reader
+from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
 
@@ -265,7 +267,7 @@ def test_personal_data_is_replaced_counted_and_nowhere_in_the_artifact(run: Any,
     pairs = [*tiny.rows(200), (f"write to {address} about it", "billing"), (f"my card {card} was charged", "billing")]
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
-    found = run(pairs, sensitive={"email": "pseudonymise", "key": key})
+    found = run(pairs, sensitive={"email": "pseudonymise", "pseudonym_key": key})
     whole = b"".join(path.read_bytes() for path in found.out.iterdir())
     assert address.encode() not in whole
     assert card.encode() not in whole
@@ -339,6 +341,61 @@ def test_a_tool_call_becomes_the_text_that_the_template_writes() -> None:
         "content": 'CALL {"name": "track", "arguments": {"order": "<\u200b|im_end|>7"}}',
     }  # fmt: skip
     assert task.prompt(before, tools=[call]).startswith("TOOLS [{")
+
+
+# A template that wants user and assistant in turns, as those of Mistral and Gemma do
+TURNS = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must "
+    "alternate') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def reading(artifacts: dict[str, Artifact], source: Source, columns: tuple[str, ...], **task: Any) -> RecordReader:
+    """A reader of one source, whose base has a template of its own."""
+    contract = Task(**{"kind": "generate", "chat_template": TURNS, "end": "<|im_end|>", **task})
+    tokenizer = artifacts["base"].path / "tokenizer.json"
+    policy = sensitive.SensitivePolicy({}, b"", "rules")
+    return RecordReader(ReadingPlan((source,), (columns,), contract, None, False, policy, tokenizer))
+
+
+def test_a_conversation_that_the_template_refuses_is_one_rejected_row(artifacts: dict[str, Artifact]) -> None:
+    user, answer = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}
+    reader = reading(artifacts, Source(path="a.jsonl"), ("messages",))
+    rows = [(1, {"messages": [user, answer]}, ""), (2, {"messages": [user, user, answer]}, ""),
+            (3, {"messages": [user, answer, user, answer]}, "")]  # fmt: skip
+    batch = reader.read(0, rows)
+    assert (batch.numbers, len(batch.tokens), len(batch.moments)) == ((1, 3), 2, 2)
+    assert [(row.number, row.rule) for row in batch.rejected] == [(2, "chat template")]
+    assert "roles must alternate" in batch.rejected[0].reason
+
+
+@pytest.mark.parametrize("depth", [99, 101, 300, 900, 5000])
+def test_json_in_a_cell_that_is_nested_deeply_costs_its_row(artifacts: dict[str, Artifact], depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    deep = {"input": "a", "output": nested, "messages": f'[{{"role": "user", "content": {nested}}}]'}
+    source = Source(path="a.csv", input="input", output="output")
+    batch = reading(artifacts, source, tuple(deep), kind="extract", schema={}).read(0, [(1, deep, "")])
+    assert [row.rule for row in batch.rejected] == (["answer is not JSON"] if depth > 100 else [])
+    batch = reading(artifacts, Source(path="a.csv"), ("messages",)).read(0, [(1, deep, "")])
+    assert len(batch.rejected) == 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"allOf": [' * 900 + "{}" + "]}" * 900, "nested too deeply"),
+        ("[]", "not a JSON Schema"),
+        ('{"type": 3}', "not a JSON Schema"),
+        ("{", "not a readable JSON Schema"),
+        (" " * 2_000_000 + "{}", "more than 1 MiB"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(run: Any, tmp_path: Path, schema: str, says: str) -> None:
+    (tmp_path / "schema.json").write_text(schema)
+    with pytest.raises(DataError, match=says):
+        run(tiny.rows(20), task={"kind": "extract", "schema": tmp_path / "schema.json"})
 
 
 # Place, time and workers change nothing

@@ -33,6 +33,10 @@ def record(*messages: tuple[str, str], tools: tuple[Any, ...] | None = None) -> 
     return Record("", tuple({"role": role, "content": content} for role, content in messages), {}, tools=tools)
 
 
+def lengths(counter: TokenCounter, *records: Record) -> list[int]:
+    return counter.count([counter.countable(record) for record in records]).tolist()
+
+
 def whole(task: Task, tokenizer: Path, one: Record) -> int:
     text = task.prompt(one.prompt_messages, tools=one.tools) + task.defused(one.answer) + task.end  # as it is trained
     return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False))
@@ -45,22 +49,22 @@ WORDS = st.text(max_size=60) | st.sampled_from(NASTY)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(WORDS, WORDS, st.booleans())
 def test_the_parts_add_up(task: Task, tokenizer: Path, question: str, answer: str, own: bool) -> None:
-    asked = [("system", task.system if own else "Another."), ("user", question), ("assistant", answer)]
-    one = record(*asked)
-    assert TokenCounter(task, tokenizer).of([one]).tolist() == [whole(task, tokenizer, one)]
+    messages = [("system", task.system if own else "Another."), ("user", question), ("assistant", answer)]
+    one = record(*messages)
+    assert lengths(TokenCounter(task, tokenizer), one) == [whole(task, tokenizer, one)]
 
 
 def test_several_turns_are_tokenized_whole(task: Task, tokenizer: Path) -> None:
     one = record(("system", task.system), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     short = record(("system", task.system), ("user", "where is it"), ("assistant", "delivery"))
-    found = TokenCounter(task, tokenizer).of([one, short, one]).tolist()
+    found = lengths(TokenCounter(task, tokenizer), one, short, one)
     assert found == [whole(task, tokenizer, each) for each in (one, short, one)]
 
 
 def test_a_template_that_changes_a_question_is_always_rendered(task: Task, tokenizer: Path) -> None:
     shouting = dataclasses.replace(task, chat_template=SHOUTS)
     one = record(("system", task.system), ("user", "where is it"), ("assistant", "delivery"))
-    lengths = TokenCounter(shouting, tokenizer)
-    assert lengths._frame is None
-    assert lengths.of([one]).tolist() == [whole(shouting, tokenizer, one)]
+    counter = TokenCounter(shouting, tokenizer)
+    assert counter._frame is None
+    assert lengths(counter, one) == [whole(shouting, tokenizer, one)]
     assert TokenCounter(task, tokenizer)._frame is not None, "the plain one is not"

@@ -1,0 +1,94 @@
+"""The files of a prepared data set beside the task contract: splits, rejected and repeated rows, fingerprints."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from slmctl.config import PrepareConfig
+from slmctl.deduplication import row_fingerprints
+from slmctl.stages.prepare.fates import KEPT, Fates, place_of, rejected_rows
+from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task.records import SPLITS, write_jsonl
+
+AT_ONCE = 8192  # records whose fingerprints are written together
+ID = slice(len(b'{"id": "'), len(b'{"id": "') + 16)  # the place of the id in a record's line
+
+
+def write(config: PrepareConfig, rows: RecordTable, fates: Fates, out: Path) -> None:
+    """Write `train.jsonl` … `test.jsonl`, `rejected.jsonl`, `repeated.jsonl` and `rows.bin` into `out`."""
+    ids = _write_splits(rows, fates, out, own_ids=any(source.id for source in config.sources))
+    _write_fingerprints(rows, fates, ids, out)
+    write_jsonl(out / "rejected.jsonl", rejected_rows(config, rows, fates))
+    _write_repeated(config, rows, fates, out)
+
+
+def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) -> np.ndarray:
+    """Write the records of each split in source order; returns the ids of all records, `(n,)`.
+
+    Where rows have ids of their own (`own_ids`), two may have the same: the later record's id gets a number.
+    """
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in SPLITS]
+        ids = np.empty(len(rows), dtype="S16")
+        used: set[bytes] = set()
+        repeats = own_ids or bool(((fates.repeats.equal >= 0) & (fates.fate == KEPT)).any())
+        for k, (line, fate, split) in enumerate(zip(rows.lines(), fates.fate, fates.splits, strict=True)):
+            ids[k] = identity = line[ID]
+            if fate != KEPT:
+                continue
+            if repeats:
+                line = line[: ID.start] + _unique_id(identity, used) + line[ID.stop :]
+            files[split].write(line + b"\n")
+    return ids
+
+
+def _unique_id(identity: bytes, used: set[bytes]) -> bytes:
+    """An id, with a number when an earlier record has it already; adds it to `used`."""
+    name, number = identity, 2
+    while name in used:
+        name = identity + b"-%d" % number
+        number += 1
+    used.add(name)
+    return name
+
+
+def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: Path) -> None:
+    """Write the hashes in which `slmctl trace` looks for a row; of a redacted record also those of its new text."""
+    changed = (rows.digests != rows.old_digests).any(axis=1)
+    with row_fingerprints.FingerprintWriter(out / row_fingerprints.FILENAME) as writer:
+        for split in row_fingerprints.SPLITS_AND_REJECTED:
+            indices = np.flatnonzero(fates.fate != KEPT) if split == "rejected" else fates.kept(split)
+            for start in range(0, len(indices), AT_ONCE):
+                part = indices[start : start + AT_ONCE]
+                names = [name.decode() for name in ids[part].tolist()]
+                writer.add(split, names, rows.old_digests[part], rows.old_compact[part])
+                redacted = part[changed[part]]
+                if len(redacted):
+                    names = [name.decode() for name in ids[redacted].tolist()]
+                    digests, compact = rows.digests[redacted], rows.spill.compact[redacted]
+                    writer.add(split, names, digests, compact, as_trained=True)
+
+
+def _write_repeated(config: PrepareConfig, rows: RecordTable, fates: Fates, out: Path) -> None:
+    """Write the records that stay although they repeat or contradict another, with the place of the other."""
+    listed = []
+    if config.duplicates.exact == "list":
+        listed.append(("duplicate", fates.repeats.equal))
+    if config.duplicates.near == "list":
+        listed.append(("near duplicate", fates.repeats.near))
+    listed.append(("conflict", fates.repeats.conflict))
+    write_jsonl(
+        out / "repeated.jsonl",
+        (
+            {
+                "rule": rule,
+                "source": place_of(config, rows, index),
+                "repeats": place_of(config, rows, int(other[index])),
+            }
+            for rule, other in listed
+            for index in np.flatnonzero(other >= 0).tolist()
+        ),
+    )

@@ -1,0 +1,294 @@
+"""The facts of a prepared data set: counts and places for the manifest and the report, never a text of a record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal, TypedDict
+
+import numpy as np
+
+from slmctl.artifacts.artifact import sha256_file
+from slmctl.config import PrepareConfig
+from slmctl.deduplication import minhash
+from slmctl.deduplication.ngram_overlap import Overlap
+from slmctl.stages.prepare import data_checks, duplicates
+from slmctl.stages.prepare.data_checks import LabelTypo, TokenFacts
+from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, Place, place_of, rejected_rows
+from slmctl.stages.prepare.record_reader import ReadingPlan
+from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task.records import SPLITS
+
+LISTED = 100  # examples of a kind that the manifest names; the files beside it name all
+PLACES = 5  # examples of a rule that the manifest names
+
+
+class SensitiveFact(TypedDict):
+    """Findings of one rule in one column, and the action of the policy on them."""
+
+    kind: str
+    rule: str
+    column: str
+    action: str
+    count: int
+
+
+class DuplicateFacts(TypedDict, total=False):
+    """Rows that repeat an earlier one, and the config's policy on them."""
+
+    policy: str
+    near_policy: str
+    exact: int
+    near: int
+    threshold: float
+
+
+class ConflictExample(TypedDict):
+    """Two records with nearly the same input and different answers; labels are named, other answers are empty."""
+
+    first: Place
+    second: Place
+    similarity: float
+    answers: list[str]
+
+
+class ConflictFacts(TypedDict, total=False):
+    """Pairs of nearly the same inputs with different answers; `cap` is the best accuracy that they allow, 0 to 1."""
+
+    pairs: int
+    rows: int
+    cap: float
+    threshold: float
+    examples: list[ConflictExample]
+
+
+class NearExample(TypedDict, total=False):
+    """A training row that was left out, and the held-out row that it is near; `side` is that row's split."""
+
+    row: Place
+    near: Place
+    side: str
+    similarity: float
+
+
+class NearHeldOutFacts(TypedDict, total=False):
+    """Training rows that were left out as nearly the same as a held-out row."""
+
+    left_out: int
+    threshold: float
+    examples: list[NearExample]
+
+
+class SplitOverlap(TypedDict):
+    """Rows of a held-out split that were measured, that share a run of words with training, that are too short."""
+
+    measured: int
+    overlapping: int
+    too_short: int
+
+
+class OverlapFacts(TypedDict, total=False):
+    """Overlap of each held-out split with the training rows; `sides` by split, `gate` is the largest share allowed."""
+
+    gate: float
+    sides: dict[str, SplitOverlap]
+    examples: list[NearExample]
+
+
+class SplitFacts(TypedDict, total=False):
+    """The rule by which rows were split: by time, content or group."""
+
+    by: Literal["time", "content", "group"]
+    boundaries: dict[str, str]
+    column: str
+    groups: int
+    largest_group: int
+
+
+class SourceFacts(TypedDict, total=False):
+    """One source: its hash, its rows, and the conversation format (`shape`) that was recognised."""
+
+    file: str
+    sha256: str
+    rows_in: int
+    rejected: int
+    shape: str
+    split: str | None
+
+
+class PrepareFacts(TypedDict, total=False):
+    """The metrics of a prepared data set, as its manifest holds them; `base` is the name that the report shows."""
+
+    task: str
+    rows_in: int
+    train: int
+    validation: int
+    calibration: int
+    test: int
+    rejected: int
+    rejected_by_reason: dict[str, int]
+    max_rejected: float
+    labels: dict[str, dict[str, int]]
+    label_typos: list[LabelTypo]
+    odd_answers: dict[str, int]
+    sensitive: list[SensitiveFact]
+    sensitive_rows: int
+    sensitive_searched: list[str]
+    duplicates: DuplicateFacts
+    conflicts: ConflictFacts
+    near_held_out: NearHeldOutFacts
+    overlap: OverlapFacts
+    splits: SplitFacts
+    tokens: TokenFacts
+    sources: list[SourceFacts]
+    examples: dict[str, list[Place]]
+    base: str
+
+
+def collect(
+    config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap], plan: ReadingPlan
+) -> PrepareFacts:
+    """The facts of a data set whose records have their splits.
+
+    Args:
+        config: The config of the stage.
+        rows: Every record that was read.
+        fates: The split of each record, or the reason why it is left out.
+        overlap: The overlap of each held-out split with the training rows.
+        plan: The sources, their columns and formats.
+    """
+    kept = {split: fates.kept(split) for split in SPLITS}
+    by_label = {split: rows.count(indices) for split, indices in kept.items()}
+    return {
+        "task": config.task.kind,
+        "rows_in": len(rows) + len(rows.rejected),
+        "train": len(kept["train"]),
+        "validation": len(kept["validation"]),
+        "calibration": len(kept["calibration"]),
+        "test": len(kept["test"]),
+        "rejected": len(rows.rejected) + fates.left_out,
+        "rejected_by_reason": fates.rules(rows),
+        "max_rejected": config.max_rejected,
+        "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(rows.labels)},
+        "label_typos": data_checks.label_typos(rows.count(np.arange(len(rows)))),
+        "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
+        "sensitive": [
+            {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
+            for (column, rule, action), count in sorted(rows.tally.counts.items())
+        ],
+        "sensitive_rows": rows.sensitive,
+        "sensitive_searched": list(config.sensitive.actions),
+        "duplicates": {
+            "policy": config.duplicates.exact,
+            "near_policy": config.duplicates.near,
+            "exact": int((fates.repeats.equal >= 0).sum()),
+            "near": int((fates.repeats.near >= 0).sum()),
+            "threshold": config.duplicates.similarity,
+        },
+        "conflicts": _conflicts(config, rows, fates),
+        "near_held_out": _near_held_out(config, rows, fates),
+        "overlap": _overlap(config, rows, overlap),
+        "splits": _splits(config, rows),
+        "tokens": data_checks.length_facts(rows.tokens[kept["train"]]),
+        "sources": _sources(config, rows, fates, plan),
+        "examples": _examples(config, rows, fates),
+    }
+
+
+def _conflicts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> ConflictFacts:
+    earlier = fates.repeats.conflict
+    conflicts = np.flatnonzero(earlier >= 0)
+    return {
+        "pairs": len(conflicts),
+        "rows": len(np.union1d(conflicts, earlier[conflicts])),
+        "cap": fates.repeats.cap,
+        "threshold": duplicates.CONFLICT,
+        "examples": [_conflict(config, rows, index, int(earlier[index])) for index in conflicts[:LISTED].tolist()],
+    }
+
+
+def _conflict(config: PrepareConfig, rows: RecordTable, index: int, other: int) -> ConflictExample:
+    return {
+        "first": place_of(config, rows, other),
+        "second": place_of(config, rows, index),
+        "similarity": _similarity(rows, index, other),
+        "answers": [rows.labels[code] if code >= 0 else "" for code in rows.label_of[[other, index]].tolist()],
+    }
+
+
+def _near_held_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> NearHeldOutFacts:
+    near = np.flatnonzero(fates.fate == NEAR_HELD_OUT)
+    return {
+        "left_out": len(near),
+        "threshold": config.duplicates.similarity,
+        "examples": [
+            {
+                "row": place_of(config, rows, index),
+                "near": place_of(config, rows, int(fates.other[index])),
+                "side": SPLITS[fates.splits[fates.other[index]]],
+                "similarity": _similarity(rows, index, int(fates.other[index])),
+            }
+            for index in near[:LISTED].tolist()
+        ],
+    }
+
+
+def _similarity(rows: RecordTable, index: int, other: int) -> float:
+    text, other_text = rows.spill.texts([index, other])
+    return round(minhash.ratio(text, other_text), 4)
+
+
+def _overlap(config: PrepareConfig, rows: RecordTable, overlap: dict[str, Overlap]) -> OverlapFacts:
+    return {
+        "gate": config.max_overlap,
+        "sides": {
+            split: {
+                "measured": measure.measured,
+                "overlapping": measure.overlapping,
+                "too_short": measure.too_short,
+            }
+            for split, measure in overlap.items()
+        },
+        "examples": [
+            {"row": place_of(config, rows, held_out), "near": place_of(config, rows, trained), "side": split}
+            for split, measure in overlap.items()
+            for held_out, trained in measure.examples
+        ],
+    }
+
+
+def _splits(config: PrepareConfig, rows: RecordTable) -> SplitFacts:
+    if config.splits.time is not None:
+        return {"by": "time", "boundaries": config.splits.time.model_dump()}
+    grouped = [source.group for source in config.sources if source.group]
+    if not grouped:
+        return {"by": "content"}
+    _, sizes = np.unique(rows.positions, return_counts=True)
+    return {"by": "group", "column": grouped[0], "groups": len(sizes), "largest_group": int(sizes.max())}
+
+
+def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: ReadingPlan) -> list[SourceFacts]:
+    count = len(config.sources)
+    left_out = np.bincount(rows.sources[fates.fate != 0], minlength=count).tolist()
+    read = np.bincount(rows.sources, minlength=count).tolist()
+    unusable = Counter(source for source, _ in rows.rejected)
+    return [
+        {
+            "file": source.title,
+            "sha256": sha256_file(source.local).removeprefix("sha256:"),
+            "rows_in": read[k] + unusable[k],
+            "rejected": left_out[k] + unusable[k],
+            "shape": conversation_format.name,
+            "split": source.split,
+        }
+        for k, (source, conversation_format) in enumerate(zip(config.sources, plan.formats(), strict=True))
+    ]
+
+
+def _examples(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, list[Place]]:
+    """A few places for each rule that rejected rows, the unusable rows first."""
+    examples: dict[str, list[Place]] = {}
+    for entry in rejected_rows(config, rows, fates):
+        places = examples.setdefault(entry["rule"], [])
+        if len(places) < PLACES:
+            places.append(entry["source"])
+    return examples

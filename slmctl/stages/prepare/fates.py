@@ -1,0 +1,180 @@
+"""The split of every record, or the reason why it is left out; and the place of every row that became none."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from slmctl.config import PrepareConfig
+from slmctl.deduplication import ngram_overlap
+from slmctl.deduplication.ngram_overlap import Overlap
+from slmctl.errors import DataError, GateError
+from slmctl.stages.prepare import duplicates, split
+from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task.records import SPLITS
+
+HELD_OUT = SPLITS[1:]
+KEPT, EQUAL, CONFLICT, NEAR, NEAR_HELD_OUT = range(5)
+RULES = {
+    EQUAL: "duplicate", CONFLICT: "conflicting duplicate", NEAR: "near duplicate", NEAR_HELD_OUT: "near a held-out row",
+}  # fmt: skip
+
+
+class Place(TypedDict):
+    """A row of a source: the file's name, and the row's number from 1."""
+
+    file: str
+    row: int
+
+
+class RejectedEntry(TypedDict):
+    """One line of `rejected.jsonl`."""
+
+    source: Place
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fates:
+    """The fate of each record, `(n,)` arrays.
+
+    Attributes:
+        fate: KEPT, or the rule that leaves it out: EQUAL, CONFLICT, NEAR or NEAR_HELD_OUT.
+        other: The record because of which it is left out, or -1.
+        splits: Indices into SPLITS.
+        repeats: The records that it repeats or contradicts.
+    """
+
+    fate: np.ndarray
+    other: np.ndarray
+    splits: np.ndarray
+    repeats: duplicates.Repeats
+
+    def kept(self, split: str) -> np.ndarray:
+        """The records of one split, as ascending indices."""
+        return np.flatnonzero((self.fate == KEPT) & (self.splits == SPLITS.index(split)))
+
+    @property
+    def left_out(self) -> int:
+        """The number of records that are in no split."""
+        return int((self.fate != KEPT).sum())
+
+    def rules(self, rows: RecordTable) -> dict[str, int]:
+        """The number of rows that each rule rejected, the most frequent rule first."""
+        counts = Counter(row.rule for _, row in rows.rejected)
+        for fate, count in Counter(self.fate.tolist()).items():
+            if fate != KEPT:
+                counts[RULES[fate]] += count
+        return dict(counts.most_common())
+
+
+def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
+    """Give every record its split, and leave out those that repeat another.
+
+    Raises:
+        DataError: No record is left for a split that the config asks for.
+    """
+    bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)
+    splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
+    splits = np.where(bound[rows.sources] >= 0, bound[rows.sources], splits)
+    answers_decide = config.task.kind != "generate"
+    repeats = duplicates.find_repeats(
+        rows, config.duplicates, bound > 0, answers_decide=answers_decide, workers=workers
+    )
+    fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
+
+    def leave_out(rule: int, indices: np.ndarray, because_of: np.ndarray) -> None:
+        indices = indices[fate[indices] == KEPT]
+        fate[indices], other[indices] = rule, because_of[indices]
+
+    if config.duplicates.exact == "drop":
+        equal = np.flatnonzero(repeats.equal >= 0)
+        agrees = rows.answers[equal] == rows.answers[repeats.equal[equal]]
+        leave_out(EQUAL, equal[agrees], repeats.equal)
+        leave_out(CONFLICT, equal[~agrees], repeats.equal)
+    if config.duplicates.near == "drop":
+        leave_out(NEAR, np.flatnonzero(repeats.near >= 0), repeats.near)
+    near = duplicates.near_held_out(rows, splits, fate == KEPT, config.duplicates.similarity, workers)
+    leave_out(NEAR_HELD_OUT, np.flatnonzero(near >= 0), near)
+    fates = Fates(fate, other, splits, repeats)
+    _require_filled(config, rows, fates)
+    return fates
+
+
+def _require_filled(config: PrepareConfig, rows: RecordTable, fates: Fates) -> None:
+    for name in SPLITS:
+        required = name == "train" or getattr(config.splits, name) > 0
+        if required and not len(fates.kept(name)):
+            reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
+            raise DataError(
+                f"no rows are left for '{name}': {len(rows) + len(rows.rejected)} came in, "
+                f"{len(rows.rejected) + fates.left_out} were left out ({reasons})",
+                hint="a data set needs some hundred usable rows",
+            )
+
+
+def measure_overlap(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
+    """The overlap of each held-out split with the training records, by split.
+
+    Raises:
+        GateError: It is above `max_overlap`.
+    """
+    train = fates.kept("train")
+    overlap = {name: ngram_overlap.measure(rows.spill, train, fates.kept(name)) for name in HELD_OUT}
+    for name, measure in overlap.items():
+        if measure.measured and measure.share > config.max_overlap:
+            held_out, trained = (place_text(config, rows, index) for index in measure.examples[0])
+            raise GateError(
+                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({measure.share:.1%}) share a run of "
+                f"words with training rows, more than max_overlap {config.max_overlap:.1%}; "
+                f"first {held_out} with {trained}",
+                hint="is a signature in every text? cut it out, group such rows, or --set prepare.max_overlap=SHARE",
+            )
+    return overlap
+
+
+def place(config: PrepareConfig, source: int, number: int) -> Place:
+    """The place of a row by its source and its number."""
+    return {"file": config.sources[source].title, "row": number}
+
+
+def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> Place:
+    """The place of the row that a record was made of."""
+    return place(config, int(rows.sources[index]), int(rows.numbers[index]))
+
+
+def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
+    """The place of a record's row as errors name it: `tickets.csv row 17`."""
+    where = place_of(config, rows, index)
+    return f"{where['file']} row {where['row']}"
+
+
+def rejected_rows(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[RejectedEntry]:
+    """Every row that is in no split, in source order, with its rule and the reason."""
+    unusable = (
+        (source, row.number, RejectedEntry(source=place(config, source, row.number), rule=row.rule, reason=row.reason))
+        for source, row in rows.rejected
+    )
+    merged = heapq.merge(unusable, _left_out(config, rows, fates), key=lambda entry: entry[:2])
+    return (entry for _, _, entry in merged)
+
+
+def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, RejectedEntry]]:
+    for index in np.flatnonzero(fates.fate != KEPT).tolist():
+        source, number = int(rows.sources[index]), int(rows.numbers[index])
+        fate, first = int(fates.fate[index]), int(fates.other[index])
+        other, label = place_text(config, rows, first), rows.label_of[first]
+        answer = f"the answer '{rows.labels[label][:60]}'" if label >= 0 else "another answer"
+        reason = {
+            EQUAL: f"same input as {other}",
+            CONFLICT: f"same input as {other}, which has {answer}",
+            NEAR: f"nearly the same as {other}",
+            NEAR_HELD_OUT: f"nearly the same as {other}, which is held out",
+        }[fate]
+        yield source, number, {"source": place(config, source, number), "rule": RULES[fate], "reason": reason}
