@@ -13,7 +13,7 @@ from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.stages.prepare import data_checks, duplicates
 from slmctl.stages.prepare.data_checks import LabelTypo, TokenFacts
-from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, Place, place_of, rejected_rows
+from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of, rejected_rows
 from slmctl.stages.prepare.record_reader import ReadingPlan
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
@@ -45,8 +45,8 @@ class DuplicateFacts(TypedDict, total=False):
 class ConflictExample(TypedDict):
     """Two records with nearly the same input and different answers; labels are named, other answers are empty."""
 
-    first: Place
-    second: Place
+    first: RowPlace
+    second: RowPlace
     similarity: float
     answers: list[str]
 
@@ -64,8 +64,8 @@ class ConflictFacts(TypedDict, total=False):
 class NearExample(TypedDict, total=False):
     """A training row that was left out, and the held-out row that it is near; `side` is that row's split."""
 
-    row: Place
-    near: Place
+    row: RowPlace
+    near: RowPlace
     side: str
     similarity: float
 
@@ -140,7 +140,7 @@ class PrepareFacts(TypedDict, total=False):
     splits: SplitFacts
     tokens: TokenFacts
     sources: list[SourceFacts]
-    examples: dict[str, list[Place]]
+    examples: dict[str, list[RowPlace]]
     base: str
 
 
@@ -284,9 +284,9 @@ def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: Readi
     ]
 
 
-def _examples(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, list[Place]]:
+def _examples(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, list[RowPlace]]:
     """A few places for each rule that rejected rows, the unusable rows first."""
-    examples: dict[str, list[Place]] = {}
+    examples: dict[str, list[RowPlace]] = {}
     for entry in rejected_rows(config, rows, fates):
         places = examples.setdefault(entry["rule"], [])
         if len(places) < PLACES:

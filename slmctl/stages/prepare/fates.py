@@ -25,7 +25,7 @@ RULES = {
 }  # fmt: skip
 
 
-class Place(TypedDict):
+class RowPlace(TypedDict):
     """A row of a source: the file's name, and the row's number from 1."""
 
     file: str
@@ -35,7 +35,7 @@ class Place(TypedDict):
 class RejectedEntry(TypedDict):
     """One line of `rejected.jsonl`."""
 
-    source: Place
+    source: RowPlace
     rule: str
     reason: str
 
@@ -139,12 +139,12 @@ def measure_overlap(config: PrepareConfig, rows: RecordTable, fates: Fates) -> d
     return overlap
 
 
-def place(config: PrepareConfig, source: int, number: int) -> Place:
+def place(config: PrepareConfig, source: int, number: int) -> RowPlace:
     """The place of a row by its source and its number."""
     return {"file": config.sources[source].title, "row": number}
 
 
-def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> Place:
+def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
     """The place of the row that a record was made of."""
     return place(config, int(rows.sources[index]), int(rows.numbers[index]))
 

@@ -28,7 +28,7 @@ from slmctl.reports.html_page import (
 from slmctl.reports.svg_chart import Bar
 from slmctl.stages.prepare import report_findings
 from slmctl.stages.prepare.facts import OverlapFacts, PrepareFacts, SplitFacts
-from slmctl.stages.prepare.fates import Place
+from slmctl.stages.prepare.fates import RowPlace
 from slmctl.task.records import SPLITS
 
 Cells = list[list[str | Cell]]
@@ -128,7 +128,7 @@ def _rows(facts: PrepareFacts) -> PageSection:
     return PageSection("Kept and rejected rows", blocks, _split_sentence(facts.get("splits", {})))
 
 
-def _places(entries: Sequence[Place]) -> str:
+def _places(entries: Sequence[RowPlace]) -> str:
     """`tickets.csv rows 17, 90; more.csv row 3`."""
     rows: dict[str, list[str]] = {}
     for entry in entries:
