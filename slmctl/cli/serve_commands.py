@@ -180,8 +180,8 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
-    api_keys.revoke(path, name)
-    terminal().say(f"revoked {name}")
+    servers = api_keys.revoke(path, name)
+    terminal().say(f"revoked {name}" + (f"; running servers told: {servers}" if servers else ""))
 
 
 @click.command()

@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, locks
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import IntegrityError, StageError, UsageError
+from slmctl.server import key_revocation
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CROSSED_OUT = "0" * 64  # in place of the hash of a key that was revoked where the file could not be written anew
 _NOBODY = hashlib.sha256(b"").hexdigest()  # what a key without a file entry is compared with
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Key:
     """One client: its name, the hash of its secret, and its own limits where it has some.
 
@@ -33,11 +40,14 @@ class Key:
         concurrency: Requests at the same time; None for the server's own limit.
     """
 
-    name: str
-    sha256: str
-    created: str
-    rate: float | None = None
-    concurrency: int | None = None
+    name: Annotated[str, Field(pattern=rf"^({NAME.pattern})?$")]
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    created: Annotated[str, Field(max_length=40)]
+    rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    concurrency: Annotated[int | None, Field(ge=1)] = None
+
+
+_Keys = TypeAdapter(list[Key])
 
 
 def add(path: Path, name: str, *, rate: float | None = None, concurrency: int | None = None) -> str:
@@ -58,18 +68,52 @@ def add(path: Path, name: str, *, rate: float | None = None, concurrency: int | 
     return secret
 
 
-def revoke(path: Path, name: str) -> None:
-    """Remove a key; a running server lets it in no longer.
+def revoke(path: Path, name: str) -> int:
+    """Remove a key; the number of running servers that were told so, each of which lets it in no longer.
+
+    A server is told first, so that revoking works where the file cannot be changed.
 
     Raises:
-        UsageError: There is none of this name.
+        UsageError: There is no key of this name.
+        StageError: The file cannot be changed: a server that starts later would let the key in.
     """
-    with _locked(path):
-        keys = read(path) if path.exists() else []
-        left = [key for key in keys if key.name != name]
-        if len(left) == len(keys):
-            raise UsageError(f"there is no key '{name}'", hint="slmctl keys list")
-        _write(path, left)
+    if not any(key.name == name for key in (read(path) if path.exists() else [])):
+        raise UsageError(f"there is no key '{name}' in {path}", hint="slmctl keys list")
+    told, silent = key_revocation.tell(path, name)
+    try:
+        _remove(path, name)
+    except OSError as error:
+        servers = "no server runs with this file" if not told + silent else f"{told} running servers refuse it already"
+        more = f", {silent} did not answer and have to be stopped" if silent else ""
+        raise StageError(
+            f"key '{name}' could not be removed from {path}: {error.strerror}; {servers}{more}, and one that starts "
+            "later would let it in",
+            hint=f"make room or make the file writable, then again: slmctl keys revoke {name}",
+        ) from None
+    return told
+
+
+def _remove(path: Path, name: str) -> None:
+    try:
+        with _locked(path):
+            _write(path, [key for key in read(path) if key.name != name])
+    except OSError as error:
+        key = next((key for key in read(path) if key.name == name), None)
+        if key is not None and not _cross_out(path, key):
+            raise error
+
+
+def _cross_out(path: Path, key: Key) -> bool:
+    """Overwrite the hash of a key in place, which needs no room on the disk; False where the file has changed."""
+    with path.open("r+b") as stream:
+        place = stream.read().find(key.sha256.encode())
+        if place < 0:
+            return False
+        stream.seek(place)
+        stream.write(CROSSED_OUT.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    return True
 
 
 def read(path: Path) -> list[Key]:
@@ -82,17 +126,23 @@ def read(path: Path) -> list[Key]:
         fields = json.loads(path.read_bytes())
         if fields["schema"] != SCHEMA:
             raise ValueError(f"schema {fields['schema']}")
-        keys = [Key(**entry) for entry in fields["keys"]]
-        if not all(re.fullmatch(r"[0-9a-f]{64}", key.sha256) and NAME.fullmatch(key.name) for key in keys):
-            raise ValueError("a hash or a name that is none")
-        return keys
+        keys = _Keys.validate_json(json.dumps(fields["keys"]))
+        if len({key.name for key in keys}) < len(keys):
+            raise ValueError("two keys have the same name")
+        return [key for key in keys if key.sha256 != CROSSED_OUT]
     except FileNotFoundError:
         raise IntegrityError(f"there is no file of keys {path}", hint="slmctl keys add NAME") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = _first_fault(error) if isinstance(error, ValidationError) else str(error)
         raise IntegrityError(
-            f"{path} cannot be read as a file of keys: {error}",
+            f"{path} cannot be read as a file of keys: {reason}",
             hint="restore it from a copy, or move it away and make new keys: slmctl keys add NAME",
         ) from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"keys.{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class KeyRing:
@@ -106,6 +156,7 @@ class KeyRing:
         self.path, self.fault = path, ""
         self._seen: tuple[int, ...] = ()
         self._keys: dict[str, Key] = {}
+        self._revoked: set[str] = set()  # hashes
         self.reload()
 
     def reload(self) -> None:
@@ -122,7 +173,14 @@ class KeyRing:
             self.reload()
         key = self._keys.get(secret.removeprefix("slm-").rpartition("-")[0])
         same = hmac.compare_digest(key.sha256 if key else _NOBODY, _hash(secret))
-        return key if same else None
+        return key if key is not None and same and key.sha256 not in self._revoked else None
+
+    def revoke(self, name: str) -> None:
+        """Let the key of this name in no longer, whatever the file says; a new key of the name is another one."""
+        if self._stamp() != self._seen:
+            self.reload()
+        if name in self._keys:
+            self._revoked.add(self._keys[name].sha256)
 
     def _stamp(self) -> tuple[int, ...]:
         try:

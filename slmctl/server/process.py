@@ -19,6 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from slmctl.errors import SlmctlError, UsageError
+from slmctl.server import key_revocation
 from slmctl.server.app import Gateway, Served, application, served_on_loopback
 from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.log import Log, ToLog
@@ -140,7 +141,10 @@ class _Server(uvicorn.Server):
         self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=served.backend.build)
         for note in served.notes:
             self._log.event("warning", message=note)
-        await self.serve(sockets=[sock])
+        with contextlib.ExitStack() as stack:
+            if served.keys is not None:
+                stack.enter_context(key_revocation.listening(served.keys.path, self._revoke))
+            await self.serve(sockets=[sock])
         if self._moving is not None:
             self._moving.cancel()
         await self._gateway.served.backend.close()
@@ -158,6 +162,11 @@ class _Server(uvicorn.Server):
         self._gateway.stop()
         asyncio.get_running_loop().call_later(grace, self._gateway.end_all)
         self.should_exit = True
+
+    def _revoke(self, name: str) -> None:
+        if (keys := self._gateway.served.keys) is not None:
+            keys.revoke(name)
+            self._log.event("key_revoked", key=name[:100])
 
     def _reload(self) -> None:
         if (keys := self._gateway.served.keys) is not None:
