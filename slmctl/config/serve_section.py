@@ -12,6 +12,8 @@ from pydantic import (
 
 from slmctl.config.fields import Formerly, Section, SourcePath, Text
 
+LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
+
 
 class Prices(Section):
     """Prices of a machine and of an API, for the break-even."""
@@ -113,6 +115,11 @@ class ServeConfig(Section):
     def _fits_together(self) -> ServeConfig:
         if (self.engine_url is None) != (self.engine_model is None):
             raise ValueError("'engine_url' and 'engine_model' come together")
+        if self.engine_url is None and self.sequences + len(self.adapters) > LLAMA_SEQUENCES:
+            raise ValueError(
+                f"'sequences' and 'adapters' are {self.sequences} and {len(self.adapters)}, and llama.cpp holds "
+                f"{LLAMA_SEQUENCES} of both"
+            )
         if self.engine_url is not None and self.adapters:
             raise ValueError("'adapters' belong to the own engine; load adapters at engine_url by its own options")
         if self.engine_url is not None and self.policy is not None:
