@@ -210,7 +210,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
 _PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-")
 _BRACKETED = ("at)", "at]", "at}", "at>", "at )", "at ]", "(@", "[@", "-at-", "*at*", "_at_", "(ät", "arroba")
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
-_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=|:) |\bpwd? ")
+_SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[dt]) ")
 
 
 def _may_hold(text: str) -> bool:
@@ -242,7 +242,7 @@ def _words_tell(text: str) -> bool:
         return True
     if "at " in text and SAID_AT.search(text):
         return True
-    named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text
+    named = "pass" in text or "key" in text or "token" in text or "kennwort" in text or "pw" in text or "p/w" in text
     if named and _SAID_IS.search(text):
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text or "bearer" in text:

@@ -1,7 +1,8 @@
 """The rule for phone numbers: international, common national forms, and any number after a word for phone.
 
 Taken are `+` or `00` with a country code in use and a length that the country has; ten digits of North America
-in groups; a leading 0 with an area code, in groups or as a mobile; groups as in Brazil, Russia, China and India;
+in groups; a leading 0 with an area code, in groups or as a mobile; groups as in Brazil, Russia, China, India, Italy,
+Spain and Poland;
 digits spelled one by one; and 7 to 15 digits that follow `tel`, `call me on` and similar words. Other digits may
 follow: a second number, a date, opening hours. Left alone are dates, amounts, and national forms that follow a word
 such as `order` or `ticket`.
@@ -30,9 +31,11 @@ _TRUNK = re.compile(rf"{_START}(?<!\d{{4}} ){_TRUNK_GROUPS}")
 _ANOTHER = re.compile(rf"(?P<gap>[ /,;|&+\n-]{{1,4}}+(?:(?>and|or|und|oder|et|ou|y|o) )?+){_TRUNK_GROUPS}")
 _STRONG_GAP = re.compile(r"\. |/ | /|\n\n| - ")
 _MOBILE = re.compile(rf"{_START}(?:07\d{{9}}|01[5-7]\d{{8,9}}|0[67]\d{{8}}|04\d{{8}}){_END}")
-_NATIONAL = re.compile(
-    rf"{_START}(?:\(\d\d\) ?9?\d{{4}}-\d{{4}}|8[ -]?\(?9\d\d\)?[ -]?\d{{3}}[ -]\d\d[ -]\d\d"
-    rf"|1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}){_END}"
+_NATIONAL = re.compile(  # Brazil, Russia, China, India, Italy, Spain and Poland
+    rf"{_START}(?<!\d )(?:\(\d\d\) ?9?\d{{4}}-\d{{4}}|\d\d 9\d{{4}}[ -]\d{{4}}"
+    rf"|8[ -]?\(?9\d\d\)?[ -]?\d{{3}}[ -]\d\d[ -]\d\d|1[3-9]\d[ -]\d{{4}}[ -]\d{{4}}|[6-9]\d{{4}}[ -]\d{{5}}"
+    rf"|3[2-9]\d[ -](?:\d{{6,7}}|\d{{3}} \d{{4}})|[6-9]\d\d \d\d \d\d \d\d|(?:\([1-9]\d\)|[1-9]\d) \d{{3}} \d\d \d\d"
+    rf"|[5-9]\d\d-\d{{3}}-\d{{3}}|[5-9]\d\d \d{{3}} \d{{3}}(?! ?[^\W\d]| ?[€$%£])){_END}"
 )
 _SPELLED = re.compile(r"(?<![\w.,])(?:\+ ?)?\d(?:[ .\-_*/()]{1,4}+\d){8,14}(?!\w)")
 _NUMBER = re.compile(rf"{_START}\(?\d(?:{_GAP}\d){{6,14}}(?!\w)")
@@ -41,7 +44,7 @@ _PHONE_WORD = re.compile(
     r"(?<!\[)(?:\b(?:tele)?(?:phone|fon)s?|\btel|\bmobile?|\bm[oó]vil|\bcell(?:phone)?|\bhandy(?:nummer)?|\brufnummer|\bfax"
     r"|\bhotline|\bwhatsapp|\blandline|\bt[eé]l[eé]phone|\btel[eé]fono"
     r"|\b(?>call|ring|dial|text|sms|reach|contact|phone)(?>ed|ing)?+\W{1,2}+(?>me|us|him|her|them|back|on|at)\b"
-    r"|\bmy (?:new |old )?number is)"
+    r"|\b(?>call|ring|dial|text|sms)\b|\bmy (?:new |old )?number\b|\bcontact(?: number)?\b)"
     r"[^\w\n(+]{0,3}+(?>(?:me|us|back|number|no|nr|num|is|was|at|on|under|the|my|our|line|please|today|tonight|tomorrow|again)\b[^\w\n(+]{0,3}+){0,5}+$",
     re.IGNORECASE,
 )

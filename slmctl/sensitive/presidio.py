@@ -1,7 +1,7 @@
-"""National identity numbers by presidio's pattern recognisers, without an NLP engine and without the network.
+"""The rule for national identity numbers: presidio's pattern recognisers, without an NLP engine and the network.
 
-Its recognisers for e-mail and URLs are not used: they fetch a list of public suffixes. Names and places it finds
-only with a language model that is not part of this project.
+Its recognisers for e-mail and URLs are left out, since they fetch a list of public suffixes; those for names and
+places need a language model that is not part of this project. Its patterns are not bounded as those of `rules` are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECOGNISERS = (
     "InAadhaar", "InPan", "ItFiscalCode", "KrFrn", "KrRrn", "Nhs", "PlPesel", "SePersonnummer", "SgFin",
     "ThTnin", "TrNationalId", "UkDrivingLicence", "UkNino", "UsItin", "UsMbi", "UsSsn", "ZaIdNumber",
 )  # fmt: skip
-MIN_SCORE = 0.5  # presidio's own word for it is medium; what its checksum confirms has 1
+MIN_SCORE = 0.5  # medium in presidio's terms; a number that its checksum confirms has 1
 
 
 @functools.cache
@@ -29,9 +29,9 @@ def _recognisers() -> list[Any]:
 
 
 def identities(text: str) -> Iterator[RuleMatch]:
-    """What presidio holds for a number that a state gives to a person."""
+    """The numbers that states give to persons, as presidio recognises them."""
     for recogniser in _recognisers():
-        for found in recogniser.analyze(text, recogniser.supported_entities, None):
-            if found.score >= MIN_SCORE:
-                rule = "id/" + found.entity_type.lower().replace("_", "-")
-                yield RuleMatch("id", rule, found.start, found.end, text[found.start : found.end])
+        for result in recogniser.analyze(text, recogniser.supported_entities, None):
+            if result.score >= MIN_SCORE:
+                rule = "id/" + result.entity_type.lower().replace("_", "-")
+                yield RuleMatch("id", rule, result.start, result.end, text[result.start : result.end])

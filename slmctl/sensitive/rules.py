@@ -225,26 +225,24 @@ def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[in
     if text[start] in "0179":
         return None  # no issuer's
     for last in range(first, min(len(groups), first + 19)):
-        digits += text[slice(*groups[last])]
-        if len(digits) > 19:
+        before, (group_start, group_end) = len(digits), groups[last]
+        if before > 19:
             break
-        if len(digits) in _card_lengths(digits[:6]) and luhn(digits):
-            end = groups[last][1]
-            if _written_as_card(text, groups[first : last + 1]):
+        digits += text[group_start : min(group_end, group_start + 26)]
+        for length in (len(digits), 16, 15):  # the whole group, or without the expiry that is glued to it
+            if not before < length <= len(digits) or length not in _card_lengths(digits[:6]):
+                continue
+            end = group_start + length - before
+            has_rest = end < group_end
+            is_card = luhn(digits[:length]) and (not has_rest or _is_glued_expiry(text, end, group_end))
+            if is_card and _written_as_card(text, [*groups[first:last], (group_start, end)]):
                 return last + 1, start, end
-    length = _length_before_expiry(text, *groups[first])
-    return (first + 1, start, start + length) if length else None
+    return None
 
 
-def _length_before_expiry(text: str, start: int, end: int) -> int:
-    """Digits of the card at the start of a longer group that its expiry was glued to; 0 where there is none."""
-    digits = text[start : min(end, start + 30)]
-    for length in (16, 15):
-        if length in _card_lengths(digits[:6]) and luhn(digits[:length]):
-            expiry = _GLUED_EXPIRY.match(text, start + length)
-            if expiry and expiry.end() == end and not text[max(0, start - 1) : start].isalnum():
-                return length
-    return 0
+def _is_glued_expiry(text: str, start: int, end: int) -> bool:
+    expiry = _GLUED_EXPIRY.match(text, start)
+    return expiry is not None and expiry.end() == end
 
 
 @functools.lru_cache(maxsize=4096)
@@ -344,8 +342,8 @@ _V6 = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    r"(?:\bv|ver|versions?|release|firmware|build|driver|update|sdk|api"
-    r"|section|chapter|clause|figure|table|article|step|§)"
+    r"(?:\bv|ver|versions?|release|firmware|build|driver|update|sdk|api|revision"
+    r"|section|chapter|clause|paragraph|figure|table|article|step|§)"
     r"[ :.#=]{0,3}$",
     re.IGNORECASE,
 )

@@ -72,16 +72,17 @@ _BLANK = re.compile(
 )
 _MORE_THAN_WORD = re.compile(r"\d|[^\w'.-]|_")
 _NAME = (
-    r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|kennwort"
+    r"(?:[a-z0-9]{1,20}+[_.-]){0,3}(?>pass(?:words?|wd|phrase|code|worts?|wrd)|psw|pwd?|p/w|kennwort"
     r"|contraseña|mot de passe|парол[ья]|hasło|wachtwoord|senha"
     r"|secret(?:[_ -]?key)?|api[_ -]?(?:key|token|secret)"
     r"|(?:access|auth|account|private|signing|encryption|shared)[_ -]?(?:key|token|secret)"
     r"|client[_ -]?secret|(?:access|auth|bearer|refresh|session|id)?[_-]?token|credentials?)"
 )
-NAMES = ("pass", "pw", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
+NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
          "credential", "парол", "hasło", "wachtwoord", "senha")  # fmt: skip
+_ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # in no prose
 _ASSIGNED = re.compile(
-    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|={{1,2}}|:))\s{{0,3}}+(?:[-*] )?+"
+    rf"(?<![a-z0-9]){_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|->|→|={{1,2}}|:))\s{{0,3}}+(?:[-*] )?+"
     r"(?P<quote>[\"'`*]{0,3}+)"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
     re.IGNORECASE,
@@ -107,13 +108,15 @@ _HEADER = re.compile(
 )
 _SAID = re.compile(
     r"\b(?>pass(?:word|phrase|code|wd|wort)|pwd?|kennwort|api[ -]?key|access[ -]?(?:key|token)|secret key)\s{1,3}+"
-    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|=|to)\s{1,3}+"
+    r"(?:(?:for|of|to|on|at)\s{1,3}+(?:\w{1,40}+\s{1,3}+){1,3}?)?(?>is|was|ist|lautet|=|to):?+\s{1,3}+"
     r"(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`]{4,200}+)",
     re.IGNORECASE,
 )
-_SHORT = re.compile(
-    r"\bpwd?\s{1,2}+(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)", re.IGNORECASE
-)  # pw hunter2
+_BARE = re.compile(  # pw hunter2
+    r"\b(?>pwd?|p/w|pass(?:word|wort|code)|kennwort)(?>\s{0,2}[-–]\s{1,2}|\s{1,2})"
+    r"(?P<value>(?=[a-z_.!$%-]{0,30}+\d)[^\s\"'`,;<>&]{6,60}+)",
+    re.IGNORECASE,
+)
 _PIN = re.compile(
     r"\b(?>pin|cvv2?|cvc2?|security code|tan|otp)(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of)\W{1,2})?+"
     r"(?P<value>\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
@@ -161,7 +164,8 @@ def _named(text: str) -> Iterator[RuleMatch]:
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
-        if not _blank(match["value"]) and (match["sign"] != ":" or match["quote"] or _odd(match["value"], text, match)):
+        is_strong = match["sign"] != ":" or match["quote"] or _ABBREVIATED.match(match[0]) is not None
+        if not _blank(match["value"]) and (is_strong or _odd(match["value"], text, match)):
             yield _match("secret/assigned", match, "value")
     for match in _PASS.finditer(text):
         has_user = _USER.search(text[max(0, match.start() - 80) : match.start()]) is not None
@@ -179,7 +183,7 @@ def _named(text: str) -> Iterator[RuleMatch]:
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or _odd(value)):
             yield RuleMatch("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
-    for match in _SHORT.finditer(text):
+    for match in _BARE.finditer(text):
         yield _match("secret/said", match, "value")
 
 

@@ -29,7 +29,10 @@ KINDS = ("email", "phone", "card", "iban", "ip")
 
 
 def make_key(path: Path) -> bytes:
-    """The key at `path`; made there, readable by its owner alone, when there is none. Safe against a second maker."""
+    """The key at `path`, made there first when it is missing, readable by its owner alone.
+
+    Of several processes that make it at once, all read the key of the first.
+    """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # a key in a repository is no secret
@@ -39,13 +42,13 @@ def make_key(path: Path) -> bytes:
 
 
 def stand_in(match: RuleMatch, form: str, key: bytes, is_clean: Callable[[str], bool]) -> str:
-    """What to write in the place of a value.
+    """The stand-in of a value, the same for the same canonical value and key.
 
     Args:
-        match: What was found; its canonical value decides.
-        form: How it was written, disguises undone; separators and length are kept.
-        key: Without it, nobody can tell which value a stand-in stands for by trying values out.
-        is_clean: Whether no rule takes a text for a value. A stand-in of which a part looks like one by chance
+        match: The match of the value.
+        form: The value as it was written, disguises undone; the stand-in keeps its separators and length.
+        key: Secret of the HMAC that the stand-in is made from; without it, trying values out tells nothing.
+        is_clean: Tells that no rule matches a text. A stand-in of which a part looks like a value by chance
             (a phone number inside an IBAN) is passed over.
     """
     message = f"{match.kind}\0{match.value}".encode(errors="replace")

@@ -85,8 +85,8 @@ class View:
 
 _ESCAPE = re.compile(
     r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|%u[0-9a-f]{4}|&(?:#\d{1,7}+;?|#x[0-9a-f]{1,6}+;?|[a-z]{2,9}+;)"
-    r"|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}|[nrt_.@+*#()\[\]-])"
-    r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
+    r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}|[nrt_.@+*#()\[\]-])"
+    r"|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
     re.IGNORECASE,
 )
 _CSS_ESCAPE = re.compile(r"\\(?:00)?(?:00)?([2-7][0-9a-f])(?: |(?=\\)|(?![0-9a-f]))", re.IGNORECASE)
@@ -96,7 +96,8 @@ _INLINE_TAG = re.compile(
     r"</?(?>b|i|u|em|strong|span|code|wbr|font|sup|sub|small|mark|tt|a)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE
 )
 _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE)
-_GLUED_TAG = re.compile(r"(?<=[\w@.+-])</?[a-z][\w:-]{0,40}+(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
+_PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space, in a form that was sent
 _AT = re.compile(r"\s{0,2}+[\[({<]\s?(?:at|@|ät|arroba)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
 _DOT = re.compile(r"\s{0,2}+[\[({<]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
 _BRACKET = re.compile(r"[\[({<]\s?[aäp@d.]", re.IGNORECASE)
@@ -151,11 +152,13 @@ def views(text: str) -> list[View]:
     plain = _undisguised(_folded(text))
     result = [plain]
     if TWO_NUMBERS.search(plain.text.lower()):
-        said = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
-        result.append(said.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
+        digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
+        result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
     result += _decoded_views(plain)
-    if _GLUED_TAG.search(plain.text):
-        result.append(plain.rewrite(_GLUED_TAG, lambda _: ""))
+    if "<" in plain.text:
+        result.append(_without_tags(plain))
+    if plain.text.count("+") > 1:
+        result.append(plain.rewrite(_PLUS, lambda _: " "))
     together = [view for view in result if _LONE.search(view.text)]
     result += [view.rewrite(_SPACED, lambda match: match[0].replace(" ", "")) for view in together]
     return [view for view in result if view is plain or view.text != plain.text]
@@ -193,8 +196,9 @@ def _decoded(run: str) -> str:
 
 def _printable(decode: Callable[[str], bytes], run: str) -> str:
     try:
-        text = decode(run).decode()
-    except ValueError:  # of binascii and of UTF-8 too
+        raw = decode(run)
+        text = raw.decode("utf-16-le" if raw[1:2] == b"\0" else "utf-8")  # as PowerShell encodes
+    except ValueError:  # of binascii and of the encodings too
         return ""
     return text if all(char.isprintable() or char in "\r\n\t" for char in text) else ""
 
@@ -238,6 +242,20 @@ def _folded(text: str) -> View:
         if not piece and ends:
             ends[-1] = index + 1  # what has no width belongs to the character before it
     return View("".join(pieces), starts, ends)
+
+
+def _without_tags(view: View) -> View:
+    """A view without tags of any name: those that are closed in it, and those inside a word or number.
+
+    What only looks like a tag stays, such as the blank of `password=<your password>`.
+    """
+    closed = {match["name"].lower() for match in _TAG.finditer(view.text) if match[0][1] == "/"}
+
+    def put(match: re.Match[str]) -> str:
+        around = match.string[max(0, match.start() - 1) : match.start()] + match.string[match.end() : match.end() + 1]
+        return "" if match["name"].lower() in closed or around[:1].isalnum() or around[-1:].isalnum() else match[0]
+
+    return view.rewrite(_TAG, put)
 
 
 def _unescape(match: re.Match[str]) -> str:

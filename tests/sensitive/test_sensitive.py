@@ -25,7 +25,7 @@ from typing import get_args
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import EXAMPLES, ROOT, tiny
+from support import EXAMPLES, ROOT, disguises, tiny
 
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
@@ -33,6 +33,11 @@ from slmctl.errors import MissingError, UsageError
 from slmctl.pipeline import resolve, system_errors
 from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
+from slmctl.server import api_keys
+
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+
+from benchmarks import detectors
 
 DATA = ROOT.parent / "shared" / "data"
 KEY = bytes(range(32))
@@ -46,7 +51,8 @@ VALUES = {
     "phone": [
         "+44 20 7946 0958", "0044 20 7946 0958", "+1 (415) 555-0132", "(415) 555-0132", "415-555-0132",
         "415.555.0132", "0151-23456789", "020 7946 0958", "07700900123", "06 39 98 01 23", "+49 (0)30 23125 000",
-        "030/23125000", "(11) 91234-5678", "8 (912) 345-67-89", "138 0013 8000",
+        "030/23125000", "(11) 91234-5678", "8 (912) 345-67-89", "612 34 56 78",
+        "22 123 45 67", "601-123-456", "11 91234-5678", "333 2940955", "138 0013 8000",
     ],
     "card": [
         "4111 1111 1111 1111", "4111111111111111", "5555-5555-5555-4444", "378282246310005", "3782 822463 10005",
@@ -70,7 +76,8 @@ VALUES = {
 }  # fmt: skip
 IN_CONTEXT = {
     "phone": [
-        ("call me on ", "4155550132"), ("Tel: ", "555 0132"), ("my mobile number is ", "612 34 56 78"),
+        ("call me on ", "4155550132"), ("Tel: ", "555 0132"), ("my mobile number is ", "612345678"),
+        ("please call ", "4155550132"), ("my new number ", "612345678"),
         ("fax ", "23125-000"),
     ],
     "card": [
@@ -82,7 +89,10 @@ IN_CONTEXT = {
         ("password: ", "myasc650"), ("my pin is ", "4321"), ("CVV ", "123"), ("Authorization: Bearer ", RANDOM),
         ("authorization: Basic ", "dXNlcjpwYXNz"), ("postgres://app:", "s3cret"),
         ("<password>", "swordfish</password>"), ("access token: ", "abc123def456"),
-        ("aws_secret_access_key = ", RANDOM), ("Kennwort: ", "geheim1"),
+        ("aws_secret_access_key = ", RANDOM), ("Kennwort: ", "geheim1"), ("user: jane pass: ", "sunshine"),
+        ("pass: ", "hunter2"), ("pw: ", "sunshine"), ("pw ", "hunter2"), ("my pw is ", "hunter2"), ("p/w: ", "hunter2"),
+        ("Passwort lautet: ", "geheim1"), ("password -> ", "hunter2"), ("user=jane&pass=", "x1y2"),
+        ("Benutzer: jane\nPasswort: ", "sonne"),
     ],
 }  # fmt: skip
 NOTHING = [
@@ -104,7 +114,11 @@ NOTHING = [
     "0xdeadbeef0123456789", "call on 12.11.2024 please", "call me at 10:30 on 12/11/2024", "call 911 or 112",
     "300 000 000 000", "Room 12.3.4.1.5", "uuid 8f98765b-4830-6496-1893-7fd2601e3c39",
     "password=your_password_here", "api_key: YOUR-API-KEY", "d41d8cd98f00b204e9800998ecf8427e",
-    "look at this point in time",
+    "look at this point in time", "Pass: yes", "I pass: 2 of 3 tests", "pass: 12:30", "boarding pass: AB1234",
+    "season pass: 49.99", "password 10 characters", "passwords: see the vault", "password=<your password> then",
+    "6 123 456 users", "612 345 678 EUR", "655 123 456 inhabitants", "chapter 3.2.1.4", "paragraph 3.2.1.4",
+    "codes 52 49 12 99 45 31 77 60 11", "&#52 &#x", "a+b+c+d", "<x>1</x> and <y>", "U+0041 is A", "=3D =20 =C3=A9",
+    "AAAA AAAA AAAA", "01000001 is A", "de:ad:be:ef:00:11:22:33:44:55", "slm-app-key is the form of a key",
 ]  # fmt: skip
 
 
@@ -279,6 +293,58 @@ def test_disguise_hides_nothing(kind: str, how: str) -> None:
         left = everything("redact").apply(text).text
         assert f"[{kind.upper()}]" in left
         assert kind not in kinds_in(left)
+
+
+FOLLOWED = (
+    " / 0151 23456780", "/0151 23456780", ". 24 hours", " 24/7", ", 12.11.2024", " 12.11.2024", " 8-17", " (9-17)",
+    "\n12345",    " 030 12345678", " or 030 12345678", "; 4711", " 18:00", " x123", " - 2nd floor", "!",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("follows", FOLLOWED)
+@pytest.mark.parametrize(
+    "value", ["0151 23456789", "030 12345678", "020 7946 0958", "06 39 98 01 23", "(0161) 496 0123"]
+)
+def test_phone_number_is_found_where_other_digits_follow(value: str, follows: str) -> None:
+    text = f"Please call {value}{follows}"
+    covered = [text[finding.start : finding.end] for finding in find(text)]
+    assert any(value in part for part in covered), covered
+    second = re.search(r"0(?:151|30) \d{8}$", follows)
+    assert not second or any(second[0] in part for part in covered), covered
+
+
+EXPIRIES = (
+    " 12/26", " 1226", "/1226", " exp 12/26", ", 12/2026, 123", "|12|26|123", ".12.26", "_12_26", "exp12/26", "12/26",
+    "1226 123", " valid thru 12/26 cvv 123", "\n12/26", " - 12/26", ";12/26;123",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("expiry", EXPIRIES)
+@pytest.mark.parametrize("value", ["4111 1111 1111 1111", "4111111111111111", "378282246310005"])
+def test_card_is_found_where_its_expiry_follows(value: str, expiry: str) -> None:
+    assert "card" in kinds_in(f"take {value}{expiry} please")
+
+
+def test_key_of_slmctl_itself_is_a_secret(tmp_path: Path) -> None:
+    for name in ("app", "my.app-1", "A_b-c"):
+        secret = api_keys.add(tmp_path / "keys.json", name)
+        text = f"I use {secret} here"
+        assert [(f.rule, text[f.start : f.end]) for f in find(text)] == [("secret/slmctl", secret)]
+
+
+@pytest.mark.parametrize("name", disguises.EVERYDAY)
+def test_everyday_encoding_hides_no_value(name: str) -> None:
+    key = "sk" + "-" + "AbCdEfGhIjKlMnOpQrStUv" + "7"
+    for kind, text, value in disguises.prompts(12, seed=9):
+        encoded = disguises.EVERYDAY[name](key if kind == "secret" else value)
+        assert find(text.replace("{value}", encoded)), (kind, encoded)
+
+
+def test_phone_numbers_of_twelve_countries() -> None:
+    """The figures of `benchmarks.detectors`, which are the same wherever it runs."""
+    figures = detectors.of_phones(lambda text: find(text, ["phone"]))
+    assert figures["recall"] > 0.96
+    assert figures["precision"] > 0.99
 
 
 @pytest.mark.parametrize("kind", DISGUISED)
