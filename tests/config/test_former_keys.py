@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "publish.signing_key": "key.pem", "publish.s3_endpoint": "http://localhost:9000", "publish.allowed_hosts": ["h"],
     "prepare.sources[].conversation_format": "columns", "prepare.sensitive.detector": "presidio",
     "prepare.sensitive.pseudonym_key": "secret", "serve.decision_log": "log.jsonl", "serve.max_prompt_tokens": 99,
+    "finetune.load_in_4bit": True,
     "serve.requests_per_minute": 5, "serve.cors_origins": ["https://example.org"],
 }  # fmt: skip
 # Keys that another key asks for.

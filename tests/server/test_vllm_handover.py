@@ -304,7 +304,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     general = GeneralistConfig(url="https://general.example/v1", model="large")
     given = handover(
         artifacts, policy=tmp_path / "policy.json", generalist=general, prices=prices,
-        decisions=tmp_path / "decisions.jsonl", grace_s=31.5, queue=7,
+        decision_log=tmp_path / "decisions.jsonl", grace_s=31.5, max_waiting_requests=7,
     )  # fmt: skip
     folder = written(given, kind, tmp_path)
     assert "left out: serve.policy" in capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     assert str(tmp_path) not in raw and "general.example" not in raw
     serve = config.load(folder / "contract" / "slmctl.yaml").serve
     assert (serve.policy, serve.generalist, serve.prices, serve.decision_log) == (None, None, None, None)
-    assert (serve.queue, serve.grace_s) == (7, 31.5)
+    assert (serve.max_waiting_requests, serve.grace_s) == (7, 31.5)
     if kind == "compose":
         services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
         assert services["gateway"]["stop_grace_period"] == "42s"
