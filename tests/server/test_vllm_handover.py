@@ -46,7 +46,7 @@ def handover(artifacts: dict[str, Artifact], *, adapter: bool = False, **setting
 
 @pytest.fixture(params=["merged", "adapter"])
 def given(request: pytest.FixtureRequest, artifacts: dict[str, Artifact]) -> vllm_handover.Handover:
-    return handover(artifacts, adapter=request.param == "adapter", context=1024, max_tokens=99)
+    return handover(artifacts, adapter=request.param == "adapter", context_length=1024, max_tokens=99)
 
 
 def written(given: vllm_handover.Handover, kind: str, out: Path) -> Path:
@@ -357,7 +357,7 @@ def test_an_adapter_that_vllm_does_not_run_is_refused(
 
 def test_a_context_that_the_model_has_not_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"serve\.context is 5000, and this model reads at most 4096 tokens"):
-        vllm_handover.write(handover(artifacts, context=5000), "compose", tmp_path / "out")
+        vllm_handover.write(handover(artifacts, context_length=5000), "compose", tmp_path / "out")
 
 
 def test_a_name_that_a_shell_or_vllm_would_misread_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
