@@ -82,10 +82,10 @@ def project(tiny_run: Path) -> resolve.Project:
 
 
 @pytest.fixture(scope="session")
-def endless(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
     from slmctl.model_files import gguf_converter
 
     target = tmp_path_factory.mktemp("endless") / "endless-F16.gguf"
-    gguf_converter.convert(artifacts["base"].path, target, dtype="f16", metadata={})
+    gguf_converter.convert(tiny_base, target, dtype="f16", metadata={})
     return target

@@ -20,16 +20,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from slmctl import child_environment
 from slmctl.errors import MissingError, StageError
+from slmctl.inference.events import ControlTokens, EngineInfo, Event
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Request:
         top_p: Share of the probability that is sampled from.
         stop: Texts that end an answer and are not part of it (free text).
         schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
-        every_label: Find the probability of every label, at a price; else of those that were looked at.
+        every_label: Compute the probability of every label, which takes longer; else of those that were looked at.
         adapter: The LoRA adapter to answer with; empty for the model itself.
-        alternatives: Tell every token, with so many of the likeliest ones in its place; -1 tells none.
+        alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
         max_prompt: Longest prompt, in tokens; 0 for what the context holds.
         shorten: Shorten max_tokens to what the prompt leaves of the context, in place of refusing.
     """
@@ -72,17 +74,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request.
+    """The answer to a request.
 
     Attributes:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
         confidence: Product of the probabilities of the choices made, each among what was allowed; None where an
-            endpoint does not say it.
-        labels: Of labels, the probability of each that was looked at, likeliest first; over all labels it is 1.
-        logprobs: The log probability of each choice that the model made, among what was allowed there; what is
-            forced is no choice, and the end of the turn is one.
-        raw_logprobs: Of labels, the same among the whole vocabulary: how much less it is, the less the model
-            wanted to say any label.
+            endpoint does not send it.
+        labels: Of a request with labels: the probability of each that was looked at, likeliest first; over all
+            labels they add up to 1.
+        logprobs: The log probability of each choice that the model made, among the tokens allowed there; a forced
+            token is no choice, and the end of the turn is one.
+        raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
+            the model would have answered with any label.
     """
 
     text: str
@@ -103,10 +106,12 @@ class EngineDiedError(EngineError):
     """The child died while it answered: this request may have killed it, or another one beside it."""
 
 
-# {"piece": text, "tokens"?: [{"token", "bytes", "logprob", "top"}]} …, then either
-# {"finish", "prompt_tokens", "completion_tokens", "confidence", "logprobs", "labels"?, "raw_logprobs"?, "tokens"?} with
-# the fields of an Answer, or {"error": text, "refused"?: the request is at fault, "died"?: the child ended}
-Event = dict[str, Any]
+State = Literal["ready", "hung", "dead"]
+HEARTBEAT_S = 1.0  # between two questions whether the process lives
+DOUBT_S = 4.0  # without a reply, after which it counts as hung
+HANG_S = 20.0  # after which it is killed
+STUCK_S = 300.0  # that one batch may take
+LOAD_S = 1800.0  # that a file may take to load
 
 
 class Engine:
@@ -118,6 +123,7 @@ class Engine:
         context: Longest prompt with its answer, in tokens.
         threads: CPU threads; the cores this process may use, by default.
         adapters: LoRA adapters over the model, by the name that requests call them.
+        hang_s: Seconds without a sign of life after which the process is killed.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
@@ -132,6 +138,7 @@ class Engine:
         context: int = 2048,
         threads: int | None = None,
         adapters: Mapping[str, Path] | None = None,
+        hang_s: float = HANG_S,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -151,12 +158,12 @@ class Engine:
         self._ids = itertools.count()
         self._lock = threading.RLock()
         # each request with the child that answers it: when that one dies, these are told and no others
-        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Event], None]]] = {}
+        self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
         self._listener: threading.Thread | None = None
-        self.info: Event = {}
+        self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
         self._start()
 
     def __enter__(self) -> Engine:
@@ -181,14 +188,21 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the child lives; the next request to a dead one starts another, and waits for it."""
+        """True while the child runs; the next request to a dead one starts another, and waits for it."""
         return self._child is not None and self._child.poll() is None
+
+    @property
+    def state(self) -> State:
+        """`ready`, `hung` while the child runs and gives no sign of life, or `dead`."""
+        if not self.alive:
+            return "dead"
+        return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
     def revive(self) -> None:
         """Start the child again if it has died.
 
         Raises:
-            EngineError: The file cannot be loaded any more.
+            EngineError: The file cannot be loaded any more, or the system has no room for a process now.
         """
         with self._lock:
             if not self.alive:
@@ -249,7 +263,7 @@ class Engine:
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         texts: dict[int, str] = {}
-        asked: dict[int, Request] = {}
+        pending: dict[int, Request] = {}
         long: dict[int, tuple[Request, int]] = {}  # with the tokens that each needs
         waiting = enumerate(requests)
 
@@ -257,7 +271,7 @@ class Engine:
             index, request = next(waiting, (-1, None))
             if request is None:
                 return False
-            texts[index], asked[index] = "", request
+            texts[index], pending[index] = "", request
             self.submit(request, lambda event: events.put((index, event)))
             return True
 
@@ -268,7 +282,7 @@ class Engine:
             if "piece" in event:
                 texts[index] += event["piece"]
                 continue
-            text, request = texts.pop(index), asked.pop(index)
+            text, request = texts.pop(index), pending.pop(index)
             if widen and event.get("refused") and (needs := self._needs(request)) > self.context:
                 long[index] = request, needs
             else:
@@ -305,13 +319,13 @@ class Engine:
         tokens: list[int] = self._reply({"tokenize": text})["tokens"]
         return tokens
 
-    def controls(self) -> dict[str, Any]:
-        """The control tokens: `tokens` (texts), `bos`, `eos`, and whether prompts begin with bos (`adds_bos`)."""
-        controls: dict[str, Any] = self._reply({"controls": True})["controls"]
+    def controls(self) -> ControlTokens:
+        """The control tokens of the vocabulary."""
+        controls: ControlTokens = self._reply({"controls": True})["controls"]
         return controls
 
     def logits(self, text: str, *, last: int = 1) -> npt.NDArray[np.float32]:
-        """What the model expects after each of the last tokens of a text.
+        """The scores of the next token after each of the last tokens of a text.
 
         Returns:
             Logits (last, n_vocab), those after the whole text in the last row.
@@ -323,17 +337,17 @@ class Engine:
         rows = np.frombuffer(base64.b64decode(event["logits"]), np.float32)
         return rows.reshape(-1, self.info["n_vocab"])
 
-    def _reply(self, message: dict[str, Any]) -> Event:
-        """What the child says to a question that has one reply."""
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    def _reply(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The child's only reply to a message."""
+        events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._send(message, events.put)
-        event = events.get()
-        if "error" in event:
-            raise error_of(event)
-        return event
+        reply = events.get()
+        if "error" in reply:
+            raise _error(reply["error"], died=bool(reply.get("died")))
+        return reply
 
-    def _send(self, message: dict[str, Any], on_event: Callable[[Event], None]) -> str:
-        """Have the child do something, in a fresh one when it has died; returns the id of what was asked."""
+    def _send(self, message: dict[str, Any], on_event: Callable[[Any], None]) -> str:
+        """Send a message to the child, a fresh one when it has died; returns the message's id."""
         id = str(next(self._ids))
         with self._lock:
             self.revive()
@@ -343,34 +357,81 @@ class Engine:
         return id
 
     def _start(self) -> None:
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - the listener closes it, when it has read why the child died
-        child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
+        try:
+            self._launch()
+        except (OSError, RuntimeError) as error:  # no file descriptor, memory or thread left: later there may be
+            raise EngineError(f"the engine cannot be started: {error}") from None
+
+    def _launch(self) -> None:
+        with contextlib.ExitStack() as undo:
+            log = undo.enter_context(tempfile.TemporaryFile())
+            child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
+            undo.callback(_end, child)
+            info = self._loaded(child, log)
+            outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+            threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
+            loaded = log.seek(0, os.SEEK_END)  # what it writes while it loads explains no later death
+            listener = threading.Thread(target=self._listen, args=(child, outbox, log, loaded), daemon=True)
+            listener.start()
+            undo.pop_all()  # the listener ends them, when it has read why the child died
+        self.info, self._heard = info, time.monotonic()
+        self._child, self._outbox, self._listener = child, outbox, listener
+        with contextlib.suppress(RuntimeError):  # without a thread left it is not watched, and answers all the same
+            threading.Thread(target=self._watch, args=(child, outbox), daemon=True).start()
+
+    def _loaded(self, child: subprocess.Popen[str], log: IO[bytes]) -> EngineInfo:
+        """The first line of a child, which it writes when it has loaded the file."""
         assert child.stdout is not None
+        late = threading.Timer(LOAD_S, child.kill)
+        late.daemon = True
+        late.start()
         line = child.stdout.readline()
-        if not line:
-            child.communicate()
-            with log:
-                raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
-        self.info = json.loads(line)
-        self._child, self._outbox = child, queue.SimpleQueue()
-        threading.Thread(target=_feed, args=(child, self._outbox), daemon=True).start()
-        loaded = log.seek(0, os.SEEK_END)  # what was said while it loaded explains no later death
-        self._listener = threading.Thread(target=self._listen, args=(child, self._outbox, log, loaded), daemon=True)
-        self._listener.start()
+        late.cancel()
+        if line.endswith("\n"):
+            info: EngineInfo = json.loads(line)
+            return info
+        child.communicate()
+        raise EngineError(f"{self.gguf.name} cannot be loaded: {_last_words(log)}")
 
     def _listen(
         self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
     ) -> None:
         assert child.stdout is not None
-        for line in child.stdout:
-            event = json.loads(line)
-            id = event.pop("id")
+        try:
+            self._relay(child.stdout)
+        finally:  # whatever ended it, no request waits for a process that nobody hears
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(DOUBT_S)  # it may be about to say why it ends
+            child.kill()
+            self._mourn(child, outbox, log, loaded)
+
+    def _relay(self, lines: Iterable[str]) -> None:
+        """Hand on events until the first line that is none: the one that the child was writing when it died."""
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                return
+            if not isinstance(event, dict):
+                return
+            self._heard = time.monotonic()
+            if "pong" in event:
+                if event["stuck_s"] > STUCK_S:
+                    return
+                continue
+            id = event.pop("id", None)
             with self._lock:
                 _, on_event = self._pending.get(id, (None, None))
                 if "piece" not in event:
                     self._pending.pop(id, None)
             if on_event is not None:
                 on_event(event)
+
+    def _mourn(
+        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
+    ) -> None:
+        """Tell every request of a child that it has died."""
+        assert child.stdout is not None
         code = child.wait()
         with log:
             reason = _reason(code, _last_words(log, loaded))
@@ -386,8 +447,24 @@ class Engine:
         if unexpected:
             self.on_death()
 
+    def _watch(self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
+        """Ask the child for a sign of life all the time, and kill one that has given none for long."""
+        while True:
+            outbox.put('{"ping": true}\n')
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(HEARTBEAT_S)
+                return
+            if child is self._child and time.monotonic() - self._heard > self._hang_s:
+                child.kill()  # SIGKILL ends a process that is stopped, too; the listener tells its requests
+
     def _write(self, message: dict[str, Any]) -> None:
         self._outbox.put(json.dumps(message) + "\n")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    with contextlib.suppress(ValueError, OSError):  # its pipes may be closed
+        child.communicate()
 
 
 def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
@@ -409,16 +486,20 @@ def answer_of(event: Event, text: str) -> Answer:
 
 def error_of(event: Event) -> EngineError:
     """The error that ended a request."""
-    return (EngineDiedError if event.get("died") else EngineError)(event["error"])
+    return _error(event["error"], died=event.get("died", False))
+
+
+def _error(message: str, *, died: bool) -> EngineError:
+    return (EngineDiedError if died else EngineError)(message)
 
 
 def is_type(path: str, type_name: str) -> bool:
-    """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
+    """True where a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type_name)}\.gguf$", path) is not None
 
 
 def is_lora(path: str) -> bool:
-    """Whether a GGUF file is an adapter, as quantize names it, and no model by itself."""
+    """True for the name of an adapter's GGUF file, as quantize gives it."""
     return path.endswith("-LoRA.gguf")
 
 
@@ -449,5 +530,6 @@ def _python(*args: str, stderr: Any) -> subprocess.Popen[str]:
         stderr=stderr,
         text=True,
         encoding="utf-8",
+        errors="replace",  # half a character at the end of a killed child's output
         env=child_environment.bare(),
     )

@@ -1,4 +1,4 @@
-"""A JSON Schema as what may come next, token by token: the engine and the HF models answer under the same one.
+"""Compiles a JSON Schema to the tokens that may come next: the engine and HF models are held to the same grammar.
 
 The grammar is llguidance's; llama.cpp's own converter drops `pattern`, `format` and `items` beside a
 list of types, and lets bare line breaks into strings. An answer is written as `prepare` writes it:
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
+from slmctl.inference import grammar_pool
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
@@ -38,20 +39,31 @@ class Rules:
 
 
 class Walk:
-    """How far one answer has come."""
+    """One answer's place in the grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end of the turn can follow."""
+        """True where nothing but the end of the turn can follow."""
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> npt.NDArray[np.intp]:
         """The tokens that may come next, in order; the end of the turn is one of them where the answer may end."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.flatnonzero(np.unpackbits(bits, bitorder="little", count=self._vocabulary))
+        return np.flatnonzero(np.unpackbits(np.frombuffer(self.mask(), np.uint8), bitorder="little"))
+
+    def mask(self) -> bytes:
+        """The same as a bit a token, the first one lowest.
+
+        Raises:
+            DataError: The grammar has become too complex to follow.
+        """
+        bits = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise self._failure()
+        kept, spare = divmod(self._vocabulary, 8)
+        return bytes(bits[:kept]) + (bytes([bits[kept] & ((1 << spare) - 1)]) if spare else b"")
 
     def accept(self, token: int) -> list[int]:
         """Take a token, and the ones that its grammar then forces; returns the latter.
@@ -60,26 +72,33 @@ class Walk:
             DataError: The grammar does not allow it, or has become too complex to follow.
         """
         if not self._matcher.consume_token(token):
-            raise DataError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+            raise self._failure()
         return self.forced()
 
     def forced(self) -> list[int]:
         """Take the tokens that must come next, whatever the model would say."""
         tokens: list[int] = [] if self.finished else self._matcher.compute_ff_tokens()
-        if tokens and not self._matcher.consume_tokens(tokens):
-            raise DataError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+        if self._matcher.is_error() or (tokens and not self._matcher.consume_tokens(tokens)):
+            raise self._failure()
         return tokens
+
+    def _failure(self) -> DataError:
+        return DataError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
 
 
 def require(schema: dict[str, Any]) -> None:
-    """See that a grammar can be made of a schema.
+    """See that answers can be held to a schema: it is compiled, and its first tokens found, in another process.
 
     Raises:
-        DataError: It cannot; what it cannot express is named.
+        DataError: They cannot, within the time and memory that a grammar may have; the keyword at fault is named.
     """
-    fault = llguidance.LLMatcher.validate_grammar(_rules(schema))
+    try:
+        text = json.dumps(schema)
+    except RecursionError:
+        raise DataError("no grammar can be made of the schema: it is nested too deeply") from None
+    fault = grammar_pool.fault_of(text)
     if fault:
-        raise _refusal(fault)
+        raise DataError(fault, hint="change that part of the schema")
 
 
 def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMatcher:
@@ -91,7 +110,7 @@ def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMa
 
 def _refusal(fault: str) -> DataError:
     return DataError(
-        f"no grammar can be made of the schema: {_first_line(fault)}",
+        f"no grammar can be made of the schema: {_one_line(fault)}",
         hint="leave that keyword out of the schema",
     )
 
@@ -127,5 +146,5 @@ def _ordered(schema: Any) -> Any:
     return result
 
 
-def _first_line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split())[:200]

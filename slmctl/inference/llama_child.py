@@ -2,7 +2,7 @@
 
     python -m slmctl.inference.llama_child serve MODEL.gguf SETTINGS     requests as JSON lines in, events out
 
-Only this module and `_quantizer` import llama_cpp; what becomes of the requests is `_scheduler`'s.
+Only this module and `model_files.quantizer_child` import llama_cpp; `scheduler` decides what is decoded next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import queue
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -23,13 +26,23 @@ import llguidance.llamacpp
 import numpy as np
 
 from slmctl.errors import DataError
-from slmctl.inference.json_grammar import Rules
+from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import BATCH, Item, Logits, Scheduler
 
+GRAMMAR_WAIT_S = 0.003
+Message = dict[str, Any]  # a line of stdin, or {"grammar": id, "state": its state or the sentence that ends it}
 NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
 
 
-class Model:
+@dataclass
+class Pulse:
+    """The last time that the decoding loop came round, and whether it had work then."""
+
+    beat: float = field(default_factory=time.monotonic)
+    working: bool = False
+
+
+class LlamaModel:
     """A loaded GGUF with its context."""
 
     def __init__(self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str]) -> None:
@@ -61,7 +74,6 @@ class Model:
         self._positions = np.ctypeslib.as_array(self.batch.pos, shape=(BATCH,))
         self._wanted = np.ctypeslib.as_array(self.batch.logits, shape=(BATCH,))
         np.ctypeslib.as_array(self.batch.n_seq_id, shape=(BATCH,))[:] = 1
-        self._guide: llguidance.LLTokenizer | None = None
         self._adapters = {name: self._adapter(name, file) for name, file in adapters.items()}
         self._used = ""
 
@@ -127,13 +139,6 @@ class Model:
         raw = lc.llama_model_chat_template(self.model, None)
         return raw.decode() if raw else ""
 
-    def rules(self, schema: str) -> Rules:
-        """The grammar of a JSON Schema over this model's tokens."""
-        if self._guide is None:  # a second's work, and most requests have no schema
-            ends = [token for token in range(self.n_vocab) if self.ends(token)]
-            self._guide = llguidance.llamacpp.lltokenizer_from_vocab(self.vocab, eos_token=ends or None)
-        return Rules(self._guide, schema)
-
     def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
         """Decode (token, position, sequence, wants logits); at most BATCH of them.
 
@@ -165,24 +170,42 @@ class Model:
             raise RuntimeError(f"llama.cpp cannot take sequence {sequence} back to position {start}")
 
 
+def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
+    """The vocabulary of a GGUF file as grammars need it; takes a second or two, and loads no weights."""
+    params = lc.llama_model_default_params()
+    params.vocab_only = True
+    model = lc.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise SystemExit(f"llama.cpp cannot load the vocabulary of {path}")
+    vocab = lc.llama_model_get_vocab(model)
+    ends = [token for token in range(lc.llama_vocab_n_tokens(vocab)) if lc.llama_vocab_is_eog(vocab, token)]
+    return llguidance.llamacpp.lltokenizer_from_vocab(vocab, eos_token=ends or None)
+
+
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
     events = _private_stdout()
     sys.excepthook = _die
     threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
 
+    lock = threading.Lock()
+
     def send(**event: Any) -> None:
         if "logits" in event:  # float32, row by row
             event["logits"] = base64.b64encode(event["logits"].tobytes()).decode()
-        events.write(json.dumps(event, ensure_ascii=False) + "\n")
-        events.flush()
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        with lock:
+            events.write(line)
+            events.flush()
 
-    model = Model(path, **settings)
-    scheduler = Scheduler(model, settings["sequences"], settings["context"], send, settings["adapters"])
+    inbox: queue.Queue[Message | None] = queue.Queue()
+    pulse = Pulse()
+    threading.Thread(target=_read, args=(inbox, send, pulse), daemon=True).start()
+    model = LlamaModel(path, **settings)
+    grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
+    scheduler = Scheduler(model, settings["sequences"], settings["context"], send, grammars, settings["adapters"])
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
-    inbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     send(
         ready=True,
         n_vocab=model.n_vocab,
@@ -193,25 +216,38 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         system=lc.llama_print_system_info().decode(),
     )
     while True:
-        wait = not scheduler.busy
+        pulse.working = scheduler.busy
+        pulse.beat = time.monotonic()
         try:
-            message = inbox.get(block=wait)
+            if not scheduler.busy:
+                message = inbox.get()
+            elif scheduler.awaits_grammar:  # in a moment their tokens can be decoded with the others'
+                message = inbox.get(timeout=GRAMMAR_WAIT_S)
+            else:
+                message = inbox.get_nowait()
         except queue.Empty:
             scheduler.step()
             continue
         if message is None:
             os._exit(0)  # the parent has gone; unloading is the kernel's work
-        if "cancel" in message:
-            scheduler.cancel(message["cancel"])
-        elif "tokenize" in message:
-            try:
-                send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
-            except DataError as error:
-                send(id=message["id"], error=error.message, refused=True)
-        elif "controls" in message:
-            send(id=message["id"], controls=model.controls())
-        else:
-            scheduler.submit(message)
+        _take(message, model, scheduler, send)
+
+
+def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Callable[..., None]) -> None:
+    """Do what a message asks for."""
+    if "grammar" in message:
+        scheduler.take_grammar(message["grammar"], message["state"])
+    elif "cancel" in message:
+        scheduler.cancel(message["cancel"])
+    elif "tokenize" in message:
+        try:
+            send(id=message["id"], tokens=model.tokenize(message["tokenize"]))
+        except DataError as error:
+            send(id=message["id"], error=error.message, refused=True)
+    elif "controls" in message:
+        send(id=message["id"], controls=model.controls())
+    else:
+        scheduler.submit(message)
 
 
 def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
@@ -222,9 +258,13 @@ def _die(kind: type[BaseException], error: BaseException | None, trace: Tracebac
         os._exit(1)
 
 
-def _read(inbox: queue.Queue[dict[str, Any] | None]) -> None:
+def _read(inbox: queue.Queue[Message | None], send: Callable[..., None], pulse: Pulse) -> None:
     for line in sys.stdin:
-        inbox.put(json.loads(line))
+        message = json.loads(line)
+        if "ping" in message:
+            send(pong=message["ping"], stuck_s=time.monotonic() - pulse.beat if pulse.working else 0.0)
+        else:
+            inbox.put(message)
     inbox.put(None)
 
 

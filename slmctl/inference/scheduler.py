@@ -1,6 +1,6 @@
-"""Requests in, events out: what the engine's child does with a loaded model, batch by batch.
+"""Requests in, events out: decodes all requests together with a loaded model, batch by batch.
 
-Every sequence has a place in one llama.cpp context; whatever they need next is decoded together
+Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together
 (continuous batching). Sequence 0 keeps the prompt prefix that requests have in common: a new request
 copies it instead of computing it.
 """
@@ -17,31 +17,39 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
-from slmctl.inference.json_grammar import Rules, Walk
+from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
+from slmctl.inference.grammar_pool import GrammarState
 from slmctl.inference.label_search import Search, Trie
 
-KEPT = 64  # grammars, and tries of labels
+KEPT = 64  # tries of labels
+COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
 BATCH = 512  # tokens that one decode call takes at most
 Logits = npt.NDArray[np.float32]
-Item = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
-Event = dict[str, Any]
+Item = tuple[int, int, int, bool]  # token, position, sequence, True where its logits are needed
 
 
-class Model(Protocol):
-    """What a loaded model can do for the scheduler."""
+class DecodingModel(Protocol):
+    """A loaded model, as the scheduler uses it."""
 
     cells: int  # tokens that all sequences together may hold
 
     def tokenize(self, text: str) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def ends(self, token: int) -> bool: ...
-    def rules(self, schema: str) -> Rules: ...
     def decode(self, items: list[Item]) -> list[tuple[int, Logits]]: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def forget(self, sequence: int, start: int = 0) -> None: ...
     def use(self, adapter: str) -> None: ...
+
+
+class GrammarSource(Protocol):
+    """The grammars of answers, which come from elsewhere: the state of an answer is taken by `take_grammar`."""
+
+    def begin(self, walk: str, schema: str) -> None: ...
+    def accept(self, walk: str, token: int) -> None: ...
+    def end(self, walk: str) -> None: ...
 
 
 class Text:
@@ -85,7 +93,9 @@ class Sequence:
     adapter: str = ""  # which LoRA adapter; empty for the model itself
     alternatives: int = -1  # likeliest tokens to tell beside each token; -1: tell none, nor the tokens
     search: Search | None = None  # for labels
-    walk: Walk | None = None  # for JSON
+    schema: str = ""  # for JSON
+    grammar: GrammarState | None = None  # of what is answered so far; None while it is awaited
+    chosen: list[int] = field(default_factory=list)  # the token of which the grammar's state is awaited
     wants: int = 0  # for logits: at so many of the last positions
     slot: int = 0
     position: int = 0  # tokens of this sequence in the context so far
@@ -96,7 +106,7 @@ class Sequence:
     probability: float = 1.0  # of the choices made, each among what was allowed
     logprobs: list[float] = field(default_factory=list)  # of each of these choices
     totals: dict[tuple[int, ...], float] = field(default_factory=dict)  # log of all weights, by path of a label
-    said: list[tuple[int, Event]] = field(default_factory=list)  # tokens to tell, each with the byte it begins at
+    untold: list[tuple[int, TokenInfo]] = field(default_factory=list)  # tokens not sent, with their places in bytes
     raw: int = 0  # bytes answered
     shown: int = 0  # of these, sent
 
@@ -109,21 +119,30 @@ class Scheduler:
     """Admits the requests that fit, and moves every admitted one on in each step."""
 
     def __init__(
-        self, model: Model, slots: int, context: int, send: Callable[..., None], adapters: Iterable[str] = ()
-    ) -> None:
-        self.model, self.context, self.send = model, context, send
+        self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: GrammarSource,
+        adapters: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        self.model, self.context, self.send, self.grammars = model, context, send, grammars
+        self.slots = slots
         self.free = list(range(slots, 0, -1))
+        self.unread: list[Sequence] = []  # their schemas have not been compiled yet
+        self.compiling: dict[str, Sequence] = {}
         self.heads = {name: k for k, name in enumerate(adapters, start=slots + 1)} | {"": 0}  # which sequence it is
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
         self.prefixes: dict[str, list[int]] = {name: [] for name in self.heads}  # the tokens that it holds
         self._turn, self._left = "", TURN
         self._tries: dict[tuple[str, ...], Trie] = {}
-        self._rules: dict[str, Rules] = {}
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.active)
+        """True where there is something to do that does not wait for a grammar."""
+        return bool(self.waiting and self.free) or any(sequence.pending for sequence in self.active)
+
+    @property
+    def awaits_grammar(self) -> bool:
+        """True where an answer goes on as soon as its grammar's state has come."""
+        return any(sequence.chosen for sequence in self.active)
 
     def submit(self, request: dict[str, Any]) -> None:
         """Take a request; one that cannot be answered gets its error at once."""
@@ -133,7 +152,36 @@ class Scheduler:
         except DataError as error:
             self.send(id=request["id"], error=error.message, refused=True)
             return
-        self.waiting.append(sequence)
+        (self.unread if sequence.schema else self.waiting).append(sequence)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Have schemas compiled, a few at a time, and no more than there are places for their answers."""
+        held = len(self.compiling) + sum(bool(sequence.schema) for sequence in (*self.waiting, *self.active))
+        while self.unread and len(self.compiling) < COMPILING and held < self.slots + COMPILING:
+            sequence = self.unread.pop(0)
+            self.compiling[sequence.id] = sequence
+            self.grammars.begin(sequence.id, sequence.schema)
+            held += 1
+
+    def take_grammar(self, id: str, state: GrammarState | str) -> None:
+        """Take the state of an answer in its grammar, or the sentence for why there is none."""
+        sequence = self.compiling.pop(id, None)
+        if sequence is not None:
+            if isinstance(state, str):
+                self.grammars.end(id)
+                self.send(id=id, error=state, refused=True)
+            else:
+                sequence.grammar = state
+                self.waiting.append(sequence)
+            self._compile()
+            return
+        for sequence in [sequence for sequence in self.active if sequence.id == id and sequence.chosen]:
+            if isinstance(state, str):
+                self._fail(sequence, state)
+            else:
+                tokens, sequence.chosen, sequence.grammar = [*sequence.chosen, *state.forced], [], state
+                self._append(sequence, tokens)
 
     def _require_fit(self, sequence: Sequence, request: dict[str, Any]) -> None:
         count = len(sequence.prompt)
@@ -151,9 +199,13 @@ class Scheduler:
 
     def cancel(self, id: str) -> None:
         """Forget a request and free its place."""
+        self.unread = [sequence for sequence in self.unread if sequence.id != id]
+        if self.compiling.pop(id, None) or any(sequence.id == id and sequence.schema for sequence in self.waiting):
+            self.grammars.end(id)
         self.waiting = [sequence for sequence in self.waiting if sequence.id != id]
         for sequence in [sequence for sequence in self.active if sequence.id == id]:
             self._release(sequence)
+        self._compile()
 
     def step(self) -> None:
         """Admit, decode one batch, choose the next tokens."""
@@ -171,12 +223,12 @@ class Scheduler:
         self.model.use(adapter)
         for slot, logits in self.model.decode(items):
             self._heard(by_slot[slot], logits)
-        # whoever was served last comes first next time, so a long prompt starves nobody
+        # Sequences that generate go before those that still read a prompt, so a long prompt cannot stall answers.
         self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
 
     def _whose_turn(self) -> str:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
-        names = list(dict.fromkeys(sequence.adapter for sequence in self.active))
+        names = list(dict.fromkeys(sequence.adapter for sequence in self.active if sequence.pending))
         if self._turn not in names or (self._left <= 0 and len(names) > 1):
             order = list(self.heads)
             later = order[order.index(self._turn) + 1 :] + order
@@ -209,7 +261,7 @@ class Scheduler:
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
         elif request["schema"]:
             sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value
-            sequence.walk = self._grammar(request["schema"]).begin()
+            sequence.schema = request["schema"]
         return sequence
 
     def _next_items(self, sequence: Sequence, room: int) -> list[Item]:
@@ -220,8 +272,8 @@ class Scheduler:
         )  # the first position that wants logits
         items = []
         for k, token in enumerate(take, start=sequence.position):
-            wanted = k >= first if first is not None else last and k == sequence.position + len(take) - 1
-            items.append((token, k, sequence.slot, wanted))
+            needed = k >= first if first is not None else last and k == sequence.position + len(take) - 1
+            items.append((token, k, sequence.slot, needed))
         sequence.position += len(take)
         return items
 
@@ -241,8 +293,8 @@ class Scheduler:
             sequence.position = sequence.shared
             sequence.pending = sequence.prompt[sequence.shared :]
             self.active.append(sequence)
-            if sequence.walk is not None:
-                self._append(sequence, sequence.walk.forced())
+            if sequence.grammar is not None:
+                self._append(sequence, list(sequence.grammar.forced))
             elif sequence.search is not None and sequence.search.path is None:
                 self._end_label(sequence)  # there is only one label
             elif sequence.search is not None and sequence.search.path:  # all labels begin with these tokens
@@ -251,15 +303,15 @@ class Scheduler:
 
     def _share(self, sequence: Sequence) -> None:
         """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
-        wanted, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
-        if self.prefixes[sequence.adapter][: len(wanted)] == wanted:
+        prefix, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
+        if self.prefixes[sequence.adapter][: len(prefix)] == prefix:
             return
         self.model.forget(head)
         self.model.use(sequence.adapter)
-        for start in range(0, len(wanted), BATCH):
-            part = wanted[start : start + BATCH]
+        for start in range(0, len(prefix), BATCH):
+            part = prefix[start : start + BATCH]
             self.model.decode([(token, start + k, head, False) for k, token in enumerate(part)])
-        self.prefixes[sequence.adapter] = wanted
+        self.prefixes[sequence.adapter] = prefix
 
     def _forget_prefixes(self) -> None:
         for name, head in self.heads.items():
@@ -275,8 +327,8 @@ class Scheduler:
                 self._release(sequence)
         elif sequence.search is not None:
             self._label(sequence, sequence.search, logits)
-        elif sequence.walk is not None:
-            self._json(sequence, sequence.walk, logits)
+        elif sequence.grammar is not None:
+            self._json(sequence, sequence.grammar, logits)
         else:
             self._free_text(sequence, logits)
 
@@ -316,21 +368,18 @@ class Scheduler:
         self._emit(sequence, label)
         self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all)
 
-    def _json(self, sequence: Sequence, walk: Walk, logits: Logits) -> None:
-        """Choose among what the grammar allows, and append what it then forces without asking."""
-        allowed = walk.allowed()
-        if not len(allowed):
+    def _json(self, sequence: Sequence, grammar: GrammarState, logits: Logits) -> None:
+        """Choose among what the grammar allows; its state then says what it forces, which is not asked for."""
+        if not len(grammar.allowed):
             self._fail(sequence, "the grammar allows nothing more")
             return
-        token = self._choose(sequence, logits[allowed], allowed)
+        token = self._choose(sequence, logits[grammar.allowed], grammar.allowed)
         if self.model.ends(token):
             sequence.answered += 1
             self._end_text(sequence, "stop")
             return
-        try:
-            self._append(sequence, [token, *walk.accept(token)])
-        except DataError as error:
-            self._fail(sequence, error.message)
+        sequence.chosen, sequence.grammar = [token], None
+        self.grammars.accept(sequence.id, token)
 
     def _free_text(self, sequence: Sequence, logits: Logits) -> None:
         token = self._choose(sequence, logits)
@@ -355,19 +404,19 @@ class Scheduler:
         return token
 
     def _tell(self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]) -> None:
-        """Keep a token for whoever wants to know the tokens, with the likeliest ones in its place."""
+        """Keep a token for a request that asks for tokens, with the likeliest ones in its place."""
         raw = self.model.piece(token)
-        likeliest = sorted(others, key=lambda one: -one[1])[: sequence.alternatives]
-        top = [{**named(self.model.piece(one)), "logprob": value} for one, value in likeliest]
-        begins = sequence.said[-1][0] + len(sequence.said[-1][1]["bytes"]) if sequence.said else sequence.raw
-        sequence.said.append((begins, {**named(raw), "logprob": logprob, "top": top}))
+        likeliest = sorted(others, key=lambda entry: -entry[1])[: sequence.alternatives]
+        top: list[TokenAlternative] = [{**named(self.model.piece(id)), "logprob": value} for id, value in likeliest]
+        begins = sequence.untold[-1][0] + len(sequence.untold[-1][1]["bytes"]) if sequence.untold else sequence.raw
+        sequence.untold.append((begins, {**named(raw), "logprob": logprob, "top": top}))
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> None:
         """Go on with these tokens, or end where they end the answer."""
         room = sequence.max_tokens - sequence.answered
         cut, tokens = len(tokens) > room, tokens[:room]
         sequence.answered += len(tokens)
-        if sequence.alternatives >= 0 and sequence.walk is not None:
+        if sequence.alternatives >= 0 and sequence.grammar is not None:
             for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
                 self._tell(sequence, token, 0.0, [(token, 0.0)])
         raw = b"".join(map(self.model.piece, tokens))
@@ -375,7 +424,7 @@ class Scheduler:
         self._emit(sequence, sequence.text.push(raw))
         if sequence.text.stopped:
             self._finish(sequence, "stop")
-        elif sequence.walk is not None and sequence.walk.finished and not cut:
+        elif sequence.grammar is not None and sequence.grammar.finished and not cut:
             self._end_text(sequence, "stop")
         elif sequence.answered >= sequence.max_tokens:
             self._end_text(sequence, "length")
@@ -407,17 +456,17 @@ class Scheduler:
     def _emit(self, sequence: Sequence, text: str) -> None:
         if text:
             sequence.shown += len(text.encode())
-            self.send(id=sequence.id, piece=text, **self._told(sequence, sequence.shown))
+            self.send(id=sequence.id, piece=text, **self._tokens(sequence, sequence.shown))
 
-    def _told(self, sequence: Sequence, end: int) -> Event:
-        """The tokens that begin before a byte of the answer and have not been told yet."""
-        count = sum(begins < end for begins, _ in sequence.said)
-        told, sequence.said = [token for _, token in sequence.said[:count]], sequence.said[count:]
-        return {"tokens": told} if told else {}
+    def _tokens(self, sequence: Sequence, end: int) -> dict[str, list[TokenInfo]]:
+        """The tokens that begin before a byte of the answer and have not been sent yet."""
+        count = sum(begins < end for begins, _ in sequence.untold)
+        tokens, sequence.untold = [token for _, token in sequence.untold[:count]], sequence.untold[count:]
+        return {"tokens": tokens} if tokens else {}
 
     def _end_text(self, sequence: Sequence, reason: str) -> None:
         self._emit(sequence, sequence.text.push(b"", final=True))
-        self._finish(sequence, reason, **self._told(sequence, sequence.raw + 1))
+        self._finish(sequence, reason, **self._tokens(sequence, sequence.raw + 1))
 
     def _finish(self, sequence: Sequence, reason: str, **more: Any) -> None:
         self.send(
@@ -439,6 +488,9 @@ class Scheduler:
         self.model.forget(sequence.slot)
         self.active.remove(sequence)
         self.free.append(sequence.slot)
+        if sequence.schema:
+            self.grammars.end(sequence.id)
+            self._compile()
 
     def _trie(self, labels: list[str], end: str) -> Trie:
         """The trie of the tokens of every label followed by the end of the turn."""
@@ -454,13 +506,6 @@ class Scheduler:
             self._tries[key] = trie
         return self._tries[key]
 
-    def _grammar(self, schema: str) -> Rules:
-        if schema not in self._rules:
-            if len(self._rules) >= KEPT:  # a client may send a schema with each request
-                self._rules.clear()
-            self._rules[schema] = self.model.rules(schema)
-        return self._rules[schema]
-
 
 def log_sum(logits: Logits) -> float:
     """Log of the sum of the exponentials."""
@@ -469,7 +514,7 @@ def log_sum(logits: Logits) -> float:
 
 
 def log(probability: float) -> float:
-    """A log probability as it is told."""
+    """A log probability, rounded as it is sent."""
     return rounded(math.log(max(probability, 1e-300)))
 
 
@@ -477,6 +522,6 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def named(raw: bytes) -> Event:
+def named(raw: bytes) -> TokenText:
     """A token's text and bytes."""
     return {"token": raw.decode(errors="replace"), "bytes": list(raw)}

@@ -88,8 +88,11 @@ def task_in(found: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, st
             f"{path.name} has no chat template, so it cannot be asked in turns", hint="serve a release that slmctl made"
         )
     controls = engine.controls()
-    tokens = {"bos_token": controls["bos"], "eos_token": controls["eos"], "special_tokens": tuple(controls["tokens"])}
-    return Task("generate", template, "", **tokens), True, controls["bos"] if controls["adds_bos"] else ""
+    task = Task(
+        "generate", template, "", bos_token=controls["bos"], eos_token=controls["eos"],
+        special_tokens=tuple(controls["tokens"]),
+    )  # fmt: skip
+    return task, True, controls["bos"] if controls["adds_bos"] else ""
 
 
 def contract(desk: Workspace, model: str | None, elsewhere: str) -> tuple[Task, str]:

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.config import ServeConfig
-from slmctl.inference.engine import Event
+from slmctl.inference.events import Event
 from slmctl.server import openai_replies, openai_requests, page
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
@@ -80,9 +80,7 @@ class Gateway:
     def __init__(self, served: Served, log: Log) -> None:
         self.served, self.log, self.metrics = served, log, Metrics()
         self.settings = settings = served.settings
-        self.limits = Limits(
-            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency
-        )
+        self.limits = Limits(settings.sequences, settings.queue, settings.requests_per_minute, settings.concurrency)
         most = settings.max_prompt_tokens or settings.context_length - 1
         self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
         self.created = int(time.time())
@@ -214,12 +212,12 @@ class _Run:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         (choice,), pieces = self.exchange.choices, list[Event]()
 
-        async def local() -> Event:
+        async def local() -> dict[str, Any]:
             if not choice.last:
                 self.exchange.begin()
             while self.exchange.running:
                 pieces.append((await self.exchange.next())[1])
-            return {**choice.last, "text": choice.text}
+            return dict(choice.last) | {"text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
         work = router.route(
@@ -232,7 +230,7 @@ class _Run:
         if routed.route != "local":
             choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
-            choice.last = {**routed.local, **used, "finish": routed.finish}
+            choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
         self._saw_first()
         return self._streaming(self._decided(pieces)) if self.asked.stream else self._json()
 

@@ -17,7 +17,8 @@ from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
 from slmctl.errors import DataError
-from slmctl.inference.engine import Engine, EngineError, Event, Request
+from slmctl.inference.engine import Engine, EngineError, Request
+from slmctl.inference.events import Event
 from slmctl.network.openai_client import (
     EXTENSIONS,
     EndpointClient,
@@ -65,10 +66,10 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._reviving is None and self.engine.alive
+        return self._reviving is None and self.engine.state == "ready"
 
     async def look(self) -> None:
-        """Nothing: it is known at any time whether the engine lives."""
+        """Nothing: the engine is asked for a sign of life all the time."""
 
     def start(self, log: Log, metrics: Metrics) -> None:
         self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
@@ -219,12 +220,13 @@ class EndpointEngine:
             return
         if reply.finish is None:
             put({"error": "the engine's answer was cut off"})
-        elif held and (text := await _read(asked, request, reply.text)) is None:
+        elif not held:
+            put(_last(reply))
+        elif (text := await _read(asked, request, reply.text)) is None:
             whose = f"a task of kind '{asked.model.task.kind}'" if asked.model.held else "the request"
             put({"error": f"the engine's answer, which ended with '{reply.finish}', is none that {whose} allows"})
         else:
-            if held:
-                put({"piece": text, **({"tokens": reply.tokens} if reply.tokens else {})})
+            put({"piece": text, **({"tokens": reply.tokens} if reply.tokens else {})})
             put(_last(reply))
 
 
@@ -244,7 +246,7 @@ def _question(asked: CheckedRequest, index: int) -> EndpointRequest:
 def _last(reply: StreamedReply) -> Event:
     """The event that ends an answer, as the own engine tells it."""
     return {
-        "finish": reply.finish,
+        "finish": reply.finish or "",
         "prompt_tokens": reply.prompt_tokens or 0,
         "completion_tokens": reply.completion_tokens or 0,
         "confidence": reply.confidence,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmctl.inference.engine import Event
+from slmctl.inference.events import Event, TokenInfo
 from slmctl.server.openai_requests import CheckedRequest
 
 LABELS = 5  # the likeliest ones that an answer tells with their probabilities
@@ -18,8 +18,8 @@ class ReplyChoice:
     """One answer as it grows: its text, the tokens in it where they are told, and the event that ended it."""
 
     text: str = ""
-    tokens: list[Event] = field(default_factory=list)
-    last: Event = field(default_factory=dict)
+    tokens: list[TokenInfo] = field(default_factory=list)
+    last: Event = field(default_factory=Event)
 
     def add(self, event: Event) -> None:
         self.text += event.get("piece", "")
@@ -125,7 +125,7 @@ def _head(asked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, 
     }  # fmt: skip
 
 
-def _logprobs(asked: CheckedRequest, tokens: Sequence[Event], offset: int) -> dict[str, Any]:
+def _logprobs(asked: CheckedRequest, tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
     """Tokens with their log probabilities, in the form of the kind of request."""
     if asked.kind == "chat":
         listed = [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from slmctl.inference.engine import Event
+from slmctl.inference.events import Event
 from slmctl.server.backends import Backend, Cancel
 from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest

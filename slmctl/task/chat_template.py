@@ -1,285 +1,254 @@
-"""A chat template is code of a model's author: it is rendered where it can run nothing and take little.
+"""Renders chat templates, which are code of a model's author, in a process that can run nothing and take little.
 
-jinja2's sandbox gives it no files, no imports and nothing of Python's insides. That leaves time and memory. A
-template that is plain takes of both no more than the square of what its messages hold, and is rendered here. Any
-other (macros, arithmetic, texts built up in loops) is rendered by a child process that has LIMIT_S seconds and
-LIMIT_BYTES of memory, no secrets in its environment, and no way to write a file:
-
-    python -m slmctl.task.chat_template     requests as JSON lines in, texts out
+jinja2's sandbox gives a template no files, no imports and nothing of Python's insides. That leaves time and memory:
+every template is rendered by a child process with a budget of seconds for each text, a limit of memory, no secrets in
+its environment, and no way to write a file. Many renders are sent together, and short ones are remembered.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
-import resource
 import selectors
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import LoopControlExtension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from slmctl import child_environment
-from slmctl.errors import DataError
+from slmctl.errors import DataError, StageError
 
-LIMIT_S = 20.0  # for one rendering in the child; the longest template known takes some milliseconds
-LIMIT_BYTES = 1 << 30  # of address space in the child
-LONGEST = 16 << 20  # characters that a rendered conversation may have
+LIMIT_S = 20.0  # for one text; the longest template known takes some milliseconds
+MEMORY_MB = 512  # of address space in the child, which sets it
 LONGEST_SOURCE = 1 << 18  # characters of a template; the longest of a known model has some 16,000
-_READY = 10 * LIMIT_S  # seconds for the child to start, on a machine that is busy
-
-_REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError,
-             AssertionError, SyntaxError, MemoryError)  # fmt: skip
+CHILDREN = 4  # processes at most: a slow text holds up one of them
+START_S = 200.0  # seconds for a child to start, on a machine that is busy
+REMEMBERED, SHORT = 256, 1 << 13  # texts that are kept, and bytes of one with its request
+_PIECE = 1 << 16  # bytes a read or a write
 
 
 class TemplateRefusedError(DataError):
     """A chat template is not valid, or refuses the messages, such as two turns of a user in a row."""
 
 
-def render(source: str, values: Mapping[str, Any]) -> str:
-    """Render a template with values that are JSON.
+class TemplateLimitError(DataError):
+    """A chat template takes more time or memory than it may have."""
+
+
+def render(source: str, values: Mapping[str, Any], *, budget_s: float = LIMIT_S) -> str:
+    """The text that a template makes of values that are JSON. It blocks: call it from a thread of an event loop.
 
     Raises:
-        TemplateRefusedError: The template refuses them, or is not valid.
-        DataError: It takes more time or memory than it may.
+        TemplateRefusedError: The template refuses the values, or is not valid.
+        TemplateLimitError: It takes longer than `budget_s` seconds, or more memory than it may have.
+        StageError: The process that renders it cannot run here.
     """
-    if is_plain(source):
-        try:
-            return _render(source, values)
-        except _REFUSALS as error:
-            raise TemplateRefusedError(f"the chat template refuses the messages: {_said(error)}") from None
-    return _child().render(source, values)
+    (text,) = render_all(source, [values], budget_s=budget_s)
+    return text
 
 
-def _render(source: str, values: Mapping[str, Any]) -> str:
-    parts, length = [], 0
-    for part in _compile(source).generate(**values):
-        length += len(part)
-        if length > LONGEST:
-            raise ValueError(f"it writes more than {LONGEST} characters")
-        parts.append(part)
-    return "".join(parts)
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox, with what chat templates expect to find there."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _refuse
-    return environment
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _said(error: BaseException) -> str:
-    return str(error)[:300] or type(error).__name__
-
-
-# What is plain
-
-_HARMLESS = (
-    nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.Const, nodes.Name, nodes.NSRef, nodes.Getattr,
-    nodes.Getitem, nodes.Slice, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Test,
-    nodes.CondExpr, nodes.Concat, nodes.Add, nodes.Sub, nodes.Keyword, nodes.Break, nodes.Continue,
-)  # fmt: skip
-_FILTERS = {"trim", "tojson", "length", "count", "join", "upper", "lower", "string", "first", "last", "default", "d",
-            "safe", "list", "items", "title", "capitalize"}  # fmt: skip
-_FUNCTIONS = {"raise_exception", "namespace"}
-_METHODS = {"strip", "lstrip", "rstrip", "startswith", "endswith", "split", "get", "items", "keys", "values", "upper",
-            "lower", "title", "capitalize"}  # fmt: skip
-_JOINED, _NAMES = 3, 8  # assignments that put texts together, outside of loops, and names in each of them
-
-
-@functools.lru_cache(maxsize=64)
-def is_plain(source: str) -> bool:
-    """Whether a template can take no more time and memory than the square of what it is given.
-
-    It walks each list once, a list in a list within that, puts no texts together in a loop that a later round
-    could put together again, and calls nothing that multiplies.
-    """
+def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: float = LIMIT_S) -> list[str]:
+    """The texts of many values, in order, each within `budget_s` seconds; raises what `render` raises for the first."""
     if len(source) > LONGEST_SOURCE:
-        raise DataError(f"the chat template has more than {LONGEST_SOURCE} characters")
-    try:
-        tree = _environment().parse(source)
-        joined = [one for one in tree.find_all(nodes.Assign) if _joins(one)]
-        return len(joined) <= _JOINED and _is_plain(tree, ())
-    except (jinja2.TemplateError, RecursionError):
-        return False  # whoever renders it says why
+        raise TemplateLimitError(f"the chat template has more than {LONGEST_SOURCE} characters")
+    requests = [json.dumps(value).encode() for value in values]
+    texts = [_memory.get(source, request) for request in requests]
+    missing = [at for at, text in enumerate(texts) if text is None]
+    if missing:
+        with _pool.child() as child:
+            fresh = child.render(source, [requests[at] for at in missing], budget_s)
+        for at, text in zip(missing, fresh, strict=True):
+            texts[at] = text
+            _memory.put(source, requests[at], text)
+    return [text for text in texts if text is not None]
 
 
-def _is_plain(node: nodes.Node, loops: tuple[str, ...]) -> bool:
-    """`loops`: the variables of the loops that stand around a node."""
-    if isinstance(node, nodes.For):
-        if node.recursive or not isinstance(node.target, nodes.Name) or not _walks_on(node.iter, loops):
-            return False
-        inside = (*loops, node.target.name)
-        rest = [node.iter, *([node.test] if node.test else [])]
-        return all(_is_plain(one, inside) for one in [*node.body, *node.else_, *rest])
-    if isinstance(node, nodes.Assign):
-        names = {one.name for one in (node.target, *node.target.find_all((nodes.Name, nodes.NSRef)))
-                 if isinstance(one, nodes.Name | nodes.NSRef)}  # fmt: skip
-        fine = not names & set(loops) and not (loops and _joins(node)) and _count(node.node, nodes.Name) <= _NAMES
-    elif isinstance(node, nodes.Filter):
-        fine = node.name in _FILTERS and all(_is_small(one) for one in (*node.args, *node.kwargs))
-    elif isinstance(node, nodes.Call):
-        called = node.node
-        fine = (isinstance(called, nodes.Name) and called.name in _FUNCTIONS) or (
-            isinstance(called, nodes.Getattr) and called.attr in _METHODS
-        )
-    elif isinstance(node, nodes.Mod):  # `loop.index0 % 2`; a text on the left would be a format
-        fine = isinstance(node.left, nodes.Getattr) and _is_name(node.left.node, "loop")
-    elif isinstance(node, nodes.List | nodes.Tuple):
-        fine = all(isinstance(one, nodes.Const) for one in node.items)
-    else:
-        fine = isinstance(node, _HARMLESS)
-    return fine and all(_is_plain(one, loops) for one in node.iter_child_nodes())
+class _Memory:
+    """The short texts that were rendered last: every prompt asks for what all of its task begin with."""
 
+    def __init__(self) -> None:
+        self._texts: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._forget_lock()
+        os.register_at_fork(after_in_child=self._forget_lock)
 
-def _walks_on(iterated: nodes.Node, loops: tuple[str, ...]) -> bool:
-    """Whether a loop walks what was given, and one in a loop what the outer one has come to: no list twice."""
-    node = iterated
-    while isinstance(node, nodes.Getattr | nodes.Getitem | nodes.Filter) and node.node is not None:
-        node = node.node
-    return len(loops) < 3 and isinstance(node, nodes.Name) and (not loops or node.name == loops[-1])
+    def _forget_lock(self) -> None:
+        self._lock = threading.Lock()  # another thread may have held it when this process was forked
 
+    def get(self, source: str, request: bytes) -> str | None:
+        with self._lock:
+            text = self._texts.get((source, request))
+            if text is not None:
+                self._texts.move_to_end((source, request))
+            return text
 
-def _joins(node: nodes.Assign) -> bool:
-    """Whether an assignment may make a text longer than those that it is made of; a number may be counted up."""
-    for one in (node.node, *node.node.find_all((nodes.Concat, nodes.Add))):
-        counts = isinstance(one, nodes.Add) and isinstance(one.right, nodes.Const) and type(one.right.value) is int
-        if isinstance(one, nodes.Concat | nodes.Add) and not counts:
-            return True
-    return False
-
-
-def _count(node: nodes.Node, kind: type[nodes.Node]) -> int:
-    return isinstance(node, kind) + sum(1 for _ in node.find_all(kind))
-
-
-def _is_name(node: nodes.Node, name: str) -> bool:
-    return isinstance(node, nodes.Name) and node.name == name
-
-
-def _is_small(node: nodes.Node) -> bool:
-    """Whether an argument of a filter is a short text or a small number."""
-    value = node.value if isinstance(node, nodes.Keyword) else node
-    if not isinstance(value, nodes.Const):
-        return False
-    return value.value <= 16 if isinstance(value.value, int) else len(str(value.value)) <= 64
-
-
-# The child
+    def put(self, source: str, request: bytes, text: str) -> None:
+        if len(text) + len(request) <= SHORT:
+            with self._lock:
+                self._texts[source, request] = text
+                if len(self._texts) > REMEMBERED:
+                    self._texts.popitem(last=False)
 
 
 class _Child:
-    """A process that renders what is not plain; one for each process that asks, started again when it was ended."""
+    """One process that renders; it is started by the first request, and again by the next after its end."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
-        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._source = ""  # what it has compiled last
-        atexit.register(self.close)
+        self._source = ""  # the template that the process was sent last
+        self._read = bytearray()  # from the process, of an answer that is not whole
 
-    def render(self, source: str, values: Mapping[str, Any]) -> str:
-        with self._lock:
+    def render(self, source: str, requests: Sequence[bytes], budget_s: float) -> list[str]:
+        """The texts of requests, which are values in JSON."""
+        texts: list[str] = []
+        while len(texts) < len(requests):
             if self._process is None or self._process.poll() is not None:
+                self.close()
                 self._start()
-            request = {"values": values} | ({} if source == self._source else {"source": source})
+            head = b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
             self._source = source
-            answer = self._ask(json.dumps(request).encode() + b"\n", LIMIT_S)
-        if "error" in answer:
-            raise TemplateRefusedError(f"the chat template refuses the messages: {answer['error']}")
-        text: str = answer["text"]
-        return text
+            rest = requests[len(texts) :]
+            lines = [head + b'"values": ' + rest[0] + b"}\n", *(b'{"values": ' + one + b"}\n" for one in rest[1:])]
+            with contextlib.closing(self._answers(b"".join([*lines, b"\n"]), len(rest), budget_s)) as answers:
+                for answer in answers:
+                    if answer.get("last"):  # it has grown, and ends; another one renders the rest
+                        self.close()
+                    texts.append(_text(answer))
+                    if self._process is None:
+                        break
+        return texts
 
     def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
-        if process is not None and self.owner == os.getpid():
+        self._source, self._read = "", bytearray()
+        if process is not None:
             process.kill()
             process.communicate()
 
     def _start(self) -> None:
-        self._source = ""
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment.bare(),
-        )  # fmt: skip
-        self._ask(b"", _READY)
-
-    def _ask(self, request: bytes, limit_s: float) -> dict[str, Any]:
-        """What the child answers within its time; what does not, is ended."""
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        line = b""
-        with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-            ready.register(self._process.stdout, selectors.EVENT_READ)
-            line = self._process.stdout.readline() if ready.select(limit_s) else b""
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        ended = self._process.poll() is not None
-        self.close()
-        raise DataError(
-            f"the chat template wants more than {LIMIT_BYTES >> 20} MB of memory"
-            if ended
-            else f"the chat template takes longer than {limit_s:g} s",
-            hint="take a base whose chat template ends",
-        )
-
-
-_children: list[_Child] = []
-_making = threading.Lock()
-
-
-def _child() -> _Child:
-    """This process's child: a fork has its own."""
-    with _making:
-        if not _children or _children[0].owner != os.getpid():
-            _children[:] = [_Child()]
-        return _children[0]
-
-
-def _serve() -> None:
-    """Be the child: render until stdin ends."""
-    _compile("").render()
-    for kind, limit in ((resource.RLIMIT_AS, LIMIT_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(kind, (limit, limit))
-    source = ""
-    for answer in _answers(source):
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
-
-
-def _answers(source: str) -> Iterator[str]:
-    yield json.dumps({"ready": True})
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        source = request.get("source", source)
         try:
-            yield json.dumps({"text": _render(source, request["values"])})
-        except _REFUSALS as error:
-            yield json.dumps({"error": _said(error)})
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "slmctl.task.chat_template_child"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment.bare(),
+            )  # fmt: skip
+        except OSError as error:
+            raise StageError(f"the process that renders chat templates cannot be started: {error}") from None
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        next(self._answers(b"", 1, START_S))
+
+    def _answers(self, requests: bytes, count: int, budget_s: float) -> Generator[dict[str, Any], None, None]:
+        """So many answers as they come, while the requests are written; a process that is late or has died is ended."""
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        pipe, out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        whole, seen = False, 0  # bytes in which no line ends
+        left, deadline = memoryview(requests), time.monotonic() + budget_s
+        try:
+            with selectors.DefaultSelector() as ready:
+                ready.register(out, selectors.EVENT_READ)
+                if left:
+                    ready.register(pipe, selectors.EVENT_WRITE)
+                while count:
+                    if (end := self._read.find(b"\n", seen)) >= 0:
+                        line, seen = bytes(self._read[:end]), 0
+                        del self._read[: end + 1]
+                        count, deadline = count - 1, time.monotonic() + budget_s
+                        whole = not count
+                        yield json.loads(line)
+                        continue
+                    seen = len(self._read)
+                    events = ready.select(max(0.0, deadline - time.monotonic()))
+                    if not events:
+                        raise TemplateLimitError(
+                            f"the chat template takes longer than {budget_s:g} s",
+                            hint="take a base whose chat template ends",
+                        )
+                    for key, _ in events:
+                        if key.fd == out:
+                            self._take(out)
+                        else:
+                            left = self._put(pipe, left)
+                            if not left:
+                                ready.unregister(pipe)
+        finally:
+            if not whole:  # answers to come would be taken for those of the next requests
+                self.close()
+
+    def _take(self, out: int) -> None:
+        piece = os.read(out, _PIECE)
+        if not piece:
+            self._explain_end()
+        self._read += piece
+
+    def _put(self, pipe: int, left: memoryview) -> memoryview:
+        try:
+            return left[os.write(pipe, left[:_PIECE]) :]
+        except BrokenPipeError:
+            self._explain_end()
+
+    def _explain_end(self) -> NoReturn:
+        """Raise what ended the process: its signal, or its exit code with its last words."""
+        assert self._process is not None and self._process.stderr is not None
+        code = self._process.wait()
+        words = (self._process.stderr.read() or b"").decode(errors="replace").strip().splitlines()
+        last = words[-1][:300] if words else "without a word"
+        if last.startswith("MemoryError"):
+            raise TemplateLimitError(f"the chat template wants more than {MEMORY_MB} MB of memory")
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            raise TemplateLimitError(f"the process that rendered the chat template was ended by {name}")
+        raise StageError(f"the process that renders chat templates ended with exit code {code}: {last}")
 
 
-if __name__ == "__main__":
-    _serve()
+def _text(answer: Mapping[str, Any]) -> str:
+    if answer.get("kind") == "memory":
+        raise TemplateLimitError(f"the chat template wants more than {MEMORY_MB} MB of memory")
+    if "fault" in answer:
+        raise TemplateRefusedError(f"the chat template refuses the messages: {answer['fault']}")
+    return str(answer["text"])
+
+
+class _Pool:
+    """The children of this process; a fork starts its own."""
+
+    def __init__(self) -> None:
+        self._all: list[_Child] = []
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._end)
+
+    def _forget(self) -> None:
+        self._owner = os.getpid()
+        self._places = threading.Semaphore(CHILDREN)
+        self._idle: list[_Child] = []
+        self._others, self._all = self._all, []  # kept, for Popen warns of a process that it loses
+
+    @contextlib.contextmanager
+    def child(self) -> Iterator[_Child]:
+        """A child that nobody else uses meanwhile."""
+        with self._places:
+            try:
+                child = self._idle.pop()
+            except IndexError:
+                child = _Child()
+                self._all.append(child)
+            try:
+                yield child
+            finally:
+                self._idle.append(child)
+
+    def _end(self) -> None:
+        if self._owner == os.getpid():
+            for child in self._all:
+                child.close()
+
+
+_memory = _Memory()
+_pool = _Pool()

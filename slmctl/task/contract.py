@@ -1,4 +1,4 @@
-"""The task contract: what the model is asked, how an answer is read. It travels as `task.json`.
+"""The task contract: the form of the prompt and the reading of the answer. It travels as `task.json`.
 
 `prepare` writes it, every later artifact and release carries it, and finetune, predict and serve
 all render their prompts here: that is why what is trained is what is measured and served.
@@ -10,25 +10,28 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 
 from slmctl.artifacts.artifact import canonical, sha256_bytes
+from slmctl.artifacts.json_document import read_object
 from slmctl.errors import DataError, IntegrityError
 from slmctl.task import chat_template
+from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.records import RowRejectedError
 
 FILENAME = "task.json"
+KINDS = ("classify", "extract", "generate")
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a model does, and the exact form in which it is asked.
+    """One task of a model, and the exact form of its prompts.
 
     Attributes:
         kind: classify, extract or generate.
@@ -40,6 +43,8 @@ class Task:
         special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
         end: The text that ends an answer, such as `<|im_end|>`.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}  # of a file that is read
 
     kind: str
     chat_template: str
@@ -56,16 +61,21 @@ class Task:
         """The contract in an artifact's folder.
 
         Raises:
-            IntegrityError: The folder carries none.
+            IntegrityError: The folder carries none, or one with missing, unknown or wrong values; all are named.
         """
         path = folder / FILENAME
         if not path.is_file():
             raise IntegrityError(
-                f"{folder} carries no {FILENAME}, so what its model is asked is unknown",
+                f"{folder} carries no {FILENAME}, so the task of its model is unknown",
                 hint="take a model that slmctl made, or name a prepared data set beside it",
             )
-        fields = json.loads(path.read_bytes())
-        fields["labels"], fields["special_tokens"] = tuple(fields["labels"]), tuple(fields["special_tokens"])
+        fields = read_object(path, cls, hint="run the stage that wrote it again")
+        if fields["kind"] not in KINDS:
+            raise IntegrityError(f"{path} is not valid: kind: '{fields['kind']}' is none of {', '.join(KINDS)}")
+        if fields.get("schema") is not None:
+            _require_schema(fields["schema"], path)
+        for name in {"labels", "special_tokens"} & fields.keys():
+            fields[name] = tuple(fields[name])
         return cls(**fields)
 
     def write(self, folder: Path) -> None:
@@ -85,12 +95,12 @@ class Task:
         """The conversation that asks for one answer to a text."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         turns = [*head, {"role": "user", "content": text}]
-        return self.told(turns) if list_labels else turns
+        return self.with_label_list(turns) if list_labels else turns
 
-    def told(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def with_label_list(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """A conversation with the labels named in its system prompt.
 
-        A model that was never trained on them cannot know them; one that was needs no reminder.
+        A model that was not trained on them cannot know them.
         """
         turns = [dict(message) for message in messages]
         if self.labels:
@@ -99,11 +109,36 @@ class Task:
             turns[0]["content"] = f"{turns[0]['content']}\nAnswer with one of: {', '.join(self.labels)}.".strip()
         return turns
 
-    def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
-        """The text that the model continues with its answer."""
-        return self.render(messages, add_generation_prompt=True, tools=tools)
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        budget_s: float = LIMIT_S,
+    ) -> str:
+        """The text that the model continues with its answer.
 
-    def spoken(self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None) -> dict[str, Any]:
+        It waits for another process, at most `budget_s` seconds: an event loop calls it in a thread.
+
+        Raises:
+            TemplateRefusedError: The template refuses these messages.
+            TemplateLimitError: It takes more time or memory than it may have.
+        """
+        return self.render(messages, add_generation_prompt=True, tools=tools, budget_s=budget_s)
+
+    def prompts(self, conversations: Iterable[tuple[Sequence[Message], Sequence[Any] | None]]) -> list[str]:
+        """The prompts of many conversations, each with its tools: several times faster than one at a time.
+
+        Raises:
+            TemplateRefusedError: The template refuses one of them.
+            TemplateLimitError: It takes more time or memory than it may have.
+        """
+        values = [self._values(messages, tools, add_generation_prompt=True) for messages, tools in conversations]
+        return chat_template.render_all(self.chat_template, values)
+
+    def with_calls_as_text(
+        self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None
+    ) -> dict[str, Any]:
         """An assistant's message with its tool calls as the text that the template makes of them.
 
         Raises:
@@ -121,7 +156,12 @@ class Task:
         return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": text}
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        budget_s: float = LIMIT_S,
     ) -> str:
         """Messages, and the tools that the model may call, through the chat template.
 
@@ -130,14 +170,19 @@ class Task:
 
         Raises:
             TemplateRefusedError: The template refuses these messages.
-            DataError: It takes more time or memory than it may.
+            TemplateLimitError: It takes more time or memory than it may have.
         """
-        safe = [self.safe(message) for message in messages]
-        values = {
-            "messages": safe, "tools": self.safe(tools) if tools else None,
+        values = self._values(messages, tools, add_generation_prompt=add_generation_prompt)
+        return chat_template.render(self.chat_template, values, budget_s=budget_s)
+
+    def _values(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, *, add_generation_prompt: bool
+    ) -> dict[str, Any]:
+        """The variables of the chat template."""
+        return {
+            "messages": [self.safe(message) for message in messages], "tools": self.safe(tools) if tools else None,
             "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
         }  # fmt: skip
-        return chat_template.render(self.chat_template, values)
 
     def safe(self, value: Any) -> Any:
         """A value of a message with every text in it defused."""
@@ -171,7 +216,7 @@ class Task:
             raise DataError("the answer is not JSON") from None
 
     def accepts(self, text: str) -> bool:
-        """Whether an answer is one that the task allows: a label, JSON that satisfies the schema, any text."""
+        """True for an answer that the task allows: a label, JSON that satisfies the schema, any text."""
         try:
             value = self.read_answer(text)
         except DataError:
@@ -179,24 +224,33 @@ class Task:
         return self.kind != "extract" or self.fits_schema(value)
 
     def fits_schema(self, value: Any) -> bool:
-        """Whether a parsed answer satisfies the task's JSON Schema."""
+        """True for a parsed answer that satisfies the task's JSON Schema."""
         return not any(_validator(json.dumps(self.schema)).iter_errors(value))
 
 
 def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
-    """What a chat template puts right after an assistant's words: the text that must end an answer.
+    """The text that a chat template puts right after an assistant's message, which must end an answer.
 
     Raises:
         DataError: The template puts nothing there, so a model trained with it would never stop.
     """
     task = Task("generate", template, "", bos_token=bos_token, eos_token=eos_token)
-    ask = {"role": "user", "content": "question"}
-    whole = task.render([ask, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False)
+    question = {"role": "user", "content": "question"}
+    whole = task.render([question, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False)
     end = whole.rpartition("ANSWER")[2].strip()
     if not end:
         raise DataError("the chat template has no end of turn", hint="a model trained with it would never stop")
     token = re.match(r"<[^<>\s]+>|\S+", end)
     return token.group() if token else end
+
+
+def _require_schema(schema: dict[str, Any], path: Path) -> None:
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise IntegrityError(f"{path} is not valid: schema: {error.message[:200]}") from None
+    except RecursionError:
+        raise IntegrityError(f"{path} is not valid: schema: it is nested too deeply") from None
 
 
 @functools.lru_cache(maxsize=8)

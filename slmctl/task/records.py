@@ -39,12 +39,12 @@ class RowRejectedError(DataError):
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation whose last message is the answer wanted.
+    """One conversation whose last message is the reference answer.
 
     Attributes:
         messages: Each with `role` and `content`; an assistant's may have a `weight` in the loss.
-        group: A hash of what the row's group was called.
-        sensitive: Whether personal data or secrets were found in it and left there.
+        group: A hash of the name of the row's group.
+        sensitive: True where personal data or secrets were found in it and left there.
         tools: JSON Schemas of the functions that the assistant may call.
     """
 
@@ -58,12 +58,12 @@ class Record:
 
     @property
     def input(self) -> str:
-        """What is asked: every message before the answer, but for the system prompt."""
+        """The contents of the messages before the answer, without the system prompt."""
         return "\n".join(m["content"] for m in self.messages[:-1] if m["role"] != "system")
 
     @property
     def answer(self) -> str:
-        """The answer wanted."""
+        """The reference answer."""
         return self.messages[-1]["content"]
 
     @property
@@ -91,21 +91,6 @@ def read_records(path: Path) -> list[Record]:
     """The records of one split."""
     with path.open(encoding="utf-8") as stream:
         return [Record.from_json(json.loads(line)) for line in stream]
-
-
-def require_records(path: Path) -> list[Record]:
-    """The records of one split that has some.
-
-    Raises:
-        DataError: The split is empty.
-    """
-    records = read_records(path)
-    if not records:
-        raise DataError(
-            f"the split '{path.stem}' of the data set is empty",
-            hint=f"prepare.splits.{path.stem}: 0.15, or a source with split: {path.stem}",
-        )
-    return records
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

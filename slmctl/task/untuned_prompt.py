@@ -1,4 +1,4 @@
-"""What a general model is told of a task that it was not trained for, and how its answer is read."""
+"""The system prompt for a model that was not trained for a task, and the lenient reading of its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from slmctl.metrics import answer_metrics
 from slmctl.task.contract import Task
 
-HOW = {  # what a model that was not trained for the task is told beside the task's own system prompt
+INSTRUCTIONS = {  # added to the task's own system prompt
     "classify": "Answer with exactly one of these labels and nothing else: {labels}",
     "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
     "generate": "Answer with the text and nothing else.",
@@ -16,18 +16,18 @@ HOW = {  # what a model that was not trained for the task is told beside the tas
 
 
 def brief(task: Task) -> str:
-    """The system prompt: the task's own, and what the answer has to look like."""
+    """The system prompt: the task's own, and the form of the answer."""
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
-    how = HOW[task.kind].format(labels=", ".join(task.labels), schema=schema)
-    return f"{task.system}\n{how}".strip()
+    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema)
+    return f"{task.system}\n{instruction}".strip()
 
 
 def read(task: Task, text: str) -> str:
-    """The answer in what a general model said, read kindly.
+    """The answer in a general model's reply, read leniently.
 
-    classify: the label that it says, whatever the case and punctuation; else the only label that stands in
-    the text (a label inside a longer one does not count). extract: what is inside a code fence, or from the
-    first brace to the last.
+    classify: the label that equals the reply but for case and punctuation; else the only label in the text (a label
+    inside a longer one does not count). extract: the content of a code fence, or the text from the first brace to
+    the last. generate: the whole text.
     """
     text = text.strip()
     if task.kind == "classify":
@@ -51,18 +51,18 @@ def _fenced(text: str) -> str | None:
 def _label(task: Task, text: str) -> str | None:
     if text in task.labels:
         return text
-    said = answer_metrics.words(text)
+    words = answer_metrics.words(text)
     by_words: dict[tuple[str, ...], list[str]] = {}
     for label in task.labels:
         by_words.setdefault(tuple(answer_metrics.words(label)), []).append(label)
-    whole = by_words.get(tuple(said), [])
+    whole = by_words.get(tuple(words), [])
     if len(whole) == 1:
         return whole[0]
-    runs = {tuple(said[k : k + size]) for size in set(map(len, by_words)) for k in range(len(said) - size + 1)}
+    runs = {tuple(words[k : k + size]) for size in set(map(len, by_words)) for k in range(len(words) - size + 1)}
     within = [key for key in by_words if key and key in runs]
     longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
-    found = [label for key in longest for label in by_words[key]]
-    return found[0] if len(found) == 1 else None
+    matches = [label for key in longest for label in by_words[key]]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:

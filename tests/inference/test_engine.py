@@ -22,7 +22,6 @@ from support import tiny
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.engine import Answer, Engine, EngineError, Request, answer_of
-from slmctl.inference.json_grammar import Rules
 from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Item, Logits, Scheduler, Text
 from slmctl.model_files import gguf_converter
 from slmctl.task.contract import Task
@@ -200,7 +199,7 @@ def test_what_the_grammar_forces_is_not_asked(shared_engine: Engine, task: Task)
 
 def test_a_schema_without_a_grammar_fails_alone(shared_engine: Engine, task: Task) -> None:
     prompt = task.prompt(task.messages("hello"))
-    bad = Request(prompt, schema='{"type": "array", "uniqueItems": true}')
+    bad = Request(prompt, schema='{"type": "array", "uniqueItems": true}', max_tokens=40)
     first, second = all_together(shared_engine, [bad, Request(prompt, max_tokens=4)])
     assert isinstance(first, EngineError)
     assert "uniqueItems" in first.message
@@ -288,9 +287,6 @@ class Letters:
     def ends(self, token: int) -> bool:
         return token == 0
 
-    def rules(self, schema: str) -> Rules:
-        raise NotImplementedError
-
     def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
         self.decoded += [token for token, *_ in items]
         logits = np.zeros(256, np.float32)
@@ -307,15 +303,28 @@ class Letters:
         pass
 
 
+class NoGrammars:
+    """No request has a schema."""
+
+    def begin(self, walk: str, schema: str) -> None:
+        raise NotImplementedError
+
+    def accept(self, walk: str, token: int) -> None:
+        raise NotImplementedError
+
+    def end(self, walk: str) -> None:
+        raise NotImplementedError
+
+
 def scheduled(model: Letters, requests: list[Request]) -> tuple[Scheduler, list[dict[str, Any]]]:
-    """Requests answered by the scheduler alone, and what it said."""
-    said: list[dict[str, Any]] = []
-    scheduler = Scheduler(model, 4, 1024, lambda **event: said.append(event))
+    """Requests answered by the scheduler alone, and its events."""
+    events: list[dict[str, Any]] = []
+    scheduler = Scheduler(model, 4, 1024, lambda **event: events.append(event), NoGrammars())
     for k, one in enumerate(requests):
         scheduler.submit({"id": str(k), **one.__dict__})
     while scheduler.busy:
         scheduler.step()
-    return scheduler, said
+    return scheduler, events
 
 
 def test_a_shared_prefix_is_decoded_once() -> None:
@@ -348,7 +357,7 @@ def test_text_that_is_no_unicode_fails_alone(model: Engine, task: Task) -> None:
         with pytest.raises(EngineError, match="is no Unicode"):
             model.ask(bad)
     with pytest.raises(EngineError, match="no grammar can be made"):
-        model.ask(Request("hello", schema='{"const": "\\ud800"}'))
+        model.ask(Request("hello", schema='{"const": "\\ud800"}', max_tokens=40))
     with pytest.raises(EngineError, match="is no Unicode"):
         model.tokenize("\ud800")
     assert model.ask(free(task, "hello", max_tokens=3, stop=("\ud800",))).completion_tokens == 3

@@ -18,7 +18,7 @@ from support.forks import Done, Forks
 from support.scale import FULL
 
 from slmctl.errors import DataError
-from slmctl.task import chat_template
+from slmctl.task import chat_template, chat_template_child
 from slmctl.task.contract import Task, end_of_turn
 
 weights = pytest.importorskip("slmctl.model_files.hf_folder")
@@ -268,12 +268,10 @@ def hostile(canary: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", hostile(Path()))
-def test_hostile_templates_are_refused_or_ended(canary: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(chat_template, "LIMIT_S", 1.0)
-        with pytest.raises(DataError, match="the chat template"):
-            chat_template.render(hostile(canary)[name], VALUES)
-    # and whoever asks next is answered
+def test_hostile_templates_are_refused_or_ended(canary: Path, name: str) -> None:
+    with pytest.raises(DataError, match="the chat template"):
+        chat_template.render(hostile(canary)[name], VALUES, budget_s=1.0)
+    # and the next request is answered
     assert chat_template.render("{% macro m() %}{% endmacro %}{{ messages[0].content }}", VALUES) == "hello"
 
 
@@ -287,49 +285,10 @@ def test_a_base_with_a_hostile_template_is_refused(
     refused(stages.run(desk, "pull"), 3)
 
 
-GEMMA = """\
-{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}\
-{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}\
-{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles alternate') }}\
-{% endif %}{{ '<start_of_turn>' + m.role + '\\n' + (first if loop.first else '') }}{{ m.content | trim }}\
-{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 TOOLS = """\
 {%- macro shown(tool) %}{{ tool | tojson }}{% endmacro -%}{% if tools %}{% for tool in tools %}{{ shown(tool) }}
 {% endfor %}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>
 {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
-
-
-def test_templates_of_models_are_rendered_alike_here_and_in_the_child() -> None:
-    """The same text, whoever renders it; and what costs a process is not what most models have."""
-    assert chat_template.is_plain(GEMMA)
-    assert not chat_template.is_plain(TOOLS)
-    for source in (GEMMA, TOOLS):
-        values = VALUES | {"tools": [{"name": "look_up", "parameters": {"größe": 1}}]}
-        assert chat_template._child().render(source, values) == chat_template._render(source, values)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in messages %}{% for b in messages %}x{% endfor %}{% endfor %}",
-        "{% for a in messages %}{% set a = messages %}{% for b in a %}x{% endfor %}{% endfor %}",
-        "{% set n = namespace(x='a') %}{% for a in messages %}{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set a = 'x' + eos_token %}{% set a = a + a %}{% set a = a + a %}{% set a = a + a %}",
-        "{{ messages | join(messages[0].content) }}",
-        "{{ messages[0].content | replace('a', 'aa') }}",
-        "{{ messages[0].content % 3 }}",
-        "{{ messages[0].content * 3 }}",
-        "{{ messages[0].content.ljust(9) }}",
-        "{{ messages | tojson(indent=99) }}",
-        "{{ [messages, messages] }}",
-        "{% for a in range(9) %}{% endfor %}",
-        "{% for a in messages recursive %}{{ loop(a) }}{% endfor %}",
-        "{% set x %}{{ messages }}{% endset %}",
-        "{{ 1",
-    ],
-)
-def test_what_could_multiply_is_not_plain(source: str) -> None:
-    assert not chat_template.is_plain(source)
 
 
 def test_a_template_of_a_book_is_refused() -> None:
@@ -337,14 +296,14 @@ def test_a_template_of_a_book_is_refused() -> None:
         end_of_turn("x" * 300_000, bos_token="", eos_token="")
 
 
-def test_a_long_conversation_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "LONGEST", 1000)
+def test_a_long_conversation_has_an_end() -> None:
     task = Task("generate", "{% for m in messages %}{{ m.content }}{% endfor %}", "")
-    with pytest.raises(DataError, match="it writes more than 1000 characters"):
-        task.prompt([{"role": "user", "content": "x" * 900}, {"role": "user", "content": "x" * 900}])
+    text = "x" * (chat_template_child.LONGEST // 2 + 1)
+    with pytest.raises(DataError, match=f"it writes more than {chat_template_child.LONGEST} characters"):
+        task.prompt([{"role": "user", "content": text}, {"role": "user", "content": text}])
 
 
-def test_threads_share_the_child() -> None:
+def test_threads_share_the_children() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def ask(k: int) -> str:

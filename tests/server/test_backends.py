@@ -17,7 +17,7 @@ from support.endpoint import Fake, Turn, fails, streams
 from support.serving import begin, chat, end, figure, post
 
 from slmctl.errors import NetworkError
-from slmctl.inference.engine import Event
+from slmctl.inference.events import Event
 from slmctl.network.openai_client import Delta, EndpointClient
 from slmctl.server import openai_requests
 from slmctl.server.backends import EndpointEngine

@@ -10,14 +10,14 @@ import select
 import signal
 import sys
 
-from slmctl.inference.llama_child import Model
+from slmctl.inference.llama_child import LlamaModel
 
 LIMIT_S = 120
 
 
 def look(path: str) -> dict[str, object]:
     """Load a file, and compute a little."""
-    model = Model(path, sequences=1, context=64, threads=1, adapters={})
+    model = LlamaModel(path, sequences=1, context=64, threads=1, adapters={})
     tokens = model.tokenize("hello please invoice")[:8]
     rows = model.decode([(token, k, 0, k == len(tokens) - 1) for k, token in enumerate(tokens)])
     return {

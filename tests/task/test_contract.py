@@ -302,5 +302,5 @@ def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template
     call = {"id": "1", "type": "function", "function": {"name": "track", "arguments": "{}"}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     with pytest.raises(RowRejectedError, match=reason) as caught:
-        task(chat_template=template).spoken([{"role": "user", "content": "hello"}], message, None)
+        task(chat_template=template).with_calls_as_text([{"role": "user", "content": "hello"}], message, None)
     assert caught.value.rule == rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slmctl.artifacts.artifact import Artifact
@@ -13,6 +13,8 @@ from slmctl.model_files import hf_folder
 from slmctl.stages.finetune.packing import IGNORED, Row
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
+
+TOGETHER = 256  # records whose prompts are rendered in one request
 
 
 def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
@@ -51,8 +53,8 @@ def encode(
     """
     rows, empty = [], []
     cut = {"dropped": 0, "truncated": 0}
-    for record in records:
-        row = _encode(record.messages, task, tokenizer, record.tools)
+    for record, prompts in zip(records, _prompts(records, task), strict=True):
+        row = _encode(record.messages, prompts, task, tokenizer)
         if len(row["input_ids"]) > config.max_length:
             where = f"record {record.id} ({record.source['file']} row {record.source['row']})"
             if config.too_long == "error":
@@ -79,7 +81,21 @@ def encode(
     return rows, cut
 
 
-def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any, tools: Sequence[Any] | None) -> Row:
+def _conversations(messages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The messages before each answer, without their weights."""
+    bare = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
+    return [bare[:at] for at, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
+    """The prompt of each answer of each record; rendered together, which is several times faster."""
+    for start in range(0, len(records), TOGETHER):
+        parts = [(_conversations(record.messages), record.tools) for record in records[start : start + TOGETHER]]
+        prompts = iter(task.prompts((messages, tools) for turns, tools in parts for messages in turns))
+        yield from ([next(prompts) for _ in turns] for turns, _ in parts)
+
+
+def _encode(messages: Sequence[dict[str, Any]], prompts: Sequence[str], task: Task, tokenizer: Any) -> Row:
     """One conversation: prompt and answer are tokenized apart, which is the boundary that generation sees.
 
     The prompt is rendered just as predict and serve do it. Of several turns, each assistant message
@@ -89,10 +105,8 @@ def _encode(messages: Sequence[dict[str, Any]], task: Task, tokenizer: Any, tool
     labels: list[int] = []
     shares: list[float] = []
     written = ""
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        head = task.prompt([{k: v for k, v in m.items() if k != "weight"} for m in messages[:at]], tools=tools)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    for head, message in zip(prompts, answers, strict=True):
         if not head.startswith(written):
             raise DataError(
                 "the chat template changes earlier turns when later ones follow, so they cannot be learned together",
@@ -118,7 +132,12 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     messages = [dict(message) for message in record.messages]
     asked = [message for message in messages if message["role"] not in ("assistant", "system")]
     longest = max(asked, key=lambda message: len(message["content"]))
-    row = _encode(messages, task, tokenizer, record.tools)
+
+    def encoded() -> Row:
+        prompts = task.prompts((turns, record.tools) for turns in _conversations(messages))
+        return _encode(messages, prompts, task, tokenizer)
+
+    row = encoded()
     while len(row["input_ids"]) > limit:
         text = longest["content"]
         places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
@@ -130,5 +149,5 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
         # where the first token begins that must go: decoding what stays would make other text of half a character
         begin = places[-excess][0] if excess < len(places) else 0
         longest["content"] = text[: min(begin, len(text) - 1)]
-        row = _encode(messages, task, tokenizer, record.tools)
+        row = encoded()
     return row

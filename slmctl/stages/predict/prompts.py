@@ -35,7 +35,7 @@ def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
 def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
     """The prompt of a record: its whole conversation before the answer, and the tools in it."""
     turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
-    turns = task.told(turns) if list_labels else turns
+    turns = task.with_label_list(turns) if list_labels else turns
     text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
     return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
 

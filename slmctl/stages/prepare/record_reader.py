@@ -227,7 +227,7 @@ class RecordReader:
         before: Messages = []
         for message in messages:
             if "tool_calls" in message:
-                message = self.plan.task.spoken(before, message, tools)
+                message = self.plan.task.with_calls_as_text(before, message, tools)
             before.append(message)
         return before
 

@@ -335,7 +335,9 @@ def test_a_tool_call_becomes_the_text_that_the_template_writes() -> None:
     task = Task("generate", template, "<|im_end|>", special_tokens=("<|im_end|>",))
     call = {"type": "function", "function": {"name": "track", "arguments": {"order": "<|im_end|>7"}}}
     before = [{"role": "user", "content": "Where?"}]
-    said = task.spoken(before, {"role": "assistant", "content": "", "tool_calls": [call], "weight": 1}, [call])
+    said = task.with_calls_as_text(
+        before, {"role": "assistant", "content": "", "tool_calls": [call], "weight": 1}, [call]
+    )
     assert said == {
         "role": "assistant", "weight": 1,
         "content": 'CALL {"name": "track", "arguments": {"order": "<\u200b|im_end|>7"}}',

@@ -1,0 +1,70 @@
+"""The types that the engine answers with: events of an answer, tokens, the description of a model."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class TokenText(TypedDict):
+    """A token of the vocabulary: its text, with half characters replaced, and its bytes."""
+
+    token: str
+    bytes: list[int]
+
+
+class TokenAlternative(TokenText):
+    """A token that could have stood in a place, and its log probability there."""
+
+    logprob: float
+
+
+class TokenInfo(TokenAlternative):
+    """A token of an answer, and the likeliest tokens in its place."""
+
+    top: list[TokenAlternative]
+
+
+class Event(TypedDict, total=False):
+    """One step of an answer: pieces, then one event with `finish` or with `error`.
+
+    Attributes:
+        piece: Text that the answer goes on with.
+        tokens: Those of a piece or of the end, for a request with `alternatives`.
+        finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
+        error: One sentence, in place of an answer.
+        refused: True where the request is at fault.
+        died: True where the engine's process ended.
+    """
+
+    piece: str
+    tokens: list[TokenInfo]
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    confidence: float | None
+    logprobs: list[float]
+    labels: dict[str, float]
+    raw_logprobs: list[float]
+    error: str
+    refused: bool
+    died: bool
+
+
+class EngineInfo(TypedDict):
+    """The loaded model, as its process describes it."""
+
+    n_vocab: int
+    chat_template: str
+    name: str
+    trained_context: int
+    build: str
+    system: str
+
+
+class ControlTokens(TypedDict):
+    """The texts of the control tokens; `adds_bos` where a prompt begins with `bos`."""
+
+    tokens: list[str]
+    bos: str
+    eos: str
+    adds_bos: bool

@@ -1,0 +1,109 @@
+"""The child process of `chat_template`: renders Jinja templates under limits of memory and without files.
+
+python -m slmctl.task.chat_template_child     requests as JSON lines in, an answer a line out
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+import jinja2
+from jinja2.ext import LoopControlExtension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LIMIT_BYTES = 1 << 29  # of address space
+LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
+FLUSH_S = 0.05  # seconds that an answer may be kept
+LONGEST = 16 << 20  # characters of a rendered conversation
+
+_REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError,
+             AssertionError, SyntaxError)  # fmt: skip
+
+
+class RenderReply(TypedDict, total=False):
+    """The answer to one request: the text, or a fault and its kind; `last` of a process that ends after it."""
+
+    text: str
+    fault: str
+    kind: Literal["refused", "memory"]
+    last: bool
+
+
+def render(source: str, values: Mapping[str, Any]) -> str:
+    """Render a template without any limit but that of length.
+
+    Raises:
+        ValueError: The text is longer than LONGEST.
+    """
+    parts, length = [], 0
+    for part in _compile(source).generate(**values):
+        length += len(part)
+        if length > LONGEST:
+            raise ValueError(f"it writes more than {LONGEST} characters")
+        parts.append(part)
+    return "".join(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox, with the filters and functions that chat templates of the hub expect."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def reply(source: str, request: bytes) -> tuple[str, RenderReply]:
+    """The template that a request names or that the one before it did, and the text or why there is none."""
+    try:
+        fields = json.loads(request)
+        source = fields.get("source", source)
+        return source, {"text": render(source, fields["values"])}
+    except MemoryError:
+        return source, {"fault": "", "kind": "memory", "last": True}
+    except _REFUSALS as error:
+        return source, {"fault": str(error)[:300] or type(error).__name__, "kind": "refused"}
+
+
+def main() -> None:
+    """Answer requests from stdin until it ends."""
+    _compile("").render()
+    memory = os.open("/proc/self/statm", os.O_RDONLY)  # getrusage's peak begins with that of the parent
+    for kind, limit in ((resource.RLIMIT_AS, LIMIT_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (limit, limit))
+    source, out, flushed = "", sys.stdout, time.monotonic()
+    out.write('{"text": ""}\n')
+    out.flush()
+    for line in sys.stdin.buffer:
+        if line == b"\n":  # the end of what was sent together: a flush an answer would wake the parent each time
+            out.flush()
+            continue
+        source, answer = reply(source, line)
+        if int(os.pread(memory, 64, 0).split()[1]) * resource.getpagesize() > LARGE:
+            answer["last"] = True
+        out.write(json.dumps(answer) + "\n")
+        if answer.get("last"):
+            return
+        if time.monotonic() - flushed > FLUSH_S:
+            out.flush()
+            flushed = time.monotonic()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""An engine's process that is stopped, dies in a line, or cannot be started: requests are told, and it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from slmctl.inference import engine as engines
+from slmctl.inference.engine import Engine, EngineDiedError, EngineError, Request
+
+
+@pytest.fixture
+def model(endless: Path) -> Iterator[Engine]:
+    with Engine(endless, sequences=2, context=256, threads=1, hang_s=3.0) as engine:
+        yield engine
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at, "it did not come to that"
+        time.sleep(0.02)
+
+
+def child(engine: Engine) -> subprocess.Popen[str]:
+    assert engine._child is not None
+    return engine._child
+
+
+def test_a_stopped_process_is_found_killed_and_replaced(model: Engine) -> None:
+    deaths: list[str] = []
+    model.on_death = lambda: deaths.append(model.state)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    model.submit(Request("hello", max_tokens=230, temperature=1.5), events.put)
+    before = child(model)
+    os.kill(before.pid, signal.SIGSTOP)
+    until(lambda: model.state == "hung")
+    until(lambda: bool(deaths))
+    assert deaths == ["dead"]
+    while "piece" in (event := events.get(timeout=60)):
+        pass
+    assert event["died"]
+    assert model.ask(Request("hello", max_tokens=2)).completion_tokens == 2
+    assert (model.state, child(model) is before) == ("ready", False)
+
+
+def test_a_busy_process_is_not_taken_for_a_hung_one(model: Engine) -> None:
+    before = child(model)
+    ends_at = time.monotonic() + 5
+    while time.monotonic() < ends_at:
+        model.ask(Request("hello " * 200, max_tokens=20))
+        assert model.state == "ready"
+    assert child(model) is before
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    """Have the next processes write this after they were loaded, and end in the last line."""
+    ready = json.dumps({"ready": True, "n_vocab": 3, "chat_template": "", "name": "", "trained_context": 9})
+    program = f"import sys\nsys.stdout.buffer.write({(ready + chr(10)).encode()!r})\nsys.stdout.flush()\n"
+    program += f"sys.stdin.readline()\nsys.stdout.buffer.write({output.encode('latin-1')!r})\nsys.stdout.flush()\n"
+
+    def start(*args: str, stderr: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            text=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+
+    monkeypatch.setattr(engines, "_python", start)
+
+
+@pytest.mark.parametrize("output", ['{"id": "0", "pie', '{"id": "0", "piece": "\xc3', "[]\n", "7\n", "\x00\n", '"x'])
+def test_a_torn_line_leaves_no_request_waiting(endless: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    replaced(monkeypatch, output)
+    with Engine(endless, sequences=1, context=64) as engine, pytest.raises(EngineDiedError):
+        engine.ask(Request("hello"))
+
+
+def test_a_file_whose_process_writes_half_a_line_cannot_be_loaded(
+    endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*args: str, stderr: Any) -> subprocess.Popen[str]:
+        program = "import sys; sys.stdout.write('{\"ready\": tr')"
+        return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=stderr, text=True, encoding="utf-8")  # fmt: skip
+
+    monkeypatch.setattr(engines, "_python", start)
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        Engine(endless)
+
+
+@pytest.mark.parametrize("where", ["TemporaryFile", "_python"])
+def test_a_system_without_descriptors_is_an_error_that_passes(
+    model: Engine, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def none_left(*_: Any, **__: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engines.tempfile if where == "TemporaryFile" else engines, where, none_left)
+        child(model).kill()
+        child(model).wait()
+        for _ in range(3):
+            with pytest.raises(EngineError, match=r"cannot be started: \[Errno 24\] Too many open files"):
+                model.revive()
+    model.revive()
+    assert model.ask(Request("hello", max_tokens=2)).completion_tokens == 2
+
+
+def test_a_server_goes_on_restarting_when_the_system_has_no_descriptor(
+    model: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slmctl.server import backends
+
+    class Log:
+        def __init__(self) -> None:
+            self.events: list[str] = []
+
+        def event(self, name: str, **_: Any) -> None:
+            self.events.append(name)
+
+    class Count:
+        def inc(self) -> None:
+            pass
+
+    class Metrics:
+        restarts = Count()
+
+    tries = 0
+    real = engines._python
+
+    def scarce(*args: str, stderr: Any) -> subprocess.Popen[str]:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise OSError(24, "Too many open files")
+        return real(*args, stderr=stderr)
+
+    monkeypatch.setattr(engines, "_python", scarce)
+    log: Any = Log()
+    metrics: Any = Metrics()
+
+    async def serve() -> None:
+        local = backends.LocalEngine(model)
+        local.start(log, metrics)
+        child(model).kill()
+        for _ in range(600):
+            await asyncio.sleep(0.05)
+            if "engine_restarted" in log.events:
+                break
+        assert local.ready
+        await local.close()
+
+    asyncio.run(serve())
+    assert log.events.count("engine_cannot_start") == 2
+    assert model.ask(Request("hello", max_tokens=2)).completion_tokens == 2
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 8, 24, 200, 4000])
+def test_a_head_that_is_cut_cannot_be_loaded(endless: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(endless.read_bytes()[:size])
+    with pytest.raises(EngineError, match=r"cut\.gguf cannot be loaded"):
+        Engine(path, sequences=1, context=64)
+
+
+@pytest.mark.parametrize("at", [4, 8, 16, 24, 40, 64])
+def test_a_head_that_lies_is_an_error_or_a_model(endless: Path, tmp_path: Path, at: int) -> None:
+    """Counts and lengths of 2 ** 62: the process refuses them or dies, and the caller is told."""
+    path, raw = tmp_path / "lies.gguf", bytearray(endless.read_bytes())
+    raw[at : at + 8] = (1 << 62).to_bytes(8, "little")
+    path.write_bytes(raw)
+    try:
+        with Engine(path, sequences=1, context=64) as engine:
+            engine.ask(Request("hello", max_tokens=2))
+    except EngineError as error:
+        assert error.message
