@@ -4,7 +4,8 @@ Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secre
 hide them (`unmask`); with the detector `presidio`, national identity numbers too. Names of people, addresses and
 descriptions are not found. No value is kept, printed or counted: findings are positions, tallies are numbers.
 
-A search takes time and memory linear in the text (`rules`). `search_process` runs it in a process with a deadline.
+A search takes time linear in the text (`rules`); texts longer than WINDOW are read in windows, so its memory is that of
+a window and the findings. `search_process` runs it in a process with a deadline.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
 MIN_KEY = 16  # bytes; a shorter key could be found by trying
+# Characters that are read in all ways at once, those after them that a finding may reach into, and those before them
+# that may say what it is. The longest findings are private keys of some 20,000 characters.
+WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
 PASSES = 4  # text beside a replaced value may be a value itself now
 KINDS = (*RULES, "id")  # id: national identity numbers, by presidio alone
 
@@ -255,6 +259,12 @@ def _words_tell(text: str) -> bool:
 
 def _candidates(text: str, kinds: Iterable[str], engine: Engine) -> list[Candidate]:
     """The findings of some kinds in order, without overlap."""
+    searched = frozenset(kinds)
+    candidates = _in_windows(text, engine) if len(text) > WINDOW else _in_window(text, engine)
+    return [candidate for candidate in candidates if candidate.finding.kind in searched]
+
+
+def _in_window(text: str, engine: Engine) -> list[Candidate]:
     if not _may_hold(text):
         return []
     matches = (
@@ -263,8 +273,27 @@ def _candidates(text: str, kinds: Iterable[str], engine: Engine) -> list[Candida
         for view in views(text)
         for match in _matches(view, engine)
     )  # fmt: skip
-    searched = frozenset(kinds)
-    return [candidate for candidate in _without_overlap(list(matches)) if candidate.finding.kind in searched]
+    return _without_overlap(list(matches))
+
+
+def _in_windows(text: str, engine: Engine) -> Iterator[Candidate]:
+    """The findings in a text that is too long to be read in all ways at once.
+
+    Each window decides on the findings that begin in it, with CONTEXT characters before it and OVERLAP behind it in
+    view, so what is shorter than these is found as in one piece.
+    """
+    first, done = 0, 0  # where the window begins to decide, and the end of the last finding
+    while first < len(text):
+        start = max(0, first - CONTEXT)
+        end = min(len(text), first + WINDOW + OVERLAP)
+        after = len(text) if end == len(text) else first + WINDOW
+        for candidate in _in_window(text[start:end], engine):
+            finding = candidate.finding
+            finding = dataclasses.replace(finding, start=max(start + finding.start, done), end=start + finding.end)
+            if finding.end > max(done, first) and finding.start < after:
+                yield dataclasses.replace(candidate, finding=finding)
+                done = finding.end
+        first = after
 
 
 def _matches(view: View, engine: Engine) -> Iterator[RuleMatch]:

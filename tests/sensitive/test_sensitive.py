@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from importlib import util
@@ -543,6 +544,40 @@ def test_pseudonyms_are_consistent_within_any_text(phone: str, email: str) -> No
     policy = everything("pseudonymise")
     alone = [policy.apply(value).text for value in (phone, email)]
     assert policy.apply(f"Reach {email} via {phone}.").text == f"Reach {alone[1]} via {alone[0]}."
+
+
+PARTS = st.lists(
+    st.one_of(
+        st.sampled_from([value for values in VALUES.values() for value in values if len(value) < 90]),
+        st.sampled_from(
+            ["call me on 4155550132", "password: hunter2", "jane at example dot org", "DE89", "note", "Ａ"]
+        ),
+    ),
+    min_size=10,
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PARTS, st.integers(150, 400))
+def test_long_text_is_searched_in_windows_as_in_one_piece(parts: list[str], window: int) -> None:
+    text = " and then she wrote, ".join(parts)
+    whole = find(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sensitive, "WINDOW", window)
+        patch.setattr(sensitive, "OVERLAP", 300)
+        patch.setattr(sensitive, "CONTEXT", 120)
+        assert find(text) == whole
+
+
+def test_long_text_takes_bounded_memory() -> None:
+    text = "é ".join(["a word"] * 200_000) + " jane@example.org"
+    tracemalloc.start()
+    (finding,) = find(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert text[finding.start :] == "jane@example.org"
+    assert peak < 40 << 20  # in one piece 138 MB
 
 
 # Real texts

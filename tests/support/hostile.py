@@ -16,7 +16,7 @@ FRAGMENTS = (
     "jane dot doe at example dot org ", "a at b dot ", "slm-a-", "AAAA", "QUFB=", "MFRA", "Ａ", "\u200b", "\n", " ",
     "\ud800", "=41", "<!-- ", "<x>1", "]]>", "u+0034 ",
 )  # fmt: skip
-_ALPHABETS = {
+ALPHABETS = {
     "email": ("a", "@", ".", "-", "_", " ", "at", "dot", "org", "com", "://", ":", "jane", "*at*", "_at_", "é", "\n"),
     "phone": ("0", "1", "49", "+", "00", "(", ")", " ", "-", "/", ".", "tel", "call me on ", "order ", "und ", "0151"),
     "card": ("4", "4111", "1", " ", "-", ",", ".", "0", "card ", "12/26", "exp", "3", "x"),
@@ -28,12 +28,12 @@ _ALPHABETS = {
     "views": ("&#", "52", ";", "%", "4", "0", "\\", "u", "x", "{", "}", "<", ">", "b", "/", "!--", "[at]", "(", "one",
               " ", "double ", ",", "A", "=", "\n", "\u200b", "Ａ", "0x", "01000001"),
 }  # fmt: skip
-_ALPHABETS["find"] = tuple(dict.fromkeys(piece for pieces in _ALPHABETS.values() for piece in pieces))
+ALPHABETS["find"] = tuple(dict.fromkeys(piece for pieces in ALPHABETS.values() for piece in pieces))
 
 
 def fragments(kind: str) -> st.SearchStrategy[str]:
     """Texts to repeat, of a rule's alphabet and a few pieces of any other."""
-    pieces = st.one_of(st.sampled_from(_ALPHABETS[kind]), st.sampled_from(_ALPHABETS["find"]))
+    pieces = st.one_of(st.sampled_from(ALPHABETS[kind]), st.sampled_from(ALPHABETS["find"]))
     return st.lists(pieces, min_size=1, max_size=9).map("".join)
 
 
