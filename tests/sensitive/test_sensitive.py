@@ -668,7 +668,7 @@ def test_config_names_every_kind_and_its_actions() -> None:
     [
         ("{id: redact}", "'id' is found by presidio alone"),
         ("{pseudonym_key: a.key}", "'pseudonym_key' is for stand-ins, and no kind is pseudonymised"),
-        ("{secret: pseudonymise}", "found 'pseudonymise', wants 'keep', 'redact', 'drop' or 'refuse'"),
+        ("{secret: pseudonymise}", "found 'pseudonymise', expected 'keep', 'redact', 'drop' or 'refuse'"),
         ("{mail: redact}", "unknown key; did you mean 'email'?"),
     ],
 )

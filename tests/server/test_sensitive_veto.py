@@ -92,7 +92,7 @@ def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> No
     turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
     assert sensitive_veto.clear(turns).reason == "doubt"
     body = json.dumps({"messages": turns}).encode()
-    model = openai_requests.Model("small", TASK)
+    model = openai_requests.ServedModel("small", TASK)
     checked = openai_requests.check(openai_requests.read(body), "chat", {"small": model}, CEILINGS)
     assert checked.unread == tuple(extra)
 
