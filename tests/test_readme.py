@@ -12,9 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
-TO_SHORTEN = {"data.md", "finetune.md", "hand-over.md", "metrics.md", "predict.md", "privacy.md", "publish.md",
-              "quantize.md", "routing.md", "serve.md", "threat-model.md"}  # fmt: skip
-SHORT = [page for page in PAGES if page.name not in TO_SHORTEN]
 LONG_TABLES = {"README.md": {"stages"}, "config.md": {"config"}}  # generated ones
 
 
@@ -33,13 +30,13 @@ def paragraphs(text: str) -> Iterator[str]:
         yield from re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
 
 
-@pytest.mark.parametrize("page", SHORT, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_paragraph_is_long(page: Path) -> None:
     long = {len(text.split()): text[:80] for text in paragraphs(without_generated(page))}
     assert {count: text for count, text in long.items() if count > MAX_WORDS} == {}
 
 
-@pytest.mark.parametrize("page", [page for page in SHORT if page.name != "glossary.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
 def test_no_table_is_long(page: Path) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", without_generated(page) + "\n", flags=re.MULTILINE)
     assert [table.splitlines()[0] for table in tables if table.count("\n") - 2 > MAX_ROWS] == []

@@ -468,10 +468,12 @@ def _publish(project: Project) -> Outcome:
 
 def _show_report(report: Artifact) -> None:
     from slmctl.reports import scoreboard
+    from slmctl.reports.evaluation_report import parse_report
 
-    head, rows = scoreboard.table(report.metrics)
-    terminal().table(f"{report.metrics['n']} held-out rows ({report.metrics['split']})", head, rows)
-    for remark in report.metrics["remarks"]:
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    head, rows = scoreboard.table(figures)
+    terminal().table(f"{figures['n']} held-out rows ({figures['split']})", head, rows)
+    for remark in figures["remarks"]:
         terminal().say(f"  note: {remark}")
 
 

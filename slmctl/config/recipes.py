@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,10 +43,23 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
         return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
-        if not path.exists():
-            raise UsageError(f"{path} does not exist", hint="paths are relative to the folder of slmctl.yaml")
+        _require_file_or_folder(path)
         return fingerprint(path)
     return str(value) if isinstance(value, Path) else value
+
+
+def _require_file_or_folder(path: Path) -> None:
+    """Refuse a path that cannot be hashed: reading a pipe would wait, and reading a device would not end."""
+    hint = "paths are relative to the folder of slmctl.yaml"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint=hint) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{path} cannot be read: {reason.lower()}", hint=hint) from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is neither a file nor a folder", hint=hint)
 
 
 def contents(section: BaseModel) -> Iterator[Path]:

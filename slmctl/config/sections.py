@@ -63,7 +63,9 @@ class FinetuneConfig(Section):
     backend: Literal["auto", "transformers", "unsloth"] = Field(
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
-    load_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)")
+    load_in_4bit: Annotated[bool, Formerly("load_4bit")] = Field(
+        False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)"
+    )
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
     max_steps: Annotated[int | None, Formerly("steps")] = Field(
         None, ge=1, description="optimizer steps, in place of epochs"

@@ -56,7 +56,9 @@ class ServeConfig(Section):
     )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
-    queue: int = Field(64, ge=0, le=100_000, description="requests that may wait; further ones get 429 at once")
+    max_waiting_requests: Annotated[int, Formerly("queue")] = Field(
+        64, ge=0, le=100_000, description="requests that may wait; further ones get 429 at once"
+    )
     context_length: Annotated[int, Formerly("context")] = Field(
         2048, ge=128, description="longest prompt with its answer, in tokens"
     )

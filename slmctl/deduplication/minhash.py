@@ -1,4 +1,4 @@
-"""Normalised text, MinHash, near-duplicates.
+"""Normalised texts, their digests, and MinHash signatures from which similarities are estimated.
 
 Signatures are MinHash over character 5-grams (Broder 1997). Their minima are banded to propose
 pairs (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), and four bits of
@@ -35,7 +35,7 @@ F32 = npt.NDArray[np.float32]
 
 
 def _letters_of_ascii() -> bytes:
-    """What each byte becomes: letters small, digits 0, all else a space."""
+    """The replacement of each byte: letters small, digits 0, all else a space."""
     return (
         bytes(
             ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
@@ -50,9 +50,9 @@ _DIGIT, _WORD = re.compile(r"\d"), re.compile(r"[^\W_]+")
 
 
 def normalise(text: str) -> str:
-    """Text without what does not make it another text: case, width, digits' values, punctuation, spaces.
+    """A text without case, width, values of digits, punctuation and repeated spaces.
 
-    A text that is punctuation or signs alone stays what it is, since nothing else tells it from others.
+    A text that is punctuation or signs alone stays as it is, since it holds nothing else.
     """
     if text.isascii():  # the same by a table, 4 times as fast
         words = b" ".join(text.encode("ascii").translate(_ASCII).split()).decode("ascii")
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
 
 
 def digest(normalised: str) -> bytes:
-    """What stands for a normalised text where the text itself must not be kept; 16 bytes."""
+    """The hash of a normalised text, 16 bytes, for where the text itself must not be kept."""
     return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
 
 
@@ -80,9 +80,9 @@ def first_equal(digests: bytes | U8) -> I64:
     opens = np.ones(len(order), dtype=bool)
     opens[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     first = order[np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))] if len(order) else order
-    found = np.full(len(order), -1, dtype=np.int64)
-    found[order] = np.where(first == order, -1, first)
-    return found
+    earliest = np.full(len(order), -1, dtype=np.int64)
+    earliest[order] = np.where(first == order, -1, first)
+    return earliest
 
 
 def ratio(a: str, b: str) -> float:
@@ -142,7 +142,7 @@ def _minima(texts: Sequence[str]) -> U32:
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     lengths = np.fromiter(map(len, padded), dtype=np.int64, count=len(padded))
     ends = np.cumsum(lengths)
-    whole = np.ones(len(codes), dtype=bool)  # whether the gram that starts here ends in the same text
+    whole = np.ones(len(codes), dtype=bool)  # true where the gram that starts here ends in the same text
     for back in range(1, GRAM):
         whole[ends - back] = False
     width = len(codes) - GRAM + 1
@@ -189,7 +189,7 @@ def estimate(a: U64, b: U64) -> F32:
 
 
 def equal_minima(a: U64, b: U64) -> npt.NDArray[np.uint16]:
-    """How many of the minima of compact sketches agree, row by row."""
+    """The number of equal minima of compact sketches, row by row."""
     differs = a ^ b
     differs |= differs >> np.uint64(1)
     differs |= differs >> np.uint64(2)
@@ -209,10 +209,10 @@ def nearest(texts: Sequence[str], references: Sequence[str], threshold: float) -
     for index, keys in enumerate(band_keys(sketch(references)).tolist()):
         for place in enumerate(keys):
             buckets.setdefault(place, []).append(index)
-    found: list[int | None] = []
+    matches: list[int | None] = []
     for text, keys in zip(texts, band_keys(sketch(texts)).tolist(), strict=True):
         candidates = sorted({index for place in enumerate(keys) for index in buckets.get(place, ())})
         scores = [ratio(text, references[index]) for index in candidates]
         best = max(scores, default=0.0)
-        found.append(candidates[scores.index(best)] if best >= threshold else None)
-    return found
+        matches.append(candidates[scores.index(best)] if best >= threshold else None)
+    return matches

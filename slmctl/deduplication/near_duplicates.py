@@ -1,8 +1,8 @@
-"""Near-duplicates among more rows than memory holds: texts and band keys are spilled, pairs proposed and confirmed.
+"""Near-duplicates among more rows than memory holds: texts and band keys lie on disk, pairs are proposed and confirmed.
 
 Each band is sorted by itself. A group of rows that share a key is linked to its first rows in source
-order; a group that is larger than that is also split by the keys of the next bands, so that what is
-nearest meets although half of the data set shares a signature. The work therefore grows with the
+order; a larger group is also split by the keys of the next bands, so that the nearest rows meet
+although half of the data set shares a signature. The work therefore grows with the
 rows, not with the pairs.
 """
 
@@ -36,7 +36,7 @@ class Spill:
     """Normalised texts, band keys and compact sketches of rows, in a folder that `close` removes.
 
     Attributes:
-        compared: How many pairs of texts were compared so far.
+        compared: Number of pairs of texts that were compared so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,12 +71,12 @@ class Spill:
 
         Args:
             texts: Normalised texts of `n` rows.
-            keys: Their `similar.band_keys`, `(n, BANDS)`.
-            compact: Their `similar.compact`, `(n, WORDS)`.
+            keys: Their `minhash.band_keys`, `(n, BANDS)`.
+            compact: Their `minhash.compact`, `(n, WORDS)`.
         """
         first, self._compact, self._ends, self._lengths = self._count, None, None, None
         raw = [text.encode("utf-8", "surrogatepass") for text in texts]
-        ends = np.cumsum([len(one) for one in raw], dtype=np.int64) + self._end
+        ends = np.cumsum([len(text) for text in raw], dtype=np.int64) + self._end
         self._files["texts"].write(b"".join(raw))
         self._files["ends"].write(ends.tobytes())
         self._files["lengths"].write(np.array([len(text) for text in texts], dtype=np.uint32).tobytes())
@@ -110,7 +110,7 @@ class Spill:
         """For each row the earliest one that it is at least `threshold` similar to, or -1.
 
         Args:
-            threshold: 0 to 1, of `similar.ratio`.
+            threshold: 0 to 1, of `minhash.ratio`.
             rows: The rows to look at, ascending; None takes all.
             among: The rows to find; None takes the earlier ones of `rows`.
             workers: Threads that compare texts; they do not change the result.
@@ -118,16 +118,18 @@ class Spill:
         Returns:
             Indices of rows, `(len(rows),)`.
         """
-        asked = np.arange(self._count) if rows is None else np.asarray(rows, dtype=np.int64)
-        found = np.full(self._count, -1, dtype=np.int64)
+        indices = np.arange(self._count) if rows is None else np.asarray(rows, dtype=np.int64)
+        earliest = np.full(self._count, -1, dtype=np.int64)
         failed = np.empty(0, dtype=np.uint64)
         for band in range(BANDS):
-            proposed = self._alike(self._proposed(band, asked, asked if among is None else among), found, among is None)
+            proposed = self._alike(
+                self._proposed(band, indices, indices if among is None else among), earliest, among is None
+            )
             proposed = proposed[~_in_sorted(proposed, failed)]
-            lost = self._confirm(self._of_like_length(proposed, threshold), threshold, found, workers)
+            lost = self._confirm(self._of_like_length(proposed, threshold), threshold, earliest, workers)
             if len(failed) + len(lost) <= _REMEMBERED:
                 failed = np.sort(np.concatenate([failed, lost]))
-        return found[asked]
+        return earliest[indices]
 
     def _proposed(self, band: int, rows: Rows, among: Rows) -> Iterator[tuple[Rows, Rows]]:
         """Pairs (row, other) that share a band key: few of each row, however many rows share it."""
@@ -136,10 +138,10 @@ class Spill:
         keys = self._keys(band)
         for depth in range(1, DEPTH + 1):
             ordered = np.sort((keys[among] & ~low) | among.astype(np.uint64))
-            wanted = ordered if rows is among else np.sort((keys[rows] & ~low) | rows.astype(np.uint64))
-            start = np.searchsorted(ordered, wanted & ~low)
-            size = np.searchsorted(ordered, wanted | low, side="right") - start
-            row, large = (wanted & low).astype(np.int64), size > LINKS
+            keyed = ordered if rows is among else np.sort((keys[rows] & ~low) | rows.astype(np.uint64))
+            start = np.searchsorted(ordered, keyed & ~low)
+            size = np.searchsorted(ordered, keyed | low, side="right") - start
+            row, large = (keyed & low).astype(np.int64), size > LINKS
             for link in range(LINKS):
                 here = (size > link) & (~large | (link == 0) | (depth == DEPTH))
                 yield row[here], (ordered[start[here] + link] & low).astype(np.int64)
@@ -150,12 +152,14 @@ class Spill:
             among = rows if same else np.sort(_in_large(ordered, low))
             keys = mixed(keys + self._keys((band + depth) % BANDS) * np.uint64(2 * depth + 1))
 
-    def _alike(self, proposed: Iterator[tuple[Rows, Rows]], found: I64, only_earlier: bool) -> U64:
-        """The proposed pairs that could improve on `found` and whose sketches are alike, packed, sorted, each once."""
+    def _alike(self, proposed: Iterator[tuple[Rows, Rows]], earliest: I64, only_earlier: bool) -> U64:
+        """The proposed pairs that could improve on `earliest` and have like sketches, packed, sorted, each once."""
         kept = [np.empty(0, dtype=np.uint64)]
         for rows, others in proposed:
-            wanted = (others < rows if only_earlier else others != rows) & ((found[rows] < 0) | (others < found[rows]))
-            rows, others = rows[wanted], others[wanted]
+            better = (others < rows if only_earlier else others != rows) & (
+                (earliest[rows] < 0) | (others < earliest[rows])
+            )
+            rows, others = rows[better], others[better]
             for k in range(0, len(rows), _PAIRS):
                 row, other = rows[k : k + _PAIRS], others[k : k + _PAIRS]
                 alike = equal_minima(self.compact[row], self.compact[other]) >= FLOOR
@@ -164,35 +168,35 @@ class Spill:
         return pairs[_opens(pairs)]
 
     def _of_like_length(self, pairs: U64, threshold: float) -> U64:
-        """The pairs that could reach the threshold: two texts have no more in common than the shorter one holds."""
+        """The pairs that could reach the threshold: two texts have no more in common than the shorter indices holds."""
         if self._lengths is None:
             self._lengths = self._read("lengths", np.dtype(np.uint32))
-        row, other = (self._lengths[one].astype(np.float64) for one in _unpacked(pairs))
+        row, other = (self._lengths[indices].astype(np.float64) for indices in _unpacked(pairs))
         return pairs[2 * np.minimum(row, other) >= (threshold - 1e-9) * (row + other)]
 
-    def _confirm(self, pairs: U64, threshold: float, found: I64, workers: int) -> U64:
+    def _confirm(self, pairs: U64, threshold: float, earliest: I64, workers: int) -> U64:
         """Compare each row with its others in their order until one is near; returns the pairs that are not."""
         lost = [np.empty(0, dtype=np.uint64)]
         while True:
             row, other = _unpacked(pairs)
-            open_ = (found[row] < 0) | (other < found[row])
+            open_ = (earliest[row] < 0) | (other < earliest[row])
             pairs, row, other = pairs[open_], row[open_], other[open_]
             if not len(pairs):
                 return np.concatenate(lost)
             first = _opens(row)
             near = self._are_near(row[first], other[first], threshold, workers)
-            found[row[first][near]] = other[first][near]
+            earliest[row[first][near]] = other[first][near]
             lost.append(pairs[first][~near])
             pairs = pairs[~first]
 
     def _are_near(self, rows: Rows, others: Rows, threshold: float, workers: int) -> npt.NDArray[np.bool_]:
         self.compared += len(rows)
         near = np.empty(len(rows), dtype=bool)
-        cutoff = threshold * 100 - 1e-6  # what is under it may come back as 0
+        cutoff = threshold * 100 - 1e-6  # a score below it may come back as 0
         for k in range(0, len(rows), _PAIRS):
-            one, other = self.texts(rows[k : k + _PAIRS]), self.texts(others[k : k + _PAIRS])
+            texts, other = self.texts(rows[k : k + _PAIRS]), self.texts(others[k : k + _PAIRS])
             scores = process.cpdist(
-                one, other, scorer=fuzz.ratio, score_cutoff=cutoff, dtype=np.float64, workers=workers
+                texts, other, scorer=fuzz.ratio, score_cutoff=cutoff, dtype=np.float64, workers=workers
             )
             near[k : k + _PAIRS] = scores / 100 >= threshold
         return near
@@ -222,7 +226,7 @@ def _unpacked(pairs: U64) -> tuple[Rows, Rows]:
 
 
 def _opens(ordered: npt.NDArray) -> npt.NDArray[np.bool_]:
-    """Where sorted values differ from the one before."""
+    """True where sorted values differ from the one before."""
     opens = np.ones(len(ordered), dtype=bool)
     opens[1:] = ordered[1:] != ordered[:-1]
     return opens

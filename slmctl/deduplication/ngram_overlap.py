@@ -1,4 +1,4 @@
-"""Overlap between sides: which held-out rows share a run of words with a training row.
+"""Overlap between splits: the held-out rows that share a run of words with a training row.
 
 A near-duplicate resembles another row as a whole; this finds rows that share a passage. Runs are of
 13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); a held-out
@@ -29,7 +29,7 @@ _NEVER = np.iinfo(np.int64).max  # in place of a row
 
 @dataclass(frozen=True)
 class Overlap:
-    """What the held-out rows share with the training rows.
+    """The overlap of held-out rows with the training rows.
 
     Attributes:
         measured: Held-out rows of at least 8 words.
@@ -54,7 +54,7 @@ def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> 
     """Look for runs of words that a held-out row shares with a training row.
 
     A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
-    its runs of 8. Memory is bounded, for any number of rows: of each side a part is held at a time.
+    its runs of 8. Memory is bounded, for any number of rows: of each split a part is held at a time.
     """
     first = np.full(len(held_out), _NEVER)  # the training row that each shares a run with
     measured = np.zeros(len(held_out), dtype=bool)
@@ -73,7 +73,7 @@ def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> 
 def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
     """The runs of the held-out rows that are searched for runs of `size` words, and the place of each run's row.
 
-    As many at a time as memory is given; no row is divided.
+    As many at a time as memory holds; no row is divided.
     """
     runs: list[U64] = []
     owners: list[I64] = []
@@ -82,10 +82,10 @@ def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
         texts = rows.texts(held_out[start : start + _BATCH])
         words = np.array([text.count(" ") + 1 for text in texts])
         of_size = np.flatnonzero(words >= LONG if size == LONG else (words >= SHORT) & (words < LONG))
-        found, owner = hashes([texts[k] for k in of_size], size)
-        runs.append(found)
+        hashed, owner = hashes([texts[k] for k in of_size], size)
+        runs.append(hashed)
         owners.append(of_size[owner] + start)
-        held += len(found)
+        held += len(hashed)
         if held >= _HELD or (held and start + _BATCH >= len(held_out)):
             yield _emptied(runs), _emptied(owners)
             held = 0
@@ -98,19 +98,19 @@ def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _first_with(rows: Spill, train: Rows, wanted: U64, size: int) -> I64:
+def _first_with(rows: Spill, train: Rows, sought: U64, size: int) -> I64:
     """The earliest training row that holds each of some sorted runs of `size` words, or _NEVER."""
-    met = np.full(len(wanted), _NEVER)
+    met = np.full(len(sought), _NEVER)
     for start in range(0, len(train), _BATCH):
         part = train[start : start + _BATCH]
         runs, owners = hashes(rows.texts(part), size)
-        order = np.argsort(runs)  # neighbours in `wanted` lie in the processor's cache
+        order = np.argsort(runs)  # neighbours in `sought` lie in the processor's cache
         runs, owners = runs[order], owners[order]
-        place = np.minimum(np.searchsorted(wanted, runs), len(wanted) - 1)  # of equal runs the first
-        hit = wanted[place] == runs
+        place = np.minimum(np.searchsorted(sought, runs), len(sought) - 1)  # of equal runs the first
+        hit = sought[place] == runs
         np.minimum.at(met, place[hit], part[owners[hit]])
-    opened = np.arange(len(wanted))  # where the equal runs of each begin
-    opened[1:][wanted[1:] == wanted[:-1]] = 0
+    opened = np.arange(len(sought))  # the place where the equal runs of each begin
+    opened[1:][sought[1:] == sought[:-1]] = 0
     return met[np.maximum.accumulate(opened, out=opened)]
 
 
@@ -122,7 +122,7 @@ def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
     """
     raw = [text.encode("utf-8", "surrogatepass") for text in texts]
     codes = np.frombuffer(b"".join(raw), dtype=np.uint8)
-    ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
+    ends = np.cumsum([len(text) for text in raw], dtype=np.int64)
     starts, stops = _words(codes, ends)
     owner = np.searchsorted(ends, starts, side="right")
     if len(starts) < size:
@@ -135,7 +135,7 @@ def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
 
 
 def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:
-    """Where the words of joined texts start and stop."""
+    """The starts and stops of the words of joined texts, in bytes."""
     inside = codes != _SPACE
     opens, closes = inside.copy(), inside.copy()
     opens[1:] &= ~inside[:-1]

@@ -1,10 +1,10 @@
-"""Which records a data set holds, as hashes: enough to find a row or a near-duplicate, not enough to read one.
+"""The records of a data set as hashes: enough to find a row or a near-duplicate, not enough to read one.
 
-`rows.bin` is one line of JSON, then a fixed number of bytes for each record: its side, its id, a
+`rows.bin` is one line of JSON, then a fixed number of bytes for each record: its split, its id, a
 128-bit hash of its normalised text, and 4 bits of each minimum of its MinHash signature, from which a
 similarity is estimated. A record whose text was redacted has a second entry, for the text as it
-is trained on. The hashes have no key, so who has a text can tell whether it was there: that is what
-they are for. Digits are all alike in a normalised text, so no number can be recovered by trying.
+is trained on. The hashes have no key, so a person who has a text can look it up, which is their
+purpose. Digits are all alike in a normalised text, so no number can be recovered by trying.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from slmctl.task.records import SPLITS
 
 FILENAME = "rows.bin"
 SPLITS_AND_REJECTED = (*SPLITS, "rejected")
-VERSION = 1  # raise it when `similar.normalise`, `digest` or `sketch` gives another result
+VERSION = 1  # raise it when `minhash.normalise`, `digest` or `sketch` gives another result
 
-ENTRY = np.dtype([("side", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)])
+ENTRY = np.dtype(
+    [("split", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)]
+)
 _BATCH = 1 << 16  # entries in memory at a time
 _HEADER = json.dumps({"entry_bytes": ENTRY.itemsize, "sides": SPLITS_AND_REJECTED, "version": VERSION}, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class QueryFingerprint:
-    """What to look for: a text as a digest and a compact sketch."""
+    """A text to look for, as a digest and a compact sketch."""
 
     digest: bytes
     sketch: U64
@@ -47,22 +49,29 @@ class FingerprintMatch:
     """A record that is the row looked for, or nearly.
 
     Attributes:
-        side: One of SIDES.
+        split: One of SPLITS_AND_REJECTED.
         id: The record's id; of an id that is not 16 hexadecimal digits, its hash.
-        exact: The normalised texts are equal, or the record has the id that was asked for.
+        exact: The normalised texts are equal, or the record has the id that is looked for.
         similarity: Jaccard similarity of the texts' 5-grams, 0 to 1; an estimate unless exact.
         as_trained: It is the redacted text that matched.
     """
 
-    side: str
+    split: str
     id: str
     exact: bool
     similarity: float
     as_trained: bool
 
+    def to_json(self) -> dict[str, str | float | bool]:
+        """The match as `trace --json` prints it; its split has the key `side`."""
+        return {
+            "side": self.split, "id": self.id, "exact": self.exact, "similarity": self.similarity,
+            "as_trained": self.as_trained,
+        }  # fmt: skip
+
 
 def query_fingerprint(text: str) -> QueryFingerprint:
-    """What to look for to find a text."""
+    """The fingerprint by which a text is looked up."""
     normalised = minhash.normalise(text)
     return QueryFingerprint(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
 
@@ -81,22 +90,22 @@ class FingerprintWriter:
         self._stream.close()
 
     def add(
-        self, side: str, ids: Sequence[str], digests: bytes | U8, compact: U64, *, as_trained: bool = False
+        self, split: str, ids: Sequence[str], digests: bytes | U8, compact: U64, *, as_trained: bool = False
     ) -> None:
-        """Add records of one side.
+        """Add records of one split.
 
         Args:
-            side: One of SIDES.
+            split: One of SPLITS_AND_REJECTED.
             ids: The records' ids.
-            digests: `similar.digest` of each normalised text: joined, or `(n, 16)`.
-            compact: `similar.compact` of the texts, `(n, WORDS)`.
+            digests: `minhash.digest` of each normalised text: joined, or `(n, 16)`.
+            compact: `minhash.compact` of the texts, `(n, WORDS)`.
             as_trained: The texts are those that redaction left; add the originals too.
         """
         entries = np.zeros(len(ids), dtype=ENTRY)
         raw = digests if isinstance(digests, bytes) else digests.tobytes()
-        entries["side"] = SPLITS_AND_REJECTED.index(side)
+        entries["split"] = SPLITS_AND_REJECTED.index(split)
         entries["trained"] = as_trained
-        entries["id"] = [_id_number(one) for one in ids]
+        entries["id"] = [_id_number(id) for id in ids]
         entries["digest"] = np.frombuffer(raw, dtype=np.uint8).reshape(-1, DIGEST)
         entries["sketch"] = compact
         self._stream.write(entries.tobytes())
@@ -119,7 +128,7 @@ class Fingerprints:
         if (path.stat().st_size - self._start) % ENTRY.itemsize:
             raise IntegrityError(f"{path.name} is cut off")
 
-    def probes(self, id: str) -> list[QueryFingerprint]:
+    def queries(self, id: str) -> list[QueryFingerprint]:
         """The texts of the records that have an id."""
         return [
             QueryFingerprint(entry["digest"].tobytes(), entry["sketch"].copy())
@@ -128,31 +137,31 @@ class Fingerprints:
         ]
 
     def look_up(
-        self, probes: Iterable[QueryFingerprint], *, id: str | None = None, threshold: float = 0.6
+        self, fingerprints: Iterable[QueryFingerprint], *, id: str | None = None, threshold: float = 0.6
     ) -> list[FingerprintMatch]:
         """The records that have an id or a text, or nearly the text: the best match of each, in order.
 
         Args:
-            probes: Texts to look for.
+            fingerprints: Texts to look for.
             id: An id to look for.
             threshold: Estimated Jaccard similarity from which a record is listed, 0 to 1.
         """
         best: dict[tuple[str, str], FingerprintMatch] = {}
-        wanted = list(probes)
+        queries = list(fingerprints)
         for entries in self._entries():
             exact = entries["id"] == _id_number(id) if id is not None else np.zeros(len(entries), dtype=bool)
             similarity = np.zeros(len(entries), dtype=np.float32)
-            for one in wanted:
-                exact |= (entries["digest"] == np.frombuffer(one.digest, dtype=np.uint8)).all(axis=1)
-                similarity = np.maximum(similarity, minhash.estimate(entries["sketch"], one.sketch))
+            for query in queries:
+                exact |= (entries["digest"] == np.frombuffer(query.digest, dtype=np.uint8)).all(axis=1)
+                similarity = np.maximum(similarity, minhash.estimate(entries["sketch"], query.sketch))
             similarity[exact] = 1
             for at in np.flatnonzero(similarity >= threshold):
                 match = _match(entries[at], bool(exact[at]), float(similarity[at]))
-                key = (match.side, match.id)
+                key = (match.split, match.id)
                 if key not in best or _rank(match) > _rank(best[key]):
                     best[key] = match
         return sorted(
-            best.values(), key=lambda m: (SPLITS_AND_REJECTED.index(m.side), not m.exact, -m.similarity, m.id)
+            best.values(), key=lambda m: (SPLITS_AND_REJECTED.index(m.split), not m.exact, -m.similarity, m.id)
         )
 
     def _entries(self) -> Iterator[npt.NDArray[Any]]:
@@ -164,7 +173,7 @@ class Fingerprints:
 
 def _match(entry: Any, exact: bool, similarity: float) -> FingerprintMatch:
     return FingerprintMatch(
-        SPLITS_AND_REJECTED[entry["side"]],
+        SPLITS_AND_REJECTED[entry["split"]],
         f"{int(entry['id']):016x}",
         exact,
         round(similarity, 2),

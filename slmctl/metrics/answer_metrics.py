@@ -1,7 +1,7 @@
-"""What an answer is worth beside the one wanted: labels, records with fields, and texts.
+"""An answer and its reference answer -> metrics of labels, of JSON objects and of texts.
 
-Every figure lies between 0 and 1. Each function is plain arithmetic over one pair, or over counts
-that can be added up over rows, so that a figure of many rows follows from sums.
+Every figure lies between 0 and 1. Each function is plain arithmetic over one pair, or over counts that can be added
+up over rows, so that a metric of many rows follows from sums.
 """
 
 from __future__ import annotations
@@ -16,29 +16,35 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.reports.evaluation_report import ClassFigures
+
 Floats = npt.NDArray[np.float64]
 
 BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
 BETA = 2  # chrF weighs recall twice as much as precision
-INVALID = object()  # what `parse` gives for a text that is no JSON; None is a JSON value
+INVALID = object()  # `parse` of a text that is not JSON; None is a JSON value
 
 # Labels
 
 
-def per_class(labels: Iterable[str], wanted: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of every label that was wanted or given; 0 where nothing was counted."""
-    wants, gives = Counter(wanted), Counter(given)
-    hits = Counter(a for a, b in zip(wanted, given, strict=True) if a == b)
-    return {label: _prf(hits[label], gives[label], wants[label]) for label in labels if wants[label] + gives[label] > 0}
-
-
-def _prf(hits: int, given: int, wanted: int) -> dict[str, float]:
+def per_class(labels: Iterable[str], expected: Sequence[str], predicted: Sequence[str]) -> dict[str, ClassFigures]:
+    """Precision, recall, F1 and support of every label that occurs in either sequence; 0 where nothing was counted."""
+    references, predictions = Counter(expected), Counter(predicted)
+    hits = Counter(a for a, b in zip(expected, predicted, strict=True) if a == b)
     return {
-        "precision": hits / given if given else 0.0,
-        "recall": hits / wanted if wanted else 0.0,
-        "f1": 2 * hits / (given + wanted) if given + wanted else 0.0,
-        "support": wanted,
+        label: _prf(hits[label], predictions[label], references[label])
+        for label in labels
+        if references[label] + predictions[label] > 0
+    }
+
+
+def _prf(hits: int, predicted: int, expected: int) -> ClassFigures:
+    return {
+        "precision": hits / predicted if predicted else 0.0,
+        "recall": hits / expected if expected else 0.0,
+        "f1": 2 * hits / (predicted + expected) if predicted + expected else 0.0,
+        "support": expected,
     }
 
 
@@ -63,7 +69,7 @@ def calibration_error(sums: Floats) -> Floats:
 
 
 def parse(text: str) -> Any:
-    """The JSON value of an answer, or INVALID: NaN, a key that stands twice and any text around it are no JSON."""
+    """The JSON value of an answer; INVALID where it holds NaN, a key twice in an object, or text around the JSON."""
     try:
         return json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError):
@@ -82,7 +88,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two JSON values are the same: 1 is 1.0 but not true; the order of items counts, that of keys does not."""
+    """Equality of JSON values: 1 equals 1.0 but not true; the order of items counts, the order of keys does not."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -95,7 +101,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def leaves(value: Any, path: str = "") -> Counter[str]:
-    """How many leaves a value has under each path, such as `items[].name`; an empty object or list is a leaf."""
+    """Number of leaves under each path, such as `items[].name`; an empty object or list is a leaf."""
     if isinstance(value, dict) and value:
         return _sum(leaves(inner, f"{path}.{key}" if path else key) for key, inner in value.items())
     if isinstance(value, list) and value:
@@ -103,25 +109,25 @@ def leaves(value: Any, path: str = "") -> Counter[str]:
     return Counter([path or "$"])
 
 
-def hits(wanted: Any, given: Any, path: str = "") -> Counter[str]:
-    """How many leaves of the value given are leaves of the one wanted, under each path.
+def hits(expected: Any, predicted: Any, path: str = "") -> Counter[str]:
+    """Number of leaves that both values have, under each path.
 
-    The items of two lists are paired whatever their order, those first that have the most leaves in
-    common (then the earlier ones), each at most once: a quantity counts only with its own item.
+    Items of two lists are paired greedily whatever their order, the pair with the most common leaves first (then the
+    earlier one), each item at most once: a quantity counts only with its own item.
     """
-    if isinstance(wanted, dict) and isinstance(given, dict) and (wanted or given):
-        both = (key for key in wanted if key in given)
-        return _sum(hits(wanted[key], given[key], f"{path}.{key}" if path else key) for key in both)
-    if isinstance(wanted, list) and isinstance(given, list) and (wanted or given):
-        return _paired(wanted, given, f"{path}[]")
-    return Counter([path or "$"]) if equal(wanted, given) else Counter()
+    if isinstance(expected, dict) and isinstance(predicted, dict) and (expected or predicted):
+        both = (key for key in expected if key in predicted)
+        return _sum(hits(expected[key], predicted[key], f"{path}.{key}" if path else key) for key in both)
+    if isinstance(expected, list) and isinstance(predicted, list) and (expected or predicted):
+        return _paired(expected, predicted, f"{path}[]")
+    return Counter([path or "$"]) if equal(expected, predicted) else Counter()
 
 
-def _paired(wanted: list[Any], given: list[Any], path: str) -> Counter[str]:
-    found = [(hits(a, b, path), i, j) for i, a in enumerate(wanted) for j, b in enumerate(given)]
+def _paired(expected: list[Any], predicted: list[Any], path: str) -> Counter[str]:
+    pairs = [(hits(a, b, path), i, j) for i, a in enumerate(expected) for j, b in enumerate(predicted)]
     total: Counter[str] = Counter()
-    left, right = set(range(len(wanted))), set(range(len(given)))
-    for counts, i, j in sorted(found, key=lambda one: (-one[0].total(), one[1], one[2])):
+    left, right = set(range(len(expected))), set(range(len(predicted)))
+    for counts, i, j in sorted(pairs, key=lambda pair: (-pair[0].total(), pair[1], pair[2])):
         if i in left and j in right:
             total += counts
             left.remove(i)
@@ -136,49 +142,49 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of every path, over pairs of a value wanted and one given (or INVALID)."""
-    wants, gives, same = Counter[str](), Counter[str](), Counter[str]()
-    for wanted, given in pairs:
-        wants.update(leaves(wanted))
-        if given is not INVALID:
-            gives.update(leaves(given))
-            same.update(hits(wanted, given))
-    return {path: _prf(same[path], gives[path], wants[path]) for path in sorted(wants | gives)}
+def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, ClassFigures]:
+    """Precision, recall, F1 and support of every path, over pairs of a reference and a predicted value (or INVALID)."""
+    references, predictions, same = Counter[str](), Counter[str](), Counter[str]()
+    for expected, predicted in pairs:
+        references.update(leaves(expected))
+        if predicted is not INVALID:
+            predictions.update(leaves(predicted))
+            same.update(hits(expected, predicted))
+    return {path: _prf(same[path], predictions[path], references[path]) for path in sorted(references | predictions)}
 
 
-def field_counts(wanted: Any, given: Any) -> tuple[int, int, int]:
-    """Leaves that agree, leaves given and leaves wanted of one record."""
-    if given is INVALID:
-        return 0, 0, leaves(wanted).total()
-    return hits(wanted, given).total(), leaves(given).total(), leaves(wanted).total()
+def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
+    """Number of leaves that agree, of predicted leaves and of reference leaves of one record."""
+    if predicted is INVALID:
+        return 0, 0, leaves(expected).total()
+    return hits(expected, predicted).total(), leaves(predicted).total(), leaves(expected).total()
 
 
 # Texts
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, for comparing: compatibility forms and case folded, punctuation and spaces dropped."""
+    """The words of a text: NFKC-normalised and case-folded, without punctuation and spaces."""
     return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
 
 
-def same_text(wanted: str, given: str) -> bool:
-    """Whether two texts have the same words in the same order: the normalised match."""
-    return words(wanted) == words(given)
+def same_text(expected: str, predicted: str) -> bool:
+    """Normalised match: the same words in the same order."""
+    return words(expected) == words(predicted)
 
 
-def token_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
-    """F1 of the words that two texts share (Rajpurkar et al. 2016); two texts without words agree."""
-    if not wanted and not given:
+def token_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
+    """F1 of the words that two texts share (Rajpurkar et al. 2016); 1 for two texts without words."""
+    if not expected and not predicted:
         return 1.0
-    return 2 * (Counter(wanted) & Counter(given)).total() / (len(wanted) + len(given))
+    return 2 * (Counter(expected) & Counter(predicted)).total() / (len(expected) + len(predicted))
 
 
-def rouge_l(wanted: Sequence[str], given: Sequence[str]) -> float:
+def rouge_l(expected: Sequence[str], predicted: Sequence[str]) -> float:
     """ROUGE-L: F1 of the longest common subsequence of words (Lin 2004)."""
-    if not wanted or not given:
+    if not expected or not predicted:
         return 0.0
-    return 2 * common_subsequence(wanted, given) / (len(wanted) + len(given))
+    return 2 * common_subsequence(expected, predicted) / (len(expected) + len(predicted))
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -194,28 +200,28 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-def chrf_counts(wanted: str, given: str) -> list[int]:
-    """By order 1 to 6 the character n-grams given, wanted and shared, spaces left out: (3 * ORDERS,)."""
-    a, b = "".join(wanted.split()), "".join(given.split())
+def chrf_counts(expected: str, predicted: str) -> list[int]:
+    """Numbers of predicted, reference and shared character n-grams of order 1 to 6, without spaces: (3 * ORDERS,)."""
+    a, b = "".join(expected.split()), "".join(predicted.split())
     counts = []
     for n in range(1, ORDERS + 1):
-        wants = Counter(a[k : k + n] for k in range(len(a) - n + 1))
-        gives = Counter(b[k : k + n] for k in range(len(b) - n + 1))
-        # an order that the text wanted does not have cannot be missed
-        counts += [gives.total() if wants else 0, wants.total(), (wants & gives).total()]
+        references = Counter(a[k : k + n] for k in range(len(a) - n + 1))
+        predictions = Counter(b[k : k + n] for k in range(len(b) - n + 1))
+        # an order that the reference is too short for counts on neither side
+        counts += [predictions.total() if references else 0, references.total(), (references & predictions).total()]
     return counts
 
 
 def chrf(sums: Floats) -> Floats:
     """chrF (Popović 2015) from sums of `chrf_counts` over rows, (..., 3 * ORDERS): F2 of the mean precision and recall.
 
-    Orders that one of the two sides does not have are left out of both means, as sacrebleu does.
+    Orders that one of the two texts is too short for are left out of both means, as in sacrebleu.
     """
     counts = sums.reshape(*sums.shape[:-1], ORDERS, 3)
-    given, wanted, shared = counts[..., 0], counts[..., 1], counts[..., 2]
-    used = (given > 0) & (wanted > 0)
+    predicted, expected, shared = counts[..., 0], counts[..., 1], counts[..., 2]
+    used = (predicted > 0) & (expected > 0)
     orders = np.maximum(used.sum(axis=-1), 1)
-    precision = np.where(used, shared / np.maximum(given, 1e-300), 0).sum(axis=-1) / orders
-    recall = np.where(used, shared / np.maximum(wanted, 1e-300), 0).sum(axis=-1) / orders
+    precision = np.where(used, shared / np.maximum(predicted, 1e-300), 0).sum(axis=-1) / orders
+    recall = np.where(used, shared / np.maximum(expected, 1e-300), 0).sum(axis=-1) / orders
     below = BETA**2 * precision + recall
     return np.divide((1 + BETA**2) * precision * recall, below, out=np.zeros_like(below), where=below > 0)

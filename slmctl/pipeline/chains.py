@@ -21,6 +21,7 @@ from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
+from slmctl.reports.evaluation_report import measured_names, parse_report
 from slmctl.sources import snapshot
 
 
@@ -212,11 +213,9 @@ def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = F
     Raises:
         GateError: At least one failed.
     """
-    measured = {*report.metrics["models"], *report.metrics["baselines"]}
-    measured |= {"chosen"} if report.metrics["choice"] else set()
-    wanted = [
-        gate
-        for gate in project.config.gates
-        if not only_measured or {gate.model, gate.against or gate.model} <= measured
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    names = measured_names(figures)
+    checked = [
+        gate for gate in project.config.gates if not only_measured or {gate.model, gate.against or gate.model} <= names
     ]
-    return gates.enforce(wanted, report.metrics)
+    return gates.enforce(checked, figures)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import difference_interval, mcnemar, no_difference, percentiles, resamples
+from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
 
 CONFIDENCE = 0.95
 TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first that exists is compared
 _NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared apart, or too long
-Report = tuple[dict[str, Any], list[dict[str, Any]]]  # report.json, and the rows of rows.jsonl
+Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def _report(top: Artifact) -> Report | None:
     if top.kind not in ("report", "published"):
         return None
     lines = top.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads(top.file("report.json").read_bytes()), [json.loads(line) for line in lines[1:]]
+    report = parse_report(json.loads(top.file("report.json").read_bytes()), where=f"{top.path}/report.json")
+    return report, parse_rows([json.loads(line) for line in lines[1:]], where=f"{top.path}/rows.jsonl")
 
 
 def _models(left: Report, right: Report) -> list[ModelChange]:
@@ -210,7 +212,7 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
     for name in first["participants"]:
         if name not in second["participants"]:
             continue
-        a, b = ({**report["baselines"], **report["models"]}[name] for report in (first, second))
+        a, b = (entries_of(report)[name] for report in (first, second))
         metrics: dict[str, MetricChange] = {
             metric: {"first": value, "second": b["metrics"][metric], "difference": b["metrics"][metric] - value}
             for metric, value in a["metrics"].items()
@@ -225,7 +227,7 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
 def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
     """A paired test of the primary metric on the rows that both reports hold; the difference is second less first."""
     metric = left[0]["primary_metric"]
-    place = 3 if metric == "token_f1" else 1  # in a row's answer: its token F1, or 1 for right and 0 for wrong
+    place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # of a row's answer: token F1, or right (1) and wrong (0)
     values = [_by_id(name, report, rows, place) for report, rows in (left, right)]
     ids = [id for id in values[0] if id in values[1]]
     if not ids:
@@ -245,9 +247,9 @@ def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
     return facts | {"interval": list(percentiles(means, CONFIDENCE)), "p": no_difference(means)}
 
 
-def _by_id(name: str, report: dict[str, Any], rows: list[dict[str, Any]], place: int) -> dict[str, float]:
+def _by_id(name: str, report: EvaluationReport, rows: Sequence[RowEntry], place: Literal[1, 3]) -> dict[str, float]:
     at = report["participants"].index(name)
-    return {row["id"]: row["answers"][at][place] for row in rows if row["answers"][at] is not None}
+    return {row["id"]: answer[place] for row in rows if (answer := row["answers"][at]) is not None}
 
 
 # As text

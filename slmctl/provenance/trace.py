@@ -77,7 +77,7 @@ class Trace:
     @property
     def found(self) -> bool:
         """Whether any data set holds the row, or nearly the same."""
-        return any(row.side != "rejected" for data_set in self.data_sets for row in data_set.rows)
+        return any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
 
     @property
     def sure(self) -> bool:
@@ -86,7 +86,10 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """This answer as JSON values."""
-        return {"found": self.found, "sure": self.sure, **asdict(self)}
+        fields = asdict(self)
+        for data_set, entry in zip(self.data_sets, fields["data_sets"], strict=True):
+            entry["rows"] = [row.to_json() for row in data_set.rows]
+        return {"found": self.found, "sure": self.sure, **fields}
 
 
 def trace(
@@ -112,7 +115,7 @@ def trace(
     readable = {path: found for path, found in asked.items() if isinstance(found, Fingerprints)}
     probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
     if id is not None:
-        probes += [one for found in readable.values() for one in found.probes(id)]
+        probes += [one for found in readable.values() for one in found.queries(id)]
     rows = {path: tuple(found.look_up(probes, id=id, threshold=similarity)) for path, found in readable.items()}
     data_sets = tuple(
         DataSet(_shown(one.path, root), one.digest, rows.get(one.path, ()), _fault(asked[one.path]))
@@ -147,7 +150,7 @@ class _Exposures:
         self._sides: dict[str, frozenset[str]] = {}
         self._faults: dict[str, str] = {}
         for data_set in data_sets:  # equal digests hold equal rows
-            self._sides[data_set.digest] = frozenset(row.side for row in data_set.rows) & (HELD_OUT | {"train"})
+            self._sides[data_set.digest] = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
             self._faults[data_set.digest] = data_set.fault
         self._seen: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
@@ -250,7 +253,7 @@ def lines(found: Trace) -> Iterator[str]:
         yield f"  {data_set.path}"
         for row in data_set.rows[:SHOWN]:
             how = "the same" if row.exact else f"{row.similarity:.0%} alike"
-            yield f"    {row.side:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
+            yield f"    {row.split:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
         if len(data_set.rows) > SHOWN:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"
     titles = {

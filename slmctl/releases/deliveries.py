@@ -1,4 +1,4 @@
-"""Receipts of what `publish` has sent where, below `runs/.receipts/`: what gc must still find there.
+"""Receipts of what `publish` has sent where, below `runs/.deliveries/`: what gc must still find there.
 
 A registry on a share that is not mounted looks like one that was never filled. The receipt tells them apart.
 """
@@ -14,7 +14,7 @@ from slmctl.artifacts import artifact, atomic, foreign_json
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError
 
-FOLDER, PREFIX = ".receipts", "sent-"
+FOLDER = ".deliveries"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def record(runs: Path, release: Artifact, to: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     sent = Delivery(to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at)
-    name = f"{PREFIX}{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
+    name = f"{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
     with atomic.file(folder / name) as draft:
         draft.write_bytes(artifact.canonical(asdict(sent)))
 
@@ -45,7 +45,7 @@ def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:
     Raises:
         IntegrityError: One cannot be read.
     """
-    for path in sorted((runs / FOLDER).glob(PREFIX + "*.json")):
+    for path in sorted((runs / FOLDER).glob("[!.]*.json")):
         values = foreign_json.parse(foreign_json.read(path), where=f"the receipt {path}")
         if values.keys() != {field.name for field in fields(Delivery)} or not all(
             isinstance(value, str) for value in values.values()

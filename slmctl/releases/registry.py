@@ -30,6 +30,7 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.metrics import gates
+from slmctl.reports.evaluation_report import measured_names, parse_report
 
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # a tag that looks like a version would hide it
@@ -305,13 +306,13 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
         raise IntegrityError(
             f"what the gates of {project} {version} were cannot be read", hint="slmctl publish records it again"
         ) from None
-    report = json.loads(release.file("report.json").read_bytes())
-    measured = {model["sha256"] for model in report["models"].values()}
+    report = parse_report(json.loads(release.file("report.json").read_bytes()), where=f"{release.path}/report.json")
+    measured = {model.get("sha256") for model in report["models"].values()}
     for entry in release.files(".gguf"):
         if entry.sha256 not in measured:
             raise GateError(f"no report measured {entry.path} of {project} {version}")
-    known = {*report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())
-    gates.enforce([*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= known)], report)
+    names = measured_names(report)
+    gates.enforce([*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= names)], report)
 
 
 def _recorded(root: Path, release: Artifact) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Gateway:
     def __init__(self, served: Served, log: Log) -> None:
         self.served, self.log, self.metrics = served, log, Metrics()
         self.settings = settings = served.settings
-        self.limits = Limits(settings.sequences, settings.queue, settings.requests_per_minute, settings.concurrency)
+        self.limits = Limits(
+            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency
+        )
         most = settings.max_prompt_tokens or settings.context_length - 1
         self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
         self.created = int(time.time())

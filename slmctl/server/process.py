@@ -96,7 +96,7 @@ def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> No
 def _room(served: Served, gateway: Gateway, log: Log) -> Room:
     """Room for as many clients as this process may have files, less those it has and will open itself."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    running = served.settings.sequences + served.settings.queue  # each may be asked of an endpoint
+    running = served.settings.sequences + served.settings.max_waiting_requests  # each may be asked of an endpoint
     open_now = len(list(Path("/proc/self/fd").iterdir()))
     most = max(ACCEPTED_AT_ONCE, limit - open_now - running - SPARE_FILES)
     logged_at = -math.inf

@@ -38,7 +38,7 @@ KEY_ENV = "VLLM_API_KEY"  # what vLLM reads its key from, and the gateway too
 GB = 1 << 30
 KINDS = ("compose", "kubernetes", "vllm")
 # Settings that stay here: a policy is fitted on one GGUF file, and the others are of no use without it.
-LEFT_OUT = ("policy", "generalist", "prices", "decisions", "detector")
+LEFT_OUT = ("policy", "generalist", "prices", "decision_log", "detector")
 STOP_S = 10  # that a process has to end beyond the time that its running answers get
 SHARED = ("README.md",)
 FILES = {

@@ -1,7 +1,7 @@
-"""Sources that are no files, brought into files: queries, data sets of the hub, pipes, standard input.
+"""Sources that are not files, copied into files: queries, data sets of the hub, pipes, standard input.
 
-Everything after this reads local files and hashes what is in them. A copy lies in `runs/.sources/` under a name
-made from what was asked, without passwords.
+Everything after this reads local files and hashes their content. A copy lies in `runs/.sources/` under a name
+made from the source, without passwords.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> lis
 
 
 def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """The sources as local files, where need be those that `gather` left; nothing is contacted or waited for.
+    """The sources as local files, which may be the copies of `gather`; nothing is contacted or waited for.
 
     Raises:
-        IntegrityError: There is no copy of a source that is no file.
-        DataError: Something else than a file or pipe stands in a source's place.
+        IntegrityError: There is no copy of a source that is not a file.
+        DataError: A path is neither a file nor a pipe.
     """
     return [local for source in sources for local in _local(source, folder)]
 
 
 def is_file(source: Source) -> bool:
-    """Whether a source is a path that can be read again and again (nothing may be there, too)."""
+    """True for a source that is a path, and not a pipe or standard input; nothing need be there."""
     return source.path is not None and not _passes(source.path)
 
 
@@ -104,7 +104,7 @@ def _local(source: Source, folder: Path) -> list[Source]:
 
 
 def copy_of(source: Source, folder: Path) -> Path:
-    """Where the copy of a source lies: its name says what was asked, and no secret."""
+    """The path of the copy of a source; its name is a hash of the source without its secrets."""
     if source.sql is not None:
         return folder / f"sql-{_key(mask(source.sql.url), source.sql.query)}.jsonl"
     if source.hf is not None:
@@ -118,8 +118,8 @@ def copy_of(source: Source, folder: Path) -> Path:
     return folder / f"pipe-{_key(str(named), source.format)}{suffix}"
 
 
-def _key(*asked: str | None) -> str:
-    return hashlib.sha256(canonical(list(asked))).hexdigest()[:12]
+def _key(*parts: str | None) -> str:
+    return hashlib.sha256(canonical(list(parts))).hexdigest()[:12]
 
 
 def _passes(path: Path) -> bool:
@@ -142,7 +142,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _shown(source: Source) -> str:
-    """A source as its user may recognise it, without secrets."""
+    """A source as errors name it, without secrets."""
     if source.sql is not None:
         return f"'{source.name or mask(source.sql.url)}'"
     return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.path}'"
@@ -229,6 +229,8 @@ def _require_same(path: Path, entry: Any) -> None:
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
-    wanted, found = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id, digest.hexdigest()
-    if found != wanted:
-        raise IntegrityError(f"{entry.rfilename} is not what the hub says it is: wanted {wanted}, got {found}")
+    expected = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
+    if digest.hexdigest() != expected:
+        raise IntegrityError(
+            f"{entry.rfilename} is not what the hub says it is: expected {expected}, got {digest.hexdigest()}"
+        )

@@ -93,6 +93,21 @@ def read_records(path: Path) -> list[Record]:
         return [Record.from_json(json.loads(line)) for line in stream]
 
 
+def require_records(path: Path) -> list[Record]:
+    """The records of one split that has some.
+
+    Raises:
+        DataError: The split is empty.
+    """
+    records = read_records(path)
+    if not records:
+        raise DataError(
+            f"the split '{path.stem}' of the data set is empty",
+            hint=f"prepare.splits.{path.stem}: 0.15, or a source with split: {path.stem}",
+        )
+    return records
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line; returns how many."""
     count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import typing
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from slmctl.config.fields import Outside, bare_type, former_name, section_in
 from slmctl.config.sections import Config
 from slmctl.errors import UsageError
 
+DOCS, TEMPLATES = TESTS.parent / "docs", TESTS.parent / "templates"
 FIXTURES = TESTS / "fixtures" / "0.1.0"
 HEAD: dict[str, Any] = {"project": "acme", "base": "pypi:x==1", "prepare": {"sources": [{"path": "a.csv"}]}}
 # Values other than the default, for keys whose default says nothing of their type.
@@ -33,6 +35,7 @@ VALUES: dict[str, Any] = {
     "publish.signing_key": "key.pem", "publish.s3_endpoint": "http://localhost:9000", "publish.allowed_hosts": ["h"],
     "prepare.sources[].conversation_format": "columns", "prepare.sensitive.detector": "presidio",
     "prepare.sensitive.pseudonym_key": "secret", "serve.decision_log": "log.jsonl", "serve.max_prompt_tokens": 99,
+    "finetune.load_in_4bit": True,
     "serve.requests_per_minute": 5, "serve.cors_origins": ["https://example.org"],
 }  # fmt: skip
 # Keys that another key asks for.
@@ -194,3 +197,11 @@ def test_kept_artifacts_are_reproduced(tmp_path: Path) -> None:
     done = tiny.slmctl(tmp_path, "reproduce", str(merged))
     assert done.returncode == 0, done.stderr
     assert artifact.load(FIXTURES / "merged").digest[:19] in done.stdout or "same" in done.stdout
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), *TEMPLATES.rglob("*.yaml")], ids=lambda path: path.name)
+def test_pages_and_templates_use_the_names_of_today(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for dotted, former in RENAMED:
+        place = f"{dotted.rpartition('.')[0].replace('[]', '')}.{former}"
+        assert not re.search(rf"(?<![\w.]){re.escape(place)}(?![\w.])", text), place

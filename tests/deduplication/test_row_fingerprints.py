@@ -49,7 +49,7 @@ def test_a_row_is_found_by_text_and_by_id(fingerprints: Fingerprints, side: str,
     text = TEXTS[side][k]
     for matches in (fingerprints.look_up([query_fingerprint(text)]), fingerprints.look_up([], id=identity(text))):
         (match,) = matches
-        assert (match.side, match.id, match.exact, match.similarity) == (side, identity(text), True, 1.0)
+        assert (match.split, match.id, match.exact, match.similarity) == (side, identity(text), True, 1.0)
         assert not match.as_trained
 
 
@@ -60,7 +60,7 @@ def test_case_digits_and_punctuation_do_not_hide_a_row(fingerprints: Fingerprint
 
 def test_a_near_duplicate_is_found_with_its_similarity(fingerprints: Fingerprints) -> None:
     (match,) = fingerprints.look_up([query_fingerprint("I cannot log in since the update of Tuesday")])
-    assert (match.side, match.exact) == ("train", False)
+    assert (match.split, match.exact) == ("train", False)
     assert 0.6 <= match.similarity < 1
 
 
@@ -73,10 +73,10 @@ def test_an_id_leads_to_the_texts_that_are_like_its_own(fingerprints: Fingerprin
     with FingerprintWriter(tmp_path / "other.bin") as writer:
         writer.add("rejected", ["ticket 17"], *hashed([TEXTS["test"][0] + " soon"]))
     other = Fingerprints(tmp_path / "other.bin")
-    probes = other.probes("ticket 17")
-    assert len(probes) == 1
-    assert [match.side for match in fingerprints.look_up(probes, id="ticket 17")] == ["test"]
-    assert fingerprints.probes("ticket 17") == []
+    queries = other.queries("ticket 17")
+    assert len(queries) == 1
+    assert [match.split for match in fingerprints.look_up(queries, id="ticket 17")] == ["test"]
+    assert fingerprints.queries("ticket 17") == []
 
 
 def test_nothing_is_found_of_what_was_not_there(fingerprints: Fingerprints) -> None:

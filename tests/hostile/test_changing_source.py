@@ -424,7 +424,7 @@ def test_redirections_to_the_other_end_are_refused(tiny_run: Path, tmp_path: Pat
         ("--input in.jsonl --output - > /dev/null", 0),
         ("--input in.jsonl --output out.jsonl >&-", 0),
         ("--input in.jsonl --output out.jsonl 2>&-", 0),
-        ("--input - --output out.jsonl <&-", UsageError.code),
+        ("--input - --output out.jsonl <&-", DataError.code),
         ("--input - --output out.jsonl < /dev/null", DataError.code),
     ],
 )

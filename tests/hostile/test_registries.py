@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import oci
 from support.released import release
+from support.scale import FULL
 
 from slmctl import config
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact
-from slmctl.errors import GateError, IntegrityError
+from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.errors import GateError, IntegrityError, NetworkError, StageError
 from slmctl.pipeline.resolve import Project
 from slmctl.provenance import gc
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets import Settings
 
 ADDRESS = "dir:./registry"
+FILEPATH = "org.cncf.model.filepath"
 
 
 def send(root: Path, made: Artifact, to: str = ADDRESS) -> None:
@@ -139,7 +145,7 @@ def change_tag(place: Path, **fields: Any) -> None:
 
 
 def a_broken_receipt(place: Path) -> None:
-    (path,) = place.parent.glob("runs/.receipts/sent-*")
+    (path,) = place.parent.glob("runs/.deliveries/*")
     path.write_bytes(b'{"to": 5}')
 
 
@@ -175,14 +181,14 @@ def test_gc_of_a_project_that_never_published(project: Project) -> None:
 def test_gc_keeps_what_was_laid_out_for_an_empty_registry(project: Project) -> None:
     """Published by a version that wrote no receipts, or never published: nobody can tell."""
     empty(project.root / "registry")
-    shutil.rmtree(project.root / "runs" / ".receipts")
+    shutil.rmtree(project.root / "runs" / ".deliveries")
     assert removable(project) == set()
     assert "may be a share that is not mounted" in gc.survey(project, ()).notes[0]
 
 
 def test_gc_keeps_what_was_sent_to_where_nobody_can_look(project: Project) -> None:
     (made,) = project.root.glob("runs/published/*")
-    shutil.rmtree(project.root / "runs" / ".receipts")
+    shutil.rmtree(project.root / "runs" / ".deliveries")
     deliveries.record(project.root / "runs", artifact.load(made), "s3://bucket/desk")
     shutil.rmtree(project.root / "registry" / "desk" / "1.0")
     shutil.rmtree(project.root / "registry" / "desk" / ".tags")
@@ -240,3 +246,113 @@ def test_gates_of_wrong_types_promote_nothing(project: Project, gate: Any) -> No
     (place / "desk" / ".gates" / "1.0").write_text(json.dumps({"digest": digest, "gates": [gate]}))
     with pytest.raises(IntegrityError, match="cannot be read"):
         registry.promote(place, registry.find(place), "canary")
+
+
+# What a target sends
+
+
+def memory() -> int:
+    """The highest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+LARGE = (2 << 30) if FULL else (64 << 20)  # bytes
+
+
+def fetched(server: oci.Registry, into: Path, name: str = "1.0") -> Artifact:
+    with targets.opened(server.address, Settings(), purpose="test") as target:
+        return targets.fetch(target, name, None, into=into)
+
+
+def disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_honest_oci_registry_gives_the_release(tmp_path: Path) -> None:
+    made = release(tmp_path)
+    with oci.running(oci.answers_of(made)) as server:
+        assert fetched(server, tmp_path / "here", "").digest == made.digest
+
+
+def of_file(made: Artifact, name: str) -> str:
+    return f"/blobs/{oci.digest((made.path / name).read_bytes())}"
+
+
+@pytest.mark.parametrize("place", ["LICENSE", "manifest.json", "/manifests/1.0", "/tags/list"])
+def test_no_more_is_read_than_a_size_says(tmp_path: Path, place: str) -> None:
+    """2 GB were written for a file of 11 kB, and a manifest of 2 GB was read into memory."""
+    made = release(tmp_path)
+    answers = oci.answers_of(made)
+    key = place if place.startswith("/") else of_file(made, place)
+    answers[key] = oci.Answer(answers[key].body, more=LARGE)
+    before = memory()
+    with oci.running(answers) as server, pytest.raises((IntegrityError, NetworkError)):
+        fetched(server, tmp_path / "here", "")
+    assert server.sent < 40 << 20
+    assert memory() - before < 60 << 20
+    assert disk(tmp_path / "here") < 1 << 20 if (tmp_path / "here").exists() else True
+
+
+@pytest.mark.parametrize("place", ["LICENSE", "manifest.json", "/manifests/1.0", "/tags/list"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "br", "x-unknown"])
+def test_what_is_compressed_is_not_unpacked(tmp_path: Path, place: str, encoding: str) -> None:
+    made = release(tmp_path)
+    answers = oci.answers_of(made)
+    key = place if place.startswith("/") else of_file(made, place)
+    bomb = gzip.compress(bytes(LARGE // 4), 1)
+    answers[key] = oci.Answer(bomb, headers={"Content-Encoding": encoding})
+    before = memory()
+    with oci.running(answers) as server, pytest.raises((IntegrityError, NetworkError)):
+        fetched(server, tmp_path / "here", "")
+    assert memory() - before < 60 << 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"null", b"[" * 200_000, b'{"layers": 5}', b'{"layers": [5]}', b'{"layers": [{"annotations": []}]}',
+        b'{"layers": [{"annotations": {"org.cncf.model.filepath": "manifest.json"}, "digest": "../../x"}]}',
+        b'{"layers": [{"annotations": {"org.cncf.model.filepath": "manifest.json"}, "digest": ["a"]}]}',
+        b'{"layers": {}}', b"\xff\xfe", b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b'{"layers": ' + b"9" * 5_000 + b"}",
+    ],
+)  # fmt: skip
+def test_a_manifest_of_oci_that_is_none(tmp_path: Path, body: bytes) -> None:
+    answers = oci.answers_of(release(tmp_path))
+    answers["/manifests/1.0"] = oci.Answer(body)
+    with oci.running(answers) as server, pytest.raises(IntegrityError):
+        fetched(server, tmp_path / "here")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 5}', b'{"tags": [5]}', b'{"tags": {"a": 1}}', b"[" * 99_999])
+def test_tags_of_oci_that_are_none(tmp_path: Path, body: bytes) -> None:
+    with oci.running({"/tags/list": oci.Answer(body)}) as server, pytest.raises((IntegrityError, NetworkError)):
+        fetched(server, tmp_path / "here", "")
+
+
+def test_a_size_that_no_disk_has_is_not_begun(tmp_path: Path) -> None:
+    made = release(tmp_path)
+    files = (*made.manifest.files, FileEntry("huge.gguf", 1 << 60, "0" * 64))
+    raw = dataclasses.replace(made.manifest, files=files, digest=artifact.digest_of(files)).to_bytes()
+    layers = [layer for layer in oci.layers_of(made) if layer["annotations"][FILEPATH] != "manifest.json"]
+    layers.append({"digest": oci.digest(raw), "annotations": {FILEPATH: "manifest.json"}})
+    answers = oci.answers_of(made) | {
+        "/manifests/1.0": oci.Answer(artifact.canonical({"layers": layers})),
+        f"/blobs/{oci.digest(raw)}": oci.Answer(raw),
+    }
+    with oci.running(answers) as server, pytest.raises(StageError, match="free"):
+        fetched(server, tmp_path / "here")
+
+
+@pytest.mark.parametrize("linked", ["LICENSE", "adapter"])
+def test_links_in_the_draft_of_a_fetch_are_not_followed(tmp_path: Path, linked: str) -> None:
+    made = release(tmp_path)
+    (tmp_path / "here" / ".draft-desk-1.0").mkdir(parents=True)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "LICENSE").write_text("precious")
+    target = tmp_path / "victim" / ("LICENSE" if linked == "LICENSE" else "")
+    (tmp_path / "here" / ".draft-desk-1.0" / linked).symlink_to(target)
+    with oci.running(oci.answers_of(made)) as server:
+        fetched(server, tmp_path / "here")
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["LICENSE"]
+    assert (tmp_path / "victim" / "LICENSE").read_text() == "precious"
+    assert not any(path.is_symlink() for path in (tmp_path / "here").rglob("*"))

@@ -27,6 +27,9 @@ import pytest
 from pyarrow import parquet
 from support.workbooks import cell, row, write_ods, write_xlsx
 
+from slmctl.config import PrepareConfig, recipe
+from slmctl.errors import UsageError
+
 TORTURE = os.environ.get("SLMCTL_TORTURE") == "1"
 SCALE = 10 if TORTURE else 1
 SECONDS = 60  # that a case may take; the machine may be busy
@@ -296,3 +299,35 @@ def test_a_signal_is_heard_while_a_source_is_waited_for(kind: str, tmp_path: Pat
         assert time.monotonic() - begun < 10
         assert b"Traceback" not in process.communicate()[1]
     assert not list(drafts.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "is neither a file nor a folder"),
+        (unix_socket, "is neither a file nor a folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "is neither a file nor a folder"),
+        (lambda path: path.symlink_to(path), "cannot be read: too many levels of symbolic links"),
+        (lambda path: None, "does not exist"),
+    ],
+    ids=["pipe", "socket", "device", "circle", "nothing"],
+)
+@pytest.mark.parametrize("key", ["schema", "pseudonym_key"])
+def test_a_path_of_the_config_that_is_no_file_is_refused_before_it_is_hashed(
+    make: Callable[[Path], object], says: str, key: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "file")
+    section = PrepareConfig.model_validate(
+        {"task": {"kind": "extract", "schema": tmp_path / "file"}}
+        if key == "schema"
+        else {"sensitive": {"email": "pseudonymise", "pseudonym_key": tmp_path / "file"}}
+    )
+    with pytest.raises(UsageError, match=says):
+        recipe(section)
+
+
+def test_a_path_of_the_config_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for name in ("n" * 300, "n/" * 5000, "a\0b"):
+        section = PrepareConfig.model_validate({"task": {"kind": "extract", "schema": tmp_path / name}})
+        with pytest.raises(UsageError, match=r"cannot be read|does not exist"):
+            recipe(section)

@@ -48,14 +48,14 @@ DROP = {"metric": "accuracy", "model": "Q4_K_M", "against": "adapter"}
 def test_min(least: float, passed: bool) -> None:
     (verdict,) = check([Gate(metric="accuracy", model="Q4_K_M", min=least)], REPORT)
     assert verdict.passed is passed
-    assert verdict.text == f"accuracy of Q4_K_M is 0.9550, the gate wants at least {least:g}"
+    assert verdict.text == f"accuracy of Q4_K_M is 0.9550, the gate requires at least {least:g}"
 
 
 @pytest.mark.parametrize(("most", "passed"), [(0.05, True), (0.04, True), (0.03, False)])
 def test_max(most: float, passed: bool) -> None:
     (verdict,) = check([Gate(metric="ece", model="Q4_K_M", max=most)], REPORT)
     assert verdict.passed is passed
-    assert verdict.text == f"ece of Q4_K_M is 0.0400, the gate wants at most {most:g}"
+    assert verdict.text == f"ece of Q4_K_M is 0.0400, the gate requires at most {most:g}"
 
 
 def test_min_takes_any_metric_of_the_report() -> None:

@@ -104,7 +104,7 @@ def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(desk: Path, tmp_
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
     tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
     refuses(desk, r"was sent to \S+/registry, which is missing", *moved)  # nobody names its new place
-    for path in desk.glob("runs/.receipts/sent-*"):
+    for path in desk.glob("runs/.deliveries/*"):
         path.unlink()
     refuses(desk, r"the registry \S+/new that publish\.to names is missing", *moved)
     (desk / "new").mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.reported import small_report
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest, canonical
@@ -55,11 +56,15 @@ def report(
     n = len(next(iter(right.values())))
     primary = {"classify": "accuracy", "generate": "token_f1"}[task]
     entries = {who: {"metrics": {primary: sum(found) / n}} for who, found in right.items()}
-    whole = {"task": task, "primary_metric": primary, "participants": list(right), "baselines": {}, "models": entries}
+    whole = small_report(entries, task=task, primary_metric=primary)
     head = {"participants": list(right)}
     rows = [
         {
             "id": (ids or [f"r{k}" for k in range(n)])[k],
+            "source": ["tickets.csv", k + 1],
+            "length": 9,
+            "sensitive": False,
+            "expected": 0,
             "answers": [[0, int(r[k]), None, float(r[k])] for r in right.values()],
         }
         for k in range(n)

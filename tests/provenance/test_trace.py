@@ -80,7 +80,7 @@ def standings(found: Trace) -> dict[str, Standing]:
 
 def test_a_training_row_is_in_all_that_was_trained(root: Path) -> None:
     found = trace(root, text=ROWS[0][2].upper())
-    assert [(row.side, row.exact) for row in found.data_sets[0].rows] == [("train", True), ("rejected", False)]
+    assert [(row.split, row.exact) for row in found.data_sets[0].rows] == [("train", True), ("rejected", False)]
     assert standings(found) == {
         "base": Standing.CLEAR,
         "rows": Standing.TRAINED,
@@ -109,7 +109,7 @@ def test_a_row_that_chose_or_measured_was_not_trained_on(root: Path) -> None:
 
 def test_the_id_of_a_rejected_row_leads_to_the_row_it_resembles(root: Path) -> None:
     found = trace(root, id="d" * 16)
-    assert {row.side: row.exact for row in found.data_sets[0].rows} == {"train": False, "rejected": True}
+    assert {row.split: row.exact for row in found.data_sets[0].rows} == {"train": False, "rejected": True}
     assert standings(found)["adapter"] == Standing.TRAINED
     strict = trace(root, id="d" * 16, similarity=0.99)
     assert not strict.found

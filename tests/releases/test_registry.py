@@ -178,7 +178,7 @@ def test_a_reader_sees_the_old_or_the_new_tag(root: Path, tmp_path: Path) -> Non
 
 def test_what_fails_its_gates_is_not_promoted(root: Path, tmp_path: Path) -> None:
     send(root, release(tmp_path, accuracy=0.7), GATE)  # nobody asked the gates here: the registry asks again
-    with pytest.raises(GateError, match=r"accuracy of Q8_0 is 0\.7000, the gate wants at least 0\.8"):
+    with pytest.raises(GateError, match=r"accuracy of Q8_0 is 0\.7000, the gate requires at least 0\.8"):
         registry.promote(root, registry.find(root), "production")
     assert registry.tags(root) == []
 

@@ -155,7 +155,7 @@ def test_keys_are_hashed_and_revoked_while_it_runs(tiny_run: Path, gguf: str, tm
 
 
 def test_over_the_queue_it_is_said_at_once(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.sequences=1", "--set=serve.queue=1")
+    child, url = begin(tiny_run, str(endless), *ROOM, "--set=serve.sequences=1", "--set=serve.max_waiting_requests=1")
     body = {"messages": chat("hello"), **ENDLESS}
     with ThreadPoolExecutor(6) as pool:
         said = list(pool.map(lambda k: post(url, {**body, "seed": k}), range(6)))

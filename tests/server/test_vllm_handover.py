@@ -46,7 +46,7 @@ def handover(artifacts: dict[str, Artifact], *, adapter: bool = False, **setting
 
 @pytest.fixture(params=["merged", "adapter"])
 def given(request: pytest.FixtureRequest, artifacts: dict[str, Artifact]) -> vllm_handover.Handover:
-    return handover(artifacts, adapter=request.param == "adapter", context=1024, max_tokens=99)
+    return handover(artifacts, adapter=request.param == "adapter", context_length=1024, max_tokens=99)
 
 
 def written(given: vllm_handover.Handover, kind: str, out: Path) -> Path:
@@ -304,7 +304,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     general = GeneralistConfig(url="https://general.example/v1", model="large")
     given = handover(
         artifacts, policy=tmp_path / "policy.json", generalist=general, prices=prices,
-        decisions=tmp_path / "decisions.jsonl", grace_s=31.5, queue=7,
+        decision_log=tmp_path / "decisions.jsonl", grace_s=31.5, max_waiting_requests=7,
     )  # fmt: skip
     folder = written(given, kind, tmp_path)
     assert "left out: serve.policy" in capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_a_policy_stays_here_and_the_rest_starts(
     assert str(tmp_path) not in raw and "general.example" not in raw
     serve = config.load(folder / "contract" / "slmctl.yaml").serve
     assert (serve.policy, serve.generalist, serve.prices, serve.decision_log) == (None, None, None, None)
-    assert (serve.queue, serve.grace_s) == (7, 31.5)
+    assert (serve.max_waiting_requests, serve.grace_s) == (7, 31.5)
     if kind == "compose":
         services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
         assert services["gateway"]["stop_grace_period"] == "42s"
@@ -357,7 +357,7 @@ def test_an_adapter_that_vllm_does_not_run_is_refused(
 
 def test_a_context_that_the_model_has_not_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"serve\.context is 5000, and this model reads at most 4096 tokens"):
-        vllm_handover.write(handover(artifacts, context=5000), "compose", tmp_path / "out")
+        vllm_handover.write(handover(artifacts, context_length=5000), "compose", tmp_path / "out")
 
 
 def test_a_name_that_a_shell_or_vllm_would_misread_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:

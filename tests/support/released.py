@@ -8,6 +8,7 @@ from typing import Any
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
+from support.reported import small_report
 
 CARD = "---\nlicense: mit\nbase_model: tiny\nmodel-index: []\n---\n# Desk\n"
 
@@ -19,7 +20,7 @@ def release(
     path = folder / "published" / hashlib.sha256(weights + version.encode()).hexdigest()[:12]
     sha256 = hashlib.sha256(weights).hexdigest()
     model = {"sha256": sha256, "metrics": {"accuracy": accuracy}}
-    report = {"models": {"Q8_0": model}, "baselines": {}, "choice": None, "pairs": {}, "lower_is_better": []}
+    report = small_report({"Q8_0": model})
     files = {
         f"tiny-1M-desk-v{version}-Q8_0.gguf": weights,
         "report.json": artifact.canonical(report),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slmctl.task.records import Record, RowRejectedError, read_records, write_jsonl
+from slmctl.errors import DataError
+from slmctl.task.records import Record, RowRejectedError, read_records, require_records, write_jsonl
 
 KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -42,6 +44,13 @@ def test_records_round_trip(
     record = Record("1", messages, {"file": "a", "row": 1}, label, group, sensitive)
     write_jsonl(tmp_path / "train.jsonl", [record.to_json(), RECORD.to_json()])
     assert read_records(tmp_path / "train.jsonl") == [record, RECORD]
+
+
+def test_an_empty_split_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").touch()
+    assert read_records(tmp_path / "test.jsonl") == []
+    with pytest.raises(DataError, match="the split 'test' of the data set is empty"):
+        require_records(tmp_path / "test.jsonl")
 
 
 def test_a_rejected_row_names_its_rule_and_its_reason() -> None:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from slmctl import console
-from slmctl.artifacts import artifact, atomic, locks
+from slmctl.artifacts import artifact, atomic, foreign_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
 
 KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3", "oci://": "oci", "ollama:": "ollama"}
-LARGEST_MANIFEST = 16 << 20  # bytes; more is no manifest
+LARGEST_MANIFEST = foreign_json.LARGEST  # bytes; a signature, which lists the same files, may have as many
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ class Target(Protocol):
         """What `[PROJECT@]VERSION`, a tag, or nothing stands for there: project and version."""
 
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        """Bring one file of a release here; SIGNATURE may be missing there, and then there is no file."""
+        """Bring one file of a release here, and no more than `entry.size` bytes whatever the target sends.
+
+        SIGNATURE may be missing there, and then there is no file.
+        """
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ def fetch(
     raw = target.published(project, version)
     if raw is None:
         raise IntegrityError(f"there is no release '{name or version}'")
-    manifest = Manifest.from_bytes(raw[: LARGEST_MANIFEST + 1], where=f"the manifest of {project} {version}")
+    manifest = Manifest.from_bytes(raw, where=f"the manifest of {project} {version}")
     _require_release(manifest)
     own = (str(manifest.metrics["project"]), str(manifest.metrics["version"]))
     if own != (project or own[0], version):
@@ -268,12 +272,13 @@ def fetch(
             fetched = _already(final, manifest, check)
         else:
             with atomic.folder(final, resume=True) as place:
+                # also a signature of an earlier try, and links in place of folders
+                _drop_strays(place, {entry.path for entry in manifest.files})
+                _require_room(place, manifest)
                 for entry in manifest.files:
                     _bring(target, (project, version), entry, place / entry.path)
-                (place / SIGNATURE).unlink(missing_ok=True)  # of an earlier try
-                target.get(project, version, FileEntry(SIGNATURE, 0, ""), place / SIGNATURE)
+                target.get(project, version, FileEntry(SIGNATURE, LARGEST_MANIFEST, ""), place / SIGNATURE)
                 (place / MANIFEST).write_bytes(raw)
-                _drop_strays(place, {entry.path for entry in manifest.files} | {MANIFEST, SIGNATURE})
                 check(place)
                 artifact.load(place)
             fetched = Artifact(final, manifest)
@@ -291,25 +296,79 @@ def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> 
     raise UsageError(f"{final} exists and is not this release, whole", hint="name another folder, or remove it")
 
 
+def _require_room(place: Path, manifest: Manifest) -> None:
+    """A manifest may state any size: what does not fit on the disk is not begun.
+
+    Raises:
+        StageError: The files that are not here yet need more than is free.
+    """
+    needed = sum(entry.size for entry in manifest.files)
+    needed -= sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise StageError(
+            f"the release needs {console.size(needed)}, and {place.parent} has {console.size(free)} free",
+            hint="df -h .",
+        )
+
+
 def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> None:
-    wanted = "sha256:" + entry.sha256
-    if path.is_file() and not path.is_symlink() and artifact.sha256_file(path) == wanted:
+    digest = "sha256:" + entry.sha256
+    if path.is_file() and artifact.sha256_file(path) == digest:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     console.say(f"  fetching {entry.path} ({console.size(entry.size)})")
-    target.get(*of, entry, path)
-    if path.stat().st_size != entry.size or artifact.sha256_file(path) != wanted:
+    try:
+        target.get(*of, entry, path)
+        came = path.stat().st_size == entry.size and artifact.sha256_file(path) == digest
+    except IntegrityError:
+        path.unlink(missing_ok=True)
+        raise
+    if not came:
         path.unlink()
         raise IntegrityError(f"{entry.path} came otherwise than its manifest says", hint="fetch again")
 
 
-def _drop_strays(place: Path, wanted: set[str]) -> None:
-    """Remove what an interrupted fetch of another release left."""
+def receive(pieces: Iterable[bytes], path: Path, largest: int) -> None:
+    """Write what a target sends to a file, piece by piece.
+
+    Raises:
+        IntegrityError: It sends more than `largest` bytes; the file has no more than that.
+    """
+    left = largest
+    with path.open("wb") as out:
+        for piece in pieces:
+            left -= len(piece)
+            if left < 0:
+                raise IntegrityError(
+                    f"more came for {path.name} than the {console.size(largest)} that its manifest says",
+                    hint="publish it again, or fetch from where it is whole",
+                )
+            out.write(piece)
+
+
+def gather(pieces: Iterable[bytes], what: str) -> bytes:
+    """A manifest as a target sends it.
+
+    Raises:
+        IntegrityError: It has more than LARGEST_MANIFEST bytes.
+    """
+    raw = bytearray()
+    for piece in pieces:
+        raw += piece
+        if len(raw) > LARGEST_MANIFEST:
+            raise IntegrityError(f"{what} has more than {console.size(LARGEST_MANIFEST)}, too much for a manifest")
+    return bytes(raw)
+
+
+def _drop_strays(place: Path, names: set[str]) -> None:
+    """Remove what an interrupted fetch of another release left, and every link."""
     for path in sorted(place.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
-        elif path.relative_to(place).as_posix() not in wanted:
+        elif path.is_symlink() or path.relative_to(place).as_posix() not in names:
             path.unlink()
 
 
@@ -321,13 +380,15 @@ def _require_release(manifest: Manifest) -> None:
     """
     if manifest.kind != "published" or not {"project", "version"} <= manifest.metrics.keys():
         raise IntegrityError(f"what is there is of kind '{manifest.kind}', no release")
-    for text in (str(manifest.metrics["project"]), str(manifest.metrics["version"])):
+    for text in (manifest.metrics["project"], manifest.metrics["version"]):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", text):
             raise IntegrityError("the manifest's project or version is no name")
     names = [entry.path for entry in manifest.files]
     for name in names:
         path = PurePosixPath(name)
-        climbs = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name
+        climbs = path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or str(path) != name
+        if any(len(os.fsencode(part)) > atomic.LONGEST_NAME for part in path.parts) or len(os.fsencode(name)) > 1024:
+            raise IntegrityError("the manifest names a file whose name is too long")
         if climbs or name in (MANIFEST, SIGNATURE, ".") or any(part.startswith(".") for part in path.parts):
             raise IntegrityError("the manifest names a file outside its folder")
     if len(set(names)) != len(names):
@@ -336,9 +397,3 @@ def _require_release(manifest: Manifest) -> None:
 
 def _digest_of(raw: bytes, where: str) -> str:
     return Manifest.from_bytes(raw, where=f"the manifest in {where}").digest
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content and have it on the disk."""
-    shutil.copyfile(source, target)
-    atomic.sync(target)

@@ -6,24 +6,26 @@ version, so an interrupted upload shows nothing and goes on with what the storag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.network import hub
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
 
 # Where huggingface.co has large files sent to, beside its own names: by what it answers.
 STORES = ("hf-hub-lfs-us-east-1.s3.us-east-1.amazonaws.com", "hf-hub-lfs-us-east-1.s3-accelerate.amazonaws.com",
           "hf-hub-lfs-us-east-1.s3.amazonaws.com")  # fmt: skip
+LARGEST_LISTING = 10_000  # entries of a repository that are looked at
+READ_S = 120  # seconds without a byte after which the Hub is given up
 _KEPT = (".gitattributes",)  # the Hub's own
 # by whether it is public
 _WORD = {True: "public", False: "private"}
@@ -76,9 +78,8 @@ class HubRepository:
             return None
         if MANIFEST not in files:
             raise IntegrityError(f"hf:{self.repo} has a tag v{version} that is no release of slmctl")
-        with tempfile.TemporaryDirectory() as place:
-            self._download(MANIFEST, f"v{version}", Path(place) / MANIFEST)
-            return (Path(place) / MANIFEST).read_bytes()
+        with self._content(MANIFEST, f"v{version}") as pieces:
+            return gather(pieces, f"the manifest of hf:{self.repo}@v{version}")
 
     def holds(self, shipment: Shipment) -> set[str]:
         there = self._files(f"v{shipment.version}") or self._files("main") or {}
@@ -130,7 +131,8 @@ class HubRepository:
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
         if entry.path == SIGNATURE and SIGNATURE not in (self._files(f"v{version}") or {}):
             return
-        self._download(entry.path, f"v{version}", path)
+        with self._content(entry.path, f"v{version}") as pieces:
+            receive(pieces, path, entry.size)
 
     def _is_private(self) -> bool | None:
         """Whether only members see the repository, as the Hub says; None where there is none."""
@@ -155,18 +157,27 @@ class HubRepository:
 
         with hub.spoken(f"the hub gave no {self.repo}"):
             try:
-                tree = list(api.list_repo_tree(self.repo, recursive=True, revision=revision))
+                listed = api.list_repo_tree(self.repo, recursive=True, revision=revision)
+                tree = list(itertools.islice(listed, LARGEST_LISTING))
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
         return {one.path: one for one in tree if hasattr(one, "blob_id")}
 
-    def _download(self, name: str, revision: str, path: Path) -> None:
-        api = self._api
+    @contextlib.contextmanager
+    def _content(self, name: str, revision: str) -> Iterator[Iterator[bytes]]:
+        """The content of a file, piece by piece. The client's own download believes any size that it is told."""
+        token = self._api.token
+        from huggingface_hub import get_session, hf_hub_url
+
+        utils: Any = sys.modules["huggingface_hub.utils"]
+        headers = {**utils.build_hf_headers(token=token), "Accept-Encoding": "identity"}
+        url = hf_hub_url(self.repo, name, revision=revision)
         with (
             hub.spoken(f"the hub gave no {name} of {self.repo}"),
-            tempfile.TemporaryDirectory(dir=path.parent) as place,
+            get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=READ_S) as answer,
         ):
-            atomic.move(Path(api.hf_hub_download(self.repo, name, revision=revision, local_dir=place)), path)
+            utils.hf_raise_for_status(answer)
+            yield answer.iter_raw(1 << 20)
 
 
 def _same(item: ShipmentFile, there: Any) -> bool:

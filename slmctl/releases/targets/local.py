@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, foreign_json
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import IntegrityError
 from slmctl.releases import registry
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile, copy_file
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, receive
 
 
 def open(to: str, settings: Settings) -> FolderTarget:
@@ -31,7 +31,10 @@ class FolderTarget:
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
         path = self.root / project / version / MANIFEST
-        return path.read_bytes() if path.is_file() else None
+        try:
+            return foreign_json.read(path)
+        except FileNotFoundError:
+            return None
 
     def holds(self, shipment: Shipment) -> set[str]:
         """What a visible release has under its names; before it is visible, what lies there by content."""
@@ -59,7 +62,8 @@ class FolderTarget:
             if entry.path == SIGNATURE:
                 return
             raise IntegrityError(f"{source} is missing", hint="publish it again")
-        copy_file(source, path)
+        with source.open("rb") as stream:
+            receive(iter(lambda: stream.read(1 << 20), b""), path, entry.size)
 
 
 def _is(path: Path, sha256: str) -> bool:

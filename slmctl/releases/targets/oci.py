@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any
 import oras.auth
 import oras.provider
 import requests
+import requests.adapters
 
-from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry, canonical
+from slmctl.artifacts import foreign_json
+from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry, canonical, sha256_bytes
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import LARGEST_MANIFEST, Settings, Shipment, ShipmentFile
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
 
 # ModelPack's model-spec; where a layer belongs, by its name.
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -34,6 +36,8 @@ FILEPATH = "org.cncf.model.filepath"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _WEIGHTS = (".gguf", ".safetensors")
 _DOCS = (".md", ".html", "LICENSE", "NOTICE", "USE_POLICY", "rows.jsonl", "report.json", ".intoto.json")
+TAGS = 100  # of a repository that are looked at
+CONNECT_S, READ_S = 30, 600  # seconds without a byte after which a registry is given up
 WHOLE = 64 << 20  # bytes that go in one request; a larger file goes in pieces of this size
 
 
@@ -54,10 +58,27 @@ class _SignIn(oras.auth.TokenAuth):
         scheme = original.headers.get("Www-Authenticate", "").partition(" ")[0].lower()
         if scheme != "basic":
             self._scheme = "Bearer"
-            answer: tuple[dict[str, str], bool] = super().authenticate_request(original, headers, refresh=True)
+            try:
+                answer: tuple[dict[str, str], bool] = super().authenticate_request(original, headers, refresh=True)
+            except (AttributeError, KeyError, TypeError):  # of a token that is not in the form of a token
+                raise ValueError("the answer to signing in cannot be read") from None
             return answer
         self._scheme, self.token = "Basic", getattr(self, "_basic_auth", None)
         return {**(headers or {}), **self.get_auth_header()}, self.token is not None
+
+
+class _Bounded(requests.adapters.HTTPAdapter):
+    """Reads no answer but a file's content beyond a bound, and no compressed one: 5 kB can stand for 3 GB."""
+
+    def send(self, request: Any, stream: bool = False, timeout: Any = None, **more: Any) -> requests.Response:
+        request.headers["Accept-Encoding"] = "identity"
+        answer = super().send(request, stream=True, timeout=timeout or (CONNECT_S, READ_S), **more)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            answer.close()
+            raise requests.exceptions.ContentDecodingError("compressed, though that was not accepted")
+        if not stream or answer.is_redirect:
+            answer._content = gather(answer.iter_content(1 << 16), "an answer of the registry")
+        return answer
 
 
 class _Client(oras.provider.Registry):
@@ -69,6 +90,8 @@ class _Client(oras.provider.Registry):
         super().__init__(hostname=host, insecure=insecure)
         self.auth = _SignIn()
         self.auth.session, self.auth.prefix, self.auth._tls_verify = self.session, self.prefix, self._tls_verify
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, _Bounded())
 
 
 def open(to: str, settings: Settings) -> OciRepository:
@@ -104,15 +127,16 @@ class OciRepository:
             return None
         if MANIFEST not in layers:
             raise IntegrityError(f"oci://{self.name}:{version} is no release of slmctl")
-        with tempfile.TemporaryDirectory() as place:
-            self._download(layers[MANIFEST], Path(place) / MANIFEST)
-            return (Path(place) / MANIFEST).read_bytes()
+        with self._blob(layers[MANIFEST]) as pieces:
+            raw = gather(pieces, f"the manifest of oci://{self.name}:{version}")
+        if sha256_bytes(raw) != layers[MANIFEST]:
+            raise IntegrityError(f"the manifest of oci://{self.name}:{version} came otherwise than its digest says")
+        return raw
 
     def holds(self, shipment: Shipment) -> set[str]:
         layers = self._layers(shipment.version)
         if layers is not None:
-            named = {name: one["digest"] for name, one in layers.items()}
-            return {item.name for item in shipment.items if named.get(item.name) == f"sha256:{item.sha256}"}
+            return {item.name for item in shipment.items if layers.get(item.name) == f"sha256:{item.sha256}"}
         with _spoken(self.name):
             container = self._container(shipment.version)
             return {one.name for one in shipment.items if self._client.blob_exists(_layer(one), container)}
@@ -151,7 +175,13 @@ class OciRepository:
         if version:
             return project, version
         with _spoken(self.name):
-            tags = self._client.get_tags(self._container("latest"))
+            url = f"{self._client.prefix}://{self._container('latest').tags_url(N=TAGS)}"
+            with self._client.do_request(url) as answer:
+                self._require(answer)
+                listed = foreign_json.parse(answer.content, where=f"the tags of oci://{self.name}").get("tags") or []
+        if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
+            raise IntegrityError(f"oci://{self.name} does not list its tags as texts")
+        tags = listed[:TAGS]
         if len(tags) != 1:
             raise UsageError(f"oci://{self.name} has {len(tags)} tags", hint=f"#TAG: {', '.join(tags) or 'none'}")
         return project, tags[0]
@@ -159,27 +189,31 @@ class OciRepository:
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
         layers = self._layers(version) or {}
         if entry.path in layers:
-            self._download(layers[entry.path], path)
+            with self._blob(layers[entry.path]) as pieces:
+                receive(pieces, path, entry.size)
         elif entry.path != SIGNATURE:
             raise IntegrityError(f"oci://{self.name}:{version} has no {entry.path}", hint="publish again")
 
     def _container(self, version: str) -> Any:
         return self._client.get_container(f"{self.name}:{version}")
 
-    def _layers(self, version: str) -> dict[str, dict[str, Any]] | None:
-        """The layers of a tag by the files that they hold; None where there is no such tag."""
+    def _layers(self, version: str) -> dict[str, str] | None:
+        """The digests of the layers of a tag by the files that they hold; None where there is no such tag."""
         with _spoken(self.name):
             url = f"{self._client.prefix}://{self._container(version).manifest_url()}"
             with self._client.do_request(url, headers={"Accept": OCI_MANIFEST}, stream=True) as answer:
                 if answer.status_code == 404:
                     return None
                 self._require(answer)
-                try:
-                    manifest = json.loads(answer.raw.read(LARGEST_MANIFEST, decode_content=True))
-                    found = {one["annotations"][FILEPATH]: one for one in manifest["layers"]}
-                    return {name: {"digest": str(one["digest"])} for name, one in found.items()}
-                except (ValueError, KeyError, TypeError):
-                    raise IntegrityError(f"oci://{self.name}:{version} is no model") from None
+                raw = gather(answer.iter_content(1 << 16), f"the OCI manifest of oci://{self.name}:{version}")
+        manifest = foreign_json.parse(raw, where=f"the OCI manifest of oci://{self.name}:{version}")
+        try:
+            layers = {str(layer["annotations"][FILEPATH]): str(layer["digest"]) for layer in manifest["layers"]}
+        except (KeyError, TypeError):
+            raise IntegrityError(f"oci://{self.name}:{version} is not a model of ModelPack") from None
+        if not all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in layers.values()):
+            raise IntegrityError(f"oci://{self.name}:{version} has a layer without a sha256 digest")
+        return layers
 
     def _send(self, path: Path, layer: dict[str, Any]) -> None:
         given = (str(path), self._container("latest"), layer)
@@ -188,14 +222,12 @@ class OciRepository:
             self._client.put_upload(*given) if whole else self._client.chunked_upload(*given, chunk_size=WHOLE)
         )
 
-    def _download(self, layer: dict[str, Any], path: Path) -> None:
-        with _spoken(self.name):
-            answer = self._client.get_blob(self._container("latest"), layer["digest"], stream=True)
-            with answer:
-                self._require(answer)
-                with path.open("wb") as out:
-                    for piece in answer.iter_content(1 << 20):
-                        out.write(piece)
+    @contextlib.contextmanager
+    def _blob(self, digest: str) -> Iterator[Iterator[bytes]]:
+        """The content of a layer, piece by piece."""
+        with _spoken(self.name), self._client.get_blob(self._container("latest"), digest, stream=True) as answer:
+            self._require(answer)
+            yield answer.iter_content(1 << 20)
 
     def _require(self, answer: requests.Response) -> None:
         if not answer.ok:

@@ -28,9 +28,10 @@ from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
-from slmctl.releases.targets import Settings, Shipment, ShipmentFile
+from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
 
 PART = 64 << 20  # bytes of one part of a large file
+LARGEST_LISTING = 1000  # pages of 1,000 objects
 _BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
 
 
@@ -67,6 +68,7 @@ class Bucket:
                 response_checksum_validation="when_required",
             ),
         )
+        _bound(self._client)
         url = urlsplit(self._client.meta.endpoint_url)
         asked = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
         self.hosts = (*sorted(guard.on_the_way(asked)), *settings.hosts)
@@ -77,7 +79,7 @@ class Bucket:
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
         with _spoken(self.bucket):
             found = self._read(self._key(project, version, MANIFEST, ""))
-            return None if found is None else found["Body"].read()
+            return None if found is None else gather(found["Body"].iter_chunks(1 << 20), f"the manifest of {version}")
 
     def holds(self, shipment: Shipment) -> set[str]:
         held = set()
@@ -127,9 +129,7 @@ class Bucket:
                 if entry.path == SIGNATURE:
                     return
                 raise IntegrityError(f"{entry.path} is not in s3://{self.bucket}/{self.prefix}", hint="publish again")
-            with path.open("wb") as out:
-                for piece in found["Body"].iter_chunks(1 << 20):
-                    out.write(piece)
+            receive(found["Body"].iter_chunks(1 << 20), path, entry.size)
 
     def _key(self, project: str, version: str, name: str, sha256: str) -> str:
         inner = f"{project}/{version}/{name}" if name in _BY_NAME else f".blobs/{sha256}"
@@ -140,7 +140,9 @@ class Bucket:
         found = set()
         with _spoken(self.bucket):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
-            for page in pages:
+            for number, page in enumerate(pages):
+                if number == LARGEST_LISTING:
+                    raise IntegrityError(f"s3://{self.bucket}/{self.prefix} lists too many objects for a registry")
                 for one in page.get("Contents", []):
                     parts = one["Key"].removeprefix(start).split("/")
                     if len(parts) == 3 and parts[2] == MANIFEST:
@@ -193,6 +195,21 @@ class Bucket:
         pages = self._client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=uploads[-1])
         parts = [part for page in pages for part in page.get("Parts", [])]
         return uploads[-1], {part["PartNumber"]: (part["ETag"], part["Size"]) for part in parts}
+
+
+def _bound(client: Any) -> None:
+    """Have no answer but a file's content be read beyond a bound: botocore reads whatever a service sends."""
+    session = client._endpoint.http_session
+    send = session.send
+
+    def bounded(request: Any) -> Any:
+        streamed, request.stream_output = request.stream_output, True
+        answer = send(request)
+        if not streamed or answer.status_code >= 300:
+            answer._content = gather(answer.raw.stream(1 << 16), "an answer of the service")
+        return answer
+
+    session.send = bounded
 
 
 def _md5(body: bytes) -> str:

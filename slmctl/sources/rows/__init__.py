@@ -1,6 +1,6 @@
 """Raw rows of a file, in order: each with its number and columns, or with its fault; and rows out as CSV for people.
 
-Whatever the file holds, reading it gives rows and faults, or raises DataError, in bounded memory.
+Reading any file gives rows and faults, or raises DataError, in bounded memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None) -> Iterator[Row]:
-    """The rows of a file, in order; a bad one comes with its fault.
+    """The rows of a file, in order; an unusable one has its fault.
 
     Args:
         path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
-        sheet: Which sheet of a workbook, the first when left out; or which array of a JSON object.
-        format: What the file is, when its name does not say it.
+        sheet: The sheet of a workbook, by default the first; or the array of a JSON object.
+        format: The format of the file, by default that of its name.
 
     Raises:
         DataError: The file is missing, of an unknown kind, damaged as a whole, or not UTF-8 or UTF-16.
@@ -68,10 +68,10 @@ def columns_of(path: Path, *, sheet: str | None = None, format: str | None = Non
 
 
 def format_of(path: Path) -> str:
-    """What a file is, by its name.
+    """The format of a file, by its name: one of the values of FORMATS.
 
     Raises:
-        DataError: The name does not say it.
+        DataError: The name ends in no known suffix.
     """
     suffix = path.suffix.lower()
     if suffix == ".gz":
@@ -80,23 +80,23 @@ def format_of(path: Path) -> str:
             return FORMATS[suffix]
         suffix += ".gz"
     if suffix not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {known}; texts also as .gz")
+        suffixes = ", ".join(FORMATS)
+        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {suffixes}; texts also as .gz")
     return FORMATS[suffix]
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is no file: reading a pipe would wait, and reading a device would never end.
+    """Refuse a path that is not a regular file: reading a pipe would wait, and reading a device would not end.
 
     Raises:
-        DataError: It says what is there instead.
+        DataError: Something else is there, or nothing.
     """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
     except ValueError:  # a NUL in a name
-        raise DataError(f"{str(path)!r} is not a file's name") from None
+        raise DataError(f"{str(path)!r} is not a file: its name holds a NUL") from None
     if stat.S_ISREG(mode):
         return
     what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"

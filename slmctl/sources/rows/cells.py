@@ -1,4 +1,4 @@
-"""One raw row, and what a cell of it may hold: what JSON can say, whatever the source's own types are."""
+"""One raw row, whose cells hold JSON values, whatever the types of the source are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from slmctl.errors import DataError
 
 MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
-MAX_DEPTH = 100  # lists and objects inside each other: what reads a cell later calls itself once for each
+MAX_DEPTH = 100  # lists and objects inside each other: later readers of a cell recurse once for each
 
 
 class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
@@ -24,7 +24,7 @@ class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, 
 
 
 def column_names(header: Sequence[object], where: str) -> list[str]:
-    """The names in a header; a column without one is called by its place. `where` begins the fault.
+    """The names in a header; a column without one is called by its place. `where` begins the error.
 
     Raises:
         DataError: Two columns have the same name.
@@ -36,7 +36,7 @@ def column_names(header: Sequence[object], where: str) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names from data as an error lists them: in one line, and not without end."""
+    """Up to 20 names from data in one line, as errors list them."""
     shown = [" ".join(name.split())[:60] for name in names[:20]]
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
@@ -44,8 +44,8 @@ def listed(names: Sequence[str]) -> str:
 def plain(value: Any) -> Any:
     """A value of Parquet, a workbook or a database as JSON has it.
 
-    Dates and times become ISO 8601, decimals and UUIDs text; what no text can stand for (NaN, infinities,
-    bytes that are not UTF-8) is empty, as a missing value is.
+    Dates and times become ISO 8601, decimals and UUIDs text; a value without a JSON form (NaN, infinities,
+    bytes that are not UTF-8) is None, as a missing value is.
     """
     if type(value) in _JSON:  # a million rows come by here
         return value
@@ -87,23 +87,22 @@ def fault_of(cells: Sequence[object]) -> str:
 
 def too_long(size: int | None = None) -> str:
     """The fault of a row that is too long to be kept."""
-    found = f"has {size:,} characters, " if size else ""
-    return f"{found}more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
+    return f"has {size:,} characters, more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
 
 
 def is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects lie inside each other more than `depth` deep; without recursion."""
+    """True where lists and objects lie inside each other more than `depth` deep; without recursion."""
     level = [value]
     for _ in range(depth):
         level = [
             inner
-            for one in level
-            if isinstance(one, list | dict)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return False
-    return any(isinstance(one, list | dict) for one in level)
+    return any(isinstance(inner, list | dict) for inner in level)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV: a bad one costs itself, not the rest of the file."""
+"""Rows of CSV and TSV: an unusable one is one fault, and the rest of the file is read."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class _Lines:
         """Have the lines of this row be read again, but for its first.
 
         Raises:
-            DataError: So much was read again that the file cannot be meant as CSV.
+            DataError: So much was read again that the file is not CSV.
         """
         if len(self.taken) > 1:
             self._reread += self._size
@@ -109,7 +109,7 @@ class _Lines:
             self._again.extendleft(reversed(self.taken[1:]))
 
     def delimiter(self) -> str:
-        """The character between fields: what `sep=` names, or what cuts the header: a comma, semicolon or tab."""
+        """The character between fields: that of `sep=`, or the comma, semicolon or tab that cuts the header."""
         first = next((line for line in self._lines if line is None or line.strip("\r\n")), "")
         named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", first or "")  # written and read by spreadsheet programs
         if named:

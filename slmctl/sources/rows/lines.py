@@ -31,7 +31,7 @@ def opened(path: Path) -> Iterator[TextIO]:
     """The text of a file, gzip undone, by its byte order mark or as UTF-8; line ends are left as they are.
 
     Raises:
-        DataError: It is no text in a known encoding, or gzip that is damaged or grows without bound.
+        DataError: It is not a text in a known encoding, or gzip that is damaged or grows without bound.
     """
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
@@ -74,7 +74,7 @@ def lines(stream: TextIO) -> Iterator[str | None]:
 
 
 class _Unpacked(io.RawIOBase):
-    """What is in a gzip file, up to a bound that no real text reaches."""
+    """The content of a gzip file, up to a bound that no real text reaches."""
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
         self._inner = gzip.GzipFile(fileobj=raw)
@@ -86,21 +86,21 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # the buffer protocol has no type before Python 3.12
         try:
-            found = self._inner.read(len(buffer))
+            piece = self._inner.read(len(buffer))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{self._name} is a damaged gzip file: {error}", hint=f"gzip --test {self._name}") from None
-        self._left -= len(found)
+        self._left -= len(piece)
         if self._left < 0:
             raise DataError(
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size, as a gzip bomb does",
-                hint=f"gunzip {self._name} yourself if it is meant to",
+                hint=f"gunzip {self._name} yourself if it is right",
             )
-        buffer[: len(found)] = found
-        return len(found)
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def _where(path: Path) -> str:
-    """`: line 17 holds the byte 0xe4`, by a second look at a file that has been found wanting."""
+    """`: line 17 holds the byte 0xe4`, by a second reading of a file that is not UTF-8."""
     decoder, seen = codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as raw:
         if raw.read(2) == GZIP:

@@ -1,4 +1,4 @@
-"""Rows of JSON, as lines or as one array, read strictly: what the standard forbids is a fault."""
+"""Rows of JSON, as lines or as one array, read strictly: a value that the standard forbids is a fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
 _CHUNK = 1 << 18  # characters
-_TAIL = 16  # characters; what the end of a chunk may have cut in two, a text apart, is shorter
+_TAIL = 16  # characters; a token other than a text that the end of a chunk cuts in two is shorter
 _SPACE = " \t\r\n"
 _SPACES = re.compile(f"[{_SPACE}]*")
 
@@ -34,11 +34,11 @@ def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator
 
     Args:
         stream: The text.
-        file: What errors call it.
-        key: Which array of the object; left out, the only one.
+        file: The name of the file in errors.
+        key: The array of the object, by default the only one.
 
     Raises:
-        DataError: It is no JSON, or holds no such array, or several. Rows before the fault have been given by then.
+        DataError: It is not JSON, or holds no such array, or several. Rows before the fault have been yielded by then.
     """
     window = _Window(stream, file)
     start = window.peek()
@@ -54,7 +54,7 @@ def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator
 
 
 def is_lines(stream: TextIO) -> bool:
-    """Whether a text is one object a line, and so JSONL whatever its name: two lines tell."""
+    """True for a text of one object a line, which is JSONL whatever its name; two lines decide."""
     first = ""
     while not first.strip(_SPACE):
         first = stream.readline(MAX_ROW + 1)
@@ -83,7 +83,7 @@ def _items(window: _Window) -> Iterator[Row]:
 
 def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
     """The values of the array `key` in an object, or of its only array of objects, whatever else stands beside it."""
-    found: list[str] = []
+    names: list[str] = []
     first = True
     window.take("{")
     while window.peek() != "}":
@@ -95,23 +95,23 @@ def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
         if window.peek() != "[":
             window.value()
         elif name == key or (key is None and window.opens_objects()):
-            found.append(name)
-            if len(found) > 1:
-                raise DataError(f"{window.file} holds several arrays: {listed(found)}", hint=f"sheet: {found[0]}")
+            names.append(name)
+            if len(names) > 1:
+                raise DataError(f"{window.file} holds several arrays: {listed(names)}", hint=f"sheet: {names[0]}")
             yield from _items(window)
         else:
             for _ in _items(window):
                 pass  # an array may be longer than a value can be
     window.take("}")
-    if not found:
+    if not names:
         what = "without an array of objects" if key is None else f"without an array '{key}'"
         raise DataError(f"{window.file} is an object {what}", hint="one object a line is .jsonl")
 
 
 class _Decoder:
-    """JSON as its standard has it: no NaN, no key twice, no half of a surrogate pair, no number that is not one.
+    """JSON as its standard has it: no NaN, no key twice, no half of a surrogate pair, no infinite number.
 
-    A fault does not stop it, so that it always knows where a value ends.
+    A fault does not stop it, so the end of every value is known.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class _Decoder:
         return value, end, self._fault
 
     def row(self, number: int, text: str) -> Row:
-        """A text as the row that it is."""
+        """A text as a row."""
         try:
             value, end, fault = self.decode(text)
         except RecursionError:
@@ -174,7 +174,7 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
-    """What was read, as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
+    """A value as a row; where rows may be arrays (`listed`), their columns are called "1", "2" and so on."""
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
     if listed and isinstance(value, list) and value:
@@ -183,7 +183,7 @@ def as_row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
 
 
 class _Window:
-    """A JSON text of any length, of which only what is being read is held."""
+    """A JSON text of any length, of which only the part that is being read is held."""
 
     def __init__(self, stream: TextIO, file: str) -> None:
         self.file = file
@@ -194,19 +194,19 @@ class _Window:
     def peek(self) -> str:
         """The next character that is not space; empty at the end."""
         while True:
-            found = _SPACES.match(self._text, self._at)
-            self._at = found.end() if found else self._at
+            spaces = _SPACES.match(self._text, self._at)
+            self._at = spaces.end() if spaces else self._at
             if self._at < len(self._text) or not self._more():
                 return self._text[self._at : self._at + 1]
 
-    def take(self, wanted: str) -> None:
+    def take(self, character: str) -> None:
         """Go past a character that must come next."""
-        if self.peek() != wanted:
-            self._fail(f"'{wanted}' is missing", self._at)
+        if self.peek() != character:
+            self._fail(f"'{character}' is missing", self._at)
         self._at += 1
 
     def opens_objects(self) -> bool:
-        """Whether the array that comes next has an object as its first value."""
+        """True where the array that comes next has an object as its first value."""
         while not (rest := self._text[self._at + 1 :].lstrip(_SPACE)) and self._more():
             pass
         return rest.startswith("{")

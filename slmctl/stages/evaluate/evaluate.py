@@ -1,6 +1,6 @@
-"""predictions of many -> report: what each model scored on held-out rows, beside the honest baselines.
+"""predictions of several models -> report: every model's metrics on held-out rows, beside the baselines.
 
-Every figure follows from the predictions and the prepared data set; `tests/recompute.py` does so a
+Every figure follows from the predictions and the prepared data set; `tests/support/recompute.py` computes them a
 second time, without this code.
 """
 
@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
+from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, percentiles, wilson
+from slmctl.reports.evaluation_report import (
+    ChoiceEntry,
+    EvaluationReport,
+    ModelFacts,
+    ParticipantEntry,
+    RowAnswer,
+    RowEntry,
+    SliceEntry,
+    TokenCounts,
+)
 from slmctl.reports.scoreboard import ORDER, markdown
 from slmctl.stages.evaluate import report_page
 from slmctl.stages.evaluate.baselines import baselines
 from slmctl.stages.evaluate.model_selection import break_even, choose
-from slmctl.stages.evaluate.paired_comparison import compare, slices_of
+from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
 from slmctl.stages.evaluate.report_sentences import remarks
 from slmctl.stages.evaluate.scoring import (
     LOWER_IS_BETTER,
@@ -39,16 +50,15 @@ from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
 DIGITS = 6  # of a figure in the report
-_CARRIED = ("kind", "size", "sha256", "engine", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "not_sent",
-            "failed")  # fmt: skip
+FREE: ModelFacts = {"kind": "baseline", "not_sent": 0, "failed": 0}  # a baseline answers every row
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model's predictions, read: its answers, what it is, and the tokens of its answers."""
+    """One model: its answers in the order of the records, and the facts that the report states of it."""
 
     answers: Answers
-    facts: dict[str, Any]
+    facts: ModelFacts
 
 
 def run(
@@ -62,62 +72,81 @@ def run(
     """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
     Args:
-        config: How to measure.
+        config: The section `evaluate`.
         predictions: Answers of each model to the rows that are reported.
-        prepared: The rows.
-        out: Where to write.
+        prepared: The data set that holds the rows.
+        out: An empty folder.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
 
     Raises:
-        DataError: The answer wanted of a row is not what the task asks for.
+        DataError: A reference answer is not one that the task allows.
+        IntegrityError: Predictions hold something else than predictions.
         UsageError: Two predictions are of the same model, or of different rows.
     """
     task = Task.read(prepared.path)
     split, records = _records(predictions, prepared)
     train, choosing = (read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation"))
-    # a file that may be chosen keeps its name, by which the choice and the gates go
-    models = _models(predictions, records, kept={artifact.metrics.get("sha256") for artifact in validation or ()})
+    # a file that may be chosen keeps its name, which the choice and the gates use
+    models = _models(predictions, records, kept={facts_of(files)["sha256"] for files in validation or ()})
     free = baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
-    scored = {name: score(task, records, given) for name, given in answers.items()}
-    whole = {mask.tobytes(): mask for mask in (one.asked for one in scored.values())}
-    drawn = {key: distributions(scored, mask) for key, mask in whole.items()}
-
-    entries = {name: _entry(one, drawn[one.asked.tobytes()][name], config.confidence) for name, one in scored.items()}
     choice = None
     if config.choose is not None and validation:
         files = _models(validation, choosing)
-        marks = {name: score(task, choosing, model.answers) for name, model in files.items()}
-        choice = choose(config.choose, PRIMARY[task.kind], marks, {name: m.facts for name, m in files.items()})
-    sliced = slices_of(task, records, named=config.shown_characters > 0)
-    report: dict[str, Any] = {
-        "task": task.kind,
-        "primary_metric": PRIMARY[task.kind],
-        "lower_is_better": list(LOWER_IS_BETTER),
-        "split": split,
-        "n": len(records),
-        "confidence": config.confidence,
-        "power": POWER,
-        "prepared": prepared.digest,
-        "participants": list(scored),
-        "focus": _focus(models, choice),
-        "models": {name: entries[name] | model.facts for name, model in models.items()},
-        "baselines": {name: entries[name] | {"kind": "baseline", "not_sent": 0, "failed": 0} for name in free},
-        "pairs": compare(scored, drawn, sliced, config.confidence),
-        "slices": _slices(scored, sliced, PRIMARY[task.kind], config.confidence),
-        "choice": choice,
-        "cut": config.shown_characters,
-    }
-    report["break_even"] = break_even(config.prices, report["models"])
+        scores = {name: score(task, choosing, file.answers) for name, file in files.items()}
+        choice = choose(config.choose, PRIMARY[task.kind], scores, {name: file.facts for name, file in files.items()})
+    scored = {name: score(task, records, model_answers) for name, model_answers in answers.items()}
+    facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
+    report = _measured(config, task, records, scored, facts, choice)
+    report |= {"split": split, "prepared": prepared.digest}
     report = _rounded(report)
     report["remarks"] = remarks(report)
     rows = list(_rows(task, records, scored, answers, config.shown_characters))
     _write(out, task, report, rows)
-    return report
+    return cast(dict[str, Any], report)
 
 
-def _write(out: Path, task: Task, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    head = {key: report[key] for key in ("participants", "cut", "task")}
+def _measured(
+    config: EvaluateConfig,
+    task: Task,
+    records: Sequence[Record],
+    scored: Mapping[str, Scored],
+    facts: Mapping[str, ModelFacts],
+    choice: ChoiceEntry | None,
+) -> EvaluationReport:
+    """The report without its remarks, in full precision."""
+    masks = {model.sent.tobytes(): model.sent for model in scored.values()}
+    drawn = {key: distributions(scored, mask) for key, mask in masks.items()}
+    entries = {
+        name: _entry(model, drawn[model.sent.tobytes()][name], config.confidence, facts[name])
+        for name, model in scored.items()
+    }
+    models = {name: entry for name, entry in entries.items() if entry["kind"] != "baseline"}
+    sliced = slices_of(task, records, named=config.shown_characters > 0)
+    return {
+        "task": task.kind,
+        "primary_metric": PRIMARY[task.kind],
+        "lower_is_better": list(LOWER_IS_BETTER),
+        "split": "",
+        "n": len(records),
+        "confidence": config.confidence,
+        "power": POWER,
+        "prepared": "",
+        "participants": list(scored),
+        "focus": _focus(models, choice),
+        "models": models,
+        "baselines": {name: entry for name, entry in entries.items() if name not in models},
+        "pairs": compare(scored, drawn, sliced, config.confidence),
+        "slices": _slices(scored, sliced, PRIMARY[task.kind], config.confidence),
+        "choice": choice,
+        "cut": config.shown_characters,
+        "break_even": break_even(config.prices, models),
+        "remarks": [],
+    }
+
+
+def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry]) -> None:
+    head = {"participants": report["participants"], "cut": report["cut"], "task": report["task"]}
     head |= {"labels": list(task.labels), "score": {"extract": "field_f1"}.get(task.kind, report["primary_metric"])}
     with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for line in (head, *rows):
@@ -131,151 +160,175 @@ def _write(out: Path, task: Task, report: dict[str, Any], rows: list[dict[str, A
 
 
 def _records(predictions: Sequence[Artifact], prepared: Artifact) -> tuple[str, list[Record]]:
-    splits = {artifact.metrics["split"] for artifact in predictions}
+    splits = {facts_of(artifact)["split"] for artifact in predictions}
     if len(splits) != 1:
-        raise UsageError(f"the predictions are of different rows: {', '.join(sorted(splits)) or 'none'}")
+        raise UsageError(f"the predictions are of different splits: {', '.join(sorted(splits)) or 'none'}",
+                         hint="predictions of one split can be compared")  # fmt: skip
     split = splits.pop()
     return split, read_records(prepared.file(f"{split}.jsonl"))
 
 
 def _models(
-    predictions: Sequence[Artifact], records: Sequence[Record], kept: Set[str | None] = frozenset()
+    predictions: Sequence[Artifact], records: Sequence[Record], kept: Set[str] = frozenset()
 ) -> dict[str, MeasuredModel]:
     """The models by name, in the order of the pipeline, the larger file first.
 
-    Models that have a name in common get a piece of their digest too, but those whose digest is in `kept`.
+    Models of equal names get eight digits of their hash too, except those whose hash is in `kept`.
     """
-    named: dict[str, MeasuredModel] = {}
-    common = Counter(_name(artifact) for artifact in predictions)
+    models: dict[str, MeasuredModel] = {}
+    counts = Counter(_name(artifact) for artifact in predictions)
     for artifact in sorted(predictions, key=_place):
-        name, digest = _name(artifact), artifact.metrics.get("sha256")
-        if common[name] > 1 and digest and digest not in kept:
+        name, digest = _name(artifact), facts_of(artifact)["sha256"]
+        if counts[name] > 1 and digest and digest not in kept:
             name = f"{name} ({digest[:8]})"
-        if name in named:
-            raise UsageError(f"two of the models are both called '{name}'", hint="give each model once")
-        named[name] = _model(artifact, records)
-    return named
+        if name in models:
+            raise UsageError(f"two of the models have the name '{name}'", hint="give each model once")
+        models[name] = _model(artifact, records)
+    return models
 
 
 def _name(predictions: Artifact) -> str:
-    name: str = predictions.metrics["model"]
-    return name.replace("|", "/")  # `|` stands between the names of a pair
+    return facts_of(predictions)["model"].replace("|", "/")  # `|` stands between the names of a pair
 
 
 def _place(predictions: Artifact) -> tuple[int, int, int, str]:
-    facts = predictions.metrics
-    return ORDER.index(facts["kind"]), -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
+    facts = facts_of(predictions)
+    order = ORDER.index(facts["kind"]) if facts["kind"] in ORDER else len(ORDER)
+    return order, -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
 
 
 def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
-    with artifact.file("predictions.jsonl").open(encoding="utf-8") as stream:
-        lines = [json.loads(line) for line in stream]
+    metrics, lines = facts_of(artifact), read_predictions(artifact)
     if [line["id"] for line in lines] != [record.id for record in records]:
-        raise UsageError(f"{artifact.path} answers other rows than the prepared data set holds")
-    facts = {key: artifact.metrics.get(key) for key in _CARRIED} | {"predictions": artifact.digest}
-    facts |= {"not_sent": facts["not_sent"] or 0, "failed": facts["failed"] or 0}
-    tokens = {kind: [line.get(f"{kind}_tokens") for line in lines] for kind in ("prompt", "completion")}
-    known = {kind: sum(counts) for kind, counts in tokens.items() if all(count is not None for count in counts)}
-    facts["tokens"] = known if len(known) == 2 else None
-    rate = facts["rows_per_s"]
-    facts["tokens_per_s"] = known["completion"] / len(lines) * rate if facts["tokens"] and rate and lines else None
+        raise UsageError(f"{artifact.path} answers other rows than the prepared data set holds",
+                         hint="slmctl predict, with this data set")  # fmt: skip
+    tokens = _tokens([(line.get("prompt_tokens"), line.get("completion_tokens")) for line in lines])
+    rate = metrics.get("rows_per_s")
+    facts: ModelFacts = {
+        "kind": metrics["kind"],
+        "size": metrics["size"],
+        "sha256": metrics["sha256"],
+        "engine": metrics.get("engine"),
+        "latency_ms": metrics.get("latency_ms"),
+        "rows_per_s": rate,
+        "prompt_lists_labels": metrics.get("prompt_lists_labels"),
+        "shots": metrics.get("shots"),
+        "not_sent": metrics.get("not_sent") or 0,
+        "failed": metrics.get("failed") or 0,
+        "predictions": artifact.digest,
+        "tokens": tokens,
+        "tokens_per_s": tokens["completion"] / len(lines) * rate if tokens and rate and lines else None,
+    }
     answers = Answers(
         texts=[line["answer"] for line in lines],
         confidences=[line.get("confidence") for line in lines],
-        asked=np.array([not line.get("not_sent") for line in lines], bool),
+        sent=np.array([not line.get("not_sent") for line in lines], bool),
     )
     return MeasuredModel(answers, facts)
+
+
+def _tokens(counts: Sequence[tuple[int | None, int | None]]) -> TokenCounts | None:
+    """The sums over all rows; None where a row lacks one of the two counts."""
+    whole = [(prompt, completion) for prompt, completion in counts if prompt is not None and completion is not None]
+    if len(whole) < len(counts):
+        return None
+    return {"prompt": sum(prompt for prompt, _ in whole), "completion": sum(completion for _, completion in whole)}
 
 
 # Writing
 
 
-def _entry(one: Scored, drawn: dict[str, Floats], confidence: float) -> dict[str, Any]:
+def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts: ModelFacts) -> ParticipantEntry:
     """One participant's figures with their intervals."""
-    values = {name: one.value(name) for name in one.metrics}
-    n = int(one.asked.sum())
+    values = {name: model.value(name) for name in model.metrics}
+    n = int(model.sent.sum())
     intervals = {
         name: wilson(round(value * n), n, confidence) if name in SHARES else percentiles(drawn[name], confidence)
         for name, value in values.items()
     }
     return {
         "n": n,
-        "right": int((one.right & one.asked).sum()),
-        "invalid": one.invalid,
+        "right": int((model.right & model.sent).sum()),
+        "invalid": model.invalid,
         "metrics": values,
         "intervals": {name: list(interval) for name, interval in intervals.items()},
         "interval": list(next(iter(intervals.values()))),  # of the primary metric, which stands first
-        **one.facts,
+        **model.facts,
+        **facts,
     }
 
 
-def _slices(
-    scored: dict[str, Scored], sliced: Sequence[tuple[str, str, Any]], primary: str, confidence: float
-) -> list[dict[str, Any]]:
-    """What every participant scored on every slice."""
-    found = []
+def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str, confidence: float) -> list[SliceEntry]:
+    """Every participant's primary metric on every slice."""
+    entries = []
     for by, name, mask in sliced:
-        entry: dict[str, Any] = {"by": by, "name": name, "n": int(mask.sum())}
-        counted = {model: one for model, one in scored.items() if (one.asked & mask).any()}
-        entry["values"] = {model: one.value(primary, mask) for model, one in counted.items()}
+        models = {title: model for title, model in scored.items() if (model.sent & mask).any()}
+        values = {title: model.value(primary, mask) for title, model in models.items()}
+        entry: SliceEntry = {"by": by, "name": name, "n": int(mask.sum()), "values": values}
         if primary in SHARES:
             entry["intervals"] = {
-                model: list(
-                    wilson(int((one.right & one.asked & mask).sum()), int((one.asked & mask).sum()), confidence)
+                title: list(
+                    wilson(int((model.right & model.sent & mask).sum()), int((model.sent & mask).sum()), confidence)
                 )
-                for model, one in counted.items()
+                for title, model in models.items()
             }
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
-def _focus(models: dict[str, MeasuredModel], choice: dict[str, Any] | None) -> str:
-    """The model that would ship: the chosen file, else the smallest GGUF, else the last one of the pipeline."""
+def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -> str:
+    """The model to release: the chosen file, else the smallest GGUF file, else the last model of the pipeline."""
     if choice is not None and choice["model"] in models:
         return str(choice["model"])
-    files = {name: m.facts["size"] for name, m in models.items() if m.facts["kind"] in ("gguf", "published")}
-    own = [name for name, m in models.items() if m.facts["kind"] != "endpoint"]
-    return min(files, key=lambda name: files[name]) if files else (own or list(models))[-1]
+    sizes = {name: model.get("size") or 0 for name, model in models.items() if model["kind"] in ("gguf", "published")}
+    own = [name for name, model in models.items() if model["kind"] != "endpoint"]
+    return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
 
 
 def _rows(
-    task: Task, records: Sequence[Record], scored: dict[str, Scored], answers: dict[str, Answers], cut: int
-) -> Any:
-    """Row by row who was right; texts only where asked for, and never of a sensitive record: a report is published."""
+    task: Task, records: Sequence[Record], scored: Mapping[str, Scored], answers: Mapping[str, Answers], cut: int
+) -> Iterator[RowEntry]:
+    """Every row's answers as right or wrong.
+
+    Texts of at most `cut` characters go along, 0 for none, and never those of a sensitive record: reports are
+    published.
+    """
     index = {label: k for k, label in enumerate(task.labels)}
     for k, record in enumerate(records):
-        line: dict[str, Any] = {
+        row: RowEntry = {
             "id": record.id,
-            "source": [record.source["file"], record.source["row"]],
+            "source": (record.source["file"], record.source["row"]),
             "length": len(record.input),
             "sensitive": record.sensitive,
             "expected": index.get(record.answer) if task.kind == "classify" else None,
-            "answers": [_cell(one, answers[name], k) for name, one in scored.items()],
+            "answers": [_cell(model, answers[name], k) for name, model in scored.items()],
         }
         if cut and not record.sensitive:
-            said = [(given.texts[k] or "")[:cut] if given.asked[k] else None for given in answers.values()]
-            line["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": said}
-        yield line
+            texts = [(model.texts[k] or "")[:cut] if model.sent[k] else None for model in answers.values()]
+            row["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": texts}
+        yield row
 
 
-def _cell(one: Scored, given: Answers, k: int) -> list[Any] | None:
-    if not one.asked[k]:
+def _cell(model: Scored, answers: Answers, k: int) -> RowAnswer | None:
+    if not model.sent[k]:
         return None
-    sure = given.confidences[k]
-    return [
-        one.codes[k] if one.codes else None,
-        int(one.right[k]),
-        None if sure is None else round(sure, 4),
-        round(float(one.score[k]), 4),
-    ]
+    confidence = answers.confidences[k]
+    return (
+        model.codes[k] if model.codes else None,
+        int(model.right[k]),
+        None if confidence is None else round(confidence, 4),
+        round(float(model.score[k]), 4),
+    )
 
 
-def _rounded(value: Any) -> Any:
-    """Every figure with as many digits as it deserves; a p-value keeps its size, however small."""
+def _rounded(report: EvaluationReport) -> EvaluationReport:
+    """Every figure to DIGITS digits; a p-value to four significant ones, however small it is."""
+    return cast(EvaluationReport, _round(report))
+
+
+def _round(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _rounded(inner) for key, inner in value.items()
-        }
+        return {key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _round(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [_round(inner) for inner in value]
     return round(value, DIGITS) if isinstance(value, float) else value

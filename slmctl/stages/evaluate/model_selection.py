@@ -1,115 +1,126 @@
-"""Which file is good enough, and from how many rows on a machine of one's own is the cheaper one."""
+"""GGUF files on validation rows -> the file to release; models and prices -> the break-even with an API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from slmctl.config import Choose, Prices
 from slmctl.errors import UsageError
 from slmctl.metrics.statistics import drop_bound, percentiles
+from slmctl.reports.evaluation_report import (
+    BreakEven,
+    CandidateEntry,
+    ChoiceEntry,
+    CostEntry,
+    ModelFacts,
+    ParticipantEntry,
+)
 from slmctl.stages.evaluate.scoring import SHARES, Scored, distributions
 
-CONFIDENCE = 0.95  # one-sided, of the bound that is shown beside each loss
+CONFIDENCE = 0.95  # of the one-sided bound beside each loss
 
 
-def choose(
-    wanted: Choose, primary: str, scored: Mapping[str, Scored], facts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The smallest GGUF file whose loss on validation rows is within what is allowed, and fast enough.
+def choose(rule: Choose, primary: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]) -> ChoiceEntry:
+    """The smallest GGUF file whose loss on validation rows is within the rule, and that is fast enough.
 
-    The loss that was seen decides; a gate on test rows then says what is proven of the file chosen.
+    The observed loss decides. A gate on test rows then bounds the loss of the chosen file.
 
     Args:
-        wanted: What is allowed.
-        primary: The metric, when the config names none.
-        scored: The files by name, measured on the validation rows.
+        rule: The section `evaluate.choose`.
+        primary: The metric, where the rule names none.
+        scored: The files by name, scored on the validation rows.
         facts: Their sizes and speeds.
 
     Raises:
         UsageError: The file to compare with, or the metric, was not measured.
     """
-    metric = wanted.metric or primary
-    of = wanted.reference or max(scored, key=lambda name: (facts[name]["size"], name))
+    metric = rule.metric or primary
+    of = rule.reference or max(scored, key=lambda name: (_size(facts[name]), name))
     if of not in scored:
         raise UsageError(
             f"evaluate.choose compares with '{of}', which is not among the GGUF files",
             hint=f"quantize.types holds: {', '.join(scored) or 'none'}",
         )
     if metric not in scored[of].metrics or metric in ("ece", "brier"):
-        known = ", ".join(name for name in scored[of].metrics if name not in ("ece", "brier"))
-        raise UsageError(f"evaluate.choose cannot go by the metric '{metric}'", hint=f"measured: {known}")
+        names = ", ".join(name for name in scored[of].metrics if name not in ("ece", "brier"))
+        raise UsageError(f"evaluate.choose cannot compare files by the metric '{metric}'", hint=f"measured: {names}")
     candidates = [
-        _candidate(name, scored[of], one, metric, facts[name], wanted)
-        for name, one in sorted(scored.items(), key=lambda item: (facts[item[0]]["size"], item[0]))
+        _candidate(name, scored[of], file, metric, facts[name], rule)
+        for name, file in sorted(scored.items(), key=lambda item: (_size(facts[item[0]]), item[0]))
     ]
-    fit = [candidate for candidate in candidates if candidate["within"] and candidate["fast"]]
+    fitting = [candidate for candidate in candidates if candidate["within"] and candidate["fast"]]
     return {
-        "model": fit[0]["model"] if fit else None,
+        "model": fitting[0]["model"] if fitting else None,
         "of": of,
         "metric": metric,
-        "smallest_within": wanted.smallest_within,
-        "min_tokens_per_s": wanted.min_tokens_per_s,
+        "smallest_within": rule.smallest_within,
+        "min_tokens_per_s": rule.min_tokens_per_s,
         "split": "validation",
         "n": len(scored[of].right),
         "candidates": candidates,
     }
 
 
+def _size(facts: ModelFacts) -> int:
+    return facts.get("size") or 0
+
+
 def _candidate(
-    name: str, reference: Scored, one: Scored, metric: str, facts: Mapping[str, Any], wanted: Choose
-) -> dict[str, Any]:
-    value = one.value(metric)
+    name: str, reference: Scored, file: Scored, metric: str, facts: ModelFacts, rule: Choose
+) -> CandidateEntry:
+    value = file.value(metric)
     loss = reference.value(metric) - value
-    least = wanted.min_tokens_per_s
-    speed = facts["tokens_per_s"]
+    least = rule.min_tokens_per_s
+    speed = facts.get("tokens_per_s")
     return {
         "model": name,
-        "size": facts["size"],
+        "size": _size(facts),
         "value": value,
         "loss": loss,
-        "loss_at_most": _bound(reference, one, metric),
+        "loss_at_most": _bound(reference, file, metric),
         "tokens_per_s": speed,
-        "within": loss <= wanted.smallest_within + 1e-12,
+        "within": loss <= rule.smallest_within + 1e-12,
         "fast": least is None or (speed is not None and speed >= least),
     }
 
 
-def _bound(reference: Scored, one: Scored, metric: str) -> float:
+def _bound(reference: Scored, file: Scored, metric: str) -> float:
     """One-sided upper bound of the loss."""
-    if one is reference:
+    if file is reference:
         return 0.0
     if metric in SHARES:
-        a, b = (each.metrics[metric].rows[:, 0] > 0 for each in (reference, one))  # type: ignore[attr-defined] # a mean
+        a, b = (model.metrics[metric].rows[:, 0] > 0 for model in (reference, file))  # type: ignore[attr-defined] # a mean
         return drop_bound(int((a & ~b).sum()), int((b & ~a).sum()), len(a), CONFIDENCE)
-    drawn = distributions({"reference": reference, "one": one}, reference.asked & one.asked)
-    return percentiles(drawn["reference"][metric] - drawn["one"][metric], 2 * CONFIDENCE - 1)[1]
+    drawn = distributions({"reference": reference, "file": file}, reference.sent & file.sent)
+    return percentiles(drawn["reference"][metric] - drawn["file"][metric], 2 * CONFIDENCE - 1)[1]
 
 
-def break_even(prices: Prices | None, models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What a row costs on a machine of one's own that is busy, and at an API's price for the same tokens.
+def break_even(prices: Prices | None, models: Mapping[str, ParticipantEntry]) -> BreakEven | None:
+    """Price of 1,000 rows on a machine of one's own at full load, and at an API's price for the same tokens.
 
-    Above `break_even_rows_per_hour` the machine, which costs the same whether it works or not, is the
-    cheaper one; `share_of_capacity` says how much of what it can do that is. An endpoint has no machine
-    of ours, so only the price of its own tokens is given.
+    Above `break_even_rows_per_hour` the machine, which costs the same at any load, is the cheaper one;
+    `share_of_capacity` is that rate over the rate of the machine. An endpoint runs on no machine of one's own, so it
+    has only the price of its tokens.
     """
     if prices is None:
         return None
-    table = {}
+    costs: dict[str, CostEntry] = {}
     for name, model in models.items():
-        tokens, rate, n = model["tokens"], model["rows_per_s"], model["n"]
+        tokens, rate, n = model.get("tokens"), model.get("rows_per_s"), model["n"]
         if not tokens or not n:
             continue
         api = (
             tokens["prompt"] * prices.api_per_million_input_tokens
             + tokens["completion"] * prices.api_per_million_output_tokens
         ) / (1e6 * n)
-        entry: dict[str, Any] = {"api_per_1000_rows": 1000 * api}
+        entry: CostEntry = {"api_per_1000_rows": 1000 * api}
         if model["kind"] != "endpoint" and rate:
             hourly = rate * 3600
-            entry |= {"rows_per_hour": hourly, "machine_per_1000_rows": 1000 * prices.machine_per_hour / hourly}
+            entry["rows_per_hour"] = hourly
+            entry["machine_per_1000_rows"] = 1000 * prices.machine_per_hour / hourly
             if api > 0:
                 even = prices.machine_per_hour / api
-                entry |= {"break_even_rows_per_hour": even, "share_of_capacity": even / hourly}
-        table[name] = entry
-    return prices.model_dump() | {"models": table}
+                entry["break_even_rows_per_hour"], entry["share_of_capacity"] = even, even / hourly
+        costs[name] = entry
+    return cast(BreakEven, prices.model_dump() | {"models": costs})

@@ -1,11 +1,11 @@
-"""Two models on the same rows: how far apart they are, whether that is chance, and where it comes from."""
+"""Scored models -> differences of every pair on the same rows: intervals, tests, and the slices that differ most."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,23 +19,24 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
+from slmctl.reports.evaluation_report import MetricDifference, PairEntry, SliceDifference
 from slmctl.stages.evaluate.scoring import SHARES, Floats, Mask, Scored, distributions
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
-MIN_ROWS = 10  # of a slice: fewer tell nothing
+MIN_ROWS = 10  # of a slice: fewer show nothing
 MAX_GROUPS = 50  # slices by group, the largest ones
 MAX_SLICES = 10  # listed for each pair; all are tested
-QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)  # for gates, see `gates`
+QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)  # bounds for gates
 
-Slice = tuple[str, str, Mask]  # by what, its name, its rows
+Slice: TypeAlias = tuple[str, str, Mask]  # criterion, name, rows
 
 
 def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> list[Slice]:
-    """The parts of the rows that are looked at on their own: by label, source file, input length and group.
+    """Slices of the rows by label, source file, input length (cut at the quartiles) and group.
 
-    The lengths are cut at the quartiles. A part with fewer than MIN_ROWS rows, or with all of them, is left out.
-    A group may be a customer, so unless `named` it goes by its place among the largest: `#1`.
+    A slice with fewer than MIN_ROWS rows, or with all of them, is left out. A group may be a customer, so its name is
+    its rank by size, `#1`, unless `named`.
     """
     lengths = np.array([len(record.input) for record in records])
     cuts = sorted({int(cut) for cut in np.quantile(lengths, (0.25, 0.5, 0.75), method="lower")})
@@ -47,15 +48,15 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> 
         "length": [spans[int(k)] for k in np.searchsorted(bounds, lengths, side="right") - 1],
         "group": [record.group or "" for record in records],
     }
-    found = []
+    slices = []
     for by, values in keys.items():
         counts = Counter(value for value in values if value).most_common()
         large = [name for name, n in counts if MIN_ROWS <= n < len(records)]
         names = large[:MAX_GROUPS] if by == "group" else sorted(large, key=lambda name: _place(by, name, spans))
         for place, name in enumerate(names, 1):
-            shown = f"#{place}" if by == "group" and not named else name
-            found.append((by, shown, np.array([value == name for value in values])))
-    return found
+            title = f"#{place}" if by == "group" and not named else name
+            slices.append((by, title, np.array([value == name for value in values])))
+    return slices
 
 
 def _place(by: str, name: str, spans: Sequence[str]) -> tuple[int, str]:
@@ -67,34 +68,35 @@ def compare(
     drawn: Mapping[bytes, Mapping[str, Mapping[str, Floats]]],
     sliced: Sequence[Slice],
     confidence: float,
-) -> dict[str, dict[str, Any]]:
-    """Every pair of participants, `first|second`, on the rows that both answered; a difference is second less first.
+) -> dict[str, PairEntry]:
+    """Every pair of participants, `first|second`, on the rows sent to both; a difference is second less first.
 
     Args:
         scored: The participants, in order.
-        drawn: By set of rows (`mask.tobytes()`) the bootstrap values of everyone there, see `distributions`.
-        sliced: The parts of the rows to look at.
-        confidence: Of the intervals; tests are at 1 less it.
+        drawn: `distributions` by set of rows (`mask.tobytes()`).
+        sliced: The slices to test.
+        confidence: Coverage of the intervals.
     """
     drawn = dict(drawn)
-    table = {}
+    table: dict[str, PairEntry] = {}
     for one, two in itertools.combinations(scored, 2):
         first, second = scored[one], scored[two]
-        mask = first.asked & second.asked
+        mask = first.sent & second.sent
         if not mask.any():
             continue
         key = mask.tobytes()
         if key not in drawn:
-            drawn[key] = distributions(dict(scored), mask)
+            drawn[key] = distributions(scored, mask)
         a, b = first.right & mask, second.right & mask
         only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
         both, n = int((a & b).sum()), int(mask.sum())
-        counts = {"both": both, "only_first": only_first, "only_second": only_second}
         tested = _test_slices(first, second, mask, sliced)
         table[f"{one}|{two}"] = {
             "n": n,
-            **counts,
-            "neither": n - sum(counts.values()),
+            "both": both,
+            "only_first": only_first,
+            "only_second": only_second,
+            "neither": n - both - only_first - only_second,
             "metrics": {
                 name: _share(first, second, name, mask, confidence)
                 if name in SHARES
@@ -108,9 +110,9 @@ def compare(
     return table
 
 
-def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: float) -> dict[str, Any]:
-    """Two shares of the same rows: exact McNemar, Tango's interval."""
-    a, b = (one.metrics[name].rows[:, 0] > 0 for one in (first, second))  # type: ignore[attr-defined] # a mean
+def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: float) -> MetricDifference:
+    """Two shares of the same rows: exact McNemar test, Tango's interval."""
+    a, b = (model.metrics[name].rows[:, 0] > 0 for model in (first, second))  # type: ignore[attr-defined] # a mean
     only_first, only_second, n = int((a & ~b & mask).sum()), int((b & ~a & mask).sum()), int(mask.sum())
     return {
         "difference": (only_second - only_first) / n,
@@ -124,10 +126,10 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
 
 
 def _figure(
-    first: Scored, second: Scored, name: str, mask: Mask, one: Floats, two: Floats, confidence: float
-) -> dict[str, Any]:
-    """Two figures of the same rows that are no shares: the paired percentile bootstrap."""
-    differences = two - one
+    first: Scored, second: Scored, name: str, mask: Mask, first_drawn: Floats, second_drawn: Floats, confidence: float
+) -> MetricDifference:
+    """Two metrics of the same rows that are no shares: paired percentile bootstrap."""
+    differences = second_drawn - first_drawn
     return {
         "difference": second.value(name, mask) - first.value(name, mask),
         "interval": list(percentiles(differences, confidence)),
@@ -138,9 +140,9 @@ def _figure(
     }
 
 
-def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Slice]) -> list[dict[str, Any]]:
-    """The slices of one pair, the likeliest real difference first; p-values also after Holm over all of them."""
-    found: list[dict[str, Any]] = []
+def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Slice]) -> list[SliceDifference]:
+    """The slices of one pair by p-value, also after Holm's correction over all of them."""
+    tests: list[SliceDifference] = []
     primary = next(iter(first.metrics))
     for by, name, rows in sliced:
         both = mask & rows
@@ -153,14 +155,15 @@ def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Sli
         else:
             apart = (second.score - first.score)[both]
             difference, p = float(apart.mean()), _mean_test(apart)
-        found.append({"by": by, "name": name, "n": int(both.sum()), "difference": difference, "p": p})
-    for entry, raised in zip(found, holm([entry["p"] for entry in found]), strict=True):
-        entry["p_holm"] = raised
-    # in nine digits: what is equal but for the last bit keeps its order on every machine
-    return sorted(found, key=lambda entry: (float(f"{entry['p']:.9g}"), -round(abs(entry["difference"]), 9)))
+        tests.append({"by": by, "name": name, "n": int(both.sum()), "difference": difference, "p": p, "p_holm": 1.0})
+    for entry, corrected in zip(tests, holm([entry["p"] for entry in tests]), strict=True):
+        entry["p_holm"] = corrected
+    # in nine digits, so that values that differ in the last bit keep their order on every machine
+    return sorted(tests, key=lambda entry: (float(f"{entry['p']:.9g}"), -round(abs(entry["difference"]), 9)))
 
 
 def _mean_test(apart: Floats) -> float:
+    """Two-sided p-value of a mean row-wise difference of 0, by bootstrap."""
     if not apart.any():
         return 1.0
     means = np.concatenate([weights @ apart.astype(np.float32) for weights in resamples(len(apart))])

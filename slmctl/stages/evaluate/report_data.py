@@ -1,16 +1,16 @@
-"""A report read: who took part, what each scored, and how any two compare, whatever the report leaves out."""
+"""`report.json` -> the questions of a page: participants, their scores, and the difference of any two."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference, PairEntry, ParticipantEntry, entries_of
 from slmctl.reports.html_page import Tone
 
-TRIVIAL = ("majority", "copy", "empty")  # baselines that say how hard the task is, and compete with nobody
-SAID = {
+TRIVIAL = ("majority", "copy", "empty")  # baselines that show how hard the task is; shown where no other is
+IN_WORDS = {
     "majority": "always answering the most frequent label",
     "tfidf_logistic": "the linear baseline",
     "copy": "copying the input",
@@ -24,13 +24,13 @@ def points(share: float) -> str:
 
 
 def tone(difference: float, *, real: bool) -> Tone:
-    """The tone of a difference: none where it may be chance."""
+    """The tone of a difference: neutral where it is not significant."""
     return "" if not real else "good" if difference > 0 else "bad"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the second of two lies above the first, in a share, with its interval."""
+    """The primary metric of the second of two participants less that of the first, with its interval."""
 
     value: float
     low: float
@@ -40,35 +40,40 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether the interval leaves out no difference at all."""
+        """True where the interval does not contain 0: the difference is significant."""
         return self.low > 0 or self.high < 0
 
     @property
     def tone(self) -> Tone:
-        """Good or bad where it is real."""
+        """Good or bad where it is significant."""
         return tone(self.value, real=self.real)
 
     @property
-    def told(self) -> str:
-        """`+1.9`, in points: of shares, percent would be ambiguous."""
+    def text(self) -> str:
+        """`+1.9`, in percentage points."""
         return points(self.value)
 
     @property
     def span(self) -> str:
-        """The interval, in points."""
+        """The interval, in percentage points."""
         return f"{points(self.low)} to {points(self.high)}"
 
     @property
+    def long_text(self) -> str:
+        """The difference with its interval and p-value."""
+        return f"{self.text} ({self.span}) {self.chance}"
+
+    @property
     def chance(self) -> str:
-        """`p=0.03`, where it is known."""
+        """`p=0.03`; empty where the report holds no p-value."""
         return "" if self.p is None else f"p={self.p:.2g}"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """`report.json` with the questions that a page asks of it."""
+class ReportView:
+    """A report with derived values: names in order, scores, differences in either direction."""
 
-    report: dict[str, Any]
+    report: EvaluationReport
 
     @property
     def metric(self) -> str:
@@ -76,15 +81,13 @@ class Measured:
 
     @property
     def confidence(self) -> float:
-        """Of the intervals."""
-        return float(self.report.get("confidence", 0.95))
+        """The coverage of the intervals."""
+        return self.report["confidence"]
 
     @cached_property
-    def entries(self) -> dict[str, dict[str, Any]]:
+    def entries(self) -> dict[str, ParticipantEntry]:
         """Baselines and models by name, in the order of the report."""
-        known = {**self.report.get("baselines", {}), **self.report["models"]}
-        order = self.report.get("participants") or list(known)
-        return {name: known[name] for name in order if name in known}
+        return entries_of(self.report)
 
     @cached_property
     def models(self) -> list[str]:
@@ -92,34 +95,34 @@ class Measured:
 
     @cached_property
     def competing(self) -> list[str]:
-        """All but the trivial baselines; one of these where there is no better baseline."""
+        """All but the trivial baselines; the best of these where there is no other baseline."""
         return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
 
     @cached_property
     def focus(self) -> str:
-        """The model that would ship."""
-        return str(self.report.get("focus") or self.models[-1])
+        """The model to release."""
+        return self.report["focus"]
 
     @cached_property
     def best(self) -> str:
-        """The best of the models; of two equals the one that would ship."""
+        """The model with the highest score; of equal ones the focus."""
         return max(self.models, key=lambda name: (self.score(name), name == self.focus))
 
     @cached_property
     def baseline(self) -> str | None:
-        """The best of the baselines."""
+        """The baseline with the highest score."""
         names = [name for name in self.entries if name not in self.report["models"]]
         return max(names, key=self.score, default=None)
 
     @cached_property
     def source(self) -> str | None:
-        """The model that the focus was made from."""
-        made = [name for name in self.models if self.entries[name].get("kind") in ("merged", "adapter")]
+        """The merged model, or the adapter, that the focus was made from."""
+        made = [name for name in self.models if self.entries[name]["kind"] in ("merged", "adapter")]
         return made[-1] if made and made[-1] != self.focus else None
 
     @property
     def endpoints(self) -> Sequence[str]:
-        return [name for name in self.models if self.entries[name].get("kind") == "endpoint"]
+        return [name for name in self.models if self.entries[name]["kind"] == "endpoint"]
 
     def score(self, name: str) -> float:
         """The primary metric."""
@@ -129,28 +132,30 @@ class Measured:
         low, high = self.entries[name]["interval"]
         return float(low), float(high)
 
-    def pair(self, first: str, second: str) -> dict[str, Any] | None:
-        """What the report says of two, whichever stands first there, as if `first` did."""
-        pairs = self.report.get("pairs", {})
-        forth, back = pairs.get(f"{first}|{second}"), pairs.get(f"{second}|{first}")
-        if forth is not None or back is None:
-            return dict(forth) if forth is not None else None
-        turned = {"only_first": back.get("only_second"), "only_second": back.get("only_first")}
-        metrics = {
-            name: {
-                **found,
-                "difference": -found["difference"],
-                "interval": [-found["interval"][1], -found["interval"][0]],
-            }
-            for name, found in back.get("metrics", {}).items()
+    def pair(self, first: str, second: str) -> PairEntry | None:
+        """The entry of a pair, `second` less `first`, in whichever order the report holds it."""
+        pairs = self.report["pairs"]
+        entry, reverse = pairs.get(f"{first}|{second}"), pairs.get(f"{second}|{first}")
+        if entry is not None or reverse is None:
+            return entry
+        return {
+            **reverse,
+            "only_first": reverse["only_second"],
+            "only_second": reverse["only_first"],
+            "metrics": {name: _reversed(metric) for name, metric in reverse["metrics"].items()},
+            "slices": [{**entry, "difference": -entry["difference"]} for entry in reverse["slices"]],
         }
-        slices = [{**one, "difference": -one["difference"]} for one in back.get("slices", [])]
-        return {**back, **turned, "metrics": metrics, "slices": slices}
 
     def difference(self, first: str, second: str) -> Difference | None:
-        """How far `second` lies above `first` in the primary metric."""
-        found = ((self.pair(first, second) or {}).get("metrics") or {}).get(self.metric)
-        if found is None:
+        """The primary metric of `second` less that of `first`; None for a pair without rows in common."""
+        pair = self.pair(first, second)
+        if pair is None or self.metric not in pair["metrics"]:
             return None
-        low, high = found["interval"]
-        return Difference(found["difference"], low, high, found.get("p"), found.get("detectable"))
+        entry = pair["metrics"][self.metric]
+        low, high = entry["interval"]
+        return Difference(entry["difference"], low, high, entry.get("p"), entry.get("detectable"))
+
+
+def _reversed(metric: MetricDifference) -> MetricDifference:
+    low, high = metric["interval"]
+    return {**metric, "difference": -metric["difference"], "interval": [-high, -low]}

@@ -1,67 +1,68 @@
-"""Where a model fails, for the page of a report: by class, by field, by slice, by its own confidence."""
+"""A report -> the sections of its page on errors: confusion matrix, classes, fields, slices and calibration."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
 from slmctl.reports import svg_chart
 from slmctl.reports.html_page import Block, Cell, Chart, PageSection, Table, count, percent
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
-from slmctl.stages.evaluate.report_data import TRIVIAL, Measured
+from slmctl.stages.evaluate.report_data import TRIVIAL, ReportView
 
-GRID = 14  # labels of a confusion grid: more cannot be read
+GRID = 14  # labels of a confusion matrix: more cannot be read
 WORST = 12  # classes or slices of a chart
 NONE = "(no label)"
-FEW = 10  # rows of a class under which its figures say little
+FEW = 10  # rows of a class below which its figures are unreliable
 
 
-def sections(seen: Measured) -> list[PageSection]:
-    """Classes or fields, slices and calibration of the model that would ship."""
-    return [_confusion(seen), _classes(seen), _fields(seen), _slices(seen), _calibration(seen)]
+def sections(view: ReportView) -> list[PageSection]:
+    """Confusion matrix, classes or fields, slices and calibration of the focus."""
+    return [_confusion(view), _classes(view), _fields(view), _slices(view), _calibration(view)]
 
 
-def _confusion(seen: Measured) -> PageSection:
-    cells = {(wanted, given): n for wanted, given, n in seen.entries[seen.focus].get("confusion") or []}
-    wrong = sorted((-n, wanted, given) for (wanted, given), n in cells.items() if wanted != given)
-    if not wrong:
-        return PageSection("What is taken for what", [])
+def _confusion(view: ReportView) -> PageSection:
+    cells = {(expected, predicted): n for expected, predicted, n in view.entries[view.focus].get("confusion") or []}
+    errors = sorted((-n, expected, predicted) for (expected, predicted), n in cells.items() if expected != predicted)
+    if not errors:
+        return PageSection("Confusion matrix", [])
     involved: Counter[str] = Counter()
-    for less, wanted, given in wrong:
-        involved.update({wanted: -less, given: -less})
+    for less, expected, predicted in errors:
+        involved.update({expected: -less, predicted: -less})
     most = sorted(involved, key=lambda name: (-involved[name], name))[:GRID]
-    rows, columns = sorted(filter(None, most)), sorted(most, key=lambda name: (not name, name))  # "" was no label
-    grid = [[cells.get((wanted, given), 0) for given in columns] for wanted in rows]
-    drawn = svg_chart.heat(rows, [name or NONE for name in columns], grid, title=f"Confusion of {seen.focus}")
-    known = len({name for pair in cells for name in pair})
-    some = f"The {len(most)} labels with most errors, of {known}." if len(most) < known else ""
-    told = f"Down: the label wanted. Across: the answer. {some}".strip()
-    grid_block = Chart(f"Answers of {seen.focus}", drawn, told)
-    total = -sum(less for less, *_ in wrong)
-    lines = [[wanted, given or NONE, f"{-less:,}", percent(-less / total)] for less, wanted, given in wrong]
-    head = ["wanted", "answered", "rows", "of all errors"]
-    table = Table("Errors, the most frequent first", head, lines[:WORST], 2, total=len(lines), half=not grid_block.wide)
-    lead = f"{count(total, 'row')} wrong in {count(len(wrong), 'way')}."
-    return PageSection("What is taken for what", [grid_block, table], lead)
+    rows, columns = sorted(filter(None, most)), sorted(most, key=lambda name: (not name, name))  # "": no label
+    grid = [[cells.get((expected, predicted), 0) for predicted in columns] for expected in rows]
+    svg = svg_chart.heat(rows, [name or NONE for name in columns], grid, title=f"Confusion matrix of {view.focus}")
+    labels = len({name for pair in cells for name in pair})
+    some = f"The {len(most)} labels with most errors, of {labels}." if len(most) < labels else ""
+    note = f"Rows: reference label. Columns: predicted. {some}".strip()
+    matrix = Chart(f"Confusion matrix of {view.focus}", svg, note)
+    total = -sum(less for less, *_ in errors)
+    lines = [
+        [expected, predicted or NONE, f"{-less:,}", percent(-less / total)] for less, expected, predicted in errors
+    ]
+    head = ["reference", "predicted", "rows", "of all errors"]
+    table = Table("Errors, the most frequent first", head, lines[:WORST], 2, total=len(lines), half=not matrix.wide)
+    lead = f"{count(total, 'row')} wrong, {count(len(errors), 'pair')} of labels confused."
+    return PageSection("Confusion matrix", [matrix, table], lead)
 
 
-def _classes(seen: Measured) -> PageSection:
-    """Every class: the focus, and the F1 of the baseline beside it."""
-    classes = seen.entries[seen.focus].get("per_class") or {}
-    return _parts(seen, classes, "per_class", "By class", "class")
+def _classes(view: ReportView) -> PageSection:
+    return _parts(view, "per_class", "By class", "class")
 
 
-def _fields(seen: Measured) -> PageSection:
-    fields = seen.entries[seen.focus].get("fields") or {}
-    return _parts(seen, fields, "fields", "By field", "field")
+def _fields(view: ReportView) -> PageSection:
+    return _parts(view, "fields", "By field", "field")
 
 
-def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: str) -> PageSection:
+def _parts(view: ReportView, key: Literal["per_class", "fields"], title: str, noun: str) -> PageSection:
+    """Every class or field of the focus, with the F1 of the best baseline beside it."""
+    parts = view.entries[view.focus].get(key) or {}
     if not parts:
         return PageSection(title, [])
-    baseline = seen.baseline if seen.baseline not in TRIVIAL else None
-    theirs = (seen.entries[baseline].get(key) or {}) if baseline else {}
+    baseline = view.baseline if view.baseline not in TRIVIAL else None
+    beside = (view.entries[baseline].get(key) or {}) if baseline else {}
     order = sorted(parts, key=lambda name: (parts[name]["f1"], -parts[name]["support"], name))
     bars = [
         Bar(name, parts[name]["f1"], f"{parts[name]['f1']:.2f}, {count(parts[name]['support'], 'row')}", "c1")
@@ -69,85 +70,86 @@ def _parts(seen: Measured, parts: dict[str, Any], key: str, title: str, noun: st
     ]
     rows: list[list[str | Cell]] = []
     for name in order:
-        one, few = parts[name], parts[name]["support"] < FEW
-        support = Cell(f"{one['support']:,}", "warn" if few else "", "so few rows say little" if few else "")
-        figures = [f"{one[figure]:.3f}" for figure in ("precision", "recall", "f1")]
-        rows.append(
-            [name, support, *figures, *([f"{theirs[name]['f1']:.3f}" if name in theirs else ""] if theirs else [])]
+        part, few = parts[name], parts[name]["support"] < FEW
+        support = Cell(
+            f"{part['support']:,}", "warn" if few else "", "too few rows for reliable figures" if few else ""
         )
-    head = [noun, "rows", "precision", "recall", "F1", *([f"F1 of {baseline}"] if theirs else [])]
-    few = len(order) <= WORST
-    told = "By F1, the worst first" if few else f"The {WORST} worst, by F1"
-    blocks: list[Block] = [Chart(told, svg_chart.bars(bars, title=f"{title}, F1"))]
-    blocks.append(Table(f"In figures, {seen.focus}", head, rows[:WORST], half=True))
-    if not few:
+        figures = [f"{figure:.3f}" for figure in (part["precision"], part["recall"], part["f1"])]
+        baseline_f1 = [f"{beside[name]['f1']:.3f}" if name in beside else ""] if beside else []
+        rows.append([name, support, *figures, *baseline_f1])
+    head = [noun, "rows", "precision", "recall", "F1", *([f"F1 of {baseline}"] if beside else [])]
+    all_shown = len(order) <= WORST
+    caption = "By F1, the lowest first" if all_shown else f"The {WORST} lowest F1"
+    blocks: list[Block] = [Chart(caption, svg_chart.bars(bars, title=f"{title}, F1"))]
+    blocks.append(Table(f"Figures of {view.focus}", head, rows[:WORST], half=True))
+    if not all_shown:
         blocks.append(Table(f"All {len(order):,}", head, rows, folded=True))
     return PageSection(title, blocks)
 
 
-def _slices(seen: Measured) -> PageSection:
-    known = [one for one in seen.report.get("slices") or [] if seen.focus in one["values"]]
-    if not known:
+def _slices(view: ReportView) -> PageSection:
+    slices = [entry for entry in view.report["slices"] if view.focus in entry["values"]]
+    if not slices:
         return PageSection("Slices", [])
-    worst = sorted(known, key=lambda one: (one["values"][seen.focus], -one["n"], one["name"]))
+    worst = sorted(slices, key=lambda entry: (entry["values"][view.focus], -entry["n"], entry["name"]))
     blocks: list[Block] = []
     dots = []
-    for one in worst[:WORST]:
-        if interval := (one.get("intervals") or {}).get(seen.focus):
-            value = one["values"][seen.focus]
-            dots.append(
-                Dot(one["name"], value, interval[0], interval[1], f"{percent(value)} of {one['n']:,} ({one['by']})")
-            )
+    for entry in worst[:WORST]:
+        if interval := entry.get("intervals", {}).get(view.focus):
+            value = entry["values"][view.focus]
+            text = f"{percent(value)} of {entry['n']:,} ({entry['by']})"
+            dots.append(Dot(entry["name"], value, interval[0], interval[1], text))
     if dots:
-        reference = (seen.score(seen.focus), f"all rows {percent(seen.score(seen.focus))}")
-        drawn = svg_chart.dots(dots, title=f"Weakest slices of {seen.focus}", reference=reference)
-        blocks.append(Chart(f"Where {seen.focus} is weakest", drawn, "With many slices, some are low by chance."))
-    names = [seen.focus, *(name for name in seen.competing if name != seen.focus)][:6]
+        reference = (view.score(view.focus), f"all rows {percent(view.score(view.focus))}")
+        svg = svg_chart.dots(dots, title=f"Weakest slices of {view.focus}", reference=reference)
+        blocks.append(Chart(f"Weakest slices of {view.focus}", svg, "Of many slices, some are low by chance."))
+    names = [view.focus, *(name for name in view.competing if name != view.focus)][:6]
     rows = [
         [
-            one["name"],
-            one["by"],
-            f"{one['n']:,}",
-            *(percent(one["values"][n]) if n in one["values"] else "" for n in names),
+            entry["name"],
+            entry["by"],
+            f"{entry['n']:,}",
+            *(percent(entry["values"][name]) if name in entry["values"] else "" for name in names),
         ]
-        for one in worst
+        for entry in worst
     ]
-    blocks.append(
-        Table(
-            f"{count(len(rows), 'slice')}, {seen.metric}",
-            ["slice", "by", "rows", *names],
-            rows,
-            2,
-            folded=len(rows) > WORST,
-        )
-    )
+    caption = f"{count(len(rows), 'slice')}, {view.metric}"
+    blocks.append(Table(caption, ["slice", "by", "rows", *names], rows, 2, folded=len(rows) > WORST))
     return PageSection("Slices", blocks)
 
 
-def _calibration(seen: Measured) -> PageSection:
-    return PageSection("Can its confidence be trusted?", list(_confidence(seen)))
+def _calibration(view: ReportView) -> PageSection:
+    return PageSection("Calibration", list(_confidence(view)))
 
 
-def _confidence(seen: Measured) -> Iterator[Block]:
-    found = seen.entries[seen.focus].get("calibration")
-    if found and found.get("bins"):
-        bins = found["bins"]
+def _confidence(view: ReportView) -> Iterator[Block]:
+    calibration = view.entries[view.focus].get("calibration")
+    if calibration and calibration["bins"]:
+        bins = calibration["bins"]
         points = [
-            Point(one["confidence"], one["accuracy"],
-                  f"{count(one['n'], 'row')}: {percent(one['confidence'])} sure, {percent(one['accuracy'])} right")
-            for one in bins
-        ]  # fmt: skip
-        ideal = LineSeries("as sure as right", [Point(0, 0), Point(1, 1)], "c5", dashed=True)
-        drawn = svg_chart.lines([LineSeries(seen.focus, points), ideal], title="Reliability", x_label="confidence",
-                            y_label="share right", x_range=(0, 1), y_range=(0, 1), percent=True)  # fmt: skip
-        yield Chart("Reliability", drawn, "Below the dashed line it is surer than it should be.")
-        bars = [Bar(f"{one['low']:.0%} to {one['high']:.0%}", one["n"], f"{one['n']:,}") for one in reversed(bins)]
+            Point(
+                bin["confidence"],
+                bin["accuracy"],
+                f"{count(bin['n'], 'row')}: {percent(bin['confidence'])} confident, {percent(bin['accuracy'])} right",
+            )
+            for bin in bins
+        ]
+        ideal = LineSeries("perfect calibration", [Point(0, 0), Point(1, 1)], "c5", dashed=True)
+        svg = svg_chart.lines(
+            [LineSeries(view.focus, points), ideal], title="Reliability diagram", x_label="confidence",
+            y_label="accuracy", x_range=(0, 1), y_range=(0, 1), percent=True,
+        )  # fmt: skip
+        yield Chart("Reliability diagram", svg, "Points below the dashed line are overconfident.")
+        bars = [Bar(f"{bin['low']:.0%} to {bin['high']:.0%}", bin["n"], f"{bin['n']:,}") for bin in reversed(bins)]
         yield Chart("Rows by confidence", svg_chart.bars(bars, title="Rows by confidence"))
     rows = [
-        [name, f"{one['n']:,}", f"{one['ece']:.3f}", f"{one['brier']:.3f}"]
-        for name in seen.competing
-        if (one := seen.entries[name].get("calibration"))
+        [name, f"{calibration['n']:,}", f"{calibration['ece']:.3f}", f"{calibration['brier']:.3f}"]
+        for name in view.competing
+        if (calibration := view.entries[name].get("calibration"))
     ]
     if rows:
-        note = "Less is better. Calibration error: mean gap between confidence and share right; Brier: mean square."
-        yield Table("Every model", ["model", "rows", "calibration error", "Brier score"], rows, note=note)
+        note = (
+            "Lower is better. ECE, expected calibration error: mean gap between confidence and accuracy. "
+            "Brier score: mean squared error of the confidence."
+        )
+        yield Table("Every model", ["model", "rows", "ECE", "Brier score"], rows, note=note)

@@ -1,39 +1,37 @@
-"""What changed from one model to another, row by row: one table for every pair of them."""
+"""Rows of a report -> a table of those that one model answered right and another did not."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from slmctl.reports.evaluation_report import RowAnswer, RowEntry
 from slmctl.reports.html_page import Cell, Table, count
 
 ROWS = 400  # rows that the page holds
 COLUMNS = 8  # models that the page compares row by row
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
-class _Pair:
-    """Rows that `right` answered right and `wrong` did not."""
+class _Changes:
+    """Rows that the model `right` answered right and the model `wrong` did not."""
 
     right: str
     wrong: str
-    rows: Sequence[int]  # their places among the rows that are not alike for all
+    rows: Sequence[int]  # indices among the differing rows
 
 
 def table(
-    rows: Iterable[Row], participants: Sequence[str], names: Sequence[str], labels: Sequence[str]
+    rows: Iterable[RowEntry], participants: Sequence[str], names: Sequence[str], labels: Sequence[str]
 ) -> Table | None:
-    """The rows that not all of `names` answered right, or all wrong.
+    """The rows that some of `names` answered right and others wrong; None where there are none.
 
     Args:
-        rows: As in `rows.jsonl`.
-        participants: Whose answers a row holds, in that order.
-        names: Those to compare, at most COLUMNS of them.
-        labels: What the numbers of a classification stand for.
+        rows: The lines of `rows.jsonl`.
+        participants: The names that a row's answers belong to, in that order.
+        names: The models to compare; the first COLUMNS of them are shown.
+        labels: The label of each index in `rows`.
     """
     names = list(names)[:COLUMNS]
     places = [participants.index(name) for name in names]
@@ -49,13 +47,13 @@ def table(
     here = {index: place for place, index in enumerate(kept)}
     choices = []
     for pair in pairs:
-        found = [here[index] for index in pair.rows if index in here]
-        some = "" if len(found) == len(pair.rows) else f", {len(found)} of them here"
-        choices.append((f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}", found))
-    note = "✓ is right; else what was answered. – was not asked."
+        listed = [here[index] for index in pair.rows if index in here]
+        some = "" if len(listed) == len(pair.rows) else f", {len(listed)} of them listed"
+        choices.append((f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}", listed))
+    note = "✓: right. Other text: the wrong answer. –: not sent."
     if not texts:
         note += " Texts are not in the report (evaluate.shown_characters: 200 shows their beginnings)."
-    head = [where, *(["input", "wanted"] if texts else ["wanted"] if labels else []), *names]
+    head = [where, *(["input", "reference"] if texts else ["reference"] if labels else []), *names]
     return Table(
         "Rows on which the models differ",
         head,
@@ -67,54 +65,54 @@ def table(
     )
 
 
-def _right(row: Row, place: int) -> bool | None:
+def _right(row: RowEntry, place: int) -> bool | None:
     answer = row["answers"][place]
     return None if answer is None else bool(answer[1])
 
 
-def _pairs(rows: Sequence[Row], names: Sequence[str], places: Sequence[int]) -> list[_Pair]:
-    """Every ordered pair that differs somewhere."""
-    found = []
+def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]) -> list[_Changes]:
+    """Every ordered pair of models with a differing row."""
+    pairs = []
     for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2):
         where = [index for index, row in enumerate(rows) if _right(row, a) and _right(row, b) is False]
         if where:
-            found.append(_Pair(right, wrong, where))
-    return found
+            pairs.append(_Changes(right, wrong, where))
+    return pairs
 
 
-def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
-    """Which rows the page holds: all, or equally many for each pair, so that none is crowded out."""
+def _fair(pairs: Sequence[_Changes], total: int) -> list[int]:
+    """Indices of the rows to show: all, or about equally many of each pair where there are more than ROWS."""
     if total <= ROWS:
         return list(range(total))
     kept: dict[int, None] = {}
-    for some in itertools.zip_longest(*(pair.rows for pair in pairs)):
-        kept.update(dict.fromkeys(index for index in some if index is not None))
+    for indices in itertools.zip_longest(*(pair.rows for pair in pairs)):
+        kept.update(dict.fromkeys(index for index in indices if index is not None))
         if len(kept) >= ROWS:
             break
     return sorted(list(kept)[:ROWS])
 
 
-def _line(row: Row, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[str | Cell]:
-    said, (file, number) = row.get("texts"), row["source"]
+def _line(row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[str | Cell]:
+    shown, (file, number) = row.get("texts"), row["source"]
     line: list[str | Cell] = [f"{file} row {number}" if named else f"{number:,}"]
     if texts:
-        hidden = "(sensitive)" if row.get("sensitive") else ""
-        line.append(said["input"] if said else hidden)
+        hidden = "(sensitive)" if row["sensitive"] else ""
+        line.append(shown["input"] if shown else hidden)
     if texts or labels:
-        line.append(_label(row["expected"], labels) if labels else said["expected"] if said else "")
-    answers = said["answers"] if said else [None] * len(row["answers"])
+        line.append(_label(row["expected"], labels) if labels else shown["expected"] if shown else "")
+    answers = shown["answers"] if shown else [None] * len(row["answers"])
     return line + [_answer(row["answers"][place], answers[place], labels) for place in places]
 
 
-def _answer(answer: list[Any] | None, text: str | None, labels: Sequence[str]) -> Cell:
+def _answer(answer: RowAnswer | None, text: str | None, labels: Sequence[str]) -> Cell:
     if answer is None:
-        return Cell("–", title="not asked")
+        return Cell("–", title="not sent")
     code, right, confidence, score = answer
-    sure = "" if confidence is None else f"confidence {confidence:.0%}"
+    note = "" if confidence is None else f"confidence {confidence:.0%}"
     if right:
-        return Cell("✓", "good", sure)
+        return Cell("✓", "good", note)
     if labels:
-        return Cell(_label(code, labels), "bad", sure)
+        return Cell(_label(code, labels), "bad", note)
     return Cell(text if text else f"✗ {score:.2f}", "bad", f"score {score:.2f}")
 
 

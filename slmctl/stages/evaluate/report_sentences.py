@@ -1,61 +1,44 @@
-"""A report in sentences: what its reader should see first."""
+"""A report -> sentences: the remarks that a reader should see first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-FEW_ROWS = 200  # below this, an interval of a share is wider than ten points
+from slmctl.reports.evaluation_report import EvaluationReport
+from slmctl.stages.evaluate.report_data import Difference, ReportView
 
-
-def remarks(report: dict[str, Any]) -> list[str]:
-    """Plain sentences, the most important first: a baseline that wins is always the first of them."""
-    return [*_baselines(report), *_choice(report), *_focus(report), *_slices(report), *_rows(report)]
+FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
 
-def pair(report: dict[str, Any], first: str, second: str, metric: str) -> tuple[float, float, float, float] | None:
-    """Difference (second less first), its interval, and the smallest one that would have been seen."""
-    forth, back = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
-    found = (forth or back or {"metrics": {}})["metrics"].get(metric)
-    if found is None:
-        return None
-    low, high = found["interval"]
-    if forth is None:
-        return -found["difference"], -high, -low, found["detectable"]
-    return found["difference"], low, high, found["detectable"]
+def remarks(report: EvaluationReport) -> list[str]:
+    """Sentences, the most important first: a baseline that wins always comes before all others."""
+    view = ReportView(report)
+    return [*_baselines(view), *_choice(view), *_focus(view), *_slices(view), *_rows(view)]
 
 
-def _baselines(report: dict[str, Any]) -> Iterator[str]:
-    metric = report["primary_metric"]
-    tuned = {name: m for name, m in report["models"].items() if m["kind"] not in ("base", "endpoint")}
+def _baselines(view: ReportView) -> Iterator[str]:
+    tuned = [name for name in view.models if view.entries[name]["kind"] not in ("base", "endpoint")]
     if not tuned:
         return
-    best = max(
-        (name for name in report["participants"] if name in tuned), key=lambda name: tuned[name]["metrics"][metric]
-    )
-    ours = tuned[best]["metrics"][metric]
-    doubtful = []
-    for name, baseline in report["baselines"].items():
-        theirs = baseline["metrics"][metric]
-        if theirs >= ours:
-            wins = "the cheaper and better choice" if theirs > ours else "as good, and cheaper"
-            yield (
-                f"The baseline {name} scores {theirs:.1%}, the best model ({best}) {ours:.1%}: "
-                f"on these rows the baseline is {wins}."
-            )
+    best = max(tuned, key=view.score)
+    uncertain = []
+    for name in view.report["baselines"]:
+        scores = f"The baseline {name} scores {view.score(name):.1%}"
+        if view.score(name) >= view.score(best):
+            wins = "the cheaper and better choice" if view.score(name) > view.score(best) else "as good, and cheaper"
+            yield f"{scores}, the best model ({best}) {view.score(best):.1%}: on these rows the baseline is {wins}."
             continue
-        found = pair(report, name, best, metric)
-        if found is not None and found[1] <= 0:
-            doubtful.append(
-                f"The baseline {name} scores {theirs:.1%}, {best} {ours:.1%}: the difference of {_points(found[0])} "
-                f"({_range(found)}) may be chance; {report['n']} rows would have shown {_points(found[3])} "
-                f"with a chance of {report['power']:.0%}."
+        difference = view.difference(name, best)
+        if difference is not None and difference.low <= 0:
+            uncertain.append(
+                f"{scores}, {best} {view.score(best):.1%}: the difference of {_points(difference.value)} "
+                f"({_range(difference)}) may be chance; {_detectable(view, difference)}."
             )
-    yield from doubtful
+    yield from uncertain
 
 
-def _choice(report: dict[str, Any]) -> Iterator[str]:
-    choice = report["choice"]
+def _choice(view: ReportView) -> Iterator[str]:
+    choice = view.report["choice"]
     if choice is None:
         return
     rule = f"within {_points(choice['smallest_within'])} {choice['metric']} of {choice['of']}"
@@ -65,54 +48,53 @@ def _choice(report: dict[str, Any]) -> Iterator[str]:
     if choice["model"] is None:
         yield f"No GGUF file is {rule} on {where}: none is chosen, and none will be published."
         return
-    found = next(one for one in choice["candidates"] if one["model"] == choice["model"])
+    chosen = next(candidate for candidate in choice["candidates"] if candidate["model"] == choice["model"])
     yield (
         f"Chosen: {choice['model']}, the smallest file {rule} on {where} "
-        f"(loss {_points(found['loss'])}, at most {_points(found['loss_at_most'])})."
+        f"(loss {_points(chosen['loss'])}, at most {_points(chosen['loss_at_most'])})."
     )
 
 
-def _focus(report: dict[str, Any]) -> Iterator[str]:
-    """The model that would ship beside the one it was made from, and beside each general model."""
-    metric, focus = report["primary_metric"], report["focus"]
-    for name in report["participants"]:
-        kind = report["models"].get(name, {}).get("kind")
-        if name == focus or kind not in ("adapter", "merged", "endpoint"):
+def _focus(view: ReportView) -> Iterator[str]:
+    """The focus compared with the model that it was made from, and with each general model."""
+    for name in view.models:
+        if name == view.focus or view.entries[name]["kind"] not in ("adapter", "merged", "endpoint"):
             continue
-        found = pair(report, name, focus, metric)
-        if found is None:
+        difference = view.difference(name, view.focus)
+        if difference is None:
             continue
-        difference, low, high, seen = found
-        if low > 0 or high < 0:
-            side = "above" if difference > 0 else "below"
-            yield f"{focus} scores {_points(abs(difference))} {side} {name} ({_range(found)}): more than chance."
+        if difference.real:
+            direction = "above" if difference.value > 0 else "below"
+            yield (
+                f"{view.focus} scores {_points(abs(difference.value))} {direction} {name} "
+                f"({_range(difference)}): the difference is significant."
+            )
         else:
             yield (
-                f"{focus} and {name} are not told apart: {_points(difference)} ({_range(found)}); "
-                f"a true difference of {_points(seen)} would have been seen with a chance of {report['power']:.0%}."
+                f"The difference between {view.focus} and {name} is not significant: {_points(difference.value)} "
+                f"({_range(difference)}); {_detectable(view, difference)}."
             )
 
 
-def _slices(report: dict[str, Any]) -> Iterator[str]:
-    level, focus = 1 - report["confidence"], report["focus"]
-    for key, found in report["pairs"].items():
-        first, second = key.split("|")
-        if focus not in (first, second):
+def _slices(view: ReportView) -> Iterator[str]:
+    level = 1 - view.confidence
+    for name in view.entries:
+        if name == view.focus or view.entries[name]["kind"] == "base":
             continue
-        other, sign = (first, 1) if second == focus else (second, -1)
-        if report["models"].get(other, {}).get("kind") == "base":
+        pair = view.pair(name, view.focus)
+        if pair is None:
             continue
-        worse = [s for s in found["slices"] if s["p_holm"] < level and sign * s["difference"] < 0]
-        for one in worse[:3]:
+        worse = [entry for entry in pair["slices"] if entry["p_holm"] < level and entry["difference"] < 0]
+        for entry in worse[:3]:
             yield (
-                f"On the rows with {one['by']} {one['name']} (n={one['n']}) {focus} scores "
-                f"{_points(abs(one['difference']))} below {other}, more than chance over {found['slices_tested']} "
-                f"slices (Holm, p={one['p_holm']:.2g})."
+                f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} scores "
+                f"{_points(abs(entry['difference']))} below {name}: significant over {pair['slices_tested']} "
+                f"slices (Holm, p={entry['p_holm']:.2g})."
             )
 
 
-def _rows(report: dict[str, Any]) -> Iterator[str]:
-    for name, model in report["models"].items():
+def _rows(view: ReportView) -> Iterator[str]:
+    for name, model in view.report["models"].items():
         if model["not_sent"]:
             yield (
                 f"{model['not_sent']} rows are marked sensitive and were not sent to {name}: "
@@ -120,14 +102,21 @@ def _rows(report: dict[str, Any]) -> Iterator[str]:
             )
         if model["failed"]:
             yield f"{name} gave no answer to {model['failed']} rows: they count as wrong."
-    if report["n"] < FEW_ROWS:
-        yield f"Only {report['n']} rows were measured: the intervals are wide."
+    if view.report["n"] < FEW_ROWS:
+        yield f"Only {view.report['n']} rows were measured: the intervals are wide."
+
+
+def _detectable(view: ReportView, difference: Difference) -> str:
+    return (
+        f"{view.report['n']} rows detect a true difference of {_points(difference.detectable or 0.0)} "
+        f"with a power of {view.report['power']:.0%}"
+    )
 
 
 def _points(share: float) -> str:
-    """`1.6 points`: differences of shares are said in points, since percent would be ambiguous."""
+    """`1.6 points`: a difference of shares in percentage points."""
     return f"{100 * share:.1f} points"
 
 
-def _range(found: tuple[float, float, float, float]) -> str:
-    return f"{100 * found[1]:+.1f} to {100 * found[2]:+.1f}"
+def _range(difference: Difference) -> str:
+    return f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"

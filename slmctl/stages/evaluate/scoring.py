@@ -1,11 +1,11 @@
-"""Answers -> figures: what each row's answer is worth, and every metric of a task over any weights of the rows."""
+"""Answers -> metrics: a score of every row, and every metric of the task over any weights of the rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
 from slmctl.metrics.statistics import resamples
+from slmctl.reports.evaluation_report import CalibrationFigures, ReliabilityBin, TaskFigures
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -21,30 +22,30 @@ Mask = npt.NDArray[np.bool_]  # (n,)
 Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times over
 
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
-SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema")  # means of something that a row has or has not
+SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema")  # means of what is true or false of a row
 LOWER_IS_BETTER = ("ece", "brier")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said, in the order of the records; None where it was asked and gave nothing."""
+    """One model's answers, in the order of the records; a text is None where the model gave no answer."""
 
     texts: Sequence[str | None]
     confidences: Sequence[float | None]
-    asked: Mask  # (n,): False where a row was never sent
+    sent: Mask  # (n,): False where the row was not sent
 
 
 class Metric(Protocol):
-    """A figure of many rows."""
+    """A metric over many rows."""
 
     def over(self, weights: Weights) -> Floats:
-        """The figure for each row of weights: (b, n) -> (b,)."""
+        """The metric under each row of weights: (b, n) -> (b,)."""
         ...
 
 
 @dataclass(frozen=True)
 class Summed:
-    """A figure that follows from sums over rows."""
+    """A metric that is a function of sums over rows."""
 
     rows: Floats  # (n, k)
     fold: Callable[[Floats], Floats]  # (b, k) -> (b,)
@@ -55,16 +56,16 @@ class Summed:
 
 @dataclass(frozen=True)
 class MacroF1:
-    """The mean F1 of the labels that were wanted or given."""
+    """Mean F1 over the labels that occur among the reference answers or the predictions."""
 
-    wanted: npt.NDArray[np.int64]  # (n,): index of the label
-    given: npt.NDArray[np.int64]  # (n,): the same; `labels` where the answer is none of them
+    expected: npt.NDArray[np.int64]  # (n,): index of the reference label
+    predicted: npt.NDArray[np.int64]  # (n,): index of the predicted label; `labels` where it is none of them
     labels: int
 
     def over(self, weights: Weights) -> Floats:
-        wanted, given = self._count(weights, self.wanted), self._count(weights, self.given)
-        hits = self._count(np.where(self.wanted == self.given, weights, 0), self.wanted)
-        both = wanted + given
+        expected, predicted = self._count(weights, self.expected), self._count(weights, self.predicted)
+        hits = self._count(np.where(self.expected == self.predicted, weights, 0), self.expected)
+        both = expected + predicted
         f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
         mean: Floats = f1.sum(axis=1) / np.maximum((both > 0).sum(axis=1), 1)
         return mean
@@ -79,53 +80,58 @@ class MacroF1:
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's answers, measured.
+    """One model's answers, scored.
 
     Attributes:
-        asked: (n,) rows that count.
-        right: (n,) label right, whole record right, or normalised match.
-        score: (n,) the row's own figure: accuracy, F1 of its fields, or token F1.
+        sent: (n,) rows that count: those that were sent to the model.
+        right: (n,) rows whose label is right, whose object is right as a whole, or whose text matches normalised.
+        score: (n,) accuracy, F1 of the fields, or token F1 of each row.
         metrics: Every metric of the task, the primary one first.
-        facts: What the report says beside them.
-        codes: (n,) index of the label that was given, -1 for none; empty unless classify.
-        invalid: Rows whose answer is no label, no JSON, or empty.
+        facts: The other figures of the task.
+        codes: (n,) index of the predicted label, -1 where it is none of the labels; empty unless classify.
+        invalid: Number of rows whose answer is not a label, not JSON, or empty.
     """
 
-    asked: Mask
+    sent: Mask
     right: Mask
     score: Floats
     metrics: dict[str, Metric]
-    facts: dict[str, Any]
+    facts: TaskFigures
     invalid: int
     codes: list[int] = field(default_factory=list)
 
     def value(self, name: str, mask: Mask | None = None) -> float:
-        """A metric over the rows asked, or over those of a mask too."""
-        rows = self.asked if mask is None else self.asked & mask
+        """A metric over the rows that were sent, or over those of them that are in a mask."""
+        rows = self.sent if mask is None else self.sent & mask
         return float(self.metrics[name].over(rows[None, :].astype(np.float64))[0])
 
 
 def score(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
-    """Measure one model's answers.
+    """Score one model's answers against the reference answers.
 
     Raises:
-        DataError: The answer wanted of a row is not what the task asks for.
+        DataError: A reference answer is not one that the task allows.
     """
-    ways = {"classify": _classify, "extract": _extract, "generate": _generate}
-    return ways[task.kind](task, records, answers)
+    scorers = {"classify": _classify, "extract": _extract, "generate": _generate}
+    return scorers[task.kind](task, records, answers)
 
 
-def distributions(scored: dict[str, Scored], mask: Mask) -> dict[str, dict[str, Floats]]:
-    """By model and metric the figure in each bootstrap resample of the rows in a mask: the same for every model."""
+def distributions(scored: Mapping[str, Scored], mask: Mask) -> dict[str, dict[str, Floats]]:
+    """Bootstrap distributions by model and metric, each (resamples,), over the rows of a mask.
+
+    The resamples are the same for every model, so that differences are paired.
+    """
     places = np.flatnonzero(mask)
-    parts: dict[str, dict[str, list[Floats]]] = {name: {m: [] for m in one.metrics} for name, one in scored.items()}
-    for some in resamples(len(places)):
-        weights = np.zeros((len(some), len(mask)), np.float32)
-        weights[:, places] = some
-        for name, one in scored.items():
-            for metric, figure in one.metrics.items():
+    parts: dict[str, dict[str, list[Floats]]] = {
+        name: {metric: [] for metric in model.metrics} for name, model in scored.items()
+    }
+    for counts in resamples(len(places)):
+        weights = np.zeros((len(counts), len(mask)), np.float32)
+        weights[:, places] = counts
+        for name, model in scored.items():
+            for metric, figure in model.metrics.items():
                 parts[name][metric].append(figure.over(weights))
-    return {name: {metric: np.concatenate(found) for metric, found in one.items()} for name, one in parts.items()}
+    return {name: {metric: np.concatenate(values) for metric, values in by.items()} for name, by in parts.items()}
 
 
 def _mean(values: Sequence[float] | Floats | Mask) -> Summed:
@@ -137,34 +143,33 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     index = {label: k for k, label in enumerate(task.labels)}
     for record in records:
         if record.answer not in index:
-            raise DataError(_where(record) + f"'{record.answer[:60]}' is not one of the labels")
+            raise DataError(_where(record) + f"the reference answer '{record.answer[:60]}' is not one of the labels")
     texts = [(text or "").strip() for text in answers.texts]
-    wanted = np.array([index[record.answer] for record in records])
-    given = np.array([index.get(text, len(index)) for text in texts])
-    right = wanted == given
-    rows = np.flatnonzero(answers.asked).tolist()
-    pairs = [(records[k].answer, texts[k] if texts[k] in index else "") for k in rows]
-    table = Counter(pairs)
+    expected = np.array([index[record.answer] for record in records])
+    predicted = np.array([index.get(text, len(index)) for text in texts])
+    right = expected == predicted
+    pairs = [(records[k].answer, texts[k] if texts[k] in index else "") for k in np.flatnonzero(answers.sent).tolist()]
+    confusion = Counter(pairs)
     reliability, calibrated = _calibration(answers, right)
     return Scored(
-        asked=answers.asked,
+        sent=answers.sent,
         right=right,
         score=right.astype(np.float64),
-        metrics={"accuracy": _mean(right), "macro_f1": MacroF1(wanted, given, len(index)), **calibrated},
+        metrics={"accuracy": _mean(right), "macro_f1": MacroF1(expected, predicted, len(index)), **calibrated},
         facts={
             "per_class": answer_metrics.per_class(task.labels, [a for a, _ in pairs], [b for _, b in pairs]),
-            "confusion": [[a, b, count] for (a, b), count in sorted(table.items())],
+            "confusion": [(a, b, count) for (a, b), count in sorted(confusion.items())],
             "calibration": reliability,
         },
-        invalid=sum(not b for _, b in pairs),
-        codes=[int(code) if code < len(index) else -1 for code in given],
+        invalid=sum(not predicted_label for _, predicted_label in pairs),
+        codes=[int(code) if code < len(index) else -1 for code in predicted],
     )
 
 
-def _calibration(answers: Answers, right: Mask) -> tuple[dict[str, Any] | None, dict[str, Metric]]:
-    """The reliability table with its error, and as metrics: of the answers given, how right against how sure."""
-    known = np.array([value is not None for value in answers.confidences]) & answers.asked
-    if not known.any() or (answers.asked & ~known).any():
+def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | None, dict[str, Metric]]:
+    """The reliability table with both errors, and the errors as metrics; none unless every answer has a confidence."""
+    confident = np.array([value is not None for value in answers.confidences]) & answers.sent
+    if not confident.any() or (answers.sent & ~confident).any():
         return None, {}
     confidence = np.array([value or 0.0 for value in answers.confidences])
     bins = answer_metrics.bin_of(confidence)
@@ -174,10 +179,10 @@ def _calibration(answers: Answers, right: Mask) -> tuple[dict[str, Any] | None, 
     rows = table.reshape(len(right), -1)
     error = Summed(rows, answer_metrics.calibration_error)
     brier = _mean((confidence - right) ** 2)
-    sums = (answers.asked.astype(np.float64) @ rows).reshape(3, answer_metrics.BINS)
+    sums = (answers.sent.astype(np.float64) @ rows).reshape(3, answer_metrics.BINS)
     figures: dict[str, Metric] = {"ece": error, "brier": brier}
-    mask = answers.asked[None, :].astype(np.float64)
-    listed = [
+    mask = answers.sent[None, :].astype(np.float64)
+    bins_used: list[ReliabilityBin] = [
         {
             "low": k / answer_metrics.BINS,
             "high": (k + 1) / answer_metrics.BINS,
@@ -188,24 +193,25 @@ def _calibration(answers: Answers, right: Mask) -> tuple[dict[str, Any] | None, 
         for k in range(answer_metrics.BINS)
         if sums[0, k]
     ]
-    whole = {name: float(figure.over(mask)[0]) for name, figure in figures.items()}
-    return {"n": int(known.sum()), **whole, "bins": listed}, figures
+    ece, brier_score = (float(figure.over(mask)[0]) for figure in figures.values())
+    return {"n": int(confident.sum()), "ece": ece, "brier": brier_score, "bins": bins_used}, figures
 
 
 def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
-    wanted = [answer_metrics.parse(record.answer) for record in records]
-    for record, value in zip(records, wanted, strict=True):
+    expected = [answer_metrics.parse(record.answer) for record in records]
+    for record, value in zip(records, expected, strict=True):
         if value is answer_metrics.INVALID:
-            raise DataError(_where(record) + "the answer wanted is not JSON")
-    given = [answer_metrics.parse((text or "").strip()) for text in answers.texts]
-    valid = np.array([value is not answer_metrics.INVALID for value in given])
-    fits = np.array([value is not answer_metrics.INVALID and task.fits_schema(value) for value in given])
-    right = np.array([answer_metrics.equal(a, b) for a, b in zip(wanted, given, strict=True)])
+            raise DataError(_where(record) + "the reference answer is not JSON")
+    predicted = [answer_metrics.parse((text or "").strip()) for text in answers.texts]
+    valid = np.array([value is not answer_metrics.INVALID for value in predicted])
+    rows = np.flatnonzero(answers.sent).tolist()
+    fits = np.array([value is not answer_metrics.INVALID and task.fits_schema(value) for value in predicted])
+    right = np.array([answer_metrics.equal(a, b) for a, b in zip(expected, predicted, strict=True)])
     counts = np.array(
-        [answer_metrics.field_counts(a, b) for a, b in zip(wanted, given, strict=True)], np.float64
+        [answer_metrics.field_counts(a, b) for a, b in zip(expected, predicted, strict=True)], np.float64
     )  # (n, 3)
     return Scored(
-        asked=answers.asked,
+        sent=answers.sent,
         right=right,
         score=_f1(counts),
         metrics={
@@ -216,10 +222,8 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
             "field_recall": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 2])),
             "field_f1": Summed(counts, _f1),
         },
-        facts={
-            "fields": answer_metrics.per_field((wanted[k], given[k]) for k in np.flatnonzero(answers.asked).tolist())
-        },
-        invalid=int((answers.asked & ~valid).sum()),
+        facts={"fields": answer_metrics.per_field((expected[k], predicted[k]) for k in rows)},
+        invalid=int((answers.sent & ~valid).sum()),
     )
 
 
@@ -233,14 +237,14 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     texts = [text or "" for text in answers.texts]
-    wanted = [answer_metrics.words(record.answer) for record in records]
-    given = [answer_metrics.words(text) for text in texts]
-    pairs = list(zip(wanted, given, strict=True))
+    expected = [answer_metrics.words(record.answer) for record in records]
+    predicted = [answer_metrics.words(text) for text in texts]
+    pairs = list(zip(expected, predicted, strict=True))
     right = np.array([a == b for a, b in pairs])
     f1 = np.array([answer_metrics.token_f1(a, b) for a, b in pairs])
     grams = [answer_metrics.chrf_counts(record.answer, text) for record, text in zip(records, texts, strict=True)]
     return Scored(
-        asked=answers.asked,
+        sent=answers.sent,
         right=right,
         score=f1,
         metrics={
@@ -250,7 +254,7 @@ def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored
             "chrf": Summed(np.array(grams, np.float64), answer_metrics.chrf),
         },
         facts={},
-        invalid=sum(bool(answers.asked[k]) and not texts[k].strip() for k in range(len(texts))),
+        invalid=sum(bool(answers.sent[k]) and not texts[k].strip() for k in range(len(texts))),
     )
 
 

@@ -62,8 +62,8 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     memory_estimate.forget_peak()
     task = Task.read(prepared.path)
     chosen = backend.choose(config.backend)
-    if config.load_4bit and chosen != "unsloth":
-        raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_4bit=false")
+    if config.load_in_4bit and chosen != "unsloth":
+        raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
     train, cut = encode(_records(prepared, "train"), task, tokenizer, config)
     validation, validation_cut = encode(_records(prepared, "validation"), task, tokenizer, config)
@@ -264,7 +264,7 @@ def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any
     load = {
         "model_name": str(folder),
         "max_seq_length": config.max_length,
-        "load_in_4bit": config.load_4bit,
+        "load_in_4bit": config.load_in_4bit,
         "local_files_only": True,
     }
     shape = {

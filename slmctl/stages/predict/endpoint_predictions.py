@@ -26,7 +26,7 @@ from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, read_records, write_jsonl
+from slmctl.task.records import Record, read_records, require_records, write_jsonl
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
 
@@ -41,7 +41,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     """
     wanted = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
     task = Task.read(prepared.path)
-    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    records = require_records(prepared.file(f"{config.split}.jsonl"))
     examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
     pool = EndpointPool([wanted["url"]], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]

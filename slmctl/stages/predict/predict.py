@@ -17,7 +17,7 @@ from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.stages.predict.prompts import Answerer, Prompt, asked
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, read_records, write_jsonl
+from slmctl.task.records import Record, require_records, write_jsonl
 
 LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
 
@@ -48,7 +48,7 @@ def _run(
 ) -> dict[str, Any]:
     """Have a model on this machine answer."""
     task = Task.read(prepared.path)
-    records = read_records(prepared.file(f"{config.split}.jsonl"))
+    records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it never saw the labels, so it is told them
     name = config.type if model.kind in ("gguf", "published") else model.kind
     with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):

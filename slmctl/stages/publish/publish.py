@@ -17,6 +17,7 @@ from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.config import PublishConfig
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.model_files.base_model import Base
+from slmctl.reports.evaluation_report import EvaluationReport, parse_report
 from slmctl.reports.scoreboard import table
 from slmctl.stages.publish import leak_scan, license, memorisation_probe, slsa_provenance
 from slmctl.task.contract import Task
@@ -51,7 +52,7 @@ def run(
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
     _require_chain(steps)
-    figures = json.loads(report.file("report.json").read_bytes())
+    figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
     files = _chosen(gguf.metrics["files"], figures)
     _require_measured(files, figures)
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
@@ -111,7 +112,7 @@ def _copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
             shutil.copyfile(source.file(entry.path), out / entry.path)
 
 
-def _chosen(files: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+def _chosen(files: dict[str, Any], figures: EvaluationReport) -> dict[str, Any]:
     """The file that `evaluate.choose` picked; every file where nothing was to be chosen."""
     choice = figures["choice"]
     if choice is None:
@@ -125,8 +126,8 @@ def _chosen(files: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     return {choice["model"]: files[choice["model"]]}
 
 
-def _require_measured(files: dict[str, Any], figures: dict[str, Any]) -> None:
-    measured = {model["sha256"] for model in figures["models"].values()}
+def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
+    measured = {model.get("sha256") for model in figures["models"].values()}
     for name, entry in files.items():
         if entry["sha256"] not in measured:
             raise GateError(
@@ -161,7 +162,7 @@ def _write_texts(
     task: Task,
     facts: Base,
     label: str,
-    figures: dict[str, Any],
+    figures: EvaluationReport,
     files: dict[str, Any],
     prepared: Artifact,
     memorisation: dict[str, Any],

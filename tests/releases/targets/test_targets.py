@@ -232,11 +232,25 @@ def test_what_came_damaged_is_not_kept(target: Target, address: str, tmp_path: P
 
 def hostile(made: Artifact, **changes: Any) -> bytes:
     fields = {**made.manifest.__dict__, **changes}
+    fields["digest"] = artifact.digest_of(fields["files"])
     return Manifest(**fields).to_bytes()
 
 
 @pytest.mark.parametrize(
-    "path", ["../outside", "/etc/passwd", "a/../../b", "manifest.json", ".hidden", "a\\b", "model.sig", "", "a//b"]
+    "path",
+    [
+        "../outside",
+        "/etc/passwd",
+        "a\0b",
+        "a\nb",
+        "a/../../b",
+        "manifest.json",
+        ".hidden",
+        "a\\b",
+        "model.sig",
+        "",
+        "a//b",
+    ],
 )
 def test_a_manifest_from_elsewhere_writes_nowhere_else(tmp_path: Path, path: str) -> None:
     made = release(tmp_path)

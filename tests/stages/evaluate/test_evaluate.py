@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -46,8 +47,8 @@ def records_of(answers: Sequence[str], inputs: Sequence[str] = (), **more: Any) 
     ]
 
 
-def line(k: int, said: str | dict[str, Any]) -> dict[str, Any]:
-    return {"id": f"r{k}", **(said if isinstance(said, dict) else {"answer": said})}
+def line(k: int, expected: str, answer: str | dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"r{k}", "expected": expected, **(answer if isinstance(answer, dict) else {"answer": answer})}
 
 
 @pytest.fixture
@@ -76,7 +77,13 @@ def report(tmp_path: Path) -> Any:
             for place, (name, texts) in enumerate(answers.items()):
                 folder = tmp_path / f"{split}-{name}"
                 folder.mkdir(exist_ok=True)
-                write_jsonl(folder / "predictions.jsonl", (line(k, said) for k, said in enumerate(texts)))
+                write_jsonl(
+                    folder / "predictions.jsonl",
+                    (
+                        line(k, expected, answer)
+                        for k, (expected, answer) in enumerate(itertools.zip_longest(wanted[: len(texts)], texts))
+                    ),
+                )
                 known = {
                     "model": name, "kind": "gguf", "split": split, "size": 9 - place, "sha256": name,
                     "latency_ms": {"median": 1.0, "p95": 2.0, "n": 1}, "rows_per_s": 2.0, "prompt_lists_labels": False,
@@ -175,10 +182,10 @@ def test_no_difference_is_not_over_read(report: Any) -> None:
     wanted = ["a", "b"] * 30
     almost = ["b", *wanted[1:]]
     found = report("classify", wanted, {"adapter": wanted, "Q8_0": almost}, facts={"adapter": {"kind": "adapter"}})
-    (said,) = [remark for remark in found["remarks"] if "not told apart" in remark]
+    (said,) = [remark for remark in found["remarks"] if "is not significant" in remark]
     detectable = found["pairs"]["adapter|Q8_0"]["metrics"]["accuracy"]["detectable"]
-    assert said.startswith("Q8_0 and adapter are not told apart: -1.7 points (")
-    assert f"a true difference of {100 * detectable:.1f} points would have been seen with a chance of 80%" in said
+    assert said.startswith("The difference between Q8_0 and adapter is not significant: -1.7 points (")
+    assert f"60 rows detect a true difference of {100 * detectable:.1f} points with a power of 80%" in said
 
 
 def test_a_slice_that_got_worse_is_named(report: Any) -> None:
@@ -295,7 +302,7 @@ def chosen(
         ((5, 5, 7), {}, "Q4_0"),  # a loss of just 0.02
         ((5, 5, 8), {}, "Q8_0"),
         ((5, 9, 9), {}, "F16"),
-        ((5, 9, 9), {"of": "Q8_0"}, "Q4_0"),
+        ((5, 9, 9), {"reference": "Q8_0"}, "Q4_0"),
         ((5, 9, 4), {}, "Q4_0"),
         ((5, 5, 8), {"smallest_within": 0.03}, "Q4_0"),
     ],
@@ -324,8 +331,8 @@ def test_none_may_be_good_enough(report: Any) -> None:
 
 def test_what_cannot_be_chosen_by(report: Any) -> None:
     with pytest.raises(UsageError, match="compares with 'Q2_K', which is not among the GGUF files"):
-        chosen(report, (5, 5, 5), of="Q2_K")
-    with pytest.raises(UsageError, match="cannot go by the metric 'rouge_l'"):
+        chosen(report, (5, 5, 5), reference="Q2_K")
+    with pytest.raises(UsageError, match="cannot compare files by the metric 'rouge_l'"):
         chosen(report, (5, 5, 5), metric="rouge_l")
 
 
@@ -428,8 +435,8 @@ def test_generation_counts_words(report: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "wanted", "said"),
     [
-        ("classify", ["z"], r"x\.csv row 1: 'z' is not one of the labels"),
-        ("extract", ["{"], "the answer wanted is not JSON"),
+        ("classify", ["z"], r"x\.csv row 1: the reference answer 'z' is not one of the labels"),
+        ("extract", ["{"], "the reference answer is not JSON"),
     ],
 )
 def test_a_row_whose_answer_cannot_be_wanted(report: Any, kind: str, wanted: list[str], said: str) -> None:
@@ -444,7 +451,7 @@ def test_models_are_compared_on_the_same_rows_only(report: Any) -> None:
 
 def test_a_model_is_given_once(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     twice = [artifacts["predictions"]] * 2
-    with pytest.raises(UsageError, match="two of the models are both called"):
+    with pytest.raises(UsageError, match="two of the models have the name"):
         evaluate.run(EvaluateConfig(), predictions=twice, prepared=artifacts["prepared"], out=tmp_path)
 
 

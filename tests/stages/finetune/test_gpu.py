@@ -68,7 +68,7 @@ def test_transformers_trains_on_it(plain: dict[str, Any]) -> None:
 @needs_unsloth
 @pytest.mark.parametrize("load_4bit", ["false", "true"])
 def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
-    metrics = trained(desk, tmp_path / "desk", f"--set=finetune.load_4bit={load_4bit}")
+    metrics = trained(desk, tmp_path / "desk", f"--set=finetune.load_in_4bit={load_4bit}")
     assert metrics["backend"] == "unsloth"  # which is what `auto` takes here
     near = 0.3 if load_4bit == "true" else 0.1  # rounding weights that are random costs more than usual
     for loss in ("train_loss", "validation_loss", "validation_loss_before"):

@@ -254,7 +254,7 @@ def child_slmctl(*args: str) -> None:
 def test_unsloth_itself_trains(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     sets = [f"--set=finetune.{key}={json.dumps(value)}" for key, value in RECIPE.items()]
-    options = [*sets, "--set=finetune.backend=unsloth", f"--set=finetune.load_4bit={load_4bit}"]
+    options = [*sets, "--set=finetune.backend=unsloth", f"--set=finetune.load_in_4bit={load_4bit}"]
     said = in_child("child_slmctl", tmp_path, "-C", str(folder), "finetune", "--json", *options, UNSLOTH_FORCE_CPU="1")
     metrics = json.loads(said)["metrics"]  # and not a word more on stdout
     assert metrics["backend"] == "unsloth"

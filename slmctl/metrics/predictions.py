@@ -1,0 +1,75 @@
+"""predictions artifact -> typed records: what `predict` writes, and `evaluate` and `calibrate` read."""
+
+from __future__ import annotations
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from slmctl.artifacts.artifact import Artifact
+from slmctl.reports.evaluation_report import LatencyFigures, require_type
+
+
+class PredictionFacts(TypedDict):
+    """The model that answered, and the speed of its answers: the metrics of a predictions artifact.
+
+    `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
+    resumed from an earlier run.
+    """
+
+    model: str
+    kind: str
+    split: str
+    size: int | None
+    sha256: str
+    latency_ms: NotRequired[LatencyFigures | None]
+    rows_per_s: NotRequired[float | None]
+    engine: NotRequired[str | None]
+    prompt_lists_labels: NotRequired[bool]
+    shots: NotRequired[int]
+    not_sent: NotRequired[int]
+    failed: NotRequired[int]
+
+
+class Prediction(TypedDict):
+    """One line of `predictions.jsonl`.
+
+    `expected` is the record's reference answer; `answer` is None for a row that was not sent or not answered.
+    """
+
+    id: str
+    answer: str | None
+    expected: str
+    confidence: NotRequired[float | None]
+    labels: NotRequired[dict[str, float]]
+    logprobs: NotRequired[list[float]]
+    raw_logprobs: NotRequired[list[float]]
+    prompt_tokens: NotRequired[int | None]
+    completion_tokens: NotRequired[int | None]
+    not_sent: NotRequired[str]
+
+
+def facts_of(predictions: Artifact) -> PredictionFacts:
+    """The metrics of a predictions artifact.
+
+    Raises:
+        IntegrityError: The manifest holds none, or a value of another type.
+    """
+    facts: PredictionFacts = require_type(
+        PredictionFacts, predictions.metrics, where=f"the manifest of {predictions.path}", hint="slmctl predict"
+    )
+    return facts
+
+
+def read_predictions(predictions: Artifact) -> list[Prediction]:
+    """Every line of `predictions.jsonl`, in order.
+
+    Raises:
+        IntegrityError: There is no such file, or a line is not a prediction.
+    """
+    path = predictions.file("predictions.jsonl")
+    with path.open("rb") as stream:
+        return [
+            require_type(Prediction, line, where=f"{path} line {number}", hint="slmctl predict")
+            for number, line in enumerate(stream, 1)
+        ]
