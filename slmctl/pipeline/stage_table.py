@@ -40,7 +40,7 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=2),
         Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare",
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=4),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=5),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=3, resumes=True,
