@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 LIMIT_BYTES = 1 << 29  # of address space
 LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
 FLUSH_S = 0.05  # seconds that an answer may be kept
+ROW_TEMPLATE = "{# row #}"  # a template over the columns of a row begins with this comment
 LONGEST = 16 << 20  # characters of a rendered conversation
 
 _REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError,
@@ -53,7 +54,15 @@ def render(source: str, values: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+    return (_row_environment() if source.startswith(ROW_TEMPLATE) else _environment()).from_string(source)
+
+
+@functools.cache
+def _row_environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox for a template over the columns of a row: blanks stay, and a missing value is a fault."""
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)  # jinja's own is for HTML
+    return environment
 
 
 @functools.cache

@@ -10,7 +10,6 @@ columns            any columns; `input` and `output` name two of them, or are te
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +17,16 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.sources.rows import listed
 from slmctl.sources.rows.cells import MAX_DEPTH, is_deeper
+from slmctl.task import chat_template
+from slmctl.task.chat_template import TemplateLimitError, TemplateRefusedError
+from slmctl.task.chat_template_child import ROW_TEMPLATE
 from slmctl.task.records import RowRejectedError
 
 Columns = Mapping[str, Any]
@@ -44,6 +46,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 MAX_TEMPLATE = 10_000_000  # characters that a template may make of one row
+TEMPLATE_S = 5.0  # for one text of one row
 
 
 @dataclass(frozen=True)
@@ -143,23 +146,29 @@ def _description(spec: str) -> str:
 
 
 def _text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
-    """A function that makes a text of a row: the cell of a column, or a template filled with the row's cells."""
+    """A function that makes a text of a row: the cell of a column, or a template filled with the row's cells.
+
+    A template is rendered in the bounded process that renders chat templates. The function raises DataError where one
+    takes more time or memory than it may: it would for other rows, too.
+    """
     if not _is_template(spec):
         _require(source, columns, spec)
         return lambda row: cell(row.get(spec))
-    try:
-        template = _environment().from_string(spec)
-        names = jinja2.meta.find_undeclared_variables(_environment().parse(spec))
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{source.title}: the template {spec!r} is not valid: {error.message}") from None
-    for name in sorted(names - set(_environment().globals)):
+    names = _names_in(source, spec)
+    for name in sorted(names.required):
         _require(source, columns, name)
+    used = names.loaded & set(columns)
 
     def fill(row: Columns) -> str:
+        values = {name: cell(row.get(name)) for name in used}
         try:
-            text = template.render({name: cell(row.get(name)) for name in names}).strip()
-        except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError, MemoryError) as error:
-            raise RowRejectedError("template fails", f"the template {spec!r} fails: {error}") from None
+            text = chat_template.render(ROW_TEMPLATE + spec, values, budget_s=TEMPLATE_S).strip()
+        except TemplateRefusedError as error:
+            reason = error.message.partition(": ")[2]
+            raise RowRejectedError("template fails", f"the template {spec!r} fails: {reason}") from None
+        except TemplateLimitError as error:
+            reason = error.message.replace("the chat template", "it")
+            raise DataError(f"{source.title}: the template {spec!r} cannot be filled: {reason}") from None
         if len(text) > MAX_TEMPLATE:
             raise RowRejectedError("template fails", f"the template {spec!r} makes {len(text)} characters")
         return text
@@ -167,11 +176,28 @@ def _text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[
     return fill
 
 
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)  # jinja's own is for HTML
-    return environment
+@dataclass(frozen=True)
+class _Names:
+    """The names that a template reads, and those of them that must be columns."""
+
+    loaded: frozenset[str]
+    required: frozenset[str]
+
+
+def _names_in(source: Source, spec: str) -> _Names:
+    """The names in a template; it is parsed and not compiled, since jinja computes constants when it compiles."""
+    environment = ImmutableSandboxedEnvironment()
+    try:
+        nodes = list(environment.parse(spec).find_all(jinja2.nodes.Name))
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"{source.title}: the template {spec!r} is not valid: {error.message}") from None
+    except RecursionError:
+        raise DataError(f"{source.title}: the template is nested too deeply") from None
+    loaded = frozenset(node.name for node in nodes if node.ctx == "load")
+    assigned = {node.name for node in nodes if node.ctx != "load"}
+    return _Names(
+        loaded, loaded - assigned - set(environment.globals) - {"loop", "self", "caller", "varargs", "kwargs"}
+    )
 
 
 def cell(value: Any) -> str:
