@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -27,8 +28,9 @@ import pytest
 from pyarrow import parquet
 from support.workbooks import cell, row, write_ods, write_xlsx
 
-from slmctl.config import PrepareConfig, recipe
-from slmctl.errors import UsageError
+from slmctl.config import PrepareConfig, Source, recipe
+from slmctl.errors import DataError, UsageError
+from slmctl.stages.prepare import conversation_formats
 
 TORTURE = os.environ.get("SLMCTL_TORTURE") == "1"
 SCALE = 10 if TORTURE else 1
@@ -331,3 +333,29 @@ def test_a_path_of_the_config_that_is_too_long_is_refused(tmp_path: Path) -> Non
         section = PrepareConfig.model_validate({"task": {"kind": "extract", "schema": tmp_path / name}})
         with pytest.raises(UsageError, match=r"cannot be read|does not exist"):
             recipe(section)
+
+
+TEMPLATES = {
+    "a product of loops": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+    "a text that doubles": "{% set t = namespace(x=body) %}{% for a in range(60) %}{% set t.x = t.x ~ t.x %}"
+    "{% endfor %}",
+    "a constant that is computed early": "{{ body }}{{ 'a' * 9999999999 }}",
+    "a filter of constants": "{{ body }}{{ 'a' | center(9999999999) }}",
+    "a format": "{{ body }}{{ '%9999999999d' % 1 }}",
+    "a power": "{{ body }}{{ 9 ** (9 ** 9) }}",
+    "a list of lists": "{% for a in body|list * 9999999 %}{{ body|list * 9999999 }}{% endfor %}",
+    "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ body }}",
+    "parentheses": "{{ " + "(" * 20_000 + "body" + ")" * 20_000 + " }}",
+    "minus signs": "{{ " + "-" * 5_000 + "1 }}{{ body }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_over_columns_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation_formats, "TEMPLATE_S", 1.0)
+    source = Source.model_validate({"path": "a.csv", "input": TEMPLATES[name], "output": "label"})
+    begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError):
+        conversation_formats.recognise(source, ["body", "label"]).read({"body": "abc" * 100, "label": "x"})
+    assert time.monotonic() - begun < SECONDS
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB of this process
