@@ -140,12 +140,12 @@ def one(side: str, project: Path) -> dict[str, Any]:
             times.append(time.perf_counter())
 
     torch.manual_seed(0)
-    order = list(trainer.Order([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
+    order = list(trainer.LengthGroupedSampler([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
     tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM * BATCH :])
     found: dict[str, Any] = {"name": project.name}
     if side == "slmctl":
         model = finetune.load_transformers(recipe, base.path)
-        layer_replacement.install(model)
+        layer_replacement.install_kernels(model)
         bench = project / "runs" / ".bench"
         sft: Any = finetune.make_trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
         sft.checkpoints = None
@@ -180,13 +180,13 @@ def one(side: str, project: Path) -> dict[str, Any]:
             callbacks=[Clock()],
         )  # fmt: skip
         sft.train()
-    found["rss_gb"] = memory_estimate.peak() / 1e9
+    found["rss_gb"] = memory_estimate.peak_bytes() / 1e9
     if side != "slmctl":
         model.eval()
         total, count = 0.0, 0
         with torch.no_grad():
             for start in range(0, len(held), BATCH):
-                (batch,) = trainer.LeftPadded(0)(held[start : start + BATCH])
+                (batch,) = trainer.PaddedBatches(0)(held[start : start + BATCH])
                 total += float(trainer.padded_loss(model, batch))
                 count += int((batch["labels"] != IGNORED).sum())
         loss = total / count
@@ -220,7 +220,7 @@ def _products(model: Any, trainer: Any, times: list[float], warm: int) -> dict[s
     kind = next(m.weight.dtype for m in core.modules() if type(m).__name__ == "FrozenLinear")
     return {
         "gflops_per_s": operations / (times[-1] - times[warm - 1]) / 1e9,
-        "peak_gflops_per_s": matmul_benchmark.rate(kind, rows=2048, width=2048),
+        "peak_gflops_per_s": matmul_benchmark.gflops(kind, rows=2048, width=2048),
         "computed_share": trainer.progress.computed / trainer.progress.real,
     }
 

@@ -47,20 +47,20 @@ def main() -> None:
         scratch = Path(place)
         lossless = gguf_files.convert(config, merged, base, scratch)
         tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path)
-        parity.ROWS = options.held_out
+        parity.COMPARED_RECORDS = options.held_out
         wanted = parity.reference(model, tokenizer, task, held_out)
 
         def kl(path: Path) -> dict[str, float]:
             logits = scratch / "logits.npy"
             quantizer.probe(path, texts=[], end=task.end, rows=wanted.rows, logits=logits)
-            return parity.compare(wanted.logits, np.load(logits, mmap_mode="r"))
+            return parity.compare_logits(wanted.logits, np.load(logits, mmap_mode="r"))
 
-        def ladder(matrix: gguf_files.Matrix, count: int) -> dict[str, dict[str, float]]:
-            targets = [quantizer.Target(name, scratch / "made.gguf", bool(matrix)) for name in options.types]
+        def ladder(matrix: gguf_files.ImportanceMatrix, count: int) -> dict[str, dict[str, float]]:
+            targets = [quantizer.QuantizedFile(name, scratch / "made.gguf", bool(matrix)) for name in options.types]
             gguf_files.save(matrix, scratch / "importance.npz")
             found = {}
             for target in targets:
-                list(quantizer.ladder(lossless.path, [target], importance=scratch / "importance.npz", rows=count))
+                list(quantizer.quantize_all(lossless.path, [target], importance=scratch / "importance.npz", rows=count))
                 found[target.type] = kl(target.path) | {"size": target.path.stat().st_size}
                 sys.stderr.write(f"{count} records, {target.type}: {json.dumps(found[target.type])}\n")
             return found

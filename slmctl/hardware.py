@@ -1,4 +1,4 @@
-"""The accelerator and the processor of this machine, found without importing torch."""
+"""The accelerator and the processor of this machine, detected without importing torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 # The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
-NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
+DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
 
 
 def accelerator() -> str:
     """`cuda`, `rocm`, or the empty text without an accelerator or where CUDA_VISIBLE_DEVICES hides it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ""
-    return next((kind for node, kind in NODES.items() if Path(node).exists()), "")
+    return next((kind for node, kind in DEVICE_NODES.items() if Path(node).exists()), "")
 
 
 def cpu_flags() -> frozenset[str]:

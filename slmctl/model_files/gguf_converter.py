@@ -24,12 +24,12 @@ from slmctl.network import guard, package_index
 
 PACKAGE = "llama-cpp-python"
 SCRIPT, LORA_SCRIPT = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
-SEAL = "seal.json"  # sha256 of every file, and of the source package they came from
-WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
-INSIDE = "vendor/llama.cpp"
+SEAL_FILE = "seal.json"  # sha256 of every file, and of the source package they came from
+KEPT_PATHS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+LLAMA_CPP_FOLDER = "vendor/llama.cpp"
 
-# Source packages that were looked at; another version is trusted as the package index serves it.
-KNOWN = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
+# sha256 of source packages that were reviewed; another version is trusted as the package index serves it.
+SOURCE_SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
 
 
 def version() -> str:
@@ -45,7 +45,7 @@ def version() -> str:
 
 
 def folder() -> Path:
-    """Where the converter of the installed version belongs."""
+    """The folder for the converter of the installed version, below the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "slmctl" / f"converter-{version()}"
 
@@ -53,29 +53,29 @@ def folder() -> Path:
 def state() -> str:
     """`ready`, `missing` or `damaged: …`."""
     place = folder()
-    if not (place / SEAL).exists():
+    if not (place / SEAL_FILE).exists():
         return "missing"
-    sealed = json.loads((place / SEAL).read_bytes())
+    sealed = json.loads((place / SEAL_FILE).read_bytes())
     return "ready" if sealed["files"] == _hashes(place) else f"damaged: {place} has changed since it was fetched"
 
 
 def source_hash() -> str:
     """sha256 of the source package that the converter came from."""
-    return str(json.loads((folder() / SEAL).read_bytes())["source"])
+    return str(json.loads((folder() / SEAL_FILE).read_bytes())["source"])
 
 
 def require() -> Path:
-    """The folder of a converter that is whole.
+    """The folder of the converter, verified.
 
     Raises:
         MissingError: It was never fetched.
         IntegrityError: It has changed since.
     """
-    found = state()
-    if found == "missing":
+    status = state()
+    if status == "missing":
         raise MissingError(f"the GGUF converter of {PACKAGE} {version()} is missing", hint="slmctl doctor --fix")
-    if found != "ready":
-        raise IntegrityError(f"the GGUF converter is {found}", hint=f"rm -r {folder()} && slmctl doctor --fix")
+    if status != "ready":
+        raise IntegrityError(f"the GGUF converter is {status}", hint=f"rm -r {folder()} && slmctl doctor --fix")
     return folder()
 
 
@@ -84,7 +84,7 @@ def fetch() -> Path:
 
     Raises:
         NetworkError: pip could not fetch it.
-        IntegrityError: It is not the package that is known under this version.
+        IntegrityError: Its sha256 is not the one in SOURCE_SHA256.
     """
     number, place = version(), folder()
     with atomic.folder(place) as out:
@@ -92,10 +92,12 @@ def fetch() -> Path:
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
             digest = sha256_file(packages[0]).removeprefix("sha256:")
-            if KNOWN.get(number, digest) != digest:
-                raise IntegrityError(f"the source of {PACKAGE} {number} has sha256 {digest}, known is {KNOWN[number]}")
+            if SOURCE_SHA256.get(number, digest) != digest:
+                raise IntegrityError(
+                    f"the source of {PACKAGE} {number} has sha256 {digest}, expected {SOURCE_SHA256[number]}"
+                )
             _unpack(packages[0], out)
-        (out / SEAL).write_bytes(canonical({"source": digest, "files": _hashes(out)}))
+        (out / SEAL_FILE).write_bytes(canonical({"source": digest, "files": _hashes(out)}))
     return place
 
 
@@ -155,14 +157,16 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
 
 
 def _hashes(place: Path) -> dict[str, str]:
-    return {entry.path: entry.sha256 for entry in scan(place) if entry.path != SEAL and "__pycache__" not in entry.path}
+    return {
+        entry.path: entry.sha256 for entry in scan(place) if entry.path != SEAL_FILE and "__pycache__" not in entry.path
+    }
 
 
 def _unpack(package: Path, out: Path) -> None:
     with tarfile.open(package) as archive:
         for member in archive:
-            _, _, name = member.name.partition(INSIDE + "/")
-            if not (member.isfile() and name.startswith(WANTED)) or ".." in PurePosixPath(name).parts:
+            _, _, name = member.name.partition(LLAMA_CPP_FOLDER + "/")
+            if not (member.isfile() and name.startswith(KEPT_PATHS)) or ".." in PurePosixPath(name).parts:
                 continue
             target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)

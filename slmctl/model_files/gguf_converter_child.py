@@ -1,4 +1,4 @@
-"""The child process of `converter`: llama.cpp's own script, with three loops over the vocabulary made faster.
+"""The child process of `gguf_converter`: llama.cpp's own script, with three loops over the vocabulary made faster.
 
     python gguf_converter_child.py FOLDER SCRIPT ARGUMENT...
 
@@ -17,11 +17,11 @@ import types
 from pathlib import Path
 from typing import Any
 
-MANY = 1000  # items from which an array is packed as a whole
+LONG_ARRAY = 1000  # items from which an array is packed as a whole
 
 
 def pack_array(items: list[Any], value_type: Any) -> bytes | None:
-    """A GGUF array of texts or 32-bit integers, or None when it is another kind of array."""
+    """A GGUF array of texts, 32-bit integers or floats as bytes; None for items of another type."""
     kinds = {type(item) for item in items}
     if kinds == {str}:
         parts = [struct.pack("<IQ", value_type.STRING, len(items))]
@@ -37,7 +37,7 @@ def pack_array(items: list[Any], value_type: Any) -> bytes | None:
 
 
 def joined(merges: Any) -> Any:
-    """Pairs of a tokenizer's merges as the texts that the script makes of them: a space inside a part is U+0120."""
+    """Merges given as pairs, as the texts that the script makes of them: a space inside a part is U+0120."""
     if isinstance(merges, list) and merges and isinstance(merges[0], list) and len(merges[0]) == 2:
         return [f"{a.replace(' ', chr(288))} {b.replace(' ', chr(288))}" for a, b in merges]
     return merges
@@ -48,7 +48,7 @@ def install(gguf: Any) -> None:
     slow, value_type = gguf.GGUFWriter._pack_val, gguf.GGUFValueType
 
     def pack(self: Any, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
-        if vtype == value_type.ARRAY and isinstance(val, list) and len(val) >= MANY and sub_type is None:
+        if vtype == value_type.ARRAY and isinstance(val, list) and len(val) >= LONG_ARRAY and sub_type is None:
             packed = pack_array(val, value_type) if self.endianess == gguf.GGUFEndian.LITTLE else None
             if packed is not None:
                 return (struct.pack("<I", vtype) if add_vtype else b"") + packed
@@ -67,7 +67,7 @@ def install(gguf: Any) -> None:
 
 
 def main() -> None:
-    """Run the script with its arguments, as if it had been started itself."""
+    """Run the script with its arguments as the main program."""
     place, script = Path(sys.argv[1]), sys.argv[2]
     sys.path[0] = str(place)
     sys.path.insert(1, str(place / "gguf-py"))

@@ -1,11 +1,12 @@
-"""An HF folder as tokenizer and model: only safetensors, no code from the folder, no noise.
+"""An HF model folder as tokenizer and model of transformers: safetensors only, no code from the folder.
 
-The one place that loads with transformers; it is imported by stages only.
+The one place that loads with transformers; stages import it.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,15 @@ from typing import Any
 import safetensors.torch
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmctl.errors import DataError
+from slmctl.model_files import foreign_json
+
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
+             ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
 
 # The libraries' deprecations are addressed to who calls them, which is slmctl and not its user.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
@@ -24,9 +31,9 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-# Keys of a model folder's JSON that have a loader import code which the folder, or a repository, brings.
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # large, and data to every loader
-CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
+# Keys of a model folder's JSON that make a loader import code from the folder or from a repository.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json")  # large, and data to every loader
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "parent_library")
 
 
 def refuse_code(folder: Path) -> None:
@@ -40,13 +47,13 @@ def refuse_code(folder: Path) -> None:
         pickles = [
             path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
         ]
-        found = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
-        raise DataError(f"the base has {found}", hint="take a base with .safetensors, or a .gguf file")
+        weights = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
+        raise DataError(f"the base has {weights}", hint="take a base with .safetensors, or a .gguf file")
 
 
 def _refuse_named_code(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
-        if path.name not in VOCABULARIES and (key := _names_code(path)):
+        if path.name not in VOCABULARY_FILES and (key := _code_key(path)):
             raise DataError(
                 f"{path.name} of the base has '{key}': it would run the model author's Python code",
                 hint="take a base whose architecture transformers knows",
@@ -54,12 +61,12 @@ def _refuse_named_code(folder: Path) -> None:
 
 
 def refuse_code_of_adapter(settings: dict[str, Any]) -> None:
-    """Refuse an adapter whose settings have PEFT import a module that they name.
+    """Refuse an adapter whose settings would make PEFT, or another loader, import a module that they name.
 
-    What a plain LoRA of PEFT says of its base (`auto_mapping`) and the name that it gives Megatron are not imported.
+    `auto_mapping` of a model of transformers and PEFT's own name of Megatron are harmless: nothing is imported.
 
     Raises:
-        DataError: They do, or would have another loader do it.
+        DataError: They would.
     """
     mapping = settings.get("auto_mapping") or {}
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
@@ -76,48 +83,108 @@ def refuse_code_of_adapter(settings: dict[str, Any]) -> None:
         )
 
 
-def _names_code(path: Path) -> str:
-    """The key of a JSON file that names code to load: of the model's folder, or of the hub."""
-    try:
-        left: list[Any] = [json.loads(path.read_bytes())]
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name} of the base is not readable JSON: {error}") from None
+def _code_key(path: Path) -> str:
+    """The first key of a JSON file that names code to load, from the folder or the hub; empty for none."""
+    left: list[Any] = [foreign_json.read_object(path)]
     while left:
         value = left.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
-            if (key in CODE and inner) or (key.endswith("attn_implementation") and "/" in str(inner)):
+            if (key in CODE_KEYS and inner) or (key.endswith("attn_implementation") and "/" in str(inner)):
                 return str(key)
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return ""
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; it looks nowhere else."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, **options
-    )
+    """Load the tokenizer of a folder, without the network.
+
+    Raises:
+        DataError: transformers cannot read its files.
+    """
+    with _Refusals(folder, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
     return tokenizer
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """The model in a folder, ready to be read from (no dropout).
+    """Load the model of a folder, in evaluation mode (no dropout).
 
     Raises:
-        DataError: Its config names code.
+        DataError: Its config names code, or transformers cannot read its files.
     """
     _refuse_named_code(folder)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
-    )
+    with _Refusals(folder, "model"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
     return model.eval()
+
+
+class _Refusals(contextlib.AbstractContextManager[None]):
+    """Turns what transformers, tokenizers and safetensors raise on files that they cannot read into a DataError.
+
+    A full memory, a full disk and a missing package are no fault of the files, and pass.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.folder, self.part = folder, part
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        of_rust = type(error) is Exception and "(os error" not in str(error)  # tokenizers has no type of its own
+        memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        system = isinstance(error, OSError) and error.errno is not None
+        if of_rust or (isinstance(error, _REFUSALS) and not memory and not system):
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DataError(
+                f"the {self.part} in {self.folder.name} cannot be loaded: {reason}",
+                hint="take a model that this transformers loads: pip show transformers",
+            ) from error
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write safetensors, the same bytes for the same tensors.
 
-    The library's own writer makes an error of its own of a full or a broken disk, and a file that only its owner reads.
+    The library's own writer raises no OSError for a full disk, and makes a file that only its owner can read.
 
     Raises:
         OSError: It cannot be written.
     """
     path.write_bytes(safetensors.torch.save(dict(sorted(tensors.items())), metadata={"format": "pt"}))
+
+
+def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, gguf: str = "") -> None:
+    """Build the model that a config describes, without memory for weights, and compare it with stored tensors.
+
+    Args:
+        shapes: Shapes of the stored tensors by name.
+        gguf: The GGUF file in the folder whose metadata is the config; empty for `config.json`.
+
+    Raises:
+        DataError: The config describes no model, or one of other layers, shapes or size than the tensors have.
+    """
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    with _Refusals(folder, "config"):
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        layers = config.get_text_config().num_hidden_layers
+        if not isinstance(layers, int) or not 0 <= layers <= len(shapes):
+            raise DataError(f"the config in {folder.name} has {layers} layers, and there are {len(shapes)} tensors")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if getattr(config, "quantization_config", None) is not None and not gguf:
+        return  # its weights are packed: neither shapes nor numbers of elements are the model's
+    if described > 2 * stored:
+        raise DataError(f"the config in {folder.name} describes {described} weights, and the files hold {stored}")
+    if gguf:
+        return  # its tensors have other names
+    for name, parameter in model.state_dict().items():
+        if name in shapes and tuple(parameter.shape) != tuple(shapes[name]):
+            raise DataError(
+                f"the config in {folder.name} describes '{name}' as {tuple(parameter.shape)}, "
+                f"and the file holds {tuple(shapes[name])}"
+            )

@@ -1,10 +1,11 @@
-"""llama.cpp on files, in a child process: a ladder of quantizations, and what a file reads and computes.
+"""llama.cpp on GGUF files, in a child process: quantize one, and probe its tokens and logits.
 
-A child, since a crash of native code must not take the caller along; it gets no secrets in its environment.
+A child, since a crash of native code must not end the caller; it gets no secrets in its environment.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -21,8 +22,8 @@ from slmctl.inference.engine import usable_cores
 
 
 @dataclass(frozen=True)
-class Target:
-    """A file to write: its type, its place, and whether the importance matrix weighs its errors."""
+class QuantizedFile:
+    """A GGUF file to write: its quantization type, its path, and if the importance matrix weighs its errors."""
 
     type: str
     path: Path
@@ -30,20 +31,41 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Token ids to compute, and the positions whose next-token logits are wanted."""
+class LogitRequest:
+    """Token ids to compute, and the positions whose next-token logits are kept."""
 
     tokens: list[int]
     positions: list[int]
 
 
-def ladder(source: Path, targets: Sequence[Target], *, importance: Path | None = None, rows: int = 0) -> Iterator[str]:
+@dataclass(frozen=True)
+class ProbeResult:
+    """How llama.cpp reads texts with a GGUF file.
+
+    Attributes:
+        vocabulary: Number of tokens.
+        end_token: Id of the end token.
+        end_of_turn: Token ids of the text that ends a turn.
+        ends: That text's first token stops generation.
+        tokens: Token ids of every text.
+    """
+
+    vocabulary: int
+    end_token: int
+    end_of_turn: list[int]
+    ends: bool
+    tokens: list[list[int]]
+
+
+def quantize_all(
+    source: Path, targets: Sequence[QuantizedFile], *, importance: Path | None = None, rows: int = 0
+) -> Iterator[str]:
     """Write a quantization of a lossless GGUF for every target; yields each type when its file is there.
 
     Args:
         source: A GGUF in F32, F16 or BF16.
-        importance: An `.npz` of float32 vectors by tensor name, for the targets that are weighted.
-        rows: How many records it was computed from, for the files' metadata.
+        importance: An `.npz` of float32 vectors by tensor name, for the weighted targets.
+        rows: Number of records it was computed from, for the files' metadata.
 
     Raises:
         StageError: llama.cpp does not know a type, or could not write a file.
@@ -55,7 +77,7 @@ def ladder(source: Path, targets: Sequence[Target], *, importance: Path | None =
     }  # fmt: skip
     left = [target.type for target in targets]
     try:
-        for answer in _child("ladder", order):
+        for answer in _child("quantize", order):
             left.remove(answer["type"])
             yield answer["type"]
     except ChildError as error:
@@ -63,14 +85,22 @@ def ladder(source: Path, targets: Sequence[Target], *, importance: Path | None =
 
 
 def probe(
-    model: Path, *, texts: Sequence[str], end: str, rows: Sequence[Row] = (), logits: Path, lora: Path | None = None
-) -> dict[str, Any]:
-    """How a GGUF reads texts, what ends its answers, and what it computes.
+    model: Path,
+    *,
+    texts: Sequence[str],
+    end: str,
+    rows: Sequence[LogitRequest] = (),
+    logits: Path,
+    lora: Path | None = None,
+) -> ProbeResult:
+    """Tokenize texts with a GGUF file, and compute logits with it.
 
-    Returns:
-        `vocabulary` (tokens), `end_token`, `end_of_turn` (token ids of `end`), `ends` (whether that stops an
-        answer), `tokens` (ids of every text). The logits of all positions are then in the file `logits`, a
-        float32 array (positions, vocabulary).
+    Args:
+        texts: Texts to tokenize.
+        end: The text that ends a turn.
+        rows: Token ids to compute.
+        logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
+        lora: An adapter to put on the model.
 
     Raises:
         StageError: The file cannot be loaded or computed.
@@ -79,17 +109,17 @@ def probe(
         "model": str(model), "lora": str(lora) if lora else None, "threads": usable_cores(), "texts": list(texts),
         "end": end, "rows": [row.__dict__ for row in rows], "logits": str(logits),
     }  # fmt: skip
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     try:
         for answer in _child("probe", order):
-            found |= answer
+            fields |= answer
     except ChildError as error:
         raise StageError(f"{model.name} cannot be used: {error}") from None
-    return found
+    return ProbeResult(**{field.name: fields[field.name] for field in dataclasses.fields(ProbeResult)})
 
 
 class ChildError(StageError):
-    """The child failed; `log` holds all that it said."""
+    """The child failed; `log` holds its whole stderr."""
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
@@ -118,21 +148,21 @@ def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
             ended = True
         finally:
-            if not ended:  # nobody wants the rest
+            if not ended:  # the caller stopped reading
                 child.kill()
             code = child.wait()
         if code != 0:
             log.seek(0)
-            said = log.read().decode(errors="replace")
-            raise ChildError(_reason(said, code), said)
+            stderr = log.read().decode(errors="replace")
+            raise ChildError(_reason(stderr, code), stderr)
 
 
 def _reason(log: str, code: int) -> str:
-    """The line that says why: llama.cpp's own, else the last one."""
+    """The line of the log with the reason: llama.cpp's own, else the last one."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    known = [line for line in lines if "failed to quantize:" in line or "error loading model" in line]
-    if known:
-        return known[-1].partition(": ")[2] or known[-1]
+    reasons = [line for line in lines if "failed to quantize:" in line or "error loading model" in line]
+    if reasons:
+        return reasons[-1].partition(": ")[2] or reasons[-1]
     killed = f"killed by signal {-code}" if code < 0 else f"exit {code}"
     return killed if not lines or code < 0 else lines[-1]
 

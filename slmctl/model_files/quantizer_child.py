@@ -1,10 +1,10 @@
-"""The child process of `quantize`: llama.cpp writes quantized files, and says how a file reads and computes.
+"""The child process of `quantizer`: llama.cpp quantizes GGUF files and probes them.
 
-    python -m slmctl.model_files.quantizer_child ladder   one lossless GGUF -> a file for every type asked
-    python -m slmctl.model_files.quantizer_child probe    a GGUF -> its vocabulary, token ids, end of turn and logits
+    python -m slmctl.model_files.quantizer_child quantize   one lossless GGUF -> a file of every requested type
+    python -m slmctl.model_files.quantizer_child probe      a GGUF -> its vocabulary, token ids, end of turn, logits
 
-The order comes as JSON on stdin; answers go to stdout as JSON lines. What the engine serves, `_llama`
-computes; this module measures files before they count, and imports llama_cpp for nothing else.
+The order comes as JSON on stdin; answers go to stdout as JSON lines. The engine that serves is
+`slmctl.inference.llama_child`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
-SLAB = 64 << 20  # bytes of rows that llama.cpp holds at once; its own limit is 8 GiB
+MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own limit is 8 GiB
 
 
-def ladder(order: dict[str, Any], send: Any) -> None:
+def quantize_all(order: dict[str, Any], send: Any) -> None:
     """Write `{"source", "threads", "importance", "rows", "targets": [{"type", "path", "weighted"}]}`."""
     weights = dict(np.load(order["importance"])) if order["importance"] else {}
     for target in order["targets"]:
         params = lc.llama_model_quantize_default_params()
         params.ftype = ftype(target["type"])
         params.nthread = order["threads"]
-        params.max_buf_size = SLAB
+        params.max_buf_size = MAX_BUFFER_BYTES
         kept = _attach(params, weights, order["rows"]) if target["weighted"] else None
         status = lc.llama_model_quantize(order["source"].encode(), target["path"].encode(), params)
-        del kept  # what the parameters point to had to live until here
+        del kept  # the parameters point into it
         if status != 0:
             raise SystemExit(f"llama.cpp could not write {target['path']} as {target['type']} ({status})")
         send(type=target["type"])
@@ -49,7 +49,7 @@ def ftype(type_name: str) -> int:
 
 
 def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int) -> list[Any]:
-    """Point the parameters to an importance matrix, and have the file say that there was one."""
+    """Point the parameters to an importance matrix and to its metadata; returns what must stay alive."""
     entries = (lc.llama_model_imatrix_data * (len(weights) + 1))()  # an entry without a name ends it
     for entry, (name, values) in zip(entries, sorted(weights.items()), strict=False):
         entry.name = name.encode()
@@ -115,12 +115,12 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
         lc.llama_set_adapters_lora(context, (lc.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0))
     batch, filled = lc.llama_batch_init(longest, 0, 1), 0
     for row in rows:
-        wanted = set(row["positions"])
+        positions = set(row["positions"])
         lc.llama_memory_clear(lc.llama_get_memory(context), True)
         batch.n_tokens = len(row["tokens"])
         for k, token in enumerate(row["tokens"]):
             batch.token[k], batch.pos[k], batch.n_seq_id[k] = token, k, 1
-            batch.seq_id[k][0], batch.logits[k] = 0, int(k in wanted)
+            batch.seq_id[k][0], batch.logits[k] = 0, int(k in positions)
         status = lc.llama_decode(context, batch)
         if status != 0:
             raise SystemExit(f"llama_decode failed with {status}")
@@ -131,7 +131,7 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
 
 
 def _tokens(vocab: Any, text: str) -> list[int]:
-    """Token ids of a rendered text as the engine reads it: control tokens as such, none added."""
+    """Token ids of a rendered text as the engine tokenizes it: control tokens parsed, none added."""
     raw = text.encode()
     buffer = (lc.llama_token * (len(raw) + 8))()
     count = lc.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), False, True)
@@ -139,7 +139,7 @@ def _tokens(vocab: Any, text: str) -> list[int]:
 
 
 def main() -> None:
-    """Do what stdin says; stdout is for answers alone, so what llama.cpp prints goes to stderr."""
+    """Run the order on stdin; stdout is for answers alone, so prints of llama.cpp go to stderr."""
     libc = ctypes.CDLL(None)
     if hasattr(
         libc, "prctl"
@@ -152,7 +152,7 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    {"ladder": ladder, "probe": probe}[sys.argv[1]](json.load(sys.stdin), send)
+    {"quantize": quantize_all, "probe": probe}[sys.argv[1]](json.load(sys.stdin), send)
 
 
 if __name__ == "__main__":

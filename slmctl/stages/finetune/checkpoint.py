@@ -24,7 +24,7 @@ from slmctl.artifacts.artifact import canonical, sha256_file
 from slmctl.errors import StageError
 from slmctl.model_files import hf_folder
 
-KEEP = 2  # checkpoints; an older one serves when the newest is damaged
+KEPT_CHECKPOINTS = 2  # checkpoints; an older one serves when the newest is damaged
 HASHES = "hashes.json"
 
 
@@ -35,13 +35,14 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
     with atomic.folder(final, replace=True) as place:
         _fill(place, trainer, random_states)
     kept = sorted(folder.glob("step-*"))
-    later = kept.index(final) + 1  # what an earlier run left behind this step was damaged, and passed over
-    for old in [*kept[later:], *kept[:later][:-KEEP]]:
+    later = kept.index(final) + 1  # later steps are of an earlier run, and damaged: it was not resumed there
+    for old in [*kept[later:], *kept[:later][:-KEPT_CHECKPOINTS]]:
         shutil.rmtree(old)
     return final
 
 
 def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor]) -> None:
+    """Write the files of a checkpoint, the hashes of the others last."""
     weights = trainer.trained()
     _write(weights, place / "weights.safetensors")
     _write(trainer.best_weights, place / "best.safetensors")
@@ -52,9 +53,9 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor]) -> 
     _write(tensors | random_states, place / "optimizer.safetensors")
     trainer.state.save_to_json(str(place / "trainer_state.json"))
     schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
-    known = dataclasses.asdict(trainer.progress)
-    known["best"] = known["best"] if trainer.best_weights else None  # infinity is no JSON
-    (place / "progress.json").write_bytes(canonical({"progress": known, "schedule": schedule}))
+    progress = dataclasses.asdict(trainer.progress)
+    progress["best"] = progress["best"] if trainer.best_weights else None  # infinity is no JSON
+    (place / "progress.json").write_bytes(canonical({"progress": progress, "schedule": schedule}))
     hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}
     (place / HASHES).write_bytes(canonical(hashes))
 
@@ -64,18 +65,18 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
-def passed_over(folder: Path, found: Path | None) -> list[str]:
-    """The names of the checkpoints that are newer than the newest whole one: they are damaged."""
-    return [path.name for path in sorted(folder.glob("step-*")) if found is None or path.name > found.name]
+def newer_than(folder: Path, resumed: Path | None) -> list[str]:
+    """Names of the checkpoints that are newer than the newest whole one: the damaged ones."""
+    return [path.name for path in sorted(folder.glob("step-*")) if resumed is None or path.name > resumed.name]
 
 
-def require_shared(found: Path | None) -> None:
-    """Make sure that all processes go on from the same checkpoint.
+def require_shared(resumed: Path | None) -> None:
+    """Make sure that all processes resume from the same checkpoint.
 
     Raises:
         StageError: They do not: a machine has a folder of its own.
     """
-    names = set(gather_object([found.name if found else "the beginning"]))
+    names = set(gather_object([resumed.name if resumed else "the beginning"]))
     if len(names) > 1:
         raise StageError(
             f"the machines would go on from {' and '.join(sorted(names))}",
@@ -84,7 +85,7 @@ def require_shared(found: Path | None) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of a checkpoint is there, and is what was written."""
+    """True if every file of a checkpoint is there with the hash that was written."""
     try:
         hashes = json.loads((path / HASHES).read_bytes())
         return all(sha256_file(path / name) == value for name, value in hashes.items())
@@ -93,21 +94,21 @@ def is_whole(path: Path) -> bool:
 
 
 def load_weights(trainer: Any, path: Path) -> None:
-    """Weights, best weights and progress."""
+    """Load the adapter's weights, its best weights so far, and the progress."""
     with torch.no_grad():
         for name, value in load_file(path / "weights.safetensors").items():
             trainer.trained()[name].copy_(value)
     trainer.best_weights = {
         name: value.to(trainer.args.device) for name, value in load_file(path / "best.safetensors").items()
     }
-    known = json.loads((path / "progress.json").read_bytes())["progress"]
-    if known["best"] is None:
-        del known["best"]
-    trainer.progress = dataclasses.replace(trainer.progress, **known)
+    progress = json.loads((path / "progress.json").read_bytes())["progress"]
+    if progress["best"] is None:
+        del progress["best"]
+    trainer.progress = dataclasses.replace(trainer.progress, **progress)
 
 
 def load_optimizer(trainer: Any, path: Path) -> None:
-    """The optimizer's moments and the place in the schedule; the loss was logged just before the checkpoint."""
+    """Load the optimizer's moments and the position in the schedule."""
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
     for name, p in trainer.trained().items():
@@ -117,29 +118,30 @@ def load_optimizer(trainer: Any, path: Path) -> None:
             for key, value in tensors.items()
             if key.startswith(prefix)
         }
-    known = json.loads((path / "progress.json").read_bytes())
+    schedule = json.loads((path / "progress.json").read_bytes())["schedule"]
     scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
-    scheduler.last_epoch = known["schedule"]["last_epoch"]
-    scheduler._last_lr = known["schedule"]["rates"]
-    for group, rate in zip(optimizer.param_groups, known["schedule"]["rates"], strict=True):
+    scheduler.last_epoch = schedule["last_epoch"]
+    scheduler._last_lr = schedule["rates"]
+    for group, rate in zip(optimizer.param_groups, schedule["rates"], strict=True):
         group["lr"] = rate
 
 
 def gather_random(accelerator: Any) -> dict[str, torch.Tensor]:
-    """The states of the random generators of every process by name, `random/RANK/GENERATOR`; all must ask for them."""
+    """The states of all processes' random generators as `random/RANK/GENERATOR`; a collective call of all processes."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         alone = accelerator.num_processes == 1  # then it may use every GPU, else one
         states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
         own |= {f"cuda{k:03}": state for k, state in enumerate(states)}
     everyone = gather_object([own])
-    return {f"random/{rank}/{name}": state for rank, known in enumerate(everyone) for name, state in known.items()}
+    return {f"random/{rank}/{name}": state for rank, states in enumerate(everyone) for name, state in states.items()}
 
 
 def load_random(path: Path, accelerator: Any) -> bool:
-    """Set this process's random generators, so that dropout goes on as it would have.
+    """Set this process's random generators, so that dropout continues as without the interruption.
 
-    Returns whether it can: a checkpoint of fewer processes has no state for the others, which then keep their own.
+    Returns:
+        False for a checkpoint of another number of processes: those without a saved state keep their own.
     """
     states = load_file(path / "optimizer.safetensors")
     prefix = f"random/{accelerator.process_index}/"

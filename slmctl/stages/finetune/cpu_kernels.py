@@ -1,14 +1,12 @@
-"""A frozen base under LoRA, computing only what the loss needs.
+"""Autograd functions for training LoRA on a frozen base on a CPU.
 
-What transformers and PEFT compute in some hundred small operations a layer is written here as six
-autograd functions with their own backward: a frozen weight gets no gradient and is multiplied in
-the type that the processor is fastest in, layers that read the same input are one product, LoRA's
-thin products are part of it, and the logits of the whole vocabulary never exist at once. The
-residual stream, norms and attention stay in float32.
+transformers and PEFT compute a layer in some hundred small operations. Six autograd functions with
+their own backward replace them: a frozen weight gets no gradient and is multiplied in
+`finetune.matmul_dtype`, layers that read the same input are one matrix product, LoRA's low-rank
+products are part of it, and the logits are computed block by block of the vocabulary, never as a
+whole. The residual stream, norms and attention stay in float32.
 
-Nothing here is specific to an architecture: a module is replaced where it has the expected parts,
-and only if it then computes what it did before (`install` tries). What stays is transformers' and
-PEFT's own.
+No function is specific to an architecture; `layer_replacement` decides which layers use them.
 """
 
 from __future__ import annotations
@@ -23,19 +21,19 @@ from torch.nn import functional
 
 from slmctl.stages.finetune import packing
 
-BLOCK = 4096  # columns of the vocabulary at a time: what is computed of them stays in the cache
-ROWS = 64  # products have a multiple of so many rows
+VOCABULARY_BLOCK = 4096  # rows of the head computed at a time: their logits stay in the cache
+ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
 
 
 class FrozenLinear(torch.nn.Linear):
-    """A linear layer that only passes gradients on; float32 in and out, whatever type it multiplies in."""
+    """Linear layer with a frozen weight: float32 in and out, multiplied in the weight's own type."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = _Frozen.apply(input, self.weight)
+        product: torch.Tensor = _FrozenProduct.apply(input, self.weight)
         return product if self.bias is None else product + self.bias
 
 
-class _Frozen(Function):
+class _FrozenProduct(Function):
     """x (…, in) float32, weight (out, in) -> (…, out) float32."""
 
     @staticmethod
@@ -64,26 +62,26 @@ class RmsNorm(Function):
 
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / root mean square of x (…, n), (…, 1)."""
+    """Reciprocal of the root mean square, x (…, n) -> (…, 1)."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _norm_backward(g: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
-    """The gradient of x, from that of x * rstd; g is overwritten."""
+    """Gradient of x (…, n) from g, the gradient of x * rstd; g is overwritten."""
     inner = (g * x).sum(dim=-1, keepdim=True).mul_(rstd.pow(3)).div_(-x.shape[-1])
     return g.mul_(rstd).addcmul_(x, inner)
 
 
-class Stack:
-    """Linear layers that read the same input, with their low-rank updates, as one product.
+class StackedLinear:
+    """Linear layers that read the same input, with their LoRA updates, as one matrix product.
 
     All of them lie in one matrix, (out + rank, in + rank):
 
         W | scale B
         A | 0
 
-    so [x, A x] through its upper rows is the layers' sum with their updates, rounded once, and
-    [g, B' g] through its left columns is the gradient of x.
+    so [x, A x] times its upper rows is the layers' output with the updates, rounded once, and
+    [g, B' g] times its left columns is the gradient of x.
     """
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
@@ -115,24 +113,24 @@ class Stack:
             self.bias = self.bias.to(self.matrix.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x (tokens, in) -> (tokens, out of all layers)."""
+        """x (T, in) -> (T, out of all layers side by side)."""
         self._refresh()
-        product: torch.Tensor = _Product.apply(x, self, *(p for a, b, *_ in self.updates for p in (a, b)))
+        product: torch.Tensor = _StackedProduct.apply(x, self, *(p for a, b, *_ in self.updates for p in (a, b)))
         return product
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Copy the updates into the matrix: the optimizer changes them at every step."""
+        """Copy A and scale B into the matrix: the optimizer changes them at every step."""
         for a, b, scale, rows, place in self.updates:
             self.matrix[self.high + place.start : self.high + place.stop, : self.wide] = a
             self.matrix[rows, self.wide + place.start : self.wide + place.stop] = b * scale
 
 
-class _Product(Function):
+class _StackedProduct(Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, stack: Stack, *updates: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
         matrix, high, wide = stack.matrix, stack.high, stack.wide
-        both = _rounded(len(x), matrix.shape[1], matrix.dtype)
+        both = _padded_rows(len(x), matrix.shape[1], matrix.dtype)  # (T, in + rank): x | A x
         both[: len(x), :wide] = x
         if updates:
             share = getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
@@ -148,7 +146,7 @@ class _Product(Function):
         stack = ctx.stack
         matrix, high, wide = stack.matrix, stack.high, stack.wide
         count = len(grads[0])
-        both = _rounded(count, len(matrix), matrix.dtype)
+        both = _padded_rows(count, len(matrix), matrix.dtype)  # (T, out + rank): g | B' g
         both[:count, :high] = grads[0]
         result: list[Any] = []
         mask = None
@@ -167,20 +165,20 @@ class _Product(Function):
         return None if dx is None else dx[:count], None, *result
 
 
-def _rounded(count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Room for `count` rows and some zeros after them.
+def _padded_rows(count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised (count rounded up, width), with zeros in the rows after `count`.
 
-    The library behind torch's products builds and keeps a program for every shape it meets; with the
-    rows rounded up there are few shapes, so little is built, and memory does not grow with the steps.
+    The library behind torch's products compiles and keeps a kernel for every shape it meets; rounding the rows
+    up keeps the shapes few, so that memory does not grow with the steps.
     """
-    rows = -(-count // ROWS) * ROWS
+    rows = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
     room = torch.empty(rows, width, dtype=dtype)
     room[count:] = 0
     return room
 
 
 class GatedActivation(Function):
-    """activation(gate) * up of both side by side, (tokens, 2 n) -> (tokens, n)."""
+    """activation(gate) * up, from [gate, up] side by side: (T, 2 n) -> (T, n)."""
 
     @staticmethod
     def forward(ctx: Any, both: torch.Tensor, kind: str) -> torch.Tensor:
@@ -208,8 +206,8 @@ class GatedActivation(Function):
 class Attention(Function):
     """Causal attention with rotary positions over a packed batch; queries and keys may be normed first.
 
-    qkv (tokens, (heads + 2 kv) * size), norm (heads + kv, size) or None, cos and sin (tokens, size / 2)
-    -> (tokens, heads * size).
+    qkv (T, (heads + 2 kv) * size), norm (heads + kv, size) or None, cos and sin (T, 1, size / 2)
+    -> (T, heads * size). T is prefix + rows * length, see `packing`.
     """
 
     @staticmethod
@@ -226,16 +224,16 @@ class Attention(Function):
         if norm is not None:
             rstd = reciprocal_std(raw, eps)
             turned = (raw * rstd).mul_(norm)
-        turned = _rotated(turned, cos, sin)
+        turned = _rotate(turned, cos, sin)
         shape = [rows, length]
-        q = turned[prefix:, :heads].unflatten(0, shape).transpose(1, 2)
-        pairs = torch.empty(rows, prefix + length, 2 * kv, size)
+        q = turned[prefix:, :heads].unflatten(0, shape).transpose(1, 2)  # (rows, heads, length, size)
+        pairs = torch.empty(rows, prefix + length, 2 * kv, size)  # keys | values, each with the prefix before it
         pairs[:, prefix:, :kv] = turned[prefix:, heads:].unflatten(0, shape)
         pairs[:, prefix:, kv:] = parts[prefix:, heads + kv :].unflatten(0, shape)
         pairs[:, :prefix, :kv] = turned[:prefix, heads:]
         pairs[:, :prefix, kv:] = parts[:prefix, heads + kv :]
-        k, v = pairs[:, :, :kv].transpose(1, 2), pairs[:, :, kv:].transpose(1, 2)
-        bias = packing.mask(prefix, length, window)
+        k, v = pairs[:, :, :kv].transpose(1, 2), pairs[:, :, kv:].transpose(1, 2)  # (rows, kv, prefix + length, size)
+        bias = packing.causal_bias(prefix, length, window)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(q, k, v, attn_mask=bias, scale=scale)
         result = torch.empty(tokens, heads, size, dtype=qkv.dtype)
@@ -243,7 +241,7 @@ class Attention(Function):
         own: list[Any] = []
         if prefix:
             own = [turned[None, :prefix, :heads].transpose(1, 2), k[:1, :, :prefix], v[:1, :, :prefix]]
-            own_bias = packing.mask(0, prefix, window)
+            own_bias = packing.causal_bias(0, prefix, window)
             own = [*own, *flash(*own, attn_mask=own_bias, scale=scale), own_bias]
             result[:prefix] = own[3][0].transpose(0, 1)
         ctx.save_for_backward(q, k, v, out, lse, bias, cos, sin, raw if norm is not None else None, norm, rstd, *own)
@@ -273,15 +271,15 @@ class Attention(Function):
             dturned[:prefix, :heads] = pq[0].transpose(0, 1)
             dturned[:prefix, heads:] = (dk[:, :, :prefix].sum(dim=0) + pk[0]).transpose(0, 1)
             result[:prefix, heads + kv :] = (dv[:, :, :prefix].sum(dim=0) + pv[0]).transpose(0, 1)
-        back = _rotated(dturned, cos, -sin)
+        back = _rotate(dturned, cos, -sin)
         if norm is not None:
             back = _norm_backward(back.mul_(norm), raw, rstd)
         result[:, : heads + kv] = back
         return result.view(tokens, -1), *[None] * 9
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (tokens, heads, size) float32, turned by its position; cos and sin (tokens, 1, size / 2)."""
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of x (T, heads, size) float32; cos and sin (T, 1, size / 2)."""
     half = x.shape[-1] // 2
     out = torch.empty_like(x)
     first, second = x[..., :half], x[..., half:]
@@ -290,14 +288,14 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return out
 
 
-class HeadLoss(Function):
-    """Weighted sum of the cross-entropies of hidden (n, width) through a frozen head (vocabulary, width).
+class BlockwiseCrossEntropy(Function):
+    """Weighted sum of the cross-entropies of hidden (N, width) through a frozen head (V, width).
 
-    A share `smoothing` of each target is spread over the whole vocabulary (Szegedy et al. 2016, section 7). The
-    mean of all logits, which that needs, is one product with the head's mean row.
+    The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never exist; the
+    exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
 
-    The gradient is computed on the way, block by block, so (n, vocabulary) logits never exist; the
-    exponentials are relative to the running maximum, as in flash attention.
+    With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is spread over the
+    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row.
     """
 
     @staticmethod
@@ -305,21 +303,21 @@ class HeadLoss(Function):
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
         smoothing: float = 0.0,
     ) -> torch.Tensor:  # fmt: skip
-        given = len(hidden)
-        h = _rounded(given, hidden.shape[1], head.dtype)
-        h[:given] = hidden
+        positions = len(hidden)
+        h = _padded_rows(positions, hidden.shape[1], head.dtype)  # (count, width)
+        h[:positions] = hidden
         count = len(h)
-        targets = functional.pad(targets, (0, count - given))
-        weights = functional.pad(weights, (0, count - given))  # what fills up weighs nothing
+        targets = functional.pad(targets, (0, count - positions))
+        weights = functional.pad(weights, (0, count - positions))  # padding weighs nothing
         largest = torch.full((count,), -torch.inf)
-        total, wanted = torch.zeros(count), torch.zeros(count)
+        total, target_logits = torch.zeros(count), torch.zeros(count)
         grad = torch.zeros(count, h.shape[1]) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(head), BLOCK):
-            block = head[start : start + BLOCK]
-            logits = h @ block.T
+        for start in range(0, len(head), VOCABULARY_BLOCK):
+            block = head[start : start + VOCABULARY_BLOCK]
+            logits = h @ block.T  # (count, block)
             inside = (targets >= start) & (targets < start + len(block))
             place = (targets - start).clamp_(0, len(block) - 1)[:, None]
-            wanted = torch.where(inside, logits.gather(1, place)[:, 0].float(), wanted)
+            target_logits = torch.where(inside, logits.gather(1, place)[:, 0].float(), target_logits)
             now = torch.maximum(largest, logits.amax(dim=1).float())
             shrink = (largest - now).exp_()
             shares = logits.sub_(now.to(logits.dtype)[:, None]).exp_()
@@ -327,18 +325,15 @@ class HeadLoss(Function):
             if grad is not None:
                 grad.mul_(shrink[:, None]).add_(shares @ block)
             largest = now
-        aimed = head[targets].float()  # the head's row of a target, and the mean row for what is spread
+        target_rows = head[targets].float()  # (count, width)
         if smoothing:
             mean = head.mean(dim=0, dtype=torch.float32)
-            wanted = wanted * (1 - smoothing) + h.float() @ mean * smoothing
-            aimed.mul_(1 - smoothing).add_(mean, alpha=smoothing)
+            target_logits = target_logits * (1 - smoothing) + h.float() @ mean * smoothing
+            target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
         if grad is not None:
-            ctx.save_for_backward(grad.div_(total[:, None]).sub_(aimed).mul_(weights[:, None])[:given])
-        return ((total.log() + largest - wanted) * weights).sum()
+            ctx.save_for_backward(grad.div_(total[:, None]).sub_(target_rows).mul_(weights[:, None])[:positions])
+        return ((total.log() + largest - target_logits) * weights).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         return ctx.saved_tensors[0] * grads[0], None, None, None, None
-
-
-# Putting them in

@@ -1,7 +1,7 @@
-"""finetune in more than one process: torch starts them, the first of them writes.
+"""Data-parallel training in several processes: torch starts them, rank 0 writes the adapter.
 
-Machines that train together share the project's folder: each is told its number, and only machine 0
-answers for the result.
+Machines that train together share the project's folder; each has its own `finetune.machine_rank`, and
+machine 0 makes the artifact.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ WORKER = "slmctl.stages.finetune.distributed_worker"  # by name: it imports fine
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
-def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
+def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
     """Train in `config.processes` processes on each of `config.machines` machines.
 
-    Returns the metrics, on machine 0; the others get none.
+    Returns:
+        The manifest's metrics on machine 0, nothing on the others.
 
     Raises:
-        SlmctlError: What a process raised.
-        StageError: A process ended without a word.
+        SlmctlError: The failure of the process that failed first.
+        StageError: A process ended without reporting one.
     """
     keep.mkdir(parents=True, exist_ok=True)  # another machine may be here first
     job, answer = keep / f"job-{config.machine_rank}.json", keep / "answer.json"
     leads = config.machine_rank == 0
     if leads:
         answer.unlink(missing_ok=True)
-    told = {
+    order = {
         "config": config.model_dump(mode="json"), "base": str(base.path), "prepared": str(prepared.path),
         "out": str(out), "keep": str(keep), "answer": str(answer),
     }  # fmt: skip
-    job.write_text(json.dumps(told), encoding="utf-8")
+    job.write_text(json.dumps(order), encoding="utf-8")
     command = [
         sys.executable, "-m", WORKER, "--nproc_per_node", str(config.processes),
         "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
@@ -55,42 +56,42 @@ def several(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: 
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
     settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
     done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
-    said = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
+    outcome = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
     job.unlink(missing_ok=True)
     if leads:
         answer.unlink(missing_ok=True)
-    if "error" in said:
-        kind, message, hint = said["error"]
+    if "error" in outcome:
+        kind, message, hint = outcome["error"]
         raise getattr(errors, kind)(message, hint=hint)
-    if done.returncode != 0 or (leads and "metrics" not in said):
+    if done.returncode != 0 or (leads and "metrics" not in outcome):
         raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
-    guard.add_receipt(said.get("receipt", {}))
-    metrics: dict[str, Any] = said.get("metrics", {})
+    guard.add_receipt(outcome.get("receipt", {}))
+    metrics: dict[str, Any] = outcome.get("metrics", {})
     return metrics
 
 
 def join_slurm(config: FinetuneConfig) -> None:
-    """Make this process one of a training, where `srun` started it as one of several: say so as torchrun would."""
-    known = os.environ
-    tasks = int(known.get("SLURM_STEP_NUM_TASKS") or known.get("SLURM_NTASKS") or 1)
-    if "RANK" in known or "SLURM_STEP_ID" not in known or tasks < 2:
+    """Set torchrun's variables from Slurm's, where `srun` started this process as one task of several."""
+    variables = os.environ
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS") or variables.get("SLURM_NTASKS") or 1)
+    if "RANK" in variables or "SLURM_STEP_ID" not in variables or tasks < 2:
         return
-    known.update(RANK=known["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=known["SLURM_LOCALID"])
-    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", known.get("SLURM_STEP_TASKS_PER_NODE", "")):  # as many on every node
-        known["LOCAL_WORLD_SIZE"] = each[1]
-    known.setdefault("MASTER_ADDR", config.main_address)
-    known.setdefault("MASTER_PORT", str(config.main_port))
+    variables.update(RANK=variables["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=variables["SLURM_LOCALID"])
+    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", variables.get("SLURM_STEP_TASKS_PER_NODE", "")):  # equal on all nodes
+        variables["LOCAL_WORLD_SIZE"] = each[1]
+    variables.setdefault("MASTER_ADDR", config.main_address)
+    variables.setdefault("MASTER_PORT", str(config.main_port))
 
 
 def _environment(config: FinetuneConfig) -> dict[str, str]:
-    """What the training processes see: no secrets, unless trackers are to be told, which have keys of their own."""
+    """The environment of the training processes: without secrets, unless trackers need keys of their own."""
     return dict(os.environ) if config.report_to else child_environment.without_secrets()
 
 
 def _interface(config: FinetuneConfig) -> dict[str, str]:
-    """The network interface on which machines meet, as gloo wants to be told.
+    """gloo's variable for the network interface that leads to machine 0.
 
-    Left alone, gloo takes the one that the host's own name stands for, which on many machines is the loopback.
+    By default gloo takes the interface of the host's own name, which on many machines is the loopback.
     """
     if config.machines == 1:
         return {}
@@ -108,7 +109,7 @@ def _interface(config: FinetuneConfig) -> dict[str, str]:
         own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # one without an address
-                asked = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(asked[20:24]) == own:
+                address = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))[20:24]
+                if socket.inet_ntoa(address) == own:
                     return {"GLOO_SOCKET_IFNAME": name}
     return {}

@@ -1,6 +1,6 @@
-"""One process of a training in several, and the launcher that starts them.
+"""One process of a data-parallel training, and the launcher of all of them.
 
-Run as a module without WORLD_SIZE it is torchrun; started by torchrun it does one process's share.
+Run as a module without WORLD_SIZE it is torchrun; started by torchrun it is one of the processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slmctl.stages.finetune import backend
 
 
 def launch(arguments: list[str]) -> int:
-    """Be torchrun, without its report on a process that failed: that process has said why."""
+    """Run torchrun without its own report on a failed process, which has reported itself; returns the exit code."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -37,42 +37,41 @@ def launch(arguments: list[str]) -> int:
 
 
 def work(job: Path) -> int:
-    """Do one process's share; returns its exit code."""
+    """Run one process of the training that a job file describes; returns its exit code."""
     guard.seal()
-    told = json.loads(job.read_text(encoding="utf-8"))
-    config = FinetuneConfig.model_validate(told["config"])
+    order = json.loads(job.read_text(encoding="utf-8"))
+    config = FinetuneConfig.model_validate(order["config"])
     backend.import_first(config.backend)
     from slmctl.stages.finetune import finetune  # after the switches are set, and after unsloth
 
     leads = os.environ.get("RANK", "0") == "0"
     if not leads:
         console.set_level(-1)
-    answer = Path(told["answer"])
+    answer = Path(order["answer"])
     try:
         metrics = finetune.run(
-            config, base=_opened(told["base"], "merged"),
-            prepared=_opened(told["prepared"], "prepared"), out=Path(told["out"]), keep=Path(told["keep"]),
+            config, base=_opened(order["base"], "merged"),
+            prepared=_opened(order["prepared"], "prepared"), out=Path(order["out"]), keep=Path(order["keep"]),
         )  # fmt: skip
     except SlmctlError as error:
         failure = [type(error).__name__, error.message, error.hint]
         with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
-            json.dump({"error": failure}, stream)  # whoever fails first says why: the others are stopped
+            json.dump({"error": failure}, stream)  # the first failure counts: the others are stopped because of it
         return error.code
     if leads:
-        said = {"metrics": metrics, "receipt": guard.receipt()}
-        answer.write_text(json.dumps(said), encoding="utf-8")
+        outcome = {"metrics": metrics, "receipt": guard.receipt()}
+        answer.write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
 
 def _opened(path: str, kind: str) -> Artifact:
-    """An artifact, whose hashes were checked by whoever started this process."""
+    """An artifact, whose hashes the starting process has checked."""
     folder = Path(path)
     return artifact.load(folder) if (folder / artifact.MANIFEST).exists() else artifact.foreign(folder, kind)
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it, whatever ends that: two trainings of one
-    recipe would write into the same folder."""
+    """Have the kernel end this process with its parent: two trainings of one recipe would write into one folder."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):  # Linux
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""Records as token ids with labels on the answers, and the preview of them."""
+"""Records -> token ids with a loss mask on the answers, and a preview of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError
 from slmctl.model_files import hf_folder
-from slmctl.stages.finetune.packing import IGNORED, Row
+from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -18,7 +18,7 @@ TOGETHER = 256  # records whose prompts are rendered in one request
 
 
 def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
-    """The first training records token by token, as the model will see them: `*` marks what it is to learn."""
+    """The first `count` training records token by token, `*` before every token that the loss is on."""
     task, tokenizer = Task.read(prepared.path), hf_folder.load_tokenizer(base.path)
     records = read_records(prepared.file("train.jsonl"))[:count]
     lines = []
@@ -30,33 +30,46 @@ def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count
             (row,), _ = encode([record], task, tokenizer, config)
             fate = f"; cut from {size} to fit max_length {limit}"
         elif size > limit:
-            what = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
-            fate = f"; longer than max_length {limit}, {what}"
+            outcome = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
+            fate = f"; longer than max_length {limit}, {outcome}"
         learned = sum(label != IGNORED for label in row["labels"])
-        place = f"{record.id} ({record.source['file']} row {record.source['row']})"
-        lines.append(f"{place}: {len(row['input_ids'])} tokens, {learned} to learn{fate}")
-        for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
-            mark = " " if label == IGNORED else "*"
-            more = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
-            lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{more}")
+        lines.append(f"{_place(record)}: {len(row['input_ids'])} tokens, {learned} to learn{fate}")
+        lines += _token_lines(row, tokenizer)
     return "\n".join(lines)
+
+
+def _place(record: Record) -> str:
+    return f"{record.id} ({record.source['file']} row {record.source['row']})"
+
+
+def _token_lines(row: EncodedRecord, tokenizer: Any) -> list[str]:
+    """A line a token: `*` if the loss is on it, its id, its text, its weight unless that is 1."""
+    lines = []
+    for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
+        mark = " " if label == IGNORED else "*"
+        suffix = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
+        lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{suffix}")
+    return lines
 
 
 def encode(
     records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig
-) -> tuple[list[Row], dict[str, int]]:
-    """Records as token ids, the labels of everything but the answers ignored; and what became of the long ones.
+) -> tuple[list[EncodedRecord], dict[str, int]]:
+    """Tokenize records; the labels of all tokens but those of answers are IGNORED.
+
+    Returns:
+        The encoded records, and how many of those over `max_length` were `dropped` and `truncated`.
 
     Raises:
-        DataError: A record is longer than `max_length` and the policy is `error`, or is so whatever is
-            cut; or records have no answer to learn.
+        DataError: A record is longer than `max_length` under the policy `error`, or with nothing left of its
+            longest question; or a record has no answer to learn; or no record is left.
     """
     rows, empty = [], []
     cut = {"dropped": 0, "truncated": 0}
     for record, prompts in zip(records, _prompts(records, task), strict=True):
         row = _encode(record.messages, prompts, task, tokenizer)
         if len(row["input_ids"]) > config.max_length:
-            where = f"record {record.id} ({record.source['file']} row {record.source['row']})"
+            where = f"record {_place(record)}"
             if config.too_long == "error":
                 raise DataError(
                     f"{where} has {len(row['input_ids'])} tokens, max_length is {config.max_length}",
@@ -95,15 +108,15 @@ def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
         yield from ([next(prompts) for _ in turns] for turns, _ in parts)
 
 
-def _encode(messages: Sequence[dict[str, Any]], prompts: Sequence[str], task: Task, tokenizer: Any) -> Row:
-    """One conversation: prompt and answer are tokenized apart, which is the boundary that generation sees.
+def _encode(messages: Sequence[dict[str, Any]], prompts: Sequence[str], task: Task, tokenizer: Any) -> EncodedRecord:
+    """Tokenize one conversation; prompts and answers apart, as in generation, where a prompt is tokenized alone.
 
-    The prompt is rendered just as predict and serve do it. Of several turns, each assistant message
-    is an answer, unless its weight is 0.
+    The prompt is rendered as predict and serve do it. Of several turns, each assistant message is an answer,
+    unless its weight is 0.
     """
     ids: list[int] = []
     labels: list[int] = []
-    shares: list[float] = []
+    weights: list[float] = []
     written = ""
     answers = [message for message in messages if message["role"] == "assistant"]
     for head, message in zip(prompts, answers, strict=True):
@@ -113,27 +126,27 @@ def _encode(messages: Sequence[dict[str, Any]], prompts: Sequence[str], task: Ta
                 hint="split such conversations into one record a turn",
             )
         prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
-        said = task.defused(message["content"]) + task.end  # as later turns will show it
-        answer = tokenizer(said, add_special_tokens=False).input_ids
+        reply = task.defused(message["content"]) + task.end  # as later turns will show it
+        answer = tokenizer(reply, add_special_tokens=False).input_ids
         weight = float(message.get("weight", 1))
-        written = head + said
+        written = head + reply
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + (answer if weight else [IGNORED] * len(answer))
-        shares += [0.0] * len(prompt) + [weight] * len(answer)
-    return Row(input_ids=ids, labels=labels, weights=shares)
+        weights += [0.0] * len(prompt) + [weight] * len(answer)
+    return EncodedRecord(input_ids=ids, labels=labels, weights=weights)
 
 
-def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: str) -> Row:
-    """The record with the end of its longest question cut off; template and answers stay whole.
+def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: str) -> EncodedRecord:
+    """Encode a record with the end of its longest question cut off, at most `limit` tokens; answers stay whole.
 
     Raises:
         DataError: It does not fit with nothing left of that question.
     """
     messages = [dict(message) for message in record.messages]
-    asked = [message for message in messages if message["role"] not in ("assistant", "system")]
-    longest = max(asked, key=lambda message: len(message["content"]))
+    questions = [message for message in messages if message["role"] not in ("assistant", "system")]
+    longest = max(questions, key=lambda message: len(message["content"]))
 
-    def encoded() -> Row:
+    def encoded() -> EncodedRecord:
         prompts = task.prompts((turns, record.tools) for turns in _conversations(messages))
         return _encode(messages, prompts, task, tokenizer)
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,133 +28,240 @@ from slmctl.model_files.base_model import Base
 from slmctl.network import guard
 from slmctl.stages.finetune import backend, checkpoint, distributed, layer_replacement, loss_curve, memory_estimate
 from slmctl.stages.finetune.encoding import encode
-from slmctl.stages.finetune.packing import Row
-from slmctl.stages.finetune.trainer import DIVERGED, AnswerTrainer, LeftPadded, Pieces, silent
+from slmctl.stages.finetune.packing import EncodedRecord
+from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, PackedBatches, PaddedBatches, without_loss
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
 
-LOG_EVERY = 10  # steps
-OVERFITTED = 1.02  # the last validation loss over the best one, from which a run is said to overfit
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Packages of trackers that are not called like them: any one of them will do.
-TRACKED_BY = {"tensorboard": ("tensorboardX", "tensorboard"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
+LOG_EVERY_STEPS = 10
+OVERFITTING_RATIO = 1.02  # last validation loss over the best one, above which a run is reported as overfitted
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Packages of trackers that have another name than the tracker: any one of them will do.
+TRACKER_PACKAGES = {"tensorboard": ("tensorboardX", "tensorboard"), "azure_ml": ("azureml",), "flyte": ("flytekit",)}
 
 
-@backend.stdout_spared()  # unsloth prints as it loads, wraps and trains
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The encoded records of a training, the library that trains, and the memory that it will take.
+
+    Attributes:
+        library: `unsloth` or `transformers`.
+        tokenizer: The base's.
+        train: Encoded training records.
+        validation: Encoded validation records.
+        overlong: By split, how many records over `max_length` were dropped and truncated.
+        memory_bytes: Estimated peak of this process on a CPU; None on a GPU.
+    """
+
+    library: str
+    tokenizer: Any
+    train: list[EncodedRecord]
+    validation: list[EncodedRecord]
+    overlong: dict[str, dict[str, int]]
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training as its manifest and its files describe it.
+
+    Attributes:
+        history: Log entries with `step` and `loss` or `eval_loss` (nats a token).
+        steps: Optimizer steps, those before a resume included.
+        steps_here: Optimizer steps that this process took.
+        seconds: Wall time of those.
+        loss_before: Validation loss of the base.
+        loss_best: Validation loss of the weights that are saved.
+    """
+
+    history: list[dict[str, Any]]
+    steps: int
+    steps_here: int
+    seconds: float
+    loss_before: float
+    loss_best: float
+
+    @property
+    def loss_last(self) -> float:
+        """The validation loss after the last step."""
+        return float(next(entry["eval_loss"] for entry in reversed(self.history) if "eval_loss" in entry))
+
+    @property
+    def train_losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.history if "loss" in entry]
+
+    @property
+    def learned(self) -> bool:
+        return self.loss_best < self.loss_before
+
+    @property
+    def overfitted(self) -> bool:
+        """Validation loss rose over the best one while training loss fell."""
+        rose = self.loss_last > OVERFITTING_RATIO * self.loss_best
+        return rose and self.train_losses[-1] < self.train_losses[0]
+
+
+@backend.stdout_to_stderr()  # unsloth prints as it loads, wraps and trains
 def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
     """Train, and write the adapter, `metrics.jsonl` and `loss.svg`.
 
     Args:
-        config: The recipe.
-        base: What is adapted.
+        config: The section `finetune`.
+        base: The model that the adapter is for.
         prepared: The records.
         out: The empty folder to fill.
-        keep: Where checkpoints outlive a run that does not end; the next run goes on from there.
+        keep: The folder of checkpoints; a run that was killed resumes from there.
+
+    Returns:
+        The manifest's metrics.
 
     Raises:
-        DataError: A record is longer than `max_length` tokens, or has nothing to learn, or there is none.
-        MissingError: 4-bit weights are asked for, and unsloth or a GPU is missing; or a tracker's package is.
-        StageError: The training diverged, or cannot fit the memory.
+        DataError: A record is longer than `max_length` tokens or has no answer to learn, or there are no records.
+        MissingError: 4-bit weights are asked for without unsloth or a GPU; or a tracker's package is missing.
+        StageError: The training diverged, or does not fit into memory.
         UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
     _require_trackers(config.report_to)
     if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
-        return distributed.several(config, base=base, prepared=prepared, out=out, keep=keep)
-    memory_estimate.forget_peak()
-    task = Task.read(prepared.path)
-    chosen = backend.choose(config.backend)
-    if config.load_in_4bit and chosen != "unsloth":
+        return distributed.run_workers(config, base=base, prepared=prepared, out=out, keep=keep)
+    memory_estimate.reset_peak()
+    inputs = _read_inputs(config, base, prepared)
+    torch.manual_seed(config.seed)
+    model, packs, layers = _load_model(config, base.path, inputs.library)
+    with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
+        trainer = make_trainer(config, model, inputs.tokenizer, inputs.train, inputs.validation, keep, packs=packs)
+        torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
+        result = _train(trainer, inputs, keep)
+    if trainer.is_world_process_zero():
+        write_jsonl(out / "metrics.jsonl", result.history)
+        (out / "loss.svg").write_text(loss_curve.svg(result.history, trainer.progress.best_step), encoding="utf-8")
+        _save(trainer.model, base, out)
+        _report(trainer, result, inputs.overlong["train"])
+    return _metrics(trainer, inputs, result) | layers
+
+
+def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> TrainingInputs:
+    """Encode the records, and refuse a training that does not fit into memory before the model is loaded."""
+    task, library = Task.read(prepared.path), backend.choose(config.backend)
+    if config.load_in_4bit and library != "unsloth":
         raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
-    train, cut = encode(_records(prepared, "train"), task, tokenizer, config)
-    validation, validation_cut = encode(_records(prepared, "validation"), task, tokenizer, config)
-    on_gpu = torch.cuda.is_available()
-    leads = os.environ.get("RANK", "0") == "0"
-    estimate = None
-    if not on_gpu:
-        lengths = [len(row["input_ids"]) for row in train]
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        together = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
-        estimate = memory_estimate.estimate(base.path, config, memory_estimate.fullest(lengths, together))
-        if world > 1:  # what a faster process had loaded by now would count as taken
-            PartialState(cpu=True).wait_for_everyone()
-        memory_estimate.require(estimate, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.manual_seed(config.seed)
-    model = load_unsloth(config, base.path) if chosen == "unsloth" else load_transformers(config, base.path)
-    packs = chosen == "transformers" and not on_gpu and layer_replacement.packs(model)
-    layers = layer_replacement.install(model, config.label_smoothing) if packs else {}
-    with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
-        trainer = make_trainer(config, model, tokenizer, train, validation, keep, packs=packs)
-        torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
-        found = checkpoint.newest(keep)
-        checkpoint.require_shared(found)
-        if leads and (left := checkpoint.passed_over(keep, found)):
-            then = "" if found else "; none is whole, so the training starts over"
-            console.say(f"  note: {', '.join(left)} of an earlier run left aside as damaged{then}")
-        if found is None:
-            trainer.evaluate()
-            before = trainer.progress.before or math.nan
-            if leads:
-                expected = f", about {console.size(estimate)} of memory" if estimate else ""
-                console.say(f"  {chosen} backend{expected}; validation loss before training {before:.3f}")
-        elif leads:
-            console.say(f"  going on from {found.name} of an earlier run")
-        result = trainer.train(resume_from_checkpoint=str(found) if found else None)
-    progress = trainer.progress
-    history = [_logged(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    last = next(entry["eval_loss"] for entry in reversed(history) if "eval_loss" in entry)
-    before = progress.before or math.nan
+    train, train_overlong = encode(_require_records(prepared, "train"), task, tokenizer, config)
+    validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
+    memory_bytes = None if torch.cuda.is_available() else _require_memory(config, base.path, train)
+    overlong = {"train": train_overlong, "validation": validation_overlong}
+    return TrainingInputs(library, tokenizer, train, validation, overlong, memory_bytes)
+
+
+def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> int:
+    """The estimated peak of this process in bytes.
+
+    Raises:
+        StageError: The processes of this machine do not fit into its memory together.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    per_process = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
+    tokens = memory_estimate.largest_piece([len(record["input_ids"]) for record in records], per_process)
+    needed = memory_estimate.estimate_bytes(folder, config, tokens)
+    if world > 1:  # what a faster process had loaded by now would count as taken
+        PartialState(cpu=True).wait_for_everyone()
+    memory_estimate.require_free(needed, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return needed
+
+
+def _load_model(config: FinetuneConfig, folder: Path, library: str) -> tuple[Any, bool, dict[str, int]]:
+    """The base with its adapter, whether it takes packed batches, and how many of its layers use the CPU kernels."""
+    model = load_unsloth(config, folder) if library == "unsloth" else load_transformers(config, folder)
+    on_cpu = library == "transformers" and not torch.cuda.is_available()
+    packs = on_cpu and layer_replacement.supports_packing(model)
+    return model, packs, layer_replacement.install_kernels(model, config.label_smoothing) if packs else {}
+
+
+def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
+    """Train from the newest whole checkpoint or from the start, and put the best weights back into the model."""
+    resumed = checkpoint.newest(keep)
+    checkpoint.require_shared(resumed)
+    leads = trainer.is_world_process_zero()
+    if leads and (damaged := checkpoint.newer_than(keep, resumed)):
+        then = "" if resumed else "; none is whole, so the training starts over"
+        console.say(f"  note: {', '.join(damaged)} of an earlier run left aside as damaged{then}")
+    if resumed is None:
+        trainer.evaluate()
+    if leads and resumed is None:
+        expected = f", about {console.size(inputs.memory_bytes)} of memory" if inputs.memory_bytes else ""
+        loss = trainer.progress.before or math.nan
+        console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
+    elif leads and resumed is not None:
+        console.say(f"  going on from {resumed.name} of an earlier run")
+    output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.restore_best()
     _require_finite(trainer.model)
-    seconds = result.metrics["train_runtime"]
     steps = trainer.state.global_step
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    overfitted = last > OVERFITTED * progress.best and losses[-1] < losses[0]
-    learned = progress.best < before
-    if leads:
-        write_jsonl(out / "metrics.jsonl", history)
-        (out / "loss.svg").write_text(loss_curve.svg(history, progress.best_step), encoding="utf-8")
-        _save(trainer.model, base, out)
-        remarks = _remarks(progress, steps, last, before, overfitted=overfitted, learned=learned, cut=cut)
-        console.say(
-            f"  {steps} steps in {console.duration(seconds)}; validation loss {before:.3f} -> {progress.best:.3f}"
-        )
-        for remark in remarks:
-            console.say(f"  note: {remark}")
-    done = max(steps - (int(found.name.removeprefix("step-")) if found else 0), 1)
+    return TrainingResult(
+        history=[_reproducible_columns(e) for e in trainer.state.log_history if "loss" in e or "eval_loss" in e],
+        steps=steps,
+        steps_here=max(steps - (int(resumed.name.removeprefix("step-")) if resumed else 0), 1),
+        seconds=output.metrics["train_runtime"],
+        loss_before=trainer.progress.before or math.nan,
+        loss_best=trainer.progress.best,
+    )
+
+
+def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingResult) -> dict[str, Any]:
+    """The manifest's metrics: losses in nats a token, memory in bytes."""
+    progress = trainer.progress
     return {
-        "backend": chosen,
-        "steps": steps,
+        "backend": inputs.library,
+        "steps": result.steps,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped_early,
-        "train_loss": round(losses[-1], 6),
-        "validation_loss": round(progress.best, 6),
-        "validation_loss_last": round(last, 6),
-        "validation_loss_before": round(before, 6),
-        "learned": learned,
-        "overfitted": overfitted,
-        "too_long": {"train": cut, "validation": validation_cut},
+        "train_loss": round(result.train_losses[-1], 6),
+        "validation_loss": round(result.loss_best, 6),
+        "validation_loss_last": round(result.loss_last, 6),
+        "validation_loss_before": round(result.loss_before, 6),
+        "learned": result.learned,
+        "overfitted": result.overfitted,
+        "too_long": inputs.overlong,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "processes": trainer.accelerator.num_processes,
-        "tokens_per_s": round(progress.real / max(steps, 1) * done / seconds, 1),
+        "tokens_per_s": round(progress.real / max(result.steps, 1) * result.steps_here / result.seconds, 1),
         "computed_tokens": progress.computed,
         "record_tokens": progress.real,
         "padding": round(trainer.padding, 4),
-        "memory_estimate": estimate,
-        "memory_peak": memory_estimate.peak(),
-        **layers,
+        "memory_estimate": inputs.memory_bytes,
+        "memory_peak": memory_estimate.peak_bytes(),
     }
 
 
+def _report(trainer: AnswerTrainer, result: TrainingResult, overlong: dict[str, int]) -> None:
+    """Print the steps, the losses, and a note on everything that the user should look at."""
+    best, before = result.loss_best, result.loss_before
+    console.say(
+        f"  {result.steps} steps in {console.duration(result.seconds)}; validation loss {before:.3f} -> {best:.3f}"
+    )
+    notes = []
+    if not result.learned:
+        notes.append(f"it learned nothing: validation loss is {best:.3f}, before training {before:.3f}")
+    if result.overfitted:
+        rose = f"validation loss rose to {result.loss_last:.3f} while training loss fell"
+        notes.append(f"it overfitted: {rose}; kept is step {trainer.progress.best_step}")
+    if trainer.progress.stopped_early:
+        worse = trainer.progress.worse
+        notes.append(f"stopped early at step {result.steps}: {worse} validations without a better one")
+    notes += [f"{count} records longer than max_length were {fate}" for fate, count in overlong.items() if count]
+    for note in notes:
+        console.say(f"  note: {note}")
+
+
 def _require_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that cannot follow the run, before there is one."""
+    """Refuse an unknown or missing tracker before anything is loaded."""
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UsageError(
                 f"finetune.report_to: '{name}' is no tracker that transformers knows",
                 hint=f"one of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}",
             )
-        packages = TRACKED_BY.get(name, (name,))
+        packages = TRACKER_PACKAGES.get(name, (name,))
         if all(importlib.util.find_spec(package) is None for package in packages):
             raise MissingError(
                 f"finetune.report_to: {name} needs the package '{packages[0]}', which is not installed",
@@ -161,8 +269,12 @@ def _require_trackers(names: Sequence[str]) -> None:
             )
 
 
-def _records(prepared: Artifact, split: str) -> list[Record]:
-    """The records of a split that a training cannot do without."""
+def _require_records(prepared: Artifact, split: str) -> list[Record]:
+    """The records of a split.
+
+    Raises:
+        DataError: There are none.
+    """
     records = read_records(prepared.file(f"{split}.jsonl"))
     if records:
         return records
@@ -175,13 +287,47 @@ def _records(prepared: Artifact, split: str) -> list[Record]:
 
 
 def make_trainer(
-    config: FinetuneConfig, model: Any, tokenizer: Any, train: list[Row], validation: list[Row], keep: Path,
-    *, packs: bool = False,
-) -> AnswerTrainer:  # fmt: skip
-    per_epoch = math.ceil(len(train) / config.batch_size)
-    steps = config.max_steps or math.ceil(per_epoch * config.epochs)
-    every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
-    on_gpu = torch.cuda.is_available()
+    config: FinetuneConfig,
+    model: Any,
+    tokenizer: Any,
+    train: list[EncodedRecord],
+    validation: list[EncodedRecord],
+    keep: Path,
+    *,
+    packs: bool = False,
+) -> AnswerTrainer:
+    """The trainer of a model with its adapter.
+
+    Args:
+        keep: The folder of checkpoints.
+        packs: The model takes packed batches, see `layer_replacement.supports_packing`.
+
+    Raises:
+        UsageError: The batch does not divide by the processes and accumulation steps.
+    """
+    arguments = _sft_config(config, len(train), keep)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
+    if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    piece_tokens = None if torch.cuda.is_available() else memory_estimate.PIECE_TOKENS
+    return AnswerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(validation),
+        processing_class=tokenizer,
+        validation=validation,
+        batches=PackedBatches() if packs else PaddedBatches(pad, piece_tokens),
+        checkpoints=keep,
+        patience=config.patience,
+        smoothing=config.label_smoothing,
+    )
+
+
+def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
+    """The section `finetune` as TRL takes it, for so many training records."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parts = config.gradient_accumulation_steps * world
     if config.batch_size % parts:
@@ -190,9 +336,11 @@ def make_trainer(
             f"{config.gradient_accumulation_steps} times {world} processes",
             hint=f"--set finetune.batch_size={math.ceil(config.batch_size / parts) * parts}",
         )
-    if world > 1:
-        train = [*train, silent(min(train, key=lambda row: len(row["input_ids"])))]
-    arguments = SFTConfig(
+    per_epoch = math.ceil(records / config.batch_size)
+    steps = config.max_steps or math.ceil(per_epoch * config.epochs)
+    every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
         output_dir=str(keep),
         max_steps=steps,
         learning_rate=config.learning_rate,
@@ -214,30 +362,15 @@ def make_trainer(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        logging_steps=LOG_EVERY,
+        logging_steps=LOG_EVERY_STEPS,
         logging_nan_inf_filter=False,  # true would log a diverged loss as 0.0
         report_to=config.report_to or "none",
         disable_tqdm=True,
     )
-    if "tensorboard" in config.report_to:  # its own default is a folder of what is removed when the training ends
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return AnswerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(validation),
-        processing_class=tokenizer,
-        rows=validation,
-        pieces=Pieces() if packs else LeftPadded(pad, None if on_gpu else memory_estimate.PIECE),
-        checkpoints=keep,
-        patience=config.patience,
-        smoothing=config.label_smoothing,
-    )
 
 
 def lora_config(config: FinetuneConfig) -> LoraConfig:
-    """The adapter's shape as PEFT takes it."""
+    """The section `finetune.lora` as PEFT takes it."""
     lora = config.lora
     return LoraConfig(
         r=lora.rank,
@@ -251,15 +384,15 @@ def lora_config(config: FinetuneConfig) -> LoraConfig:
 
 
 def load_transformers(config: FinetuneConfig, folder: Path) -> Any:
+    """The base in the type of its matrix products, with a float32 adapter of PEFT on it."""
     on_gpu = torch.cuda.is_available()
     half = on_gpu or config.matmul_dtype == "bfloat16"
     model = hf_folder.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
-    # the adapter itself is float32, whatever it adapts
     return get_peft_model(model, lora_config(config), autocast_adapter_dtype=True)
 
 
 def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What unsloth's `from_pretrained` and `get_peft_model` are given."""
+    """Keyword arguments for unsloth's `from_pretrained` and `get_peft_model`."""
     lora = config.lora
     load = {
         "model_name": str(folder),
@@ -271,7 +404,7 @@ def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(MODULES) if lora.target_modules == "all-linear" else lora.target_modules,
+        "target_modules": list(LINEAR_MODULES) if lora.target_modules == "all-linear" else lora.target_modules,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "random_state": config.seed,
@@ -281,6 +414,7 @@ def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any
 
 
 def load_unsloth(config: FinetuneConfig, folder: Path) -> Any:
+    """The base with its adapter, as unsloth loads and patches them."""
     from unsloth import FastLanguageModel
 
     load, shape = unsloth_options(config, folder)
@@ -289,37 +423,20 @@ def load_unsloth(config: FinetuneConfig, folder: Path) -> Any:
 
 
 def _require_finite(model: Any) -> None:
-    """safetensors saves NaN without a word, so this is asked before."""
+    """Raises StageError for a NaN or an infinity among the trained weights, which safetensors would save silently."""
     broken = [name for name, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
     if broken:
-        raise StageError(f"training diverged: {len(broken)} weights are not finite", hint=DIVERGED)
+        raise StageError(f"training diverged: {len(broken)} weights are not finite", hint=DIVERGED_HINT)
 
 
-def _remarks(
-    progress: Any, steps: int, last: float, before: float, *, overfitted: bool, learned: bool, cut: dict[str, int]
-) -> list[str]:
-    """What the user should know of a run that ended well."""
-    remarks = []
-    if not learned:
-        remarks.append(f"it learned nothing: validation loss is {progress.best:.3f}, before training {before:.3f}")
-    if overfitted:
-        rose = f"validation loss rose to {last:.3f} while training loss fell"
-        remarks.append(f"it overfitted: {rose}; kept is step {progress.best_step}")
-    if progress.stopped_early:
-        remarks.append(f"stopped early at step {steps}: {progress.worse} validations without a better one")
-    remarks += [f"{count} records longer than max_length were {what}" for what, count in cut.items() if count]
-    return remarks
-
-
-def _logged(entry: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a log entry that a rerun reproduces: speeds are left to the manifest."""
-    return {
-        key: entry[key] for key in ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm") if key in entry
-    }
+def _reproducible_columns(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log entry without its speeds, which differ from run to run."""
+    columns = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+    return {key: entry[key] for key in columns if key in entry}
 
 
 def _save(model: Any, base: Artifact, out: Path) -> None:
-    """Adapter weights and settings, the same bytes for the same training: sorted, and without paths."""
+    """Write adapter weights and settings, sorted and without paths: the same bytes for the same training."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
     hf_folder.save(state, out / "adapter_model.safetensors")
     settings = model.peft_config["default"].to_dict()

@@ -20,5 +20,5 @@ def svg(history: Sequence[dict[str, Any]], best_step: int) -> str:
 
 def _validation(entry: dict[str, Any], best_step: int) -> Point:
     step, loss = entry["step"], entry["eval_loss"]
-    kept = step == best_step
-    return Point(step, loss, f"step {step}: {loss:.4f}{' (kept)' if kept else ''}", f"kept: {loss:.3f}" if kept else "")
+    best = step == best_step
+    return Point(step, loss, f"step {step}: {loss:.4f}{' (kept)' if best else ''}", f"kept: {loss:.3f}" if best else "")

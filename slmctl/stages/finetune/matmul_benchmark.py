@@ -1,4 +1,4 @@
-"""How fast this processor multiplies matrices; run as a module, it prints GFLOP/s by type as JSON."""
+"""Matrix product benchmark of this processor; run as a module, it prints GFLOP/s by type as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 import torch
 
 
-def rate(kind: torch.dtype, rows: int = 768, width: int = 1024, repeat: int = 12) -> float:
-    """GFLOP/s of the best of some products (rows, width) x (width, width), the shape that training has."""
+def gflops(kind: torch.dtype, rows: int = 768, width: int = 1024, repeat: int = 12) -> float:
+    """GFLOP/s of the fastest of `repeat` products (rows, width) x (width, width), the shape of a training batch."""
     x, weight = torch.randn(rows, width).to(kind), torch.randn(width, width).to(kind)
     best = float("inf")
     for _ in range(repeat):
@@ -21,5 +21,5 @@ def rate(kind: torch.dtype, rows: int = 768, width: int = 1024, repeat: int = 12
 
 
 if __name__ == "__main__":
-    rates = {name: round(rate(getattr(torch, name)), 1) for name in ("float32", "bfloat16")}
+    rates = {name: round(gflops(getattr(torch, name)), 1) for name in ("float32", "bfloat16")}
     sys.stdout.write(json.dumps(rates) + "\n")

@@ -1,4 +1,4 @@
-"""How much memory a training on a CPU will take, estimated before it starts."""
+"""Estimate of the memory that a training on a CPU will take, before it starts."""
 
 from __future__ import annotations
 
@@ -9,69 +9,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from slmctl.config import FinetuneConfig
 from slmctl.console import size
 from slmctl.errors import StageError
+from slmctl.model_files import safetensors_header
 
-PIECE = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
-SPARE = 1.2  # what the allocator holds beside what is in use
-FIXED = 150e6  # bytes: optimizer code, thread pools, tokenized records
-MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
+PIECE_TOKENS = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
+ALLOCATOR_OVERHEAD = 1.2  # heap held by the allocator over heap in use
+FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 
-def estimate(folder: Path, config: FinetuneConfig, tokens: int) -> int:
-    """Peak resident bytes of this process: what it has now, the weights, what backward needs, the adapter.
+def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int) -> int:
+    """Estimated peak of this process in bytes: what it holds now, weights, activations for backward, adapter.
 
-    `tokens` is what a step computes at once, see `fullest`. The terms of a layer follow what `_fast` saves.
+    The terms of a layer are the tensors that the autograd functions of `cpu_kernels` save.
+
+    Args:
+        folder: The base.
+        tokens: Tokens of the largest batch computed at once, see `largest_piece`.
     """
-    trim()  # an earlier stage of this process may have left much that is free, and will be used again
-    width = 2 if config.matmul_dtype == "bfloat16" else 4
+    trim_heap()  # an earlier stage of this process may have left much that is free, and will be used again
+    width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
-    parameters = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                count = 1
-                for dimension in file.get_slice(name).get_shape():
-                    count *= dimension
-                parameters += count
-    hidden = model.hidden_size
+    layers, hidden, rank = model.num_hidden_layers, model.hidden_size, config.lora.rank
     inner = getattr(model, "intermediate_size", None) or 4 * hidden  # as GPT-2, OPT, Falcon and BLOOM have it
     heads = model.num_attention_heads
     kv = getattr(model, "num_key_value_heads", None) or heads
     head = getattr(model, "head_dim", None) or hidden // heads
-    saved = (
-        4 * 4 * hidden  # residual stream and what is normed
+    saved = (  # bytes a token and layer
+        4 * 4 * hidden  # residual stream and inputs of the norms
         + width * (2 * hidden + heads * head)  # inputs of the products
         + 4 * head * (2 * heads + 4 * kv)  # attention: queries, keys, values with the prefix, result
         + width * 4 * inner  # gate, up, active, and the input of the last product
     )
-    rank = config.lora.rank
-    adapter = (
-        model.num_hidden_layers * rank * (hidden + heads * head + 2 * (hidden + kv * head) + heads * head + hidden)
-    )
-    adapter += model.num_hidden_layers * rank * 3 * (hidden + inner)
-    activations = tokens * (model.num_hidden_layers * saved + 8 * (4 * inner + 4 * hidden))
-    slow = 4 if config.lora.dora else 1  # PEFT's own layers keep more
-    return int(_now() + FIXED + parameters * width + 20 * adapter + SPARE * slow * activations)
+    adapter = layers * rank * (hidden + heads * head + 2 * (hidden + kv * head) + heads * head + hidden)
+    adapter += layers * rank * 3 * (hidden + inner)
+    activations = tokens * (layers * saved + 8 * (4 * inner + 4 * hidden))
+    activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
+    weights = width * safetensors_header.parameter_count(folder)
+    return int(_resident_bytes() + FIXED_BYTES + weights + 20 * adapter + ALLOCATOR_OVERHEAD * activations)
 
 
-def fullest(lengths: Sequence[int], together: int) -> int:
-    """The most tokens that are computed at once, of records of these lengths, `together` a step."""
+def largest_piece(lengths: Sequence[int], together: int) -> int:
+    """Largest number of tokens computed at once, for records of these lengths and `together` of them a step."""
     longest = max(lengths)
-    return max(longest, min(PIECE, sum(sorted(lengths)[-together:])))
+    return max(longest, min(PIECE_TOKENS, sum(sorted(lengths)[-together:])))
 
 
-def require(needed: int, processes: int = 1) -> None:
-    """Refuse what cannot fit, of so many processes on this machine that need as much each.
+def require_free(needed: int, processes: int = 1) -> None:
+    """Refuse a training of so many processes on this machine, `needed` bytes each, that does not fit.
 
     Raises:
         StageError: The estimate is more than the memory that is free.
     """
-    have = available() + processes * _now()
+    have = available_bytes() + processes * _resident_bytes()
     if processes * needed > have:
         each = f" in {processes} processes" if processes > 1 else ""
         raise StageError(
@@ -80,43 +74,43 @@ def require(needed: int, processes: int = 1) -> None:
         )
 
 
-def available() -> int:
-    """Bytes that this process can still take: the machine's, or its control group's where that is less."""
+def available_bytes() -> int:
+    """Bytes that this process can still take: free on the machine, or in its control group where that is less."""
     free = next(
         int(line.split()[1]) * 1024
         for line in MEMINFO.read_text(encoding="ascii").splitlines()
         if line.startswith("MemAvailable")
     )
     try:
-        limit = (GROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((GROUP / "memory.current").read_text(encoding="ascii"))
-        counts = dict(line.split() for line in (GROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
     except OSError:
         return free
-    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory is wanted
+    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory runs short
     return free if limit == "max" else min(free, int(limit) - used)
 
 
-def trim() -> None:
-    """Give memory that is free back to the system: batches of ever new shapes leave the heap full of holes."""
+def trim_heap() -> None:
+    """Return free heap to the system: batches of ever new shapes fragment it."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's own
         libc.malloc_trim(0)
 
 
-def forget_peak() -> None:
-    """Measure the peak from here on, where the system allows that: an earlier stage had its own."""
+def reset_peak() -> None:
+    """Restart the kernel's peak counter, where it allows that: an earlier stage of this process had its own peak."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def peak() -> int:
-    """The most this process has held, in bytes, since `forget_peak`."""
+def peak_bytes() -> int:
+    """Peak resident size of this process in bytes since `reset_peak`."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def _now() -> int:
-    """Bytes this process holds."""
+def _resident_bytes() -> int:
+    """Resident size of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,11 +1,11 @@
-"""Records laid out in one row of tokens, without padding between them and with what they share only once.
+"""Records packed into one sequence of tokens, with their shared prefix computed once.
 
     prefix | rest of record 1 | rest of record 2 | …
 
 All records of a task open with the same tokens (the system prompt, the head of the first turn), so
-their states there are the same too: they are computed once, and every record attends to them. The
-gradient is the sum over the records, as it would be had each carried its own copy. The rests are
-filled up to the longest of their batch, which holds records of like length.
+their hidden states there are the same: they are computed once, and every record attends to them.
+The gradient is the sum over the records, as if each had its own copy. The rests are padded to the
+longest of their batch, which holds records of like length.
 """
 
 from __future__ import annotations
@@ -18,65 +18,76 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 IGNORED = -100  # the label of a token that is no part of an answer
-NAME = "slmctl-packed"
+ATTENTION_NAME = "slmctl-packed"
 
 
-class Row(TypedDict):
-    """One encoded record: ids, labels (the id, or IGNORED) and the weight of each token in the loss."""
+class EncodedRecord(TypedDict):
+    """A tokenized record: token ids, labels (the id, or IGNORED), and the weight of each token in the loss.
+
+    All three have the length of the record in tokens.
+    """
 
     input_ids: list[int]
     labels: list[int]
     weights: list[float]
 
 
-class Packing:
-    """Rows -> one batch: `input_ids` and `position_ids` (1, tokens), `labels` (n,) and `weights` (n,)
-    of the supervised tokens, `keep` (n,) the places that predict them, and `layout` (prefix, records).
+class BatchPacker:
+    """Records -> one packed batch.
+
+    `input_ids` and `position_ids` are (1, T) with T = prefix + records * rest; `labels` and `weights` are (N,)
+    over the answer tokens, `keep` (N,) holds the positions that predict them; `layout` is (prefix, records).
+
+    Args:
+        share: Compute the shared prefix once; False repeats it in every record.
     """
 
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        prefix = shared_prefix(rows) if self.share else 0
-        length = max(len(row["input_ids"]) for row in rows) - prefix
-        ids = torch.zeros(prefix + len(rows) * length, dtype=torch.long)
-        ids[:prefix] = torch.tensor(rows[0]["input_ids"][:prefix])
+    def __call__(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
+        prefix = shared_prefix_length(records) if self.share else 0
+        length = max(len(record["input_ids"]) for record in records) - prefix
+        ids = torch.zeros(prefix + len(records) * length, dtype=torch.long)  # (T,)
+        ids[:prefix] = torch.tensor(records[0]["input_ids"][:prefix])
         keep, labels, weights = [], [], []
-        for k, row in enumerate(rows):
+        for k, record in enumerate(records):
             start = prefix + k * length
-            rest = row["input_ids"][prefix:]
+            rest = record["input_ids"][prefix:]
             ids[start : start + len(rest)] = torch.tensor(rest)
-            for at, label in enumerate(row["labels"]):
+            for at, label in enumerate(record["labels"]):
                 if label != IGNORED:
                     keep.append(start + at - prefix - 1)  # a token is predicted at the place before it
                     labels.append(label)
-                    weights.append(row["weights"][at])
-        positions = torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(len(rows))])
+                    weights.append(record["weights"][at])
+        positions = torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(len(records))])
         return {
             "input_ids": ids[None],
             "position_ids": positions[None],
             "labels": torch.tensor(labels),
             "weights": torch.tensor(weights),
             "keep": torch.tensor(keep),
-            "layout": (prefix, len(rows)),
+            "layout": (prefix, len(records)),
         }
 
 
-def shared_prefix(rows: Sequence[Row]) -> int:
-    """How many tokens all rows open with, ending before the first place that predicts an answer."""
-    if len(rows) < 2:
+def shared_prefix_length(records: Sequence[EncodedRecord]) -> int:
+    """Number of tokens that all records open with, ending before the first position that predicts an answer."""
+    if len(records) < 2:
         return 0
-    ends = min(next(k for k, label in enumerate(row["labels"]) if label != IGNORED) for row in rows) - 1
-    first, count = rows[0]["input_ids"], 0
-    while count < ends and all(row["input_ids"][count] == first[count] for row in rows):
+    ends = min(next(k for k, label in enumerate(record["labels"]) if label != IGNORED) for record in records) - 1
+    first, count = records[0]["input_ids"], 0
+    while count < ends and all(record["input_ids"][count] == first[count] for record in records):
         count += 1
     return count
 
 
-def mask(prefix: int, length: int, window: int | None) -> torch.Tensor:
-    """Additive mask (length, prefix + length) of a record's rest over the prefix and itself, causal; a window bounds
-    how far back it looks."""
+def causal_bias(prefix: int, length: int, window: int | None) -> torch.Tensor:
+    """Additive causal mask of a record's rest over the prefix and itself, (length, prefix + length).
+
+    Args:
+        window: Number of tokens that a position attends to, itself included; None for all before it.
+    """
     allowed = torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix)
     if window is not None:
         allowed = allowed.triu(prefix - window + 1)
@@ -88,7 +99,10 @@ def attention(
     *, layout: tuple[int, int], scaling: float | None = None, dropout: float = 0.0,
     sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention over a packed batch, for every architecture of transformers; (1, heads, tokens, size) each."""
+    """Attention over a packed batch, as transformers' attention interface defines it for every architecture.
+
+    query (1, heads, T, size), key and value (1, kv heads, T, size) -> (1, T, heads, size).
+    """
     prefix, rows = layout
     length = (query.shape[2] - prefix) // rows
     product: Any = torch.nn.functional.scaled_dot_product_attention
@@ -100,15 +114,15 @@ def attention(
         rest = x[0, :, prefix:].reshape(x.shape[1], rows, length, -1).transpose(0, 1)  # (rows, heads, length, size)
         return torch.cat([x[:, :, :prefix].expand(rows, -1, -1, -1), rest], dim=2) if with_prefix else rest
 
-    bias = mask(prefix, length, sliding_window).to(query)
-    out = product(
+    bias = causal_bias(prefix, length, sliding_window).to(query)
+    out = product(  # (rows, heads, length, size)
         rests(query, with_prefix=False), rests(key, with_prefix=True), rests(value, with_prefix=True),
         attn_mask=bias, **options,
     )  # fmt: skip
     parts = [out.transpose(1, 2).flatten(0, 1)]  # (tokens, heads, size)
     if prefix:
         own = [x[:, :, :prefix] for x in (query, key, value)]
-        bias = mask(0, prefix, sliding_window).to(query)
+        bias = causal_bias(0, prefix, sliding_window).to(query)
         parts.insert(0, product(*own, attn_mask=bias, **options)[0].transpose(0, 1))
     return torch.cat(parts)[None], None
 
@@ -117,12 +131,12 @@ def _capped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *,
     attn_mask: torch.Tensor, scale: float, dropout_p: float, enable_gqa: bool, cap: float,
 ) -> torch.Tensor:  # fmt: skip
-    """torch's `scaled_dot_product_attention` with scores that a tanh keeps below `cap`, which its kernels cannot."""
+    """`scaled_dot_product_attention` with scores soft-capped by tanh, which torch's kernels do not offer."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / cap)) * cap + attn_mask
+    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / cap)) * cap + attn_mask  # (rows, heads, length, keys)
     return torch.dropout(scores.softmax(dim=-1), dropout_p, train=True) @ value
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # the layout says it all
+AttentionInterface.register(ATTENTION_NAME, attention)
+AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)  # `attention` masks by the layout

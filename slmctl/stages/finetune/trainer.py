@@ -1,7 +1,7 @@
 """TRL's trainer, with batches, loss, validation and checkpoints that suit a small model on any machine.
 
-There is one training loop, that of transformers. What is changed is what it is fed (packed batches
-on a CPU, cut into pieces that fit the memory), what it watches, and how it saves.
+There is one training loop, that of transformers. This subclass changes its batches (packed on a
+CPU, in pieces that fit the memory), its loss, its early stopping and its checkpoints.
 """
 
 from __future__ import annotations
@@ -23,60 +23,67 @@ from trl import SFTTrainer
 from slmctl import console
 from slmctl.errors import StageError
 from slmctl.stages.finetune import checkpoint, memory_estimate
-from slmctl.stages.finetune.packing import IGNORED, Packing, Row
+from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
 
-ESTIMATE_AFTER = 5  # steps
-TRIM_EVERY = 10  # steps
-DIVERGED = "--set finetune.learning_rate=1e-4"
+ESTIMATE_AFTER_STEPS = 5  # steps
+TRIM_EVERY_STEPS = 10  # steps
+DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
 
 
 @dataclass
 class Progress:
-    """What is known of a run beside the trainer's own state; it is part of every checkpoint."""
+    """State of a run beside transformers' own; every checkpoint holds it under these names.
 
-    before: float | None = None  # validation loss of the base
+    Attributes:
+        before: Validation loss of the base, nats a token.
+        best: Lowest validation loss since.
+        worse: Validations since the best one.
+        real: Tokens of the records, each counted whole.
+        computed: Tokens computed: padding included, a shared prefix counted once a batch.
+    """
+
+    before: float | None = None
     best: float = math.inf
     best_step: int = 0
-    worse: int = 0  # validations since the best one
-    real: int = 0  # tokens of records, as if each were computed alone
-    computed: int = 0  # tokens computed: padding included, a shared prefix counted once
+    worse: int = 0
+    real: int = 0
+    computed: int = 0
     stopped_early: bool = False
 
 
 class AnswerTrainer(SFTTrainer):
-    """SFTTrainer whose loss is on the answers only, and computed only there.
+    """SFTTrainer whose loss is on the answers only, with logits computed at those places only.
 
     Args:
-        rows: Encoded validation records.
-        pieces: Turns rows into the batches that the model is given.
-        checkpoints: Where to save; None saves nothing.
+        validation: Encoded validation records.
+        batches: Lays records out as the tensors of one or more batches.
+        checkpoints: The folder of checkpoints; None saves nothing.
         patience: Validations without a better one before it stops; None for never.
-        smoothing: Share of each target that training spreads over the vocabulary (padded batches; `_fast.install`
-            is told it for packed ones).
+        smoothing: Label smoothing of padded batches; packed ones have that of `layer_replacement.install_kernels`.
     """
 
     def __init__(
-        self, *args: Any, rows: Sequence[Row], pieces: Pieces | LeftPadded,
+        self, *args: Any, validation: Sequence[EncodedRecord], batches: PackedBatches | PaddedBatches,
         checkpoints: Path | None, patience: int | None, smoothing: float = 0.0, **kwargs: Any,
     ) -> None:  # fmt: skip
-        self.rows, self.pieces, self.checkpoints, self.smoothing = rows, pieces, checkpoints, smoothing
+        self.validation, self.batches, self.checkpoints, self.smoothing = validation, batches, checkpoints, smoothing
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
-        super().__init__(*args, data_collator=self._collate, callbacks=[Watch(self, patience)], **kwargs)
+        super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
         self.model_accepts_loss_kwargs = True  # the count of answer tokens in a step reaches compute_loss
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        self.order = Order(lengths, self.args, self.accelerator.num_processes)
+        self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
-    def _collate(self, rows: list[Row]) -> dict[str, Any]:
-        parts = self.pieces(rows)
-        return {"pieces": parts, "real": sum(len(row["input_ids"]) for row in rows if any(row["weights"]))}
+    def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
+        real = sum(len(record["input_ids"]) for record in records if any(record["weights"]))
+        return {"pieces": self.batches(records), "real": real}
 
     @property
     def padding(self) -> float:
-        """Share of what is computed that is padding."""
-        return self.pieces.padded / max(self.pieces.filled, 1)
+        """Share of the computed tokens that is padding."""
+        return self.batches.padded / max(self.batches.filled, 1)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         return self.order
@@ -84,7 +91,7 @@ class AnswerTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor]:
-        """As transformers has it; unsloth replaces that with one that looks for labels where ours are not."""
+        """Same as in transformers; unsloth replaces that method by one that expects `labels` in every batch."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         return batches, self._get_num_items_in_batch(batches, device)
 
@@ -102,7 +109,7 @@ class AnswerTrainer(SFTTrainer):
         return totals[0]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one batch, piece by piece; the loss is checked before it can do harm."""
+        """Forward and backward of one batch, piece by piece; a loss that is not finite stops before the update."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         total = torch.zeros((), device=self.args.device)
@@ -142,14 +149,14 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss a token over all validation records, each weighed by its answer's length."""
+        """Mean loss of an answer token over all validation records, in nats."""
         self.model.eval()
-        mine = sorted(self.rows, key=lambda row: len(row["input_ids"]))
-        mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = sorted(self.validation, key=lambda record: len(record["input_ids"]))
+        share = share[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         size = 2 * self.args.per_device_train_batch_size
-        for start in range(0, len(mine), size):
-            for piece in self.pieces(mine[start : start + size]):
+        for start in range(0, len(share), size):
+            for piece in self.batches(share[start : start + size]):
                 piece = self._prepare_inputs(piece)
                 sums[0] += self.compute_loss(self.model, piece).double()
                 sums[1] += int((piece["labels"] != IGNORED).sum())
@@ -161,15 +168,15 @@ class AnswerTrainer(SFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def diverged(self, what: str, value: float, step: int) -> None:
-        """Stop at once: nothing is saved of a training that is no longer a number.
+    def diverged(self, quantity: str, value: float, step: int) -> None:
+        """Stop at once, before anything is saved.
 
         Raises:
             StageError: Always.
         """
         kept = checkpoint.newest(self.checkpoints) if self.checkpoints else None
         good = f"; the last good checkpoint is {kept}" if kept else ""
-        raise StageError(f"training diverged: the {what} is {value} at step {step}{good}", hint=DIVERGED)
+        raise StageError(f"training diverged: the {quantity} is {value} at step {step}{good}", hint=DIVERGED_HINT)
 
     # Weights, as names and tensors
 
@@ -178,6 +185,7 @@ class AnswerTrainer(SFTTrainer):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def keep_best(self) -> None:
+        """Copy the adapter's weights: they are the best so far."""
         self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
 
     @torch.no_grad()
@@ -208,17 +216,17 @@ class AnswerTrainer(SFTTrainer):
             console.say("  note: another number of processes made this checkpoint; its dropout cannot be repeated")
 
 
-class Order(torch.utils.data.Sampler[int]):
-    """Records of an epoch: shuffled, then sorted by length inside windows, so that a batch pads little.
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+    """Indices of an epoch's records: shuffled, then sorted by length inside windows, so that a batch pads little.
 
-    The order is a function of seed and epoch alone, which is what makes resuming exact.
+    The order is a function of seed and epoch alone, which makes resuming exact.
     """
 
     WINDOW = 20  # batches sorted together
 
     def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
         self.lengths, self.seed, self.epoch = lengths, args.seed, 0
-        self.fill = 0  # places of an epoch that hold no record, but the row after the last one, see `silent`
+        self.fill = 0  # copies of the record `without_loss`, the one after the last, that fill an epoch up
         together = args.per_device_train_batch_size * processes
         self.batch = together * args.gradient_accumulation_steps
         if processes > 1:  # else accelerate fills the last batch up with records that were seen already
@@ -242,13 +250,13 @@ class Order(torch.utils.data.Sampler[int]):
         return iter([*records, *[len(order)] * self.fill])
 
 
-def silent(row: Row) -> Row:
-    """The row with nothing to learn from, but computed like any other: every process needs a full batch."""
-    return {**row, "weights": [0.0] * len(row["weights"])}
+def without_loss(record: EncodedRecord) -> EncodedRecord:
+    """The record with all loss weights 0: it is computed, since every process needs a full batch, and adds nothing."""
+    return {**record, "weights": [0.0] * len(record["weights"])}
 
 
-class Watch(TrainerCallback):
-    """Shows progress, keeps the best weights, and ends a training that no longer helps."""
+class TrainingMonitor(TrainerCallback):
+    """Callback that shows progress, keeps the best weights, and stops early."""
 
     def __init__(self, trainer: AnswerTrainer, patience: int | None) -> None:
         self.trainer, self.patience = trainer, patience
@@ -265,8 +273,8 @@ class Watch(TrainerCallback):
         order.epoch = state.global_step // math.ceil(len(order) / order.batch)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % TRIM_EVERY == 0:
-            memory_estimate.trim()
+        if state.global_step % TRIM_EVERY_STEPS == 0:
+            memory_estimate.trim_heap()
         if state.global_step == state.max_steps:
             control.should_log = control.should_evaluate = True
             control.should_save = False  # one that resumed from the end would take another step
@@ -276,15 +284,15 @@ class Watch(TrainerCallback):
             return
         self.meter.advance(1, note=self._note(state))
         done = state.global_step - self._first
-        if done == ESTIMATE_AFTER and state.max_steps > 10 * ESTIMATE_AFTER:
+        if done == ESTIMATE_AFTER_STEPS and state.max_steps > 10 * ESTIMATE_AFTER_STEPS:
             left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
             console.say(f"  {state.max_steps} steps, about {console.duration(left)} and the validations")
 
     def _note(self, state: TrainerState) -> str:
         progress = self.trainer.progress
-        known = {key: entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry}
-        parts = [f"loss {known['loss']:.3f}"] if "loss" in known else []
-        parts += [f"validation {known['eval_loss']:.3f}"] if "eval_loss" in known else []
+        latest = {key: entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry}
+        parts = [f"loss {latest['loss']:.3f}"] if "loss" in latest else []
+        parts += [f"validation {latest['eval_loss']:.3f}"] if "eval_loss" in latest else []
         rate = (progress.real - self._real) / max(time.monotonic() - self._begun, 1e-9)
         parts.append(f"{rate:.0f} tokens/s")
         parts.append(f"{self.trainer.padding:.0%} padding")
@@ -312,35 +320,35 @@ class Watch(TrainerCallback):
 
 
 @dataclass
-class Pieces:
-    """Rows -> packed batches of at most `limit` computed tokens, or one record."""
+class PackedBatches:
+    """Records -> packed batches of at most `limit` computed tokens, or one record."""
 
-    packing: Packing = field(default_factory=Packing)
-    limit: int = memory_estimate.PIECE
+    packer: BatchPacker = field(default_factory=BatchPacker)
+    limit: int = memory_estimate.PIECE_TOKENS
     padded: int = 0
     filled: int = 0
 
-    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        parts = parted(rows, self.limit)
-        batches = [self.packing(part) for part in parts]
+    def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
+        parts = split_batch(records, self.limit)
+        batches = [self.packer(part) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
             self.filled += tokens
-            self.padded += tokens - prefix - sum(len(row["input_ids"]) - prefix for row in part)
+            self.padded += tokens - prefix - sum(len(record["input_ids"]) - prefix for record in part)
         return batches
 
 
-def parted(rows: Sequence[Row], limit: int | None) -> list[Sequence[Row]]:
-    """Rows in parts of nearly the same count, each of at most `limit` tokens once padded, or one record."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    count = max(1, min(len(rows), limit // longest)) if limit else len(rows)
-    parts = math.ceil(len(rows) / count)
-    bounds = [round(k * len(rows) / parts) for k in range(parts + 1)]
-    return [rows[a:b] for a, b in itertools.pairwise(bounds)]
+def split_batch(records: Sequence[EncodedRecord], limit: int | None) -> list[Sequence[EncodedRecord]]:
+    """Records in parts of nearly the same count, each of at most `limit` tokens once padded, or one record."""
+    longest = max(len(record["input_ids"]) for record in records)
+    count = max(1, min(len(records), limit // longest)) if limit else len(records)
+    parts = math.ceil(len(records) / count)
+    bounds = [round(k * len(records) / parts) for k in range(parts + 1)]
+    return [records[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-class LeftPadded:
-    """Rows -> batches (records, length), padded on the left: what unsloth's kernels expect.
+class PaddedBatches:
+    """Records -> batches (records, length), padded on the left, as unsloth's kernels expect.
 
     With a `limit` they have at most so many tokens, or one record.
     """
@@ -350,18 +358,18 @@ class LeftPadded:
     def __init__(self, pad: int, limit: int | None = None) -> None:
         self.pad, self.limit = pad, limit
 
-    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        return [self._batch(part) for part in parted(rows, self.limit)]
+    def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
+        return [self._batch(part) for part in split_batch(records, self.limit)]
 
-    def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
-        length = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), length), self.pad)
+    def _batch(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
+        length = max(len(record["input_ids"]) for record in records)
+        ids = torch.full((len(records), length), self.pad)  # (records, length), like all that follow
         labels, mask, weights = torch.full_like(ids, IGNORED), torch.zeros_like(ids), torch.zeros(ids.shape)
-        for k, row in enumerate(rows):
-            size = len(row["input_ids"])
-            ids[k, -size:] = torch.tensor(row["input_ids"])
-            labels[k, -size:] = torch.tensor(row["labels"])
-            weights[k, -size:] = torch.tensor(row["weights"])
+        for k, record in enumerate(records):
+            size = len(record["input_ids"])
+            ids[k, -size:] = torch.tensor(record["input_ids"])
+            labels[k, -size:] = torch.tensor(record["labels"])
+            weights[k, -size:] = torch.tensor(record["weights"])
             mask[k, -size:] = 1
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         self.filled += ids.numel()
@@ -387,9 +395,9 @@ def padded_loss(model: Any, inputs: dict[str, Any], smoothing: float = 0.0) -> t
         use_cache=False,
     )
     logits = outputs.logits[:, :-1].float()  # (records, keep, vocabulary)
-    wanted = labels[:, -keep:]
-    chosen = wanted != IGNORED
+    targets = labels[:, -keep:]  # (records, keep)
+    loss_mask = targets != IGNORED
     losses = torch.nn.functional.cross_entropy(
-        logits[chosen], wanted[chosen], reduction="none", label_smoothing=smoothing
-    )
-    return (losses * inputs["weights"][:, -keep:][chosen]).sum()
+        logits[loss_mask], targets[loss_mask], reduction="none", label_smoothing=smoothing
+    )  # (answer tokens,)
+    return (losses * inputs["weights"][:, -keep:][loss_mask]).sum()

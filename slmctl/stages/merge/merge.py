@@ -1,8 +1,9 @@
-"""base + adapter -> merged: the adapter folded into the base's weights, piece by piece."""
+"""base + adapter -> merged: the adapter folded into the base's weights, some rows at a time."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,28 @@ from slmctl.config import MergeConfig
 from slmctl.errors import StageError
 from slmctl.model_files import lora_adapter
 from slmctl.model_files.base_model import Base
-from slmctl.model_files.lora_adapter import Adapter
-from slmctl.stages.merge.safetensors_stream import INDEX, Planned, ShardWriter, Stored, stored
+from slmctl.model_files.lora_adapter import LoraAdapter
+from slmctl.stages.merge.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
 
-# Where an output head takes its weights from when the base stores none for it.
-HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+# Names of output heads, and of the embeddings whose weights they share when the base stores no head.
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) -> dict[str, Any]:
     """Write the merged model: W + scale * B A in float32, then cast; a few rows in memory at a time.
 
     Raises:
-        StageError: The adapter is of a form that cannot be merged, or does not fit.
+        StageError: The adapter is of a form that cannot be merged, or does not fit the base.
     """
-    changes, tensors = lora_adapter.read(adapter.path), stored(base.path)
+    changes, tensors = lora_adapter.read(adapter.path), stored_tensors(base.path)
     untied = _untie(tensors, changes)
     tensors += untied
-    _must_fit(tensors, changes)
+    _require_fit(tensors, changes)
     dtype = None if config.dtype == "base" else getattr(torch, config.dtype)
     planned = [
-        Planned(t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape) for t in tensors
+        PlannedTensor(t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape)
+        for t in tensors
     ]
     with (
         console.progress("merge", len(changes.names), "layers") as meter,
@@ -57,20 +59,22 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     }  # fmt: skip
 
 
-def _untie(tensors: list[Stored], adapter: Adapter) -> list[Stored]:
-    """The output head as a tensor of its own, where it shares the embedding's and only one of them was trained."""
+def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTensor]:
+    """A copy of the embedding as the output head's own tensor, where they share it and only one of them was trained."""
     names = {tensor.name for tensor in tensors}
-    embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDINGS)]
-    if len(embeddings) != 1 or names & {*HEADS}:
+    embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDING_NAMES)]
+    if len(embeddings) != 1 or names & {*HEAD_NAMES}:
         return []
-    trained = [head for head in HEADS if head in adapter.names]
+    trained = [head for head in HEAD_NAMES if head in adapter.names]
     if not trained and embeddings[0].name not in adapter.names:
         return []
     shared = embeddings[0]
-    return [Stored(trained[0] if trained else HEADS[0], shared.dtype, shared.shape, shared.path, shared.start)]
+    return [
+        StoredTensor(trained[0] if trained else HEAD_NAMES[0], shared.dtype, shared.shape, shared.path, shared.start)
+    ]
 
 
-def _must_fit(tensors: list[Stored], adapter: Adapter) -> None:
+def _require_fit(tensors: list[StoredTensor], adapter: LoraAdapter) -> None:
     there = {tensor.name: tensor for tensor in tensors}
     missing = sorted(adapter.names - there.keys())
     if missing:
@@ -90,7 +94,7 @@ def _must_fit(tensors: list[Stored], adapter: Adapter) -> None:
             )
 
 
-def _write(writer: ShardWriter, source: Stored, adapter: Adapter) -> None:
+def _write(writer: ShardWriter, source: StoredTensor, adapter: LoraAdapter) -> None:
     planned = writer.begin()
     whole, change = adapter.replaced.get(source.name), adapter.changes.get(source.name)
     if whole is not None:
@@ -112,7 +116,7 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tenso
 
 
 def _write_card(base: Base, out: Path) -> None:
-    """A front matter in place of the base's own card: the GGUF converter copies license and base from it."""
+    """Write a model card whose front matter replaces the base's: the GGUF converter copies license and base from it."""
     fields = {
         "base_model": base.public_name,
         "base_model_relation": "finetune",
@@ -120,15 +124,20 @@ def _write_card(base: Base, out: Path) -> None:
         "pipeline_tag": "text-generation",
         "license": base.license,
     }
-    lines = [f"{key}: {value}" for key, value in fields.items() if value]
-    # quoted: `no` is Norwegian, and false in YAML
+    lines = [f"{key}: {_yaml(value)}" for key, value in fields.items() if value]
+    # always quoted: `no` is Norwegian, and false in YAML
     lines += ["language:", *(f"- {json.dumps(code)}" for code in base.languages)] if base.languages else []
     text = "\n".join(["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""])
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
+def _yaml(text: str) -> str:
+    """A text as a YAML value: quoted unless it is plainly one."""
+    return text if re.fullmatch(r"[A-Za-z0-9][\w./+-]*", text) else json.dumps(text)
+
+
 def _write_config(path: Path, dtype: str, *, untied: bool) -> None:
-    """Say what has changed: the type of the weights, and a head that is the embedding no longer."""
+    """Record the type of the weights, and a head that no longer shares the embedding's."""
     change: dict[str, Any] = {} if dtype == "base" else {"dtype": dtype}
     if untied:
         change["tie_word_embeddings"] = False

@@ -1,7 +1,7 @@
-"""Safetensors files as a stream: where every tensor lies, and a writer that holds none of them.
+"""Safetensors files as a stream: tensors read row by row, and a writer that holds none of them in memory.
 
 The format is a length (8 bytes, little-endian), a JSON header with name, type, shape and place of
-every tensor, and then their bytes in that order: known sizes can be written in one pass.
+every tensor, and then their bytes in that order: with sizes planned, files are written in one pass.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from slmctl.errors import IntegrityError
+from slmctl.model_files import foreign_json, safetensors_header
 
 INDEX = "model.safetensors.index.json"
-BLOCK = 16 << 20  # bytes moved or computed at once
+BLOCK_BYTES = 16 << 20  # bytes moved or computed at once
 
-TYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-SPELLED = {kind: name for name, kind in TYPES.items()}
+DTYPE_NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: its name, type, shape, and where its bytes begin."""
+class StoredTensor:
+    """A tensor in a file: its name, type, shape, file, and the offset of its bytes."""
 
     name: str
     dtype: torch.dtype
@@ -42,13 +42,13 @@ class Stored:
 
     @property
     def row(self) -> int:
-        """Elements in one row; a vector is a column of rows of one."""
-        return count(self.shape[1:])
+        """Elements of one row; a vector has rows of one element."""
+        return element_count(self.shape[1:])
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return count(self.shape) * self.dtype.itemsize
+        return element_count(self.shape) * self.dtype.itemsize
 
     def rows(self, first: int, last: int) -> torch.Tensor:
         """Rows `first` up to `last`, read from the file into memory of their own."""
@@ -67,50 +67,40 @@ class Stored:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last row of pieces of about BLOCK bytes in float32."""
         length = self.shape[0] if self.shape else 1
-        step = max(BLOCK // max(4 * self.row, 1), 1)
+        step = max(BLOCK_BYTES // max(4 * self.row, 1), 1)
         for first in range(0, length, step):
             yield first, min(first + step, length)
 
 
-def stored(folder: Path) -> list[Stored]:
+def stored_tensors(folder: Path) -> list[StoredTensor]:
     """Every tensor of a model folder, in the order of its files.
 
     Raises:
-        IntegrityError: A file is no safetensors file, or the index names what is not there.
+        IntegrityError: A file is no safetensors file, or the index names a tensor that is not there.
     """
-    found = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
+    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
     if (folder / INDEX).exists():
-        listed = json.loads((folder / INDEX).read_bytes())["weight_map"]
-        there = {tensor.name: tensor.path.name for tensor in found}
-        wrong = sorted(name for name, file in listed.items() if there.get(name) != file)
+        listed = foreign_json.read_object(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise IntegrityError(f"{folder / INDEX} has no weight_map")
+        files = {tensor.name: tensor.path.name for tensor in tensors}
+        wrong = sorted(name for name, file in listed.items() if files.get(name) != file)
         if wrong:
             raise IntegrityError(f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not")
-    return found
+    return tensors
 
 
-def _in_file(path: Path) -> list[Stored]:
-    try:
-        with safe_open(path, framework="pt") as opened:  # checks that the header is sound and fits the file
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path} is no readable safetensors file: {error}") from None
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    unknown = sorted(name for name, entry in header.items() if entry["dtype"] not in TYPES)
-    if unknown:
-        raise IntegrityError(f"{path} holds '{unknown[0]}' as {header[unknown[0]]['dtype']}, which slmctl cannot read")
-    entries = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    return [
-        Stored(name, TYPES[entry["dtype"]], tuple(entry["shape"]), path, 8 + length + entry["data_offsets"][0])
-        for name, entry in entries
-    ]
+def _in_file(path: Path) -> list[StoredTensor]:
+    entries = safetensors_header.read(path)
+    for entry in entries:
+        if entry.dtype not in DTYPES:
+            raise IntegrityError(f"{path} holds '{entry.name}' as {entry.dtype}, which slmctl cannot read")
+    return [StoredTensor(entry.name, DTYPES[entry.dtype], entry.shape, path, entry.start) for entry in entries]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A tensor that will be written."""
+class PlannedTensor:
+    """A tensor to write: its name, type and shape."""
 
     name: str
     dtype: torch.dtype
@@ -118,11 +108,11 @@ class Planned:
 
     @property
     def size(self) -> int:
-        return count(self.shape) * self.dtype.itemsize
+        return element_count(self.shape) * self.dtype.itemsize
 
 
 class ShardWriter:
-    """Tensors out, in the order in which they were planned, into as many files as the limit asks for.
+    """Writes tensors in the planned order, into as many files as the limit requires.
 
     Args:
         folder: Where `model.safetensors` goes, or `model-00001-of-0000N.safetensors` with their index.
@@ -130,9 +120,9 @@ class ShardWriter:
         limit: Largest file in bytes; one tensor that is larger has a file to itself.
     """
 
-    def __init__(self, folder: Path, planned: Sequence[Planned], *, limit: int) -> None:
+    def __init__(self, folder: Path, planned: Sequence[PlannedTensor], *, limit: int) -> None:
         self.folder, self.planned = folder, list(planned)
-        self.shards = _split(self.planned, limit)
+        self.shards = _plan_shards(self.planned, limit)
         self._next = 0
         self._stream: BinaryIO | None = None
 
@@ -148,7 +138,7 @@ class ShardWriter:
             assert self._next == len(self.planned), "every planned tensor is written"
             self._write_index()
 
-    def begin(self) -> Planned:
+    def begin(self) -> PlannedTensor:
         """Open the next tensor; its bytes follow through `write`."""
         planned = self.planned[self._next]
         for number, shard in enumerate(self.shards):
@@ -158,18 +148,18 @@ class ShardWriter:
         return planned
 
     def write(self, piece: torch.Tensor) -> None:
-        """The next rows of the open tensor."""
+        """Append rows to the open tensor."""
         assert self._stream is not None
         self._stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
-    def copy(self, source: Stored) -> None:
-        """The whole of the open tensor, byte for byte, from kernel to kernel."""
+    def copy(self, source: StoredTensor) -> None:
+        """Fill the open tensor with the bytes of another; the kernel copies them."""
         assert self._stream is not None
         self._stream.flush()
         left, place = source.size, source.start
         with source.path.open("rb") as stream:
             while left:
-                sent = os.sendfile(self._stream.fileno(), stream.fileno(), place, min(left, BLOCK))
+                sent = os.sendfile(self._stream.fileno(), stream.fileno(), place, min(left, BLOCK_BYTES))
                 if sent == 0:
                     raise IntegrityError(f"{source.path} ends inside '{source.name}'")
                 left, place = left - sent, place + sent
@@ -180,7 +170,7 @@ class ShardWriter:
             self._stream.close()
         shard, place, header = self.shards[number], 0, {"__metadata__": {"format": "pt"}}
         for tensor in shard:
-            entry: Any = {"dtype": SPELLED[tensor.dtype], "shape": list(tensor.shape)}
+            entry: Any = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
             header[tensor.name] = entry | {"data_offsets": [place, place + tensor.size]}
             place += tensor.size
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -198,15 +188,15 @@ class ShardWriter:
         where = {tensor.name: self._file(number) for number, shard in enumerate(self.shards) for tensor in shard}
         totals = {
             "total_size": sum(tensor.size for tensor in self.planned),
-            "total_parameters": sum(count(tensor.shape) for tensor in self.planned),
+            "total_parameters": sum(element_count(tensor.shape) for tensor in self.planned),
         }
         text = json.dumps({"metadata": totals, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False)
         (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-def _split(planned: Sequence[Planned], limit: int) -> list[list[Planned]]:
+def _plan_shards(planned: Sequence[PlannedTensor], limit: int) -> list[list[PlannedTensor]]:
     """Planned tensors in files of at most `limit` bytes each."""
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in planned:
         if shards[-1] and filled + tensor.size > limit:
@@ -217,7 +207,7 @@ def _split(planned: Sequence[Planned], limit: int) -> list[list[Planned]]:
     return shards
 
 
-def count(shape: Sequence[int]) -> int:
+def element_count(shape: Sequence[int]) -> int:
     """Elements of a tensor of this shape."""
     total = 1
     for length in shape:

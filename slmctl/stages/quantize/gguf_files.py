@@ -1,4 +1,4 @@
-"""One lossless GGUF, and a file of every type from it; what those files really are."""
+"""GGUF files of a merged model: one lossless conversion, a file of every type from it, their real types and sizes."""
 
 from __future__ import annotations
 
@@ -18,51 +18,53 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig
 from slmctl.model_files import gguf_converter, gguf_header, quantizer
 from slmctl.model_files.base_model import Base
-from slmctl.model_files.gguf_header import Head
-from slmctl.model_files.quantizer import Target
+from slmctl.model_files.gguf_header import GgufHeader
+from slmctl.model_files.quantizer import QuantizedFile
 
-# Types that the importance matrix can help, and those that llama.cpp does not write without one.
-WEIGHTED = re.compile(r"I?Q[1-5]_")
-MUST_BE_WEIGHTED = re.compile(r"IQ[123]_|Q2_K_S")
+# Types that an importance matrix can improve, and those that llama.cpp does not write without one.
+WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")
+WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")
 
-Matrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
+ImportanceMatrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
 
 
 @dataclass(frozen=True)
-class Lossless:
-    """The merged model as one GGUF that lost nothing: where it is, its type, its head."""
+class LosslessFile:
+    """The lossless conversion of the merged model: its path, its type and its header."""
 
     path: Path
     type: str
-    head: Head
+    head: GgufHeader
 
 
-def convert(config: QuantizeConfig, merged: Artifact, base: Base, scratch: Path) -> Lossless:
-    """The merged model as one GGUF, in the type that holds its weights without loss."""
+def convert(config: QuantizeConfig, merged: Artifact, base: Base, scratch: Path) -> LosslessFile:
+    """Convert the merged model to one GGUF file, in the type that holds its weights without loss."""
     kind = _dtype(merged.path)
     path = scratch / file_name(config, base, kind.upper())
     gguf_converter.convert(merged.path, path, dtype=kind, metadata=metadata(config, base))
-    return Lossless(path, kind.upper(), gguf_header.read(path))
+    return LosslessFile(path, kind.upper(), gguf_header.read(path))
 
 
-def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> list[Target]:
+def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> list[QuantizedFile]:
     """The files to write, each type once."""
     return [
-        Target(name, out / file_name(config, base, name), weighted and WEIGHTED.match(name) is not None)
+        QuantizedFile(name, out / file_name(config, base, name), weighted and WEIGHTED_TYPES.match(name) is not None)
         for name in dict.fromkeys(config.types)
     ]
 
 
-def has_choice(target: Target) -> bool:
-    """Whether a file that is weighted could be written without the matrix too."""
-    return target.weighted and MUST_BE_WEIGHTED.match(target.type) is None
+def can_go_unweighted(target: QuantizedFile) -> bool:
+    """True for a weighted file of a type that llama.cpp also writes without a matrix."""
+    return target.weighted and WEIGHTED_ONLY_TYPES.match(target.type) is None
 
 
-def write(lossless: Lossless, targets: Sequence[Target], matrix: Matrix | None = None, *, rows: int = 0) -> None:
-    """Write every target; the one that is of the lossless file's own type is that file.
+def write(
+    lossless: LosslessFile, targets: Sequence[QuantizedFile], matrix: ImportanceMatrix | None = None, *, rows: int = 0
+) -> None:
+    """Write every target; one of the lossless file's own type becomes a link to it.
 
     Raises:
-        StageError: llama.cpp could not write one, or it is not whole.
+        StageError: llama.cpp could not write one.
     """
     vectors = lossless.path.with_name("importance.npz")
     if matrix:
@@ -74,11 +76,11 @@ def write(lossless: Lossless, targets: Sequence[Target], matrix: Matrix | None =
     if not made:
         return
     with console.progress("quantize", len(made), "files") as meter:
-        for _ in quantizer.ladder(lossless.path, made, importance=vectors if matrix else None, rows=rows):
+        for _ in quantizer.quantize_all(lossless.path, made, importance=vectors if matrix else None, rows=rows):
             meter.advance()
 
 
-def save(matrix: Matrix, path: Path) -> None:
+def save(matrix: ImportanceMatrix, path: Path) -> None:
     """Write vectors by name as an `.npz`."""
     with path.open("wb") as stream:
         np.savez(stream, **matrix)  # type: ignore[arg-type]
@@ -90,8 +92,8 @@ def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
     return f"{stem}-{base.size_label}-{config.project}-v{config.version}-{type_name}.gguf"
 
 
-def measure(head: Head, type_name: str) -> dict[str, Any]:
-    """Real bits a weight of a GGUF file, and how many matrices fell back to another type than asked.
+def measure_types(head: GgufHeader, type_name: str) -> dict[str, Any]:
+    """Real bits a weight of a GGUF file, and the number of matrices that fell back to another type than `type_name`.
 
     K-quants and their like need rows of a multiple of 256; matrices with other rows silently get a larger type.
     """
@@ -109,10 +111,10 @@ def measure(head: Head, type_name: str) -> dict[str, Any]:
     }
 
 
-def dominated(files: dict[str, Any]) -> list[str]:
-    """A sentence for every file that is larger than another one and no closer to the merged model.
+def dominated_files(files: dict[str, Any]) -> list[str]:
+    """A sentence for every file that is larger than another and no closer to the merged model by KL divergence.
 
-    Of files whose distance was not measured nothing is said.
+    Files without a measured divergence are left out.
     """
     notes = []
     measured = {name: entry for name, entry in files.items() if "kl_mean" in entry}
@@ -131,7 +133,7 @@ def dominated(files: dict[str, Any]) -> list[str]:
 
 
 def metadata(config: QuantizeConfig, base: Base) -> dict[str, str]:
-    """What a file says of itself, beside what the converter reads in the model card."""
+    """GGUF metadata beside that which the converter reads from the model card."""
     fields = {
         "general.name": f"{base.name} {config.project} {config.version}",
         "general.finetune": config.project,

@@ -1,7 +1,7 @@
-"""How much each input of a linear layer matters: its mean square over the company's own training records.
+"""The importance matrix: mean squared input of every linear layer over training records.
 
-llama.cpp weighs the rounding errors of a row by these numbers (an importance matrix), so that the
-weights that the task's own texts use most are kept best.
+llama.cpp weighs the rounding errors of a row by it, so that the weights that the task's own texts use
+most lose least.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from slmctl import console
 from slmctl.errors import StageError
-from slmctl.model_files.gguf_header import Head
-from slmctl.stages.quantize.gguf_files import Matrix
+from slmctl.model_files.gguf_header import GgufHeader
+from slmctl.stages.quantize.gguf_files import ImportanceMatrix
 
-BATCH = 8  # records of like length computed together
-LONGEST = 1024  # tokens of a record that are read
+BATCH_RECORDS = 8  # records of like length computed together
+MAX_RECORD_TOKENS = 1024  # of a record, counted from its start
 
 
-def measure(model: Any, records: Sequence[Sequence[int]], head: Head) -> Matrix:
+def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> ImportanceMatrix:
     """Mean squared inputs of every linear layer, by the name of its tensor in a GGUF.
 
     Args:
@@ -32,10 +32,10 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: Head) -> Matrix:
         head: The head of its lossless GGUF: which tensors there are, and how long their rows.
 
     Returns:
-        Vectors as long as a row of the tensor.
+        A float32 vector (columns,) for each tensor.
 
     Raises:
-        StageError: An activation is no number.
+        StageError: An activation is not finite.
     """
     names = _names(model, head)
     squares: dict[str, torch.Tensor] = {}
@@ -43,7 +43,7 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: Head) -> Matrix:
     handles = []
     for name, module in model.named_modules():
         if name in names:
-            handles.append(module.register_forward_pre_hook(_adder(squares, name, lambda: mask)))
+            handles.append(module.register_forward_pre_hook(_square_sum_hook(squares, name, lambda: mask)))
     tokens = 0
     try:
         with torch.inference_mode(), console.progress("importance", len(records), "records") as meter:
@@ -55,32 +55,32 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: Head) -> Matrix:
     finally:
         for handle in handles:
             handle.remove()
-    found = {names[name]: (total / tokens).float().numpy() for name, total in squares.items()}
-    broken = sorted(name for name, values in found.items() if not np.isfinite(values).all())
+    matrix = {names[name]: (total / tokens).float().numpy() for name, total in squares.items()}
+    broken = sorted(name for name, values in matrix.items() if not np.isfinite(values).all())
     if broken:
-        raise StageError(f"the inputs of '{broken[0]}' are no numbers on the training records", hint="train again")
-    return found
+        raise StageError(f"the inputs of '{broken[0]}' are not finite on the training records", hint="train again")
+    return matrix
 
 
-def _names(model: Any, head: Head) -> dict[str, str]:
-    """Linear layers of the model, and the tensors of a GGUF that hold their weights."""
+def _names(model: Any, head: GgufHeader) -> dict[str, str]:
+    """Names of the linear layers of the model -> names of the GGUF tensors that hold their weights."""
     architecture = head.metadata["general.architecture"]
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    known = gguf.get_tensor_name_map(number, int(head.metadata[f"{architecture}.block_count"]))
+    tensor_names = gguf.get_tensor_name_map(number, int(head.metadata[f"{architecture}.block_count"]))
     rows = {tensor.name: tensor.shape[0] for tensor in head.tensors if len(tensor.shape) == 2}
     inside = {id(module) for module in model.base_model.modules()}  # the output head is left out, as llama.cpp does
-    found = {}
+    names = {}
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D) or id(module) not in inside:
             continue
-        tensor = known.get_name(f"{name}.weight", try_suffixes=(".weight",))
+        tensor = tensor_names.get_name(f"{name}.weight", try_suffixes=(".weight",))
         inputs = module.in_features if isinstance(module, torch.nn.Linear) else module.nx
         if tensor is not None and rows.get(tensor) == inputs:
-            found[name] = tensor
-    return found
+            names[name] = tensor
+    return names
 
 
-def _adder(squares: dict[str, torch.Tensor], name: str, mask: Any) -> Any:
+def _square_sum_hook(squares: dict[str, torch.Tensor], name: str, mask: Any) -> Any:
     def add(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         kept = inputs[0].reshape(-1, inputs[0].shape[-1])[mask().reshape(-1)].float()
         total = kept.square().sum(dim=0).double()
@@ -90,9 +90,9 @@ def _adder(squares: dict[str, torch.Tensor], name: str, mask: Any) -> Any:
 
 
 def _batches(records: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    ordered = sorted((record[:LONGEST] for record in records), key=len)
-    for start in range(0, len(ordered), BATCH):
-        yield ordered[start : start + BATCH]
+    ordered = sorted((record[:MAX_RECORD_TOKENS] for record in records), key=len)
+    for start in range(0, len(ordered), BATCH_RECORDS):
+        yield ordered[start : start + BATCH_RECORDS]
 
 
 def _padded(batch: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

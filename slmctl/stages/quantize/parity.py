@@ -1,7 +1,7 @@
-"""Whether a GGUF is the merged model: the same vocabulary, template, token ids, end of turn, and next tokens.
+"""Check that a GGUF file is the merged model: vocabulary, template, token ids, end of turn, next tokens.
 
-What the merged model does is computed once with transformers (`Reference`); every file is then loaded by
-llama.cpp and held against it. A file that reads a prompt otherwise, or cannot end a turn, never counts.
+The merged model's own are computed once with transformers (`MergedModelReference`); llama.cpp then computes
+those of every file. A file that tokenizes a prompt differently, or cannot end a turn, is refused.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import torch
 
 from slmctl.errors import StageError
 from slmctl.model_files import quantizer
-from slmctl.model_files.gguf_header import Head
-from slmctl.model_files.quantizer import Row
+from slmctl.model_files.gguf_header import GgufHeader
+from slmctl.model_files.quantizer import LogitRequest
 from slmctl.task.contract import Message, Task
 from slmctl.task.records import Record
 
-ROWS = 16  # held-out records whose next tokens are compared
-LONGEST = 1024  # tokens of such a record
-ANSWER = 32  # tokens of an answer that are compared
-LOGITS = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
+COMPARED_RECORDS = 16  # held-out records whose next tokens are compared
+MAX_RECORD_TOKENS = 1024  # tokens of such a record
+MAX_ANSWER_TOKENS = 32  # tokens of an answer that are compared
+MAX_LOGIT_BYTES = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
 
-# Where tokenizers differ, if they do.
-NASTY = (
+# Texts on which tokenizers differ, if they do.
+HARD_TEXTS = (
     "  two  spaces   three    four ", "\ttab\t\ttabs\n\n\nlines\r\nwindows", "🙂👩‍👩‍👧‍👦🇩🇪 emoji",
     "你好，世界。日本語かな漢字 한국어",
     "żółć Ünïcode éé naïve ﬁ",
@@ -43,16 +43,16 @@ NASTY = (
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the merged model is, by transformers.
+class MergedModelReference:
+    """What transformers computes with the merged model.
 
     Attributes:
         task: The contract, whose template and end of turn a file must carry.
-        vocabulary: How many tokens the model has weights for; a file may leave out those that no text gives.
-        spelled: How many of them the tokenizer gives.
+        vocabulary: Number of tokens with weights; a file may leave out those that the tokenizer never gives.
+        spelled: Number of tokens that the tokenizer can give.
         end_token: The id of the tokenizer's end token.
         end_of_turn: Token ids of the text that ends an answer.
-        prompts: The conversations of held-out records and nasty texts, their tools, and how transformers renders them.
+        prompts: Conversations (held-out records, HARD_TEXTS), their tools, and the prompt that transformers renders.
         texts: Rendered prompts, and answers with their end.
         tokens: Token ids of each text.
         rows: Held-out records with their answers, and the positions that predict a token of an answer.
@@ -67,41 +67,41 @@ class Reference:
     prompts: Sequence[tuple[Sequence[Message], Sequence[Any] | None, str]]
     texts: list[str]
     tokens: list[list[int]]
-    rows: list[Row]
+    rows: list[LogitRequest]
     logits: npt.NDArray[np.float32]
 
 
-def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record]) -> Reference:
-    """Compute what a file must match.
+def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record]) -> MergedModelReference:
+    """Compute the reference of all files.
 
     Args:
         model: The merged model of transformers.
         records: Held-out records.
     """
-    chosen = records[:ROWS]
-    asked: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
-    asked += [(task.messages(text), None) for text in NASTY]
-    prompts = [(messages, tools, _rendered(tokenizer, task, messages, tools)) for messages, tools in asked]
+    chosen = records[:COMPARED_RECORDS]
+    questions: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
+    questions += [(task.messages(text), None) for text in HARD_TEXTS]
+    prompts = [(messages, tools, _rendered(tokenizer, task, messages, tools)) for messages, tools in questions]
     answers = [task.defused(record.answer) + task.end for record in chosen]
     texts = [text for _, _, text in prompts] + answers
     tokens = [encode(tokenizer, text) for text in texts]
     vocabulary = int(model.config.get_text_config().vocab_size)
-    rows = _rows(tokens[: len(chosen)], tokens[len(prompts) :], most=LOGITS // (4 * vocabulary))
+    rows = _rows(tokens[: len(chosen)], tokens[len(prompts) :], most=MAX_LOGIT_BYTES // (4 * vocabulary))
     spelled = max(tokenizer.get_vocab().values()) + 1
-    return Reference(
+    return MergedModelReference(
         task, vocabulary, spelled, int(tokenizer.eos_token_id), encode(tokenizer, task.end), prompts, texts, tokens,
         rows, _logits(model, rows, vocabulary),
     )  # fmt: skip
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a rendered text, none added."""
+    """Token ids of a rendered text, without added special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 
 
 def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
-    """A conversation as transformers renders it, control tokens in it broken up as everywhere."""
+    """The prompt that transformers renders, with control tokens in the messages broken up as everywhere."""
     safe = task.safe(messages)
     return str(
         tokenizer.apply_chat_template(
@@ -110,102 +110,106 @@ def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Se
     )
 
 
-def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[Row]:
-    """Prompts with their answers, `most` positions in all; the last token of a prompt predicts the answer's first."""
-    rows: list[Row] = []
+def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[LogitRequest]:
+    """Prompts with their answers, at most `most` positions together; a prompt's last token predicts the first one."""
+    rows: list[LogitRequest] = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        answer = answer[: min(ANSWER, most)]
+        answer = answer[: min(MAX_ANSWER_TOKENS, most)]
         most -= len(answer)
-        if answer and 0 < len(prompt) <= LONGEST - len(answer):
-            rows.append(Row([*prompt, *answer[:-1]], list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))))
+        if answer and 0 < len(prompt) <= MAX_RECORD_TOKENS - len(answer):
+            rows.append(
+                LogitRequest([*prompt, *answer[:-1]], list(range(len(prompt) - 1, len(prompt) + len(answer) - 1)))
+            )
     return rows
 
 
 @torch.inference_mode()
-def _logits(model: Any, rows: Sequence[Row], vocabulary: int) -> npt.NDArray[np.float32]:
+def _logits(model: Any, rows: Sequence[LogitRequest], vocabulary: int) -> npt.NDArray[np.float32]:
     """Logits at the positions of all rows, (positions, vocabulary)."""
     out = np.empty((sum(len(row.positions) for row in rows), vocabulary), np.float32)
     filled = 0
     for row in rows:
-        ids, wanted = torch.tensor([row.tokens]), torch.tensor(row.positions)
-        logits = model(input_ids=ids, logits_to_keep=wanted, use_cache=False).logits[0].float()
-        out[filled : filled + len(wanted)] = logits.numpy()
-        filled += len(wanted)
+        ids, keep = torch.tensor([row.tokens]), torch.tensor(row.positions)
+        logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0].float()  # (positions, V)
+        out[filled : filled + len(keep)] = logits.numpy()
+        filled += len(keep)
     return out
 
 
-def check_head(name: str, head: Head, wanted: Reference) -> None:
-    """What can be seen without loading the file, which llama.cpp may refuse to do.
+def check_head(name: str, head: GgufHeader, reference: MergedModelReference) -> None:
+    """Compare a file's metadata with the merged model, before llama.cpp loads the file.
 
     Raises:
         StageError: Its vocabulary, chat template or end token is not the merged model's.
     """
     vocabulary = len(head.metadata.get("tokenizer.ggml.tokens", []))
     rows = {tensor.name: tensor.shape[-1] for tensor in head.tensors}.get("token_embd.weight", vocabulary)
-    if vocabulary != rows or not wanted.spelled <= vocabulary <= wanted.vocabulary:
+    if vocabulary != rows or not reference.spelled <= vocabulary <= reference.vocabulary:
         raise StageError(
             f"the vocabulary of {name} has {vocabulary} tokens with weights for {rows}; the merged model has weights "
-            f"for {wanted.vocabulary}, and its tokenizer gives {wanted.spelled}"
+            f"for {reference.vocabulary}, and its tokenizer gives {reference.spelled}"
         )
     template = head.metadata.get("tokenizer.chat_template", "")
-    if template != wanted.task.chat_template:
+    if template != reference.task.chat_template:
         raise StageError(f"{name} carries another chat template than it was trained with")
-    own = dataclasses.replace(wanted.task, chat_template=template)
-    for messages, tools, rendered in wanted.prompts:
+    own = dataclasses.replace(reference.task, chat_template=template)
+    for messages, tools, rendered in reference.prompts:
         if (written := own.prompt(messages, tools=tools)) != rendered:
             raise StageError(
                 f"the chat template of {name} renders otherwise than transformers does: "
-                f"{json.dumps(_apart(written, rendered), ensure_ascii=False)}"
+                f"{json.dumps(_first_difference(written, rendered), ensure_ascii=False)}"
             )
-    if (end := head.metadata.get("tokenizer.ggml.eos_token_id")) != wanted.end_token:
-        raise StageError(f"{name} ends with token {end}, the merged model's end token is {wanted.end_token}")
+    if (end := head.metadata.get("tokenizer.ggml.eos_token_id")) != reference.end_token:
+        raise StageError(f"{name} ends with token {end}, the merged model's end token is {reference.end_token}")
 
 
-def check(path: Path, head: Head, wanted: Reference, *, scratch: Path) -> dict[str, Any]:
-    """Load a file and hold it against the merged model.
+def check(path: Path, head: GgufHeader, reference: MergedModelReference, *, scratch: Path) -> dict[str, Any]:
+    """Compare a file, as llama.cpp computes it, with the merged model.
 
     Returns:
-        `kl_mean` and `kl_max` in nats, `top1_agreement`, and over how many positions and texts.
+        `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts).
 
     Raises:
-        StageError: It is not the merged model; the message names what differs.
+        StageError: It differs; the message names the difference.
     """
-    check_head(path.name, head, wanted)
+    check_head(path.name, head, reference)
     logits = scratch / "logits.npy"
-    found = quantizer.probe(path, texts=wanted.texts, end=wanted.task.end, rows=wanted.rows, logits=logits)
-    for text, theirs, own in zip(wanted.texts, wanted.tokens, found["tokens"], strict=True):
+    probe = quantizer.probe(path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits)
+    for text, theirs, own in zip(reference.texts, reference.tokens, probe.tokens, strict=True):
         if own != theirs:
             raise StageError(
                 f"the tokenizer of {path.name} reads {json.dumps(text[-60:], ensure_ascii=False)} otherwise than the "
-                f"merged model's: {_apart(own, theirs)}"
+                f"merged model's: {_first_difference(own, theirs)}"
             )
-    if len(found["end_of_turn"]) != 1 or found["end_of_turn"] != wanted.end_of_turn:
-        raise StageError(f"{path.name} does not read '{wanted.task.end}' as one token, so it could not end a turn")
-    if not found["ends"]:
-        raise StageError(f"generation with {path.name} does not stop at '{wanted.task.end}', the end of a turn")
-    distance = compare(wanted.logits, np.load(logits, mmap_mode="r")) if wanted.rows else {}
+    if len(probe.end_of_turn) != 1 or probe.end_of_turn != reference.end_of_turn:
+        raise StageError(f"{path.name} does not read '{reference.task.end}' as one token, so it could not end a turn")
+    if not probe.ends:
+        raise StageError(f"generation with {path.name} does not stop at '{reference.task.end}', the end of a turn")
+    distance = compare_logits(reference.logits, np.load(logits, mmap_mode="r")) if reference.rows else {}
     logits.unlink(missing_ok=True)
     if distance and not np.isfinite(distance["kl_mean"]):
-        raise StageError(f"{path.name} computes next tokens that are no numbers")
-    return {**distance, "texts": len(wanted.texts)}
+        raise StageError(f"{path.name} computes next-token probabilities that are not finite")
+    return {**distance, "texts": len(reference.texts)}
 
 
-def check_lossless(found: dict[str, Any], name: str) -> None:
+def check_lossless(distances: dict[str, Any], name: str) -> None:
     """Raises StageError when the lossless file predicts other tokens than the merged model."""
-    if found.get("kl_mean", 0.0) > LOSSLESS_KL:
+    if distances.get("kl_mean", 0.0) > LOSSLESS_KL:
         raise StageError(
-            f"the next-token distributions of {name}, which lost nothing, are {found['kl_mean']:.3f} nats from the "
+            f"the next-token distributions of {name}, which lost nothing, are {distances['kl_mean']:.3f} nats from the "
             f"merged model's (at most {LOSSLESS_KL}): llama.cpp does not compute this architecture as transformers does"
         )
 
 
-def compare(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """KL divergence from the merged model's distributions to a file's, and how often both prefer the same token.
+def compare_logits(reference: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """KL divergence from the merged model's next-token distributions to a file's, and top-1 agreement.
 
-    Both are logits, (positions, vocabulary); tokens that a file leaves out count in neither.
+    Args:
+        reference: Logits of the merged model, (positions, V).
+        logits: Logits of the file, (positions, V or fewer); tokens that it leaves out count in neither.
     """
     divergences, same = [], 0
-    for theirs, own in zip(wanted, found, strict=True):
+    for theirs, own in zip(reference, logits, strict=True):
         theirs = theirs[: len(own)]
         p, q = _log_softmax(theirs), _log_softmax(own)
         divergences.append(float(np.sum(np.exp(p) * (p - q))))
@@ -225,7 +229,7 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
-def _apart(own: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-    """Where two sequences begin to differ: a little of each."""
+def _first_difference(own: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+    """Eight items of each sequence from their first difference on."""
     at = next((k for k, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), min(len(own), len(theirs)))
     return [own[at : at + 8], theirs[at : at + 8]]

@@ -16,104 +16,111 @@ from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.model_files import gguf_converter, gguf_header, hf_folder
 from slmctl.model_files.base_model import Base
-from slmctl.model_files.gguf_header import Head
-from slmctl.model_files.quantizer import Target
+from slmctl.model_files.gguf_header import GgufHeader
+from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
-from slmctl.stages.quantize.gguf_files import WEIGHTED, Lossless, Matrix
+from slmctl.stages.quantize.gguf_files import WEIGHTED_TYPES, ImportanceMatrix, LosslessFile
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
-PROBES = 8  # held-out prompts that each file must answer
-FREE_TOKENS = 256  # within which a free answer must end
-AUTO_ROWS = 128  # training records for `importance: auto`
+PROBE_PROMPTS = 8  # held-out prompts that each file must answer
+MAX_PROBE_TOKENS = 256  # within which a free answer must end
+AUTO_RECORDS = 128  # training records for `importance: auto`
 
 
 def run(
     config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, adapter: Artifact | None = None, out: Path
 ) -> dict[str, Any]:
-    """Write one GGUF file a type, from one lossless conversion, and the adapter's own where it is asked for.
+    """Write one GGUF file a type, from one lossless conversion, and the adapter's own where the config asks for it.
+
+    Returns:
+        The manifest's metrics.
 
     Raises:
         MissingError: The converter has not been fetched.
-        StageError: A file could not be written, or is not what the merged model is.
+        StageError: A file could not be written, or does not compute what the merged model computes.
     """
     base, task = Base.read(merged.path), Task.read(merged.path)
     if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
     held_out = read_records(prepared.file("validation.jsonl"))
-    with tempfile.TemporaryDirectory(dir=out) as place:
-        scratch = Path(place)
-        lossless = gguf_files.convert(config, merged, base, scratch)
-        wanted, matrix, rows = _computed(config, merged, prepared, task, held_out, lossless)
-        checked = parity.check(lossless.path, lossless.head, wanted, scratch=scratch)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        lossless = gguf_files.convert(config, merged, base, Path(scratch))
+        reference, matrix, records = _compute_reference(config, merged, prepared, task, held_out, lossless)
+        checked = parity.check(lossless.path, lossless.head, reference, scratch=Path(scratch))
         parity.check_lossless(checked, lossless.path.name)
         if "kl_mean" not in checked:
-            console.say(
-                f"  note: no held-out record has under {parity.LONGEST} tokens, so next tokens were not compared"
-            )
+            limit = parity.MAX_RECORD_TOKENS
+            console.say(f"  note: no held-out record has under {limit} tokens, so next tokens were not compared")
         targets = gguf_files.plan(config, base, out, weighted=bool(matrix))
-        # `auto` writes what may go without the matrix both ways, and keeps the one that is closer
-        both = [target for target in targets if config.importance_matrix == "auto" and gguf_files.has_choice(target)]
-        others = {target.type: Target(target.type, scratch / target.path.name) for target in both}
-        gguf_files.write(lossless, [*targets, *others.values()], matrix, rows=rows)
+        unweighted = _unweighted_twins(config, targets, Path(scratch))
+        gguf_files.write(lossless, [*targets, *unweighted.values()], matrix, rows=records)
         files = {}
         for target in targets:
-            kept, distances = _closest(target, others.get(target.type), wanted, scratch)
-            answered = _must_answer(kept.path, task, held_out[:PROBES])
-            files[target.type] = _entry(kept, gguf_header.read(kept.path)) | distances | answered
-            _say(target.type, files[target.type])
-        lora = {}
-        if adapter is not None:
-            lora = lora_gguf.write(adapter, merged, out / gguf_files.file_name(config, base, "F16-LoRA"))
-    for note in gguf_files.dominated(files):
+            kept, distances = _closest(target, unweighted.get(target.type), reference, Path(scratch))
+            answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS])
+            files[target.type] = _entry(kept, gguf_header.read(kept.path)) | distances | answers
+            _report_file(target.type, files[target.type])
+    lora = {}
+    if adapter is not None:
+        lora = {"lora": lora_gguf.write(adapter, merged, out / gguf_files.file_name(config, base, "F16-LoRA"))}
+    for note in gguf_files.dominated_files(files):
         console.say(f"  note: {note}")
     base.write(out)
     return {
-        "files": files, "lossless": {"type": lossless.type} | checked, "importance_rows": rows,
-        "converter_source_sha256": gguf_converter.source_hash(),
-    } | ({"lora": lora} if lora else {})  # fmt: skip
+        "files": files, "lossless": {"type": lossless.type} | checked, "importance_rows": records,
+        "converter_source_sha256": gguf_converter.source_hash(), **lora,
+    }  # fmt: skip
 
 
-def _computed(
+def _unweighted_twins(
+    config: QuantizeConfig, targets: Sequence[QuantizedFile], scratch: Path
+) -> dict[str, QuantizedFile]:
+    """Under `importance_matrix: auto`, a second file without the matrix for every type that can go without, by type."""
+    both = [t for t in targets if config.importance_matrix == "auto" and gguf_files.can_go_unweighted(t)]
+    return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in both}
+
+
+def _compute_reference(
     config: QuantizeConfig,
     merged: Artifact,
     prepared: Artifact,
     task: Task,
     held_out: Sequence[Record],
-    lossless: Lossless,
-) -> tuple[parity.Reference, Matrix, int]:
-    """What needs the merged model in transformers: what files must match, and the importance matrix with its rows."""
+    lossless: LosslessFile,
+) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
+    """Load the merged model in transformers once: the reference of all files, the importance matrix, its records."""
     tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path)
-    wanted = parity.reference(model, tokenizer, task, held_out)
-    parity.check_head(lossless.path.name, lossless.head, wanted)
-    count = {"auto": AUTO_ROWS, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)
-    if not count or not any(WEIGHTED.match(name) for name in config.types):
-        return wanted, {}, 0
+    reference = parity.reference(model, tokenizer, task, held_out)
+    parity.check_head(lossless.path.name, lossless.head, reference)
+    count = {"auto": AUTO_RECORDS, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)
+    if not count or not any(WEIGHTED_TYPES.match(name) for name in config.types):
+        return reference, {}, 0
     texts = texts_of(read_records(prepared.file("train.jsonl")), task, int(count))
     matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)
-    return wanted, matrix, len(texts)
+    return reference, matrix, len(texts)
 
 
 def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
-    """Rendered prompts with answers of `count` records, spread evenly over the whole of them."""
+    """Rendered prompts with answers of `count` records, spread evenly over all of them."""
     count = min(count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [asked_of(task, record) + task.defused(record.answer) + task.end for record in chosen]
+    return [prompt_of(task, record) + task.defused(record.answer) + task.end for record in chosen]
 
 
-def asked_of(task: Task, record: Record) -> str:
+def prompt_of(task: Task, record: Record) -> str:
     """The rendered prompt of a record."""
     return task.prompt(record.prompt_messages, tools=record.tools)
 
 
 def _closest(
-    target: Target, other: Target | None, wanted: parity.Reference, scratch: Path
-) -> tuple[Target, dict[str, Any]]:
-    """Hold a file against the merged model; where it was written both ways, keep the closer one under its name."""
-    weighted = parity.check(target.path, gguf_header.read(target.path), wanted, scratch=scratch)
+    target: QuantizedFile, other: QuantizedFile | None, reference: parity.MergedModelReference, scratch: Path
+) -> tuple[QuantizedFile, dict[str, Any]]:
+    """Compare a file with the merged model; of two written with and without the matrix keep the closer one."""
+    weighted = parity.check(target.path, gguf_header.read(target.path), reference, scratch=scratch)
     if other is None:
         return target, weighted
-    plain = parity.check(other.path, gguf_header.read(other.path), wanted, scratch=scratch)
+    plain = parity.check(other.path, gguf_header.read(other.path), reference, scratch=scratch)
     both = {"kl_weighted": weighted.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
     if not ("kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]):
         other.path.unlink()
@@ -122,17 +129,17 @@ def _closest(
     return dataclasses.replace(target, weighted=False), plain | both
 
 
-def _entry(target: Target, head: Head) -> dict[str, Any]:
+def _entry(target: QuantizedFile, head: GgufHeader) -> dict[str, Any]:
     return {
         "file": target.path.name,
         "size": target.path.stat().st_size,
         "sha256": sha256_file(target.path).removeprefix("sha256:"),
         "importance": target.weighted,
-        **gguf_files.measure(head, target.type),
+        **gguf_files.measure_types(head, target.type),
     }
 
 
-def _say(name: str, entry: dict[str, Any]) -> None:
+def _report_file(name: str, entry: dict[str, Any]) -> None:
     parts = [console.size(entry["size"]), f"{entry['bits_per_weight']:.2f} bits a weight"]
     if entry["fallback_tensors"]:
         parts.append(f"{entry['fallback_tensors']} of {entry['matrices']} tensors kept at a higher type")
@@ -143,10 +150,14 @@ def _say(name: str, entry: dict[str, Any]) -> None:
     console.say(f"  {name}: {', '.join(parts)}")
 
 
-def _must_answer(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, Any]:
-    """Ask a file held-out prompts through the engine that will serve it; it must end at least one answer."""
-    with engine.Engine(path, sequences=PROBES) as model:
-        requests = [engine.Request(asked_of(task, probe), max_tokens=FREE_TOKENS) for probe in probes]
+def _probe_answers(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, Any]:
+    """Answer held-out prompts with the engine that will serve the file.
+
+    Raises:
+        StageError: The engine fails on it, or no answer ends within MAX_PROBE_TOKENS.
+    """
+    with engine.Engine(path, sequences=PROBE_PROMPTS) as model:
+        requests = [engine.Request(prompt_of(task, probe), max_tokens=MAX_PROBE_TOKENS) for probe in probes]
         answers = [answer for _, answer in model.ask_all(requests, widen=True)]
     failed = [answer for answer in answers if isinstance(answer, engine.EngineError)]
     if failed:
@@ -154,7 +165,7 @@ def _must_answer(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, 
     stopped = sum(isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip()) for a in answers)
     if stopped == 0:
         raise StageError(
-            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {FREE_TOKENS} tokens",
+            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {MAX_PROBE_TOKENS} tokens",
             hint="train longer: --set finetune.epochs=4",
         )
     return {"probes": len(answers), "probes_stopped": stopped}

@@ -19,8 +19,8 @@ from slmctl.stages.finetune import backend
 @pytest.fixture
 def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of /dev, and no variable that hides what is in it."""
-    moved = {str(tmp_path / Path(node).name): kind for node, kind in hardware.NODES.items()}
-    monkeypatch.setattr(hardware, "NODES", moved)
+    moved = {str(tmp_path / Path(node).name): kind for node, kind in hardware.DEVICE_NODES.items()}
+    monkeypatch.setattr(hardware, "DEVICE_NODES", moved)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path
 

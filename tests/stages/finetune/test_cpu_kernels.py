@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from peft import get_peft_model  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from slmctl.stages.finetune import cpu_kernels, finetune, layer_replacement, trainer  # noqa: E402
-from slmctl.stages.finetune.packing import IGNORED, Packing  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
 # PEFT looks for the experts of every mixture by names that tiny ones do not have
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:peft")
@@ -127,7 +128,7 @@ def compare(plain: Any, fast: Any, loss: Any, near: float = 1e-4) -> None:
 
 
 def packed_loss(model: Any) -> Any:
-    batch = Packing()(some_rows())
+    batch = BatchPacker()(some_rows())
     assert batch["layout"] == (5, 3)
     return model(**batch).loss
 
@@ -136,8 +137,8 @@ def packed_loss(model: Any) -> Any:
 def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
     kind, settings, fast_layers = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
-    assert layer_replacement.packs(fast)
-    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.supports_packing(fast)
+    assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
 
@@ -158,8 +159,8 @@ def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
     # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
     kind, settings, fast_layers = FAST[name]
     plain, fast = in_bfloat16(kind, settings).float(), in_bfloat16(kind, settings)
-    assert layer_replacement.packs(fast)
-    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.supports_packing(fast)
+    assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss, near=0.1)
 
 
@@ -168,9 +169,9 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     kind, settings = PADDED[name]
     plain, other = adapted(kind, settings), adapted(kind, settings)
     before = other.config._attn_implementation
-    assert not layer_replacement.packs(other)
+    assert not layer_replacement.supports_packing(other)
     assert other.config._attn_implementation == before
-    (batch,) = trainer.LeftPadded(0)(some_rows())
+    (batch,) = trainer.PaddedBatches(0)(some_rows())
     compare(plain, other, lambda model: trainer.padded_loss(model, batch), near=1e-3)
 
 
@@ -186,8 +187,8 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
 )
 def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], fast_layers: int) -> None:
     plain, fast = adapted("LlamaConfig", {}, lora), adapted("LlamaConfig", {}, lora)
-    assert layer_replacement.packs(fast)
-    assert layer_replacement.install(fast) == {"layers": 3, "fast_layers": fast_layers}
+    assert layer_replacement.supports_packing(fast)
+    assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
 
@@ -200,7 +201,7 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
     member = get_peft_model(torch.nn.Sequential(layer), shape).base_model.model[0]
     a, b = member.lora_A["default"].weight, member.lora_B["default"].weight
     torch.nn.init.normal_(b)
-    stack = cpu_kernels.Stack([member])
+    stack = cpu_kernels.StackedLinear([member])
     x = torch.randn(5, 12, requires_grad=True)
     got = stack(x)
     mask = got.grad_fn.saved_tensors[2][:5]
@@ -217,23 +218,78 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
     torch.testing.assert_close(stack(x), x @ layer.weight.T + x @ a.T @ b.T * 2)
 
 
+class LogitRows(TorchDispatchMode):
+    """Counts how many rows of logits the largest tensor over the vocabulary holds, in any operation."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary if tensor.numel() else 0)
+        return result
+
+
+def rows_of_logits(loss_of: Any) -> int:
+    """The largest tensor that forward and backward make, in rows over a vocabulary of 5,000 tokens."""
+    with LogitRows(5000) as seen:
+        loss_of().backward()
+    return seen.rows
+
+
 def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "BLOCK", 64)  # 300 words in five blocks, the last one short
+    # 64 answer tokens through a head of (5000, 32): all logits are twice as large as the head itself
+    torch.manual_seed(0)
+    head, hidden = torch.randn(5000, 32), torch.randn(64, 32, requires_grad=True)
+    targets, weights = torch.randint(0, 5000, (64,)), torch.ones(64)
+
+    def blockwise() -> Any:
+        return cpu_kernels.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
+
+    def whole() -> Any:
+        return torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="sum")
+
+    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 512)
+    torch.testing.assert_close(blockwise(), whole())
+    assert rows_of_logits(blockwise) < 64
+    assert rows_of_logits(whole) >= 64  # the count sees logits where they are held
+    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 5000)
+    assert rows_of_logits(blockwise) >= 64
+
+
+def test_training_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"vocab_size": 5000, "hidden_size": 16, "head_dim": 16}
+    batch = BatchPacker()(some_rows() * 6)
+    answers = len(batch["labels"])
+    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 512)
+    fast, planted = adapted("LlamaConfig", settings), adapted("LlamaConfig", settings)
+    layer_replacement.install_kernels(fast)
+    assert rows_of_logits(lambda: fast(**batch).loss) < answers
+    monkeypatch.setattr(layer_replacement, "_is_plain_head", lambda core, trunk: False)  # the model's own full logits
+    layer_replacement.install_kernels(planted)
+    assert rows_of_logits(lambda: planted(**batch).loss) >= answers
+
+
+def test_the_blocks_of_the_head_give_the_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 64)  # 300 words in five blocks, the last one short
     plain, fast = adapted("LlamaConfig", {}), adapted("LlamaConfig", {})
-    layer_replacement.install(fast)
+    layer_replacement.install_kernels(fast)
     compare(plain, fast, packed_loss)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2, capped scores and logits"])
 def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "BLOCK", 64)
+    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 64)
     kind, settings, _ = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
-    layer_replacement.install(fast, 0.2)
+    layer_replacement.install_kernels(fast, 0.2)
     fast.eval()
     torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
     fast.train()  # no dropout in either
-    (batch,) = trainer.LeftPadded(0)(some_rows())
+    (batch,) = trainer.PaddedBatches(0)(some_rows())
     wanted, got = trainer.padded_loss(plain, batch, 0.2), packed_loss(fast)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     wanted, got = gradients(plain, wanted), gradients(fast, got)
@@ -244,7 +300,7 @@ def test_a_loss_that_is_far_off_stays_finite() -> None:
     head = torch.randn(50, 8) * 100
     hidden = (torch.randn(4, 8) * 100).requires_grad_()
     targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
-    got = cpu_kernels.HeadLoss.apply(hidden, head, targets, weights)
+    got = cpu_kernels.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
     wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)

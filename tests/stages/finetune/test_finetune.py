@@ -40,7 +40,7 @@ from slmctl.stages.finetune import (  # noqa: E402
     memory_estimate,
     trainer,
 )
-from slmctl.stages.finetune.packing import IGNORED, Packing  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -67,7 +67,7 @@ def model(artifacts: dict[str, Artifact]) -> Any:
 
 def loss_of(model: Any, rows: list[Any]) -> Any:
     """Mean loss of an answer token, of rows padded on the left."""
-    (batch,) = trainer.LeftPadded(0)(rows)
+    (batch,) = trainer.PaddedBatches(0)(rows)
     return trainer.padded_loss(model, batch) / (batch["labels"] != IGNORED).sum()
 
 
@@ -125,7 +125,7 @@ def test_padding_changes_nothing(model: Any, rows: list[dict[str, list[int]]]) -
 
 
 def test_left_padding_lays_rows_out() -> None:
-    (batch,) = trainer.LeftPadded(9)(
+    (batch,) = trainer.PaddedBatches(9)(
         [
             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weights": [0, 1, 1]},
             {"input_ids": [4], "labels": [4], "weights": [2]},
@@ -139,7 +139,7 @@ def test_left_padding_lays_rows_out() -> None:
 
 
 def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> None:
-    whole, parts = trainer.LeftPadded(0), trainer.LeftPadded(0, 2 * max(len(row["input_ids"]) for row in rows))
+    whole, parts = trainer.PaddedBatches(0), trainer.PaddedBatches(0, 2 * max(len(row["input_ids"]) for row in rows))
     batches = parts(rows)
     assert len(batches) == math.ceil(len(rows) / 2)
     assert max(batch["input_ids"].numel() for batch in batches) <= parts.limit
@@ -159,10 +159,10 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
         sizes.append(inputs["input_ids"].numel())
         return whole(model, inputs, *args)
 
-    monkeypatch.setattr(layer_replacement, "packs", lambda model: False)
+    monkeypatch.setattr(layer_replacement, "supports_packing", lambda model: False)
     monkeypatch.setattr(trainer, "padded_loss", measured)
     assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
-    assert memory_estimate.PIECE / 2 < max(sizes) <= memory_estimate.PIECE
+    assert memory_estimate.PIECE_TOKENS / 2 < max(sizes) <= memory_estimate.PIECE_TOKENS
 
 
 def gradients(model: Any, loss: Any) -> Any:
@@ -186,8 +186,8 @@ def test_the_fast_path_gives_the_plain_gradients(
 
     plain, fast = adapted("float32"), adapted(products)
     wanted = gradients(plain, loss_of(plain, rows))
-    assert layer_replacement.install(fast) == {"layers": 2, "fast_layers": 2}
-    batch = Packing(share=share)(rows)
+    assert layer_replacement.install_kernels(fast) == {"layers": 2, "fast_layers": 2}
+    batch = BatchPacker(share=share)(rows)
     assert (batch["layout"][0] > 0) == share
     got = gradients(fast, fast(**batch).loss / len(batch["labels"]))
     assert {p.dtype for p in fast.parameters() if p.requires_grad} == {torch.float32}
@@ -314,14 +314,14 @@ def test_a_training_that_diverges_stops_at_that_step(
 
 
 def test_weights_that_break_in_the_last_update_are_seen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trainer.Watch.on_step_end
+    whole = trainer.TrainingMonitor.on_step_end
 
     def broken(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 8:
             next(iter(self.trainer.trained().values())).data.fill_(float("nan"))
         whole(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(trainer.Watch, "on_step_end", broken)
+    monkeypatch.setattr(trainer.TrainingMonitor, "on_step_end", broken)
     message, keep = stopped(desk)
     assert message.startswith("training diverged: the validation loss is nan at step 8;")
     assert checkpoint.newest(keep) == keep / "step-00000006"
@@ -526,11 +526,11 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
         record = conversation(("user", "card price"), ("assistant", "billing", weight))
         rows += encoding.encode([record], task, tokenizer, FinetuneConfig())[0]
     with torch.no_grad():
-        full, half = (float(trainer.padded_loss(model, trainer.LeftPadded(0)([row])[0])) for row in rows)
+        full, half = (float(trainer.padded_loss(model, trainer.PaddedBatches(0)([row])[0])) for row in rows)
         assert half == pytest.approx(full / 2)
-        layer_replacement.install(model)
-        assert float(model(**Packing()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)
-        assert float(model(**Packing()(rows)).loss) == pytest.approx(full * 1.5, rel=1e-4)
+        layer_replacement.install_kernels(model)
+        assert float(model(**BatchPacker()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)
+        assert float(model(**BatchPacker()(rows)).loss) == pytest.approx(full * 1.5, rel=1e-4)
 
 
 def test_records_without_anything_to_learn_are_named(task: Task, tokenizer: Any) -> None:
@@ -685,7 +685,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(hf_folder, "load_model", loaded)
-    monkeypatch.setattr(memory_estimate, "available", lambda: 10_000_000)
+    monkeypatch.setattr(memory_estimate, "available_bytes", lambda: 10_000_000)
     with pytest.raises(StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ [MG]B are free") as caught:
         run({}, artifacts, tmp_path / "one")
     assert "a smaller base" in caught.value.hint
@@ -695,18 +695,21 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 
 def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str, Artifact]) -> None:
     folder = artifacts["base"].path
-    small = memory_estimate.estimate(folder, FinetuneConfig(), 100)
-    assert memory_estimate.estimate(folder, FinetuneConfig(), 5000) > small
-    assert memory_estimate.estimate(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
-    assert 0 < memory_estimate.available() < 1e15
-    assert memory_estimate.peak() > 1e7
+    small = memory_estimate.estimate_bytes(folder, FinetuneConfig(), 100)
+    assert memory_estimate.estimate_bytes(folder, FinetuneConfig(), 5000) > small
+    assert memory_estimate.estimate_bytes(folder, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
+    assert 0 < memory_estimate.available_bytes() < 1e15
+    assert memory_estimate.peak_bytes() > 1e7
 
 
 def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> None:
     # short records never fill a piece: counting a whole one made the estimate for SmolLM2 half too high
-    assert memory_estimate.fullest([5, 30, 20, 10], together=2) == 50
-    assert memory_estimate.fullest([100] * 40, together=16) == memory_estimate.PIECE
-    assert memory_estimate.fullest([10, 2 * memory_estimate.PIECE], together=2) == 2 * memory_estimate.PIECE
+    assert memory_estimate.largest_piece([5, 30, 20, 10], together=2) == 50
+    assert memory_estimate.largest_piece([100] * 40, together=16) == memory_estimate.PIECE_TOKENS
+    assert (
+        memory_estimate.largest_piece([10, 2 * memory_estimate.PIECE_TOKENS], together=2)
+        == 2 * memory_estimate.PIECE_TOKENS
+    )
 
 
 def test_processes_share_a_batch_and_need_memory_each(
@@ -718,36 +721,36 @@ def test_processes_share_a_batch_and_need_memory_each(
     def seen(lengths: Any, together: int) -> int:
         raise Seen(together)
 
-    monkeypatch.setattr(memory_estimate, "fullest", seen)
+    monkeypatch.setattr(memory_estimate, "largest_piece", seen)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Seen, match=r"^2$"):
         run({"batch_size": 16, "gradient_accumulation_steps": 2}, artifacts, tmp_path / "one")
-    monkeypatch.setattr(memory_estimate, "available", lambda: 3 * 10**9)
-    monkeypatch.setattr(memory_estimate, "_now", lambda: 10**9)
-    memory_estimate.require(4 * 10**9)
-    memory_estimate.require(2 * 10**9, processes=2)
+    monkeypatch.setattr(memory_estimate, "available_bytes", lambda: 3 * 10**9)
+    monkeypatch.setattr(memory_estimate, "_resident_bytes", lambda: 10**9)
+    memory_estimate.require_free(4 * 10**9)
+    memory_estimate.require_free(2 * 10**9, processes=2)
     with pytest.raises(StageError, match=r"needs about 6\.00 GB of memory in 2 processes, and 5\.00 GB are free"):
-        memory_estimate.require(3 * 10**9, processes=2)
+        memory_estimate.require_free(3 * 10**9, processes=2)
 
 
 def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a base that was read a moment ago lies in the page cache, which counted as memory in use
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   16000000 kB\n")
     monkeypatch.setattr(memory_estimate, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory_estimate, "GROUP", tmp_path)
-    assert memory_estimate.available() == 16_000_000 * 1024
+    monkeypatch.setattr(memory_estimate, "CGROUP", tmp_path)
+    assert memory_estimate.available_bytes() == 16_000_000 * 1024
     (tmp_path / "memory.max").write_text("8000000000\n")
     (tmp_path / "memory.current").write_text("7000000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000000\nactive_file 1000000000\ninactive_file 4000000000\n")
-    assert memory_estimate.available() == 5_000_000_000
+    assert memory_estimate.available_bytes() == 5_000_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory_estimate.available() == 16_000_000 * 1024
+    assert memory_estimate.available_bytes() == 16_000_000 * 1024
 
 
 @pytest.mark.parametrize("kind", ["GPT2Config", "OPTConfig", "FalconConfig", "BloomConfig"])
 def test_configs_that_name_no_inner_size_are_estimated(tmp_path: Path, kind: str) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
-    assert memory_estimate.estimate(tmp_path, FinetuneConfig(matmul_dtype="float32"), 500) > 5e8
+    assert memory_estimate.estimate_bytes(tmp_path, FinetuneConfig(matmul_dtype="float32"), 500) > 5e8
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

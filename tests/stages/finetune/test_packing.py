@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from slmctl.stages.finetune import packing, trainer  # noqa: E402
-from slmctl.stages.finetune.packing import IGNORED, Packing, shared_prefix  # noqa: E402
+from slmctl.stages.finetune.packing import IGNORED, BatchPacker, shared_prefix_length  # noqa: E402
 
 
 def row(prompt: list[int], answer: list[int], weight: float = 1.0) -> Any:
@@ -27,7 +27,7 @@ def order(count: int, *, batch: int = 8, seed: int = 0, epoch: int = 0, processe
     )
     lengths = [10 + (k * 37) % 90 for k in range(count)]
     lengths += [10] if processes > 1 else []  # the silent row
-    made = trainer.Order(lengths, arguments, processes)
+    made = trainer.LengthGroupedSampler(lengths, arguments, processes)
     made.epoch = epoch
     return made
 
@@ -61,15 +61,15 @@ def test_several_processes_fill_the_last_batch_with_rows_that_say_nothing() -> N
     made = order(12, processes=2)
     assert sorted(made) == [*range(12), *[12] * 4]
     assert len(made) == 16
-    silent = trainer.silent(row([1, 2], [3]))
+    silent = trainer.without_loss(row([1, 2], [3]))
     assert silent["input_ids"] == [1, 2, 3]
     assert not any(silent["weights"])
 
 
 def test_a_shared_prefix_ends_before_the_place_that_predicts() -> None:
     rows = [row([1, 2, 3], [7, 8]), row([1, 2, 3], [7, 9])]
-    assert shared_prefix(rows) == 2  # the 3 predicts the first answer token, so each record has its own
-    batch = Packing()(rows)
+    assert shared_prefix_length(rows) == 2  # the 3 predicts the first answer token, so each record has its own
+    batch = BatchPacker()(rows)
     assert batch["layout"] == (2, 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 8, 3, 7, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4]]
@@ -78,15 +78,15 @@ def test_a_shared_prefix_ends_before_the_place_that_predicts() -> None:
 
 
 def test_prefixes_are_as_long_as_the_shortest_question_allows() -> None:
-    assert shared_prefix([row([1, 2, 3, 4], [5])]) == 0  # one record shares with nobody
-    assert shared_prefix([row([1], [5]), row([1, 5], [5])]) == 0
-    assert shared_prefix([row([1, 2, 9], [5]), row([1, 3, 9], [5])]) == 1
-    assert shared_prefix([row([1, 2, 3, 4, 5], [6]), row([1, 2, 3], [4, 5])]) == 2
-    assert Packing(share=False)([row([1, 2, 3], [4]), row([1, 2, 3], [5])])["layout"] == (0, 2)
+    assert shared_prefix_length([row([1, 2, 3, 4], [5])]) == 0  # one record shares with nobody
+    assert shared_prefix_length([row([1], [5]), row([1, 5], [5])]) == 0
+    assert shared_prefix_length([row([1, 2, 9], [5]), row([1, 3, 9], [5])]) == 1
+    assert shared_prefix_length([row([1, 2, 3, 4, 5], [6]), row([1, 2, 3], [4, 5])]) == 2
+    assert BatchPacker(share=False)([row([1, 2, 3], [4]), row([1, 2, 3], [5])])["layout"] == (0, 2)
 
 
 def test_records_of_different_lengths_keep_their_places_and_weights() -> None:
-    batch = Packing()([row([1, 2, 3], [4], 0.5), row([1, 5, 6, 7], [8, 9])])
+    batch = BatchPacker()([row([1, 2, 3], [4], 0.5), row([1, 5, 6, 7], [8, 9])])
     assert batch["layout"] == (1, 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9]]
     assert batch["keep"].tolist() == [2, 8, 9]
@@ -94,9 +94,9 @@ def test_records_of_different_lengths_keep_their_places_and_weights() -> None:
 
 
 def test_a_record_sees_the_prefix_and_its_own_past() -> None:
-    seen = (packing.mask(2, 3, None) == 0).tolist()
+    seen = (packing.causal_bias(2, 3, None) == 0).tolist()
     assert seen == [[True, True, True, False, False], [True, True, True, True, False], [True] * 5]
-    narrow = (packing.mask(2, 3, 2) == 0).tolist()
+    narrow = (packing.causal_bias(2, 3, 2) == 0).tolist()
     assert narrow == [
         [False, True, True, False, False],
         [False, False, True, True, False],
@@ -129,7 +129,7 @@ def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window
 
 
 def test_a_batch_is_cut_into_pieces_of_like_size() -> None:
-    pieces = trainer.Pieces(limit=100)
+    pieces = trainer.PackedBatches(limit=100)
     rows = [row([1] * (20 + k), [3, 4]) for k in range(10)]
     made = pieces(rows)
     assert [piece["layout"][1] for piece in made] == [2, 3, 3, 2]

@@ -129,7 +129,7 @@ def on_a_gpu() -> None:
     from unsloth.models.rl import PatchFastRL
     from unsloth.trainer import _patch_trl_trainer
 
-    with backend.stdout_spared():
+    with backend.stdout_to_stderr():
         _patch_trl_trainer()
         patch_sft_trainer()
         PatchFastRL()
@@ -216,7 +216,7 @@ def child_trains(desk: str, how: str) -> None:
     from slmctl.config import FinetuneConfig
     from slmctl.stages.finetune import finetune
 
-    finetune._fast.packs = lambda model: False  # padded batches, as on a GPU
+    finetune.layer_replacement.supports_packing = lambda model: False  # padded batches, as on a GPU
     made = finetune.SFTConfig
     known = {field.name for field in dataclasses.fields(made)}
 

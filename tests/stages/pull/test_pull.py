@@ -97,7 +97,7 @@ def test_a_template_without_end_of_turn_is_refused(tmp_path: Path, out: Path) ->
 
 def test_the_pin_is_compared(tiny_base: Path, out: Path) -> None:
     right = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(IntegrityError, match=f"wanted sha256 {'0' * 64}, got model.safetensors {right}"):
+    with pytest.raises(IntegrityError, match=f"expected sha256 {'0' * 64}, found model.safetensors {right}"):
         run(tiny_base, out, sha256="0" * 64)
     assert run(tiny_base, out, sha256=right)["source_sha256"] == {"model.safetensors": right}
 
@@ -122,7 +122,7 @@ def test_a_gguf_is_dequantised(artifacts: dict[str, Artifact], out: Path) -> Non
 
 def test_a_broken_gguf_is_refused(tmp_path: Path, out: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    with pytest.raises(DataError, match=r"broken\.gguf is not a readable GGUF file"):
+    with pytest.raises(DataError, match=r"broken\.gguf is no whole GGUF file"):
         run(tmp_path / "broken.gguf", out)
 
 

@@ -55,10 +55,10 @@ def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path,
     found = importance_matrix.measure(model, RECORDS, gguf_header.read(lossless))
     gguf_files.save(found, tmp_path / "importance.npz")
     targets = [
-        quantizer.Target("Q4_0", tmp_path / "with.gguf", weighted=True),
-        quantizer.Target("Q4_0", tmp_path / "without.gguf"),
+        quantizer.QuantizedFile("Q4_0", tmp_path / "with.gguf", weighted=True),
+        quantizer.QuantizedFile("Q4_0", tmp_path / "without.gguf"),
     ]
-    done = list(quantizer.ladder(lossless, targets, importance=tmp_path / "importance.npz", rows=len(RECORDS)))
+    done = list(quantizer.quantize_all(lossless, targets, importance=tmp_path / "importance.npz", rows=len(RECORDS)))
     assert done == ["Q4_0", "Q4_0"]
     with_, without = (gguf_header.read(target.path) for target in targets)
     assert with_.metadata["quantize.imatrix.entries_count"] == len(found)

@@ -173,7 +173,7 @@ def test_an_end_of_turn_that_is_no_token_is_caught(
 def test_a_model_that_never_stops_is_caught(
     merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "FREE_TOKENS", 16)
+    monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
     shutil.copyfile(artifacts["base"].file("model.safetensors"), merged / "model.safetensors")  # untrained
     with pytest.raises(StageError, match="never ends an answer: 0 of 8 held-out prompts") as caught:
         run(config("F16"), merged, artifacts, tmp_path / "out" / "made")
@@ -187,7 +187,7 @@ def test_a_damaged_model_is_said_by_the_converter(merged: Path, artifacts: dict[
 
 
 def ladder(source: Path, target: Path, type_name: str) -> list[str]:
-    return list(quantizer.ladder(source, [quantizer.Target(type_name, target)]))
+    return list(quantizer.quantize_all(source, [quantizer.QuantizedFile(type_name, target)]))
 
 
 def test_a_type_that_llama_cpp_does_not_know_is_said(lossless: Path, tmp_path: Path) -> None:
@@ -330,12 +330,12 @@ def test_a_file_that_is_larger_and_no_better_is_named() -> None:
         "Q4_0": {"size": 500, "kl_mean": 0.04},
         "Q4_K_M": {"size": 600, "kl_mean": 0.05},
     }
-    (note,) = gguf_files.dominated(files)
+    (note,) = gguf_files.dominated_files(files)
     assert note.startswith("Q4_K_M (600 B) is larger than Q4_0 (500 B) and no closer")
 
 
 def test_nothing_is_said_of_files_that_were_not_compared() -> None:
-    assert gguf_files.dominated({"Q8_0": {"size": 900}, "Q4_0": {"size": 500}}) == []
+    assert gguf_files.dominated_files({"Q8_0": {"size": 900}, "Q4_0": {"size": 500}}) == []
 
 
 def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +345,7 @@ def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monk
     kept, other = tmp_path / "kept.gguf", tmp_path / "other.gguf"
     kept.write_text("weighted")
     other.write_text("plain")
-    targets = quantizer.Target("Q4_0", kept, True), quantizer.Target("Q4_0", other)
+    targets = quantizer.QuantizedFile("Q4_0", kept, True), quantizer.QuantizedFile("Q4_0", other)
     quantize._closest(*targets, wanted=None, scratch=tmp_path)  # type: ignore[arg-type]
     assert kept.read_text() == "weighted"
 
@@ -353,14 +353,14 @@ def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monk
 def test_held_out_prompts_may_be_longer_than_the_context(
     artifacts: dict[str, Artifact], lossless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "FREE_TOKENS", 16)
+    monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
     task = Task.read(artifacts["gguf"].path)
     probes = read_records(artifacts["prepared"].file("validation.jsonl"))[:2]
     turns = ({"role": "user", "content": "hello " * 3000}, {"role": "assistant", "content": "billing"})
     probes = [*probes, dataclasses.replace(probes[0], messages=turns)]
     with engine.Engine(lossless, sequences=1) as model:
-        assert 2048 < len(model.tokenize(quantize.asked_of(task, probes[-1]))) < 4000
-    assert quantize._must_answer(lossless, task, probes)["probes"] == 3
+        assert 2048 < len(model.tokenize(quantize.prompt_of(task, probes[-1]))) < 4000
+    assert quantize._probe_answers(lossless, task, probes)["probes"] == 3
 
 
 def test_base_and_languages_are_inside(artifacts: dict[str, Artifact]) -> None:
@@ -399,7 +399,7 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
     for name, path in (("alone", None), ("with", lora)):
         logits = tmp_path / f"{name}.npy"
         quantizer.probe(base, texts=[], end=task.end, rows=wanted.rows, logits=logits, lora=path)
-        distance[name] = parity.compare(wanted.logits, np.load(logits))["kl_mean"]
+        distance[name] = parity.compare_logits(wanted.logits, np.load(logits))["kl_mean"]
     assert distance["with"] < 1e-4 < 0.1 < distance["alone"]
 
 

@@ -1,0 +1,127 @@
+"""Child process that loads a foreign base within bounds, before anything else believes its files.
+
+    python -m slmctl.stages.pull.load_check FOLDER [GGUF]
+
+It loads tokenizer and config with transformers, builds the model without weights, and compares it with the
+weights that are there. Limits of address space and time end it where a file asks for more; the parent then
+refuses the base. It prints one JSON object: `{}`, `{"error": …}` or `{"missing": PACKAGE}`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from slmctl import child_environment
+from slmctl.errors import DataError, SlmctlError
+from slmctl.model_files import foreign_json, gguf_header, safetensors_header
+from slmctl.network import guard
+
+LIMIT_S = 600  # a sentencepiece model of 262,144 tokens is converted in under a minute
+LIMIT_BYTES = 4 << 30  # of address space, beside the mapped GGUF file; gemma-3's tokenizer takes 2 GB
+MAX_GROWTH = 64  # characters that a tokenizer's normalizer may make of one; a space becomes one U+2581
+MAX_TOKENIZER_BYTES = 64 << 20  # gemma-3's tokenizer.json has 33 MB
+MAX_VOCABULARY = 4 << 20
+HINT = "take a base that transformers loads"
+
+
+def require_loadable(folder: Path, gguf: str = "") -> None:
+    """Load a base in a child process, from an HF folder or from one GGUF file in a folder.
+
+    Raises:
+        DataError: transformers cannot load it, or it needs more memory or time than its size explains.
+        ModuleNotFoundError: A package is missing that its files need.
+    """
+    command = [sys.executable, "-P", "-m", __name__, str(folder), *([gguf] if gguf else [])]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=LIMIT_S,
+            env=child_environment.bare(**guard.SWITCHES),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise DataError(f"loading the base takes longer than {LIMIT_S} s", hint=HINT) from None
+    lines = done.stdout.splitlines()
+    answer: dict[str, str] = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
+    if done.returncode != 0 or not lines:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+        died = f"its process was ended by signal {-done.returncode}" if done.returncode < 0 else reason[:300]
+        if "MemoryError" in reason or "can't allocate memory" in reason:
+            died = f"it needs more than {LIMIT_BYTES >> 30} GB of memory"
+        raise DataError(f"the base cannot be loaded: {died}", hint=HINT)
+    if "missing" in answer:
+        raise ModuleNotFoundError(f"No module named {answer['missing']!r}", name=answer["missing"])
+    if "error" in answer:
+        raise DataError(answer["error"], hint=HINT)
+
+
+def _check(folder: Path, gguf: str) -> None:
+    """Load everything but the weights.
+
+    Raises:
+        DataError: It cannot be loaded, or is not as large as the weights.
+    """
+    from slmctl.model_files import hf_folder  # after the limits are set
+
+    if not gguf:
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (folder / name).exists() or name == "config.json":
+                foreign_json.read_object(folder / name)
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
+            if (folder / name).exists():
+                foreign_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES)
+    tensors: list[Any] = (
+        list(gguf_header.read(folder / gguf).tensors)
+        if gguf
+        else [entry for path in sorted(folder.glob("*.safetensors")) for entry in safetensors_header.read(path)]
+    )
+    hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
+    _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if len(tokenizer) > MAX_VOCABULARY:
+        raise DataError(f"the tokenizer of the base has {len(tokenizer)} tokens, at most {MAX_VOCABULARY} are read")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = json.loads(backend.to_str()).get("normalizer") if backend is not None else None
+    if normalizer is not None and (growth := normalizer_growth(normalizer)) > MAX_GROWTH:
+        raise DataError(f"the normalizer of the base's tokenizer makes up to {growth} characters of one")
+
+
+def normalizer_growth(normalizer: dict[str, Any]) -> int:
+    """Upper bound of the characters that a normalizer of tokenizer.json makes of one, capped beyond MAX_GROWTH."""
+    kind = normalizer.get("type")
+    if kind == "Sequence":
+        growth = 1
+        for inner in normalizer.get("normalizers") or []:
+            growth = min(growth * normalizer_growth(inner), 1 << 40)
+        return growth
+    if kind == "Replace":
+        by_text = bool(normalizer.get("pattern", {}).get("String"))
+        return max(1, len(normalizer.get("content", "")) + (0 if by_text else 1))  # a regex can match before each one
+    return max(1, len(normalizer.get("prepend", ""))) if kind == "Prepend" else 1
+
+
+def main() -> None:
+    """Check what the arguments name, within limits, and print the answer."""
+    folder, gguf = Path(sys.argv[1]), "".join(sys.argv[2:3])
+    mapped = (folder / gguf).stat().st_size if gguf else 0
+    limits = ((resource.RLIMIT_AS, LIMIT_BYTES + mapped), (resource.RLIMIT_CPU, LIMIT_S), (resource.RLIMIT_CORE, 0))
+    for kind, limit in limits:
+        resource.setrlimit(kind, (limit, limit))
+    guard.seal()
+    answer: dict[str, str] = {}
+    try:
+        _check(folder, gguf)
+    except SlmctlError as error:
+        answer = {"error": error.message}
+    except ModuleNotFoundError as error:
+        answer = {"missing": error.name or str(error)}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()
