@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import child_environment, errors
+from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import NetworkError, StageError
@@ -47,7 +48,8 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
         "config": config.model_dump(mode="json"), "base": str(base.path), "prepared": str(prepared.path),
         "out": str(out), "keep": str(keep), "answer": str(answer),
     }  # fmt: skip
-    job.write_text(json.dumps(order), encoding="utf-8")
+    with atomic.file(job) as draft:
+        draft.write_text(json.dumps(order), encoding="utf-8")
     command = [
         sys.executable, "-m", WORKER, "--nproc_per_node", str(config.processes),
         "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from slmctl import console
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import SlmctlError
@@ -60,7 +60,8 @@ def work(job: Path) -> int:
         return error.code
     if leads:
         outcome = {"metrics": metrics, "receipt": guard.receipt()}
-        answer.write_text(json.dumps(outcome), encoding="utf-8")
+        with atomic.file(answer) as draft:
+            draft.write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
 

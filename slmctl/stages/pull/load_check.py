@@ -23,7 +23,7 @@ from slmctl.network import guard
 
 LIMIT_S = 600  # a sentencepiece model of 262,144 tokens is converted in under a minute
 LIMIT_BYTES = 4 << 30  # of address space, beside the mapped GGUF file; gemma-3's tokenizer takes 2 GB
-MAX_GROWTH = 64  # characters that a tokenizer's normalizer may make of one; a space becomes one U+2581
+MAX_GROWTH = 64  # characters that a tokenizer's normalizer or decoder may make of one; a space becomes one U+2581
 MAX_TOKENIZER_BYTES = 64 << 20  # gemma-3's tokenizer.json has 33 MB
 MAX_VOCABULARY = 4 << 20
 HINT = "take a base that transformers loads"
@@ -86,23 +86,24 @@ def _check_tokenizer(tokenizer: Any) -> None:
     if len(tokenizer) > MAX_VOCABULARY:
         raise DataError(f"the tokenizer of the base has {len(tokenizer)} tokens, at most {MAX_VOCABULARY} are read")
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    normalizer = json.loads(backend.to_str()).get("normalizer") if backend is not None else None
-    if normalizer is not None and (growth := normalizer_growth(normalizer)) > MAX_GROWTH:
-        raise DataError(f"the normalizer of the base's tokenizer makes up to {growth} characters of one")
+    parts = json.loads(backend.to_str()) if backend is not None else {}
+    for part in ("normalizer", "decoder"):
+        if parts.get(part) and (growth := text_growth(parts[part])) > MAX_GROWTH:
+            raise DataError(f"the {part} of the base's tokenizer makes up to {growth} characters of one")
 
 
-def normalizer_growth(normalizer: dict[str, Any]) -> int:
-    """Upper bound of the characters that a normalizer of tokenizer.json makes of one, capped beyond MAX_GROWTH."""
-    kind = normalizer.get("type")
+def text_growth(part: dict[str, Any]) -> int:
+    """Upper bound of the characters that a normalizer or decoder of tokenizer.json makes of one, at most 2**40."""
+    kind = part.get("type")
     if kind == "Sequence":
         growth = 1
-        for inner in normalizer.get("normalizers") or []:
-            growth = min(growth * normalizer_growth(inner), 1 << 40)
+        for inner in part.get("normalizers") or part.get("decoders") or []:
+            growth = min(growth * text_growth(inner), 1 << 40)
         return growth
     if kind == "Replace":
-        by_text = bool(normalizer.get("pattern", {}).get("String"))
-        return max(1, len(normalizer.get("content", "")) + (0 if by_text else 1))  # a regex can match before each one
-    return max(1, len(normalizer.get("prepend", ""))) if kind == "Prepend" else 1
+        by_text = bool(part.get("pattern", {}).get("String"))
+        return max(1, len(part.get("content", "")) + (0 if by_text else 1))  # a regex can match before each one
+    return max(1, len(part.get("prepend", ""))) if kind == "Prepend" else 1
 
 
 def main() -> None:
