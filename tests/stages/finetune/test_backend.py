@@ -78,7 +78,7 @@ def products(
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
     monkeypatch.setattr(doctor_checks, "resolve_matmul_dtype", lambda wanted: chosen)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
-    (finding,) = doctor_checks._products()
+    (finding,) = doctor_checks._matmul()
     return finding
 
 
@@ -99,11 +99,11 @@ def test_doctor_says_when_the_other_products_are_faster(
     assert found.ok
     assert found.remedy == remedy
     figures = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items())
-    assert found.found == f"{figures}; auto takes {chosen}"
+    assert found.result == f"{figures}; auto takes {chosen}"
 
 
 def test_doctor_names_why_torch_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: Any = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: libgomp.so.1 is missing\n")
     found = products(monkeypatch, "float32", broken)
     assert not found.ok
-    assert found.found == "torch does not work: ImportError: libgomp.so.1 is missing"
+    assert found.result == "torch does not work: ImportError: libgomp.so.1 is missing"
