@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.abc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,17 @@ HEAVY = {*PACKAGES, "transformers", "peft", "trl", "datasets", "sentencepiece", 
 PROGRAMS = {"support.browser", "support.postgres", "support.forks", "support.loader"}  # what starts other programs
 
 
+class Blocker(importlib.abc.MetaPathFinder):
+    """Refuses the import of heavy packages."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname.split(".")[0] in PACKAGES:
+            raise ModuleNotFoundError(f"a light test imports {fullname}", name=fullname)
+
+
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the light tests of the files that are light, and block the heavy packages."""
-    for package in PACKAGES:
-        sys.modules[package] = None  # type: ignore[assignment]  # an import of it raises ModuleNotFoundError
+    sys.meta_path.insert(0, Blocker())
     light = [item for item in items if is_light(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(light)])
     items[:] = light
