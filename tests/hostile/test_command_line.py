@@ -98,7 +98,7 @@ def run(place: Path, *arguments: str, shell: str = "", **env: str) -> subprocess
 def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> None:
     assert done.returncode == code, done.stderr[-2000:]
     assert b"Traceback" not in done.stderr
-    assert len(done.stderr) < 10_000
+    assert len(done.stderr) < 30_000
 
 
 @pytest.mark.parametrize(("make", "code"), [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS])
@@ -114,8 +114,8 @@ ARGUMENTS: list[tuple[str, list[str], int]] = [
     ("a value of no UTF-8", ["config", "show", "--set", "task.system=" + NOT_UTF8], 2),
     ("half a pair", ["config", "show", "--set", 'project="\\udfff"'], 2),
     ("a long folder", ["-C", LONG, "config", "show"], 2),
-    ("a long path", ["verify", LONG], 2),
-    ("a long artifact", ["show", LONG], 2),
+    ("a long path", ["verify", LONG], 7),
+    ("a long artifact", ["show", LONG], 7),
     ("a long template folder", ["init", "support-triage", LONG], 2),
     ("a folder below a device", ["init", "support-triage", "/dev/null/x"], 2),
     ("a folder below /proc", ["init", "support-triage", "/proc/x"], 2),
