@@ -333,19 +333,20 @@ def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], 
     return Artifact(final, manifest)
 
 
-def require_whole(given: Artifact, *, hint: str = "") -> None:
-    """Read every byte of an artifact before it is used.
+def require_whole(source: Artifact | Path, *, hint: str = "") -> None:
+    """Read every byte of an artifact, or of a folder that should be one, before it is used.
 
     Args:
-        given: What will be used.
+        source: The artifact or the folder.
         hint: What to type where it is damaged; by default how its stage makes it again.
 
     Raises:
         IntegrityError: It is not what its manifest says.
     """
-    faults = verify(given)
+    path, kind = (source.path, f" ({source.kind})") if isinstance(source, Artifact) else (source, "")
+    faults = verify(source) if isinstance(source, Artifact) else verify_folder(source)
     if faults:
         raise IntegrityError(
-            f"{given.path} ({given.kind}) is damaged: {'; '.join(faults)}",
-            hint=hint or f"remove it and run its stage again: rm -r {given.path}",
+            f"{path}{kind} is damaged: {'; '.join(faults)}",
+            hint=hint or f"remove it and run its stage again: rm -r {path}",
         )

@@ -15,8 +15,7 @@ from slmctl.pipeline.stage_table import STAGES
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.model_lookup import Workspace
-    from slmctl.pipeline.resolve import Project
+    from slmctl.pipeline.resolve import Project, Workspace
     from slmctl.pipeline.runner import Outcome
 
 CHAIN = tuple(name for name in STAGES if name != "predict")  # evaluate and calibrate run predict themselves
@@ -188,9 +187,9 @@ def open_project(options: Options, **inputs: Path | None) -> Project:
     )
 
 
-def make_desk(options: Options) -> Workspace:
+def make_workspace(options: Options) -> Workspace:
     """The working folder and its project, for finding models."""
-    from slmctl.pipeline.model_lookup import Workspace
+    from slmctl.pipeline.resolve import Workspace
 
     return Workspace(options.directory, lambda: open_project(options))
 

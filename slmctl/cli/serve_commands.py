@@ -18,7 +18,7 @@ from slmctl.cli.group import (
     Options,
     config_options,
     key_option,
-    make_desk,
+    make_workspace,
     offline_option,
     override,
     read_settings,
@@ -201,7 +201,7 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     from slmctl.inference.engine import Engine
     from slmctl.pipeline.model_lookup import spoken_to
 
-    path, task, name = spoken_to(make_desk(options), model, type_name)
+    path, task, name = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
     with Engine(path, sequences=1) as engine:
         if interactive:
@@ -257,7 +257,7 @@ def _emit(
     from slmctl.server import vllm_handover
     from slmctl.task.contract import Task
 
-    named, whole, adapter = model_lookup.handed_over(make_desk(options), model, weights)
+    named, whole, adapter = model_lookup.handed_over(make_workspace(options), model, weights)
     vllm_handover.write(
         vllm_handover.Handover(
             name=_name_of(options, named, type_name),
@@ -277,10 +277,10 @@ def _emit(
 def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
     """The model name for clients: that of the GGUF file that `slmctl serve` would take, or project and version."""
     from slmctl import config
-    from slmctl.pipeline import model_lookup
+    from slmctl.model_files.gguf_choice import gguf_file
 
     if model.kind in ("published", "gguf"):
-        return Path(model_lookup.file_of(model, type_name).path).stem
+        return Path(gguf_file(model, type_name).path).stem
     path = options.directory / config.FILENAME
     if not path.exists():
         return model.path.name

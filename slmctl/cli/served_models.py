@@ -10,7 +10,7 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     pass
-from slmctl.cli.group import Options, make_desk, terminal
+from slmctl.cli.group import Options, make_workspace, terminal
 
 
 class ServedModels:
@@ -43,9 +43,9 @@ class ServedModels:
         return self._moved if (self._model or "").startswith("dir:") and self._settings.engine_url is None else None
 
     def _moved(self) -> Any:
-        from slmctl.pipeline import model_lookup
+        from slmctl.pipeline import resolve
 
-        release = model_lookup.find(make_desk(self._options), self._model, ("published",))
+        release = resolve.find_model(make_workspace(self._options), self._model, ("published",), default="published")
         if release.digest == self._digest:
             return None
         self.served = self._here()
@@ -58,7 +58,7 @@ class ServedModels:
         from slmctl.server.openai_requests import ServedModel
 
         settings = self._settings
-        task, name = model_lookup.contract(make_desk(self._options), self._model, settings.engine_model)
+        task, name = model_lookup.contract(make_workspace(self._options), self._model, settings.engine_model)
         backend = EndpointEngine(
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
         )
@@ -75,7 +75,7 @@ class ServedModels:
         from slmctl.server.router import Router
 
         settings = self._settings
-        found, path = model_lookup.gguf(make_desk(self._options), self._model, self._type)
+        found, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
         loras = {name: model_lookup.lora(place) for name, place in settings.adapters.items()}
         paths = {name: lora for name, (lora, _) in loras.items()}
         with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ from slmctl.cli.group import (
     config_options,
     import_trainer_first,
     key_option,
-    make_desk,
+    make_workspace,
     offline_option,
     open_project,
     override,
@@ -205,7 +205,7 @@ def predict(
             from slmctl.stages.predict import file_prediction, row_snapshot
 
             part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
-            request = model_lookup.FileModel(make_desk(options), model, type_name, max_tokens=most)
+            request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
             with row_snapshot.opened(source, target, format_name) as (path, format_name):
                 work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
                 if urls:

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -491,16 +490,6 @@ def error_of(event: Event) -> EngineError:
 
 def _error(message: str, *, died: bool) -> EngineError:
     return (EngineDiedError if died else EngineError)(message)
-
-
-def is_type(path: str, type_name: str) -> bool:
-    """True where a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
-    return re.search(rf"(^|[-._]){re.escape(type_name)}\.gguf$", path) is not None
-
-
-def is_lora(path: str) -> bool:
-    """True for the name of an adapter's GGUF file, as quantize gives it."""
-    return path.endswith("-LoRA.gguf")
 
 
 def usable_cores() -> int:

@@ -1,68 +1,29 @@
-"""Models as commands are given them: by path, by kind, as a release's tag, or the config's; opened and whole."""
+"""Find the model that a command names (path, kind, release tag, or the config's default), verify it and open it."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts import artifact, lineage
-from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry
+from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import UsageError
-from slmctl.inference.engine import Engine, is_lora, is_type
+from slmctl.inference.engine import Engine
+from slmctl.model_files.gguf_choice import gguf_file, is_lora
 from slmctl.pipeline import resolve, stage_table
-from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.resolve import Project, Workspace, find_model
 from slmctl.pipeline.stage_table import Role
-from slmctl.releases import registry
 from slmctl.task.contract import FILENAME, Task
 
 AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """Where a command works: a folder, and its project, which is read when it is needed."""
-
-    directory: Path
-    project: Callable[[], Project]
-
-
-def find(desk: Workspace, model: str | None, kinds: tuple[str, ...]) -> Artifact:
-    """The artifact or release that a command is given; the config's release by default.
-
-    Raises:
-        IntegrityError: There is none, or it is damaged.
-        UsageError: It is of another kind.
-    """
-    if model is None:
-        return resolve.find(desk.project(), Role("published", ("published",)))
-    if model.startswith("dir:"):
-        return registry.find(*registry.parse(model, desk.directory))  # a tag: looked up whenever this is called
-    return resolve.open_model(Path(model), kinds)
-
-
-def gguf(desk: Workspace, model: str | None, type: str | None) -> tuple[Artifact, Path]:
-    """A model for the own engine, whole, and which of its files answers: the smallest one of the type."""
-    found = find(desk, model, ("published", "gguf"))
-    artifact.require_whole(found, hint=AGAIN)
-    return found, found.file(file_of(found, type).path)
-
-
-def file_of(found: Artifact, type: str | None) -> FileEntry:
-    """The smallest GGUF file of a type.
-
-    Raises:
-        UsageError: There is none.
-    """
-    entries = _models(found)
-    chosen = [entry for entry in entries if type is None or is_type(entry.path, type)]
-    if not chosen:
-        raise UsageError(
-            f"no GGUF file of type {type}" if type else f"{found.path} has no GGUF file of a model",
-            hint=f"there are: {', '.join(entry.path for entry in entries) or 'none'}",
-        )
-    return min(chosen, key=lambda one: one.size)
+def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact, Path]:
+    """A model for the own engine, whole, and which of its files answers."""
+    model = find_model(where, spec, ("published", "gguf"), default="published")
+    artifact.require_whole(model, hint=AGAIN)
+    return model, model.file(gguf_file(model, type).path)
 
 
 def spoken_to(desk: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
@@ -109,7 +70,7 @@ def contract(desk: Workspace, model: str | None, elsewhere: str) -> tuple[Task, 
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
         return Task.read(alone), elsewhere
-    found = find(desk, model, ("published", "gguf", "merged", "adapter", "prepared"))
+    found = find_model(desk, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
     artifact.require_whole(found, hint=AGAIN)
     names = [Path(entry.path).stem for entry in found.files(".gguf")]
     return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
@@ -153,24 +114,17 @@ class FileModel:
 
     def __init__(self, desk: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
-        self._desk, self._project = desk, None
-        if model and Path(model).exists():
-            self.model = resolve.open_model(Path(model), kinds)
-        elif model is not None and model not in kinds:  # said before a config is missed, which a path needs none of
-            raise UsageError(f"'{model}' is no model of this pipeline", hint=f"one of {', '.join(kinds)}, or a path")
-        else:
-            self._project = desk.project()
-            self.model = resolve.find(self._project, Role(model or "gguf", (model or "gguf",)))
+        self._workspace = Workspace(desk.directory, functools.cache(desk.project))
+        self.model = find_model(self._workspace, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
         home = self.model if _has_task(self.model) else resolve.find(self.project, Role("prepared", ("prepared",)))
         self.task = Task.read(home.path)
-        self.type = type or _smallest(self.model)
+        self.type = type
         self.max_tokens = max_tokens
 
     @property
     def project(self) -> Project:
-        self._project = self._project or self._desk.project()
-        return self._project
+        return self._workspace.project()
 
     @property
     def column(self) -> str:
@@ -180,20 +134,10 @@ class FileModel:
         return column
 
 
-def _smallest(model: Artifact) -> str | None:
-    """The type of the smallest GGUF file, when a model has several: the one that is served too."""
-    files = _models(model)
-    smallest = min(files, key=lambda one: one.size, default=None)
-    return smallest.path.removesuffix(".gguf").rpartition("-")[2] if smallest and len(files) > 1 else None
-
-
 def handed_over(desk: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
     """What a hand-over is of: what was asked, and the weights that it is or came from: a whole model, or a base and
     an adapter."""
-    if model is None:
-        asked = resolve.find(desk.project(), Role("published", ("published",)))
-    else:
-        asked = resolve.open_model(Path(model), ("published", "gguf", "merged", "adapter"))
+    asked = find_model(desk, model, ("published", "gguf", "merged", "adapter"), default="published")
     root = desk.directory if asked.kind == "published" else root_of(desk.directory, asked.path)
     if (weights or ("adapter" if asked.kind == "adapter" else "merged")) == "merged":
         return asked, lineage.origin(root, asked, "merged"), None
@@ -206,11 +150,6 @@ def root_of(directory: Path, path: Path | None) -> Path:
     if path is not None and path.resolve().parent.parent.name == "runs":
         return path.resolve().parents[2]
     return directory
-
-
-def _models(found: Artifact) -> list[FileEntry]:
-    """Its GGUF files but those of adapters, which are no model by themselves."""
-    return [entry for entry in found.files(".gguf") if not is_lora(entry.path)]
 
 
 def _has_task(found: Artifact) -> bool:

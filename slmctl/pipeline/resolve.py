@@ -11,7 +11,9 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
+from slmctl.releases import registry
 from slmctl.sensitive import stand_ins
 from slmctl.sources import snapshot
 
@@ -132,6 +134,52 @@ def find(project: Project, role: Role) -> Artifact:
     return project._found[role.name]
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """Where a command works: a folder, and its project, which is read when it is needed."""
+
+    directory: Path
+    project: Callable[[], Project]
+
+
+def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str) -> Artifact:
+    """The model that a command names: a kind of this pipeline, `dir:REGISTRY#TAG`, or a path.
+
+    Args:
+        where: The folder and its project.
+        spec: What the user typed; None stands for `default`.
+        kinds: What may be named.
+        default: The kind that the project's config leads to.
+
+    Raises:
+        IntegrityError: There is none, or it is damaged.
+        UsageError: It is of another kind, or no name that is known.
+    """
+    spec = spec or default
+    if isinstance(spec, str) and spec in kinds:
+        return find(where.project(), Role(spec, (spec,)))
+    if isinstance(spec, str) and spec.startswith("dir:"):
+        return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
+    path = Path(spec)
+    if not path.exists() and path.name == str(spec) and not path.suffix:
+        raise UsageError(
+            f"'{spec}' is no model of this pipeline, and there is no such folder",
+            hint=f"one of {', '.join(kinds)}, a path, or dir:REGISTRY#TAG",
+        )
+    return open_model(path, kinds)
+
+
+def require_kind(model: Artifact, kinds: Sequence[str]) -> Artifact:
+    """The same artifact.
+
+    Raises:
+        UsageError: It is of another kind.
+    """
+    if model.kind not in kinds:
+        raise UsageError(f"{model.path} is of kind '{model.kind}'", hint=f"accepted here: {', '.join(kinds)}")
+    return model
+
+
 def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
     """An artifact folder, a published folder, a bare `.gguf` or an HF folder, as an artifact.
 
@@ -152,9 +200,7 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
         found = artifact.foreign(path, "merged")
     else:
         raise IntegrityError(f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}")
-    if found.kind not in kinds:
-        raise UsageError(f"{path} is of kind '{found.kind}'", hint=f"wanted here: {', '.join(kinds)}")
-    return found
+    return require_kind(found, kinds)
 
 
 def flatten(inputs: Mapping[str, Artifact | list[Artifact]]) -> list[Artifact]:
@@ -198,12 +244,14 @@ def calibration_inputs(
 
 def _served_type(project: Project) -> str:
     """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
-    files = find(project, Role("gguf", ("gguf",))).metrics["files"]
+    model = find(project, Role("gguf", ("gguf",)))
+    files = model.metrics["files"]
     if project.config.evaluate.choose is not None:
         choice = find(project, Role("report", ("report",))).metrics["choice"]["model"]
         if choice in files:
             return str(choice)
-    return str(min(files, key=lambda name: files[name]["size"]))
+    smallest = gguf_file(model).path
+    return next(str(name) for name, entry in files.items() if entry["file"] == smallest)
 
 
 def predict_section(project: Project, split: str | None, type: str | None = None) -> config.Section:
@@ -216,10 +264,7 @@ def predictions_of(
 ) -> list[StageRequest]:
     """What to ask `predict` for one model: once, or once a GGUF file when it has several."""
     role = STAGES["predict"].takes[0]
-    if isinstance(model, str) and model in role.kinds:
-        found = find(project, Role(model, (model,)))
-    else:
-        found = open_model(Path(model), role.kinds)
+    found = find_model(Workspace(project.root, lambda: project), model, role.kinds, default="gguf")
     inputs: dict[str, Artifact | list[Artifact]] = {"model": found}
     if found.kind == "adapter":
         inputs["base"] = base_of(project, found)

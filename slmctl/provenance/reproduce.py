@@ -66,9 +66,7 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
         UsageError: It cannot be built from files: slmctl did not make it, or an endpoint answered.
         And what its stage raises.
     """
-    faults = artifact.verify(made)
-    if faults:
-        raise IntegrityError(f"{made.path} is damaged: {'; '.join(faults)}", hint="there is nothing to compare with")
+    artifact.require_whole(made, hint="there is nothing to compare with")
     name = made.manifest.stage.partition("/")[0]
     if name not in stage_table.STAGES:
         raise UsageError(f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl")

@@ -278,9 +278,7 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
     """
     if not TAG.fullmatch(tag):
         raise UsageError(f"'{tag}' is no tag", hint="small letters, digits, dots and hyphens, and no version number")
-    faults = artifact.verify(release)
-    if faults:
-        raise IntegrityError(f"{release.path} is damaged: {'; '.join(faults)}", hint="publish it again")
+    artifact.require_whole(release, hint="publish it again")
     _require_gates(root, release, beside)
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     with locks.lock(root / ".locks" / f"{project}-tags", wait=True, on_wait=console.say):

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from slmctl import sensitive
 from slmctl.artifacts import artifact
 from slmctl.config import Prices, ServeConfig
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import UsageError
 from slmctl.inference.escalation_policy import Policy, Verdict
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
@@ -140,7 +140,9 @@ class Router:
             ModuleNotFoundError: The detector is not installed.
             UsageError: The general model's address or key is none.
         """
-        _require_whole(policy if policy.is_dir() else policy.parent)
+        folder = policy if policy.is_dir() else policy.parent
+        if (folder / artifact.MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
+            artifact.require_whole(folder)
         fitted = Policy.read(policy)
         fitted.require(gguf, task.digest)
         generalist = Generalist(settings.generalist) if settings.generalist is not None else None
@@ -408,20 +410,6 @@ async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseExce
         return None, None
     error = None if task.cancelled() else task.exception()
     return (None if task.cancelled() or error is not None else task.result()), error
-
-
-def _require_whole(folder: Path) -> None:
-    """Refuse the policy of an artifact that was changed; one that was copied out of it stands for itself.
-
-    Raises:
-        IntegrityError: The folder is not what its manifest says.
-    """
-    faults = artifact.verify_folder(folder) if (folder / artifact.MANIFEST).exists() else []
-    if faults:
-        raise IntegrityError(
-            f"{folder} (policy) is damaged: {'; '.join(faults)}",
-            hint=f"remove it and run its stage again: rm -r {folder}",
-        )
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

@@ -26,7 +26,7 @@ from slmctl import __version__, console
 from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME, ServeConfig
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import UsageError
 from slmctl.task.contract import Task
 
 VLLM = "v0.33.0"  # the image's tag; its arguments are those that tests/server/vllm_serve.txt lists
@@ -118,12 +118,8 @@ def _check(given: Handover) -> None:
             f"'{given.name}' cannot be the name of a model in vLLM", hint="letters, digits, dots, hyphens, underscores"
         )
     for part in (given.model, given.adapter):
-        faults = artifact.verify(part) if part else []
-        if part and faults:
-            raise IntegrityError(
-                f"{part.path} ({part.kind}) is damaged: {'; '.join(faults)}",
-                hint=f"remove it and run its stage again: rm -r {part.path}",
-            )
+        if part is not None:
+            artifact.require_whole(part)
     if not given.model.files(".safetensors"):
         raise UsageError(
             f"{given.model.path} holds no .safetensors, and vLLM serves no GGUF", hint="slmctl merge makes them"

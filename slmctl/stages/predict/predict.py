@@ -12,9 +12,10 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical
 from slmctl.config import PredictConfig
-from slmctl.errors import StageError, UsageError
+from slmctl.errors import StageError
 from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
+from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict.prompts import Answerer, Prompt, asked
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, require_records, write_jsonl
@@ -105,7 +106,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
         if self.task.kind == "extract":
             json_grammar.require(self.task.schema or {})
         if self.model.kind in ("gguf", "published"):
-            entry = choose_gguf(self.model, self.type)
+            entry = gguf_file(self.model, self.type)
             self._engine = engine.Engine(self.model.file(entry.path))
             return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
@@ -116,20 +117,6 @@ class opened:  # noqa: N801 - reads as a verb in `with`
     def __exit__(self, *exc: object) -> None:
         if self._engine is not None:
             self._engine.close()
-
-
-def choose_gguf(model: Artifact, type: str | None) -> FileEntry:
-    """The GGUF file of a model that `--type` picks, or the only one.
-
-    Raises:
-        UsageError: None fits, or several do.
-    """
-    entries = [entry for entry in model.files(".gguf") if not engine.is_lora(entry.path)]  # no model by itself
-    chosen = [entry for entry in entries if type is None or engine.is_type(entry.path, type)]
-    if len(chosen) == 1:
-        return chosen[0]
-    names = ", ".join(entry.path for entry in entries) or "none"
-    raise UsageError(f"{model.path.name} has these GGUF files: {names}", hint="--type Q4_K_M picks one")
 
 
 class GgufAnswerer:

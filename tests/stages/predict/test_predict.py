@@ -13,6 +13,7 @@ from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
+from slmctl.model_files import gguf_choice
 from slmctl.pipeline import stage_table
 from slmctl.stages.predict import predict, prompts
 from slmctl.task.contract import Task
@@ -241,23 +242,22 @@ def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[st
     assert plain.prefix.endswith("user\n")
 
 
-def test_a_gguf_with_several_files_needs_a_type(artifacts: dict[str, Artifact]) -> None:
-    with pytest.raises(UsageError, match="has these GGUF files: ") as caught:
-        predict.choose_gguf(artifacts["gguf"], None)
-    assert "--type" in caught.value.hint
-    assert predict.choose_gguf(artifacts["gguf"], "Q8_0").path.endswith("-Q8_0.gguf")
+def test_of_several_gguf_files_the_smallest_answers(artifacts: dict[str, Artifact]) -> None:
+    sizes = {entry.path: entry.size for entry in artifacts["gguf"].files(".gguf")}
+    assert gguf_choice.gguf_file(artifacts["gguf"]).path == min(sizes, key=lambda path: sizes[path])
+    assert gguf_choice.gguf_file(artifacts["gguf"], "Q8_0").path.endswith("-Q8_0.gguf")
 
 
 def test_f16_is_not_the_end_of_bf16() -> None:
-    assert engine.is_type("tiny-v1.0-BF16.gguf", "BF16")
-    assert not engine.is_type("tiny-v1.0-BF16.gguf", "F16")
-    assert engine.is_type("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1")
+    assert gguf_choice.is_type("tiny-v1.0-BF16.gguf", "BF16")
+    assert not gguf_choice.is_type("tiny-v1.0-BF16.gguf", "F16")
+    assert gguf_choice.is_type("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1")
 
 
 @pytest.mark.parametrize("type_name", ["8_0", "q8_0", "16"])
 def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) -> None:
     with pytest.raises(UsageError):
-        predict.choose_gguf(artifacts["gguf"], type_name)
+        gguf_choice.gguf_file(artifacts["gguf"], type_name)
 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:

@@ -35,8 +35,8 @@ pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from slmctl.model_files import gguf_header, hf_folder  # noqa: E402
+from slmctl.model_files.gguf_choice import gguf_file  # noqa: E402
 from slmctl.stages.merge import merge  # noqa: E402
-from slmctl.stages.predict.predict import choose_gguf  # noqa: E402
 from slmctl.stages.quantize import gguf_files, lora_gguf, parity, quantize  # noqa: E402
 
 
@@ -410,7 +410,7 @@ def test_the_stage_writes_the_adapter_where_it_is_asked_to(desk: Path) -> None:
     assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter"}
     assert manifest.file(manifest.metrics["lora"]["file"]).name.endswith("-F16-LoRA.gguf")
     assert list(manifest.metrics["files"]) == ["Q8_0"]
-    assert choose_gguf(manifest, None).path.endswith("-Q8_0.gguf")  # the adapter alone is no model
+    assert gguf_file(manifest, None).path.endswith("-Q8_0.gguf")  # the adapter alone is no model
 
 
 def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(artifacts: dict[str, Artifact], tmp_path: Path) -> None:

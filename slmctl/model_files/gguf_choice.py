@@ -1,0 +1,38 @@
+"""Which GGUF file of an artifact answers: the same rule for every command."""
+
+from __future__ import annotations
+
+import re
+
+from slmctl.artifacts.artifact import Artifact, FileEntry
+from slmctl.errors import UsageError
+
+
+def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
+    """The smallest GGUF file of a model, or of those of one quantization type.
+
+    Args:
+        model: An artifact or a release with GGUF files, or a bare `.gguf`.
+        type: Such as `Q4_K_M`.
+
+    Raises:
+        UsageError: It has no such file.
+    """
+    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path)]
+    matches = [entry for entry in models if type is None or is_type(entry.path, type)]
+    if not matches:
+        raise UsageError(
+            f"no GGUF file of type {type} in {model.path}" if type else f"{model.path} has no GGUF file of a model",
+            hint=f"there are: {', '.join(entry.path for entry in models) or 'none'}",
+        )
+    return min(matches, key=lambda entry: entry.size)
+
+
+def is_type(path: str, type: str) -> bool:
+    """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
+    return re.search(rf"(^|[-._]){re.escape(type)}\.gguf$", path) is not None
+
+
+def is_lora(path: str) -> bool:
+    """Whether a GGUF file is an adapter, as quantize names it, and no model by itself."""
+    return path.endswith("-LoRA.gguf")
