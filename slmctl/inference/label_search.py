@@ -1,4 +1,4 @@
-"""The labels of a task as tokens: which of them a model finds likeliest, asked only where it has a choice.
+"""The likeliest label of a task, by its tokens: the model is asked only where the labels leave it a choice.
 
 The engine and the HF models walk the same trie. A label's probability is the product of the
 probabilities of its tokens, each among the tokens that the labels allow there; over all labels they
@@ -17,23 +17,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LOOKS = 2  # branches looked into beside the first label found
+LOOKS = 2  # branches that are followed after the first label
 FLOOR = 1e-4  # with every label asked for: a branch that is less likely is not followed; its labels share what it has
 
 
 @dataclass
-class Node:
+class TrieNode:
     """The tokens that may follow, and how many labels lie below."""
 
-    next: dict[int, Node] = field(default_factory=dict)
+    next: dict[int, TrieNode] = field(default_factory=dict)
     label: int | None = None
     below: list[int] = field(default_factory=list)
 
 
-Branch = tuple[float, int, list[int], Node]  # minus its probability, its turn, its tokens, where they lead
+Branch = tuple[float, int, list[int], TrieNode]  # minus its probability, its turn, its tokens, where they lead
 
 
-class Choice(NamedTuple):
+class LabelChoice(NamedTuple):
     """A place on the way to a label where the model was asked.
 
     Attributes:
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     weight: float
 
 
-class Trie:
+class LabelTrie:
     """The labels of a task by their tokens, the end of the turn included.
 
     Raises:
@@ -56,14 +56,14 @@ class Trie:
 
     def __init__(self, labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
         self.labels, self.tokens = tuple(labels), [list(ids) for ids in tokens]
-        self.root = Node()
+        self.root = TrieNode()
         for index, ids in enumerate(self.tokens):
             node = self.root
             node.below.append(index)
             for token in ids:
                 if node.label is not None:
                     raise ValueError(f"the label '{self.labels[node.label]}' begins '{self.labels[index]}'")
-                node = node.next.setdefault(token, Node())
+                node = node.next.setdefault(token, TrieNode())
                 node.below.append(index)
             if len(node.below) > 1:
                 other = node.below[0]
@@ -81,11 +81,11 @@ class Trie:
         return max(map(len, self.tokens))
 
 
-class Search:
-    """One walk through a trie: it says whose logits it needs next, and is told them.
+class LabelSearch:
+    """One walk through a trie: `path` names the position whose logits are needed, `take` takes them.
 
     It first takes the likeliest token at every choice, as free decoding does. Where a branch that was
-    left is likelier than the label that was found, it is looked into, a few times at most: a model that
+    left is likelier than the label at the end, it is followed, LOOKS times at most: a model that
     knows little would else be asked for half its labels.
 
     Args:
@@ -93,24 +93,24 @@ class Search:
         every: Go on until the probability of every label is known, which makes the best one certain.
     """
 
-    def __init__(self, trie: Trie, *, every: bool = False) -> None:
+    def __init__(self, trie: LabelTrie, *, every: bool = False) -> None:
         self.trie = trie
         self._least, self._left = (FLOOR, -1) if every else (0.0, LOOKS)
         self._every = every
-        self._order = itertools.count()  # of equally likely branches the first one found comes first
+        self._order = itertools.count()  # of equally likely branches the earlier one comes first
         self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
-        self._found: dict[int, float] = {}
-        self._asked: dict[tuple[int, ...], Choice] = {}
+        self._likelihood: dict[int, float] = {}
+        self._asked: dict[tuple[int, ...], LabelChoice] = {}
         self._here = self._branch(1.0, [], trie.root)
         self._first = not every  # on the way to the first label
 
     @property
     def path(self) -> list[int] | None:
-        """Tokens after the prompt; what follows them is to be told. None when the search is over."""
+        """Tokens after the prompt whose next-token logits are needed; None when the search is over."""
         return None if self._here is None else self._here[2]
 
-    def tell(self, logits: npt.NDArray[np.float32]) -> None:
-        """The logits (n_vocab,) of what follows `path`."""
+    def take(self, logits: npt.NDArray[np.float32]) -> None:
+        """Take the logits (n_vocab,) of the token after `path`."""
         assert self._here is not None
         negative, _, path, node = self._here
         tokens = list(node.next)
@@ -119,7 +119,7 @@ class Search:
         among = weights / weights.sum()
         shares = -negative * among
         weight = float(scores.max()) + math.log(float(weights.sum()))
-        self._asked[tuple(path)] = Choice(tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight)
+        self._asked[tuple(path)] = LabelChoice(tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight)
         branches = [
             self._branch(float(share), [*path, token], node.next[token])
             for token, share in zip(tokens, shares, strict=True)
@@ -135,40 +135,40 @@ class Search:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The likeliest label that was found, and its probability."""
-        index = max(self._found, key=lambda one: (self._found[one], -one))
-        return index, self._found[index]
+        """The index of the likeliest label, and its probability."""
+        index = max(self._likelihood, key=lambda label: (self._likelihood[label], -label))
+        return index, self._likelihood[index]
 
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[LabelChoice]:
         """Where the model was asked on the way to the best label, in order."""
         tokens = tuple(self.trie.tokens[self.best[0]])
         paths = (tokens[:length] for length in range(len(tokens)))
         return [self._asked[path] for path in paths if path in self._asked]
 
     def probabilities(self) -> dict[str, float]:
-        """Labels with their probability, likeliest first: those that were found, or every one."""
-        found = dict(self._found)
+        """Labels with their probability, likeliest first: those that the search reached, or all."""
+        shares = dict(self._likelihood)
         if self._every:
             for negative, _, _, node in self._open:
-                found |= dict.fromkeys(node.below, -negative / len(node.below))
-        order = sorted(found, key=lambda one: (-found[one], one))
-        return {self.trie.labels[index]: float(f"{found[index]:.6g}") for index in order}
+                shares |= dict.fromkeys(node.below, -negative / len(node.below))
+        order = sorted(shares, key=lambda label: (-shares[label], label))
+        return {self.trie.labels[index]: float(f"{shares[index]:.6g}") for index in order}
 
     def _another(self) -> Branch | None:
-        """The branch to look into next, when one is left that is likely enough."""
-        enough = self._least if self._every else max(self._found.values())
+        """The branch to follow next; None where none is likely enough."""
+        enough = self._least if self._every else max(self._likelihood.values())
         if not self._open or self._left == 0 or -self._open[0][0] <= enough:
             return None
         self._left -= 1
         return heapq.heappop(self._open)
 
-    def _branch(self, mass: float, path: list[int], node: Node) -> Branch | None:
-        """What follows a choice up to the next one, for what is forced needs no asking; None when that is a label."""
+    def _branch(self, mass: float, path: list[int], node: TrieNode) -> Branch | None:
+        """The branch from a choice to the next one, over tokens that are forced; None where it ends in a label."""
         while node.label is None and len(node.next) == 1:
             token = next(iter(node.next))
             path = [*path, token]
             node = node.next[token]
         if node.label is not None:
-            self._found[node.label] = mass
+            self._likelihood[node.label] = mass
             return None
         return -mass, next(self._order), path, node

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from slmctl.errors import DataError
 from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
 from slmctl.inference.grammar_pool import GrammarState
-from slmctl.inference.label_search import Search, Trie
+from slmctl.inference.label_search import LabelSearch, LabelTrie
 
 KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
@@ -92,7 +92,7 @@ class Sequence:
     text: Text
     adapter: str = ""  # which LoRA adapter; empty for the model itself
     alternatives: int = -1  # likeliest tokens to tell beside each token; -1: tell none, nor the tokens
-    search: Search | None = None  # for labels
+    search: LabelSearch | None = None  # for labels
     schema: str = ""  # for JSON
     grammar: GrammarState | None = None  # of what is answered so far; None while it is awaited
     chosen: list[int] = field(default_factory=list)  # the token of which the grammar's state is awaited
@@ -132,7 +132,7 @@ class Scheduler:
         self.active: list[Sequence] = []
         self.prefixes: dict[str, list[int]] = {name: [] for name in self.heads}  # the tokens that it holds
         self._turn, self._left = "", TURN
-        self._tries: dict[tuple[str, ...], Trie] = {}
+        self._tries: dict[tuple[str, ...], LabelTrie] = {}
 
     @property
     def busy(self) -> bool:
@@ -257,7 +257,7 @@ class Scheduler:
             sequence.shared = max(0, min(shared, len(prompt) - sequence.wants))
         elif request["labels"]:
             trie = self._trie(request["labels"], request["end"])
-            sequence.search = Search(trie, every=request["every_label"])
+            sequence.search = LabelSearch(trie, every=request["every_label"])
             sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
         elif request["schema"]:
             sequence.text = Text([])  # the grammar ends an answer; a stop string may stand inside a value
@@ -332,11 +332,11 @@ class Scheduler:
         else:
             self._free_text(sequence, logits)
 
-    def _label(self, sequence: Sequence, search: Search, logits: Logits) -> None:
+    def _label(self, sequence: Sequence, search: LabelSearch, logits: Logits) -> None:
         """Walk the trie: ask only where there is a choice, go back where another branch is likelier."""
         assert search.path is not None
         sequence.totals[tuple(search.path)] = log_sum(logits)
-        search.tell(logits)
+        search.take(logits)
         path = search.path
         if path is None:
             self._end_label(sequence)
@@ -492,12 +492,12 @@ class Scheduler:
             self.grammars.end(sequence.id)
             self._compile()
 
-    def _trie(self, labels: list[str], end: str) -> Trie:
+    def _trie(self, labels: list[str], end: str) -> LabelTrie:
         """The trie of the tokens of every label followed by the end of the turn."""
         key = (end, *labels)
         if key not in self._tries:
             try:
-                trie = Trie(labels, [self.model.tokenize(label + end) for label in labels])
+                trie = LabelTrie(labels, [self.model.tokenize(label + end) for label in labels])
             except ValueError as error:
                 raise DataError(str(error)) from None
             # a client may send labels with each request

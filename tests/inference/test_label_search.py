@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmctl.inference.label_search import FLOOR, LOOKS, Search, Trie
+from slmctl.inference.label_search import FLOOR, LOOKS, LabelSearch, LabelTrie
 
 END = 9
 VOCABULARY = 10
@@ -35,10 +35,10 @@ def scored(tokens: list[tuple[int, ...]], seed: int, scale: float) -> list[float
     return result
 
 
-def walk(trie: Trie, seed: int, scale: float, *, every: bool) -> tuple[Search, int]:
-    search, asked = Search(trie, every=every), 0
+def walk(trie: LabelTrie, seed: int, scale: float, *, every: bool) -> tuple[LabelSearch, int]:
+    search, asked = LabelSearch(trie, every=every), 0
     while (path := search.path) is not None:
-        search.tell(logits_of(seed, path, scale))
+        search.take(logits_of(seed, path, scale))
         asked += 1
     return search, asked
 
@@ -57,7 +57,7 @@ def greedy(tokens: list[tuple[int, ...]], seed: int, scale: float, wanted: list[
 @given(st.lists(WORDS, min_size=1, max_size=9, unique=True), st.integers(0, 999), st.sampled_from([0.1, 1.0, 6.0]))
 def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int, scale: float) -> None:
     wanted = scored(tokens, seed, scale)
-    trie = Trie([f"label {k}" for k in range(len(tokens))], tokens)
+    trie = LabelTrie([f"label {k}" for k in range(len(tokens))], tokens)
     search, asked = walk(trie, seed, scale, every=False)
     index, probability = search.best
     assert probability == pytest.approx(wanted[index], rel=1e-5)
@@ -79,31 +79,31 @@ def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int,
 def test_a_branch_that_was_left_is_looked_into() -> None:
     # greedy steps alone would have missed the likeliest label: the pair's first token is likelier than the single
     # label's, but each of the pair is less likely
-    trie = Trie(["a b", "a c", "d"], [[0, 1, END], [0, 2, END], [3, END]])
-    search = Search(trie)
+    trie = LabelTrie(["a b", "a c", "d"], [[0, 1, END], [0, 2, END], [3, END]])
+    search = LabelSearch(trie)
     first = np.full(VOCABULARY, -9, np.float32)
     first[[0, 3]] = np.log([0.55, 0.45])
-    search.tell(first)
+    search.take(first)
     assert search.path == [0]
-    search.tell(np.zeros(VOCABULARY, np.float32))
+    search.take(np.zeros(VOCABULARY, np.float32))
     assert search.path is None
     assert search.best == (2, pytest.approx(0.45, abs=1e-6))
 
 
 def test_what_has_no_choice_is_not_asked() -> None:
-    assert Search(Trie(["only"], [[1, 2, END]])).path is None
-    assert Search(Trie(["only"], [[1, 2, END]])).best == (0, 1.0)
-    assert Search(Trie(["a", "b"], [[1, 2, 3, END], [1, 2, 4, END]])).path == [1, 2]
+    assert LabelSearch(LabelTrie(["only"], [[1, 2, END]])).path is None
+    assert LabelSearch(LabelTrie(["only"], [[1, 2, END]])).best == (0, 1.0)
+    assert LabelSearch(LabelTrie(["a", "b"], [[1, 2, 3, END], [1, 2, 4, END]])).path == [1, 2]
 
 
 def test_a_short_label_beside_the_way_does_not_end_it() -> None:
     # it once counted as the first label found, and the way to the likeliest one was given up after two looks
     chain = [[0, *[1] * k, 2, END] for k in range(1, 6)]
-    search = Search(Trie(["short", *(f"{k}" for k in range(1, 6))], [[3, END], *chain]))
+    search = LabelSearch(LabelTrie(["short", *(f"{k}" for k in range(1, 6))], [[3, END], *chain]))
     while (path := search.path) is not None:
         logits = np.zeros(VOCABULARY, np.float32)
         logits[[0, 1]] = 5
-        search.tell(logits)
+        search.take(logits)
         assert len(path) < 6
     assert search.trie.labels[search.best[0]] == "5"
 
@@ -111,4 +111,4 @@ def test_a_short_label_beside_the_way_does_not_end_it() -> None:
 @pytest.mark.parametrize("tokens", [[[1], [1, 2]], [[1, 2], [1]], [[1, 2], [1, 2]]])
 def test_labels_that_nothing_tells_apart_are_refused(tokens: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="begins"):
-        Trie(["x", "y"], tokens)
+        LabelTrie(["x", "y"], tokens)

@@ -26,7 +26,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, StageError
 from slmctl.inference.engine import Answer, EngineError
 from slmctl.inference.json_grammar import Rules, Walk
-from slmctl.inference.label_search import Search, Trie
+from slmctl.inference.label_search import LabelSearch, LabelTrie
 from slmctl.model_files import hf_folder
 from slmctl.task.contract import Task
 
@@ -151,29 +151,29 @@ class HfAnswerer:
         assert self.trie is not None
         state, scores = self._begun(head, batch)
         width, lengths = state.width, list(state.lengths)
-        searches = [Search(self.trie) for _ in batch]
+        searches = [LabelSearch(self.trie) for _ in batch]
         for search, found in zip(searches, scores, strict=True):
             if search.path == []:
-                search.tell(found)
+                search.take(found)
         kept = list(range(len(batch)))
         while asking := [row for row in kept if searches[row].path is not None]:
             state.keep([kept.index(row) for row in asking])
             paths = [searches[row].path or [] for row in asking]
             scores = self._grown(state, [[self.alphabet[place] for place in path] for path in paths])
             for row, found in zip(asking, scores, strict=True):
-                searches[row].tell(found)
+                searches[row].take(found)
             state.cache.crop(width - state.width)
             state.mask, state.lengths, kept = state.mask[:, :width], [lengths[row] for row in asking], asking
         return [self._label(search, lengths[row]) for row, search in enumerate(searches)]
 
     @staticmethod
-    def _label(search: Search, length: int) -> Answer:
+    def _label(search: LabelSearch, length: int) -> Answer:
         index, probability = search.best
         confidence = float(f"{probability:.6g}")
         count = len(search.trie.tokens[index])
         return Answer(search.trie.labels[index], "stop", confidence, length, count, search.probabilities())
 
-    def _trie(self) -> Trie:
+    def _trie(self) -> LabelTrie:
         """The labels in places of the alphabet; the model's head is cut down to it."""
         tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
         head = self.model.get_output_embeddings()
@@ -185,7 +185,7 @@ class HfAnswerer:
             self.alphabet = list(range(len(self.tokenizer)))
         places = {token: place for place, token in enumerate(self.alphabet)}
         try:
-            return Trie(self.task.labels, [[places[token] for token in label] for label in tokens])
+            return LabelTrie(self.task.labels, [[places[token] for token in label] for label in tokens])
         except ValueError as error:
             raise DataError(str(error)) from None
 
