@@ -14,8 +14,11 @@ LARGEST = 64 << 20  # bytes
 SHOWN = 8  # faults
 
 
-def read_object(path: Path, kind: type, *, hint: str = "") -> dict[str, Any]:
+def read_object(path: Path, kind: type, *, hint: str = "", schema: int | None = None) -> dict[str, Any]:
     """The object in a JSON file, whose keys and values have the types of the dataclass `kind`.
+
+    Args:
+        schema: The number under `schema` that this version reads, where the file has one.
 
     Raises:
         IntegrityError: The file cannot be read, is no JSON, or has keys or values that `kind` has not; all are named.
@@ -25,6 +28,9 @@ def read_object(path: Path, kind: type, *, hint: str = "") -> dict[str, Any]:
             raise IntegrityError(f"{path} is no file of at most {LARGEST >> 20} MB", hint=hint)
         raw = path.read_bytes()
         fields = json.loads(raw)
+        number = fields.get("schema", schema) if isinstance(fields, dict) else schema
+        if schema is not None and type(number) is int and number != schema:
+            raise IntegrityError(f"{path} has schema {number}, and this slmctl reads {schema}", hint=hint)
         TypeAdapter(kind).validate_json(raw)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None

@@ -1,4 +1,4 @@
-"""When to keep a small model's answer: what it says of itself -> how likely it is right -> keep or escalate.
+"""Decides whether a local answer is kept: its probabilities -> how likely it is right -> keep or escalate.
 
 `calibrate` fits a policy on predictions and `serve` asks it about every answer: both read the answer's
 signals here, from the same fields, so what was measured is what decides. A policy is plain JSON, bound to
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from slmctl.artifacts.artifact import canonical
+from slmctl.artifacts.json_document import read_object
 from slmctl.errors import IntegrityError
 
 FILENAME = "policy.json"
@@ -26,20 +26,21 @@ FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six di
 
 
 def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, float]:
-    """What an answer's probabilities say of it, as numbers for a linear score.
+    """The signals of an answer, from its probabilities, for a linear score.
 
-    Of labels: the log odds of the one that was taken against all others, those that the model wanted to say a label
-    at all and not something else of its vocabulary, and how likely the out-of-scope label is. The second tells what
-    belongs elsewhere: a model that was never shown such questions is as sure of a label, but wants one less. Of
-    other answers: the mean and the least log probability of a choice, and their number.
+    Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds that the model
+    would answer with any label and not with another text; `out_of_scope`, the log probability of that label. The
+    second finds questions that are out of scope: a model that never saw such a question is as sure of a label, but
+    less likely to answer with one. Of other answers: `mean` and `least`, the mean and the least log probability of a
+    choice, and `choices`, the log of their number.
 
     Args:
         answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
             `raw_logprobs` and `labels` with their probabilities, likeliest first.
-        out_of_scope: The label of questions that belong elsewhere, where the task has one.
+        out_of_scope: The label of questions that are out of scope, where the task has one.
 
     Raises:
-        ValueError: It does not say how sure the model was, or says it in no numbers.
+        ValueError: It has no confidence or no log probabilities, or they are no numbers.
     """
     sure, choices = answer.get("confidence"), [_logprob(value) for value in answer.get("logprobs") or ()]
     if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
@@ -52,11 +53,11 @@ def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, f
     among_all = [_logprob(value) for value in answer.get("raw_logprobs") or ()]
     if len(among_all) != len(choices):
         raise ValueError("the answer has no log probabilities among the whole vocabulary")
-    wanted = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
-    found = {"odds": _log_odds(sure), "allowed": _log_odds(math.exp(min(0.0, wanted)))}
+    allowed = math.fsum(raw - choice for raw, choice in zip(among_all, choices, strict=True))
+    values = {"odds": _log_odds(sure), "allowed": _log_odds(math.exp(min(0.0, allowed)))}
     if out_of_scope:
-        found["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
-    return found
+        values["out_of_scope"] = math.log(max(dict(listed).get(out_of_scope, 0.0), 1e-4))
+    return values
 
 
 def _log_odds(p: float) -> float:
@@ -64,24 +65,24 @@ def _log_odds(p: float) -> float:
 
 
 def _logprob(value: Any) -> float:
-    """A log probability, cut where it says no more than never.
+    """A log probability, at least -20, below which all are alike.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: It is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ValueError("a log probability is no number")
+        raise ValueError("a log probability is not a number")
     return min(0.0, max(float(value), -20.0))
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a policy says of one answer.
+class Decision:
+    """A policy's decision on one answer.
 
     Attributes:
         keep: Answer here; else escalate.
         p_correct: How likely the answer is right.
-        reason: `confident`, `unsure`, or `out-of-scope`: the model itself says that the question belongs elsewhere.
+        reason: `confident`, `unsure`, or `out-of-scope`: the model answered with the out-of-scope label.
     """
 
     keep: bool
@@ -95,15 +96,17 @@ class Policy:
 
     Attributes:
         gguf: sha256 of the file whose answers it judges.
-        task: Digest of the task contract that the answers were given under.
+        task: Digest of the task contract of the answers.
         kind: classify, extract or generate.
-        correct: What counted as a right answer, in words.
-        out_of_scope: The label of questions that belong elsewhere; empty for none.
+        correct: The rule by which an answer counted as right, in words.
+        out_of_scope: The label of questions that are out of scope; empty for none.
         weights, bias: The linear score over the signals.
         knots: (score, P(correct)), both rising; between them P is interpolated, beyond them it is that of the end.
         threshold: Score from which on an answer is kept.
-        figures: What was measured when it was fitted.
+        figures: The measurements of the fit.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     gguf: str
     task: str
@@ -122,22 +125,15 @@ class Policy:
         """The policy in an artifact's folder, or in a file of its own.
 
         Raises:
-            IntegrityError: There is none, or it is none that this version reads.
+            IntegrityError: There is none, its schema is newer, or its values are wrong; all of these are named.
         """
-        path = path / FILENAME if path.is_dir() else path
-        try:
-            fields = json.loads(path.read_bytes())
-            if fields["schema"] != SCHEMA:
-                raise IntegrityError(f"{path} has schema {fields['schema']}, and this slmctl reads {SCHEMA}")
-            found = cls(**fields | {"knots": tuple((float(x), float(p)) for x, p in fields["knots"])})
-            numbers = [found.bias, found.threshold, *found.weights.values()]
-            if not found.knots or not all(math.isfinite(number) for number in numbers):
-                raise ValueError("a figure is missing")
-        except OSError:
-            raise IntegrityError(f"there is no policy at {path}", hint="slmctl calibrate makes one") from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise IntegrityError(f"{path} holds no policy", hint="slmctl calibrate makes one") from None
-        return found
+        path, hint = path / FILENAME if path.is_dir() else path, "slmctl calibrate makes one"
+        if not path.exists():
+            raise IntegrityError(f"there is no policy at {path}", hint=hint)
+        fields = read_object(path, cls, hint=hint, schema=SCHEMA)
+        if not fields["knots"]:
+            raise IntegrityError(f"{path} is not valid: knots: there are none", hint=hint)
+        return cls(**fields | {"knots": tuple((float(x), float(p)) for x, p in fields["knots"])})
 
     def write(self, folder: Path) -> None:
         """Write it as `policy.json`."""
@@ -153,18 +149,17 @@ class Policy:
         Raises:
             IntegrityError: It was fitted on another file or another task.
         """
-        for what, wanted, given in (("GGUF file", self.gguf, gguf), ("task", self.task, task)):
-            wanted, given = wanted.removeprefix("sha256:"), given.removeprefix("sha256:")
-            if wanted != given:
+        for subject, fitted, served in (("GGUF file", self.gguf, gguf), ("task", self.task, task)):
+            fitted, served = fitted.removeprefix("sha256:"), served.removeprefix("sha256:")
+            if fitted != served:
                 raise IntegrityError(
-                    f"the policy is for another {what}: it was fitted on {wanted[:12]}, and {given[:12]} answers here",
+                    f"the policy is for another {subject}: fitted on {fitted[:12]}, and {served[:12]} answers here",
                     hint="slmctl calibrate, with the file that is served",
                 )
 
     def score(self, answer: Mapping[str, Any]) -> float:
         """The linear score of an answer; raises what `signals` raises."""
-        found = signals(answer, out_of_scope=self.out_of_scope)
-        return linear(self.weights, self.bias, found)
+        return linear(self.weights, self.bias, signals(answer, out_of_scope=self.out_of_scope))
 
     def p_correct(self, score: float) -> float:
         """How likely an answer of this score is right."""
@@ -175,7 +170,7 @@ class Policy:
         (x0, p0), (x1, p1) = self.knots[at - 1], self.knots[at]
         return p0 + (p1 - p0) * (score - x0) / (x1 - x0)
 
-    def judge(self, answer: Mapping[str, Any], text: str) -> Verdict:
+    def judge(self, answer: Mapping[str, Any], text: str) -> Decision:
         """Whether to keep an answer.
 
         Args:
@@ -188,17 +183,17 @@ class Policy:
         score = self.score(answer)
         p_correct = round(self.p_correct(score), 4)
         if self.out_of_scope and text.strip() == self.out_of_scope:
-            return Verdict(False, p_correct, "out-of-scope")
+            return Decision(False, p_correct, "out-of-scope")
         keep = score >= self.threshold
-        return Verdict(keep, p_correct, "confident" if keep else "unsure")
+        return Decision(keep, p_correct, "confident" if keep else "unsure")
 
 
-def linear(weights: Mapping[str, float], bias: float, found: Mapping[str, float]) -> float:
+def linear(weights: Mapping[str, float], bias: float, values: Mapping[str, float]) -> float:
     """The score of some signals, to twelve digits: the same sum wherever it is made.
 
     Raises:
         ValueError: The signals are others than those that the weights are for.
     """
-    if weights.keys() != found.keys():
+    if weights.keys() != values.keys():
         raise ValueError("the answer is of another kind than those that the policy was fitted on")
-    return float(f"{bias + math.fsum(weights[name] * found[name] for name in weights):.12g}")
+    return float(f"{bias + math.fsum(weights[name] * values[name] for name in weights):.12g}")

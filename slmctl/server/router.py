@@ -23,7 +23,7 @@ from slmctl import sensitive
 from slmctl.artifacts import artifact
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import UsageError
-from slmctl.inference.escalation_policy import Policy, Verdict
+from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
 from slmctl.sensitive import search_process
@@ -234,7 +234,7 @@ class Router:
         found, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
         return found if found is not None else sensitive_veto.Cleared(reason="doubt")
 
-    def _judged(self, event: dict[str, Any]) -> Verdict | None:
+    def _judged(self, event: dict[str, Any]) -> Decision | None:
         """What the policy says of the local answer; None where it cannot tell."""
         try:
             return self.policy.judge(event, event["text"])
@@ -244,7 +244,7 @@ class Router:
     async def _decided(
         self,
         cleared: sensitive_veto.Cleared,
-        verdict: Verdict | None,
+        verdict: Decision | None,
         options: Mapping[str, Any],
         ends_at: float | None,
     ) -> tuple[str, Reply | None, str, str]:

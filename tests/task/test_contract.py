@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import slmctl
 from slmctl.errors import DataError, IntegrityError
-from slmctl.task.contract import Task, end_of_turn
+from slmctl.task.contract import FILENAME, Task, end_of_turn
 from slmctl.task.records import RowRejectedError
 
 CHATML = (
@@ -304,3 +304,36 @@ def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template
     with pytest.raises(RowRejectedError, match=reason) as caught:
         task(chat_template=template).with_calls_as_text([{"role": "user", "content": "hello"}], message, None)
     assert caught.value.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({"kind": 7, "labels": "a", "more": 1}, ["kind: ", "labels: ", "more: "]),
+        ({"chat_template": None, "special_tokens": [1]}, ["chat_template: ", "special_tokens.0: "]),
+        ({"kind": "translate"}, ["kind: 'translate' is none of classify, extract, generate"]),
+        ({"kind": "extract", "schema": {"type": 5}}, ["schema: "]),
+    ],
+)
+def test_a_contract_with_wrong_values_is_refused_with_all_of_them(
+    tmp_path: Path, change: dict[str, Any], faults: list[str]
+) -> None:
+    task().write(tmp_path)
+    path = tmp_path / FILENAME
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises(IntegrityError, match=r"task\.json is not valid: ") as caught:
+        Task.read(tmp_path)
+    assert [fault for fault in faults if fault not in caught.value.message] == []
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"null", b"[]", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b'{"kind": "extract"}']
+)
+def test_a_contract_that_is_none_is_refused(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / FILENAME).write_bytes(raw)
+    with pytest.raises(IntegrityError, match=r"task\.json is not valid"):
+        Task.read(tmp_path)
+    (tmp_path / FILENAME).unlink()
+    (tmp_path / FILENAME).mkdir()
+    with pytest.raises(IntegrityError, match=r"task\.json"):
+        Task.read(tmp_path)
