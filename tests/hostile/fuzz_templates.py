@@ -1,0 +1,94 @@
+"""Chat templates made at random, rendered with random messages within a small budget."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from typing import Any
+
+from hostile.fuzz import Outcome
+
+from slmctl.errors import DataError
+from slmctl.task import chat_template
+
+BUDGET_S = 0.3
+NAMES = ("messages", "tools", "bos_token", "x", "y", "loop", "messages[0].content", "range(9999)", "'ab'", "7",
+         "namespace", "messages[0]", "add_generation_prompt", "cycler", "lipsum", "dict",
+         "joiner", "''.__class__")  # fmt: skip
+FILTERS = ("tojson", "list", "string", "join", "length", "upper", "trim", "reverse", "sort", "unique", "batch(2)",
+           "map('string')", "center(99999)", "indent(999)", "replace('a', 'aaaa')", "tojson(indent=9)", "pprint",
+           "items", "urlencode", "escape", "groupby('role')", "attr('__class__')", "first", "wordwrap(1)", "sum",
+           "slice(3)")  # fmt: skip
+
+
+def run(seconds: float, seed: int) -> Outcome:
+    """Render templates until the time is over."""
+    choose, outcome = random.Random(seed), Outcome()
+    chat_template.render("{{ x }}", {"x": 1})
+    ends_at, warm_at, warm = time.monotonic() + seconds, time.monotonic() + seconds / 10, 0
+    while time.monotonic() < ends_at:
+        source = _body(choose, 4)
+        begun = time.monotonic()
+        try:
+            text = chat_template.render(source, _values(choose), budget_s=BUDGET_S)
+        except DataError as error:
+            if not error.message.startswith("the "):
+                outcome.notes.append(f"{source[:300]!r}: {error.message}")
+        else:
+            if len(text) > 16 << 20:
+                outcome.notes.append(f"{source[:300]!r} writes {len(text)} characters")
+        outcome.cases += 1
+        if time.monotonic() - begun > 60:
+            outcome.notes.append(f"{source[:300]!r} takes {time.monotonic() - begun:.1f} s")
+        if time.monotonic() > warm_at:
+            warm = warm or _peak()
+    outcome.growth = max(0, _peak() - warm) if warm else 0
+    return outcome
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _values(choose: random.Random) -> dict[str, Any]:
+    contents: tuple[Any, ...] = (
+        "hello",
+        "x" * 2000,
+        "",
+        None,
+        7,
+        [{"type": "text", "text": "a"}],
+        {"a": [1]},
+        "{{ x }}",
+    )
+    messages = [{"role": choose.choice(("user", "assistant", "system", "tool")), "content": choose.choice(contents)}
+                for _ in range(choose.randint(0, 6))]  # fmt: skip
+    return {"messages": messages, "tools": choose.choice((None, [{"name": "f"}])), "add_generation_prompt": True,
+            "bos_token": "<s>", "eos_token": "</s>"}  # fmt: skip
+
+
+def _expression(choose: random.Random, depth: int) -> str:
+    text = "|".join([choose.choice(NAMES), *(choose.choice(FILTERS) for _ in range(choose.choice((0, 1, 2, 8))))])
+    if depth and choose.random() < 0.4:
+        other = _expression(choose, depth - 1)
+        form = choose.choice(("({} {} {})", "({0})[{2}]", "({0}) if ({2}) else x", "[{0}, {2}]", "({0})({2})"))
+        text = form.format(text, choose.choice(("+", "~", "*", "**", "%", "//", "in", "==")), other)
+    return text
+
+
+def _body(choose: random.Random, depth: int) -> str:
+    value = _expression(choose, 2)
+    if depth == 0 or choose.random() < 0.2:
+        return choose.choice(("{{ " + value + " }}", "text", "{{", "{% raw %}{{{% endraw %}", "{{ x"))
+    inner = _body(choose, depth - 1)
+    return choose.choice((
+        f"{{% for x in {value} %}}{inner}{{% endfor %}}",
+        f"{{% for x in {value} recursive %}}{inner}{{{{ loop(x) }}}}{{% endfor %}}",
+        f"{{% if {value} %}}{inner}{{% else %}}{inner}{{% endif %}}",
+        f"{{% set y = {value} %}}{inner}",
+        f"{{% set y %}}{inner}{{% endset %}}{{{{ y }}}}",
+        f"{{% macro m(x) %}}{inner}{{% endmacro %}}{{{{ m(m(1)) }}}}",
+        f"{{% set n = namespace(x='a') %}}{{% for z in range(99) %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}{inner}",
+        inner + _body(choose, depth - 1),
+    ))  # fmt: skip
