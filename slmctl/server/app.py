@@ -133,7 +133,8 @@ class Gateway:
         body = openai_requests.read(await self._body(http))
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
-            asked = openai_requests.check(body, kind, served.models, self.ceilings)
+            # in a thread: the release's chat template renders the prompt
+            asked = await asyncio.to_thread(openai_requests.check, body, kind, served.models, self.ceilings)
             await self._require_grammar(asked, served.backend)
             if served is self.served:
                 break
