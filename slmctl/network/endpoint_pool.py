@@ -211,7 +211,7 @@ class _Places:
         """The endpoint with a free place and the fewest requests; the one that failed only where it is the last."""
         others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
         free = [endpoint for endpoint in others if self._running[endpoint] < self._each]
-        return min(free, key=lambda one: (one in self._failing, self._running[one]), default=None)
+        return min(free, key=lambda endpoint: (endpoint in self._failing, self._running[endpoint]), default=None)
 
 
 @contextlib.contextmanager

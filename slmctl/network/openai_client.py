@@ -183,7 +183,7 @@ class EndpointClient:
                         yield delta
 
     async def is_there(self, limit_s: float) -> bool:
-        """Whether the server answers within so many seconds; one without a list of models does."""
+        """True where the server answers within so many seconds, also with 404 for its list of models."""
         url = self.url.removesuffix("/chat/completions") + "/models"
         try:
             # a connection of its own, which no answer keeps busy
@@ -370,10 +370,10 @@ def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
     """
     body = _parsed(raw)
     choice, usage = _first_choice(body), _mapping(body.get("usage"))
-    said = choice.get("message")
-    if not isinstance(said, dict) or not ("content" in said or said.get("tool_calls")):
+    reply_message = choice.get("message")
+    if not isinstance(reply_message, dict) or not ("content" in reply_message or reply_message.get("tool_calls")):
         raise _unreadable("without a message")
-    calls = said.get("tool_calls") or None
+    calls = reply_message.get("tool_calls") or None
     if calls is not None:
         if not isinstance(calls, list):
             raise _unreadable("with tool calls that are no list")
@@ -381,7 +381,7 @@ def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
             json.dumps(calls, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise _unreadable("with a tool call that is no text") from None
-    content = said.get("content")
+    content = reply_message.get("content")
     text = "" if content is None else _text(content)  # a refusal to answer is an answer without words
     _require_length(text, max_tokens)
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
@@ -420,7 +420,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is text that can be written: half of a surrogate pair can be spelled in JSON, but not encoded."""
+    """True for text that can be encoded: JSON can spell half of a surrogate pair, which UTF-8 has not."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -462,12 +462,14 @@ def _probabilities(value: object) -> dict[str, float]:
 
 def _tokens(choice: Mapping[str, Any]) -> list[AnswerToken] | None:
     """The tokens of a choice with log probabilities; empty where it has none, None where they cannot be used."""
-    told = choice.get("logprobs")
-    listed = told.get("content") if isinstance(told, dict) else told
+    logprobs = choice.get("logprobs")
+    listed = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
     if listed is None:
         return []
     try:
-        return [{**_token(one), "top": [_token(other) for other in one.get("top_logprobs") or []]} for one in listed]
+        return [
+            {**_token(entry), "top": [_token(other) for other in entry.get("top_logprobs") or []]} for entry in listed
+        ]
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 

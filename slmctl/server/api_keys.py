@@ -1,4 +1,4 @@
-"""API keys: who may ask, and how much. Only their hashes are kept, in a file that is read again when it changes."""
+"""API keys and the limits of each. Only hashes are kept, in a file that is read again when it changes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from slmctl.server import key_revocation
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-CROSSED_OUT = "0" * 64  # in place of the hash of a key that was revoked where the file could not be written anew
-_NOBODY = hashlib.sha256(b"").hexdigest()  # what a key without a file entry is compared with
+CROSSED_OUT = "0" * 64  # in place of the hash of a key that was revoked where the file could not be rewritten
+_NO_KEY = hashlib.sha256(b"").hexdigest()  # what a key without a file entry is compared with
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -69,9 +69,9 @@ def add(path: Path, name: str, *, rate: float | None = None, concurrency: int | 
 
 
 def revoke(path: Path, name: str) -> int:
-    """Remove a key; the number of running servers that were told so, each of which lets it in no longer.
+    """Remove a key; returns the number of running servers that were notified and refuse it from now on.
 
-    A server is told first, so that revoking works where the file cannot be changed.
+    Servers are notified first, so that revoking works where the file cannot be changed.
 
     Raises:
         UsageError: There is no key of this name.
@@ -79,18 +79,22 @@ def revoke(path: Path, name: str) -> int:
     """
     if not any(key.name == name for key in (read(path) if path.exists() else [])):
         raise UsageError(f"there is no key '{name}' in {path}", hint="slmctl keys list")
-    told, silent = key_revocation.tell(path, name)
+    notified, silent = key_revocation.tell(path, name)
     try:
         _remove(path, name)
     except OSError as error:
-        servers = "no server runs with this file" if not told + silent else f"{told} running servers refuse it already"
+        servers = (
+            "no server runs with this file"
+            if not notified + silent
+            else f"{notified} running servers refuse it already"
+        )
         more = f", {silent} did not answer and have to be stopped" if silent else ""
         raise StageError(
             f"key '{name}' could not be removed from {path}: {error.strerror}; {servers}{more}, and one that starts "
             "later would let it in",
             hint=f"make room or make the file writable, then again: slmctl keys revoke {name}",
         ) from None
-    return told
+    return notified
 
 
 def _remove(path: Path, name: str) -> None:
@@ -149,7 +153,7 @@ class KeyRing:
     """The keys of a file, as they are now.
 
     The file is looked at with every request and read again when it has changed. While it is missing or
-    cannot be read, nobody is let in: that it was to let nobody in is the safer reading.
+    cannot be read, no key is accepted: a file that was meant to hold none is the safer reading.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,7 +176,7 @@ class KeyRing:
         if self._stamp() != self._seen:
             self.reload()
         key = self._keys.get(secret.removeprefix("slm-").rpartition("-")[0])
-        same = hmac.compare_digest(key.sha256 if key else _NOBODY, _hash(secret))
+        same = hmac.compare_digest(key.sha256 if key else _NO_KEY, _hash(secret))
         return key if key is not None and same and key.sha256 not in self._revoked else None
 
     def revoke(self, name: str) -> None:
@@ -184,10 +188,10 @@ class KeyRing:
 
     def _stamp(self) -> tuple[int, ...]:
         try:
-            found = self.path.stat()
+            state = self.path.stat()
         except OSError:
             return ()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def _hash(secret: str) -> str:

@@ -35,7 +35,7 @@ from slmctl.server.request_run import Exchange, RequestFailedError
 from slmctl.server.router import FAMILIES, Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-OPEN = ("/healthz", "/readyz")  # what is told without a key, beside the page
+OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
 COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics")
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 ROUTE, REQUEST_ID = "x-slmctl-route", "x-request-id"
@@ -44,11 +44,11 @@ NO_POLICY = "no-policy"  # the reason where nothing decides who answers
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: who answers, the names it goes by (the first one is the default), and the settings.
+    """A backend with the models that clients can ask for, the first one by default, and the settings.
 
     Attributes:
         router: Decides for the default model; None keeps every answer local.
-        notes: What whoever runs the server should know of it.
+        notes: Warnings for the operator, logged at the start.
         close: Ends who answers.
     """
 
@@ -63,7 +63,7 @@ class Served:
 
 @dataclass
 class Note:
-    """What the log and the figures will say of one request."""
+    """Fields of one request for the log and the metrics."""
 
     id: str
     begun: float = field(default_factory=time.monotonic)
@@ -106,7 +106,7 @@ class Gateway:
         for exchange in list(self.running):
             exchange.end("server_stopping")
 
-    # Who may ask
+    # Authentication
 
     def key_of(self, http: HttpRequest) -> Key:
         """The client's key; anybody's where no keys are asked for."""
@@ -210,7 +210,7 @@ class _Run:
         return self._json()
 
     async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
-        """The answer of whoever the router chose; a stream of it begins when that is decided."""
+        """The answer of the model that the router chose; a stream of it begins when that is decided."""
         if len(self.asked.requests) > 1:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         (choice,), pieces = self.exchange.choices, list[Event]()
@@ -295,7 +295,7 @@ class _Run:
         return f"data: {json.dumps(body)}\n\n".encode()
 
     def _extra(self, event: Event) -> dict[str, Any]:
-        """What slmctl says of an answer beside OpenAI's form."""
+        """slmctl's own fields of an answer, beside OpenAI's."""
         who = {"route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds}
         known = {} if self.p_correct is None else {"p_correct": self.p_correct}
         return openai_replies.facts(self.asked, event) | who | known
@@ -400,7 +400,7 @@ def application(served: Served, log: Log) -> Starlette:
         ],
         middleware=[
             Middleware(_Observed, gateway=gateway), *([cors] if origins else []),
-            # within what observes: Starlette's own would stand around it, and answer what nobody counts
+            # inside _Observed: Starlette's own would stand around it, and its answers would not be counted
             Middleware(ServerErrorMiddleware, handler=_bug),
         ],
         exception_handlers={
@@ -582,5 +582,5 @@ def _hostname(host: bytes) -> str:
 
 
 def served_on_loopback(host: str) -> bool:
-    """Whether only this machine can reach the server."""
+    """True where only this machine can reach the server."""
     return host in LOOPBACK or host.startswith("127.")

@@ -1,4 +1,4 @@
-"""Who answers: the own engine, or any OpenAI-compatible server behind the gateway. Both tell the engine's events."""
+"""Backends of the server: the own engine, or an OpenAI-compatible endpoint; both emit the engine's events."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class LocalEngine:
                 await self._reviving
 
     def _later(self, call: Callable[..., None], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it every waiter
             self._loop.call_soon_threadsafe(call, *args)
 
     def _died(self) -> None:
@@ -265,7 +265,7 @@ async def _read(asked: CheckedRequest, request: Request, text: str) -> str | Non
 
 
 def _satisfies(schema: str, text: str) -> bool:
-    """Whether an answer satisfies a client's own schema, as far as that takes a bounded time.
+    """True where an answer satisfies a client's own schema, as far as that takes a bounded time.
 
     Regular expressions are left to the engine: matching one can take for ever. References lead nowhere else.
     """

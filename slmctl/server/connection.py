@@ -1,4 +1,4 @@
-"""uvicorn's HTTP connection with a bound on everything that a client can send before anybody reads it.
+"""uvicorn's HTTP connection with a bound on everything that a client can send before its request is read.
 
 uvicorn bounds neither the time nor the room that the head of a request, the framing of a chunked body, its trailers
 or a row of pipelined requests take, and it accepts more connections than the process may have files.
@@ -56,7 +56,7 @@ class Room:
 class BoundedConnection(HttpToolsProtocol):
     """One client's connection, which costs a bounded time and room whatever the client sends.
 
-    Over a bound the client is told 408 or 431 where no answer has begun, and the connection ends.
+    Over a bound the client gets 408 or 431 where no answer has begun, and the connection ends.
     """
 
     def __init__(self, *args: Any, room: Room, **options: Any) -> None:
@@ -67,7 +67,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._framing, self._body = 0, 0  # bytes of the request after its head: around the body, and of it
         self._unparsed = b""  # what came behind MAX_PIPELINED requests
         self._deaf = False  # nothing that comes is read any more
-        self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that nobody reads
+        self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that is not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)

@@ -1,7 +1,7 @@
 """The general model behind an OpenAI-compatible endpoint: asked once, in time, with nothing but what is listed.
 
 A failure is a reason and never an answer: a reply counts when it is whole. An endpoint that fails again and again is
-left alone for a while (`Breaker`), so that nobody waits for it.
+left alone for a while (`Breaker`), so that no request waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GeneralistError(Exception):
     Attributes:
         reason: One of the router's reasons, such as `generalist-slow`.
         pause_s: Seconds that the endpoint asks to be left alone.
-        counts: Whether it counts as a failure of the endpoint.
+        counts: True where it counts as a failure of the endpoint.
     """
 
     def __init__(self, reason: str, *, pause_s: float = 0.0, counts: bool = True) -> None:
@@ -48,7 +48,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests are held back."""
+        """True while requests are held back."""
         return self._failed >= FAILURES or self._clock() < self._until
 
     def admits(self) -> bool:
@@ -78,7 +78,7 @@ class Breaker:
 
 
 class Generalist:
-    """The general model as the config names it. No variable of the environment leads its requests elsewhere.
+    """The general model as the config names it. It follows no proxy that a variable of the environment names.
 
     Raises:
         UsageError: The address or the key cannot be used.

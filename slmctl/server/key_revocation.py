@@ -54,10 +54,10 @@ def listening(path: Path, revoke: Callable[[str], None]) -> Iterator[None]:
 
 
 def tell(path: Path, name: str) -> tuple[int, int]:
-    """Tell every running server with this file of keys that one of them is revoked: (told, silent)."""
+    """Notify all running servers with this file of a revoked key: (number that answered, number that did not)."""
     servers = _servers(path)
     raw = json.dumps({"revoke": name}).encode()
-    told = 0
+    notified = 0
     with _socket(f"slmctl-revoke-{secrets.token_hex(8)}") as sock:
         waiting = set[bytes]()
         for server in servers:
@@ -74,8 +74,8 @@ def tell(path: Path, name: str) -> tuple[int, int]:
                 continue
             if answer == raw and address in waiting and user in _trusted(path):
                 waiting.discard(address)
-                told, silent = told + 1, silent - 1
-    return told, silent
+                notified, silent = notified + 1, silent - 1
+    return notified, silent
 
 
 def _socket(name: str) -> socket.socket:
@@ -124,11 +124,11 @@ def _servers(path: Path) -> list[bytes]:
 
 
 def _prefix(path: Path) -> str:
-    """What the names of sockets for one file of keys begin with; the folder counts and not the way it is reached."""
+    """The prefix of socket names for one file of keys, by its folder and not by the path that leads there."""
     place = path.parent.resolve()
     try:
-        found = place.stat()
-        folder = f"{found.st_dev}/{found.st_ino}"
+        state = place.stat()
+        folder = f"{state.st_dev}/{state.st_ino}"
     except OSError:
         folder = str(place)
     return f"{PREFIX}{hashlib.sha256(f'{folder}/{path.name}'.encode(errors='surrogateescape')).hexdigest()[:32]}-"

@@ -14,11 +14,11 @@ from typing import Any, TextIO
 
 TOGETHER = 1000  # lines written at once, at most
 REPEATED_S = 10.0  # between two lines that a library logs from the same place
-KEPT = 10_000  # lines that wait for whoever reads the log; more are dropped, and counted
+KEPT = 10_000  # lines that wait to be written; more are dropped, and counted
 
 
 class Log:
-    """Writes lines from a thread of its own: a log that nobody reads, or that cannot be written, holds up no answer."""
+    """Writes lines from a thread of its own: a log that is not read, or cannot be written, holds up no answer."""
 
     def __init__(self, stream: TextIO | None = None, *, requests: bool = True) -> None:
         self._unread, self._unwritten = 0, 0  # each counted in one thread
@@ -47,11 +47,11 @@ class Log:
 
     @property
     def dropped(self) -> int:
-        """Lines that stand nowhere: nobody read the log in time, or it could not be written."""
+        """Lines that were lost: the log was not read in time, or could not be written."""
         return self._unread + self._unwritten
 
     def close(self, *, stream: bool = False) -> None:
-        """Write what waits, unless nobody reads it; close the stream too where it is this log's own."""
+        """Write the waiting lines, unless the log is not read; close the stream too where it is this log's own."""
         try:
             self._lines.put(None, timeout=1)
         except queue.Full:
@@ -71,7 +71,7 @@ class Log:
             try:
                 self._stream.write("".join(f"{line}\n" for line in lines if line is not None))
                 self._stream.flush()
-            except OSError:  # whoever read the log has gone, or the disk is full
+            except OSError:  # the reader of the log has gone, or the disk is full
                 self._unwritten += sum(line is not None for line in lines)
             except ValueError:  # it was closed
                 return

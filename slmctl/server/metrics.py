@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' form."""
+"""The server's counters, gauges and histograms, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Metrics:
         self.refused = self._counter("refused", "Requests turned away by a limit", ["reason"])
         self.failed = self._counter("failed", "Accepted requests without a whole answer", ["reason"])
         self.restarts = self._counter("engine_restarts", "Times that the engine died and was started again")
-        self.dropped = self._gauge("log_lines_dropped", "Lines of the log that nobody read in time")
+        self.dropped = self._gauge("log_lines_dropped", "Lines of the log that were not read in time")
         self.running = self._gauge("requests_running", "Requests being answered or waiting")
         self.waiting = self._gauge("requests_waiting", "Requests that no sequence is free for")
         self.ready = self._gauge("ready", "Whether requests are answered")
@@ -37,7 +37,7 @@ class Metrics:
         )
 
     def include(self, families: Mapping[str, tuple[str, str]], figures: Callable[[], Mapping[str, Samples]]) -> None:
-        """Tell further figures, which someone else counts.
+        """Add metrics whose samples another object keeps.
 
         Args:
             families: (`counter` or `gauge`, help) by name.
@@ -60,7 +60,7 @@ class Metrics:
 
 
 class _Counted(Collector):
-    """Figures that are counted elsewhere."""
+    """Metrics whose samples another object keeps."""
 
     def __init__(self, families: Mapping[str, tuple[str, str]], figures: Callable[[], Mapping[str, Samples]]) -> None:
         self._families, self._figures = families, figures

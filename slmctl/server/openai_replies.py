@@ -15,7 +15,7 @@ LABELS = 5  # the likeliest ones that an answer tells with their probabilities
 
 @dataclass
 class ReplyChoice:
-    """One answer as it grows: its text, the tokens in it where they are told, and the event that ended it."""
+    """One answer as it grows: its text, its tokens where they were asked for, and the event that ended it."""
 
     text: str = ""
     tokens: list[TokenInfo] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Stream:
         self._length = [0] * len(asked.requests)  # characters of each choice so far
 
     def opening(self) -> bytes:
-        """What comes before the first piece: a chat's choices say who speaks."""
+        """The chunks before the first piece: in a chat, the role of each choice."""
         if self.asked.kind != "chat":
             return b""
         delta = {"role": "assistant", "content": ""}
@@ -107,7 +107,7 @@ def usage(asked: CheckedRequest, lasts: Sequence[Event]) -> dict[str, int]:
 
 
 def facts(asked: CheckedRequest, event: Event) -> dict[str, Any]:
-    """What slmctl says of an answer: of what task it is, how sure the model was, what was left out of account."""
+    """slmctl's own fields of an answer: kind of task, confidence, likeliest labels, options without effect."""
     labels = dict(list(event.get("labels", {}).items())[:LABELS])
     return {
         "task": asked.model.task.kind,

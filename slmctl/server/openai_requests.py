@@ -1,7 +1,7 @@
-"""Requests in OpenAI's form, every option checked; `replies` are the answers.
+"""Requests in OpenAI's form, every option checked; `openai_replies` has the answers.
 
-An option that is not supported is refused by its name. What a model was trained for comes from its
-release: in task mode a client chooses neither system prompt nor template, labels or schema.
+An option that is not supported is refused by its name. A model's task comes from its release:
+in task mode a client chooses neither system prompt nor template, labels or schema.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KNOWN = {
     "chat": _BOTH | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs"},
     "text": _BOTH | {"prompt"},
 }
-# Values that ask for nothing: clients send them without being told to.
+# Values that ask for nothing: clients send them by default.
 NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
     "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True,
@@ -43,7 +43,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 class BadRequestError(Exception):
-    """What is wrong with a request, in OpenAI's words: a message and the option at fault."""
+    """A request that cannot be served: message, option at fault and status, in OpenAI's form."""
 
     def __init__(self, message: str, param: str = "", *, status: int = 400, code: str = "") -> None:
         super().__init__(message)
@@ -55,10 +55,10 @@ class ServedModel:
     """One name that clients can ask for.
 
     Attributes:
-        task: What the release says it is asked.
+        task: The task contract of the release.
         adapter: The engine's LoRA adapter that answers; empty for the model itself.
         bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
-        opening: What raw text begins with: the token that the model expects there.
+        opening: The token that raw text must begin with for this model.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ServedModel:
 
     @property
     def held(self) -> bool:
-        """Whether every answer must be one that the task allows."""
+        """True where every answer must be one that the task allows."""
         return bool(self.task.labels or self.task.constraint)
 
 
@@ -87,12 +87,12 @@ class CheckedRequest:
 
     Attributes:
         kind: `chat` or `text` (completions).
-        requests: What the engine is asked, one a choice.
+        requests: The engine's requests, one a choice.
         turns: The conversation of each; empty where raw text is continued.
         sent: The conversation as the client sent it.
         unread: Fields of its messages that are not part of `sent`, such as `tool_calls`.
-        options: The sampling options that it set and the form that it wants, for whoever decides who answers.
-        ignored: What it sent that has no effect on a model of this task.
+        options: The sampling options that it set and the form of its answer, for the router.
+        ignored: Its options that have no effect on a model of this task.
     """
 
     kind: str
@@ -115,8 +115,10 @@ class CheckedRequest:
 
     @property
     def text(self) -> str:
-        """What was asked, for a log that is to hold it."""
-        return "\n".join(message["content"] for message in self.sent) or "\n".join(one.prompt for one in self.requests)
+        """The question, for a log that is to hold it."""
+        return "\n".join(message["content"] for message in self.sent) or "\n".join(
+            request.prompt for request in self.requests
+        )
 
 
 def read(raw: bytes) -> dict[str, Any]:
@@ -210,15 +212,15 @@ def _model(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedMod
 def _options(
     body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings
 ) -> tuple[Request, dict[str, Any] | None, list[str]]:
-    """What all choices have in common, the client's own schema, and which options have no effect."""
+    """The request that all choices share, the client's own schema, and the options without effect."""
     task = model.task
-    wanted = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    length = _number(body, wanted, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
+    length_name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    length = _number(body, length_name, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
     temperature = _number(body, "temperature", 0.0, 0, 2)
     schema, labels = _form(body, model)
     stops = _stops(body)
-    given = {name for name in ("temperature", "top_p", "seed", "stop", wanted) if name in body}
-    ignored = sorted(given if task.labels else given & {"stop"} if task.constraint else set())
+    set_names = {name for name in ("temperature", "top_p", "seed", "stop", length_name) if name in body}
+    ignored = sorted(set_names if task.labels else set_names & {"stop"} if task.constraint else set())
     request = Request(
         prompt="",
         labels=task.labels or labels,
@@ -232,15 +234,15 @@ def _options(
         adapter=model.adapter,
         alternatives=_alternatives(body, kind),
         max_prompt=ceilings.max_prompt,
-        shorten=wanted not in body,
+        shorten=length_name not in body,
     )
     return request, schema, ignored
 
 
 def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """The form that a client asks answers in: a JSON Schema, or a list of choices as vLLM has it."""
-    wanted = body.get("response_format", {"type": "text"})
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    form = body.get("response_format", {"type": "text"})
+    kind = form.get("type") if isinstance(form, dict) else None
     choices = body.get("structured_outputs")
     if model.held and (kind != "text" or choices is not None):
         name = "structured_outputs" if choices is not None else "response_format"
@@ -264,7 +266,7 @@ def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | No
         return {"type": "object"}, ()
     if kind != "json_schema":
         raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
-    schema = wanted["json_schema"].get("schema") if isinstance(wanted.get("json_schema"), dict) else None
+    schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
     if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
         raise BadRequestError(
             f"'response_format' needs json_schema.schema: an object of at most {SCHEMA_BYTES} bytes", "response_format"
@@ -289,7 +291,7 @@ def _stops(body: dict[str, Any]) -> list[str]:
 
 
 def _alternatives(body: dict[str, Any], kind: str) -> int:
-    """Likeliest tokens to tell in the place of each; -1 where no token is to be told."""
+    """Number of likeliest tokens to report in the place of each; -1 reports no token."""
     most = ALTERNATIVES[kind]
     if kind == "text":
         return int(_number(body, "logprobs", -1, 0, most, whole=True)) if "logprobs" in body else -1
@@ -354,15 +356,15 @@ def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_P
 
 @functools.lru_cache(maxsize=64)
 def _prefix(model: ServedModel, system: str | None) -> str:
-    """What every prompt with this system prompt opens with."""
+    """The opening that all prompts with this system prompt share."""
     head = [] if system is None else [{"role": "system", "content": system}]
     return model.task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
 
 
 def _texts(body: dict[str, Any]) -> list[str]:
     """The prompts of a completion, as they were sent."""
-    given = body.get("prompt")
-    texts = [given] if isinstance(given, str) else given
+    prompt = body.get("prompt")
+    texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, list) or not 1 <= len(texts) <= CHOICES or not all(isinstance(t, str) for t in texts):
         raise BadRequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
     return texts

@@ -38,7 +38,7 @@ def listen(host: str, port: int, *, keys: bool) -> socket.socket:
     Args:
         host: An IP address, or `localhost`.
         port: 0 takes a free one.
-        keys: Whether clients must show a key; without one only the loopback is served.
+        keys: True where clients must show a key; without one only the loopback is served.
 
     Raises:
         UsageError: Others could ask without a key, the address is none, or the port is taken.
@@ -71,9 +71,9 @@ def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> No
     """Serve until SIGTERM or SIGINT; running answers get `grace_s` to finish, and then a word.
 
     Args:
-        served: Who answers.
+        served: The backend with its models and settings.
         sock: See `listen`.
-        follow: Asked at SIGHUP, in a thread: who is to answer from now on, or None for whoever does.
+        follow: Called at SIGHUP, in a thread: what is to be served from now on, or None for no change.
     """
     log = Log()
     logging.getLogger().addHandler(ToLog(log))
@@ -88,7 +88,7 @@ def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> No
         backlog=ACCEPTED_AT_ONCE,
     )  # fmt: skip
     try:
-        asyncio.run(_Server(settings, app.state.gateway, log, follow).run_until_told(sock))
+        asyncio.run(_Server(settings, app.state.gateway, log, follow).run_until_stopped(sock))
     finally:
         log.close()
 
@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
         for sock in sockets or ():
             sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
 
-    async def run_until_told(self, sock: socket.socket) -> None:
+    async def run_until_stopped(self, sock: socket.socket) -> None:
         loop, served = asyncio.get_running_loop(), self._gateway.served
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -153,7 +153,7 @@ class _Server(uvicorn.Server):
         self._log.event("stopped")
 
     def _stop(self) -> None:
-        """Told once: no more requests, and `grace_s` for the running ones. Told again: end them now."""
+        """First signal: no more requests, and `grace_s` for the running ones. Second signal: end them now."""
         if self.should_exit:
             self._gateway.end_all()
             return
@@ -176,19 +176,19 @@ class _Server(uvicorn.Server):
             self._moving = asyncio.create_task(self._move(self._follow))
 
     async def _move(self, follow: Follow) -> None:
-        """Have what is asked from now on be answered by who is to answer; running answers end where they began."""
+        """Serve new requests from what `follow` opens; running answers end where they began."""
         try:
-            found = await asyncio.to_thread(follow)
+            successor = await asyncio.to_thread(follow)
         except SlmctlError as error:
             self._log.event("not_followed", error=error.message)
             return
-        if found is None:
+        if successor is None:
             self._log.event("followed", models=None)
             return
         old = self._gateway.served
-        found.backend.start(self._log, self._gateway.metrics)
-        self._gateway.served = found
-        self._log.event("followed", models=list(found.models))
+        successor.backend.start(self._log, self._gateway.metrics)
+        self._gateway.served = successor
+        self._log.event("followed", models=list(successor.models))
         while any(exchange.backend is old.backend for exchange in self._gateway.running):
             await asyncio.sleep(0.05)
         await old.backend.close()

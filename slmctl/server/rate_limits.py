@@ -1,4 +1,4 @@
-"""What one client and all clients together may ask of the server, so that nobody waits for long without a word."""
+"""Limits on the requests of one client and of all: over a limit a client is refused at once and not kept waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BusyError(Exception):
 
 @dataclass
 class _Client:
-    """What one key has used: requests that it may still make at once, and when that was counted."""
+    """Usage of one key: requests that it may still make at once, and the time of that count."""
 
     left: float
     counted: float

@@ -13,7 +13,7 @@ from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
 
 T = TypeVar("T")
-# What may end a request before its answer does: the status where no answer has begun yet, and the words.
+# Ends of a request from outside: the status where no answer has begun yet, and the message.
 ENDINGS = {
     "deadline_exceeded": (504, "no whole answer within {seconds:g} s"),
     "server_stopping": (503, "the server is being stopped"),
@@ -97,7 +97,7 @@ class Exchange:
 
     @property
     def running(self) -> bool:
-        """Whether a choice has not ended yet."""
+        """True until every choice has ended."""
         return not all(choice.last for choice in self.choices)
 
     async def whole(self) -> None:

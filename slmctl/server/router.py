@@ -1,8 +1,7 @@
-"""The small model answers what it is sure of, a general one the rest; what is sensitive never leaves.
+"""The router: keeps the local answer or escalates to the generalist; a sensitive question never leaves.
 
-In this order: the veto (`veto`), the local answer, the policy, the circuit breaker, the general model. Whatever
-is in doubt or fails ends with the local answer, which is there before anything leaves, so no answer is ever made
-of two models' texts.
+In this order: the veto (`sensitive_veto`), the local answer, the policy, the circuit breaker, the generalist. A doubt or
+a failure ends with the local answer, which is there before a question leaves, so no answer is made of two models' texts.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from slmctl.task.contract import Task
 LOCAL_REASONS = (
     "confident",  # the policy keeps the answer
     "sensitive",  # the detectors or the caller say so
-    "doubt",  # it could not be told whether it is sensitive, or how sure the model is
+    "doubt",  # the search for sensitive data failed, or the answer has no confidence
     "unsure", "out-of-scope",  # the policy would escalate, and no general model is named
     "circuit-open",  # the general model failed again and again, and is left alone for a while
     "generalist-down", "generalist-slow", "generalist-busy", "generalist-error", "generalist-garbage",
@@ -90,12 +89,12 @@ class Router:
 
     Args:
         policy: Fitted on the very file that answers here; see `Policy.require`.
-        task: What the local model was trained for.
-        name: What the local model is called.
-        generalist: Who gets the rest; None only says what would be escalated.
-        detector: Who looks for sensitive data.
+        task: The task contract of the local model.
+        name: The local model's name.
+        generalist: Gets the escalated questions; None only reports which would be.
+        detector: The detector of sensitive data.
         prices: For the savings.
-        decisions: Where a line about each decision goes; the caller's log by default.
+        decisions: File that gets a line about each decision; the caller's log by default.
 
     Raises:
         ModuleNotFoundError: The detector is not installed.
@@ -133,7 +132,7 @@ class Router:
             settings: The server's section.
             gguf: sha256 of the file that answers.
             task: Its task contract.
-            name: What it is called.
+            name: Its name.
 
         Raises:
             IntegrityError: There is no policy, it was changed, or it is for another file or task.
@@ -189,17 +188,17 @@ class Router:
 
         Args:
             messages: The whole conversation, as the caller gave it.
-            options: What the caller asked for beside it; what may leave is picked here.
+            options: The other fields of the request; those that may leave are picked here.
             headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
             ends_at: When the caller needs an answer, in the loop's time: the general model gets no more than what
                 is left.
             request: The id that the answer carries, for the log of decisions.
-            log: Where the decision is told, if no file is named for it.
+            log: Gets the decision where no file is named for it.
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
 
         Raises:
-            What `local` raises: without an answer from here there is none at all.
+            The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
         cleared = sensitive_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
@@ -231,11 +230,11 @@ class Router:
             return sensitive_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
         look = functools.partial(sensitive_veto.clear, messages, engine=self.detector, redact=redact)
-        found, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
-        return found if found is not None else sensitive_veto.Cleared(reason="doubt")
+        cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
+        return cleared if cleared is not None else sensitive_veto.Cleared(reason="doubt")
 
     def _judged(self, event: dict[str, Any]) -> Decision | None:
-        """What the policy says of the local answer; None where it cannot tell."""
+        """The policy's decision on the local answer; None where it has none."""
         try:
             return self.policy.judge(event, event["text"])
         except ValueError:
@@ -260,24 +259,26 @@ class Router:
             return "circuit-open", None, "", ""
         try:
             limit_s = self._limit_s(ends_at)
-            found, error = await _ended(self._escalated(cleared, options), limit_s)
+            outcome, error = await _ended(self._escalated(cleared, options), limit_s)
         except asyncio.CancelledError:
             breaker.leaves()
             raise
-        if found is not None:
+        if outcome is not None:
             breaker.succeeded()
-            return verdict.reason, *found, ""
-        known = error if isinstance(error, GeneralistError) else None
+            return verdict.reason, *outcome, ""
+        generalist_error = error if isinstance(error, GeneralistError) else None
         cut_short = error is None and limit_s < self.generalist.settings.timeout_s  # by the caller's own deadline
-        if not cut_short and (known is None or known.counts):
-            breaker.failed(known.pause_s if known else 0.0)
+        if not cut_short and (generalist_error is None or generalist_error.counts):
+            breaker.failed(generalist_error.pause_s if generalist_error else 0.0)
         else:
             breaker.leaves()
-        reason = known.reason if known else "generalist-slow" if error is None else "generalist-down"
-        return reason, None, "", "" if known or error is None else type(error).__name__
+        reason = (
+            generalist_error.reason if generalist_error else "generalist-slow" if error is None else "generalist-down"
+        )
+        return reason, None, "", "" if generalist_error or error is None else type(error).__name__
 
     def _is_held_otherwise(self, options: Mapping[str, Any]) -> bool:
-        """Whether the caller holds the answer to a form of their own, which the policy was not fitted for."""
+        """True where the caller constrains the answer by a form that the policy was not fitted for."""
         form, choice = options.get("response_format"), options.get("structured_outputs")
         return self.task.kind == "generate" and (choice is not None or form not in (None, {"type": "text"}))
 
@@ -316,20 +317,20 @@ class Router:
         return text if is_json or self.task.kind == "classify" else _until(text, options.get("stop"))
 
     def _asked(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """The conversation as the general model gets it: told the task, where the local model was trained for one."""
+        """The conversation as the generalist gets it, with the task in its system prompt if the local model has one."""
         if not self.task.system and self.task.kind == "generate":
             return list(messages)
         turns = [message for message in messages if message["role"] != "system"]
         return [{"role": "system", "content": untuned_prompt.brief(self.task)}, *turns]
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What the caller asked for, by one name each; a label or an object is not sampled, and needs its room."""
+        """The caller's sampling options, by one name each; a label or an object is not sampled, and needs its room."""
         if self.task.kind != "generate":
             return {"temperature": 0}
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}
 
-    # What is told of decisions: never a word of what was asked or answered
+    # Log and metrics of decisions, without a word of a question or an answer
 
     def _count(self, routed: Routed, event: dict[str, Any], reply: Reply | None) -> None:
         self._routed[routed.route, routed.reason] += 1
@@ -365,10 +366,10 @@ class Router:
 
     def figures(self) -> dict[str, list[Sample]]:
         """Every figure of FAMILIES that there is, by name."""
-        known = [*(("local", reason) for reason in LOCAL_REASONS)]
-        known += [("generalist", reason) for reason in GENERALIST_REASONS] if self.generalist else []
-        found: dict[str, list[Sample]] = {
-            "slmctl_routed": [({"route": a, "reason": b}, float(self._routed[a, b])) for a, b in known],
+        reasons = [*(("local", reason) for reason in LOCAL_REASONS)]
+        reasons += [("generalist", reason) for reason in GENERALIST_REASONS] if self.generalist else []
+        samples: dict[str, list[Sample]] = {
+            "slmctl_routed": [({"route": a, "reason": b}, float(self._routed[a, b])) for a, b in reasons],
             "slmctl_route_tokens": [
                 ({"route": route, "kind": kind}, float(self._tokens[route, kind]))
                 for route in ("local", "generalist") for kind in ("prompt", "completion")
@@ -380,21 +381,21 @@ class Router:
         if self.prices is not None:
             money = {"currency": self.prices.currency}
             avoided, hours = self._price("local"), (time.monotonic() - self._begun) / 3600
-            found["slmctl_generalist_cost"] = [(money, self._price("generalist"))]
-            found["slmctl_avoided_cost"] = [(money, avoided)]
-            found["slmctl_savings"] = [(money, avoided - hours * self.prices.machine_per_hour)]
-        return found
+            samples["slmctl_generalist_cost"] = [(money, self._price("generalist"))]
+            samples["slmctl_avoided_cost"] = [(money, avoided)]
+            samples["slmctl_savings"] = [(money, avoided - hours * self.prices.machine_per_hour)]
+        return samples
 
     def _price(self, route: str) -> float:
-        """What the general model costs, or would cost, for the tokens of a route."""
+        """The price of a route's tokens at the generalist, paid or avoided."""
         assert self.prices is not None
-        asked = self._tokens[route, "prompt"] * self.prices.api_per_million_input_tokens
-        said = self._tokens[route, "completion"] * self.prices.api_per_million_output_tokens
-        return (asked + said) / 1e6
+        input_price = self._tokens[route, "prompt"] * self.prices.api_per_million_input_tokens
+        output_price = self._tokens[route, "completion"] * self.prices.api_per_million_output_tokens
+        return (input_price + output_price) / 1e6
 
 
 async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:
-    """What some work gives, or what it raises, whatever that is; neither where its time was over.
+    """The result of some work, or the exception that it raises; neither where its time was over.
 
     A task and not `wait_for`: that one waits for as long as the work takes to let go.
     """
@@ -413,7 +414,7 @@ async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseExce
 
 
 def _forget(task: asyncio.Future[Any]) -> None:
-    """Look at what a task raised after nobody waited for it any more, or asyncio would complain."""
+    """Retrieve the exception of a task that is no longer awaited, or asyncio would log it."""
     if not task.cancelled():
         task.exception()
 
@@ -421,5 +422,5 @@ def _forget(task: asyncio.Future[Any]) -> None:
 def _until(text: str, stop: Any) -> str:
     """A text up to the first of the caller's stop texts, which are not sent."""
     stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    places = [text.find(one) for one in stops if isinstance(one, str) and one]
+    places = [text.find(candidate) for candidate in stops if isinstance(candidate, str) and candidate]
     return text[: min((place for place in places if place >= 0), default=len(text))]

@@ -1,9 +1,9 @@
 """A model -> a hand-over: a folder from which others run it in vLLM, behind slmctl's gateway.
 
-For those who outgrow one machine. vLLM gets the merged weights, or the base with the adapter on it;
+vLLM gets the merged weights, or the base with the adapter on it;
 the gateway in front of it keeps the name, the task contract, the keys and the limits that `slmctl serve`
 has. The folder needs nothing but the public images and packages that its README names, and holds no
-secret: keys are referred to, by a variable or a file that whoever runs it brings.
+secret: keys are referred to, by a variable or a file of those who run it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ FILES = {
 
 @dataclass(frozen=True)
 class Handover:
-    """What is handed over.
+    """A model with its task contract and the gateway's settings, for the folder that `write` makes.
 
     Attributes:
-        name: What clients call the model; the same as where `slmctl serve` answers.
+        name: The model's name for clients, the same as in `slmctl serve`.
         model: The weights that vLLM loads: a merged model, or the base of an adapter.
         adapter: The adapter on it, if it is not merged.
         task: The contract that the gateway holds answers to.
@@ -72,7 +72,7 @@ class Handover:
     origin: str
 
 
-def write(given: Handover, kind: str, out: Path) -> None:
+def write(handover: Handover, kind: str, out: Path) -> None:
     """Write the folder, whole or not at all.
 
     Raises:
@@ -81,58 +81,66 @@ def write(given: Handover, kind: str, out: Path) -> None:
     """
     if out.exists():
         raise UsageError(f"{out} exists already", hint="name a new folder with --output")
-    _check(given)
-    if given.settings.policy is not None:
+    _check(handover)
+    if handover.settings.policy is not None:
         console.say("left out: serve.policy and what belongs to it, since a policy is for one GGUF file")
     with atomic.folder(out) as draft:
-        _copy(given, draft)
-        _contract(given, kind, draft / "contract")
-        for place, text in _rendered(given, kind):
+        _copy(handover, draft)
+        _contract(handover, kind, draft / "contract")
+        for place, text in _rendered(handover, kind):
             _put(draft / place, text)
         _sums(draft)
 
 
-def vllm_arguments(given: Handover, root: str) -> list[str]:
-    """What follows `vllm serve`, given what goes before `/model`, `/adapter` and `/contract`."""
-    served = [f"{given.name}-base"] if given.adapter else [given.name]
+def vllm_arguments(handover: Handover, root: str) -> list[str]:
+    """The arguments of `vllm serve`; `root` stands before `/model`, `/adapter` and `/contract`."""
+    served = [f"{handover.name}-base"] if handover.adapter else [handover.name]
     arguments = [
         f"{root}/model", "--served-model-name", *served,
-        "--max-model-len", str(given.settings.context_length), "--seed", "0",
+        "--max-model-len", str(handover.settings.context_length), "--seed", "0",
         "--chat-template", f"{root}/contract/chat_template.jinja", "--load-format", "safetensors",
         "--generation-config", "vllm", "--allowed-origins", "[]", "--disable-fastapi-docs",
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
-    if given.adapter:
-        rank = min(allowed for allowed in RANKS if allowed >= _adapter_config(given.adapter)["r"])
-        arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{given.name}={root}/adapter"]
+    if handover.adapter:
+        rank = min(allowed for allowed in RANKS if allowed >= _adapter_config(handover.adapter)["r"])
+        arguments += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(rank),
+            "--lora-modules",
+            f"{handover.name}={root}/adapter",
+        ]
     return arguments
 
 
 # Checks
 
 
-def _check(given: Handover) -> None:
+def _check(handover: Handover) -> None:
     """That vLLM can run it, as far as files can tell."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given.name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", handover.name):
         raise UsageError(
-            f"'{given.name}' cannot be the name of a model in vLLM", hint="letters, digits, dots, hyphens, underscores"
+            f"'{handover.name}' cannot be the name of a model in vLLM",
+            hint="letters, digits, dots, hyphens, underscores",
         )
-    for part in (given.model, given.adapter):
+    for part in (handover.model, handover.adapter):
         if part is not None:
             artifact.require_whole(part)
-    if not given.model.files(".safetensors"):
+    if not handover.model.files(".safetensors"):
         raise UsageError(
-            f"{given.model.path} holds no .safetensors, and vLLM serves no GGUF", hint="slmctl merge makes them"
+            f"{handover.model.path} holds no .safetensors, and vLLM serves no GGUF", hint="slmctl merge makes them"
         )
-    config = json.loads(given.model.file("config.json").read_bytes())
+    config = json.loads(handover.model.file("config.json").read_bytes())
     longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and given.settings.context_length > longest:
+    if isinstance(longest, int) and handover.settings.context_length > longest:
+        length = handover.settings.context_length
         raise UsageError(
-            f"serve.context_length is {given.settings.context_length}, and this model reads at most {longest} tokens",
+            f"serve.context_length is {length}, and this model reads at most {longest} tokens",
             hint=f"--set serve.context_length={longest}",
         )
-    if given.adapter:
-        _check_adapter(_adapter_config(given.adapter))
+    if handover.adapter:
+        _check_adapter(_adapter_config(handover.adapter))
 
 
 def _check_adapter(config: dict[str, Any]) -> None:
@@ -162,9 +170,9 @@ def _adapter_config(adapter: Artifact) -> dict[str, Any]:
 # Files
 
 
-def _copy(given: Handover, out: Path) -> None:
+def _copy(handover: Handover, out: Path) -> None:
     """The weights with all that came with them, their licence and their manifest too."""
-    for name, part in (("model", given.model), ("adapter", given.adapter)):
+    for name, part in (("model", handover.model), ("adapter", handover.adapter)):
         if part is None:
             continue
         listed = [entry.path for entry in part.manifest.files]
@@ -177,34 +185,34 @@ def _copy(given: Handover, out: Path) -> None:
             shutil.copyfile(part.path / path, target)
 
 
-def _contract(given: Handover, kind: str, folder: Path) -> None:
-    """What the gateway holds to: the task, its limits and where vLLM is; and the template that vLLM gets too."""
+def _contract(handover: Handover, kind: str, folder: Path) -> None:
+    """Write the gateway's task contract and config, and the chat template, which vLLM gets too."""
     folder.mkdir()
-    given.task.write(folder)
-    _put(folder / "chat_template.jinja", given.task.chat_template)
+    handover.task.write(folder)
+    _put(folder / "chat_template.jinja", handover.task.chat_template)
     local = kind == "vllm"
-    host = {"compose": "vllm", "kubernetes": f"{_label(given.name)}-vllm", "vllm": "127.0.0.1"}[kind]
-    serve = given.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
+    host = {"compose": "vllm", "kubernetes": f"{_label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
+    serve = handover.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
         "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
         "port": GATEWAY_PORT,
         "keys": "../keys/keys.json" if local else f"{KEYS}/keys.json",
         "adapters": {},
         "engine_url": f"http://{host}:{ENGINE_PORT}/v1",
-        "engine_model": given.name,
+        "engine_model": handover.name,
         "engine_key_env": KEY_ENV,
     }
-    config = {"project": _label(given.name), "base": "none", "serve": serve}
+    config = {"project": _label(handover.name), "base": "none", "serve": serve}
     _put(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
-def _rendered(given: Handover, kind: str) -> Iterator[tuple[str, str]]:
+def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
     """Place and text of every file that a template makes."""
     environment = jinja2.Environment(  # noqa: S701 - YAML, shell and Markdown; values are quoted by the filters
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
     environment.filters["shell"] = _shell
-    values = _values(given, kind)
+    values = _values(handover, kind)
     for place in (*SHARED, *FILES[kind]):
         name = f"{kind}/{place}" if place not in SHARED and not place.startswith("gateway/") else place
         source = resources.files("slmctl.templates").joinpath("serve", *name.split("/")).read_text(encoding="utf-8")
@@ -214,24 +222,26 @@ def _rendered(given: Handover, kind: str) -> Iterator[tuple[str, str]]:
         yield place, text
 
 
-def _values(given: Handover, kind: str) -> dict[str, Any]:
-    weights = sum(entry.size for part in (given.model, given.adapter) if part for entry in part.files(".safetensors"))
+def _values(handover: Handover, kind: str) -> dict[str, Any]:
+    weights = sum(
+        entry.size for part in (handover.model, handover.adapter) if part for entry in part.files(".safetensors")
+    )
     root = "." if kind == "vllm" else ""
     return {
         "kind": kind,
-        "name": given.name,
-        "label": _label(given.name),
-        "task": given.task,
-        "settings": given.settings,
-        "stop_s": math.ceil(given.settings.grace_s) + STOP_S,
-        "adapter": given.adapter is not None,
-        "origin": given.origin,
+        "name": handover.name,
+        "label": _label(handover.name),
+        "task": handover.task,
+        "settings": handover.settings,
+        "stop_s": math.ceil(handover.settings.grace_s) + STOP_S,
+        "adapter": handover.adapter is not None,
+        "origin": handover.origin,
         "weights": console.size(weights),
         "version": __version__,
-        "weights_id": (given.adapter or given.model).digest.removeprefix("sha256:")[:12],
+        "weights_id": (handover.adapter or handover.model).digest.removeprefix("sha256:")[:12],
         "vllm": VLLM,
         "python": PYTHON,
-        "arguments": vllm_arguments(given, root),
+        "arguments": vllm_arguments(handover, root),
         "memory_gb": math.ceil(2 * weights / GB) + 8,  # the weights twice while they are read, and vLLM itself
         "keys": KEYS,
         "engine_port": ENGINE_PORT,

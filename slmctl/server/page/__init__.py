@@ -48,7 +48,7 @@ class PageServed(Protocol):
 
 
 class PageGateway(Protocol):
-    """What the page has to know of the server: `app.state.gateway`."""
+    """The part of the server, `app.state.gateway`, that the page reads."""
 
     @property
     def served(self) -> PageServed: ...
@@ -94,8 +94,8 @@ async def _task(request: Request) -> Response:
 
 def version_of(name: str) -> str | None:
     """The version in a name of the GGUF convention: `1.0` of `SmolLM2-135M-desk-v1.0-Q8_0`."""
-    found = re.search(r"-v(\d+(?:\.\d+)*)(?=-|$)", name)
-    return found[1] if found else None
+    match = re.search(r"-v(\d+(?:\.\d+)*)(?=-|$)", name)
+    return match[1] if match else None
 
 
 @functools.cache
