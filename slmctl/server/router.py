@@ -1,7 +1,8 @@
 """The router: keeps the local answer or escalates to the generalist; a sensitive question never leaves.
 
-In this order: the veto (`sensitive_veto`), the local answer, the policy, the circuit breaker, the generalist. A doubt or
-a failure ends with the local answer, which is there before a question leaves, so no answer is made of two models' texts.
+In this order: the veto (`sensitive_veto`), the local answer, the policy, the circuit breaker, the generalist. A doubt
+or a failure ends with the local answer, which is there before a question leaves, so no answer is made of two models'
+texts.
 """
 
 from __future__ import annotations
