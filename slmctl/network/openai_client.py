@@ -348,7 +348,7 @@ class StreamedReply:
         self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
         self._confidence = _probability(own.get("confidence"), self._confidence)
         self.labels = _probabilities(own.get("labels")) or self.labels
-        if chunk.get("choices") == []:
+        if chunk.get("choices") in (None, []):  # a chunk of counts alone
             return None
         choice = _first_choice(chunk)
         self.finish = _finish(choice) or self.finish

@@ -37,6 +37,7 @@ from slmctl.server.router import FAMILIES, Router
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
 COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics")
+LONGEST_ERROR = 1000  # characters of an error's message
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 ROUTE, REQUEST_ID = "x-slmctl-route", "x-request-id"
 NO_POLICY = "no-policy"  # the reason where nothing decides who answers
@@ -508,6 +509,7 @@ def _refusal(
     code: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    message = message[:LONGEST_ERROR]  # it may name what the client has sent
     kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
     http.state.note.fields["error"] = message
     body = openai_replies.error(message, kind, param, code, http.state.note.id)

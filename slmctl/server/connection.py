@@ -24,6 +24,7 @@ MAX_FRAMING = 64 << 10  # bytes of chunk headers, chunk extensions and trailers 
 FRAMING_A_BYTE = 8  # more of them for each byte of the body: a chunk of one byte has a header of five
 MAX_PIPELINED = 16  # requests that are read while another one is answered
 MAX_UNPARSED = 1 << 20  # bytes that wait behind them
+UNREAD_S = 60.0  # that a client may leave an answer unread
 SLICE = 4096  # bytes that are parsed between two looks at the bounds
 
 
@@ -67,6 +68,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._framing, self._body = 0, 0  # bytes of the request after its head: around the body, and of it
         self._unparsed = b""  # what came behind MAX_PIPELINED requests
         self._deaf = False  # nothing that comes is read any more
+        self._unread: asyncio.TimerHandle | None = None  # ends a client that does not read
         self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that is not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -80,8 +82,18 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf, self._unparsed = True, b""
         self._stop_timer()
+        self._stop_unread()
         self.room.idle.pop(self, None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # the answers to a row of requests that are not read would hold a connection for ever
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -179,6 +191,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _late(self) -> None:
         self._refuse(408, f"the head of the request did not arrive within {self.room.receive_timeout_s:g} s")

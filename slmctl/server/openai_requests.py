@@ -152,7 +152,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
     body = {key: value for key, value in body.items() if not _asks_nothing(key, value)}
     for name in body:
         if name not in KNOWN[kind]:
-            raise BadRequestError(f"option '{name}' is not supported", name)
+            raise BadRequestError(f"option '{name[:100]}' is not supported", name[:100])
     model = _model(body, models)
     common, schema, ignored = _options(body, kind, model, ceilings)
     prompts, sent, dropped = [], list[dict[str, str]](), list[str]()

@@ -15,7 +15,7 @@ from hostile import framing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scale import FULL
-from support.serving import Gateway, gateway, memory
+from support.serving import Gateway, gateway, memory, post, settles
 
 SENT = (400 << 20) if FULL else (24 << 20)  # bytes of an endless request
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -103,6 +103,14 @@ def test_a_body_in_chunks_of_a_byte_is_read(server: Gateway) -> None:
     assert b'"content":"hello"' in talk(server, [raw])
 
 
+def test_an_error_does_not_repeat_all_that_was_sent(server: Gateway) -> None:
+    name = "a" * 500_000
+    for body in ({name: 1}, {"model": name}, {"messages": [{"role": name}]}, {"messages": [], "stop": [name] * 5}):
+        said = post(server.url, body)
+        assert 400 <= said.status_code < 500
+        assert len(said.content) < 2000
+
+
 def test_requests_in_a_row_are_answered_in_order_and_cost_no_memory(server: Gateway) -> None:
     count = 20_000
     before = memory(server.child.pid)
@@ -150,3 +158,21 @@ def test_more_connections_than_files_end_the_oldest_idle_ones(tmp_path: Path) ->
         log = server.child.stderr.read() if server.child.stderr else ""
         assert log.count('"connections_full"') == 1
         assert len(log) < 10_000
+
+
+def test_answers_that_are_not_read_end_their_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the answers to a row of requests for the page fill every buffer, and the rest would wait for ever
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    patch = "from slmctl.server import connection\nconnection.UNREAD_S = 1.0\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    with gateway(tmp_path) as server, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
+        assert settles(lambda: _open_connections(server) <= 2), "clients that do not read hold their connections"
+
+
+def _open_connections(server: Gateway) -> int:
+    links = [path.readlink().name for path in Path(f"/proc/{server.child.pid}/fd").iterdir() if path.is_symlink()]
+    return sum(link.startswith("socket:") for link in links) - 1  # the one that listens

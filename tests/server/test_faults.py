@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import Popen
@@ -15,7 +14,7 @@ from subprocess import Popen
 import httpx
 import pytest
 from support import tiny
-from support.serving import ENDLESS, ROOM, begin, chat, end, ended, engine_of, figure, memory, post
+from support.serving import ENDLESS, ROOM, begin, chat, end, ended, engine_of, figure, memory, post, settles
 
 BODY = {"messages": chat("hello"), "stream": True, **ENDLESS}
 
@@ -65,15 +64,6 @@ def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[s
 @pytest.mark.slow
 def test_20_kills_are_20_recoveries(server: tuple[Popen[str], str]) -> None:
     kills(server, 20)
-
-
-def settles(condition: Callable[[], bool], looks: int = 600) -> bool:
-    """Whether a condition comes true within so many looks, 0.1 s apart."""
-    for _ in range(looks):
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def hang_ups(url: str, count: int) -> None:
