@@ -27,7 +27,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"
 
 check: lint types
-	$(BIN)/pytest $(PARALLEL) --light --quiet --durations=0 --durations-min=5
+	$(BIN)/pytest $(PARALLEL) --light --quiet --ignore tests/hostile
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth"

@@ -15,6 +15,7 @@ from slmctl.pipeline.stage_table import STAGES
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
+    from slmctl.config import Config
     from slmctl.pipeline.resolve import Project, Workspace
     from slmctl.pipeline.runner import Outcome
 
@@ -194,7 +195,7 @@ def make_workspace(options: Options) -> Workspace:
     return Workspace(options.directory, lambda: open_project(options))
 
 
-def read_settings(options: Options) -> Any:
+def read_settings(options: Options) -> Config:
     """The config of the working folder, or the defaults where it has none, with the flags on top."""
     from slmctl import config
 

@@ -14,6 +14,7 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
+    from slmctl.config import ServeConfig
 from slmctl.cli.group import (
     Options,
     config_options,
@@ -209,11 +210,11 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive)
 
 
-def _serve_settings(options: Options) -> Any:
+def _serve_settings(options: Options) -> ServeConfig:
     return read_settings(options).serve
 
 
-def _require_reachable(settings: Any) -> None:
+def _require_reachable(settings: ServeConfig) -> None:
     """With `--offline`, refuse endpoints on other machines, before a model is loaded."""
     from urllib.parse import urlsplit
 

@@ -1,26 +1,24 @@
-"""Open what `serve` is given: the engine, its models, the router."""
+"""The models of `slmctl serve`, opened: engine or endpoint, task contracts, router."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slmctl.network import guard
 
 if TYPE_CHECKING:
-    pass
+    from slmctl.config import ServeConfig
+    from slmctl.server.app import Served
 from slmctl.cli.group import Options, make_workspace, terminal
 
 
 class ServedModels:
-    """What `serve` is given, opened: who answers, the models by name, and who decides where a policy says so.
-
-    In a `with` block; at its end everything is closed again.
-    """
+    """A context manager that opens the engine or endpoint, the models by name and the router, and closes them."""
 
     def __init__(
-        self, options: Options, settings: Any, model: str | None, type_name: str | None, *, keys: bool
+        self, options: Options, settings: ServeConfig, model: str | None, type_name: str | None, *, keys: bool
     ) -> None:
         from slmctl.server.api_keys import KeyRing
 
@@ -30,7 +28,7 @@ class ServedModels:
         self._digest = ""
 
     def __enter__(self) -> ServedModels:
-        self.served = self._elsewhere() if self._settings.engine_url is not None else self._here()
+        self.served = self._open_endpoint() if self._settings.engine_url is not None else self._open_engine()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,26 +36,27 @@ class ServedModels:
         self._stack.close()
 
     @property
-    def follow(self) -> Callable[[], Any] | None:
-        """What opens the release that a tag stands for by now, or None where it is the same; None without a tag."""
+    def follow(self) -> Callable[[], Served | None] | None:
+        """The function that opens a tag's new release (None if it is the same one); None without a tag."""
         return self._moved if (self._model or "").startswith("dir:") and self._settings.engine_url is None else None
 
-    def _moved(self) -> Any:
+    def _moved(self) -> Served | None:
         from slmctl.pipeline import resolve
 
         release = resolve.find_model(make_workspace(self._options), self._model, ("published",), default="published")
         if release.digest == self._digest:
             return None
-        self.served = self._here()
+        self.served = self._open_engine()
         return self.served
 
-    def _elsewhere(self) -> Any:
+    def _open_endpoint(self) -> Served:
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
         from slmctl.server.backends import EndpointEngine
         from slmctl.server.openai_requests import ServedModel
 
         settings = self._settings
+        assert settings.engine_url is not None and settings.engine_model is not None  # they come together
         task, name = model_lookup.contract(make_workspace(self._options), self._model, settings.engine_model)
         backend = EndpointEngine(
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
@@ -65,7 +64,7 @@ class ServedModels:
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
         return Served(backend, {name: ServedModel(name, task)}, settings, keys=self._keys)
 
-    def _here(self) -> Any:
+    def _open_engine(self) -> Served:
         from slmctl.artifacts.artifact import sha256_file
         from slmctl.inference.engine import Engine
         from slmctl.pipeline import model_lookup
@@ -75,14 +74,14 @@ class ServedModels:
         from slmctl.server.router import Router
 
         settings = self._settings
-        found, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
+        artifact, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
         loras = {name: model_lookup.lora(place) for name, place in settings.adapters.items()}
         paths = {name: lora for name, (lora, _) in loras.items()}
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
                 Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)
             )
-            own, bare, opening = model_lookup.task_in(found, path, engine)
+            own, bare, opening = model_lookup.task_in(artifact, path, engine)
             models = {path.stem: ServedModel(path.stem, own, bare=bare, opening=opening)}
             for name, (_, task) in loras.items():
                 models[name] = ServedModel(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
@@ -90,9 +89,9 @@ class ServedModels:
             if settings.policy is not None:
                 router = Router.of(settings.policy, settings, sha256_file(path), own, path.stem)
                 stack.enter_context(router.open())
-            notes = [note] if (note := model_lookup.other_build(found, path, engine.info["build"])) else []
+            notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             for note in notes:
                 terminal().say(f"warning: {note}")
-            self._digest = found.digest
+            self._digest = artifact.digest
             end = stack.pop_all().close
         return Served(LocalEngine(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)
