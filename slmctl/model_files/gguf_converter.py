@@ -90,7 +90,9 @@ def fetch() -> Path:
     with atomic.folder(place) as out:
         options = ("--no-binary", PACKAGE)
         with tempfile.TemporaryDirectory(dir=out) as scratch:
-            packages = package_index.download(f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix")
+            packages = package_index.download(
+                f"{PACKAGE}=={number}", Path(scratch), *options, purpose="doctor --fix", largest=1 << 30
+            )
             digest = sha256_file(packages[0]).removeprefix("sha256:")
             if SOURCE_SHA256.get(number, digest) != digest:
                 raise IntegrityError(

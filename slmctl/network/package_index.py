@@ -20,11 +20,19 @@ from slmctl import child_environment, console
 from slmctl.errors import NetworkError
 from slmctl.network import guard
 
+LARGEST = 64 << 30  # bytes
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
-def download(requirement: str, folder: Path, *options: str, purpose: str) -> list[Path]:
+def download(requirement: str, folder: Path, *options: str, purpose: str, largest: int = LARGEST) -> list[Path]:
     """Have pip fetch one pinned requirement into `folder`, without what it depends on; the files that came.
+
+    Args:
+        requirement: Such as `name==1.0`.
+        folder: Where they go.
+        options: Further ones of `pip download`.
+        purpose: The command that asks, for a refusal.
+        largest: Bytes that a file may have, whatever the index says.
 
     Raises:
         NetworkError: pip could not fetch it, was sent to a host that is not of the index, or `--offline` was given.
@@ -37,7 +45,8 @@ def download(requirement: str, folder: Path, *options: str, purpose: str) -> lis
     arguments = ["download", "--no-deps", "--quiet", *options, "--dest", str(folder), requirement]
     with tempfile.NamedTemporaryFile("r", suffix=".json") as said:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "slmctl.network.pip_child", said.name, json.dumps(sorted(asked)), *arguments],
+            [sys.executable, "-P", "-m", "slmctl.network.pip_child", said.name, json.dumps(sorted(asked)),
+             str(largest), *arguments],
             capture_output=True, text=True, env=child_environment.without_secrets(*_NEEDS),
         )  # fmt: skip
         told = json.loads(said.read() or "{}")

@@ -1,6 +1,6 @@
 """The child process of `package_index`: pip, whose sockets are guarded and whose bytes are counted.
 
-    python -m slmctl.network.pip_child RECEIPT.json HOSTS ARGUMENT...
+    python -m slmctl.network.pip_child RECEIPT.json HOSTS LARGEST ARGUMENT...
 
 The receipt tells the parent which hosts were contacted, how many bytes went out, and which hosts pip was kept from.
 """
@@ -8,16 +8,21 @@ The receipt tells the parent which hosts were contacted, how many bytes went out
 from __future__ import annotations
 
 import json
+import resource
 import runpy
 import sys
 from pathlib import Path
 
 from slmctl.network import guard
 
+MEMORY = 4 << 30  # bytes that pip may take
+
 
 def main() -> None:
     """Be pip."""
-    place, hosts, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+    place, hosts, largest, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # an index may send a file without end
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # or a page
     guard.seal()
     sys.argv = ["pip", *arguments]
     try:

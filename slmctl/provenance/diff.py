@@ -30,7 +30,7 @@ class _Compared:
     parts: dict[str, Artifact]
 
 
-class Change(TypedDict):
+class FieldChange(TypedDict):
     """A key whose values differ; None where it is missing."""
 
     key: str
@@ -69,11 +69,11 @@ class Comparison(TypedDict):
     first: Place
     second: Place
     same: bool
-    config: list[Change]
-    data: list[Change]
-    environment: list[Change]
-    files: list[Change]
-    metrics: list[Change]
+    config: list[FieldChange]
+    data: list[FieldChange]
+    environment: list[FieldChange]
+    files: list[FieldChange]
+    metrics: list[FieldChange]
     models: list[ModelChange]
 
 
@@ -187,7 +187,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldChange]:
     """The keys whose values differ, sorted."""
     pairs = ((key, first.get(key), second.get(key)) for key in sorted(first.keys() | second.keys()))
     return [{"key": key, "first": before, "second": after} for key, before, after in pairs if before != after]

@@ -40,9 +40,9 @@ class Reproduction:
     kind: str
     recorded: str
     rebuilt: str
-    files: list[diff.Change] = field(default_factory=list)
-    recipe: list[diff.Change] = field(default_factory=list)
-    environment: list[diff.Change] = field(default_factory=list)
+    files: list[diff.FieldChange] = field(default_factory=list)
+    recipe: list[diff.FieldChange] = field(default_factory=list)
+    environment: list[diff.FieldChange] = field(default_factory=list)
 
     @property
     def same(self) -> bool:

@@ -21,12 +21,14 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import GateError, IntegrityError, NetworkError, StageError
+from slmctl.network import package_index
 from slmctl.pipeline.resolve import Project
 from slmctl.provenance import gc
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets import Settings
 
 ADDRESS = "dir:./registry"
+HTML = {"Content-Type": "text/html"}
 FILEPATH = "org.cncf.model.filepath"
 
 
@@ -356,3 +358,20 @@ def test_links_in_the_draft_of_a_fetch_are_not_followed(tmp_path: Path, linked: 
     assert [path.name for path in (tmp_path / "victim").iterdir()] == ["LICENSE"]
     assert (tmp_path / "victim" / "LICENSE").read_text() == "precious"
     assert not any(path.is_symlink() for path in (tmp_path / "here").rglob("*"))
+
+
+# The package index
+
+
+@pytest.mark.parametrize("place", ["/endless-1.0.tar.gz", "/endless/"])
+def test_a_package_index_that_sends_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    answers = {
+        "/endless/": oci.Answer(b'<a href="/endless-1.0.tar.gz">endless-1.0.tar.gz</a>', headers=HTML),
+        "/endless-1.0.tar.gz": oci.Answer(b"\x1f\x8b"),
+    }
+    answers[place].more = 64 << 20
+    with oci.running(answers) as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+        with pytest.raises(NetworkError, match="pip could not fetch"):
+            package_index.download("endless==1.0", tmp_path / "here", purpose="test", largest=1 << 20)
+    assert disk(tmp_path) <= 1 << 20
