@@ -218,7 +218,7 @@ _SAID_IS = re.compile(r"(?:is|was|ist|lautet|to|=):? |: |(?:\bpwd?|p/w|code|wor[
 
 
 def _may_hold(text: str) -> bool:
-    """Whether a rule could match: a cheap look at the signs and words that every match holds at least one of."""
+    """True if a rule could match: a cheap look at the signs and words that every match holds at least one of."""
     folded = text if text.isascii() else text.translate(FOLDS)
     low = folded.lower()
     signs = low.encode(errors="replace").translate(None, _OTHERS)

@@ -145,7 +145,7 @@ def canonical(written: str) -> str:
 
 
 def _is_american(digits: str) -> bool:
-    """Whether digits are a number of North America: area code and exchange start with 2 to 9, N9X and N11 are none."""
+    """True if digits are a number of North America: area code and exchange start with 2 to 9, N9X and N11 are none."""
     return len(digits) == 10 and digits[0] > "1" and digits[1] != "9" and digits[1:3] != "11" and digits[3] > "1"
 
 
@@ -196,7 +196,7 @@ def _digits_between(text: str, start: int, end: int) -> int:
 
 
 def _begins_number(text: str, start: int, end: int) -> bool:
-    """Whether the groups in `text[start:end]` are a number with a trunk prefix of their own."""
+    """True if the groups in `text[start:end]` are a number with a trunk prefix of their own."""
     digits = digits_of(text[start:end])
     return digits[:1] == "0" and digits[1:2] != "0" and len(digits) >= 9
 
@@ -213,5 +213,5 @@ def _is_spelled_phone(written: str) -> bool:
 
 
 def _is_other(text: str, start: int) -> bool:
-    """Whether the words before a number call it something else than a phone number."""
+    """True if the words before a number call it something else than a phone number."""
     return bool(_OTHER.search(text[max(0, start - 40) : start]))

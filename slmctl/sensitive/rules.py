@@ -171,7 +171,7 @@ def _with_signs(text: str) -> str:
 
 # Cards
 
-_RUN = re.compile(r"\d(?:[ \n\-./_*,:|~'`+()]{0,3}+\d){11,}")
+_RUN = re.compile(r"\d(?:[ \n\-./_*,:;|~'`+()]{0,3}+\d){11,}")
 _GROUPS = re.compile(r"\d+")
 _ISSUERS: tuple[tuple[int, int, frozenset[int]], ...] = tuple(
     (first, last, frozenset(lengths))
@@ -198,7 +198,7 @@ _FRACTION = re.compile(r"(?<!\d)(?:\d{1,3}\.|0,)\Z")
 
 
 def luhn(digits: str) -> bool:
-    """Whether the last digit checks the others (ISO/IEC 7812-1, annex B)."""
+    """True if the last digit checks the others (ISO/IEC 7812-1, annex B)."""
     doubled = (int(digit) * 2 for digit in digits[-2::-2])
     return (sum(map(int, digits[-1::-2])) + sum(d - 9 * (d > 9) for d in doubled)) % 10 == 0
 
@@ -269,7 +269,7 @@ def _written_as_card(text: str, groups: list[tuple[int, int]]) -> bool:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether digits are neither part of a fraction nor of a hash; an expiry may follow."""
+    """True if digits are no part of a fraction or a hash; an expiry may follow."""
     before, after = text[max(0, start - 24) : start], text[end : end + 24]
     has_expiry = _EXPIRY.match(text, end) is not None
     if _FRACTION.search(before) or (after[:1] == "." and after[1:2].isdigit() and not has_expiry):

@@ -37,6 +37,9 @@ LIMIT_BYTES = 1 << 30  # of address space, for the rules
 _BLOCK = 1 << 16
 
 
+_making = threading.Lock()  # two threads that search first share their processes
+
+
 class SearchError(StageError):
     """A search has no result: it took longer than its deadline, or its process died."""
 
@@ -54,7 +57,9 @@ def find(texts: Sequence[str], *, engine: Engine = "rules", timeout_s: float) ->
         SearchError: The search took longer, or its process died. The next search has a new process.
     """
     sensitive.require(engine)
-    return _pool(engine, os.getpid()).find(texts, timeout_s)
+    with _making:
+        pool = _pool(engine, os.getpid())
+    return pool.find(texts, timeout_s)
 
 
 @functools.cache

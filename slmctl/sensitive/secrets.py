@@ -188,7 +188,7 @@ def _named(text: str) -> Iterator[RuleMatch]:
 
 
 def _is_password(match: re.Match[str]) -> bool:
-    """Whether a value after `pass:` is more than a word or an amount."""
+    """True if a value after `pass:` is more than a word or an amount."""
     value = match["value"]
     is_word = value.isalpha() or not any(map(str.isalpha, value))
     return len(value) > 3 and (bool(match["quote"]) or (_odd(value) and not is_word))
@@ -203,7 +203,7 @@ def _blank(value: str) -> bool:
 
 
 def _odd(value: str, text: str = "", match: re.Match[str] | None = None) -> bool:
-    """Whether a word is more than a word: digits, signs or capitals inside it, or alone in its line after a colon."""
+    """True if a value is more than a word: digits, signs or capitals inside it, or alone in its line after a colon."""
     bare = value.rstrip(".,;:!?)\"'")
     if _MORE_THAN_WORD.search(bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
         return True

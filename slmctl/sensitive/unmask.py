@@ -98,11 +98,14 @@ _INLINE_TAG = re.compile(
 _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
 _PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space, in a form that was sent
-_AT = re.compile(r"\s{0,2}+[\[({<]\s?(?:at|@|ät|arroba)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
-_DOT = re.compile(r"\s{0,2}+[\[({<]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>]\s{0,2}+", re.IGNORECASE)
-_BRACKET = re.compile(r"[\[({<]\s?[aäp@d.]", re.IGNORECASE)
-_SAID_DOT = re.compile(r"\d ?[dp]", re.IGNORECASE)
-_DOT_OF_DIGITS = re.compile(r"(?<=\d) ?(?:dot|punkt|point) ?(?=\d)", re.IGNORECASE)
+_MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")  # **bold** **parts**, quoted lines
+_LISTED = re.compile(r"['\"].['\"](?:, {0,2}+['\"].['\"]){7,}")  # ['a', 'b']
+_LISTED_CHARACTER = re.compile(r"['\"](.)['\"](?:, {0,2}+)?")
+_AT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:at|@|ät|arroba)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
+_DOT = re.compile(r"\s{0,2}+[\[({<|]\s?(?:dot|punkt|point|punto|\.)\s?[\])}>|]\s{0,2}+", re.IGNORECASE)
+_BRACKET = re.compile(r"[\[({<|]\s?[aäp@d.]", re.IGNORECASE)
+_SAID_DOT = re.compile(r"\d[ _-]?[dp]", re.IGNORECASE)
+_DOT_OF_DIGITS = re.compile(r"(?<=\d)[ _-]?(?:dot|punkt|point)[ _-]?(?=\d)", re.IGNORECASE)
 _LONE = re.compile(r" \S {1,2}+\S {1,2}+\S ")
 _SPACED = re.compile(r"(?<!\S)(?:\S {1,2}+){5,400}\S(?!\S)")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -157,15 +160,18 @@ def views(text: str) -> list[View]:
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    if plain.text.count("+") > 1:
-        result.append(plain.rewrite(_PLUS, lambda _: " "))
+    for pattern, put in ((_PLUS, " "), (_MARKUP, " ")):
+        if pattern.search(plain.text):
+            result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
+    if _LISTED.search(plain.text):
+        result.append(plain.rewrite(_LISTED, lambda match: _LISTED_CHARACTER.sub(r"\1", match[0])))
     together = [view for view in result if _LONE.search(view.text)]
     result += [view.rewrite(_SPACED, lambda match: match[0].replace(" ", "")) for view in together]
     return [view for view in result if view is plain or view.text != plain.text]
 
 
 def is_encoded(text: str) -> bool:
-    """Whether a text holds another one in base64, base32 or hexadecimal without separators."""
+    """True if a text holds another one in base64, base32 or hexadecimal without separators."""
     return any(_decoded(run) for run in _ENCODED.findall(text))
 
 
@@ -197,10 +203,17 @@ def _decoded(run: str) -> str:
 def _printable(decode: Callable[[str], bytes], run: str) -> str:
     try:
         raw = decode(run)
-        text = raw.decode("utf-16-le" if raw[1:2] == b"\0" else "utf-8")  # as PowerShell encodes
+        text = raw.decode(_encoding(raw))
     except ValueError:  # of binascii and of the encodings too
         return ""
     return text if all(char.isprintable() or char in "\r\n\t" for char in text) else ""
+
+
+def _encoding(raw: bytes) -> str:
+    """The encoding of a text: UTF-16 by its mark or its zeros, as PowerShell writes it, else UTF-8."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    return "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be" if raw[:1] == b"\0" else "utf-8"
 
 
 def _from_hex(run: str) -> bytes:
@@ -247,7 +260,7 @@ def _folded(text: str) -> View:
 def _without_tags(view: View) -> View:
     """A view without tags of any name: those that are closed in it, and those inside a word or number.
 
-    What only looks like a tag stays, such as the blank of `password=<your password>`.
+    A text that only looks like a tag stays, such as the blank of `password=<your password>`.
     """
     closed = {match["name"].lower() for match in _TAG.finditer(view.text) if match[0][1] == "/"}
 

@@ -45,7 +45,7 @@ class Cleared:
 
 
 def is_marked(headers: Mapping[str, str]) -> bool:
-    """Whether the caller's header marks the request as sensitive; any value but a clear no does."""
+    """True if the caller's header marks the request as sensitive, as any value but a clear no does."""
     return any(name.lower() == HEADER and value.strip().lower() not in NOT_MARKED for name, value in headers.items())
 
 

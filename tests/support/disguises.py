@@ -248,6 +248,16 @@ EVERYDAY: dict[str, Callable[[str], str]] = {
     "base32, lower case": lambda v: _b32(v).lower(),
     "binary": _codes("08b", " "), "binary in one piece": _codes("08b", ""), "decimal codes": _codes("d", " "),
     "decimal codes with commas": _codes("d", ", "), "octal codes": _codes("03o", " "),
+    "base64 of UTF-16 with its mark": lambda v: _b64(v.encode("utf-16")),
+    "hexadecimal of UTF-16, big end first": lambda v: v.encode("utf-16-be").hex(),
+    "hexadecimal of base64": lambda v: _b64(v.encode()).encode().hex(),
+    "quoted lines": lambda v: "> " + v.replace(" ", "\n> "),
+    "bold parts": lambda v: " ".join(f"**{part}**" for part in v.split()),
+    "parts in backticks": lambda v: " ".join(f"`{part}`" for part in v.split()),
+    "list of characters": lambda v: repr(list(v)),
+    "list of codes": lambda v: repr(list(v.encode())),
+    "repr of bytes": lambda v: repr(v.encode()),
+    "String.fromCharCode": lambda v: f"String.fromCharCode({','.join(str(ord(c)) for c in v)})",
 }  # fmt: skip
 # Read by nobody here: encodings that are chosen to hide, and those that no everyday tool writes.
 HIDDEN: dict[str, Callable[[str], str]] = {
@@ -259,6 +269,5 @@ HIDDEN: dict[str, Callable[[str], str]] = {
     "reversed": lambda v: v[::-1], "every second character": lambda v: "q".join(v),
     "leetspeak": lambda v: v.translate(str.maketrans("aeiost", "431057")),
     "exclusive or, in hexadecimal": lambda v: bytes(byte ^ 42 for byte in v.encode()).hex(),
-    "hexadecimal of base64": lambda v: _b64(v.encode()).encode().hex(),
     "UTF-7": lambda v: v.encode("utf-7").decode().replace("@", "+AEA-"),
 }  # fmt: skip
