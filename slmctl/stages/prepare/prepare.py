@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, TaskConfig
 from slmctl.errors import DataError
+from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import columns_of, read_rows, require_file
@@ -131,6 +133,10 @@ def _schema(config: TaskConfig) -> dict[str, Any] | None:
         raise DataError(f"{path.name} is not a readable JSON Schema: {error}") from None
     if not isinstance(schema, dict):
         raise DataError(f"{path.name} is not a JSON Schema of objects: it is {schema!r:.20}")
+    if importlib.util.find_spec("llguidance") is not None:  # of the extra gguf; without it no model answers here anyway
+        fault = grammar_pool.fault_of(json.dumps(schema))
+        if fault:
+            raise DataError(f"{path.name}: {fault}", hint="change that part of the schema")
     return schema
 
 

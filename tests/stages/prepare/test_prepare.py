@@ -392,8 +392,12 @@ def test_json_in_a_cell_that_is_nested_deeply_costs_its_row(artifacts: dict[str,
         ('{"type": 3}', "not a JSON Schema"),
         ("{", "not a readable JSON Schema"),
         (" " * 2_000_000 + "{}", "more than 1 MiB"),
+        ('{"type": "array", "uniqueItems": true}', "schema.json: no grammar can be made .*uniqueItems"),
+        ('{"type": "array", "items": {"$ref": "#"}, "minItems": 1}', "schema.json: .*gramma"),
+        ('{"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object", "additionalProperties": false}',
+         "schema.json: .*gramma"),
     ],
-)
+)  # fmt: skip
 def test_a_schema_that_is_none_is_refused(run: Any, tmp_path: Path, schema: str, says: str) -> None:
     (tmp_path / "schema.json").write_text(schema)
     with pytest.raises(DataError, match=says):
