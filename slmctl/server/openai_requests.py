@@ -25,6 +25,7 @@ STOPS = 4
 ALTERNATIVES = {"chat": 20, "text": 5}  # as OpenAI has them
 SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
 FORMS = ("response_format", "structured_outputs")  # what a client may hold answers to
+RENDER_S = 2.0  # seconds that the chat template may take for one prompt
 CACHED = 8192  # characters of a system prompt whose rendered head is kept
 BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -349,7 +350,7 @@ def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_P
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
     try:
         find = _prefix if system is None or len(system) < CACHED else _prefix.__wrapped__
-        return _Prompt(task.prompt(turns), find(model, system), turns), dropped
+        return _Prompt(task.prompt(turns, budget_s=RENDER_S), find(model, system), turns), dropped
     except DataError as error:
         raise BadRequestError(error.message, "messages") from None
 
@@ -358,7 +359,8 @@ def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_P
 def _prefix(model: ServedModel, system: str | None) -> str:
     """The opening that all prompts with this system prompt share."""
     head = [] if system is None else [{"role": "system", "content": system}]
-    return model.task.prompt([*head, {"role": "user", "content": "\x00"}]).partition("\x00")[0]
+    turns = [*head, {"role": "user", "content": "\x00"}]
+    return model.task.prompt(turns, budget_s=RENDER_S).partition("\x00")[0]
 
 
 def _texts(body: dict[str, Any]) -> list[str]:
