@@ -32,7 +32,7 @@ from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.reports import svg_chart
 from slmctl.reports.svg_chart import LineSeries, Point
 from slmctl.stages.calibrate import calibrate
-from slmctl.stages.calibrate.calibrate import Rows
+from slmctl.stages.calibrate.calibrate import CalibrationRows
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -52,7 +52,7 @@ Floats = npt.NDArray[np.float64]
 class Side:
     """Answers of one model to the rows of one split, with the policy's score of each."""
 
-    rows: Rows
+    rows: CalibrationRows
     scores: Floats
 
     @property

@@ -20,7 +20,7 @@ class PredictionFacts(TypedDict):
     model: str
     kind: str
     split: str
-    size: int | None
+    size: NotRequired[int | None]
     sha256: str
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]

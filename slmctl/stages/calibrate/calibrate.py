@@ -1,10 +1,9 @@
-"""predictions -> policy: from which answers on the small model's word is taken, and which go to a general one."""
+"""predictions -> policy: a score of every answer, and the threshold from which on an answer is kept locally."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.inference.escalation_policy import Policy, linear, signals
 from slmctl.metrics import answer_metrics
+from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
 from slmctl.metrics.statistics import error_bound
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
 
-MIN_ROWS = 200  # fewer say next to nothing about an error of a few percent
-FIT_SHARE = 0.3  # of the rows: they fit the score; the others, which it never saw, test the thresholds
-RIDGE = 1.0  # pull of the weights to 0, in rows: it decides only where the rows say next to nothing
-STEPS = 100  # thresholds that are looked at, about
+MIN_ROWS = 200  # fewer cannot bound an error of a few percent
+FIT_SHARE = 0.3  # of the rows fit the score; the others, held out from the fit, test the thresholds
+RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
+STEPS = 100  # thresholds that are tested, about
 CURVE = 50  # points of the curve
 
 Floats = npt.NDArray[np.float64]
@@ -34,25 +35,42 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Answers with what is known of them: their signals (n, k), whether each is right, whether it belongs elsewhere."""
+class CalibrationRows:
+    """Answers to n calibration rows.
+
+    Attributes:
+        names: Names of the k signals.
+        signals: (n, k), see `escalation_policy.signals`.
+        right: (n,) answers that are right in the sense of `correctness`.
+        outside: (n,) rows whose reference answer is the out-of-scope label.
+        says_outside: (n,) answers that are the out-of-scope label, so they are never kept.
+        fits: (n,) rows that fit the score and test no threshold.
+    """
 
     names: tuple[str, ...]
     signals: Floats
     right: Mask
     outside: Mask
-    says_outside: Mask  # the answer is the out-of-scope label, so it is never kept
-    fits: Mask  # the row fits the score, and tests no threshold
+    says_outside: Mask
+    fits: Mask
 
-    def only(self, mask: Mask) -> Rows:
-        """Some of the rows."""
+    def only(self, mask: Mask) -> CalibrationRows:
+        """The rows of a mask."""
         masks = (self.right, self.outside, self.says_outside, self.fits)
-        return Rows(self.names, self.signals[mask], *(values[mask] for values in masks))
+        return CalibrationRows(self.names, self.signals[mask], *(values[mask] for values in masks))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a threshold does to the rows that test it; `expected` are the wrong ones that their scores foretell."""
+    """A threshold on the rows that test it.
+
+    Attributes:
+        threshold: Score from which on an answer is kept.
+        kept: Number of answers that are kept.
+        expected: Number of wrong ones among them that their scores predict.
+        wrong: Number of wrong ones among them.
+        outside_kept: Number of out-of-scope rows among them.
+    """
 
     threshold: float
     kept: int
@@ -69,86 +87,90 @@ def run(
     Raises:
         DataError: There are too few rows, or the answers have no confidence.
         GateError: No threshold keeps the error low enough.
-        UsageError: The predictions are of another split than calibration, or of no GGUF file.
+        IntegrityError: The predictions hold something else than predictions.
+        UsageError: The predictions are of another split than calibration, or not of a GGUF file.
     """
     _require(predictions, outside)
     task = Task.read(predictions.path)
     if config.out_of_scope is not None and config.out_of_scope not in task.labels:
-        raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is none of the task's labels",
+        raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
                          hint="task.labels")  # fmt: skip
-    lines = _lines(predictions)
+    lines = read_predictions(predictions)
     if outside is not None:
-        lines += [line for line in _lines(outside) if line["expected"] == config.out_of_scope]
+        lines += [line for line in read_predictions(outside) if line["expected"] == config.out_of_scope]
     rows = read(lines, task, config)
     fitted = fit(rows, config)
     policy = Policy(
-        gguf=predictions.metrics["sha256"], task=task.digest, kind=task.kind, correct=correctness(task, config),
+        gguf=facts_of(predictions)["sha256"], task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
     )  # fmt: skip
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
-    shown = {key: value for key, value in policy.figures.items() if key != "curve"}
-    return {"model": predictions.metrics["model"], "sha256": policy.gguf, "correct": policy.correct} | shown
+    figures = {key: value for key, value in policy.figures.items() if key != "curve"}
+    return {"model": facts_of(predictions)["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
 
 
 def correctness(task: Task, config: CalibrateConfig) -> str:
-    """What counts as a right answer, in words."""
+    """The definition of a right answer, in words."""
     if task.kind == "generate":
         if config.min_token_f1 is not None:
-            return f"token F1 with the answer wanted of at least {config.min_token_f1:g}"
-        return "the same words in the same order as the answer wanted"
-    return {"classify": "the label wanted", "extract": "the whole object equals the one wanted"}[task.kind]
+            return f"token F1 with the reference answer of at least {config.min_token_f1:g}"
+        return "the same words in the same order as the reference answer"
+    return {"classify": "the reference label", "extract": "an object equal to the reference answer"}[task.kind]
 
 
 def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) -> bool:
-    """Whether an answer is right in the sense of `correctness`."""
+    """True for an answer that is right in the sense of `correctness`."""
     if task.kind == "classify":
         return answer.strip() == expected
     if task.kind == "extract":
-        given = answer_metrics.parse(answer.strip())
-        return given is not answer_metrics.INVALID and answer_metrics.equal(answer_metrics.parse(expected), given)
+        value = answer_metrics.parse(answer.strip())
+        return value is not answer_metrics.INVALID and answer_metrics.equal(answer_metrics.parse(expected), value)
     if config.min_token_f1 is not None:
-        return (
-            answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer)) >= config.min_token_f1
-        )
+        f1 = answer_metrics.token_f1(answer_metrics.words(expected), answer_metrics.words(answer))
+        return f1 >= config.min_token_f1
     return answer_metrics.same_text(expected, answer)
 
 
-def read(lines: Sequence[dict[str, Any]], task: Task, config: CalibrateConfig) -> Rows:
-    """Lines of predictions as rows.
+def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> CalibrationRows:
+    """Predictions as calibration rows.
 
     Raises:
-        DataError: There are too few of them, or one has no confidence.
+        DataError: There are fewer than MIN_ROWS, or one has no answer or no confidence.
     """
     if len(lines) < MIN_ROWS:
         raise DataError(
-            f"{len(lines)} calibration rows are too few: at least {MIN_ROWS} are needed to tell an error of some "
-            "percent from chance",
+            f"{len(lines)} calibration rows are too few: at least {MIN_ROWS} are needed to bound an error of a few "
+            "percent",
             hint="a larger prepare.splits.calibration, or more data",
         )
     outside = config.out_of_scope or ""
     try:
-        found = [signals(line, out_of_scope=outside) for line in lines]
+        table = [signals(line, out_of_scope=outside) for line in lines]
     except ValueError as error:
         raise DataError(f"these predictions cannot be calibrated: {error}") from None
-    names = tuple(found[0])
-    return Rows(
+    names = tuple(table[0])
+    if any(tuple(row) != names for row in table):
+        raise DataError("these predictions cannot be calibrated: some answers have labels and others have none")
+    answers = [line["answer"] or "" for line in lines]
+    expected = [line["expected"] for line in lines]
+    return CalibrationRows(
         names,
-        np.array([[one[name] for name in names] for one in found]),
-        np.array([is_right(task, config, line["answer"], line["expected"]) for line in lines]),
-        np.array([bool(outside) and line["expected"] == outside for line in lines]),
-        np.array([bool(outside) and line["answer"].strip() == outside for line in lines]),
+        np.array([[row[name] for name in names] for row in table]),
+        np.array([is_right(task, config, a, b) for a, b in zip(answers, expected, strict=True)]),
+        np.array([bool(outside) and reference == outside for reference in expected]),
+        np.array([bool(outside) and answer.strip() == outside for answer in answers]),
         np.array([_place(line["id"]) < FIT_SHARE for line in lines]),
     )
 
 
-def fit(rows: Rows, config: CalibrateConfig) -> dict[str, Any]:
-    """Score, P(correct) and threshold of a policy, and its figures; the fields of `Policy` by name.
+def fit(rows: CalibrationRows, config: CalibrateConfig) -> dict[str, Any]:
+    """Score, P(correct), threshold and figures of a policy: the fields of `Policy` by name.
 
     Raises:
         GateError: No threshold keeps the error low enough.
     """
-    good = rows.right & ~rows.outside  # what belongs elsewhere is never right to keep
+    good = rows.right & ~rows.outside  # an out-of-scope row is never right to keep
     weights, bias = logistic(rows.signals[rows.fits], good[rows.fits])
     named = dict(zip(rows.names, weights, strict=True))
     scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
@@ -165,16 +187,17 @@ def fit(rows: Rows, config: CalibrateConfig) -> dict[str, Any]:
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
-    """The loosest threshold whose error is low enough, tested in fixed sequence from the strictest one.
+    """The loosest threshold with a low enough error bound, by fixed-sequence testing from the strictest one; or None.
 
-    The order of the tests follows from the scores alone, and the first that fails ends them, so each may be
-    made at the full level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test).
-    The strictest threshold is the one that should pass most easily: of fewer rows one wrong answer would refuse
-    it by chance. The rows that fitted the score foretell which one that is, and not those that test it.
+    The order of the tests follows from the scores alone and the first failure ends them, so each is made at the full
+    level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
+    the bound should be lowest: on fewer rows one wrong answer would fail the test by chance. That start is predicted
+    from the scores, not from the rows that test it.
 
     Args:
         cuts: Thresholds from the strictest to the loosest.
-        outside: Rows that belong elsewhere.
+        outside: Number of out-of-scope rows.
+        config: The largest error, its confidence, and the largest share of out-of-scope rows that may be kept.
     """
     tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
     if not tried:
@@ -192,9 +215,9 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
-    """Weights and bias of a logistic regression with a slight ridge, by Newton's method; x: (n, k)."""
+    """Weights (k,) and bias of a logistic regression with a slight L2 penalty, by Newton's method; x: (n, k)."""
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-9, scale, 1.0)  # a signal that is the same everywhere says nothing
+    scale = np.where(scale > 1e-9, scale, 1.0)  # a constant signal carries no information
     z = np.hstack([(x - mean) / scale, np.ones((len(x), 1))])
     pull = np.full(z.shape[1], RIDGE)
     w = np.zeros(z.shape[1])
@@ -210,12 +233,12 @@ def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
 
 
 def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
-    """P(correct) over the score: pool adjacent violators (Ayer et al. 1955), read between the middles of its blocks.
+    """Isotonic regression of correctness on the score: pool adjacent violators (Ayer et al. 1955).
 
     Returns:
-        (score, P), both rising.
+        (mean score, P(correct)) of each block, both rising, to be interpolated.
     """
-    blocks: list[list[float]] = []  # rows, right ones, sum of scores
+    blocks: list[list[float]] = []  # rows, right rows, sum of scores
     for score, right in sorted(zip(scores.tolist(), good.tolist(), strict=True)):
         if blocks and blocks[-1][2] == score * blocks[-1][0]:  # rows of one score are one block from the start
             blocks[-1] = [blocks[-1][0] + 1, blocks[-1][1] + right, blocks[-1][2] + score]
@@ -227,8 +250,8 @@ def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
     return tuple((total / n, right / n) for n, right, total in blocks)
 
 
-def _cuts(scores: Floats, rows: Rows) -> Iterator[Cut]:
-    """Every threshold that the rows allow, from the strictest to the loosest; rows of one score go together."""
+def _cuts(scores: Floats, rows: CalibrationRows) -> Iterator[Cut]:
+    """Every distinct threshold, from the strictest to the loosest; rows of equal score go together."""
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
     wrong = np.cumsum(~rows.right[order] | rows.outside[order])
@@ -240,7 +263,7 @@ def _cuts(scores: Floats, rows: Rows) -> Iterator[Cut]:
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
-    """The strictest cut, and then each that keeps at least a step's worth of rows more than the one before."""
+    """About STEPS cuts: the strictest, each that keeps a step more rows than the one before, and the loosest."""
     step = max(1, (cuts[-1].kept if cuts else 0) // STEPS)
     kept: list[Cut] = []
     for cut in cuts:
@@ -250,16 +273,16 @@ def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def _least(config: CalibrateConfig) -> int:
-    """The fewest rows that can show an error this low, when none of them is wrong."""
+    """Smallest number of rows that bounds the error low enough when none of them is wrong."""
     n = math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
     return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
 
 
-def _figures(chosen: Cut, cuts: Sequence[Cut], rows: Rows, config: CalibrateConfig) -> dict[str, Any]:
+def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> dict[str, Any]:
     n, outside = len(rows.right), int(rows.outside.sum())
     inside = n - outside
     bound = error_bound(chosen.wrong, chosen.kept, config.confidence)
-    found = {
+    figures = {
         "tested_on": n,
         "kept": chosen.kept / n,
         "error": chosen.wrong / chosen.kept,
@@ -270,13 +293,13 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: Rows, config: CalibrateConf
         "curve": [_point(cut, n, outside, config) for cut in _spread(cuts)],
     }
     if outside:
-        found |= {
+        figures |= {
             "out_of_scope_rows": outside,
             "out_of_scope_kept": chosen.outside_kept / outside,
             "out_of_scope_bound": error_bound(chosen.outside_kept, outside, config.confidence),
             "in_scope_kept": (chosen.kept - chosen.outside_kept) / max(inside, 1),
         }
-    return found
+    return figures
 
 
 def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> dict[str, float]:
@@ -291,44 +314,44 @@ def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> dict[str,
 
 
 def _spread(cuts: Sequence[Cut]) -> list[Cut]:
-    """Some cuts, evenly spread over what they keep, the loosest among them."""
-    wanted = [cuts[-1].kept * k / CURVE for k in range(1, CURVE + 1)]
-    found: list[Cut] = []
+    """About CURVE cuts, evenly spread over the kept rows, the loosest among them."""
+    shares = [cuts[-1].kept * k / CURVE for k in range(1, CURVE + 1)]
+    spread: list[Cut] = []
     for cut in cuts:
-        if cut.kept >= wanted[0]:
-            found.append(cut)
-            wanted = [share for share in wanted if share > cut.kept]
-            if not wanted:
+        if cut.kept >= shares[0]:
+            spread.append(cut)
+            shares = [share for share in shares if share > cut.kept]
+            if not shares:
                 break
-    return found
+    return spread
 
 
-def picture(figures: dict[str, Any]) -> Any:
-    """The cost-quality curve: what share is answered here, and how right answers are, here and over all.
+def picture(figures: dict[str, Any]) -> Markup:
+    """The cost-quality curve: accuracy of kept answers and overall, over the share of answers kept.
 
-    Everything that is not answered here is paid for elsewhere, so the share is one less the cost.
+    Every answer that is not kept is escalated and paid for, so the share kept is 1 less the relative cost.
     """
     curve = figures["curve"]
-    here = [svg_chart.Point(one["kept"], 1 - one["error"]) for one in curve]
-    bound = [svg_chart.Point(one["kept"], 1 - one["error_bound"]) for one in curve]
-    best = [svg_chart.Point(one["kept"], 1 - one["kept"] * one["error"]) for one in curve]
-    said = f"{figures['kept']:.1%} answered here, {figures['error']:.1%} of them wrong"
-    chosen = [svg_chart.Point(figures["kept"], 1 - figures["error"], said, "chosen")]
+    here = [svg_chart.Point(point["kept"], 1 - point["error"]) for point in curve]
+    bound = [svg_chart.Point(point["kept"], 1 - point["error_bound"]) for point in curve]
+    best = [svg_chart.Point(point["kept"], 1 - point["kept"] * point["error"]) for point in curve]
+    note = f"{figures['kept']:.1%} kept, {figures['error']:.1%} of them wrong"
+    chosen = [svg_chart.Point(figures["kept"], 1 - figures["error"], note, "chosen")]
     lines = [
-        svg_chart.LineSeries("all, at best", best, "c3", dashed=True),
-        svg_chart.LineSeries("answered here", here, "c1"),
+        svg_chart.LineSeries("overall, at best", best, "c3", dashed=True),
+        svg_chart.LineSeries("kept", here, "c1"),
         svg_chart.LineSeries("bound", bound, "c5", dashed=True),
     ]
     if "out_of_scope_kept" in figures:
-        away = [svg_chart.Point(one["kept"], one["out_of_scope_away"]) for one in curve]
-        lines.append(svg_chart.LineSeries("out of scope, away", away, "c4"))
+        away = [svg_chart.Point(point["kept"], point["out_of_scope_away"]) for point in curve]
+        lines.append(svg_chart.LineSeries("out of scope, escalated", away, "c4"))
     low = max(0.0, min(point.y for point in [*here, *best]) - 0.03)
-    shown = [dataclasses.replace(line, points=[one for one in line.points if one.y >= low]) for line in lines]
+    visible = [dataclasses.replace(line, points=[point for point in line.points if point.y >= low]) for line in lines]
     return svg_chart.lines(
-        [*shown, svg_chart.LineSeries("", chosen, "c2")],
+        [*visible, svg_chart.LineSeries("", chosen, "c2")],
         title="Cost and quality",
-        x_label="share answered here; the rest is paid for elsewhere",
-        y_label="share right",
+        x_label="share of answers kept; the others are escalated",
+        y_label="accuracy",
         x_range=(0.0, 1.0),
         y_range=(low, 1.0),
         percent=True,
@@ -343,40 +366,46 @@ def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
     if first is None:
         return (
             f"an error of at most {config.max_error:.1%} cannot be shown: {cuts[-1].kept if cuts else 0} rows test it, "
-            f"and {least} without one wrong answer would be needed"
+            f"and at least {least} rows without a wrong answer are needed"
         )
     return (
         f"no threshold keeps the error at or below {config.max_error:.1%} with {config.confidence:.0%} confidence: "
-        f"of the {first.kept} surest answers {first.wrong} are wrong"
+        f"of the {first.kept} most confident answers {first.wrong} are wrong"
     )
 
 
 def _require(predictions: Artifact, outside: Artifact | None) -> None:
-    found = predictions.metrics
-    if found["split"] != "calibration":
+    """Check that the predictions are of the right split and of one GGUF file.
+
+    Raises:
+        UsageError: They are not.
+    """
+    facts, hint = facts_of(predictions), "slmctl predict gguf --split calibration"
+    if facts["split"] != "calibration":
         raise UsageError(
-            f"{predictions.path} answers the split '{found['split']}', and thresholds are set on calibration rows",
-            hint="slmctl predict gguf --split calibration",
+            f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
+            hint=hint,
         )
-    if found["kind"] not in ("gguf", "published"):
+    if facts["kind"] not in ("gguf", "published"):
         raise UsageError(
-            f"{predictions.path} is of a model of kind '{found['kind']}', and a policy is for a GGUF file",
-            hint="slmctl predict gguf --split calibration",
+            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file", hint=hint
         )
     if outside is None:
         return
-    if outside.metrics["split"] not in ("calibration", "validation"):
-        raise UsageError(f"{outside.path} answers the split '{outside.metrics['split']}': out-of-scope rows may come "
-                         "from validation or calibration")  # fmt: skip
-    if outside.metrics["sha256"] != found["sha256"]:
-        raise UsageError(f"{outside.path} was answered by another file than {predictions.path}")
-
-
-def _lines(predictions: Artifact) -> list[dict[str, Any]]:
-    with predictions.file("predictions.jsonl").open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    other = facts_of(outside)
+    if other["split"] not in ("calibration", "validation"):
+        raise UsageError(
+            f"{outside.path} answers the split '{other['split']}': out-of-scope rows may come from validation or "
+            "calibration",
+            hint="slmctl predict gguf --split validation",
+        )
+    if other["sha256"] != facts["sha256"]:
+        raise UsageError(
+            f"{outside.path} was answered by another file than {predictions.path}",
+            hint="slmctl predict with the same --type for both",
+        )
 
 
 def _place(id: str) -> float:
-    """A number from 0 to 1 that a row's id decides, so that it is the same in every run."""
+    """A number from 0 to 1 that follows from a row's id, so that it is the same in every run."""
     return int.from_bytes(hashlib.sha256(f"calibrate/{id}".encode()).digest()[:8]) / 2**64

@@ -194,7 +194,7 @@ def _name(predictions: Artifact) -> str:
 def _place(predictions: Artifact) -> tuple[int, int, int, str]:
     facts = facts_of(predictions)
     order = ORDER.index(facts["kind"]) if facts["kind"] in ORDER else len(ORDER)
-    return order, -(facts["size"] or 0), facts.get("shots") or 0, facts["model"]
+    return order, -(facts.get("size") or 0), facts.get("shots") or 0, facts["model"]
 
 
 def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
@@ -206,7 +206,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
     rate = metrics.get("rows_per_s")
     facts: ModelFacts = {
         "kind": metrics["kind"],
-        "size": metrics["size"],
+        "size": metrics.get("size"),
         "sha256": metrics["sha256"],
         "engine": metrics.get("engine"),
         "latency_ms": metrics.get("latency_ms"),

@@ -136,7 +136,7 @@ def _write(
     return errors
 
 
-def _check_columns(job: Job, survey: table_writer.Survey, added: list[str]) -> None:
+def _check_columns(job: Job, survey: table_writer.SourceSurvey, added: list[str]) -> None:
     if not survey.rows:
         raise DataError(f"{job.source.name} holds no rows")
     if survey.columns and job.column not in survey.columns:

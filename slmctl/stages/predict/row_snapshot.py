@@ -40,7 +40,7 @@ class RowSnapshot:
         spool: Packed JSON Lines, `[number, columns, fault]` a row.
     """
 
-    survey: table_writer.Survey
+    survey: table_writer.SourceSurvey
     digest: str
     spool: IO[bytes]
 

@@ -19,7 +19,7 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
-class Survey:
+class SourceSurvey:
     """Size and columns of a source.
 
     Attributes:
@@ -49,7 +49,7 @@ def format_of(path: Path) -> str:
     return kind
 
 
-def survey(source_rows: Iterable[Row]) -> Survey:
+def survey(source_rows: Iterable[Row]) -> SourceSurvey:
     """Number of rows, columns and kinds of values, in one pass."""
     count = 0
     kinds: dict[str, set[str]] = {}
@@ -59,11 +59,11 @@ def survey(source_rows: Iterable[Row]) -> Survey:
             continue
         for column, value in row.columns.items():
             kinds.setdefault(column, set()).add(_kind(value))
-    return Survey(count, {column: frozenset(types - {"none"}) for column, types in kinds.items()})
+    return SourceSurvey(count, {column: frozenset(types - {"none"}) for column, types in kinds.items()})
 
 
 @contextlib.contextmanager
-def writer(raw: IO[bytes], target: Path, survey: Survey, added: list[str]) -> Iterator[Write]:
+def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str]) -> Iterator[Write]:
     """A function that writes a block of rows to `raw`, in the format of `target`: the source's columns and `added`."""
     columns, kind = [*survey.columns, *added], format_of(target)
     if kind == "parquet":
@@ -88,7 +88,7 @@ def writer(raw: IO[bytes], target: Path, survey: Survey, added: list[str]) -> It
 
 
 @contextlib.contextmanager
-def _parquet(raw: IO[bytes], columns: list[str], survey: Survey) -> Iterator[Write]:
+def _parquet(raw: IO[bytes], columns: list[str], survey: SourceSurvey) -> Iterator[Write]:
     import pyarrow as pa  # here, and not above: CSV and JSON are written without it
     from pyarrow import parquet
 

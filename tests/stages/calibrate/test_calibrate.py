@@ -70,7 +70,7 @@ def fitted(
 def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
     policy, metrics = fitted(tmp_path, lines(1500, outside=100), out_of_scope="oos")
     assert (policy.gguf, policy.task, policy.kind, policy.out_of_scope) == ("f" * 64, LABELS.digest, "classify", "oos")
-    assert policy.correct == metrics["correct"] == "the label wanted"
+    assert policy.correct == metrics["correct"] == "the reference label"
     assert metrics["rows"] == 1500 == metrics["fitted_on"] + metrics["tested_on"]
     assert 0.3 < metrics["kept"] < 0.9
     assert metrics["error"] < metrics["error_bound"] <= 0.05
@@ -159,7 +159,7 @@ def test_what_counts_as_right() -> None:
     assert calibrate.is_right(TEXTS, plain, "Thank you!", "thank  you")
     assert not calibrate.is_right(TEXTS, plain, "Thank you, Jane", "thank you")
     assert calibrate.is_right(TEXTS, some, "Thank you, Jane", "thank you")
-    assert "whole object" in calibrate.correctness(OBJECTS, plain)
+    assert "object equal" in calibrate.correctness(OBJECTS, plain)
     assert "0.5" in calibrate.correctness(TEXTS, some)
 
 
@@ -185,8 +185,8 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     assert "prepare.splits.calibration" in error.value.hint
 
 
-def test_rows_too_few_for_the_error_wanted(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"at most 1.0% cannot be shown: \d+ rows test it, and 299 without one wrong"):
+def test_rows_too_few_for_the_error(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"at most 1.0% cannot be shown: \d+ rows test it, and at least 299 rows"):
         fitted(tmp_path, lines(250), max_error=0.01)
 
 
@@ -221,7 +221,7 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
         other = predictions(tmp_path / match, more, **{"split": "validation", **wrong})
         with pytest.raises(UsageError, match=match):
             calibrate.run(config, predictions=main, outside=other, out=tmp_path)
-    with pytest.raises(UsageError, match="'elsewhere' is none of the task's labels"):
+    with pytest.raises(UsageError, match="'elsewhere' is not one of the task's labels"):
         calibrate.run(CalibrateConfig(out_of_scope="elsewhere"), predictions=main, out=tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Pa
     given = predictions(desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:"))
     done = tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "10%")
     policy = Path(tiny.ok(done))
-    assert policy.parent.name == "policy" and "keeps" in done.stderr and "the label wanted" in done.stderr
+    assert policy.parent.name == "policy" and "keeps" in done.stderr and "the reference label" in done.stderr
     assert json.loads((policy / "manifest.json").read_bytes())["metrics"]["max_error"] == 0.1
     assert tiny.ok(tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "0.1")) == str(
         policy
