@@ -79,7 +79,7 @@ def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
     kept = [one["kept"] for one in policy.figures["curve"]]
     assert kept == sorted(kept)
     picture = (tmp_path / "out" / "curve.svg").read_text(encoding="utf-8")
-    assert picture.startswith("<svg") and "out of scope, away" in picture and "chosen" in picture
+    assert picture.startswith("<svg") and "out of scope, escalated" in picture and "chosen" in picture
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.svg", "policy.json"]
 
 
