@@ -99,9 +99,9 @@ import sys
 from pathlib import Path
 from slmctl.artifacts import artifact
 from slmctl.releases import targets
-from slmctl.releases.targets.local import Local
+from slmctl.releases.targets.local import FolderTarget
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
-place = Local(root)
+place = FolderTarget(root)
 targets.deliver(place, targets.plan(place, "dir:", targets.shipment(artifact.load(folder))))
 """
 
