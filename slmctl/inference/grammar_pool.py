@@ -204,21 +204,21 @@ class Grammars:
 
     def _run(self, line: queue.SimpleQueue[_Job | None], grammar: _Grammar) -> None:
         failed: set[str] = set()  # answers whose process died: it cannot go on with them
-        known: set[str] = set()
+        walks: set[str] = set()
         while (job := line.get()) is not None:
             if job.end:
                 grammar.end(job.walk)
-                known.discard(job.walk)
+                walks.discard(job.walk)
                 failed.discard(job.walk)
                 continue
             try:
                 if job.walk in failed:
                     raise DataError("the grammar's process died with another answer")
-                known.add(job.walk)
+                walks.add(job.walk)
                 self._deliver(job.walk, grammar.state(job.walk, job.token))
             except DataError as error:
                 if not grammar.alive:
-                    failed |= known
+                    failed |= walks
                 self._deliver(job.walk, error.message)
         grammar.close()
 

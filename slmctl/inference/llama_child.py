@@ -72,7 +72,7 @@ class LlamaModel:
         self.batch = lc.llama_batch_init(BATCH, 0, 1)
         self._tokens = np.ctypeslib.as_array(self.batch.token, shape=(BATCH,))
         self._positions = np.ctypeslib.as_array(self.batch.pos, shape=(BATCH,))
-        self._wanted = np.ctypeslib.as_array(self.batch.logits, shape=(BATCH,))
+        self._needed = np.ctypeslib.as_array(self.batch.logits, shape=(BATCH,))
         np.ctypeslib.as_array(self.batch.n_seq_id, shape=(BATCH,))[:] = 1
         self._adapters = {name: self._adapter(name, file) for name, file in adapters.items()}
         self._used = ""
@@ -146,9 +146,9 @@ class LlamaModel:
             For the items that want them, in order: the sequence, and logits (n_vocab,) that the next call overwrites.
         """
         count = len(items)
-        tokens, positions, sequences, wanted = zip(*items, strict=True)
+        tokens, positions, sequences, needed = zip(*items, strict=True)
         self.batch.n_tokens = count
-        self._tokens[:count], self._positions[:count], self._wanted[:count] = tokens, positions, wanted
+        self._tokens[:count], self._positions[:count], self._needed[:count] = tokens, positions, needed
         for k, sequence in enumerate(sequences):
             self.batch.seq_id[k][0] = sequence
         status = lc.llama_decode(self.context, self.batch)
@@ -157,7 +157,7 @@ class LlamaModel:
         return [
             (sequence, np.ctypeslib.as_array(lc.llama_get_logits_ith(self.context, k), shape=(self.n_vocab,)))
             for k, sequence in enumerate(sequences)
-            if wanted[k]
+            if needed[k]
         ]
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -354,14 +354,14 @@ class Scheduler:
         index, sequence.probability = search.best
         tokens, label = search.trie.tokens[index], search.trie.labels[index]
         sequence.answered = len(tokens)
-        asked = {len(choice.path): choice for choice in search.choices()}
-        sequence.logprobs = [log(choice.shares[tokens[k]]) for k, choice in asked.items()]
+        choices = {len(choice.path): choice for choice in search.choices()}
+        sequence.logprobs = [log(choice.shares[tokens[k]]) for k, choice in choices.items()]
         among_all = [
             rounded(one + choice.weight - sequence.totals[choice.path])
-            for one, choice in zip(sequence.logprobs, asked.values(), strict=True)
+            for one, choice in zip(sequence.logprobs, choices.values(), strict=True)
         ]
         for k, token in enumerate(tokens if sequence.alternatives >= 0 else ()):
-            shares = asked[k].shares if k in asked else {token: 1.0}
+            shares = choices[k].shares if k in choices else {token: 1.0}
             if not self.model.ends(token):
                 self._tell(sequence, token, log(shares[token]), [(one, log(share)) for one, share in shares.items()])
         sequence.raw = len(label.encode())

@@ -113,7 +113,10 @@ class _Child:
             head = b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
             self._source = source
             rest = requests[len(texts) :]
-            lines = [head + b'"values": ' + rest[0] + b"}\n", *(b'{"values": ' + one + b"}\n" for one in rest[1:])]
+            lines = [
+                head + b'"values": ' + rest[0] + b"}\n",
+                *(b'{"values": ' + request + b"}\n" for request in rest[1:]),
+            ]
             with contextlib.closing(self._answers(b"".join([*lines, b"\n"]), len(rest), budget_s)) as answers:
                 for answer in answers:
                     if answer.get("last"):  # it has grown, and ends; another one renders the rest
