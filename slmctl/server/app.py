@@ -135,15 +135,15 @@ class Gateway:
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
             # in a thread: the release's chat template renders the prompt
-            asked = await asyncio.to_thread(openai_requests.check, body, kind, served.models, self.ceilings)
-            await self._require_grammar(asked, served.backend)
+            checked = await asyncio.to_thread(openai_requests.check, body, kind, served.models, self.ceilings)
+            await self._require_grammar(checked, served.backend)
             if served is self.served:
                 break
-        note.fields |= {"model": asked.model.name, "stream": asked.stream}
+        note.fields |= {"model": checked.model.name, "stream": checked.stream}
         if self.settings.log_texts:
-            note.fields["prompt"] = asked.text
-        self.limits.enter(key, len(asked.requests))
-        exchange = Exchange(asked, served.backend, self.settings.answer_timeout_s)
+            note.fields["prompt"] = checked.text
+        self.limits.enter(key, len(checked.requests))
+        exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s)
         self.running.add(exchange)
         run = _Run(self, served, exchange, note, key)
         with contextlib.ExitStack() as otherwise:
@@ -174,15 +174,15 @@ class Gateway:
             raise RequestFailedError("the client has gone", "client_gone", 499) from None
         return bytes(raw)
 
-    async def _require_grammar(self, asked: CheckedRequest, backend: Backend) -> None:
+    async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
-        if asked.schema is None:
+        if checked.schema is None:
             return
-        text = json.dumps(asked.schema)
+        text = json.dumps(checked.schema)
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(backend.fault_of, asked.schema)
+            self._schemas[text] = await asyncio.to_thread(backend.fault_of, checked.schema)
         if fault := self._schemas[text]:
             raise BadRequestError(f"'response_format': {fault}", "response_format")
 
@@ -192,18 +192,18 @@ class _Run:
 
     def __init__(self, gateway: Gateway, served: Served, exchange: Exchange, note: Note, key: Key) -> None:
         self.gateway, self.served, self.exchange, self.note, self.key = gateway, served, exchange, note, key
-        self.asked = exchange.asked
-        self.route, self.reason, self.name = "local", NO_POLICY, self.asked.model.name
+        self.checked = exchange.checked
+        self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
         self._closed = False
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
         router = self.served.router
-        if router is not None and self.asked.model is next(iter(self.served.models.values())):
+        if router is not None and self.checked.model is next(iter(self.served.models.values())):
             return await self._routed(router, headers)
         self.exchange.begin()
-        if self.asked.stream:
+        if self.checked.stream:
             index, event = await self.exchange.next()
             self._saw_first()
             return self._streaming(self._chunks(index, event))
@@ -212,7 +212,7 @@ class _Run:
 
     async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
         """The answer of the model that the router chose; a stream of it begins when that is decided."""
-        if len(self.asked.requests) > 1:
+        if len(self.checked.requests) > 1:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         (choice,), pieces = self.exchange.choices, list[Event]()
 
@@ -225,8 +225,8 @@ class _Run:
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
         work = router.route(
-            self.asked.sent, self.asked.options, headers, local,
-            ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.asked.unread,
+            self.checked.sent, self.checked.options, headers, local,
+            ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
         )  # fmt: skip
         routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
@@ -236,12 +236,12 @@ class _Run:
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
         self._saw_first()
-        return self._streaming(self._decided(pieces)) if self.asked.stream else self._json()
+        return self._streaming(self._decided(pieces)) if self.checked.stream else self._json()
 
     def _json(self) -> Response:
         choices = self.exchange.choices
         body = openai_replies.whole(
-            self.asked, choices, [self._extra(one.last) for one in choices], self._build, self.name
+            self.checked, choices, [self._extra(choice.last) for choice in choices], self._build, self.name
         )
         self.close()
         return JSONResponse(body, headers=self._headers())
@@ -251,7 +251,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = openai_replies.Stream(self.asked, self._build, self.name)
+        stream = openai_replies.Stream(self.checked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -271,7 +271,7 @@ class _Run:
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = openai_replies.Stream(self.asked, self._build, self.name)
+        stream = openai_replies.Stream(self.checked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:
@@ -289,7 +289,7 @@ class _Run:
 
     def _ending(self, stream: openai_replies.Stream) -> bytes:
         lasts = [choice.last for choice in self.exchange.choices]
-        return (stream.usage(lasts) if self.asked.with_usage else b"") + openai_replies.DONE
+        return (stream.usage(lasts) if self.checked.with_usage else b"") + openai_replies.DONE
 
     def _failed(self, error: RequestFailedError) -> bytes:
         body = openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
@@ -298,8 +298,8 @@ class _Run:
     def _extra(self, event: Event) -> dict[str, Any]:
         """slmctl's own fields of an answer, beside OpenAI's."""
         who = {"route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds}
-        known = {} if self.p_correct is None else {"p_correct": self.p_correct}
-        return openai_replies.facts(self.asked, event) | who | known
+        probability = {} if self.p_correct is None else {"p_correct": self.p_correct}
+        return openai_replies.facts(self.checked, event) | who | probability
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}
@@ -319,15 +319,15 @@ class _Run:
         self.exchange.close()
         self.gateway.running.discard(self.exchange)
         seconds = self.note.seconds
-        self.gateway.limits.leave(self.key, len(self.asked.requests), None if error else seconds)
-        metrics, name = self.gateway.metrics, self.asked.model.name
+        self.gateway.limits.leave(self.key, len(self.checked.requests), None if error else seconds)
+        metrics, name = self.gateway.metrics, self.checked.model.name
         if error is not None:
             if error.code != "refused":
                 metrics.failed.labels(error.code).inc()
             self.note.fields |= {"failed": error.code}
             return
         lasts = [choice.last for choice in self.exchange.choices]
-        used = openai_replies.usage(self.asked, lasts)
+        used = openai_replies.usage(self.checked, lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
         metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
         metrics.tokens.labels(name, "answer").inc(used["completion_tokens"])
@@ -571,9 +571,9 @@ class _Observed:
         )  # fmt: skip
 
 
-def _id_of(given: bytes) -> str:
+def _id_of(header: bytes) -> str:
     """The client's own id where it is a sane one, else a new one."""
-    text = given.decode("latin-1")
+    text = header.decode("latin-1")
     sane = 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
     return text if sane else secrets.token_hex(12)
 

@@ -48,7 +48,7 @@ class Backend(Protocol):
     async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
     def fault_of(self, schema: dict[str, Any]) -> str: ...
-    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel: ...
+    def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel: ...
     async def close(self) -> None: ...
 
 
@@ -85,19 +85,19 @@ class LocalEngine:
             return error.message
         return ""
 
-    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel:
+    def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
         """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
         mark = object()
         cancels: list[Cancel] = []
 
         def submit() -> None:
-            request = asked.requests[index]
+            request = checked.requests[index]
             cancels.append(self.engine.submit(request, lambda event: self._later(put, event)))
 
         def cancel() -> None:
             self._parked.pop(mark, None)
-            for one in cancels:
-                one()
+            for cancel_request in cancels:
+                cancel_request()
 
         if self.engine.alive and self._reviving is None:
             submit()
@@ -181,8 +181,8 @@ class EndpointEngine:
         """Nothing: the other server refuses what it cannot do."""
         return ""
 
-    def begin(self, asked: CheckedRequest, index: int, put: Put) -> Cancel:
-        task = asyncio.create_task(self._answer(asked, index, put))
+    def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
+        task = asyncio.create_task(self._answer(checked, index, put))
         self._tasks.add(task)
 
         def ended(done: asyncio.Task[None]) -> None:
@@ -205,10 +205,10 @@ class EndpointEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.endpoint.close()
 
-    async def _answer(self, asked: CheckedRequest, index: int, put: Put) -> None:
-        reply, request = StreamedReply(), asked.requests[index]
+    async def _answer(self, checked: CheckedRequest, index: int, put: Put) -> None:
+        reply, request = StreamedReply(), checked.requests[index]
         held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
-        question = _question(asked, index)
+        question = _question(checked, index)
         try:
             async with contextlib.aclosing(self.endpoint.stream(question, reply)) as deltas:
                 async for delta in deltas:
@@ -222,17 +222,17 @@ class EndpointEngine:
             put({"error": "the engine's answer was cut off"})
         elif not held:
             put(_last(reply))
-        elif (text := await _read(asked, request, reply.text)) is None:
-            whose = f"a task of kind '{asked.model.task.kind}'" if asked.model.held else "the request"
+        elif (text := await _read(checked, request, reply.text)) is None:
+            whose = f"a task of kind '{checked.model.task.kind}'" if checked.model.held else "the request"
             put({"error": f"the engine's answer, which ended with '{reply.finish}', is none that {whose} allows"})
         else:
             put({"piece": text, **({"tokens": reply.tokens} if reply.tokens else {})})
             put(_last(reply))
 
 
-def _question(asked: CheckedRequest, index: int) -> EndpointRequest:
+def _question(checked: CheckedRequest, index: int) -> EndpointRequest:
     """One choice as another server is asked: the conversation as it is rendered here, its control tokens broken up."""
-    request, task, turns = asked.requests[index], asked.model.task, asked.turns[index]
+    request, task, turns = checked.requests[index], checked.model.task, checked.turns[index]
     options: dict[str, object] = {"top_p": request.top_p, "seed": request.seed}
     if turns:
         options |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
@@ -255,12 +255,12 @@ def _last(reply: StreamedReply) -> Event:
     }
 
 
-async def _read(asked: CheckedRequest, request: Request, text: str) -> str | None:
+async def _read(checked: CheckedRequest, request: Request, text: str) -> str | None:
     """The answer, if the task, or else the client's own choices or schema, allows it."""
     if request.labels:
-        return next((one for one in (text, text.strip()) if one in request.labels), None)
-    if asked.model.held:
-        return text if asked.model.task.accepts(text) else None
+        return next((candidate for candidate in (text, text.strip()) if candidate in request.labels), None)
+    if checked.model.held:
+        return text if await asyncio.to_thread(checked.model.task.accepts, text) else None
     return text if await asyncio.to_thread(_satisfies, request.schema, text) else None
 
 
@@ -283,10 +283,10 @@ def _satisfies(schema: str, text: str) -> bool:
 
     named = ("patternProperties", "additionalProperties", "unevaluatedProperties")  # properties by expressions
     skipped = {"pattern", *(named if '"patternProperties"' in schema else ())}
-    known = Draft202012Validator.VALIDATORS
+    keywords = Draft202012Validator.VALIDATORS
     check = validators.extend(  # type: ignore[no-untyped-call]
         Draft202012Validator,
-        {name: bounded((lambda *_: ()) if name in skipped else apply) for name, apply in known.items()},
+        {name: bounded((lambda *_: ()) if name in skipped else apply) for name, apply in keywords.items()},
     )
     try:
         return not any(check(form, registry=referencing.Registry()).iter_errors(json.loads(text)))

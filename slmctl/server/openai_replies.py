@@ -29,22 +29,22 @@ class ReplyChoice:
 
 
 def whole(
-    asked: CheckedRequest, choices: Sequence[ReplyChoice], extras: Sequence[dict[str, Any]], build: str, name: str
+    checked: CheckedRequest, choices: Sequence[ReplyChoice], extras: Sequence[dict[str, Any]], build: str, name: str
 ) -> dict[str, Any]:
     """The body of an answer that is not streamed, by the model `name`; `extras` is what slmctl adds to each choice."""
     listed = []
     for index, choice in enumerate(choices):
-        said: dict[str, Any] = {"text": choice.text}
-        if asked.kind == "chat":
-            said = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-        tokens = _logprobs(asked, choice.tokens, 0) if asked.tells_tokens else None
-        listed.append({"index": index, **said, "logprobs": tokens, "finish_reason": choice.last["finish"]})
+        part: dict[str, Any] = {"text": choice.text}
+        if checked.kind == "chat":
+            part = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        tokens = _logprobs(checked, choice.tokens, 0) if checked.tells_tokens else None
+        listed.append({"index": index, **part, "logprobs": tokens, "finish_reason": choice.last["finish"]})
         if len(choices) > 1:
             listed[-1]["slmctl"] = extras[index]
     return {
-        **_head(asked, build, "chat.completion" if asked.kind == "chat" else "text_completion", name),
+        **_head(checked, build, "chat.completion" if checked.kind == "chat" else "text_completion", name),
         "choices": listed,
-        "usage": usage(asked, [choice.last for choice in choices]),
+        "usage": usage(checked, [choice.last for choice in choices]),
         "slmctl": extras[0],
     }
 
@@ -52,39 +52,39 @@ def whole(
 class Stream:
     """The chunks of a streamed answer, as server-sent events."""
 
-    def __init__(self, asked: CheckedRequest, build: str, name: str) -> None:
-        self.asked = asked
-        kind = "chat.completion.chunk" if asked.kind == "chat" else "text_completion"
-        self._head = json.dumps(_head(asked, build, kind, name))[:-1]
-        self._length = [0] * len(asked.requests)  # characters of each choice so far
+    def __init__(self, checked: CheckedRequest, build: str, name: str) -> None:
+        self.checked = checked
+        kind = "chat.completion.chunk" if checked.kind == "chat" else "text_completion"
+        self._head = json.dumps(_head(checked, build, kind, name))[:-1]
+        self._length = [0] * len(checked.requests)  # characters of each choice so far
 
     def opening(self) -> bytes:
         """The chunks before the first piece: in a chat, the role of each choice."""
-        if self.asked.kind != "chat":
+        if self.checked.kind != "chat":
             return b""
         delta = {"role": "assistant", "content": ""}
-        return b"".join(self._chunk(index, {"delta": delta}) for index in range(len(self.asked.requests)))
+        return b"".join(self._chunk(index, {"delta": delta}) for index in range(len(self.checked.requests)))
 
     def piece(self, index: int, event: Event) -> bytes:
         """A piece of one choice; with the event that ended it, tokens that had no piece of their own."""
         text = event.get("piece", "")
-        said: dict[str, Any] = {"delta": {"content": text}} if self.asked.kind == "chat" else {"text": text}
-        if self.asked.tells_tokens:
-            said["logprobs"] = _logprobs(self.asked, event.get("tokens", []), self._length[index])
+        part: dict[str, Any] = {"delta": {"content": text}} if self.checked.kind == "chat" else {"text": text}
+        if self.checked.tells_tokens:
+            part["logprobs"] = _logprobs(self.checked, event.get("tokens", []), self._length[index])
         self._length[index] += len(text)
-        return self._chunk(index, said)
+        return self._chunk(index, part)
 
     def end(self, index: int, event: Event, extra: dict[str, Any]) -> bytes:
         """The last chunk of one choice."""
         rest = self.piece(index, event | {"piece": ""}) if event.get("tokens") else b""
-        said: dict[str, Any] = {"delta": {}} if self.asked.kind == "chat" else {"text": ""}
-        return rest + self._chunk(index, said, event["finish"], slmctl=extra)
+        part: dict[str, Any] = {"delta": {}} if self.checked.kind == "chat" else {"text": ""}
+        return rest + self._chunk(index, part, event["finish"], slmctl=extra)
 
     def usage(self, lasts: Sequence[Event]) -> bytes:
-        return self._line(choices=[], usage=usage(self.asked, lasts))
+        return self._line(choices=[], usage=usage(self.checked, lasts))
 
-    def _chunk(self, index: int, said: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-        return self._line(choices=[{"index": index, **said, "finish_reason": finish}], **more)
+    def _chunk(self, index: int, part: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        return self._line(choices=[{"index": index, **part, "finish_reason": finish}], **more)
 
     def _line(self, **fields: Any) -> bytes:
         return f"data: {self._head}, {json.dumps(fields)[1:]}\n\n".encode()
@@ -99,35 +99,35 @@ def error(message: str, kind: str, param: str = "", code: str = "", request_id: 
     return {"error": fields | ({"request_id": request_id} if request_id else {})}
 
 
-def usage(asked: CheckedRequest, lasts: Sequence[Event]) -> dict[str, int]:
+def usage(checked: CheckedRequest, lasts: Sequence[Event]) -> dict[str, int]:
     """Tokens of the prompts, each counted once, and of all answers."""
-    prompts = {one.prompt: last["prompt_tokens"] for one, last in zip(asked.requests, lasts, strict=True)}
+    prompts = {request.prompt: last["prompt_tokens"] for request, last in zip(checked.requests, lasts, strict=True)}
     prompt, answer = sum(prompts.values()), sum(last["completion_tokens"] for last in lasts)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
-def facts(asked: CheckedRequest, event: Event) -> dict[str, Any]:
+def facts(checked: CheckedRequest, event: Event) -> dict[str, Any]:
     """slmctl's own fields of an answer: kind of task, confidence, likeliest labels, options without effect."""
     labels = dict(list(event.get("labels", {}).items())[:LABELS])
     return {
-        "task": asked.model.task.kind,
+        "task": checked.model.task.kind,
         "confidence": event.get("confidence"),
         **({"labels": labels} if labels else {}),
-        **({"ignored": list(asked.ignored)} if asked.ignored else {}),
+        **({"ignored": list(checked.ignored)} if checked.ignored else {}),
     }
 
 
-def _head(asked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:
-    prefix = "chatcmpl" if asked.kind == "chat" else "cmpl"
+def _head(checked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:
+    prefix = "chatcmpl" if checked.kind == "chat" else "cmpl"
     return {
-        "id": f"{prefix}-{asked.id}", "object": kind, "created": asked.created, "model": name,
+        "id": f"{prefix}-{checked.id}", "object": kind, "created": checked.created, "model": name,
         "system_fingerprint": build,
     }  # fmt: skip
 
 
-def _logprobs(asked: CheckedRequest, tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
+def _logprobs(checked: CheckedRequest, tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
     """Tokens with their log probabilities, in the form of the kind of request."""
-    if asked.kind == "chat":
+    if checked.kind == "chat":
         listed = [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
         return {"content": listed, "refusal": None}
     offsets = []
@@ -137,6 +137,8 @@ def _logprobs(asked: CheckedRequest, tokens: Sequence[TokenInfo], offset: int) -
     return {
         "tokens": [token["token"] for token in tokens],
         "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [{one["token"]: one["logprob"] for one in token["top"]} for token in tokens],
+        "top_logprobs": [
+            {alternative["token"]: alternative["logprob"] for alternative in token["top"]} for token in tokens
+        ],
         "text_offset": offsets,
     }

@@ -40,9 +40,9 @@ class Exchange:
     Everything that happens comes through one queue, so that a reader sees it in order and waits in one place.
     """
 
-    def __init__(self, asked: CheckedRequest, backend: Backend, limit_s: float) -> None:
-        self.asked, self.limit_s = asked, limit_s
-        self.choices = [ReplyChoice() for _ in asked.requests]
+    def __init__(self, checked: CheckedRequest, backend: Backend, limit_s: float) -> None:
+        self.checked, self.limit_s = checked, limit_s
+        self.choices = [ReplyChoice() for _ in checked.requests]
         self.backend, self._cancels = backend, list[Cancel]()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -53,8 +53,8 @@ class Exchange:
 
     def begin(self) -> None:
         """Have every choice answered."""
-        for index in range(len(self.asked.requests)):
-            self._cancels.append(self.backend.begin(self.asked, index, self._putter(index)))
+        for index in range(len(self.checked.requests)):
+            self._cancels.append(self.backend.begin(self.checked, index, self._putter(index)))
 
     def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
         """End when the client hangs up."""
