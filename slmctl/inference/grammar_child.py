@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import llguidance
@@ -23,6 +24,7 @@ from slmctl.errors import DataError
 from slmctl.inference.json_grammar import Rules, Walk
 
 GROWTH = 128 << 20  # bytes of address space that a fork may add
+LARGE = 16 << 20  # of these, above which it is not kept for later answers
 
 
 class _Bytes:
@@ -64,8 +66,7 @@ def main(model: str | None) -> None:
 
 def _serve(tokenizer: llguidance.LLTokenizer, pipe: Connection) -> None:
     """Answer about one schema until the other end closes."""
-    with open("/proc/self/statm", "rb") as stream:  # noqa: PTH123 - Path.open would do the same, slower
-        used = int(stream.read().split()[0]) * resource.getpagesize()
+    used = _size()
     for kind, limit in ((resource.RLIMIT_AS, used + GROWTH), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     rules: Rules | None = None
@@ -94,7 +95,13 @@ def _serve(tokenizer: llguidance.LLTokenizer, pipe: Connection) -> None:
         except DataError as error:
             state = {"fault": error.message}
         signal.setitimer(signal.ITIMER_REAL, 0)
+        state["large"] = _size() - used > LARGE
         pipe.send_bytes(json.dumps(state).encode() + b"\n" + mask)
+
+
+def _size() -> int:
+    """Bytes of address space of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

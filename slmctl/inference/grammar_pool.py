@@ -107,6 +107,7 @@ class _Grammar:
     def __init__(self, nursery: _Nursery, schema: str) -> None:
         self._nursery, self._schema = nursery, schema
         self._pipe: Connection | None = None
+        self.large = False  # its process has grown, and is better not kept
 
     def state(self, walk: str, token: int | None = None) -> GrammarState:
         """The state of an answer at its beginning, or after one more token.
@@ -127,6 +128,7 @@ class _Grammar:
         except (EOFError, OSError):
             self._explain(time.monotonic() - sent, budget)
         state = json.loads(head)
+        self.large = state["large"]
         if "fault" in state:
             raise DataError(state["fault"])
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
@@ -210,6 +212,8 @@ class Grammars:
                 grammar.end(job.walk)
                 walks.discard(job.walk)
                 failed.discard(job.walk)
+                if grammar.large and not walks:
+                    grammar.close()
                 continue
             try:
                 if job.walk in failed:

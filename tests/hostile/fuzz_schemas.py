@@ -74,16 +74,16 @@ def _probe(engine: Engine, done: threading.Event, outcome: Outcome) -> None:
 
 
 def _memory(pid: int) -> int:
-    """Resident bytes of a process and of its children."""
+    """Resident bytes of a process and of its children, each page that they share counted once."""
     total, pids = 0, [pid]
     while pids:
         process = Path("/proc") / str(pids.pop())
         try:
-            status = (process / "status").read_text()
+            status = (process / "smaps_rollup").read_text()
             pids += map(int, (process / "task" / process.name / "children").read_text().split())
         except OSError:
             continue  # it has ended meanwhile
-        total += sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon:"))
+        total += sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("Pss_Anon:"))
     return total
 
 
