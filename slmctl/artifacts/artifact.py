@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmctl.artifacts import atomic, foreign_json
+from slmctl.artifacts import atomic, bounded_json
 from slmctl.errors import IntegrityError
 
 SCHEMA = 1
@@ -67,7 +67,7 @@ class Manifest:
             IntegrityError: It is not canonical JSON, its own hash or its digest differs, a field has another type, or
                 its schema is newer.
         """
-        fields = foreign_json.parse(raw, where=where)
+        fields = bounded_json.parse(raw, where=where)
         if isinstance(fields.get("schema"), int) and fields["schema"] > SCHEMA:
             raise IntegrityError(
                 f"{where} has schema {fields['schema']}, and this slmctl reads up to {SCHEMA}",
@@ -99,7 +99,7 @@ class Manifest:
             FileNotFoundError: It has none.
             IntegrityError: See `from_bytes`; or it is no plain file.
         """
-        return cls.from_bytes(foreign_json.read(folder / MANIFEST), where=where or str(folder / MANIFEST))
+        return cls.from_bytes(bounded_json.read_bytes(folder / MANIFEST), where=where or str(folder / MANIFEST))
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""

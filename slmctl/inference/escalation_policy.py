@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from slmctl.artifacts.artifact import canonical
-from slmctl.artifacts.json_document import read_object
+from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import IntegrityError
 
 FILENAME = "policy.json"
@@ -130,7 +130,7 @@ class Policy:
         path, hint = path / FILENAME if path.is_dir() else path, "slmctl calibrate makes one"
         if not path.exists():
             raise IntegrityError(f"there is no policy at {path}", hint=hint)
-        fields = read_object(path, cls, hint=hint, schema=SCHEMA)
+        fields = read_typed(path, cls, hint=hint, schema=SCHEMA)
         if not fields["knots"]:
             raise IntegrityError(f"{path} is not valid: knots: there are none", hint=hint)
         return cls(**fields | {"knots": tuple((float(x), float(p)) for x, p in fields["knots"])})

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slmctl.artifacts import bounded_json
 from slmctl.artifacts.artifact import canonical
 from slmctl.errors import DataError, IntegrityError
-from slmctl.model_files import foreign_json
 
 FILENAME = "base.json"
 
@@ -43,7 +43,7 @@ class Base:
     def read(cls, folder: Path) -> Base:
         """Raises IntegrityError when the folder has no readable `base.json`."""
         try:
-            fields = foreign_json.read_object(folder / FILENAME)
+            fields = bounded_json.read_object(folder / FILENAME, error=DataError, follow=True)
             lists = {key: _texts(fields[key]) for key in ("special_tokens", "languages")}
             base = cls(**{**fields, **lists})
             texts = {key: value for key, value in base.__dict__.items() if key not in ("parameters", *lists)}

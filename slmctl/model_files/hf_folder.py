@@ -19,8 +19,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError
-from slmctl.model_files import foreign_json
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
@@ -85,7 +85,7 @@ def refuse_code_of_adapter(settings: dict[str, Any]) -> None:
 
 def _code_key(path: Path) -> str:
     """The first key of a JSON file that names code to load, from the folder or the hub; empty for none."""
-    left: list[Any] = [foreign_json.read_object(path)]
+    left: list[Any] = [bounded_json.read_object(path, error=DataError, follow=True)]
     while left:
         value = left.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, StageError
-from slmctl.model_files import foreign_json, safetensors_header
+from slmctl.model_files import safetensors_header
 
 PREFIX = "base_model.model."  # what PEFT puts before a module's own name
 WEIGHT_TYPES = ("F32", "F16", "BF16", "F64")
@@ -89,7 +90,7 @@ def read(folder: Path) -> LoraAdapter:
         IntegrityError: Its weights are no safetensors file.
         StageError: It is of a form that cannot be merged.
     """
-    settings = foreign_json.read_object(folder / SETTINGS)
+    settings = bounded_json.read_object(folder / SETTINGS, error=DataError, follow=True)
     _refuse_other_forms(settings)
     _require_types(settings)
     for entry in safetensors_header.read(folder / WEIGHTS):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from slmctl.artifacts import artifact, atomic, foreign_json
+from slmctl.artifacts import artifact, atomic, bounded_json
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError
 
@@ -46,7 +46,7 @@ def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:
         IntegrityError: One cannot be read.
     """
     for path in sorted((runs / FOLDER).glob("[!.]*.json")):
-        values = foreign_json.parse(foreign_json.read(path), where=f"the receipt {path}")
+        values = bounded_json.parse(bounded_json.read_bytes(path), where=f"the receipt {path}")
         if values.keys() != {field.name for field in fields(Delivery)} or not all(
             isinstance(value, str) for value in values.values()
         ):

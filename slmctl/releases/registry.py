@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slmctl import console
-from slmctl.artifacts import artifact, atomic, foreign_json, locks
+from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
 from slmctl.config import Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
@@ -317,7 +317,7 @@ def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
     """What was recorded with a release; nothing where that cannot be read or is about another release."""
     path = root / str(release.metrics["project"]) / ".gates" / str(release.metrics["version"])
     try:
-        kept = foreign_json.parse(foreign_json.read(path), where=str(path))
+        kept = bounded_json.parse(bounded_json.read_bytes(path), where=str(path))
     except (FileNotFoundError, IntegrityError):
         return {}
     return kept if kept.get("digest") == release.digest and isinstance(kept.get("gates"), list) else {}
@@ -326,7 +326,7 @@ def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
 def _read_tag(path: Path) -> Tag:
     again = "slmctl promote sets it again"
     try:
-        tag = Tag(**foreign_json.parse(foreign_json.read(path), where=f"the tag {path}"))
+        tag = Tag(**bounded_json.parse(bounded_json.read_bytes(path), where=f"the tag {path}"))
     except (FileNotFoundError, TypeError):
         raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again) from None
     except IntegrityError as error:

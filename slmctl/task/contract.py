@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import jsonschema
 
 from slmctl.artifacts.artifact import canonical, sha256_bytes
-from slmctl.artifacts.json_document import read_object
+from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import DataError, IntegrityError
 from slmctl.task import chat_template
 from slmctl.task.chat_template import LIMIT_S
@@ -69,7 +69,7 @@ class Task:
                 f"{folder} carries no {FILENAME}, so the task of its model is unknown",
                 hint="take a model that slmctl made, or name a prepared data set beside it",
             )
-        fields = read_object(path, cls, hint="run the stage that wrote it again")
+        fields = read_typed(path, cls, hint="run the stage that wrote it again")
         if fields["kind"] not in KINDS:
             raise IntegrityError(f"{path} is not valid: kind: '{fields['kind']}' is none of {', '.join(KINDS)}")
         if fields.get("schema") is not None:

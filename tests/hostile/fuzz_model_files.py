@@ -15,8 +15,9 @@ from typing import Any
 from hostile import model_files
 from hostile.fuzz import Outcome
 
-from slmctl.errors import SlmctlError
-from slmctl.model_files import foreign_json, gguf_header, lora_adapter
+from slmctl.artifacts import bounded_json
+from slmctl.errors import DataError, SlmctlError
+from slmctl.model_files import gguf_header, lora_adapter
 from slmctl.model_files.base_model import Base
 from slmctl.stages.merge import safetensors_stream
 from slmctl.stages.pull import model_card
@@ -70,7 +71,7 @@ def _attempt(choose: Random, place: Path) -> tuple[str, Callable[[], Any]]:
                     "template_origin": "", "eos_token": "", "special_tokens": [], "languages": []}  # fmt: skip
             base[choose.choice(list(base))] = value
             path = model_files.write(place / "base.json", json.dumps(choose.choice((value, base))).encode())
-            return "base.json", lambda: (foreign_json.read_object(path), Base.read(place))
+            return "base.json", lambda: (bounded_json.read_object(path, error=DataError, follow=True), Base.read(place))
         case _:
             settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "init_lora_weights": True}
             settings[choose.choice(("lora_alpha", "alpha_pattern", "modules_to_save", "r"))] = model_files.any_json(

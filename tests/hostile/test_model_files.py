@@ -27,9 +27,10 @@ import gguf as gguf_package
 import torch
 from safetensors import safe_open
 
+from slmctl.artifacts import bounded_json
 from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, SlmctlError, StageError
-from slmctl.model_files import foreign_json, gguf_header, hf_folder, lora_adapter, safetensors_header
+from slmctl.model_files import gguf_header, hf_folder, lora_adapter, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.stages.merge import safetensors_stream
 from slmctl.stages.pull import load_check, model_card, package_index_weights, pull
@@ -102,7 +103,7 @@ def test_a_pipe_or_a_folder_in_place_of_weights_is_refused(tmp_path: Path) -> No
         gguf_header.read(tmp_path / "m.gguf")
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(DataError, match="not a plain file"):
-        foreign_json.read_object(tmp_path / "config.json")
+        bounded_json.read_object(tmp_path / "config.json", error=DataError, follow=True)
 
 
 def test_a_sound_header_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
@@ -209,16 +210,16 @@ def test_what_is_accepted_of_mutated_gguf_fits_the_file(tmp_path_factory: pytest
 
 JSON = {
     "a list": b"[]", "a number": b"3", "null": b"null", "nothing": b"", "cut": b'{"a": ', "not UTF-8": b'{"\xff": 1}',
-    "deep lists": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "33 levels": b'{"a":' * 33 + b"1" + b"}" * 33,
-    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}", "9 MB": b'{"a": "' + b"x" * (9 << 20) + b'"}',
+    "deep lists": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "65 levels": b'{"a":' * 65 + b"1" + b"}" * 65,
+    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}", "17 MB": b'{"a": "' + b"x" * (17 << 20) + b'"}',
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", JSON)
 def test_settings_that_are_no_object_are_refused(case: str, tmp_path: Path) -> None:
     path = model_files.write(tmp_path / "config.json", JSON[case])
-    with pytest.raises(DataError, match=r"config\.json of the model"):
-        foreign_json.read_object(path)
+    with pytest.raises(DataError, match=r"config\.json (is not valid|has more than)"):
+        bounded_json.read_object(path, error=DataError, follow=True)
     with pytest.raises(IntegrityError):
         Base.read(model_files.write(tmp_path / "base.json", JSON[case]).parent)
 

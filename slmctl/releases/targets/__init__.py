@@ -19,13 +19,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from slmctl import console
-from slmctl.artifacts import artifact, atomic, foreign_json, locks
+from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
 
 KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3", "oci://": "oci", "ollama:": "ollama"}
-LARGEST_MANIFEST = foreign_json.LARGEST  # bytes; a signature, which lists the same files, may have as many
+LARGEST_MANIFEST = bounded_json.MAX_BYTES  # bytes; a signature, which lists the same files, may have as many
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slmctl.artifacts import artifact, foreign_json
+from slmctl.artifacts import artifact, bounded_json
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry
 from slmctl.errors import IntegrityError
 from slmctl.releases import registry
@@ -32,7 +32,7 @@ class FolderTarget:
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
         path = self.root / project / version / MANIFEST
         try:
-            return foreign_json.read(path)
+            return bounded_json.read_bytes(path)
         except FileNotFoundError:
             return None
 

@@ -19,7 +19,7 @@ import oras.provider
 import requests
 import requests.adapters
 
-from slmctl.artifacts import foreign_json
+from slmctl.artifacts import bounded_json
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, FileEntry, canonical, sha256_bytes
 from slmctl.errors import IntegrityError, NetworkError, UsageError
 from slmctl.network import guard
@@ -178,7 +178,7 @@ class OciRepository:
             url = f"{self._client.prefix}://{self._container('latest').tags_url(N=TAGS)}"
             with self._client.do_request(url) as answer:
                 self._require(answer)
-                listed = foreign_json.parse(answer.content, where=f"the tags of oci://{self.name}").get("tags") or []
+                listed = bounded_json.parse(answer.content, where=f"the tags of oci://{self.name}").get("tags") or []
         if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
             raise IntegrityError(f"oci://{self.name} does not list its tags as texts")
         tags = listed[:TAGS]
@@ -206,7 +206,7 @@ class OciRepository:
                     return None
                 self._require(answer)
                 raw = gather(answer.iter_content(1 << 16), f"the OCI manifest of oci://{self.name}:{version}")
-        manifest = foreign_json.parse(raw, where=f"the OCI manifest of oci://{self.name}:{version}")
+        manifest = bounded_json.parse(raw, where=f"the OCI manifest of oci://{self.name}:{version}")
         try:
             layers = {str(layer["annotations"][FILEPATH]): str(layer["digest"]) for layer in manifest["layers"]}
         except (KeyError, TypeError):

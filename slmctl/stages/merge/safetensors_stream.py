@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from slmctl.errors import IntegrityError
-from slmctl.model_files import foreign_json, safetensors_header
+from slmctl.artifacts import bounded_json
+from slmctl.errors import DataError, IntegrityError
+from slmctl.model_files import safetensors_header
 
 INDEX = "model.safetensors.index.json"
 BLOCK_BYTES = 16 << 20  # bytes moved or computed at once
@@ -80,7 +81,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _in_file(path)]
     if (folder / INDEX).exists():
-        listed = foreign_json.read_object(folder / INDEX).get("weight_map")
+        listed = bounded_json.read_object(folder / INDEX, error=DataError, follow=True).get("weight_map")
         if not isinstance(listed, dict):
             raise IntegrityError(f"{folder / INDEX} has no weight_map")
         files = {tensor.name: tensor.path.name for tensor in tensors}

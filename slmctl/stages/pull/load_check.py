@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import child_environment
+from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, SlmctlError
-from slmctl.model_files import foreign_json, gguf_header, safetensors_header
+from slmctl.model_files import gguf_header, safetensors_header
 from slmctl.network import guard
 
 LIMIT_S = 600  # a sentencepiece model of 262,144 tokens is converted in under a minute
@@ -69,10 +70,10 @@ def _check(folder: Path, gguf: str) -> None:
     if not gguf:
         for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (folder / name).exists() or name == "config.json":
-                foreign_json.read_object(folder / name)
+                bounded_json.read_object(folder / name, error=DataError, follow=True)
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
             if (folder / name).exists():
-                foreign_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES)
+                bounded_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
     tensors: list[Any] = (
         list(gguf_header.read(folder / gguf).tensors)
         if gguf

@@ -1,0 +1,98 @@
+"""JSON files that somebody else may have written, bounded in size and depth before they are believed.
+
+Manifests, tags, receipts, policies and the settings of a model come from shares, registries and hubs. Whatever lies in
+their place ends in one expected error, and costs no more memory than its bound.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from slmctl.errors import IntegrityError, SlmctlError
+
+MAX_BYTES = 16 << 20  # the largest manifest and the largest settings of a model that we have seen have 40 kB and 1.2 MB
+MAX_DEPTH = 64  # levels of lists and objects; ours have 8
+
+
+def read_bytes(
+    path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
+) -> bytes:
+    """The content of a plain file; its size is not believed, and a pipe is not waited for.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes.
+        error: Class of the error for a file that cannot be used.
+        follow: Follow a link at the file's name: right for files that people name, wrong for names that slmctl makes.
+
+    Raises:
+        FileNotFoundError: There is none.
+        SlmctlError: It is no plain file, cannot be read, or is larger than `limit`; of the class `error`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    except OSError as failure:  # a link is ELOOP
+        raise error(f"{path} cannot be read as a plain file: {failure.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(f"{path} is not a plain file")
+    with os.fdopen(descriptor, "rb") as stream:
+        try:
+            raw = stream.read(limit + 1)
+        except OSError as failure:
+            raise error(f"{path} cannot be read: {failure.strerror}") from None
+    if len(raw) > limit:
+        raise error(f"{path} has more than {limit} bytes, too many for a file of its kind")
+    return raw
+
+
+def parse(
+    raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError
+) -> dict[str, Any]:
+    """The JSON object in `raw`, which errors call `where`.
+
+    Raises:
+        SlmctlError: It has more than `limit` bytes, is not JSON, not an object, or nested deeper than MAX_DEPTH; of
+            the class `error`.
+    """
+    if len(raw) > limit:
+        raise error(f"{where} has more than {limit} bytes, too many for a file of its kind")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as failure:
+        reason = "it is nested too deeply" if isinstance(failure, RecursionError) else failure
+        raise error(f"{where} is not valid: not JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{where} is not valid: it holds {type(value).__name__}, not a JSON object")
+    if _is_deep(value):
+        raise error(f"{where} is not valid: nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def read_object(
+    path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
+) -> dict[str, Any]:
+    """The JSON object in a file; see `read_bytes` and `parse` for arguments and errors."""
+    return parse(read_bytes(path, limit=limit, error=error, follow=follow), where=str(path), limit=limit, error=error)
+
+
+def _is_deep(value: object) -> bool:
+    """Whether lists and objects nest deeper than MAX_DEPTH, counted without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return any(isinstance(inner, dict | list) for inner in level)
