@@ -59,8 +59,8 @@ def _at_most(k: int, n: int, share: float) -> float:
     """Chance of at most k of n when each has this chance (binomial)."""
     counts = np.arange(1, k + 1, dtype=np.float64)
     ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
-    known = ways + np.arange(k + 1) * math.log(share or 1e-300) + (n - np.arange(k + 1)) * math.log1p(-share)
-    return float(np.exp(known).sum())
+    logs = ways + np.arange(k + 1) * math.log(share or 1e-300) + (n - np.arange(k + 1)) * math.log1p(-share)
+    return float(np.exp(logs).sum())
 
 
 def drop_bound(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> float:

@@ -1,8 +1,8 @@
-"""One HTML file for people: what a report says, as a page that needs nothing beside itself.
+"""A report in blocks -> one self-contained HTML file.
 
-A report hands over plain text and charts in the classes below and knows no HTML. The template
-escapes every text, after it was cleaned and cut here. The page forbids itself every request and every
-script but its own (a content security policy with their hashes), so that no text from data can act.
+Reports build the classes below from plain text and charts, without HTML. Every text is cleaned and cut here and
+escaped by the template. A content security policy with hashes forbids every request and every script but the page's
+own, so that no text from data can act.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Chart:
 
     @property
     def wide(self) -> bool:
-        """Whether it takes the whole width."""
+        """True for a chart that takes the whole width."""
         return float(self.svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]) > svg_chart.WIDTH
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that says more than its text: good or bad, and what its tooltip tells."""
+    """A cell with a tone and a tooltip."""
 
     text: str
     tone: Tone = ""
@@ -75,8 +75,8 @@ class Cell:
 class Table:
     """Rows under a head; the first `texts` columns are text, the others figures.
 
-    `total` counts the rows there are, where the rows given are fewer. `choices` name sets of rows, by
-    their places, for a table that a reader may search.
+    `total` is the number of rows, where `rows` holds only some of them. `choices` name sets of row indices, for a table
+    that a reader can filter.
     """
 
     kind: ClassVar[str] = "table"
@@ -102,7 +102,7 @@ class Table:
 
     @property
     def capped(self) -> str:
-        """How many rows are not in the page, said plainly."""
+        """`The first 500 of 1,200 rows.`; empty where the page holds all of them."""
         total = max(self.total or 0, len(self.rows))
         here = min(len(self.rows), ROWS)
         return f"The first {here:,} of {total:,} rows." if here < total else ""
@@ -110,12 +110,12 @@ class Table:
     @property
     def sets(self) -> list[list[str]]:
         """For each row of the page, the numbers of the choices that it belongs to."""
-        found: list[list[str]] = [[] for _ in self.rows[:ROWS]]
+        numbers: list[list[str]] = [[] for _ in self.rows[:ROWS]]
         for number, (_, places) in enumerate(self.choices):
             for place in places:
-                if place < len(found):
-                    found[place].append(str(number))
-        return found
+                if place < len(numbers):
+                    numbers[place].append(str(number))
+        return numbers
 
 
 Block = Chart | Table | Notice
@@ -131,7 +131,7 @@ class PageSection:
 
     @property
     def id(self) -> str:
-        """What a link names."""
+        """The anchor of the section."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
 
 
@@ -174,7 +174,7 @@ def render(page: Page) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """`92.5%`; what is not quite nothing or all keeps the digits that show it."""
+    """`92.5%`; a share that would be rounded to 0 % or 100 % gets up to two more digits."""
     for more in range(digits, 5):
         text = f"{share:.{more}%}"
         if (float(text[:-1]) not in (0.0, 100.0)) or share in (0.0, 1.0):
@@ -187,9 +187,9 @@ def count(number: int, noun: str = "") -> str:
     return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
 
 
-def either(number: int, one: str, many: str) -> str:
+def either(number: int, singular: str, plural: str) -> str:
     """The form of a word that goes with a number: `is` or `are`."""
-    return one if number == 1 else many
+    return singular if number == 1 else plural
 
 
 def place(entry: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from slmctl.console import shown
 
-# Series are told apart without colour vision, and texts reach a contrast of 4.5 on page and panel.
+# Series can be distinguished without colour vision, and texts reach a contrast of 4.5 on page and panel.
 LIGHT = {
     "page": "#ffffff", "panel": "#f4f6f8", "ink": "#1b1f24", "muted": "#57606a", "rule": "#d0d7de",
     "c1": "#0b62c4", "c2": "#ad5500", "c3": "#0f766e", "c4": "#7a3fc4", "c5": "#646d77",
@@ -184,10 +184,10 @@ def histogram(
     if len(strip) == 5:
         p5, p25, p50, p75, p95 = (scale(value) for value in strip)
         names = ("5%", "25%", "median", "75%", "95%")
-        told = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True))
+        description = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True))
         parts.append(
             _group(
-                told,
+                description,
                 _tag("line", class_="stroke-c2", x1=p5, x2=p95, y1=below + 8, y2=below + 8, stroke_width=2),
                 _tag("rect", class_="fill-c2", x=p25, y=below + 2, width=max(p75 - p25, 1.5), height=12, rx=2),
                 _tag("line", class_="stroke-page", x1=p50, x2=p50, y1=below + 2, y2=below + 14, stroke_width=2),
@@ -235,8 +235,8 @@ def dots(
         label = _text(left - 12, y, _cut(row.label), anchor="end")
         text = _text(width - right + 14, y, row.text)
         parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
-    told = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
-    return _frame(title, told, width, floor + 24, parts)
+    description = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
+    return _frame(title, description, width, floor + 24, parts)
 
 
 def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
@@ -256,8 +256,8 @@ def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
 def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float) -> tuple[float, float]:
     """From the lowest bound to the highest, with some air, and with the reference."""
     counted = [row for row in rows if not row.aside] or rows
-    known = [bound for row in counted for bound in (row.low, row.high)] + ([reference[0]] if reference else [])
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    bounds = [bound for row in counted for bound in (row.low, row.high)] + ([reference[0]] if reference else [])
+    low, high = min(bounds, default=0.0), max(bounds, default=1.0)
     air = max(0.02, 0.06 * (high - low))
     return max(least, low - air), min(1.0, high + air)
 
@@ -293,8 +293,8 @@ def heat(
                 )
             )
     width = left + side * len(columns) + max(40, int(0.75 * _column([_cut(columns[-1])])) - side + 12)
-    told = f"{len(rows)} rows, {len(columns)} columns, {sum(map(sum, cells)):,} in total"
-    return _frame(title, told, width, top + side * len(rows) + 6, parts)
+    description = f"{len(rows)} rows, {len(columns)} columns, {sum(map(sum, cells)):,} in total"
+    return _frame(title, description, width, top + side * len(rows) + 6, parts)
 
 
 def lines(
@@ -324,7 +324,7 @@ def lines(
     parts.append(_text((x.start + x.end) / 2, height - 8, x_label, "muted", anchor="middle"))
     across = 0
     for line in series:
-        if not line.name:  # told by a mark of its own
+        if not line.name:  # it has a mark in place of a legend entry
             continue
         parts.append(_text(56 + across, 16, _cut(line.name), f"{line.colour} strong"))
         across += _column([_cut(line.name)]) + 22
@@ -335,8 +335,8 @@ def lines(
         dash = {"stroke_dasharray": "5 4"} if line.dashed else {}
         parts.append(_tag("polyline", class_=f"stroke-{line.colour}", points=path, stroke_width=2, **dash))
         parts += [_spot(point, line.colour, x, y) for point in line.points if point.note or point.mark]
-    told = "; ".join(f"{line.name}: {len(line.points)} points" for line in series)
-    return _frame(title, told, width, height, parts)
+    description = "; ".join(f"{line.name}: {len(line.points)} points" for line in series)
+    return _frame(title, description, width, height, parts)
 
 
 def _spot(point: Point, colour: str, x: _Scale, y: _Scale) -> Markup:
@@ -391,8 +391,8 @@ def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[
 
 def _log_ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high / low < 100 else (1,)
-    found = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
-    return [value for value in found if low <= value <= high]
+    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
+    return [value for value in ticks if low <= value <= high]
 
 
 def _grid(y: _Scale, start: float, end: float, *, percent: bool = False, whole: bool = False) -> list[Markup]:
@@ -417,8 +417,8 @@ def _x_axis(x: _Scale, floor: float, *, percent: bool = False, whole: bool = Fal
 
 
 def _frame(title: str, desc: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
-    told = Markup("<title>{}</title><desc>{}</desc>").format(shown(title), shown(desc, 400))
-    body = Markup("\n").join([told, *parts])
+    description = Markup("<title>{}</title><desc>{}</desc>").format(shown(title), shown(desc, 400))
+    body = Markup("\n").join([description, *parts])
     return _tag("svg", body, class_="chart", viewBox=f"0 0 {width:g} {height:g}", width=f"{width:g}",
                 height=f"{height:g}", role="img", aria_label=shown(title))  # fmt: skip
 

@@ -39,26 +39,26 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         NetworkError: The endpoint cannot be reached, or refuses the key or the model.
         UsageError: The variable that should hold the key is not set.
     """
-    wanted = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
+    settings = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
-    examples = shots(task, read_records(prepared.file("train.jsonl")), wanted["shots"])
-    pool = EndpointPool([wanted["url"]], wanted["model"], config.key_env, config.concurrency, config.timeout_s)
+    examples = shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
+    pool = EndpointPool([settings["url"]], settings["model"], config.key_env, config.concurrency, config.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
-    name = f"{wanted['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
+    name = f"{settings['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
     head = opening(task, examples)
     requests = {
         k: EndpointRequest([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ()))
         for k in sent
     }
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
-    found, rate = _ask(pool, requests, answered, name)
-    write_jsonl(out / "predictions.jsonl", (_line(task, record, found.get(k)) for k, record in enumerate(records)))
-    waits = sorted(reply.seconds * 1000 for reply in found.values() if isinstance(reply, Reply))
+    replies, rate = _ask(pool, requests, answered, name)
+    write_jsonl(out / "predictions.jsonl", (_line(task, record, replies.get(k)) for k, record in enumerate(records)))
+    waits = sorted(reply.seconds * 1000 for reply in replies.values() if isinstance(reply, Reply))
     answered.unlink(missing_ok=True)
-    failed = [reply for reply in found.values() if isinstance(reply, Refusal)]
+    failed = [reply for reply in replies.values() if isinstance(reply, Refusal)]
     if failed:
         causes = Counter(refusal.message for refusal in failed)
         console.say(f"  {name}: {len(failed)} rows have no answer, most of them: {causes.most_common(1)[0][0]}")
@@ -93,11 +93,11 @@ def _ask(
         k: sha256_bytes(canonical([request.messages, request.max_tokens, *([request.tools] if request.tools else [])]))
         for k, request in requests.items()
     }
-    known = _written(answered)
-    found: dict[int, Reply | Refusal] = {k: known[key] for k, key in keys.items() if key in known}
-    left = [k for k in requests if k not in found]
-    if found:
-        console.say(f"  {name}: {len(found)} rows were answered before it was stopped")
+    earlier = _written(answered)
+    replies: dict[int, Reply | Refusal] = {k: earlier[key] for k, key in keys.items() if key in earlier}
+    left = [k for k in requests if k not in replies]
+    if replies:
+        console.say(f"  {name}: {len(replies)} rows were answered before it was stopped")
     begun = time.monotonic()
     with (
         console.progress(f"predict {name}", len(left), "rows") as meter,
@@ -106,23 +106,23 @@ def _ask(
         stream.write("\n")  # ends a line that was torn
         for index, reply in pool.ask_all(requests[k] for k in left):
             k = left[index]
-            found[k] = reply
+            replies[k] = reply
             if isinstance(reply, Reply):
                 stream.write(json.dumps({"key": keys[k]} | dataclasses.asdict(reply)) + "\n")
                 stream.flush()
             meter.advance()
-    return found, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
+    return replies, round(len(left) / max(time.monotonic() - begun, 1e-9), 2) if left else None
 
 
 def _written(path: Path) -> dict[str, Reply]:
     """The replies that were written down, by request; a torn line counts as none."""
-    found = {}
+    replies = {}
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             fields = json.loads(line)
             key = fields.pop("key")
-            found[key] = Reply(**fields)
-    return found
+            replies[key] = Reply(**fields)
+    return replies
 
 
 def _waits(waits: Sequence[float]) -> dict[str, float] | None:
@@ -150,8 +150,8 @@ def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record
     for record in free:
         seen[record.answer] += 1
         ranked.append((seen[record.answer], -common[record.answer], _order(record.id), record))
-    ranked.sort(key=lambda one: one[:3])
-    chosen = [one[3] for one in ranked[: len({record.answer for record in free}) if count is None else count]]
+    ranked.sort(key=lambda entry: entry[:3])
+    chosen = [entry[3] for entry in ranked[: len({record.answer for record in free}) if count is None else count]]
     return sorted(chosen, key=lambda record: _order(record.id))
 
 
@@ -185,10 +185,10 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str
         return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
     if isinstance(reply, Refusal):
         return line | {"error": reply.message, "prompt_tokens": 0, "completion_tokens": 0}
-    said = _said(task, record, reply)
+    text = _said(task, record, reply)
     return line | {
-        "answer": untuned_prompt.read(task, said),
-        "said": said,
+        "answer": untuned_prompt.read(task, text),
+        "said": text,
         "finish": reply.finish,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
@@ -196,7 +196,7 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str
 
 
 def _said(task: Task, record: Record, reply: Reply) -> str:
-    """What an endpoint answered; a call of a tool in the words of the base's template, as the answer wanted is."""
+    """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
     if not reply.tool_calls:
         return reply.text
     calls = []

@@ -1,4 +1,4 @@
-"""one model + rows -> predictions: every answer, row by row, with how sure the model was."""
+"""one model + records of a split -> predictions: every answer with its confidence, in the records' order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slmctl.stages.predict.prompts import Answerer, Prompt, asked
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, require_records, write_jsonl
 
-LATENCY_ROWS = 32  # answered one at a time, to measure what one caller waits
+LATENCY_ROWS = 32  # answered one at a time, to measure the latency of one caller
 
 
 def run(
@@ -38,19 +38,19 @@ def run(
         metrics = endpoint_predictions.run(config, model=model, prepared=prepared, out=out)
     else:
         metrics = _run(config, model, prepared, base, out)
-    # Who answered is part of what came out: two files can give the same answers, and a report is about one of them.
-    who = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
-    (out / "model.json").write_bytes(canonical(who))
+    # The model is part of the artifact: two files can give the same answers, and a report measures one of them.
+    source = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
+    (out / "model.json").write_bytes(canonical(source))
     return metrics
 
 
 def _run(
     config: PredictConfig, model: Artifact, prepared: Artifact, base: Artifact | None, out: Path
 ) -> dict[str, Any]:
-    """Have a model on this machine answer."""
+    """Answer with a model on this machine."""
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
-    untuned = model.kind == "base"  # it never saw the labels, so it is told them
+    untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
     name = config.type if model.kind in ("gguf", "published") else model.kind
     with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
         prompts = [asked(task, record, list_labels=untuned) for record in records]
@@ -131,7 +131,7 @@ class GgufAnswerer:
 
 
 def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
-    """What the engine is asked so that the answer is one that the task allows."""
+    """The engine's request for a prompt, constrained to the answers that the task allows."""
     return engine.Request(
         prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
         schema=task.constraint,
@@ -139,7 +139,7 @@ def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
 
 
 def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
-    """The weights of an HF model as one entry: an adapter counts with its base, since it needs it."""
+    """The weights of an HF model as one entry; an adapter's size includes its base, which it needs."""
     size = sum(entry.size for entry in model.files(".safetensors"))
     if model.kind == "adapter" and base is not None:
         size += sum(entry.size for entry in base.files(".safetensors"))
@@ -147,12 +147,12 @@ def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
 
 
 def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """What one caller waits for one answer, in ms, over the first rows asked one at a time after a warm-up.
+    """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
 
-    The longest prompt warms up, so that no figure holds the time in which the engine made room for it.
+    The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
     """
     times = []
-    for prompt in [max(prompts, key=lambda one: len(one.text)), *prompts[:LATENCY_ROWS]]:
+    for prompt in [max(prompts, key=lambda prompt: len(prompt.text)), *prompts[:LATENCY_ROWS]]:
         begun = time.monotonic()
         for _ in answerer.answer([prompt]):
             pass

@@ -1,7 +1,7 @@
-"""Answers of HF models: base, adapter on base, merged; by the same label search and the same grammar as the engine's.
+"""Answers of HF models (base, adapter on base, merged) by the label search and the grammar that the engine uses.
 
-What all prompts open with is computed once. The rest is computed in batches of like length; labels are
-scored on top of the prompts' states, which are kept, and never decoded freely.
+The prefix that prompts share is computed once, the rest in batches of similar length. Labels are scored on the kept
+states of the prompts and never decoded freely.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass
 class State:
-    """A batch of sequences as far as they are computed.
+    """The computed state of a batch of sequences.
 
     Attributes:
         cache: Keys and values, (rows, heads, width, size) a layer.
         mask: (rows, width), 0 where a row is padded.
-        lengths: Tokens of each row, padding left out.
+        lengths: Number of tokens of each row, without padding.
     """
 
     cache: Any
@@ -56,7 +56,7 @@ class State:
         return self.mask.shape[1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some of the rows."""
+        """Drop all rows but these."""
         if list(rows) != list(range(len(self.lengths))):
             index = torch.tensor(rows, device=self.mask.device)
             self.cache.batch_select_indices(index)
@@ -65,18 +65,18 @@ class State:
 
 @dataclass
 class ActiveSequence:
-    """A text while it is written."""
+    """A sequence while it is generated."""
 
     tokens: list[int] = field(default_factory=list)
-    logarithm: float = 0.0  # of the probability of the choices made
+    logprob: float = 0.0  # sum over the generated tokens
     walk: Walk | None = None
     finish: str = ""
-    ended: bool = False  # by a token, which is counted and not part of the text
-    fault: str = ""  # why the grammar cannot go on
+    ended: bool = False  # by an end token, which is counted and is not part of the text
+    fault: str = ""  # the grammar's reason for ending it
 
 
 class Alphabet(torch.nn.Module):
-    """The head of a model for a few tokens: labels need no logits of a whole vocabulary."""
+    """The output layer of a model, cut down to the tokens of the labels."""
 
     def __init__(self, head: torch.nn.Linear, tokens: Sequence[int]) -> None:
         super().__init__()
@@ -140,28 +140,28 @@ class HfAnswerer:
 
     @staticmethod
     def _head(prefix: list[int], row: list[int]) -> tuple[int, ...]:
-        """What of a prefix a prompt does begin with; its last token is left to compute, to have its logits."""
+        """Longest common prefix of `prefix` and `row`, at most len(row) - 1 tokens: the last one must be computed."""
         length = min(len(prefix), max(len(row) - 1, 0))
         return tuple(row[: next((k for k in range(length) if prefix[k] != row[k]), length)])
 
     # Labels
 
     def _labels(self, head: list[int], batch: list[list[int]]) -> list[Answer]:
-        """Search the labels' trie; a path is computed on top of its prompt, whose state stays."""
+        """Search the labels' trie; each path is computed on the kept state of its prompt."""
         assert self.trie is not None
         state, scores = self._begun(head, batch)
         width, lengths = state.width, list(state.lengths)
         searches = [LabelSearch(self.trie) for _ in batch]
-        for search, found in zip(searches, scores, strict=True):
+        for search, logits in zip(searches, scores, strict=True):
             if search.path == []:
-                search.take(found)
+                search.take(logits)
         kept = list(range(len(batch)))
         while asking := [row for row in kept if searches[row].path is not None]:
             state.keep([kept.index(row) for row in asking])
             paths = [searches[row].path or [] for row in asking]
             scores = self._grown(state, [[self.alphabet[place] for place in path] for path in paths])
-            for row, found in zip(asking, scores, strict=True):
-                searches[row].take(found)
+            for row, logits in zip(asking, scores, strict=True):
+                searches[row].take(logits)
             state.cache.crop(width - state.width)
             state.mask, state.lengths, kept = state.mask[:, :width], [lengths[row] for row in asking], asking
         return [self._label(search, lengths[row]) for row, search in enumerate(searches)]
@@ -192,7 +192,7 @@ class HfAnswerer:
     # Texts, free or under a schema
 
     def _texts(self, head: list[int], batch: list[list[int]]) -> list[Answer | EngineError]:
-        """Take the likeliest token again and again; under a schema, the likeliest one that it allows."""
+        """Greedy decoding; under a schema, among the tokens that it allows."""
         state, scores = self._begun(head, batch)
         prompts = list(state.lengths)
         lines = [ActiveSequence(walk=self.rules.begin() if self.rules else None) for _ in batch]
@@ -213,14 +213,14 @@ class HfAnswerer:
         return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
 
     def _chosen(self, line: ActiveSequence, scores: Scores) -> list[int]:
-        """Choose a line's next token; returns it with those that follow from it."""
+        """The next token of a sequence, with the tokens that the grammar forces after it."""
         allowed = line.walk.allowed() if line.walk else None
         if allowed is not None and not len(allowed):
             line.finish, line.fault = "error", "the grammar allows nothing more"
             return []
         among = scores if allowed is None else scores[allowed]
         best = int(among.argmax())
-        line.logarithm -= math.log(float(np.exp(among - among[best]).sum(dtype=np.float64)))
+        line.logprob -= math.log(float(np.exp(among - among[best]).sum(dtype=np.float64)))
         token = best if allowed is None else int(allowed[best])
         if token in self.ends:
             line.finish, line.ended = "stop", True
@@ -246,7 +246,7 @@ class HfAnswerer:
             return EngineError(line.fault)
         text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
         count = len(line.tokens) + line.ended
-        return Answer(text, line.finish, float(f"{math.exp(line.logarithm):.6g}"), length, count)
+        return Answer(text, line.finish, float(f"{math.exp(line.logprob):.6g}"), length, count)
 
     def _rules(self) -> Rules:
         size = int(self.model.config.get_text_config().vocab_size)
@@ -256,7 +256,7 @@ class HfAnswerer:
     # Computing
 
     def _begun(self, head: list[int], batch: list[list[int]]) -> tuple[State, list[Scores]]:
-        """Prompts computed on top of what they share, and the logits of what follows each."""
+        """The state of prompts that share the prefix `head`, and the logits (vocabulary,) after each."""
         if head != self._shared[0]:
             self._shared = head, None
             if head:
@@ -271,7 +271,7 @@ class HfAnswerer:
         return state, self._grown(state, [row[len(head) :] for row in batch])
 
     def _grown(self, state: State, added: list[list[int]]) -> list[Scores]:
-        """Compute more tokens of each row; returns the logits (vocabulary,) of what follows each."""
+        """Compute `added` tokens of each row; returns the logits (vocabulary,) after each row."""
         longest = max(map(len, added))
         ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in added], device=self.device)
         new = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in added], device=self.device)
@@ -291,7 +291,7 @@ class HfAnswerer:
 def _batches(
     order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]]
 ) -> Iterator[list[int]]:
-    """Runs of prompts with one prefix, as many as fit a batch; the longest of a run is its last."""
+    """Batches of prompts with one common prefix; the longest of a batch is its last."""
     batch: list[int] = []
     for index in order:
         length = len(rows[index]) - len(heads[index])
@@ -304,7 +304,11 @@ def _batches(
 
 
 def _with_adapter(model: Any, adapter: Artifact) -> Any:
-    """Put an adapter's weights on its base; every one of them must find its place."""
+    """The base with the adapter's weights on it.
+
+    Raises:
+        StageError: The adapter has a layer that the base lacks.
+    """
     settings = json.loads(adapter.file("adapter_config.json").read_bytes())
     hf_folder.refuse_code_of_adapter(settings)
     config = PeftConfig.from_peft_type(**{key: value for key, value in settings.items() if value is not None})
