@@ -39,7 +39,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, what made it and what it holds."""
+    """Kind, recipe and files of an artifact, as its manifest.json holds them."""
 
     kind: str
     stage: str
@@ -250,21 +250,21 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield here / name
 
 
-def _compare(artifact: Artifact, found: dict[str, Path], *, hashes: bool) -> list[str]:
-    """What differs between a manifest and the files that were found, one phrase a file."""
+def _compare(artifact: Artifact, present: dict[str, Path], *, hashes: bool) -> list[str]:
+    """Differences between a manifest and the files that are present, one phrase a file."""
     faults = []
     expected = {entry.path: entry for entry in artifact.manifest.files}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    for name in sorted(expected.keys() | present.keys()):
+        if name not in present:
             faults.append(f"missing: {name}")
         elif name not in expected:
-            if not (name == SIGNATURE and artifact.kind == "published" and _is_plain(found[name])):
+            if not (name == SIGNATURE and artifact.kind == "published" and _is_plain(present[name])):
                 faults.append(f"extra: {name}")
-        elif not _is_plain(found[name]):
+        elif not _is_plain(present[name]):
             faults.append(f"changed: {name} (not a plain file)")
-        elif found[name].stat().st_size != expected[name].size:
+        elif present[name].stat().st_size != expected[name].size:
             faults.append(f"changed: {name} (size)")
-        elif hashes and sha256_file(found[name]) != "sha256:" + expected[name].sha256:
+        elif hashes and sha256_file(present[name]) != "sha256:" + expected[name].sha256:
             faults.append(f"changed: {name}")
     return faults
 

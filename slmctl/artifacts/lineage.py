@@ -1,4 +1,4 @@
-"""What came from what: `show` draws an artifact's ancestry, `verify` proves that nothing has changed."""
+"""Ancestry of artifacts: `show` draws it back to the data, `verify` proves that no file has changed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from slmctl.errors import IntegrityError
 
 @dataclass(frozen=True)
 class LineageNode:
-    """One artifact of an ancestry; `found` is None for one that lies nowhere here."""
+    """One artifact of an ancestry; `source` is None where it is not below `runs/`."""
 
     digest: str
     role: str
-    found: Artifact | None
+    source: Artifact | None
     parents: tuple[LineageNode, ...] = ()
     sources: tuple[dict[str, str], ...] = field(default=())
 
 
 def show(root: Path, release: Artifact) -> LineageNode:
     """The ancestry of an artifact, back to the base model and the data files."""
-    return _node(release.digest, "", {a.digest: a for a in known(root)} | {release.digest: release})
+    return _node(release.digest, "", {a.digest: a for a in readable_artifacts(root)} | {release.digest: release})
 
 
-def known(root: Path) -> Iterator[Artifact]:
+def readable_artifacts(root: Path) -> Iterator[Artifact]:
     """Every readable artifact below `runs/`; a damaged one is left to `verify`."""
     for path in sorted((root / "runs").glob("*/*/" + MANIFEST)):
         if not path.parent.name.startswith("."):
@@ -39,7 +39,7 @@ def known(root: Path) -> Iterator[Artifact]:
 
 
 def opened(folder: Path) -> Artifact | Path:
-    """An artifact, of which nothing but the manifest need be there; or the folder of one that has none to trust."""
+    """The artifact of a folder, without a look at its files; the folder itself where its manifest cannot be trusted."""
     try:
         return Artifact(folder, Manifest.read(folder))
     except (OSError, IntegrityError):
@@ -52,12 +52,12 @@ def origin(root: Path, of: Artifact, kind: str) -> Artifact:
     Raises:
         IntegrityError: It is not below `runs/`.
     """
-    here, left = {one.digest: one for one in known(root)}, [of]
-    for one in left:
-        if one.kind == kind:
-            return one
-        if one.kind not in ("report", "predictions", "prepared"):
-            inputs = [[value] if isinstance(value, str) else value for value in one.manifest.inputs.values()]
+    here, left = {entry.digest: entry for entry in readable_artifacts(root)}, [of]
+    for entry in left:
+        if entry.kind == kind:
+            return entry
+        if entry.kind not in ("report", "predictions", "prepared"):
+            inputs = [[value] if isinstance(value, str) else value for value in entry.manifest.inputs.values()]
             left += [here[digest] for value in inputs for digest in value if digest in here]
     raise IntegrityError(
         f"{of.path} ({of.kind}) is no {kind} model, and the one it was made of is not below {root / 'runs'}",
@@ -86,7 +86,7 @@ def lines(
     branch = "" if top else indent + ("└─ " if last else "├─ ")
     drawn = set() if drawn is None else drawn
     if node.digest in drawn:
-        yield f"{branch}{node.found.kind if node.found else node.role}  {node.digest[:19]}  (above)"
+        yield f"{branch}{node.source.kind if node.source else node.role}  {node.digest[:19]}  (above)"
         return
     drawn.add(node.digest)
     yield branch + _title(node)
@@ -102,43 +102,43 @@ def lines(
 
 def to_json(node: LineageNode) -> dict[str, Any]:
     """The ancestry as JSON values."""
-    found = node.found
+    source = node.source
     return {
         "role": node.role,
         "digest": node.digest,
-        "kind": found.kind if found else None,
-        "path": str(found.path) if found else None,
-        "stage": found.manifest.stage if found else None,
-        "started": found.manifest.started if found else None,
+        "kind": source.kind if source else None,
+        "path": str(source.path) if source else None,
+        "stage": source.manifest.stage if source else None,
+        "started": source.manifest.started if source else None,
         "inputs": [to_json(parent) for parent in node.parents],
         "sources": list(node.sources),
     }
 
 
 def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()) -> LineageNode:
-    found = by_digest.get(digest)
-    if found is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
+    source = by_digest.get(digest)
+    if source is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
         return LineageNode(digest, role, None)
     parents = tuple(
-        _node(one, name, by_digest, below | {digest})
-        for name, value in found.manifest.inputs.items()
-        for one in (value if isinstance(value, list) else [value])
+        _node(entry, name, by_digest, below | {digest})
+        for name, value in source.manifest.inputs.items()
+        for entry in (value if isinstance(value, list) else [value])
     )
-    return LineageNode(digest, role, found, parents, tuple(_sources(found)))
+    return LineageNode(digest, role, source, parents, tuple(_sources(source)))
 
 
-def _sources(found: Artifact) -> list[dict[str, str]]:
+def _sources(source: Artifact) -> list[dict[str, str]]:
     """The files from outside that an artifact was made of."""
-    if found.kind == "base":
-        return [{"file": name, "sha256": value} for name, value in found.metrics.get("source_sha256", {}).items()]
-    listed: list[dict[str, str]] = found.metrics.get("sources", [])
+    if source.kind == "base":
+        return [{"file": name, "sha256": value} for name, value in source.metrics.get("source_sha256", {}).items()]
+    listed: list[dict[str, str]] = source.metrics.get("sources", [])
     return listed
 
 
 def _title(node: LineageNode) -> str:
-    if node.found is None:
+    if node.source is None:
         return f"{node.role}  {node.digest[:19]}  (not here)"
-    manifest = node.found.manifest
+    manifest = node.source.manifest
     about = {
         "base": ("name", "source", "license"),
         "prepared": ("train", "validation", "calibration", "test"),

@@ -184,7 +184,7 @@ def open_project(options: Options, **inputs: Path | None) -> Project:
         config=config.load(root / config.FILENAME, options.sets),
         wait=not options.no_wait,
         on_wait=lambda holder: terminal().say(f"waiting for {holder}"),
-        given={role: path for role, path in inputs.items() if path is not None},
+        named={role: path for role, path in inputs.items() if path is not None},
     )
 
 

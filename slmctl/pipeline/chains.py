@@ -88,13 +88,13 @@ def evaluate(
     Raises:
         What `ask` and `run` raise.
     """
-    inputs = report_inputs(project, models, lambda asked: run(project, asked).artifact, split)
+    inputs = report_inputs(project, models, lambda request: run(project, request).artifact, split)
     for shots in (0, against.shots) if against is not None else ():
         assert against is not None
-        asked = resolve_stage(
+        request = resolve_stage(
             project, "predict", {"model": endpoint(project, against, shots)}, predict_section(project, split)
         )
-        inputs["predictions"] = [*inputs["predictions"], run(project, asked).artifact]
+        inputs["predictions"] = [*inputs["predictions"], run(project, request).artifact]
     return run(project, resolve_stage(project, "evaluate", inputs))
 
 
@@ -106,24 +106,24 @@ def calibrate(project: Project) -> Outcome:
         And what `ask` and `run` raise.
     """
     inputs: dict[str, Artifact | list[Artifact]] = {}
-    if "predictions" in project.given:
+    if "predictions" in project.named:
         role = STAGES["calibrate"].takes[1]
-        inputs = {role.name: find(project, role)} if role.name in project.given else {}
+        inputs = {role.name: find(project, role)} if role.name in project.named else {}
     else:
         if not find(project, PREPARED).metrics["calibration"]:
             raise DataError("the data set has no calibration rows", hint="prepare.splits.calibration: 0.15")
-        inputs = calibration_inputs(project, lambda asked: run(project, asked).artifact)
+        inputs = calibration_inputs(project, lambda request: run(project, request).artifact)
     return run(project, resolve_stage(project, "calibrate", inputs))
 
 
 def endpoint(project: Project, against: Endpoint, shots: int | None) -> Artifact:
     """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
-    wanted = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
-    path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(wanted)[7:19]}.json"
+    content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots})
+    path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as draft:
-            draft.write_bytes(wanted)
+            draft.write_bytes(content)
     return artifact.foreign(path, "endpoint")
 
 
@@ -164,9 +164,9 @@ def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
             "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
             "gates": [verdict.text for verdict in verdicts],
             "files": [
-                {"file": one.name, "size": one.size, "sha256": one.sha256, "to": target.where(shipment, one),
-                 "send": one.name in lacking}
-                for one in shipment.items
+                {"file": item.name, "size": item.size, "sha256": item.sha256, "to": target.where(shipment, item),
+                 "send": item.name in lacking}
+                for item in shipment.items
             ],
         }  # fmt: skip
 
@@ -182,8 +182,8 @@ def release(project: Project) -> tuple[Outcome, targets.Shipment]:
         signature = None
         if section.signing_key is not None:
             signature = signing.sign(outcome.artifact, section.signing_key, project.runs)
-    asked = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
-    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=asked)
+    request = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=request)
 
 
 @contextlib.contextmanager

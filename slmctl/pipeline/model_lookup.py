@@ -26,23 +26,23 @@ def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact
     return model, model.file(gguf_file(model, type).path)
 
 
-def spoken_to(desk: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
+def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:
     """The GGUF file to talk to, the task it is for, and the name it goes by."""
-    found, path = gguf(desk, model, type)
-    if _has_task(found):
-        return path, Task.read(found.path), path.stem
+    source, path = gguf(where, model, type)
+    if _has_task(source):
+        return path, Task.read(source.path), path.stem
     with Engine(path, sequences=1, context=128) as engine:
-        return path, task_in(found, path, engine)[0], path.stem
+        return path, task_in(source, path, engine)[0], path.stem
 
 
-def task_in(found: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:
+def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, str]:
     """The task of a file that is served, whether it carries none of its own, and what raw text begins with then.
 
     Raises:
         UsageError: It has neither a task nor a chat template.
     """
-    if _has_task(found):
-        return Task.read(found.path), False, ""
+    if _has_task(source):
+        return Task.read(source.path), False, ""
     template: str = engine.info["chat_template"]
     if not template:
         raise UsageError(
@@ -56,8 +56,8 @@ def task_in(found: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, st
     return task, True, controls["bos"] if controls["adds_bos"] else ""
 
 
-def contract(desk: Workspace, model: str | None, elsewhere: str) -> tuple[Task, str]:
-    """What a model is asked that another server has, and the name it goes by here.
+def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task, str]:
+    """The task and the name of a model that another server answers with.
 
     Args:
         desk: Where the command works.
@@ -70,10 +70,10 @@ def contract(desk: Workspace, model: str | None, elsewhere: str) -> tuple[Task, 
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
         return Task.read(alone), elsewhere
-    found = find_model(desk, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
-    artifact.require_whole(found, hint=AGAIN)
-    names = [Path(entry.path).stem for entry in found.files(".gguf")]
-    return Task.read(found.path), found.metrics.get("project") or (names[0] if names else found.path.name)
+    source = find_model(where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
+    artifact.require_whole(source, hint=AGAIN)
+    names = [Path(entry.path).stem for entry in source.files(".gguf")]
+    return Task.read(source.path), source.metrics.get("project") or (names[0] if names else source.path.name)
 
 
 def lora(place: Path) -> tuple[Path, Task | None]:
@@ -83,26 +83,26 @@ def lora(place: Path) -> tuple[Path, Task | None]:
         IntegrityError: It is damaged.
         UsageError: It is no adapter.
     """
-    found = resolve.open_model(place, ("gguf",))
-    artifact.require_whole(found, hint=AGAIN)
-    entries = found.files(".gguf")
-    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if found.path.is_file() else [])
+    source = resolve.open_model(place, ("gguf",))
+    artifact.require_whole(source, hint=AGAIN)
+    entries = source.files(".gguf")
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if source.path.is_file() else [])
     if len(chosen) != 1:
         raise UsageError(
             f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora_gguf=true"
         )
-    path = found.file(chosen[0].path)
+    path = source.file(chosen[0].path)
     return path, Task.read(path.parent) if (path.parent / FILENAME).exists() else None
 
 
-def other_build(found: Artifact, path: Path, build: str) -> str:
-    """What to say where the engine is not the one that this file was measured with; nothing where it is."""
-    measured = found.manifest.environment.get("llama_cpp_python")
-    report = found.path / "report.json"
+def other_build(source: Artifact, path: Path, build: str) -> str:
+    """A note where the engine is another build than the one that measured this file; empty where it is the same."""
+    measured = source.manifest.environment.get("llama_cpp_python")
+    report = source.path / "report.json"
     if report.is_file():
         models = json.loads(report.read_bytes())["models"].values()
-        listed = {entry.path: entry.sha256 for entry in found.files(".gguf")}
-        builds = [one.get("engine") for one in models if one.get("sha256") == listed.get(path.name)]
+        listed = {entry.path: entry.sha256 for entry in source.files(".gguf")}
+        builds = [entry.get("engine") for entry in models if entry.get("sha256") == listed.get(path.name)]
         measured = builds[0] if builds else None
     if not measured or measured == build:
         return ""
@@ -112,9 +112,9 @@ def other_build(found: Artifact, path: Path, build: str) -> str:
 class FileModel:
     """The model that a user's file is answered with, its task, and the project where one is needed."""
 
-    def __init__(self, desk: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
+    def __init__(self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int) -> None:
         kinds = tuple(kind for kind in stage_table.STAGES["predict"].takes[0].kinds if kind != "endpoint")
-        self._workspace = Workspace(desk.directory, functools.cache(desk.project))
+        self._workspace = Workspace(where.directory, functools.cache(where.project))
         self.model = find_model(self._workspace, model, kinds, default="gguf")
         artifact.require_whole(self.model, hint=AGAIN)
         home = self.model if _has_task(self.model) else resolve.find(self.project, Role("prepared", ("prepared",)))
@@ -134,15 +134,15 @@ class FileModel:
         return column
 
 
-def handed_over(desk: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
-    """What a hand-over is of: what was asked, and the weights that it is or came from: a whole model, or a base and
+def handed_over(where: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:
+    """The artifact to hand over, and the weights that it is or came from: a whole model, or a base and
     an adapter."""
-    asked = find_model(desk, model, ("published", "gguf", "merged", "adapter"), default="published")
-    root = desk.directory if asked.kind == "published" else root_of(desk.directory, asked.path)
-    if (weights or ("adapter" if asked.kind == "adapter" else "merged")) == "merged":
-        return asked, lineage.origin(root, asked, "merged"), None
-    adapter = lineage.origin(root, asked, "adapter")
-    return asked, lineage.origin(root, adapter, "base"), adapter
+    source = find_model(where, model, ("published", "gguf", "merged", "adapter"), default="published")
+    root = where.directory if source.kind == "published" else root_of(where.directory, source.path)
+    if (weights or ("adapter" if source.kind == "adapter" else "merged")) == "merged":
+        return source, lineage.origin(root, source, "merged"), None
+    adapter = lineage.origin(root, source, "adapter")
+    return source, lineage.origin(root, adapter, "base"), adapter
 
 
 def root_of(directory: Path, path: Path | None) -> Path:
@@ -152,5 +152,5 @@ def root_of(directory: Path, path: Path | None) -> Path:
     return directory
 
 
-def _has_task(found: Artifact) -> bool:
-    return found.path.is_dir() and (found.path / FILENAME).exists()
+def _has_task(source: Artifact) -> bool:
+    return source.path.is_dir() and (source.path / FILENAME).exists()

@@ -26,7 +26,7 @@ class Project:
     config: config.Config
     wait: bool = True
     on_wait: Callable[[str], None] = lambda holder: None
-    given: dict[str, Path] = field(default_factory=dict)  # paths named by the user, by role
+    named: dict[str, Path] = field(default_factory=dict)  # paths named by the user, by role
     _found: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -45,7 +45,7 @@ class Project:
 
 @dataclass(frozen=True)
 class StageRequest:
-    """What a stage is asked to do, resolved: its config, its inputs, its recipe and where that leads."""
+    """A stage with its config, its inputs, the recipe of both and the path of the artifact that it leaves."""
 
     stage: Stage
     section: config.Section
@@ -98,15 +98,15 @@ def resolve_stage(
 
 
 def expected(project: Project, name: str) -> StageRequest:
-    """What the config asks of a stage; for a report or a policy, that is one on the models that it is about."""
+    """The request that the config makes of a stage; of evaluate and calibrate with the predictions that exist."""
     if name not in ("evaluate", "calibrate"):
         return resolve_stage(project, name)
 
-    def there(asked: StageRequest) -> Artifact:
-        if not asked.path.exists():
-            model = asked.inputs["model"].kind if isinstance(asked.inputs["model"], Artifact) else "a model"
+    def there(request: StageRequest) -> Artifact:
+        if not request.path.exists():
+            model = request.inputs["model"].kind if isinstance(request.inputs["model"], Artifact) else "a model"
             raise IntegrityError(f"{model} has not been measured with this config and data", hint=f"slmctl {name}")
-        return artifact.load(asked.path)
+        return artifact.load(request.path)
 
     if name == "calibrate":
         return resolve_stage(project, name, calibration_inputs(project, there))
@@ -120,8 +120,8 @@ def find(project: Project, role: Role) -> Artifact:
         IntegrityError: It has not been made yet, or is damaged.
     """
     if role.name not in project._found:
-        if role.name in project.given:
-            project._found[role.name] = open_model(project.given[role.name], role.kinds)
+        if role.name in project.named:
+            project._found[role.name] = open_model(project.named[role.name], role.kinds)
         else:
             stage = BY_KIND[role.kinds[0]]
             path = expected(project, stage.name).path
@@ -189,18 +189,18 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
     """
     path = path.resolve()
     if not path.exists():
-        raise IntegrityError(f"{path} does not exist", hint=f"a {' or '.join(kinds)} artifact is wanted there")
+        raise IntegrityError(f"{path} does not exist", hint=f"a {' or '.join(kinds)} artifact is expected there")
     if (path / artifact.MANIFEST).exists():
-        found = artifact.load(path)
+        source = artifact.load(path)
     elif path.suffix == ".gguf":
-        found = artifact.foreign(path, "gguf")
+        source = artifact.foreign(path, "gguf")
     elif (path / "adapter_config.json").exists():
-        found = artifact.foreign(path, "adapter")
+        source = artifact.foreign(path, "adapter")
     elif (path / "config.json").exists():
-        found = artifact.foreign(path, "merged")
+        source = artifact.foreign(path, "merged")
     else:
         raise IntegrityError(f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}")
-    return require_kind(found, kinds)
+    return require_kind(source, kinds)
 
 
 def flatten(inputs: Mapping[str, Artifact | list[Artifact]]) -> list[Artifact]:
@@ -212,7 +212,7 @@ def flatten(inputs: Mapping[str, Artifact | list[Artifact]]) -> list[Artifact]:
 
 def _digests(inputs: Mapping[str, Artifact | list[Artifact]]) -> dict[str, str | list[str]]:
     return {
-        role: [one.digest for one in value] if isinstance(value, list) else value.digest
+        role: [made.digest for made in value] if isinstance(value, list) else value.digest
         for role, value in inputs.items()
     }
 
@@ -223,17 +223,19 @@ def report_inputs(
     answers: Callable[[StageRequest], Artifact],
     split: str | None = None,
 ) -> dict[str, Any]:
-    """What a report is made of: the answers of every model, and those of the GGUF files where one is to be chosen."""
-    inputs = {"predictions": [answers(asked) for model in models for asked in predictions_of(project, model, split)]}
+    """Inputs of a report: the predictions of every model, and those of the GGUF files where one is to be chosen."""
+    inputs = {
+        "predictions": [answers(request) for model in models for request in predictions_of(project, model, split)]
+    }
     if project.config.evaluate.choose is not None and "gguf" in models:
-        inputs["validation"] = [answers(asked) for asked in predictions_of(project, "gguf", "validation")]
+        inputs["validation"] = [answers(request) for request in predictions_of(project, "gguf", "validation")]
     return inputs
 
 
 def calibration_inputs(
     project: Project, answers: Callable[[StageRequest], Artifact]
 ) -> dict[str, Artifact | list[Artifact]]:
-    """What a policy is made of: the answers of the served file on calibration rows, and on validation rows too where
+    """Inputs of a policy: the answers of the served file on calibration rows, and on validation rows too where
     some of them may be out of scope."""
     section = config.stage_config(project.config, "calibrate")
     assert isinstance(section, config.CalibrateConfig)
@@ -262,15 +264,15 @@ def predict_section(project: Project, split: str | None, type: str | None = None
 def predictions_of(
     project: Project, model: str | Path, split: str | None = None, type: str | None = None
 ) -> list[StageRequest]:
-    """What to ask `predict` for one model: once, or once a GGUF file when it has several."""
+    """Requests to `predict` for one model: once, or once a GGUF file when it has several."""
     role = STAGES["predict"].takes[0]
-    found = find_model(Workspace(project.root, lambda: project), model, role.kinds, default="gguf")
-    inputs: dict[str, Artifact | list[Artifact]] = {"model": found}
-    if found.kind == "adapter":
-        inputs["base"] = base_of(project, found)
+    source = find_model(Workspace(project.root, lambda: project), model, role.kinds, default="gguf")
+    inputs: dict[str, Artifact | list[Artifact]] = {"model": source}
+    if source.kind == "adapter":
+        inputs["base"] = base_of(project, source)
     types: list[str | None] = [None]
-    if found.kind in ("gguf", "published"):
-        listed = found.metrics.get("files")
+    if source.kind in ("gguf", "published"):
+        listed = source.metrics.get("files")
         types = [type] if type else list(listed) if listed else [None]
     return [resolve_stage(project, "predict", inputs, predict_section(project, split, name)) for name in types]
 
@@ -281,11 +283,11 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
     Raises:
         IntegrityError: It is not among this project's artifacts.
     """
-    wanted = adapter.manifest.inputs.get("base")
-    if wanted is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
+    digest = adapter.manifest.inputs.get("base")
+    if digest is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
         return find(project, Role("base", ("base",)))
     for path in sorted((project.runs / "base").glob("*/" + artifact.MANIFEST)):
-        found = artifact.load(path.parent)
-        if found.digest == wanted:
-            return found
+        source = artifact.load(path.parent)
+        if source.digest == digest:
+            return source
     raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")

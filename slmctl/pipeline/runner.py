@@ -32,14 +32,14 @@ TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 @dataclass(frozen=True)
 class Outcome:
-    """What running a stage gave."""
+    """The artifact of a stage that was run, or that was current."""
 
     artifact: Artifact
     current: bool  # it was there already
     seconds: float
 
 
-def run(project: Project, asked: StageRequest) -> Outcome:
+def run(project: Project, request: StageRequest) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
 
     Raises:
@@ -49,52 +49,52 @@ def run(project: Project, asked: StageRequest) -> Outcome:
         StageError: The disk or the memory is full.
     """
     try:
-        return _run(project, asked)
+        return _run(project, request)
     finally:
         guard.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
-def _run(project: Project, asked: StageRequest) -> Outcome:
+def _run(project: Project, request: StageRequest) -> Outcome:
     begun = time.monotonic()
-    if _assists(asked) and not asked.path.exists():
-        return Outcome(_assist(asked), False, time.monotonic() - begun)
-    lock, keep = project.runs / ".locks" / f"{asked.stage.leaves}-{asked.path.name}", resume_folder(asked)
-    if asked.path.exists() and not keep.exists():
-        return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-    needs = [given.digest for given in flatten(asked.inputs)]
+    if _assists(request) and not request.path.exists():
+        return Outcome(_assist(request), False, time.monotonic() - begun)
+    lock, keep = project.runs / ".locks" / f"{request.stage.leaves}-{request.path.name}", resume_folder(request)
+    if request.path.exists() and not keep.exists():
+        return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
+    needs = [source.digest for source in flatten(request.inputs)]
     locked = locks.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs)
-    with spoken(asked.stage.name, project.runs), locked:
-        if asked.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
+    with spoken(request.stage.name, project.runs), locked:
+        if request.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
-            return Outcome(artifact.load(asked.path), True, time.monotonic() - begun)
-        for given in flatten(asked.inputs):
-            require_whole(given)
-        made = _make(asked)
+            return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
+        for source in flatten(request.inputs):
+            require_whole(source)
+        made = _make(request)
     return Outcome(made, False, time.monotonic() - begun)
 
 
-def _make(asked: StageRequest) -> Artifact:
+def _make(request: StageRequest) -> Artifact:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    stage = asked.stage
-    keep = resume_folder(asked)
+    stage = request.stage
+    keep = resume_folder(request)
     more = {"keep": keep} if stage.resumes else {}
     if stage.resumes:
         keep.mkdir(parents=True, exist_ok=True)
-    with artifact.draft(asked.path) as place, spoken(stage.name, asked.path.parent):
+    with artifact.draft(request.path) as place, spoken(stage.name, request.path.parent):
         try:
             module = importlib.import_module(stage.module)
-            metrics = module.run(asked.section, out=place, **more, **asked.inputs)
-            _pass_on(TASK, asked.inputs, place)
+            metrics = module.run(request.section, out=place, **more, **request.inputs)
+            _pass_on(TASK, request.inputs, place)
             made = artifact.seal(
                 place,
-                asked.path,
+                request.path,
                 lambda files, digest: Manifest(
                     kind=stage.leaves,
                     stage=stage.id,
                     digest=digest,
-                    recipe_id=asked.recipe_id,
-                    config=asked.recipe,
-                    inputs=asked.digests,
+                    recipe_id=request.recipe_id,
+                    config=request.recipe,
+                    inputs=request.digests,
                     files=files,
                     metrics=metrics,
                     environment=environment(stage.uses),
@@ -109,29 +109,29 @@ def _make(asked: StageRequest) -> Artifact:
     return made
 
 
-def _assists(asked: StageRequest) -> bool:
+def _assists(request: StageRequest) -> bool:
     """Whether this process is one of several that make the artifact together, and not the first."""
-    return int(os.environ.get("RANK", "0")) > 0 or getattr(asked.section, "machine_rank", 0) > 0
+    return int(os.environ.get("RANK", "0")) > 0 or getattr(request.section, "machine_rank", 0) > 0
 
 
-def _assist(asked: StageRequest) -> Artifact:
+def _assist(request: StageRequest) -> Artifact:
     """Be one of several processes, or machines: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
-    module = importlib.import_module(asked.stage.module)
+    module = importlib.import_module(request.stage.module)
     with tempfile.TemporaryDirectory() as place:
         try:
-            module.run(asked.section, out=Path(place), keep=resume_folder(asked), **asked.inputs)
+            module.run(request.section, out=Path(place), keep=resume_folder(request), **request.inputs)
         except ModuleNotFoundError as error:
-            raise missing(error, asked.stage.name) from error
+            raise missing(error, request.stage.name) from error
     waited = time.monotonic()
-    while not asked.path.exists() and time.monotonic() - waited < ASSISTANTS_WAIT_S:
+    while not request.path.exists() and time.monotonic() - waited < ASSISTANTS_WAIT_S:
         time.sleep(0.2)
-    return artifact.load(asked.path)
+    return artifact.load(request.path)
 
 
-def resume_folder(asked: StageRequest) -> Path:
+def resume_folder(request: StageRequest) -> Path:
     """Where a stage that resumes leaves what an unfinished run got done."""
-    return asked.path.parent / f".resume-{asked.path.name}"
+    return request.path.parent / f".resume-{request.path.name}"
 
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
 
 def _pass_on(name: str, inputs: Mapping[str, Artifact | list[Artifact]], place: Path) -> None:
     """Carry a file that every later artifact needs, unless the stage wrote its own."""
-    for given in flatten(inputs):
-        if not (place / name).exists() and (given.path / name).is_file():
-            shutil.copyfile(given.path / name, place / name)
+    for source in flatten(inputs):
+        if not (place / name).exists() and (source.path / name).is_file():
+            shutil.copyfile(source.path / name, place / name)
 
 
 # Chains of stages

@@ -120,7 +120,7 @@ def _opened(path: Path) -> _Compared:
 
 
 def _last(project: Path) -> Artifact:
-    artifacts = list(lineage.known(project))
+    artifacts = list(lineage.readable_artifacts(project))
     for kind in TOPS:
         of_kind = [made for made in artifacts if made.kind == kind]
         if of_kind:
@@ -129,7 +129,7 @@ def _last(project: Path) -> Artifact:
 
 
 def _parts(node: lineage.LineageNode) -> Iterator[tuple[str, Artifact]]:
-    part = node.found
+    part = node.source
     if part is not None:
         yield f"{part.kind} {part.metrics['model']}" if part.kind == "predictions" else part.kind, part
     for parent in node.parents:

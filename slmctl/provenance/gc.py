@@ -1,4 +1,4 @@
-"""What no release, tag, config or running process needs: found, listed, and removed when that is asked for.
+"""Garbage below `runs/`: artifacts that no release, tag, config or running process needs, listed and removed.
 
 An artifact is renamed before it is removed, so that one that is half gone never lies where a whole one would.
 """
@@ -62,7 +62,7 @@ def survey(project: resolve.Project, registries: Sequence[Path]) -> Survey:
     Args:
         project: With its present config, whose artifacts are all kept.
         registries: Folders of releases beside the one that the config names and those that receipts name; what their
-            releases were made of is kept. Releases that lie elsewhere cannot be asked: of those that were sent
+            releases were made of is kept. Releases that lie elsewhere cannot be read: of those that were sent
             there, and of all that was laid out while the config publishes there, everything is kept.
 
     Raises:
@@ -114,7 +114,7 @@ def remove(project: resolve.Project, unneeded: Survey) -> tuple[int, list[Path]]
 
 
 def _remove(project: resolve.Project, path: Path) -> bool:
-    """Remove one thing, under the lock that whoever makes it would hold."""
+    """Remove one path under the lock of the stage that makes it; False where a process uses it."""
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
     lock = _lock_of(project, path)
@@ -132,7 +132,7 @@ def _remove(project: resolve.Project, path: Path) -> bool:
 
 
 def _remove_lock(path: Path) -> bool:
-    """Remove a lock's file while holding it: whoever waits for it finds that it is another one, and begins anew."""
+    """Remove a lock's file while holding it; a process that waits for it finds another file and locks that one."""
     with contextlib.suppress(FileNotFoundError), path.open("r+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,7 +202,7 @@ def _released(
             hint=f"mount it; if there never was one: mkdir -p {own}",
         )
     if own is None:
-        notes.append(f"releases in {to} cannot be asked: all that was laid out here is kept")
+        notes.append(f"releases in {to} cannot be read: all that was laid out here is kept")
         digests |= unsure
     elif unsure and own in there and not registry.folders(own):
         kept = ", ".join(str(laid_out[digest].path) for digest in sorted(unsure))
@@ -222,17 +222,19 @@ def _current(project: resolve.Project) -> Iterator[Path]:
         with contextlib.suppress(IntegrityError):  # what it needs has not been made
             if name == "predict":
                 for model in project.config.evaluate.models:
-                    yield from (asked.path for asked in resolve.predictions_of(project, model))
+                    yield from (named.path for named in resolve.predictions_of(project, model))
             else:
                 yield resolve.expected(project, name).path
 
 
-def _served(project: resolve.Project, known: Sequence[Artifact]) -> Iterator[Path]:
+def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
     places = [path.resolve() for path in named]
-    yield from (one.path for one in known if one.path.resolve() in {*places, *(place.parent for place in places)})
+    yield from (
+        entry.path for entry in artifacts if entry.path.resolve() in {*places, *(place.parent for place in places)}
+    )
 
 
 def _inputs(manifest: Artifact | Manifest) -> set[str]:
@@ -279,7 +281,7 @@ def _in_use(project: resolve.Project) -> set[str]:
 
 def _is_used(path: Path, used: set[str]) -> bool:
     prefix = f"{path.resolve()}/"
-    return any(one.startswith(prefix) for one in used)
+    return any(entry.startswith(prefix) for entry in used)
 
 
 # What lies beside
@@ -289,7 +291,7 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
     """What interrupted runs left: drafts, and checkpoints of trainings that the config no longer asks for."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
-        prefix = next((one for one in _LEFT if path.name.startswith(one)), "")
+        prefix = next((entry for entry in _LEFT if path.name.startswith(entry)), "")
         if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != atomic.DRAFT):
             continue
         lock = _lock_of(project, path)
@@ -303,18 +305,20 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
 def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
     if locks.held(project.runs / ".locks" / "sources") is None:
-        asked = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
-        hashes = {one["sha256"] for made in needed for one in made.metrics.get("sources", []) if "sha256" in one}
+        named = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
+        hashes = {entry["sha256"] for made in needed for entry in made.metrics.get("sources", []) if "sha256" in entry}
         for path in sorted(project.sources.glob("[!.]*")):
-            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-            own = {artifact.sha256_file(one).removeprefix("sha256:") for one in files} if path not in asked else set()
-            if path not in asked and not own & hashes:
+            files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+            own = (
+                {artifact.sha256_file(entry).removeprefix("sha256:") for entry in files} if path not in named else set()
+            )
+            if path not in named and not own & hashes:
                 yield Unneeded(path, "a copy of a source that nothing here was made of", _size(path))
-    models = {digest for one in needed for digest in _inputs(one)}
+    models = {digest for entry in needed for digest in _inputs(entry)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:
             yield Unneeded(path, "an endpoint whose answers are not kept", _size(path))
-    releases = {one.digest[7:19] for one in needed}
+    releases = {entry.digest[7:19] for entry in needed}
     for path in sorted((project.runs / ".signatures").glob("*.sig")):
         if path.name.partition("-")[0] not in releases:
             yield Unneeded(path, "a signature of a release that is not kept here", _size(path))
@@ -325,12 +329,12 @@ def _opened_digest(folder: Path) -> str:
     return opened.digest if isinstance(opened, Artifact) else ""
 
 
-def _about(one: Artifact | Path) -> str:
-    return f"made {one.manifest.started}" if isinstance(one, Artifact) else f"its {MANIFEST} is missing or damaged"
+def _about(entry: Artifact | Path) -> str:
+    return f"made {entry.manifest.started}" if isinstance(entry, Artifact) else f"its {MANIFEST} is missing or damaged"
 
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     if path.is_symlink() or path.is_file():
         return path.lstat().st_size
-    return sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+    return sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())

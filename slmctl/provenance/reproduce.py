@@ -109,7 +109,7 @@ def _short(sha256: object) -> str:
 
 def _inputs(project: resolve.Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
     """The recorded inputs by role, found by their digests."""
-    by_digest = {made.digest: made for made in lineage.known(project.root)}
+    by_digest = {made.digest: made for made in lineage.readable_artifacts(project.root)}
     for path in named:  # a foreign model
         if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
             model = resolve.open_model(path, ("gguf", "adapter", "merged"))

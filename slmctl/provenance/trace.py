@@ -1,4 +1,4 @@
-"""Who saw a row: the data sets that hold it or nearly the same, and every model and release made of them.
+"""Data sets that hold a row or nearly the same one, and every model and release made of them.
 
 Data sets answer from their `rows.bin`; the rest follows from the digests in the manifests. An
 artifact is only said to be clear when all it was made of is here and could be asked.
@@ -33,7 +33,7 @@ _READS = {"adapter": {"train", "validation"}, "report": {"validation"}}
 
 
 class Standing(StrEnum):
-    """What an artifact has to do with the row."""
+    """How an artifact relates to the row."""
 
     TRAINED = "trained"  # its training data held the row, or nearly the same
     HELD_OUT = "held out"  # only rows that it was measured, chosen, set or prompted by did
@@ -43,7 +43,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A prepared data set, and which of its records are the row; `fault` says why it could not be asked."""
+    """A prepared data set, and which of its records are the row; `fault` says why it could not be searched."""
 
     path: str
     digest: str
@@ -53,7 +53,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Holding:
-    """An artifact or a release, and what it has to do with the row.
+    """An artifact or a release, and how it relates to the row.
 
     Attributes:
         missing: What keeps the answer from being sure.
@@ -82,13 +82,13 @@ class Trace:
     @property
     def sure(self) -> bool:
         """Whether nothing is unknown."""
-        return all(one.standing != Standing.UNKNOWN for one in (*self.artifacts, *self.releases))
+        return all(entry.standing != Standing.UNKNOWN for entry in (*self.artifacts, *self.releases))
 
     def to_json(self) -> dict[str, Any]:
         """This answer as JSON values."""
         fields = asdict(self)
-        for data_set, entry in zip(self.data_sets, fields["data_sets"], strict=True):
-            entry["rows"] = [row.to_json() for row in data_set.rows]
+        for data_set, file in zip(self.data_sets, fields["data_sets"], strict=True):
+            file["rows"] = [row.to_json() for row in data_set.rows]
         return {"found": self.found, "sure": self.sure, **fields}
 
 
@@ -110,17 +110,17 @@ def trace(
         registries: Folders of releases, `PROJECT/VERSION/` each.
     """
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
-    here = [one for one in whole if isinstance(one, Artifact)]
-    asked = {one.path: _fingerprints(one) for one in here if one.kind == "prepared"}
-    readable = {path: found for path, found in asked.items() if isinstance(found, Fingerprints)}
+    here = [entry for entry in whole if isinstance(entry, Artifact)]
+    answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind == "prepared"}
+    readable = {path: prints for path, prints in answers.items() if isinstance(prints, Fingerprints)}
     probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
     if id is not None:
-        probes += [one for found in readable.values() for one in found.queries(id)]
-    rows = {path: tuple(found.look_up(probes, id=id, threshold=similarity)) for path, found in readable.items()}
+        probes += [entry for prints in readable.values() for entry in prints.queries(id)]
+    rows = {path: tuple(prints.look_up(probes, id=id, threshold=similarity)) for path, prints in readable.items()}
     data_sets = tuple(
-        DataSet(_shown(one.path, root), one.digest, rows.get(one.path, ()), _fault(asked[one.path]))
-        for one in here
-        if one.kind == "prepared"
+        DataSet(_shown(entry.path, root), entry.digest, rows.get(entry.path, ()), _fault(answers[entry.path]))
+        for entry in here
+        if entry.kind == "prepared"
     )
     released = [
         lineage.opened(folder)
@@ -128,11 +128,11 @@ def trace(
         for folder in registry.folders(place)
         if (folder / MANIFEST).exists()
     ]
-    exposures = _Exposures([*here, *(one for one in released if isinstance(one, Artifact))], data_sets)
+    exposures = _Exposures([*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets)
     return Trace(
         data_sets,
-        tuple(exposures.holding(one, root) for one in whole),
-        tuple(exposures.holding(one, root) for one in released),
+        tuple(exposures.holding(entry, root) for entry in whole),
+        tuple(exposures.holding(entry, root) for entry in released),
     )
 
 
@@ -142,11 +142,11 @@ class _Exposures:
     def __init__(self, artifacts: Sequence[Artifact], data_sets: Sequence[DataSet]) -> None:
         self._by_digest: dict[str, list[Artifact]] = {}
         self._by_file: dict[str, list[Artifact]] = {}  # a base may be a model that was made here
-        for one in artifacts:
-            self._by_digest.setdefault(one.digest, []).append(one)
-            if one.kind != "base":
-                for entry in one.manifest.files:
-                    self._by_file.setdefault(entry.sha256, []).append(one)
+        for entry in artifacts:
+            self._by_digest.setdefault(entry.digest, []).append(entry)
+            if entry.kind != "base":
+                for file in entry.manifest.files:
+                    self._by_file.setdefault(file.sha256, []).append(entry)
         self._sides: dict[str, frozenset[str]] = {}
         self._faults: dict[str, str] = {}
         for data_set in data_sets:  # equal digests hold equal rows
@@ -154,27 +154,27 @@ class _Exposures:
             self._faults[data_set.digest] = data_set.fault
         self._seen: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
-    def holding(self, one: Artifact | Path, root: Path) -> Holding:
-        if isinstance(one, Path):
+    def holding(self, entry: Artifact | Path, root: Path) -> Holding:
+        if isinstance(entry, Path):
             return Holding(
-                _shown(one, root), one.parent.name, "", Standing.UNKNOWN, (f"its {MANIFEST} is missing or damaged",)
+                _shown(entry, root), entry.parent.name, "", Standing.UNKNOWN, (f"its {MANIFEST} is missing or damaged",)
             )
-        sides, missing = self._of(one)
+        sides, missing = self._of(entry)
         if "train" in sides:
             standing = Standing.TRAINED
         elif missing:
             standing = Standing.UNKNOWN
         else:
             standing = Standing.HELD_OUT if sides else Standing.CLEAR
-        return Holding(_shown(one.path, root), one.kind, one.digest, standing, tuple(sorted(missing)))
+        return Holding(_shown(entry.path, root), entry.kind, entry.digest, standing, tuple(sorted(missing)))
 
-    def _of(self, one: Artifact) -> tuple[frozenset[str], frozenset[str]]:
+    def _of(self, entry: Artifact) -> tuple[frozenset[str], frozenset[str]]:
         """The sides that hold the row and that an artifact took something from, and what is missing to be sure."""
-        if one.digest in self._seen:
-            return self._seen[one.digest]
-        self._seen[one.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
-        sides, missing = self._own(one)
-        for same in self._by_digest[one.digest]:  # equal bytes, made in more than one way
+        if entry.digest in self._seen:
+            return self._seen[entry.digest]
+        self._seen[entry.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
+        sides, missing = self._own(entry)
+        for same in self._by_digest[entry.digest]:  # equal bytes, made in more than one way
             for role, value in same.manifest.inputs.items():
                 for digest in value if isinstance(value, list) else [value]:
                     if digest not in self._by_digest:
@@ -189,16 +189,16 @@ class _Exposures:
                             more, lacking = more - {"train"}, frozenset()
                         sides |= more
                         missing |= lacking
-        self._seen[one.digest] = frozenset(sides), frozenset(missing)
-        return self._seen[one.digest]
+        self._seen[entry.digest] = frozenset(sides), frozenset(missing)
+        return self._seen[entry.digest]
 
-    def _own(self, one: Artifact) -> tuple[set[str], set[str]]:
+    def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
         """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
-        if one.kind == "prepared":
-            fault = self._faults.get(one.digest, "")
-            return set(self._sides.get(one.digest, ())), {fault} if fault else set()
+        if entry.kind == "prepared":
+            fault = self._faults.get(entry.digest, "")
+            return set(self._sides.get(entry.digest, ())), {fault} if fault else set()
         sides, missing = set[str](), set[str]()
-        for sha256 in one.metrics.get("source_sha256", {}).values() if one.kind == "base" else ():
+        for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.kind == "base" else ():
             for source in self._by_file.get(sha256.removeprefix("sha256:"), ()):
                 more, lacking = self._of(source)
                 sides |= more
@@ -206,23 +206,23 @@ class _Exposures:
         return sides, missing
 
 
-def _taken(one: Artifact, held: frozenset[str]) -> frozenset[str]:
+def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
     """Of the sides of its data set that hold the row, those that an artifact took something from."""
-    if one.kind == "predictions" and "split" in one.manifest.config:
-        shown = frozenset(("shots",)) if one.metrics.get("shots") and "train" in held else frozenset[str]()
-        return held & {one.manifest.config["split"]} | shown
-    return held & _READS.get(one.kind, HELD_OUT | {"train"})
+    if entry.kind == "predictions" and "split" in entry.manifest.config:
+        shown = frozenset(("shots",)) if entry.metrics.get("shots") and "train" in held else frozenset[str]()
+        return held & {entry.manifest.config["split"]} | shown
+    return held & _READS.get(entry.kind, HELD_OUT | {"train"})
 
 
-def _is_remote(one: Artifact, role: str) -> bool:
+def _is_remote(entry: Artifact, role: str) -> bool:
     """Whether an input is a model at somebody else's address, which nothing here was made of."""
-    return one.kind == "predictions" and role == "model" and one.metrics.get("kind") == "endpoint"
+    return entry.kind == "predictions" and role == "model" and entry.metrics.get("kind") == "endpoint"
 
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:
-    """What a data set can be asked by, or why it cannot."""
+    """The fingerprints of a data set, or the reason why they cannot be read."""
     name = f"prepared {data_set.digest[:19]}"
-    entries = [entry for entry in data_set.manifest.files if entry.path == FILENAME]
+    entries = [file for file in data_set.manifest.files if file.path == FILENAME]
     if not entries:
         return f"{name} has no {FILENAME}: it was made before rows could be traced"
     path = data_set.path / FILENAME
@@ -234,18 +234,18 @@ def _fingerprints(data_set: Artifact) -> Fingerprints | str:
         return f"{name}: {error.message}"
 
 
-def _fault(found: Fingerprints | str) -> str:
-    return found if isinstance(found, str) else ""
+def _fault(prints: Fingerprints | str) -> str:
+    return prints if isinstance(prints, str) else ""
 
 
 def _shown(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def lines(found: Trace) -> Iterator[str]:
+def lines(trace: Trace) -> Iterator[str]:
     """The answer for people, a line each."""
-    listed = [data_set for data_set in found.data_sets if data_set.rows]
-    if found.found:
+    listed = [data_set for data_set in trace.data_sets if data_set.rows]
+    if trace.found:
         yield "data sets that hold it or nearly the same:"
     else:
         yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")
@@ -263,10 +263,10 @@ def lines(found: Trace) -> Iterator[str]:
         Standing.CLEAR: "did not see it:",
     }
     for standing, title in titles.items():
-        of_it = [one for one in (*found.artifacts, *found.releases) if one.standing == standing]
+        of_it = [entry for entry in (*trace.artifacts, *trace.releases) if entry.standing == standing]
         if of_it:
             yield title
-        for one in of_it:
-            release = "release" if one in found.releases else one.kind
-            yield f"  {release:<11}  {one.path}"
-            yield from (f"               {reason}" for reason in one.missing if standing == Standing.UNKNOWN)
+        for entry in of_it:
+            release = "release" if entry in trace.releases else entry.kind
+            yield f"  {release:<11}  {entry.path}"
+            yield from (f"               {reason}" for reason in entry.missing if standing == Standing.UNKNOWN)

@@ -70,16 +70,16 @@ class Bucket:
         )
         _bound(self._client)
         url = urlsplit(self._client.meta.endpoint_url)
-        asked = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
-        self.hosts = (*sorted(guard.on_the_way(asked)), *settings.hosts)
+        arguments = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
+        self.hosts = (*sorted(guard.on_the_way(arguments)), *settings.hosts)
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
 
     def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
         with _spoken(self.bucket):
-            found = self._read(self._key(project, version, MANIFEST, ""))
-            return None if found is None else gather(found["Body"].iter_chunks(1 << 20), f"the manifest of {version}")
+            answer = self._read(self._key(project, version, MANIFEST, ""))
+            return None if answer is None else gather(answer["Body"].iter_chunks(1 << 20), f"the manifest of {version}")
 
     def holds(self, shipment: Shipment) -> set[str]:
         held = set()
@@ -100,36 +100,36 @@ class Bucket:
         item = shipment.manifest
         body = item.path.read_bytes()
         key = self._key(shipment.project, shipment.version, MANIFEST, "")
-        asked: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "ContentMD5": _md5(body)}
-        asked["Metadata"] = {"sha256": item.sha256}
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "ContentMD5": _md5(body)}
+        arguments["Metadata"] = {"sha256": item.sha256}
         with _spoken(self.bucket):
             try:
-                self._client.put_object(**asked, IfNoneMatch="*")
+                self._client.put_object(**arguments, IfNoneMatch="*")
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("NotImplemented", "501"):  # a service without conditions
-                    self._client.put_object(**asked)
+                    self._client.put_object(**arguments)
                 elif error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
                     raise
 
     def find(self, name: str) -> tuple[str, str]:
         project, _, version = name.rpartition("@")
         releases = self._releases()
-        found = sorted(one for one in releases if version in ("", one[1]) and project in ("", one[0]))
-        if len(found) == 1:
-            return found[0]
-        listed = ", ".join("@".join(one) for one in sorted(releases)) or "none"
-        if not found:
+        answer = sorted(entry for entry in releases if version in ("", entry[1]) and project in ("", entry[0]))
+        if len(answer) == 1:
+            return answer[0]
+        listed = ", ".join("@".join(entry) for entry in sorted(releases)) or "none"
+        if not answer:
             raise IntegrityError(f"s3://{self.bucket}/{self.prefix} holds no release '{name}'", hint=f"there: {listed}")
         raise UsageError(f"'{name}' may mean several releases", hint=f"#PROJECT@VERSION: {listed}")
 
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
         with _spoken(self.bucket):
-            found = self._read(self._key(project, version, entry.path, entry.sha256))
-            if found is None:
+            answer = self._read(self._key(project, version, entry.path, entry.sha256))
+            if answer is None:
                 if entry.path == SIGNATURE:
                     return
                 raise IntegrityError(f"{entry.path} is not in s3://{self.bucket}/{self.prefix}", hint="publish again")
-            receive(found["Body"].iter_chunks(1 << 20), path, entry.size)
+            receive(answer["Body"].iter_chunks(1 << 20), path, entry.size)
 
     def _key(self, project: str, version: str, name: str, sha256: str) -> str:
         inner = f"{project}/{version}/{name}" if name in _BY_NAME else f".blobs/{sha256}"
@@ -137,17 +137,17 @@ class Bucket:
 
     def _releases(self) -> set[tuple[str, str]]:
         start = f"{self.prefix}/" if self.prefix else ""
-        found = set()
+        answer = set()
         with _spoken(self.bucket):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             for number, page in enumerate(pages):
                 if number == LARGEST_LISTING:
                     raise IntegrityError(f"s3://{self.bucket}/{self.prefix} lists too many objects for a registry")
-                for one in page.get("Contents", []):
-                    parts = one["Key"].removeprefix(start).split("/")
+                for entry in page.get("Contents", []):
+                    parts = entry["Key"].removeprefix(start).split("/")
                     if len(parts) == 3 and parts[2] == MANIFEST:
-                        found.add((parts[0], parts[1]))
-        return found
+                        answer.add((parts[0], parts[1]))
+        return answer
 
     def _has(self, key: str, item: ShipmentFile) -> bool:
         head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
@@ -158,38 +158,38 @@ class Bucket:
 
     def _send(self, key: str, item: ShipmentFile) -> None:
         """One object, whole or not at all."""
-        asked = {"Bucket": self.bucket, "Key": key}
+        arguments = {"Bucket": self.bucket, "Key": key}
         if item.size <= PART:
             body = item.path.read_bytes()
-            self._client.put_object(**asked, Body=body, ContentMD5=_md5(body), Metadata={"sha256": item.sha256})
+            self._client.put_object(**arguments, Body=body, ContentMD5=_md5(body), Metadata={"sha256": item.sha256})
             return
         try:
-            self._send_parts(asked, item)
+            self._send_parts(arguments, item)
         except ClientError as error:
             # another publisher of the same file took up the same upload, and was the first to complete it
             if error.response["Error"]["Code"] != "NoSuchUpload" or not self._has(key, item):
                 raise
 
-    def _send_parts(self, asked: dict[str, str], item: ShipmentFile) -> None:
-        upload, have = self._begun(asked["Key"])
+    def _send_parts(self, arguments: dict[str, str], item: ShipmentFile) -> None:
+        upload, have = self._begun(arguments["Key"])
         if upload is None:
-            upload = self._client.create_multipart_upload(**asked, Metadata={"sha256": item.sha256})["UploadId"]
-        asked = {**asked, "UploadId": upload}
+            upload = self._client.create_multipart_upload(**arguments, Metadata={"sha256": item.sha256})["UploadId"]
+        arguments = {**arguments, "UploadId": upload}
         parts = []
         with item.path.open("rb") as stream:
             for number, body in enumerate(iter(lambda: stream.read(PART), b""), 1):
                 etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
                 if have.get(number) != (etag, len(body)):
-                    etag = self._client.upload_part(**asked, PartNumber=number, Body=body, ContentMD5=_md5(body))[
+                    etag = self._client.upload_part(**arguments, PartNumber=number, Body=body, ContentMD5=_md5(body))[
                         "ETag"
                     ]
                 parts.append({"PartNumber": number, "ETag": etag})
-        self._client.complete_multipart_upload(**asked, MultipartUpload={"Parts": parts})
+        self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": parts})
 
     def _begun(self, key: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
         """An interrupted upload of the same object, and the parts of it that arrived: their ETag and size."""
         listed = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", [])
-        uploads = [one["UploadId"] for one in listed if one["Key"] == key]
+        uploads = [entry["UploadId"] for entry in listed if entry["Key"] == key]
         if not uploads:
             return None, {}
         pages = self._client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=uploads[-1])
