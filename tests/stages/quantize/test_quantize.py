@@ -145,7 +145,7 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
 
 def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     # no row of the tiny model is a multiple of 256: every matrix falls back
-    entry = run(config("Q4_K_M", importance="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
+    entry = run(config("Q4_K_M", importance_matrix="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
     head = gguf_header.read(tmp_path / "out" / "made" / str(entry["file"]))
     assert entry["importance"] is False
     assert not any(key.startswith("quantize.imatrix") for key in head.metadata)
