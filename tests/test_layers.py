@@ -192,6 +192,18 @@ def test_a_planted_violation_is_found(rule: object, name: str, source: str) -> N
     assert list(rule({**TREES, name: ast.parse(source)})) != []
 
 
+def test_names_say_what_they_hold() -> None:
+    dialect = {"found", "one", "wanted", "asked", "given", "told", "said", "known"}
+    bound = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in dialect)
+        or (isinstance(node, ast.arg) and node.arg in dialect)
+    ]
+    assert len(bound) <= 10, bound
+
+
 def test_no_file_is_long() -> None:
     assert {name: count for name, source in SOURCES.items() if (count := source.count("\n")) > MAX_FILE} == {}
 

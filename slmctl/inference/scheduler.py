@@ -357,13 +357,13 @@ class Scheduler:
         choices = {len(choice.path): choice for choice in search.choices()}
         sequence.logprobs = [log(choice.shares[tokens[k]]) for k, choice in choices.items()]
         among_all = [
-            rounded(one + choice.weight - sequence.totals[choice.path])
-            for one, choice in zip(sequence.logprobs, choices.values(), strict=True)
+            rounded(item + choice.weight - sequence.totals[choice.path])
+            for item, choice in zip(sequence.logprobs, choices.values(), strict=True)
         ]
         for k, token in enumerate(tokens if sequence.alternatives >= 0 else ()):
             shares = choices[k].shares if k in choices else {token: 1.0}
             if not self.model.ends(token):
-                self._tell(sequence, token, log(shares[token]), [(one, log(share)) for one, share in shares.items()])
+                self._tell(sequence, token, log(shares[token]), [(item, log(share)) for item, share in shares.items()])
         sequence.raw = len(label.encode())
         self._emit(sequence, label)
         self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all)
@@ -501,7 +501,7 @@ class Scheduler:
             except ValueError as error:
                 raise DataError(str(error)) from None
             # a client may send labels with each request
-            if len(self._tries) >= KEPT or sum(one.size for one in self._tries.values()) > KEPT_TOKENS:
+            if len(self._tries) >= KEPT or sum(item.size for item in self._tries.values()) > KEPT_TOKENS:
                 self._tries.clear()
             self._tries[key] = trie
         return self._tries[key]

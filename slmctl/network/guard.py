@@ -150,8 +150,8 @@ def on_the_way(url: str) -> set[str]:
 
 def receipt() -> dict[str, Any]:
     """What has left this machine since the last receipt: the hosts contacted, and the bytes sent to them."""
-    found: dict[str, Any] = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
-    return found | ({"not_counted": sorted(uncounted)} if uncounted else {})
+    counts: dict[str, Any] = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
+    return counts | ({"not_counted": sorted(uncounted)} if uncounted else {})
 
 
 def begin_receipt() -> None:
@@ -175,20 +175,20 @@ def written_down(root: Path | None, command: str) -> Iterator[None]:
     try:
         yield
     finally:
-        found, now = receipt(), time.gmtime()
-        if root is not None and found["hosts_contacted"]:
+        counts, now = receipt(), time.gmtime()
+        if root is not None and counts["hosts_contacted"]:
             path = root / "runs" / ".receipts" / f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            found |= {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
-            path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            counts |= {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+            path.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def add_receipt(found: dict[str, Any]) -> None:
+def add_receipt(counts: dict[str, Any]) -> None:
     """Take over what a child process has counted."""
     global _bytes_out
-    contacted.update(found.get("hosts_contacted", []))
-    uncounted.update(found.get("not_counted", []))
-    _bytes_out += found.get("bytes_out", 0)
+    contacted.update(counts.get("hosts_contacted", []))
+    uncounted.update(counts.get("not_counted", []))
+    _bytes_out += counts.get("bytes_out", 0)
 
 
 def summary() -> tuple[list[str], int]:
@@ -238,7 +238,7 @@ def _learn(name: str) -> None:
     _learning.on = True
     try:
         with contextlib.suppress(OSError):
-            _addresses.update(str(found[4][0]) for found in socket.getaddrinfo(name, None))
+            _addresses.update(str(counts[4][0]) for counts in socket.getaddrinfo(name, None))
     finally:
         _learning.on = False
 

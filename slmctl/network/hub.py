@@ -20,8 +20,8 @@ from slmctl.network.credentials import secret
 def hosts() -> set[str]:
     """The hosts that the hub is asked at, and those that it sends its client to for large files."""
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    found = guard.on_the_way(url)
-    return found | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
+    names = guard.on_the_way(url)
+    return names | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
 
 
 @contextlib.contextmanager

@@ -38,24 +38,24 @@ def download(requirement: str, folder: Path, *options: str, purpose: str, larges
         NetworkError: pip could not fetch it, was sent to a host that is not of the index, or `--offline` was given.
     """
     guard.require(purpose, hint="name the base by a path, or run this once without --offline")
-    asked = hosts()
-    console.say(f"  contacting {', '.join(sorted(asked)) or 'no host'}, as pip is set up")
+    allowed = hosts()
+    console.say(f"  contacting {', '.join(sorted(allowed)) or 'no host'}, as pip is set up")
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
     arguments = ["download", "--no-deps", "--quiet", *options, "--dest", str(folder), requirement]
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as said:
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as report:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "slmctl.network.pip_child", said.name, json.dumps(sorted(asked)),
+            [sys.executable, "-P", "-m", "slmctl.network.pip_child", report.name, json.dumps(sorted(allowed)),
              str(largest), *arguments],
             capture_output=True, text=True, env=child_environment.without_secrets(*_NEEDS),
         )  # fmt: skip
-        told = json.loads(said.read() or "{}")
-    guard.add_receipt(told)
+        receipt = json.loads(report.read() or "{}")
+    guard.add_receipt(receipt)
     came = sorted(set(folder.iterdir()) - before)
-    if told.get("refused"):
-        other = told["refused"][0]
+    if receipt.get("refused"):
+        other = receipt["refused"][0]
         raise NetworkError(
-            f"the package index sends pip to {other}, and it was to contact {', '.join(sorted(asked))} alone",
+            f"the package index sends pip to {other}, and it was to contact {', '.join(sorted(allowed))} alone",
             hint=f"if {other} belongs to your index: pip config set global.find-links https://{other}/",
         )
     if done.returncode != 0 or not came:
@@ -86,7 +86,7 @@ def standard_index() -> tuple[str, str]:
 def hosts_of(settings: Sequence[str]) -> set[str]:
     """The same, of lines as `pip config list` prints them."""
     urls: list[str] = []
-    found: set[str] = set()
+    names: set[str] = set()
     without, with_index = False, False
     for line in settings:
         name, _, written = line.partition("=")
@@ -95,7 +95,7 @@ def hosts_of(settings: Sequence[str]) -> set[str]:
         if key == "no-index":
             without = value.lower() in ("1", "true", "yes", "on")
         elif key == "proxy":
-            found |= {urlsplit(value if "://" in value else f"http://{value}").hostname or ""}
+            names |= {urlsplit(value if "://" in value else f"http://{value}").hostname or ""}
         elif key in ("index-url", "extra-index-url", "find-links"):
             urls += value.split()
             with_index |= key == "index-url"
@@ -104,9 +104,9 @@ def hosts_of(settings: Sequence[str]) -> set[str]:
     for url in urls:
         if url.startswith(("http://", "https://")):
             host = urlsplit(url).hostname or ""
-            found |= guard.on_the_way(url) | {files if host == urlsplit(standard).hostname else host}
-            found |= {f"*.{_domain(host)}"} if _domain(host) else set()
-    return {host for host in found if host}
+            names |= guard.on_the_way(url) | {files if host == urlsplit(standard).hostname else host}
+            names |= {f"*.{_domain(host)}"} if _domain(host) else set()
+    return {host for host in names if host}
 
 
 def _domain(host: str) -> str:

@@ -39,7 +39,7 @@ def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFo
 def spoken(what: str, place: Path) -> Iterator[None]:
     """Turn what any work may meet into a sentence: a missing package, a full memory, a full disk."""
     try:
-        with _OfRust():
+        with _RustErrors():
             yield
     except ModuleNotFoundError as error:
         raise missing(error, what) from error
@@ -60,10 +60,10 @@ def spoken(what: str, place: Path) -> Iterator[None]:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _OfRust(contextlib.AbstractContextManager[None]):
-    """Makes an OSError of what tokenizers and kin raise as a bare Exception that has its number in words."""
+class _RustErrors(contextlib.AbstractContextManager[None]):
+    """Convert the plain Exception that Rust libraries raise for an I/O error ("… (os error 28)") to OSError."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        told = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
-        if told and int(told[1]) in (*_FULL, errno.EIO):
-            raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
+        match = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
+        if match and int(match[1]) in (*_FULL, errno.EIO):
+            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error

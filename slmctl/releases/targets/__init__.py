@@ -137,7 +137,9 @@ def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequenc
         IntegrityError: A file is not what the manifest says.
     """
     artifact.require_whole(release)
-    items = [ShipmentFile(one.path, release.file(one.path), one.size, one.sha256) for one in release.manifest.files]
+    items = [
+        ShipmentFile(entry.path, release.file(entry.path), entry.size, entry.sha256) for entry in release.manifest.files
+    ]
     extra = [(SIGNATURE, signature)] if signature is not None else []
     for name, path in [*extra, (MANIFEST, release.path / MANIFEST)]:
         sha256 = artifact.sha256_file(path).removeprefix("sha256:")
@@ -184,9 +186,9 @@ def prefix(to: str) -> str:
     Raises:
         UsageError: None that is known.
     """
-    for known in KINDS:
-        if to.startswith(known) and len(to) > len(known):
-            return known
+    for kind in KINDS:
+        if to.startswith(kind) and len(to) > len(kind):
+            return kind
     raise UsageError(f"'{to}' names no target", hint="dir:FOLDER, hf:ORG/NAME, s3://BUCKET/PREFIX, oci://HOST/REPO")
 
 
@@ -287,10 +289,10 @@ def fetch(
 def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
     """What an earlier fetch brought to the same place."""
     if (final / MANIFEST).exists():
-        found = artifact.load(final)
-        if found.digest == manifest.digest and not artifact.verify(found):
+        fetched = artifact.load(final)
+        if fetched.digest == manifest.digest and not artifact.verify(fetched):
             check(final)
-            return found
+            return fetched
     raise UsageError(f"{final} exists and is not this release, whole", hint="name another folder, or remove it")
 
 

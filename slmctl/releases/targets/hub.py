@@ -45,8 +45,8 @@ class HubRepository:
 
     def __init__(self, repo: str, settings: Settings) -> None:
         self.repo, self.public = repo, settings.public
-        known = hub.hosts()
-        self.hosts = (*sorted(known), *(STORES if "huggingface.co" in known else ()), *settings.hosts)
+        contacted = hub.hosts()
+        self.hosts = (*sorted(contacted), *(STORES if "huggingface.co" in contacted else ()), *settings.hosts)
         self._made: Any = None
 
     @property
@@ -107,7 +107,7 @@ class HubRepository:
             there = self._files("main") or {}
             names = {item.name for item in shipment.items}
             changes: list[Any] = [CommitOperationDelete(name) for name in there if name not in {*names, *_KEPT}]
-            changes += self._additions([one for one in shipment.items if not _same(one, there.get(one.name))])
+            changes += self._additions([item for item in shipment.items if not _same(item, there.get(item.name))])
             if changes:
                 message = f"{shipment.project} {shipment.version}"
                 head = self._api.create_commit(
@@ -123,7 +123,7 @@ class HubRepository:
         if version:
             return project, version.removeprefix("v")
         with hub.spoken(f"the hub gave no {self.repo}"):
-            tags = [one.name[1:] for one in self._api.list_repo_refs(self.repo).tags if one.name.startswith("v")]
+            tags = [item.name[1:] for item in self._api.list_repo_refs(self.repo).tags if item.name.startswith("v")]
         if len(tags) != 1:
             raise UsageError(f"hf:{self.repo} has {len(tags)} releases", hint=f"#VERSION: {', '.join(tags) or 'none'}")
         return project, tags[0]
@@ -161,7 +161,7 @@ class HubRepository:
                 tree = list(itertools.islice(listed, LARGEST_LISTING))
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
-        return {one.path: one for one in tree if hasattr(one, "blob_id")}
+        return {item.path: item for item in tree if hasattr(item, "blob_id")}
 
     @contextlib.contextmanager
     def _content(self, name: str, revision: str) -> Iterator[Iterator[bytes]]:

@@ -139,7 +139,7 @@ class OciRepository:
             return {item.name for item in shipment.items if layers.get(item.name) == f"sha256:{item.sha256}"}
         with _spoken(self.name):
             container = self._container(shipment.version)
-            return {one.name for one in shipment.items if self._client.blob_exists(_layer(one), container)}
+            return {item.name for item in shipment.items if self._client.blob_exists(_layer(item), container)}
 
     def put(self, shipment: Shipment, missing: Sequence[ShipmentFile]) -> None:
         with _spoken(self.name):
@@ -216,10 +216,10 @@ class OciRepository:
         return layers
 
     def _send(self, path: Path, layer: dict[str, Any]) -> None:
-        given = (str(path), self._container("latest"), layer)
+        arguments = (str(path), self._container("latest"), layer)
         whole = layer["size"] <= WHOLE
         self._require(
-            self._client.put_upload(*given) if whole else self._client.chunked_upload(*given, chunk_size=WHOLE)
+            self._client.put_upload(*arguments) if whole else self._client.chunked_upload(*arguments, chunk_size=WHOLE)
         )
 
     @contextlib.contextmanager

@@ -60,8 +60,8 @@ class Ollama:
         shown = self._run("show", "--modelfile", f"{self.name}:{version}", may_fail=True)
         if shown is None:
             return None
-        found = _FROM.search(shown)
-        if found is None or _model(like).sha256 not in found[1]:
+        match = _FROM.search(shown)
+        if match is None or _model(like).sha256 not in match[1]:
             raise IntegrityError(
                 f"ollama:{self.name}:{version} is another model already",
                 hint="a published version never changes: raise 'version' in slmctl.yaml",
@@ -88,19 +88,21 @@ class Ollama:
         raise UsageError("Ollama keeps the model file alone", hint="fetch the release from where it lies whole")
 
     def _run(self, *args: str, folder: Path | None = None, may_fail: bool = False) -> str | None:
-        known = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        done = subprocess.run([self.program, *args], cwd=folder, env=known, capture_output=True, text=True, check=False)
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        done = subprocess.run(
+            [self.program, *args], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode == 0:
             return done.stdout
         if may_fail and "not found" in done.stderr:
             return None
-        said = done.stderr.strip().splitlines() or ["it gave no reason"]
-        raise StageError(f"ollama {args[0]} failed: {said[-1]}", hint="ollama serve")
+        reasons = done.stderr.strip().splitlines() or ["it gave no reason"]
+        raise StageError(f"ollama {args[0]} failed: {reasons[-1]}", hint="ollama serve")
 
 
 def _model(shipment: Shipment) -> ShipmentFile:
     """The model file that the Modelfile names."""
     text = shipment.release.file(MODELFILE).read_text(encoding="utf-8")
     named = _FROM.search(text)
-    wanted = named[1].removeprefix("./") if named else ""
-    return next(item for item in shipment.items if item.name == wanted)
+    name = named[1].removeprefix("./") if named else ""
+    return next(item for item in shipment.items if item.name == name)
