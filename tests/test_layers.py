@@ -192,6 +192,14 @@ def test_a_planted_violation_is_found(rule: object, name: str, source: str) -> N
     assert list(rule({**TREES, name: ast.parse(source)})) != []
 
 
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    pronouns = ("What ", "Who ", "Whether ", "Where ", "Which ", "How ")
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                assert not (ast.get_docstring(node) or "").startswith(pronouns), f"{name}: {ast.get_docstring(node)}"
+
+
 def test_names_say_what_they_hold() -> None:
     dialect = {"found", "one", "wanted", "asked", "given", "told", "said", "known"}
     bound = [

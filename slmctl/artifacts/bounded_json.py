@@ -84,7 +84,7 @@ def read_object(
 
 
 def _is_deep(value: object) -> bool:
-    """Whether lists and objects nest deeper than MAX_DEPTH, counted without recursion."""
+    """True if lists and objects nest deeper than MAX_DEPTH, counted without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -57,7 +57,7 @@ def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], N
 
 
 def _holder(stream: IO[str]) -> str:
-    """Who holds a lock, by what it has written; it writes right after it has locked."""
+    """The holder that a lock's file names, which it writes right after it has locked."""
     for _ in range(20):
         stream.seek(0)
         if line := stream.readline().strip():
@@ -66,8 +66,8 @@ def _holder(stream: IO[str]) -> str:
     return "a process that has not yet said who it is"
 
 
-def held(path: Path) -> list[str] | None:
-    """What the holder of a lock has written: who it is, then the digests that it needs; None when nobody holds it."""
+def read_holder(path: Path) -> list[str] | None:
+    """The holder of a lock, then the digests that it needs, as one list; None where nobody holds it."""
     try:
         with path.open("r+") as stream:
             try:

@@ -84,7 +84,8 @@ def trace(
     from slmctl.provenance import trace as module
 
     if (text is None) == (record is None):
-        raise UsageError("trace needs either --text or --id", hint="slmctl trace --text - < row.txt")
+        got = "neither" if text is None else "both"
+        raise UsageError(f"trace takes one of --text and --id, got {got}", hint="slmctl trace --text - < row.txt")
     if text == "-":
         text = sys.stdin.read()
     if text is not None and not text.strip():

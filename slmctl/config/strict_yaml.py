@@ -65,6 +65,11 @@ class StrictYaml:
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise UsageError(f"{self.name}{line}: not valid YAML: {error.problem}") from None
+        except yaml.reader.ReaderError as error:
+            number = text.count("\n", 0, error.position) + 1
+            raise UsageError(
+                f"{self.name}:{number}: not valid YAML: it holds a control character", hint="remove the character"
+            ) from None
         except yaml.YAMLError as error:
             raise UsageError(f"{self.name}: not valid YAML: {error}") from None
         return None if node is None else self._value(node, (), depth=0)

@@ -233,7 +233,7 @@ def _opens(ordered: npt.NDArray) -> npt.NDArray[np.bool_]:
 
 
 def _in_sorted(values: U64, ordered: U64) -> npt.NDArray[np.bool_]:
-    """Which values are among sorted ones."""
+    """A mask of the values that are among sorted ones."""
     if not len(ordered):
         return np.zeros(len(values), dtype=bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values

@@ -162,7 +162,7 @@ class Policy:
         return linear(self.weights, self.bias, signals(answer, out_of_scope=self.out_of_scope))
 
     def p_correct(self, score: float) -> float:
-        """How likely an answer of this score is right."""
+        """The probability that an answer of this score is right."""
         scores = [knot[0] for knot in self.knots]
         at = bisect.bisect_right(scores, score)
         if at in (0, len(scores)):
@@ -171,7 +171,7 @@ class Policy:
         return p0 + (p1 - p0) * (score - x0) / (x1 - x0)
 
     def judge(self, answer: Mapping[str, Any], text: str) -> Decision:
-        """Whether to keep an answer.
+        """Decide whether an answer is kept.
 
         Args:
             answer: See `signals`.

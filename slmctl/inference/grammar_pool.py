@@ -195,7 +195,7 @@ class Grammars:
         self._lines[self._schemas[walk]].put(_Job(walk, token))
 
     def end(self, walk: str) -> None:
-        """Forget an answer; no state of it follows that matters."""
+        """Drop an answer; an unknown one is ignored. A state that is on its way may still be delivered: ignore it."""
         schema = self._schemas.pop(walk, None)
         if schema is None:
             return

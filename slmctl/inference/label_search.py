@@ -140,7 +140,7 @@ class LabelSearch:
         return index, self._likelihood[index]
 
     def choices(self) -> list[LabelChoice]:
-        """Where the model was asked on the way to the best label, in order."""
+        """The places where the model was asked on the way to the best label, in order."""
         tokens = tuple(self.trie.tokens[self.best[0]])
         paths = (tokens[:length] for length in range(len(tokens)))
         return [self._asked[path] for path in paths if path in self._asked]

@@ -62,7 +62,7 @@ class Text:
         self.stopped = False
 
     def push(self, raw: bytes, *, final: bool = False) -> str:
-        """What may be shown now that `raw` has come."""
+        """Take `raw`; return the text that may be shown now."""
         self._held += self._decode(raw, final)
         places = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
         if places:

@@ -1,1 +1,1 @@
-"""What answers score, with intervals, tests and gates."""
+"""Metrics of answers, with intervals, tests and gates."""

@@ -180,10 +180,11 @@ def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]
     return float(low), float(high)
 
 
-def no_difference(differences: Floats) -> float:
-    """Two-sided p-value that the true difference is 0: the confidence at which the percentile interval just holds it.
+def bootstrap_p_value(differences: Floats) -> float:
+    """Two-sided p-value of a difference of 0, from bootstrap values of the difference.
 
-    Never 0: so many resamples cannot tell less than one of themselves (Davison and Hinkley 1997, chapter 4).
+    It is 1 minus the confidence at which the percentile interval just reaches 0. Never 0: n resamples show no p-value
+    below 2 / (1 + n) (Davison and Hinkley 1997, chapter 4).
     """
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))

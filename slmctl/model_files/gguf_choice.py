@@ -1,4 +1,4 @@
-"""Which GGUF file of an artifact answers: the same rule for every command."""
+"""Choose the GGUF file of an artifact that answers: the same rule for every command."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
 
 
 def is_type(path: str, type: str) -> bool:
-    """Whether a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
+    """True if a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type)}\.gguf$", path) is not None
 
 
 def is_lora(path: str) -> bool:
-    """Whether a GGUF file is an adapter, as quantize names it, and no model by itself."""
+    """True if a GGUF file is an adapter, as quantize names it, and no model by itself."""
     return path.endswith("-LoRA.gguf")

@@ -112,7 +112,7 @@ class _Reader:
         return GgufHeader(metadata, tensors, self.end(tensors, alignment))
 
     def end(self, tensors: tuple[GgufTensor, ...], alignment: int) -> int:
-        """Where the last tensor ends; each must begin where the one before it ends, aligned, as in llama.cpp."""
+        """The offset of the end of the last tensor; each must begin where the one before it ends, aligned."""
         start = last = -(-self.at // alignment) * alignment
         names: set[str] = set()
         expected = 0

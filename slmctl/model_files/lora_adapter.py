@@ -113,7 +113,10 @@ def read(folder: Path) -> LoraAdapter:
     changes = {f"{module}.weight": _update(module, matrices, settings) for module, matrices in sorted(sides.items())}
     for module in settings.get("modules_to_save") or []:
         if not any(name.endswith((f"{module}.weight", f"{module}.bias")) for name in replaced):
-            raise StageError(f"the adapter lists '{module}' in its modules_to_save and holds no weights of it")
+            raise StageError(
+                f"the adapter lists '{module}' in its modules_to_save and holds no weights of it",
+                hint="save the adapter again with PEFT, or drop the module from adapter_config.json",
+            )
     return LoraAdapter(changes, replaced)
 
 

@@ -40,7 +40,7 @@ class LogitRequest:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How llama.cpp reads texts with a GGUF file.
+    """llama.cpp's reading of texts with a GGUF file.
 
     Attributes:
         vocabulary: Number of tokens.

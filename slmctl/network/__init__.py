@@ -1,1 +1,1 @@
-"""What may leave this machine, and the clients that ask."""
+"""The network guard, credentials, and the clients of the hub, the package index and endpoints."""

@@ -1,4 +1,4 @@
-"""What keeps data on this machine: switches for the libraries that phone home, and a guard on sockets.
+"""Keep data on this machine: switches for the libraries that phone home, and a guard on sockets.
 
 The switches act on the Hugging Face libraries only when set before their first import, so `cli`
 calls `seal` before any stage module is loaded. The guard is a second, independent line: CPython's
@@ -76,7 +76,7 @@ def forbid() -> None:
 
 
 def is_forbidden() -> bool:
-    """Whether `--offline` was given."""
+    """True if `--offline` was given."""
     return _forbidden
 
 
@@ -149,7 +149,7 @@ def on_the_way(url: str) -> set[str]:
 
 
 def receipt() -> dict[str, Any]:
-    """What has left this machine since the last receipt: the hosts contacted, and the bytes sent to them."""
+    """The hosts contacted and the bytes sent since the last receipt."""
     counts: dict[str, Any] = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
     return counts | ({"not_counted": sorted(uncounted)} if uncounted else {})
 
@@ -221,7 +221,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
 
 
 def _may(host: str) -> bool:
-    """Whether the network is open for a host, or for the address that its name stands for."""
+    """True if the network is open for a host, or for the address that its name stands for."""
     if _only is None or host in _addresses or getattr(_learning, "on", False):
         return True
     if any(fnmatchcase(host, name) for name in _only):
@@ -269,7 +269,7 @@ def _counted(send: Callable[..., Any], *, under_tls: bool) -> Callable[..., Any]
 
 
 def _leads_out(sock: socket.socket, more: tuple[Any, ...]) -> bool:
-    """Whether what a socket sends leaves this machine: to the peer, else to the address that the call names."""
+    """True if data of a socket leaves this machine: to its peer, else to the address that the call names."""
     try:
         peer: object = sock.getpeername()
     except OSError:
@@ -283,7 +283,7 @@ def _host(address: object) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine; a Unix socket has no host."""
+    """True if a host is this machine; a Unix socket has no host."""
     if host in ("", "localhost"):
         return True
     try:

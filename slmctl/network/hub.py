@@ -75,10 +75,10 @@ def split(name: str, *, example: str) -> tuple[str, str]:
 
 
 def is_pinned(commit: str) -> bool:
-    """Whether a revision is a commit, and not a branch or tag, which can move."""
+    """True if a revision is a commit, and not a branch or tag, which can move."""
     return re.fullmatch(r"[0-9a-f]{40}", commit) is not None
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when there is no connection: httpx's errors up to 1.x, httpx2's from 2.0 on."""
+    """The exceptions of the hub's client for a failed connection: httpx's up to 1.x, httpx2's from 2.0 on."""
     return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)

@@ -216,7 +216,7 @@ class EndpointClient:
                         _require_plain(response)
                         yield response
                         return
-                    status, pause_s = response.status_code, asked_to_wait(response.headers)
+                    status, pause_s = response.status_code, retry_after_s(response.headers)
                     raw = b"".join([part async for part in _bounded(response, MAX_ERROR, cut=True)])
             except TimeoutError:
                 raise EndpointError(f"no whole reply within {self.timeout_s:g} s", "slow") from None
@@ -530,8 +530,8 @@ def message(raw: bytes) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def asked_to_wait(headers: httpx.Headers) -> float:
-    """Seconds that `Retry-After` asks for, as a number or a date; 0 for none."""
+def retry_after_s(headers: httpx.Headers) -> float:
+    """Seconds from now that `Retry-After` names, as a number or a date; 0 where it is missing, unreadable or past."""
     value = headers.get("retry-after", "").strip()
     with contextlib.suppress(ValueError):
         return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0

@@ -148,7 +148,7 @@ def publish(project: Project) -> tuple[Outcome, str, bool]:
 
 
 def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
-    """What `publish` would send where, as JSON values; the release is laid out, and nothing is sent."""
+    """The files that `publish` would send and their places, as JSON values; builds the release, sends nothing."""
     outcome, shipment = release(project)
     with _target(project, "publish --plan") as target:
         made = targets.plan(target, project.config.publish.to, shipment)

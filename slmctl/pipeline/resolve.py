@@ -35,7 +35,7 @@ class Project:
 
     @property
     def sources(self) -> Path:
-        """Where copies of sources lie that are no files."""
+        """The folder of copies of sources that are no files."""
         return self.runs / ".sources"
 
     def forget(self) -> None:
@@ -136,7 +136,7 @@ def find(project: Project, role: Role) -> Artifact:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a command works: a folder, and its project, which is read when it is needed."""
+    """The folder that a command works in, and its project, which is read when it is needed."""
 
     directory: Path
     project: Callable[[], Project]

@@ -110,7 +110,7 @@ def _make(request: StageRequest) -> Artifact:
 
 
 def _assists(request: StageRequest) -> bool:
-    """Whether this process is one of several that make the artifact together, and not the first."""
+    """True if this process is one of several that make the artifact together, and not the first."""
     return int(os.environ.get("RANK", "0")) > 0 or getattr(request.section, "machine_rank", 0) > 0
 
 
@@ -130,7 +130,7 @@ def _assist(request: StageRequest) -> Artifact:
 
 
 def resume_folder(request: StageRequest) -> Path:
-    """Where a stage that resumes leaves what an unfinished run got done."""
+    """The folder in which a stage that resumes keeps the work of an unfinished run."""
     return request.path.parent / f".resume-{request.path.name}"
 
 

@@ -50,7 +50,7 @@ STAGES = {
         Stage(
             "quantize",
             (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
-            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=2,
+            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=3,
         ),
         Stage(
             "predict",
@@ -68,7 +68,7 @@ STAGES = {
                 PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
-            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=4,
+            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=5,
         ),
         Stage(
             "calibrate",
@@ -81,7 +81,7 @@ STAGES = {
                 BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
                 Role("gguf", ("gguf",)), Role("report", ("report",)),
             ),
-            "published", "slmctl.stages.publish.publish", ("llama_cpp_python", "gguf"), version=3,
+            "published", "slmctl.stages.publish.publish", ("llama_cpp_python", "gguf"), version=4,
         ),
     )
 }  # fmt: skip

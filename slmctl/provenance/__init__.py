@@ -1,1 +1,1 @@
-"""What came from what, and what is still needed: trace, diff, reproduce, gc."""
+"""Provenance of artifacts: trace, diff, reproduce, gc."""

@@ -13,7 +13,7 @@ import numpy as np
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.metrics.statistics import difference_interval, mcnemar, no_difference, percentiles, resamples
+from slmctl.metrics.statistics import bootstrap_p_value, difference_interval, mcnemar, percentiles, resamples
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
 
 CONFIDENCE = 0.95
@@ -55,7 +55,7 @@ class ModelChange(TypedDict):
 
 
 class Place(TypedDict):
-    """Which artifact was compared."""
+    """One of the two artifacts that are compared."""
 
     path: str
     digest: str
@@ -244,7 +244,7 @@ def _paired(name: str, left: Report, right: Report) -> dict[str, Any] | None:
             "p": mcnemar(only_first, only_second),
         }
     means = np.concatenate([weights @ (b - a) for weights in resamples(len(ids))]) / len(ids)
-    return facts | {"interval": list(percentiles(means, CONFIDENCE)), "p": no_difference(means)}
+    return facts | {"interval": list(percentiles(means, CONFIDENCE)), "p": bootstrap_p_value(means)}
 
 
 def _by_id(name: str, report: EvaluationReport, rows: Sequence[RowEntry], place: Literal[1, 3]) -> dict[str, float]:

@@ -80,7 +80,9 @@ def survey(project: resolve.Project, registries: Sequence[Path]) -> Survey:
     ]
     items += _left(project, used)
     items += _copies(project, [entry for entry in artifacts if entry.path in needed])
-    items += [Unneeded(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.held(path) is None]
+    items += [
+        Unneeded(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.read_holder(path) is None
+    ]
     return Survey(tuple(items), tuple(notes))
 
 
@@ -118,7 +120,7 @@ def _remove(project: resolve.Project, path: Path) -> bool:
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
     lock = _lock_of(project, path)
-    if lock is not None and locks.held(lock) is not None:
+    if lock is not None and locks.read_holder(lock) is not None:
         return False
     if (path / MANIFEST).exists():
         if _opened_digest(path) in _held_digests(project) or _is_used(path, _in_use(project)):
@@ -217,7 +219,7 @@ def _place(project: resolve.Project, receipt: deliveries.Delivery) -> Path | Non
 
 
 def _current(project: resolve.Project) -> Iterator[Path]:
-    """Where the present config's artifacts lie, or would."""
+    """The paths of the present config's artifacts, whether they exist or not."""
     for name in stage_table.STAGES:
         with contextlib.suppress(IntegrityError):  # what it needs has not been made
             if name == "predict":
@@ -251,7 +253,7 @@ def _locks(project: resolve.Project) -> list[Path]:
 
 def _held_digests(project: resolve.Project) -> set[str]:
     """Digests that running stages have said they need."""
-    return {line for path in _locks(project) for line in (locks.held(path) or [])[1:]}
+    return {line for path in _locks(project) for line in (locks.read_holder(path) or [])[1:]}
 
 
 def _lock_of(project: resolve.Project, path: Path) -> Path | None:
@@ -288,14 +290,14 @@ def _is_used(path: Path, used: set[str]) -> bool:
 
 
 def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
-    """What interrupted runs left: drafts, and checkpoints of trainings that the config no longer asks for."""
+    """Leftovers of interrupted runs: drafts, and checkpoints of trainings that the config no longer asks for."""
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
         prefix = next((entry for entry in _LEFT if path.name.startswith(entry)), "")
         if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != atomic.DRAFT):
             continue
         lock = _lock_of(project, path)
-        if (lock is not None and locks.held(lock) is not None) or _is_used(path, used):
+        if (lock is not None and locks.read_holder(lock) is not None) or _is_used(path, used):
             continue
         if prefix == ".resume-" and path.name.removeprefix(prefix) in current:
             continue  # the next run goes on from there
@@ -303,8 +305,8 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
 
 
 def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
-    """What was kept for artifacts that are not: copies of sources, endpoints nobody asks, signatures."""
-    if locks.held(project.runs / ".locks" / "sources") is None:
+    """Copies of sources, endpoints and signatures that belong to no artifact that is kept."""
+    if locks.read_holder(project.runs / ".locks" / "sources") is None:
         named = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
         hashes = {entry["sha256"] for made in needed for entry in made.metrics.get("sources", []) if "sha256" in entry}
         for path in sorted(project.sources.glob("[!.]*")):

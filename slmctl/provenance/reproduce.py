@@ -46,7 +46,7 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        """Whether every file is the same."""
+        """True if every file is the same."""
         return self.recorded == self.rebuilt
 
     def to_json(self) -> dict[str, Any]:

@@ -27,13 +27,13 @@ from slmctl.releases import registry
 HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
 
-# Which sides of its data set an artifact took something from; of a kind that is not here, all of them.
+# The splits of its data set that an artifact took something from; of a kind that is not here, all of them.
 # A report trains its baselines on the training rows, and keeps none. Predictions name their side.
 _READS = {"adapter": {"train", "validation"}, "report": {"validation"}}
 
 
 class Standing(StrEnum):
-    """How an artifact relates to the row."""
+    """The relation of an artifact to the row."""
 
     TRAINED = "trained"  # its training data held the row, or nearly the same
     HELD_OUT = "held out"  # only rows that it was measured, chosen, set or prompted by did
@@ -76,12 +76,12 @@ class Trace:
 
     @property
     def found(self) -> bool:
-        """Whether any data set holds the row, or nearly the same."""
+        """True if any data set holds the row, or nearly the same."""
         return any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
 
     @property
     def sure(self) -> bool:
-        """Whether nothing is unknown."""
+        """True if nothing is unknown."""
         return all(entry.standing != Standing.UNKNOWN for entry in (*self.artifacts, *self.releases))
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def trace(
 
 
 class _Exposures:
-    """What each artifact took from which sides that hold the row, followed through the manifests."""
+    """The splits with the row that each artifact took something from, followed through the manifests."""
 
     def __init__(self, artifacts: Sequence[Artifact], data_sets: Sequence[DataSet]) -> None:
         self._by_digest: dict[str, list[Artifact]] = {}
@@ -147,10 +147,10 @@ class _Exposures:
             if entry.kind != "base":
                 for file in entry.manifest.files:
                     self._by_file.setdefault(file.sha256, []).append(entry)
-        self._sides: dict[str, frozenset[str]] = {}
+        self._splits: dict[str, frozenset[str]] = {}
         self._faults: dict[str, str] = {}
         for data_set in data_sets:  # equal digests hold equal rows
-            self._sides[data_set.digest] = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
+            self._splits[data_set.digest] = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
             self._faults[data_set.digest] = data_set.fault
         self._seen: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
@@ -159,55 +159,55 @@ class _Exposures:
             return Holding(
                 _shown(entry, root), entry.parent.name, "", Standing.UNKNOWN, (f"its {MANIFEST} is missing or damaged",)
             )
-        sides, missing = self._of(entry)
-        if "train" in sides:
+        splits, missing = self._of(entry)
+        if "train" in splits:
             standing = Standing.TRAINED
         elif missing:
             standing = Standing.UNKNOWN
         else:
-            standing = Standing.HELD_OUT if sides else Standing.CLEAR
+            standing = Standing.HELD_OUT if splits else Standing.CLEAR
         return Holding(_shown(entry.path, root), entry.kind, entry.digest, standing, tuple(sorted(missing)))
 
     def _of(self, entry: Artifact) -> tuple[frozenset[str], frozenset[str]]:
-        """The sides that hold the row and that an artifact took something from, and what is missing to be sure."""
+        """The splits that hold the row and that an artifact took something from, and what is missing to be sure."""
         if entry.digest in self._seen:
             return self._seen[entry.digest]
         self._seen[entry.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
-        sides, missing = self._own(entry)
+        splits, missing = self._own(entry)
         for same in self._by_digest[entry.digest]:  # equal bytes, made in more than one way
             for role, value in same.manifest.inputs.items():
                 for digest in value if isinstance(value, list) else [value]:
                     if digest not in self._by_digest:
                         missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
-                    elif digest in self._sides:
-                        sides |= _taken(same, self._sides[digest])
+                    elif digest in self._splits:
+                        splits |= _taken(same, self._splits[digest])
                         missing |= {fault for fault in [self._faults[digest]] if fault}
                     else:
                         more, lacking = self._of(self._by_digest[digest][0])
                         if same.kind == "published" and role == "report":
                             # what the release was measured beside is no part of it
                             more, lacking = more - {"train"}, frozenset()
-                        sides |= more
+                        splits |= more
                         missing |= lacking
-        self._seen[entry.digest] = frozenset(sides), frozenset(missing)
+        self._seen[entry.digest] = frozenset(splits), frozenset(missing)
         return self._seen[entry.digest]
 
     def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
         """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
         if entry.kind == "prepared":
             fault = self._faults.get(entry.digest, "")
-            return set(self._sides.get(entry.digest, ())), {fault} if fault else set()
-        sides, missing = set[str](), set[str]()
+            return set(self._splits.get(entry.digest, ())), {fault} if fault else set()
+        splits, missing = set[str](), set[str]()
         for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.kind == "base" else ():
             for source in self._by_file.get(sha256.removeprefix("sha256:"), ()):
                 more, lacking = self._of(source)
-                sides |= more
+                splits |= more
                 missing |= lacking
-        return sides, missing
+        return splits, missing
 
 
 def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
-    """Of the sides of its data set that hold the row, those that an artifact took something from."""
+    """Of the splits of its data set that hold the row, those that an artifact took something from."""
     if entry.kind == "predictions" and "split" in entry.manifest.config:
         shown = frozenset(("shots",)) if entry.metrics.get("shots") and "train" in held else frozenset[str]()
         return held & {entry.manifest.config["split"]} | shown
@@ -215,7 +215,7 @@ def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
 
 
 def _is_remote(entry: Artifact, role: str) -> bool:
-    """Whether an input is a model at somebody else's address, which nothing here was made of."""
+    """True if an input is a model at somebody else's address, which nothing here was made of."""
     return entry.kind == "predictions" and role == "model" and entry.metrics.get("kind") == "endpoint"
 
 

@@ -99,7 +99,7 @@ def _unreadable(folder: Path, error: OSError) -> IntegrityError:
 
 
 def manifests(root: Path) -> list[Manifest]:
-    """What every release in a registry is, when everything there can be read: manifests, and what the tags stand for.
+    """The manifest of every release in a registry, and the digests of its tags; everything must be readable.
 
     Raises:
         IntegrityError: Something cannot be.
@@ -175,7 +175,7 @@ def parse(address: str, root: Path) -> tuple[Path, str]:
 
 
 def blob(root: Path, sha256: str) -> Path:
-    """Where a file lies by its content."""
+    """The path of a file by its content."""
     return root / ".blobs" / sha256
 
 
@@ -197,7 +197,7 @@ def put_blob(root: Path, source: Path, sha256: str) -> None:
 
 
 def holds_blob(root: Path, sha256: str) -> bool:
-    """Whether a file is there, and whole."""
+    """True if a file is there, and whole."""
     path = blob(root, sha256)
     return path.is_file() and artifact.sha256_file(path) == "sha256:" + sha256
 
@@ -251,7 +251,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def has_gates(root: Path, release: Artifact) -> bool:
-    """Whether it is on record what the gates of a release asked."""
+    """True if it is on record what the gates of a release asked."""
     return bool(_recorded(root, release))
 
 
@@ -314,7 +314,7 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
 
 
 def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
-    """What was recorded with a release; nothing where that cannot be read or is about another release."""
+    """The record of a release's gates; None where it cannot be read or is about another release."""
     path = root / str(release.metrics["project"]) / ".gates" / str(release.metrics["version"])
     try:
         kept = bounded_json.parse(bounded_json.read_bytes(path), where=str(path))

@@ -78,7 +78,8 @@ def verify(folder: Path, public_key: Path, *, name: str = "") -> None:
     signature = folder / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
         raise IntegrityError(
-            f"{called} is not signed: it has no {SIGNATURE}", hint="publish.signing_key signs a release"
+            f"{called} is not signed: it has no {SIGNATURE}",
+            hint="its publisher signs with --set publish.signing_key=KEY.pem; without --key no signature is required",
         )
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)

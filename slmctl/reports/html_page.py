@@ -193,12 +193,12 @@ def either(number: int, singular: str, plural: str) -> str:
 
 
 def place(entry: Mapping[str, Any]) -> str:
-    """Where a row lies: `tickets.csv row 17`."""
+    """The place of a row: `tickets.csv row 17`."""
     return f"{entry['file']} row {entry['row']}"
 
 
 def _plain(value: Any) -> Any:
-    """What the template writes: markup as it is, anything else as one cleaned line."""
+    """A value for the template: markup as it is, anything else as one cleaned line."""
     return value if isinstance(value, Markup) else shown(str(value), TEXT)
 
 

@@ -99,7 +99,7 @@ class Gateway:
         return not self.stopping and not fault and self.served.backend.ready
 
     def stop(self) -> None:
-        """Take no more requests."""
+        """Answer new requests with 503 from now on; running ones go on until `end_all`."""
         self.stopping = True
 
     def end_all(self) -> None:

@@ -30,7 +30,7 @@ SLICE = 4096  # bytes that are parsed between two looks at the bounds
 
 @dataclass
 class Room:
-    """How many connections there may be, and which of them can be ended without harm.
+    """The number of connections that there may be, and those that can be ended without harm.
 
     Attributes:
         most: Connections at the same time.

@@ -76,7 +76,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """How much a request may ask for, in tokens."""
+    """The largest request, in tokens."""
 
     max_tokens: int
     max_prompt: int

@@ -203,16 +203,23 @@ class _Child:
         words = (self._process.stderr.read() or b"").decode(errors="replace").strip().splitlines()
         last = words[-1][:300] if words else "without a word"
         if last.startswith("MemoryError"):
-            raise TemplateLimitError(f"the chat template wants more than {MEMORY_MB} MB of memory")
+            raise _out_of_memory()
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             raise TemplateLimitError(f"the process that rendered the chat template was ended by {name}")
         raise StageError(f"the process that renders chat templates ended with exit code {code}: {last}")
 
 
+def _out_of_memory() -> TemplateLimitError:
+    return TemplateLimitError(
+        f"the chat template wants more than {MEMORY_MB} MB of memory",
+        hint="shorten the messages, or take a base with a simpler chat template",
+    )
+
+
 def _text(answer: Mapping[str, Any]) -> str:
     if answer.get("kind") == "memory":
-        raise TemplateLimitError(f"the chat template wants more than {MEMORY_MB} MB of memory")
+        raise _out_of_memory()
     if "fault" in answer:
         raise TemplateRefusedError(f"the chat template refuses the messages: {answer['fault']}")
     return str(answer["text"])

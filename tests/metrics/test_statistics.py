@@ -243,14 +243,14 @@ def test_percentile_bootstrap_is_scipys() -> None:
 
 
 def test_no_difference() -> None:
-    assert statistics.no_difference(np.zeros(99)) == 1.0
-    assert statistics.no_difference(np.ones(99)) == pytest.approx(2 / 100)
-    assert statistics.no_difference(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(2 * 6 / 100)
+    assert statistics.bootstrap_p_value(np.zeros(99)) == 1.0
+    assert statistics.bootstrap_p_value(np.ones(99)) == pytest.approx(2 / 100)
+    assert statistics.bootstrap_p_value(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(2 * 6 / 100)
 
 
 def test_no_difference_is_uniform_where_there_is_none() -> None:
     """Of a bootstrap test at 5 %, about 5 % are false alarms."""
     random = np.random.default_rng(11)
     weights = np.concatenate(list(statistics.resamples(80, count=400)))
-    values = [statistics.no_difference(weights @ random.normal(0, 1, 80)) for _ in range(600)]
+    values = [statistics.bootstrap_p_value(weights @ random.normal(0, 1, 80)) for _ in range(600)]
     assert 0.025 < np.mean(np.array(values) < 0.05) < 0.085

@@ -92,11 +92,11 @@ def test_a_killed_holder_frees_the_lock_at_once(holder, preparing: Forks) -> Non
     assert f"{lock.name} is locked by pid {child.pid} on " in refused.stderr
     assert " since 2" in refused.stderr
     assert "hint: leave --no-wait out to wait for it" in refused.stderr
-    assert locks.held(lock)[1:] == ["sha256:1234"]  # type: ignore[index]
+    assert locks.read_holder(lock)[1:] == ["sha256:1234"]  # type: ignore[index]
     waiting = preparing.start(desk, "prepare")
     child.send_signal(signal.SIGKILL)
     assert waiting.wait().code == 0
-    assert locks.held(lock) is None
+    assert locks.read_holder(lock) is None
     assert preparing.run(desk, "prepare", "--no-wait").code == 0
 
 
@@ -106,6 +106,6 @@ def test_a_lock_that_was_removed_is_not_held_by_two(tmp_path: Path) -> None:
     with locks.lock(path, wait=False, on_wait=print):
         path.unlink()
         with locks.lock(path, wait=False, on_wait=print):
-            assert locks.held(path) is not None
+            assert locks.read_holder(path) is not None
     with locks.lock(path, wait=False, on_wait=print):
         assert path.exists()

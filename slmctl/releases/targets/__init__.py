@@ -1,4 +1,4 @@
-"""Where releases go and come back from: one plan, one delivery, one fetch, whatever the target is.
+"""Targets of releases: one plan, one delivery and one fetch for all of them.
 
     dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX   oci://HOST/REPOSITORY   ollama:NAME
 
@@ -65,7 +65,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a target needs to be told, beside its name.
+    """Settings of a target, beside its name.
 
     Attributes:
         public: Whether everybody may see what is published.
@@ -88,7 +88,7 @@ class Target(Protocol):
 
     @property
     def visibility(self) -> str:
-        """Who may see what lies there, in words."""
+        """The people who may see the target, in words."""
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         """The address of an item there."""
@@ -106,7 +106,7 @@ class Target(Protocol):
         """Make the release visible, whole."""
 
     def find(self, name: str) -> tuple[str, str]:
-        """What `[PROJECT@]VERSION`, a tag, or nothing stands for there: project and version."""
+        """Project and version that a name stands for: `[PROJECT@]VERSION`, a tag, or nothing for the only release."""
 
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
         """Bring one file of a release here, and no more than `entry.size` bytes whatever the target sends.
@@ -117,7 +117,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What publishing will do, as far as the target said."""
+    """The files that publishing will send, and those already at the target."""
 
     to: str
     shipment: Shipment
@@ -181,7 +181,7 @@ def _open(to: str, settings: Settings) -> Target:
 
 
 def prefix(to: str) -> str:
-    """What kind of target an address names.
+    """The prefix of an address's target, such as `dir:`.
 
     Raises:
         UsageError: None that is known.
@@ -212,7 +212,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
             raise IntegrityError(
                 f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
                 "signature is not of",
-                hint="raise 'version' in slmctl.yaml, or publish without publish.signing_key",
+                hint="increase 'version' in slmctl.yaml, or publish without publish.signing_key",
             )
         held.add(MANIFEST)
     missing = tuple(item for item in sent.items if item.name not in held)
@@ -287,7 +287,7 @@ def fetch(
 
 
 def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
-    """What an earlier fetch brought to the same place."""
+    """The release that an earlier fetch brought to the same place."""
     if (final / MANIFEST).exists():
         fetched = artifact.load(final)
         if fetched.digest == manifest.digest and not artifact.verify(fetched):

@@ -51,7 +51,7 @@ class HubRepository:
 
     @property
     def visibility(self) -> str:
-        """Who may see what lies there now; before there is a repository, who will."""
+        """The people who may see the repository now, or will once it exists."""
         private = self._is_private()
         if private is None or private != self.public:
             return _SEEN_BY[self.public]
@@ -135,7 +135,7 @@ class HubRepository:
             receive(pieces, path, entry.size)
 
     def _is_private(self) -> bool | None:
-        """Whether only members see the repository, as the Hub says; None where there is none."""
+        """True if only members see the repository, as the Hub says; None where there is none."""
         api = self._api
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -151,7 +151,7 @@ class HubRepository:
         return [CommitOperationAdd(item.name, item.path) for item in items]
 
     def _files(self, revision: str) -> dict[str, Any] | None:
-        """What a revision holds, by path; None where there is no such revision or repository."""
+        """The files of a revision, by path; None where there is no such revision or repository."""
         api = self._api
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -181,7 +181,7 @@ class HubRepository:
 
 
 def _same(item: ShipmentFile, there: Any) -> bool:
-    """Whether the Hub holds an item, by the hash that it keeps: sha256 of large files, git's of small ones."""
+    """True if the Hub holds an item, by the hash that it keeps: sha256 of large files, git's of small ones."""
     if there is None or there.size != item.size:
         return False
     if there.lfs is not None:

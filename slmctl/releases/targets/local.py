@@ -37,7 +37,7 @@ class FolderTarget:
             return None
 
     def holds(self, shipment: Shipment) -> set[str]:
-        """What a visible release has under its names; before it is visible, what lies there by content."""
+        """The names that a visible release has; before it is visible, those whose content is there."""
         final = self.root / shipment.project / shipment.version
         if (final / MANIFEST).exists():
             held = {item.name for item in shipment.items if _is(final / item.name, item.sha256)}

@@ -42,7 +42,7 @@ WHOLE = 64 << 20  # bytes that go in one request; a larger file goes in pieces o
 
 
 class _SignIn(oras.auth.TokenAuth):
-    """How a registry wants its clients to sign in, by its own challenge: by password, or by a token.
+    """The sign-in that a registry's challenge asks for: by password, or by a token.
 
     oras alone knows one way for a whole registry, and sends a token again that was refused: one that was made for
     reading does not write, and one that has expired does nothing.
@@ -249,7 +249,7 @@ def _is_doc(name: str) -> bool:
 
 
 def _config(shipment: Shipment) -> dict[str, Any]:
-    """What ModelPack wants to know of a model."""
+    """The description of a model that ModelPack defines."""
     return {
         "descriptor": {
             "name": shipment.project,
@@ -271,7 +271,10 @@ def _spoken(name: str) -> Iterator[None]:
     try:
         yield
     except requests.RequestException as error:
-        raise NetworkError(f"oci://{name} cannot be reached: {type(error).__name__}") from None
+        raise NetworkError(
+            f"oci://{name} cannot be reached ({type(error).__name__})",
+            hint="check the host, its certificate and the proxy",
+        ) from None
     except ValueError as error:  # oras: a refusal, or an answer that it cannot read
         raise NetworkError(
             f"oci://{name}: {str(error).splitlines()[0]}", hint="OCI_USERNAME and OCI_PASSWORD sign in"

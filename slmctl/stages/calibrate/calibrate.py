@@ -401,8 +401,9 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
         )
     if other["sha256"] != facts["sha256"]:
         raise UsageError(
-            f"{outside.path} was answered by another file than {predictions.path}",
-            hint="slmctl predict with the same --type for both",
+            f"{predictions.path} and {outside.path} are answers of different GGUF files "
+            f"({facts['sha256'][:12]}, {other['sha256'][:12]})",
+            hint="slmctl predict gguf --type TYPE --split calibration, then the same with --split validation",
         )
 
 

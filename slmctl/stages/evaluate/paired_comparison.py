@@ -10,12 +10,12 @@ from typing import TypeAlias
 import numpy as np
 
 from slmctl.metrics.statistics import (
+    bootstrap_p_value,
     detectable,
     detectable_share,
     difference_interval,
     holm,
     mcnemar,
-    no_difference,
     percentiles,
     resamples,
 )
@@ -133,7 +133,7 @@ def _figure(
     return {
         "difference": second.value(name, mask) - first.value(name, mask),
         "interval": list(percentiles(differences, confidence)),
-        "p": no_difference(differences),
+        "p": bootstrap_p_value(differences),
         "detectable": detectable(float(differences.std(ddof=1)), confidence),
         "test": "bootstrap",
         "quantiles": {f"{q:g}": float(np.quantile(differences, q)) for q in QUANTILES},
@@ -167,4 +167,4 @@ def _mean_test(apart: Floats) -> float:
     if not apart.any():
         return 1.0
     means = np.concatenate([weights @ apart.astype(np.float32) for weights in resamples(len(apart))])
-    return no_difference(np.asarray(means, np.float64))
+    return bootstrap_p_value(np.asarray(means, np.float64))

@@ -126,7 +126,7 @@ def _written(path: Path) -> dict[str, Reply]:
 
 
 def _waits(waits: Sequence[float]) -> dict[str, float] | None:
-    """What one answer took, with `concurrency` requests in flight, in ms."""
+    """Times of single answers with `concurrency` requests in flight, in ms."""
     if not waits:
         return None
     p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
@@ -160,7 +160,7 @@ def _order(id: str) -> str:
 
 
 def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
-    """What every conversation with a general model opens with: the task in words, the examples as turns."""
+    """The opening of every conversation with a generalist: the task in words, the examples as turns."""
     shown = [turn for example in examples for turn in _turns(example)]
     return [{"role": "system", "content": untuned_prompt.brief(task)}, *shown]
 

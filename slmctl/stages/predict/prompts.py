@@ -1,4 +1,4 @@
-"""What a model is asked: a rendered prompt, the part that all prompts share, and its messages."""
+"""Prompts: the rendered text, the beginning that all prompts share, and the messages."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
 
 
 def _shared(task: Task, *, list_labels: bool) -> str:
-    """What every prompt opens with that has the task's own system prompt."""
+    """The beginning of every prompt that has the task's own system prompt."""
     mark = "\x00"
     return task.prompt(task.messages(mark, list_labels=list_labels)).partition(mark)[0]

@@ -82,7 +82,7 @@ def snapshot(source: Path, *, format: str | None, folder: Path | None) -> Iterat
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What differs after a file was replaced, rewritten, cut or appended to."""
+    """The fields of a file's status that differ after it was replaced, rewritten, cut or appended to."""
     try:
         now = path.stat()
     except OSError as error:

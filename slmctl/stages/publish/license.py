@@ -85,7 +85,9 @@ def license_of(base: Artifact, stated: str | None) -> str:
     if label and family is not None and label not in family.licenses:
         raise GateError(
             f"the base {facts.name} is a {family.name} model, which cannot be under {label}",
-            hint=f"publish.license: one of {', '.join(family.licenses)}, or a base whose label is right",
+            hint="the base's own license field is wrong: take another base"
+            if own
+            else f"set publish.license to one of {', '.join(family.licenses)}",
         )
     for entry in base.manifest.files:
         text_id = _license_of_text(base.path / entry.path) if entry.path.startswith("LICENSE") else None

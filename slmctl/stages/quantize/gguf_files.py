@@ -93,9 +93,10 @@ def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
 
 
 def measure_types(head: GgufHeader, type_name: str) -> dict[str, Any]:
-    """Real bits a weight of a GGUF file, and the number of matrices that fell back to another type than `type_name`.
+    """The storage of a GGUF file: `bits_per_weight`, `tensor_types` (matrices by type), `matrices`, `fallback_tensors`.
 
-    K-quants and their like need rows of a multiple of 256; matrices with other rows silently get a larger type.
+    `fallback_tensors` counts matrices whose rows are no multiple of 256, which llama.cpp stores in a larger type than
+    the K, IQ or TQ type that was asked for; 0 for other types.
     """
     matrices = [tensor for tensor in head.tensors if len(tensor.shape) > 1]
     types: dict[str, int] = {}

@@ -44,7 +44,7 @@ HARD_TEXTS = (
 
 @dataclass(frozen=True)
 class MergedModelReference:
-    """What transformers computes with the merged model.
+    """The results of the merged model in transformers.
 
     Attributes:
         task: The contract, whose template and end of turn a file must carry.
