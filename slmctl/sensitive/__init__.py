@@ -182,7 +182,7 @@ class Tally:
         self.texts.update(other.texts)
 
     def to_json(self) -> TallyJson:
-        """The tally as JSON: findings in all, by kind, and by column, rule and action; texts with a finding by column."""
+        """The tally as JSON: findings in all, by kind, by column, rule and action; texts with a finding by column."""
         by_column: dict[str, dict[str, dict[str, int]]] = {}
         by_kind: Counter[str] = Counter()
         for (where, rule, action), count in sorted(self.counts.items()):
