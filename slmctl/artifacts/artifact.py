@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl.artifacts import atomic, bounded_json
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
 SCHEMA = 1
@@ -45,11 +46,11 @@ class Manifest:
     stage: str
     digest: str
     recipe_id: str
-    config: dict[str, Any]
+    config: JsonObject
     inputs: dict[str, str | list[str]]
     files: tuple[FileEntry, ...]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
+    metrics: JsonObject = field(default_factory=dict)
+    environment: JsonObject = field(default_factory=dict)
     started: str = ""
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -122,7 +123,7 @@ class Artifact:
         return self.manifest.digest
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> JsonObject:
         return self.manifest.metrics
 
     def file(self, name: str) -> Path:

@@ -17,6 +17,10 @@ from slmctl.errors import IntegrityError, SlmctlError
 
 MAX_BYTES = 16 << 20  # the largest manifest and the largest settings of a model that we have seen have 40 kB and 1.2 MB
 MAX_DEPTH = 64  # levels of lists and objects; ours have 8
+# An object of a JSON document whose keys its writer defines: a stage's config and metrics, a JSON Schema, a model's
+# settings. Its values are JSON values, to be checked where they are read. An object whose keys slmctl itself defines
+# is a TypedDict or a dataclass.
+JsonObject = dict[str, Any]
 
 
 def read_bytes(
@@ -53,9 +57,7 @@ def read_bytes(
     return raw
 
 
-def parse(
-    raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError
-) -> dict[str, Any]:
+def parse(raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError) -> JsonObject:
     """The JSON object in `raw`, which errors call `where`.
 
     Raises:
@@ -78,7 +80,7 @@ def parse(
 
 def read_object(
     path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """The JSON object in a file; see `read_bytes` and `parse` for arguments and errors."""
     return parse(read_bytes(path, limit=limit, error=error, follow=follow), where=str(path), limit=limit, error=error)
 

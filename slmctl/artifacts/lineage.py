@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
+
+
+class SourceFile(TypedDict):
+    """A file from outside that an artifact was made of: its name and the sha256 of its content."""
+
+    file: str
+    sha256: str
+
+
+class LineageEntry(TypedDict):
+    """One artifact of an ancestry as JSON; the last fields are None where it is not below `runs/`."""
+
+    role: str
+    digest: str
+    inputs: list[LineageEntry]
+    sources: list[SourceFile]
+    kind: str | None
+    path: str | None
+    stage: str | None
+    started: str | None
 
 
 @dataclass(frozen=True)
@@ -20,7 +40,7 @@ class LineageNode:
     role: str
     source: Artifact | None
     parents: tuple[LineageNode, ...] = ()
-    sources: tuple[dict[str, str], ...] = field(default=())
+    sources: tuple[SourceFile, ...] = ()
 
 
 def show(root: Path, release: Artifact) -> LineageNode:
@@ -100,7 +120,7 @@ def lines(
             yield f"{indent}{'└─ ' if at_end else '├─ '}file {child['file']}  sha256:{child['sha256'][:12]}"
 
 
-def to_json(node: LineageNode) -> dict[str, Any]:
+def to_json(node: LineageNode) -> LineageEntry:
     """The ancestry as JSON values."""
     source = node.source
     return {
@@ -127,11 +147,11 @@ def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozens
     return LineageNode(digest, role, source, parents, tuple(_sources(source)))
 
 
-def _sources(source: Artifact) -> list[dict[str, str]]:
+def _sources(source: Artifact) -> list[SourceFile]:
     """The files from outside that an artifact was made of."""
     if source.kind == "base":
         return [{"file": name, "sha256": value} for name, value in source.metrics.get("source_sha256", {}).items()]
-    listed: list[dict[str, str]] = source.metrics.get("sources", [])
+    listed: list[SourceFile] = source.metrics.get("sources", [])
     return listed
 
 

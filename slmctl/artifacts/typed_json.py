@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from slmctl.artifacts import bounded_json
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
 SHOWN = 8  # faults named in one error
 
 
-def read_typed(path: Path, kind: type, *, hint: str = "", schema: int | None = None) -> dict[str, Any]:
+def read_typed(path: Path, kind: type, *, hint: str = "", schema: int | None = None) -> JsonObject:
     """The JSON object in a file, whose keys and values have the types of the dataclass `kind`.
 
     Args:

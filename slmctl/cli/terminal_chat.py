@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from slmctl import console
 from slmctl.inference.engine import Answer, Engine, Request
 from slmctl.task.contract import Task
+from slmctl.task.records import Message
 
 
 def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool) -> None:
@@ -19,7 +20,8 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
     for line in lines:
         if not (text := line.strip()):
             continue
-        turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), {"role": "user", "content": text}]
+        question: Message = {"role": "user", "content": text}
+        turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), question]
         request = Request(
             task.prompt(turns),
             labels=task.labels,

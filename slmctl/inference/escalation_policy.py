@@ -13,7 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
+
+from pydantic import ConfigDict, GetPydanticSchema
 
 from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.typed_json import read_typed
@@ -90,6 +92,57 @@ class Decision:
     reason: str
 
 
+class CurvePoint(TypedDict, total=False):
+    """One threshold of the cost-quality curve, over the rows that tested it; all but the threshold are shares.
+
+    Attributes:
+        threshold: Score from which on an answer is kept.
+        kept: Of the answers, those that are kept.
+        error: Of the kept answers, the wrong ones.
+        error_bound: Upper bound of the error, at the confidence of the fit.
+        out_of_scope_away: Of the out-of-scope rows, those that are not kept.
+    """
+
+    threshold: float
+    kept: float
+    error: float
+    error_bound: float
+    out_of_scope_away: float
+
+
+class PolicyFigures(TypedDict, total=False):
+    """The measurements of a fit; shares, unless they are numbers of rows.
+
+    Attributes:
+        rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
+        kept, error, error_bound: At the threshold of the policy; see CurvePoint.
+        max_error, confidence: The largest error allowed, and the confidence of its bound.
+        accuracy: Of the answers to rows in scope, the right ones.
+        out_of_scope_rows: Number of rows that are out of scope; it and the rest are there where there are some.
+        out_of_scope_kept, out_of_scope_bound: Of these rows, those that are kept, and the upper bound of that share.
+        in_scope_kept: Of the rows in scope, those that are kept.
+    """
+
+    rows: int
+    fitted_on: int
+    tested_on: int
+    kept: float
+    error: float
+    error_bound: float
+    max_error: float
+    confidence: float
+    accuracy: float
+    curve: list[CurvePoint]
+    out_of_scope_rows: int
+    out_of_scope_kept: float
+    out_of_scope_bound: float
+    in_scope_kept: float
+
+
+# Figures decide nothing, so a file may lack some or have others: it is held to having an object in their place.
+_AS_AN_OBJECT = GetPydanticSchema(lambda _source, handler: handler(dict[str, Any]))
+
+
 @dataclass(frozen=True)
 class Policy:
     """A fitted policy.
@@ -106,7 +159,7 @@ class Policy:
         figures: The measurements of the fit.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     gguf: str
     task: str
@@ -117,7 +170,7 @@ class Policy:
     bias: float
     knots: tuple[tuple[float, float], ...]
     threshold: float
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Annotated[PolicyFigures, _AS_AN_OBJECT] = field(default_factory=PolicyFigures)
     schema: int = SCHEMA
 
     @classmethod

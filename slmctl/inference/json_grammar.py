@@ -14,6 +14,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 
@@ -86,7 +87,7 @@ class Walk:
         return DataError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
 
 
-def require(schema: dict[str, Any]) -> None:
+def require(schema: JsonObject) -> None:
     """See that answers can be held to a schema: it is compiled, and its first tokens found, in another process.
 
     Raises:
@@ -115,7 +116,7 @@ def _refusal(fault: str) -> DataError:
     )
 
 
-def _rules(schema: str | dict[str, Any]) -> str:
+def _rules(schema: str | JsonObject) -> str:
     try:
         return llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(_ordered(json.loads(schema) if isinstance(schema, str) else schema)),

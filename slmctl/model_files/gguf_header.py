@@ -16,6 +16,7 @@ from typing import Any
 
 import gguf
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError
 
 # By the GGUF specification: kind of value -> format, in the order of its numbers 0 to 12.
@@ -56,7 +57,7 @@ class GgufTensor:
 class GgufHeader:
     """Metadata by key, the tensors, and the length of the whole file that follows from them in bytes."""
 
-    metadata: dict[str, Any]
+    metadata: JsonObject
     tensors: tuple[GgufTensor, ...]
     end: int
 
@@ -99,7 +100,7 @@ class _Reader:
         self.require(min(key_count, MAX_KEYS + 1), _MIN_KEY, "keys")
         if key_count > MAX_KEYS:
             raise ValueError(f"it has {key_count} keys, at most {MAX_KEYS} are read")
-        metadata: dict[str, Any] = {}
+        metadata: JsonObject = {}
         for _ in range(key_count):
             key = self.text()
             if key in metadata:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmctl.artifacts import bounded_json
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
@@ -60,7 +61,7 @@ def _refuse_named_code(folder: Path) -> None:
             )
 
 
-def refuse_code_of_adapter(settings: dict[str, Any]) -> None:
+def refuse_code_of_adapter(settings: JsonObject) -> None:
     """Refuse an adapter whose settings would make PEFT, or another loader, import a module that they name.
 
     `auto_mapping` of a model of transformers and PEFT's own name of Megatron are harmless: nothing is imported.

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from slmctl.errors import NetworkError
 
@@ -58,6 +58,20 @@ uncounted: set[str] = set()  # of these, hosts that native code talks to, whose 
 refused: set[str] = set()  # hosts that the guard has kept from being asked, though the network was open for others
 _bytes_out = 0
 _whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}  # of this process, for `summary`
+
+
+class Receipt(TypedDict, total=False):
+    """The network use of a stage or a process.
+
+    Attributes:
+        hosts_contacted: Names of the hosts, in order.
+        bytes_out: Bytes sent to them.
+        not_counted: Those of the hosts that native code talks to, whose bytes nobody counts.
+    """
+
+    hosts_contacted: list[str]
+    bytes_out: int
+    not_counted: list[str]
 
 
 def seal() -> None:
@@ -148,10 +162,12 @@ def on_the_way(url: str) -> set[str]:
     return {name for name in (host, urlsplit(proxy).hostname or "") if name}
 
 
-def receipt() -> dict[str, Any]:
+def receipt() -> Receipt:
     """The hosts contacted and the bytes sent since the last receipt."""
-    counts: dict[str, Any] = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
-    return counts | ({"not_counted": sorted(uncounted)} if uncounted else {})
+    counts: Receipt = {"hosts_contacted": sorted(contacted), "bytes_out": _bytes_out}
+    if uncounted:
+        counts["not_counted"] = sorted(uncounted)
+    return counts
 
 
 def begin_receipt() -> None:
@@ -179,11 +195,11 @@ def written_down(root: Path | None, command: str) -> Iterator[None]:
         if root is not None and counts["hosts_contacted"]:
             path = root / "runs" / ".receipts" / f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            counts |= {"command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
-            path.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            kept = {**counts, "command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
+            path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def add_receipt(counts: dict[str, Any]) -> None:
+def add_receipt(counts: Receipt) -> None:
     """Take over what a child process has counted."""
     global _bytes_out
     contacted.update(counts.get("hosts_contacted", []))

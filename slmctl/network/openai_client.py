@@ -55,7 +55,7 @@ class EndpointRequest:
         options: Further options, by OpenAI's names; an endpoint may refuse some of them.
     """
 
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, object]]
     max_tokens: int = 256
     temperature: float | None = 0.0
     stop: tuple[str, ...] = ()

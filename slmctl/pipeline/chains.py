@@ -8,7 +8,6 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts import artifact, atomic, locks
@@ -22,6 +21,7 @@ from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
 from slmctl.reports.evaluation_report import measured_names, parse_report
+from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 from slmctl.sources import snapshot
 
 
@@ -147,7 +147,7 @@ def publish(project: Project) -> tuple[Outcome, str, bool]:
     return outcome, where, made.there and not made.missing
 
 
-def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
+def plan_of_publish(project: Project) -> tuple[Outcome, PublishPlan]:
     """The files that `publish` would send and their places, as JSON values; builds the release, sends nothing."""
     outcome, shipment = release(project)
     with _target(project, "publish --plan") as target:
@@ -164,8 +164,10 @@ def plan_of_publish(project: Project) -> tuple[Outcome, dict[str, Any]]:
             "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
             "gates": [verdict.text for verdict in verdicts],
             "files": [
-                {"file": item.name, "size": item.size, "sha256": item.sha256, "to": target.where(shipment, item),
-                 "send": item.name in lacking}
+                PlannedFile(
+                    file=item.name, size=item.size, sha256=item.sha256, to=target.where(shipment, item),
+                    send=item.name in lacking,
+                )
                 for item in shipment.items
             ],
         }  # fmt: skip
@@ -182,8 +184,7 @@ def release(project: Project) -> tuple[Outcome, targets.Shipment]:
         signature = None
         if section.signing_key is not None:
             signature = signing.sign(outcome.artifact, section.signing_key, project.runs)
-    request = [gate.model_dump(mode="json", exclude_none=True) for gate in project.config.gates]
-    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=request)
+    return outcome, targets.shipment(outcome.artifact, signature=signature, gates=project.config.gates)
 
 
 @contextlib.contextmanager

@@ -255,11 +255,12 @@ def has_gates(root: Path, release: Artifact) -> bool:
     return bool(_recorded(root, release))
 
 
-def record_gates(root: Path, release: Artifact, gates: Sequence[dict[str, Any]]) -> None:
+def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
     """Keep what the gates of a release asked, so that a promotion can check them again."""
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     path = root / project / ".gates" / version
-    _replace(path, artifact.canonical({"digest": release.digest, "gates": list(gates)}))
+    conditions = [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
+    _replace(path, artifact.canonical({"digest": release.digest, "gates": conditions}))
 
 
 def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] = ()) -> Tag:

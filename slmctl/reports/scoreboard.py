@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypedDict
 
 from slmctl import console
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
@@ -15,6 +15,41 @@ BESIDE = {  # metrics beside the primary one; the report holds all of them
     "generate": ("exact_match", "rouge_l", "chrf"),
 }
 WORST = 5  # slices listed in the Markdown
+
+
+class PlannedFile(TypedDict):
+    """A file of a release: its name, its size in bytes, its address at the target, and True where it has to be sent."""
+
+    file: str
+    size: int
+    sha256: str
+    to: str
+    send: bool
+
+
+class PublishPlan(TypedDict):
+    """The plan of `publish --dry-run` as JSON.
+
+    Attributes:
+        to: The target.
+        visibility: The readers that it admits, in words.
+        license: The release's; None where none is stated.
+        hosts: Hosts that will be contacted.
+        there: True where the release is visible at the target already.
+        bytes_to_send: Size of the missing files.
+        signed: True where a signature goes along.
+        gates: The results of the gates, a sentence each.
+    """
+
+    to: str
+    visibility: str
+    license: str | None
+    hosts: list[str]
+    there: bool
+    bytes_to_send: int
+    signed: bool
+    gates: list[str]
+    files: list[PlannedFile]
 
 
 def markdown(report: EvaluationReport) -> str:
@@ -44,7 +79,7 @@ def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
     return head, [_line(name, entry, metric, others) for name, entry in entries.items()]
 
 
-def plan(release_plan: dict[str, Any]) -> Iterator[str]:
+def plan(release_plan: PublishPlan) -> Iterator[str]:
     """The plan of `publish --dry-run`, a line each: files, destination and conditions."""
     width = max(len(entry["file"]) for entry in release_plan["files"])
     for entry in release_plan["files"]:

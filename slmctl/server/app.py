@@ -32,7 +32,7 @@ from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import ANYBODY, BusyError, Limits
 from slmctl.server.request_run import Exchange, RequestFailedError
-from slmctl.server.router import FAMILIES, Router
+from slmctl.server.router import FAMILIES, LocalAnswer, Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
@@ -216,12 +216,12 @@ class _Run:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         (choice,), pieces = self.exchange.choices, list[Event]()
 
-        async def local() -> dict[str, Any]:
+        async def local() -> LocalAnswer:
             if not choice.last:
                 self.exchange.begin()
             while self.exchange.running:
                 pieces.append((await self.exchange.next())[1])
-            return dict(choice.last) | {"text": choice.text}
+            return {**choice.last, "text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
         work = router.route(

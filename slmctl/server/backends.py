@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference.engine import Engine, EngineError, Request
 from slmctl.inference.events import Event
@@ -47,7 +48,7 @@ class Backend(Protocol):
     def ready(self) -> bool: ...
     async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
-    def fault_of(self, schema: dict[str, Any]) -> str: ...
+    def fault_of(self, schema: JsonObject) -> str: ...
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel: ...
     async def close(self) -> None: ...
 
@@ -75,7 +76,7 @@ class LocalEngine:
         self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
         self.engine.on_death = lambda: self._later(self._died)
 
-    def fault_of(self, schema: dict[str, Any]) -> str:
+    def fault_of(self, schema: JsonObject) -> str:
         """Why answers cannot be held to a JSON Schema; empty where they can. It may take a while."""
         from slmctl.inference import json_grammar  # llguidance: a gateway before another engine is installed without it
 
@@ -177,7 +178,7 @@ class EndpointEngine:
     def start(self, log: Log, metrics: Metrics) -> None:
         self._log = log
 
-    def fault_of(self, schema: dict[str, Any]) -> str:
+    def fault_of(self, schema: JsonObject) -> str:
         """Nothing: the other server refuses what it cannot do."""
         return ""
 

@@ -19,6 +19,7 @@ from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.server.sensitive_veto import unread_fields
 from slmctl.task.contract import Task
+from slmctl.task.records import Message
 
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
 STOPS = 4
@@ -99,8 +100,8 @@ class CheckedRequest:
     kind: str
     model: ServedModel
     requests: tuple[Request, ...]
-    turns: tuple[tuple[dict[str, str], ...], ...]
-    sent: tuple[dict[str, str], ...]
+    turns: tuple[tuple[Message, ...], ...]
+    sent: tuple[Message, ...]
     options: dict[str, Any]
     unread: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
             raise BadRequestError(f"option '{name[:100]}' is not supported", name[:100])
     model = _model(body, models)
     common, schema, ignored = _options(body, kind, model, ceilings)
-    prompts, sent, dropped = [], list[dict[str, str]](), list[str]()
+    prompts, sent, dropped = [], list[Message](), list[str]()
     if kind == "chat":
         sent = _messages(body)
         prompt, dropped = _chat_prompt(model, sent)
@@ -310,11 +311,11 @@ def _stream_options(body: dict[str, Any]) -> bool:
     return _flag(options, "include_usage", "stream_options")
 
 
-def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
+def _messages(body: dict[str, Any]) -> list[Message]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("'messages' must be a list that is not empty", "messages")
-    result = []
+    result: list[Message] = []
     for k, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
@@ -337,14 +338,14 @@ class _Prompt:
 
     text: str
     prefix: str
-    turns: tuple[dict[str, str], ...]
+    turns: tuple[Message, ...]
 
 
-def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_Prompt, list[str]]:
+def _chat_prompt(model: ServedModel, sent: Sequence[Message]) -> tuple[_Prompt, list[str]]:
     """The rendered prompt of a conversation, and what was left out of it."""
     task, turns, dropped = model.task, tuple(sent), list[str]()
     if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
-        own = [{"role": "system", "content": task.system}] if task.system else []
+        own: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
         turns = (*own, *(message for message in sent if message["role"] != "system"))
         dropped = ["system"] if any(message["role"] == "system" for message in sent) else []
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
@@ -358,8 +359,8 @@ def _chat_prompt(model: ServedModel, sent: Sequence[dict[str, str]]) -> tuple[_P
 @functools.lru_cache(maxsize=64)
 def _prefix(model: ServedModel, system: str | None) -> str:
     """The opening that all prompts with this system prompt share."""
-    head = [] if system is None else [{"role": "system", "content": system}]
-    turns = [*head, {"role": "user", "content": "\x00"}]
+    turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": "\x00"})
     return model.task.prompt(turns, budget_s=RENDER_S).partition("\x00")[0]
 
 
@@ -372,7 +373,7 @@ def _texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _text_prompt(model: ServedModel, message: dict[str, str]) -> _Prompt:
+def _text_prompt(model: ServedModel, message: Message) -> _Prompt:
     """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
     return _Prompt(model.opening + message["content"], "", ()) if model.bare else _chat_prompt(model, [message])[0]
 

@@ -24,6 +24,7 @@ from slmctl.artifacts import artifact
 from slmctl.config import Prices, ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.escalation_policy import Decision, Policy
+from slmctl.inference.events import Event
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
 from slmctl.sensitive import search_process
@@ -60,6 +61,12 @@ Sample = tuple[dict[str, str], float]  # labels, value
 T = TypeVar("T")
 
 
+class LocalAnswer(Event):
+    """The local model's last event, with the whole text of its answer."""
+
+    text: str
+
+
 @dataclass(frozen=True)
 class Routed:
     """One answer, of one model.
@@ -78,7 +85,7 @@ class Routed:
     model: str
     route: str
     reason: str
-    local: dict[str, Any] = field(repr=False)
+    local: LocalAnswer = field(repr=False)
     finish: str = "stop"
     p_correct: float | None = None
     prompt_tokens: int = 0
@@ -178,7 +185,7 @@ class Router:
         messages: Sequence[Any],
         options: Mapping[str, Any],
         headers: Mapping[str, str],
-        local: Callable[[], Awaitable[dict[str, Any]]],
+        local: Callable[[], Awaitable[LocalAnswer]],
         *,
         ends_at: float | None = None,
         request: str = "",
@@ -234,7 +241,7 @@ class Router:
         cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
         return cleared if cleared is not None else sensitive_veto.Cleared(reason="doubt")
 
-    def _judged(self, event: dict[str, Any]) -> Decision | None:
+    def _judged(self, event: LocalAnswer) -> Decision | None:
         """The policy's decision on the local answer; None where it has none."""
         try:
             return self.policy.judge(event, event["text"])
@@ -333,7 +340,7 @@ class Router:
 
     # Log and metrics of decisions, without a word of a question or an answer
 
-    def _count(self, routed: Routed, event: dict[str, Any], reply: Reply | None) -> None:
+    def _count(self, routed: Routed, event: LocalAnswer, reply: Reply | None) -> None:
         self._routed[routed.route, routed.reason] += 1
         self._tokens[routed.route, "prompt"] += routed.prompt_tokens
         self._tokens[routed.route, "completion"] += routed.completion_tokens

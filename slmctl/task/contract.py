@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jsonschema
+from pydantic import ConfigDict
 
 from slmctl.artifacts.artifact import canonical, sha256_bytes
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import DataError, IntegrityError
 from slmctl.task import chat_template
 from slmctl.task.chat_template import LIMIT_S
-from slmctl.task.records import RowRejectedError
+from slmctl.task.records import Message, RowRejectedError
 
 FILENAME = "task.json"
 KINDS = ("classify", "extract", "generate")
-Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Task:
         end: The text that ends an answer, such as `<|im_end|>`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}  # of a file that is read
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
 
     kind: str
     chat_template: str
     end: str
     labels: tuple[str, ...] = ()
-    schema: dict[str, Any] | None = None
+    schema: JsonObject | None = None
     system: str = ""
     bos_token: str = ""
     eos_token: str = ""
@@ -91,18 +92,18 @@ class Task:
         """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
         return json.dumps(self.schema) if self.kind == "extract" else ""
 
-    def messages(self, text: str, *, list_labels: bool = False) -> list[dict[str, Any]]:
+    def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
         """The conversation that asks for one answer to a text."""
-        head = [{"role": "system", "content": self.system}] if self.system else []
-        turns = [*head, {"role": "user", "content": text}]
+        turns: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        turns.append({"role": "user", "content": text})
         return self.with_label_list(turns) if list_labels else turns
 
-    def with_label_list(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def with_label_list(self, messages: Sequence[Message]) -> list[Message]:
         """A conversation with the labels named in its system prompt.
 
         A model that was not trained on them cannot know them.
         """
-        turns = [dict(message) for message in messages]
+        turns = [message.copy() for message in messages]
         if self.labels:
             if not turns or turns[0]["role"] != "system":
                 turns.insert(0, {"role": "system", "content": ""})
@@ -136,9 +137,7 @@ class Task:
         values = [self._values(messages, tools, add_generation_prompt=True) for messages, tools in conversations]
         return chat_template.render_all(self.chat_template, values)
 
-    def with_calls_as_text(
-        self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None
-    ) -> dict[str, Any]:
+    def with_calls_as_text(self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None) -> Message:
         """An assistant's message with its tool calls as the text that the template makes of them.
 
         Raises:
@@ -153,7 +152,10 @@ class Task:
         names = [call["function"]["name"] for call in message["tool_calls"]]
         if not whole.startswith(head) or any(name not in text for name in names):
             raise RowRejectedError("tool calls", "the base's chat template does not write tool calls")
-        return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": text}
+        written = message.copy()
+        del written["tool_calls"]
+        written["content"] = text
+        return written
 
     def render(
         self,
@@ -235,7 +237,7 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
         DataError: The template puts nothing there, so a model trained with it would never stop.
     """
     task = Task("generate", template, "", bos_token=bos_token, eos_token=eos_token)
-    question = {"role": "user", "content": "question"}
+    question: Message = {"role": "user", "content": "question"}
     whole = task.render([question, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False)
     end = whole.rpartition("ANSWER")[2].strip()
     if not end:
@@ -244,7 +246,7 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
     return token.group() if token else end
 
 
-def _require_schema(schema: dict[str, Any], path: Path) -> None:
+def _require_schema(schema: JsonObject, path: Path) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from slmctl.errors import DataError
 
@@ -37,6 +37,64 @@ class RowRejectedError(DataError):
         return type(self), (self.rule, self.reason)  # an exception is pickled by its message alone
 
 
+class FunctionCall(TypedDict):
+    """The name of a function, and its arguments as JSON values."""
+
+    name: str
+    arguments: Any
+
+
+class ToolCall(TypedDict):
+    """A call of a function in an assistant's message, in the form that chat templates take."""
+
+    type: str
+    function: FunctionCall
+
+
+class Message(TypedDict):
+    """One message of a conversation.
+
+    Attributes:
+        role: `system`, `user`, `assistant` or `tool`.
+        content: Its text.
+        weight: Weight of an assistant's message in the loss; 1 where it is left out.
+        tool_calls: The calls in an assistant's message.
+        name: The function whose result a `tool` message is.
+    """
+
+    role: str
+    content: str
+    weight: NotRequired[float]
+    tool_calls: NotRequired[list[ToolCall]]
+    name: NotRequired[str]
+
+
+def without_weight(message: Message) -> Message:
+    """A copy of a message as a model sees it: its weight in the loss is not part of it."""
+    bare = message.copy()
+    bare.pop("weight", None)
+    return bare
+
+
+class RecordSource(TypedDict):
+    """The place of a record's row: the title of the file, and the row's number in it, from 1."""
+
+    file: str
+    row: int
+
+
+class RecordFields(TypedDict):
+    """A record as a line of JSON Lines; see `Record`."""
+
+    id: str
+    messages: list[Message]
+    tools: NotRequired[list[Any]]
+    label: NotRequired[str]
+    group: NotRequired[str]
+    sensitive: bool
+    source: RecordSource
+
+
 @dataclass(frozen=True)
 class Record:
     """One conversation whose last message is the reference answer.
@@ -49,8 +107,8 @@ class Record:
     """
 
     id: str
-    messages: tuple[dict[str, Any], ...]
-    source: dict[str, Any]
+    messages: tuple[Message, ...]
+    source: RecordSource
     label: str | None = None
     group: str | None = None
     sensitive: bool = False
@@ -67,11 +125,11 @@ class Record:
         return self.messages[-1]["content"]
 
     @property
-    def prompt_messages(self) -> tuple[dict[str, Any], ...]:
+    def prompt_messages(self) -> tuple[Message, ...]:
         """The conversation up to the answer."""
         return self.messages[:-1]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> RecordFields:
         fields: dict[str, Any] = {"id": self.id, "messages": list(self.messages)}
         if self.tools is not None:
             fields["tools"] = list(self.tools)
@@ -79,12 +137,13 @@ class Record:
             fields["label"] = self.label
         if self.group is not None:
             fields["group"] = self.group
-        return fields | {"sensitive": self.sensitive, "source": self.source}
+        return cast(RecordFields, fields | {"sensitive": self.sensitive, "source": self.source})  # in this order
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Record:
+    def from_json(cls, fields: RecordFields) -> Record:
         tools = tuple(fields["tools"]) if "tools" in fields else None
-        return cls(**{**fields, "messages": tuple(fields["messages"]), "tools": tools})
+        values: dict[str, Any] = {**fields, "messages": tuple(fields["messages"]), "tools": tools}
+        return cls(**values)
 
 
 def read_records(path: Path) -> list[Record]:

@@ -26,7 +26,9 @@ GATE = {"metric": "accuracy", "model": "Q8_0", "min": 0.8}
 
 def send(root: Path, made: Artifact, *gates: dict[str, object]) -> targets.Plan:
     place = FolderTarget(root)
-    plan = targets.plan(place, f"dir:{root}", targets.shipment(made, gates=gates))
+    plan = targets.plan(
+        place, f"dir:{root}", targets.shipment(made, gates=[Gate.model_validate(gate) for gate in gates])
+    )
     targets.deliver(place, plan)
     return plan
 

@@ -16,11 +16,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, FileEntry, Manifest
+from slmctl.config import Gate
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
 
@@ -43,12 +44,12 @@ class Shipment:
     """A release with all that leaves the machine: its files, its manifest and, where it was signed, its signature.
 
     Attributes:
-        gates: What each gate asked when the release was published, as JSON values.
+        gates: The gates that it met when it was published.
     """
 
     release: Artifact
     items: tuple[ShipmentFile, ...]
-    gates: tuple[dict[str, Any], ...] = ()
+    gates: tuple[Gate, ...] = ()
 
     @property
     def project(self) -> str:
@@ -130,7 +131,7 @@ class Plan:
         return sum(item.size for item in self.missing)
 
 
-def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequence[dict[str, Any]] = ()) -> Shipment:
+def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequence[Gate] = ()) -> Shipment:
     """A release as it leaves: its files as its manifest lists them, the manifest, the signature.
 
     Raises:

@@ -9,17 +9,22 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 
 MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
 MAX_DEPTH = 100  # lists and objects inside each other: later readers of a cell recurse once for each
 
 
+# A cell's value, as JSON has it: null, true or false, a number, a text, a list or an object.
+Cell = None | bool | int | float | str | list[Any] | JsonObject
+
+
 class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
     """One raw row: its number in the file (the first row of data is 1) and its columns, or a fault."""
 
     number: int
-    columns: dict[str, Any]
+    columns: dict[str, Cell]
     fault: str = ""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slmctl import child_environment
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows.cells import Row, column_names
+from slmctl.sources.rows.cells import Cell, Row, column_names
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
 _CANNOT = {"parquet": "cannot be read as Parquet", "workbook": "cannot be read as a workbook"}
@@ -78,7 +78,7 @@ def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
                 yield Row(number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True)))
 
 
-def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[object] | str, None, None]:
+def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[Cell] | str, None, None]:
     """The rows of a file as the child gives them: cell by cell, or the fault of a row."""
     # -P: a module that lies in the folder of the data is not ours
     command = [sys.executable, "-P", "-m", "slmctl.sources.rows.tables_child", kind, str(path), *sheet]
@@ -131,7 +131,7 @@ def _require_bounded(path: Path) -> None:
         raise DataError(f"{path.name} unpacks to more than {MAX_RATIO} times its size, as a zip bomb does")
 
 
-def _without_tail(cells: list[object]) -> list[object]:
+def _without_tail(cells: list[Cell]) -> list[Cell]:
     """A row without the empty cells at its end, which formatting leaves."""
     end = len(cells)
     while end and cells[end - 1] in ("", None):

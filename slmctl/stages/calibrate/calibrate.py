@@ -17,7 +17,7 @@ from markupsafe import Markup
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.inference.escalation_policy import Policy, linear, signals
+from slmctl.inference.escalation_policy import CurvePoint, Policy, PolicyFigures, linear, signals
 from slmctl.metrics import answer_metrics
 from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
 from slmctl.metrics.statistics import error_bound
@@ -179,7 +179,8 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> dict[str, Any]:
     chosen = choose(cuts, int(tests.outside.sum()), config)
     if chosen is None:
         raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")
-    figures = _figures(chosen, cuts, tests, config) | {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
+    figures = _figures(chosen, cuts, tests, config)
+    figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
     return {
         "weights": named, "bias": bias, "threshold": chosen.threshold,
         "knots": isotonic(scores, good), "figures": figures,
@@ -278,11 +279,11 @@ def _least(config: CalibrateConfig) -> int:
     return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
 
 
-def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> dict[str, Any]:
+def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> PolicyFigures:
     n, outside = len(rows.right), int(rows.outside.sum())
     inside = n - outside
     bound = error_bound(chosen.wrong, chosen.kept, config.confidence)
-    figures = {
+    figures: PolicyFigures = {
         "tested_on": n,
         "kept": chosen.kept / n,
         "error": chosen.wrong / chosen.kept,
@@ -302,15 +303,17 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
     return figures
 
 
-def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> dict[str, float]:
+def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoint:
     """One point of the curve, over the rows that tested it."""
-    return {
+    point: CurvePoint = {
         "threshold": cut.threshold,
         "kept": cut.kept / n,
         "error": cut.wrong / cut.kept,
         "error_bound": error_bound(cut.wrong, cut.kept, config.confidence),
-        **({"out_of_scope_away": 1 - cut.outside_kept / outside} if outside else {}),
     }
+    if outside:
+        point["out_of_scope_away"] = 1 - cut.outside_kept / outside
+    return point
 
 
 def _spread(cuts: Sequence[Cut]) -> list[Cut]:
@@ -326,7 +329,7 @@ def _spread(cuts: Sequence[Cut]) -> list[Cut]:
     return spread
 
 
-def picture(figures: dict[str, Any]) -> Markup:
+def picture(figures: PolicyFigures) -> Markup:
     """The cost-quality curve: accuracy of kept answers and overall, over the share of answers kept.
 
     Every answer that is not kept is escalated and paid for, so the share kept is 1 less the relative cost.

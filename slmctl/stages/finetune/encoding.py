@@ -12,7 +12,7 @@ from slmctl.errors import DataError
 from slmctl.model_files import hf_folder
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, read_records
+from slmctl.task.records import Message, Record, read_records, without_weight
 
 TOGETHER = 256  # records whose prompts are rendered in one request
 
@@ -94,9 +94,9 @@ def encode(
     return rows, cut
 
 
-def _conversations(messages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _conversations(messages: Sequence[Message]) -> list[list[Message]]:
     """The messages before each answer, without their weights."""
-    bare = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
+    bare = [without_weight(message) for message in messages]
     return [bare[:at] for at, message in enumerate(messages) if message["role"] == "assistant"]
 
 
@@ -108,7 +108,7 @@ def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
         yield from ([next(prompts) for _ in turns] for turns, _ in parts)
 
 
-def _encode(messages: Sequence[dict[str, Any]], prompts: Sequence[str], task: Task, tokenizer: Any) -> EncodedRecord:
+def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tokenizer: Any) -> EncodedRecord:
     """Tokenize one conversation; prompts and answers apart, as in generation, where a prompt is tokenized alone.
 
     The prompt is rendered as predict and serve do it. Of several turns, each assistant message is an answer,
@@ -142,7 +142,7 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     Raises:
         DataError: It does not fit with nothing left of that question.
     """
-    messages = [dict(message) for message in record.messages]
+    messages = [message.copy() for message in record.messages]
     questions = [message for message in messages if message["role"] not in ("assistant", "system")]
     longest = max(questions, key=lambda message: len(message["content"]))
 

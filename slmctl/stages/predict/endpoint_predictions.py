@@ -26,7 +26,7 @@ from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, read_records, require_records, write_jsonl
+from slmctl.task.records import Message, Record, ToolCall, read_records, require_records, write_jsonl
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
 
@@ -199,14 +199,14 @@ def _said(task: Task, record: Record, reply: Reply) -> str:
     """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
     if not reply.tool_calls:
         return reply.text
-    calls = []
+    calls: list[ToolCall] = []
     for call in reply.tool_calls:
         with contextlib.suppress(TypeError, KeyError):
             name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
             with contextlib.suppress(ValueError, RecursionError):
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             calls.append({"type": "function", "function": {"name": str(name), "arguments": arguments}})
-    message = {"role": "assistant", "content": reply.text, "tool_calls": calls}
+    message: Message = {"role": "assistant", "content": reply.text, "tool_calls": calls}
     try:
         return str(task.with_calls_as_text(record.prompt_messages, message, record.tools)["content"])
     except DataError:  # a call that the template cannot write is none that was asked for

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from slmctl.inference import engine
 from slmctl.task.contract import Task
-from slmctl.task.records import Record
+from slmctl.task.records import Message, Record, without_weight
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Prompt:
 
     text: str
     prefix: str = ""
-    messages: tuple[dict[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 class Answerer(Protocol):
@@ -34,7 +34,7 @@ def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
 
 def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
     """The prompt of a record: its whole conversation before the answer, and the tools in it."""
-    turns = [{k: v for k, v in message.items() if k != "weight"} for message in record.prompt_messages]
+    turns = [without_weight(message) for message in record.prompt_messages]
     turns = task.with_label_list(turns) if list_labels else turns
     text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
     return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))

@@ -27,10 +27,10 @@ from slmctl.sources.rows.cells import MAX_DEPTH, is_deeper
 from slmctl.task import chat_template
 from slmctl.task.chat_template import TemplateLimitError, TemplateRefusedError
 from slmctl.task.chat_template_child import ROW_TEMPLATE
-from slmctl.task.records import RowRejectedError
+from slmctl.task.records import Message, RowRejectedError, ToolCall
 
 Columns = Mapping[str, Any]
-Messages = list[dict[str, Any]]
+Messages = list[Message]
 
 NEEDS = {
     "messages": ("messages",),
@@ -299,14 +299,14 @@ def _conversation(turns: Sequence[Any], tools: Any = None) -> Conversation:
     return Conversation(messages, tool_list or None)
 
 
-def _message(turn: Any, at: int) -> dict[str, Any]:
+def _message(turn: Any, at: int) -> Message:
     if not isinstance(turn, dict):
         raise RowRejectedError("not a conversation", f"message {at} is not an object")
     name = turn.get("role", turn.get("from"))
     role = ROLES.get(str(name).lower())
     if role is None:
         raise RowRejectedError("unknown role", f"message {at} has the unknown role '{str(name)[:40]}'")
-    message: dict[str, Any] = {"role": role, "content": _text(turn.get("content", turn.get("value")), at)}
+    message: Message = {"role": role, "content": _text(turn.get("content", turn.get("value")), at)}
     if name == "function_call":
         message |= {"content": "", "tool_calls": [_tool_call(_parsed(message["content"]), at)]}
     elif turn.get("tool_calls"):
@@ -335,7 +335,7 @@ def _text(content: Any, at: int) -> str:
     return content.strip()
 
 
-def _tool_call(call: Any, at: int) -> dict[str, Any]:
+def _tool_call(call: Any, at: int) -> ToolCall:
     """One tool call: OpenAI's form has its arguments as JSON in a text, templates want them as values."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

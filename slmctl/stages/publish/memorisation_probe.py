@@ -18,7 +18,7 @@ from typing import Any
 from slmctl.errors import DataError, GateError
 from slmctl.inference.engine import Answer, Engine, Request
 from slmctl.task.contract import Task
-from slmctl.task.records import Record
+from slmctl.task.records import Message, Record
 
 MIN_BITS = 24.0  # information in a string; one with less could be produced by chance
 MAX_CHARACTERS = 64  # characters of a string
@@ -135,8 +135,8 @@ def _prompt(task: Task, record: Record, k: int, head: str) -> str | None:
     try:
         if k == len(record.messages) - 1:
             return task.prompt(record.prompt_messages, tools=record.tools) + task.defused(head)
-        messages = [*record.messages[:k], {**record.messages[k], "content": head + _MARK}]
-        return task.prompt(messages, tools=record.tools).partition(_MARK)[0]
+        cut: Message = {**record.messages[k], "content": head + _MARK}
+        return task.prompt([*record.messages[:k], cut], tools=record.tools).partition(_MARK)[0]
     except DataError:
         return None
 

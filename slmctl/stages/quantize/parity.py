@@ -21,8 +21,8 @@ from slmctl.errors import StageError
 from slmctl.model_files import quantizer
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import LogitRequest
-from slmctl.task.contract import Message, Task
-from slmctl.task.records import Record
+from slmctl.task.contract import Task
+from slmctl.task.records import Message, Record
 
 COMPARED_RECORDS = 16  # held-out records whose next tokens are compared
 MAX_RECORD_TOKENS = 1024  # tokens of such a record
