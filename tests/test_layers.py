@@ -149,6 +149,57 @@ def writes_by_hand(trees: Trees) -> Iterator[str]:
                 yield f"{name}:{node.lineno} writes by hand: {title}"
 
 
+BLIND = "dict[str, Any]"  # a structure of which mypy knows neither keys nor values
+DOCUMENTS = {("slmctl.artifacts.bounded_json", "JsonObject")}  # the one name for JSON whose keys its writer defines
+
+
+def folder_of(name: str) -> str:
+    return stage_of(name) or room(name)
+
+
+def is_blind(node: ast.stmt) -> bool:
+    """True for a function, a method or field of a class, or an alias, whose types hold BLIND; private ones do not."""
+    if isinstance(node, ast.ClassDef):
+        return any(map(is_blind, node.body))
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        arguments = ast.walk(node.args)
+        types = [node.returns, *(each.annotation for each in arguments if isinstance(each, ast.arg))]
+        return (not node.name.startswith("_") or node.name == "__init__") and any(
+            each and BLIND in ast.unparse(each) for each in types
+        )
+    if isinstance(node, ast.AnnAssign):
+        return BLIND in ast.unparse(node.annotation) and not title_of(node).startswith("_")
+    return isinstance(node, ast.Assign) and BLIND in ast.unparse(node.value)
+
+
+def title_of(node: ast.stmt) -> str:
+    """The name that a statement at the top of a module binds."""
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+    return getattr(node, "name", "_")
+
+
+def names_used(name: str, trees: Trees) -> set[tuple[str, str]]:
+    """(module, name) of what a module imports by name, or reaches through an imported module."""
+    pairs = {(target.rpartition(".")[0], target.rpartition(".")[2]) for target in imported(trees[name])}
+    modules = {title: f"{module}.{title}" for module, title in pairs if f"{module}.{title}" in trees}
+    reached = {
+        (modules[node.value.id], node.attr)
+        for node in ast.walk(trees[name])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    }
+    return pairs | reached
+
+
+def dicts_that_cross_folders(trees: Trees) -> Iterator[str]:
+    blind = {(name, title_of(node)) for name, tree in trees.items() for node in tree.body if is_blind(node)}
+    blind = {(name, title) for name, title in blind - DOCUMENTS if not title.startswith("_")}
+    for name in trees:
+        for module, title in sorted(names_used(name, trees) & blind):
+            if folder_of(module) != folder_of(name):
+                yield f"{name} uses {module}.{title}, whose types hold {BLIND}"
+
+
 RULES = (
     upward_imports,
     stages_that_know_stages,
@@ -157,6 +208,7 @@ RULES = (
     long_functions,
     classes_of_one_name,
     writes_by_hand,
+    dicts_that_cross_folders,
 )
 
 
@@ -183,6 +235,9 @@ PLANTED = (
     (writes_by_hand, "slmctl.server.api_keys", "handle, name = tempfile.mkstemp(dir=path.parent)\n"),
     (writes_by_hand, "slmctl.network.guard", "stream = tempfile.NamedTemporaryFile(delete=False)\n"),
     (writes_by_hand, "slmctl.network.guard", "from os import replace\n"),
+    (dicts_that_cross_folders, "slmctl.network.guard", "def receipt() -> dict[str, Any]: ...\n"),
+    (dicts_that_cross_folders, "slmctl.task.records", "class Record:\n    source: dict[str, Any]\n"),
+    (dicts_that_cross_folders, "slmctl.task.records", "Message = dict[str, Any]\n"),
 )  # fmt: skip
 
 
