@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, NoReturn
 
-from slmctl import console
+from slmctl import child_environment, console
 from slmctl.config import SourceLimits, Sql
 from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
 from slmctl.network import guard
@@ -25,6 +25,8 @@ from slmctl.sources import bounded_copy, sql_address
 _ERRORS: dict[str, type[SlmctlError]] = {
     kind.__name__: kind for kind in (DataError, MissingError, NetworkError, UsageError)
 }
+# Variables that drivers read by themselves, such as PGPASSWORD; those that the address names are passed on too.
+DRIVERS = ("PG", "MYSQL_", "MARIADB_", "ODBC", "ORACLE_", "TNS_", "MSSQL_", "SNOWFLAKE_")
 
 
 def place(url: str) -> str:
@@ -74,11 +76,13 @@ def _ask(sql: Sql, out: IO[bytes], root: Path, limits: SourceLimits, remote: str
         "file_bytes": int(min(limits.size_gb, 1e9) * 1e9),
     }  # fmt: skip
     title = f"the query on {place(sql.url)}"
+    named = [name.upper() for name in re.findall(r"\$\{(\w+)\}", sql.url)]
     with tempfile.TemporaryFile() as status, tempfile.TemporaryFile() as log:
         # -P: a module that lies in the folder of the data is not ours
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "slmctl.sources.sql_child", str(status.fileno())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, pass_fds=[status.fileno()],
+            env=child_environment.without_secrets(*DRIVERS, *named),
         )  # fmt: skip
         assert child.stdin is not None and child.stdout is not None
         try:

@@ -46,7 +46,8 @@ def only(folder: Path, kind: str) -> Path:
 
 
 def test_a_run_leaves_every_kind_and_nothing_else(tiny_run: Path) -> None:
-    assert sorted(path.name for path in (tiny_run / "runs").iterdir()) == sorted([".locks", *KINDS])
+    assert sorted(path.name for path in (tiny_run / "runs").iterdir()) == sorted([".deliveries", ".locks", *KINDS])
+    assert len(list((tiny_run / "runs" / ".deliveries").iterdir())) == 1  # the receipt of the release
     assert not list(tiny_run.glob("runs/*/.*/*")), "a draft was left behind"
     assert {len(list((tiny_run / "runs" / kind).iterdir())) for kind in KINDS if kind != "predictions"} == {1}
     assert len(list((tiny_run / "runs" / "predictions").iterdir())) == 4  # base, adapter, two GGUF files
@@ -242,7 +243,7 @@ def test_a_published_version_never_changes(desk: Path) -> None:
     chains.evaluate(project, project.config.evaluate.models)
     with pytest.raises(IntegrityError, match=r"already holds another tiny-desk 1\.0") as caught:
         chains.publish(project)
-    assert (caught.value.code, "raise 'version'" in caught.value.hint) == (7, True)
+    assert (caught.value.code, "increase 'version'" in caught.value.hint) == (7, True)
     assert (release / "manifest.json").read_bytes() == kept
     assert not artifact.verify_folder(release)
 

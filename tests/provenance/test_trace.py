@@ -265,8 +265,8 @@ def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "trace wants one of --text and --id"),
-        (["--text", "a", "--id", "b"], "trace wants one of --text and --id"),
+        ([], "trace takes one of --text and --id"),
+        (["--text", "a", "--id", "b"], "trace takes one of --text and --id"),
         (["--text", "  "], "the text to trace is empty"),
         (["--text", "-"], "the text to trace is empty"),
         (["--text", "a", "--registry", "nowhere"], "does not exist"),

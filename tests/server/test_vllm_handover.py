@@ -356,7 +356,7 @@ def test_an_adapter_that_vllm_does_not_run_is_refused(
 
 
 def test_a_context_that_the_model_has_not_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"serve\.context is 5000, and this model reads at most 4096 tokens"):
+    with pytest.raises(UsageError, match=r"serve\.context_length is 5000, and this model reads at most 4096 tokens"):
         vllm_handover.write(handover(artifacts, context_length=5000), "compose", tmp_path / "out")
 
 

@@ -210,6 +210,7 @@ def be(told: dict[str, Any]) -> None:
         opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.dup2(opened, number)
         os.close(opened)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # a fresh one, as a process starts with
     os.environ.update(told["env"])
     tempfile._name_sequence = names()  # type: ignore[attr-defined]  # the same names in every run
     if told["held"]:

@@ -204,7 +204,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
     if there is not None and _digest_of(there, to) != sent.release.digest:
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",
-            hint="a published version never changes: raise 'version' in slmctl.yaml",
+            hint="a published version never changes: increase 'version' in slmctl.yaml",
         )
     held = target.holds(sent)
     if there is not None and there != sent.manifest.path.read_bytes():

@@ -64,7 +64,7 @@ class Ollama:
         if match is None or _model(like).sha256 not in match[1]:
             raise IntegrityError(
                 f"ollama:{self.name}:{version} is another model already",
-                hint="a published version never changes: raise 'version' in slmctl.yaml",
+                hint="a published version never changes: increase 'version' in slmctl.yaml",
             )
         return like.release.path.joinpath(MANIFEST).read_bytes()
 

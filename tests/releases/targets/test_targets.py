@@ -138,7 +138,7 @@ def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(
     signature.write_bytes(b"{}")
     with pytest.raises(IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run") as caught:
         send(target, address, again, signature)
-    assert "raise 'version'" in caught.value.hint
+    assert "increase 'version'" in caught.value.hint
     assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(made.path)
 
 

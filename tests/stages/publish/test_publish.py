@@ -219,7 +219,7 @@ def test_a_release_that_was_made_again_is_not_taken_for_signed(fresh: Path, tmp_
     done = tiny.slmctl(fresh, "publish", "--set", f"publish.signing_key={private}")
     assert done.returncode == 7, done.stderr
     assert "already holds tiny-desk 1.0 with the manifest of another run" in done.stderr
-    assert "hint: raise 'version'" in done.stderr
+    assert "hint: increase 'version'" in done.stderr
     assert not (fresh / "registry" / "tiny-desk" / "1.0" / "model.sig").exists()
     assert "already in" in tiny.slmctl(fresh, "publish").stderr
 

@@ -208,7 +208,7 @@ from slmctl.model_files import quantizer
 from slmctl.errors import StageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    list(quantizer.ladder(Path(sys.argv[1]), [quantizer.Target("Q8_0", Path(sys.argv[2]))]))
+    list(quantizer.quantize_all(Path(sys.argv[1]), [quantizer.QuantizedFile("Q8_0", Path(sys.argv[2]))]))
 except StageError as error:
     sys.stdout.write(f"{error.message} | {error.hint}")
 """
@@ -253,7 +253,7 @@ WAITING = """
 import sys, time
 from pathlib import Path
 from slmctl.model_files import quantizer
-step = quantizer.ladder(Path(sys.argv[1]), [quantizer.Target("Q4_0", Path(path)) for path in sys.argv[2:]])
+step = quantizer.quantize_all(Path(sys.argv[1]), [quantizer.QuantizedFile("Q4_0", Path(path)) for path in sys.argv[2:]])
 sys.stdout.write(next(step) + "\\n")
 sys.stdout.flush()
 time.sleep(60)
@@ -346,7 +346,7 @@ def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monk
     kept.write_text("weighted")
     other.write_text("plain")
     targets = quantizer.QuantizedFile("Q4_0", kept, True), quantizer.QuantizedFile("Q4_0", other)
-    quantize._closest(*targets, wanted=None, scratch=tmp_path)  # type: ignore[arg-type]
+    quantize._closest(*targets, reference=None, scratch=tmp_path)  # type: ignore[arg-type]
     assert kept.read_text() == "weighted"
 
 
