@@ -7,7 +7,8 @@ connection and datagram, and every name look-up but the one inside `connect` to 
 connection is then refused.
 
 What does leave is counted: every host, and every byte that Python hands to a socket which leads elsewhere
-(under TLS the bytes before encryption). The receipt of a stage stands in its manifest.
+(under TLS the bytes before encryption, for asynchronous clients after it). The receipt of a stage
+stands in its manifest.
 """
 
 from __future__ import annotations
