@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import zlib
@@ -98,7 +99,8 @@ def any_reply(random: Random, *, stream: bool) -> Turn:
         return random.choice(NO_COMPLETION)
     body = good(random.choice(["billing", "delivery", "I would say billing", "```json\n{}\n```"]))
     for _ in range(random.choice([0, 1, 1, 2])):
-        body = exchanged(body, random.choice(FIELDS), random.choice(ODD))
+        odd = copy.deepcopy(random.choice(ODD))  # the next exchange may go into it
+        body = exchanged(body, random.choice(FIELDS), odd)
     raw = json.dumps(body).encode()
     if random.randrange(6) == 0:
         raw = raw[: random.randint(0, len(raw))] + bytes([random.randrange(256)])
