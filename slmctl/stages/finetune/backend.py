@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from slmctl import hardware
 from slmctl.errors import MissingError
-from slmctl.hardware import accelerator
 
 
 def choose(backend: str) -> str:
@@ -26,13 +26,13 @@ def choose(backend: str) -> str:
     if backend == "unsloth":
         if not installed:
             raise MissingError("backend unsloth is not installed", hint="pip install 'slmctl[cuda]'")
-        if not accelerator():
+        if not hardware.accelerator():
             raise MissingError(
                 "backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers"
             )
     if backend == "transformers":
         return "transformers"
-    return "unsloth" if installed and accelerator() else "transformers"
+    return "unsloth" if installed and hardware.accelerator() else "transformers"
 
 
 @contextlib.contextmanager

@@ -247,7 +247,7 @@ def child_slmctl(*args: str) -> None:
 
     hardware.accelerator = lambda: "cuda"
     sys.argv = ["slmctl", *args]
-    main.main()
+    main()
 
 
 @pytest.mark.parametrize("load_4bit", ["false", "true"])
