@@ -22,7 +22,8 @@ from trl import SFTTrainer
 
 from slmctl import console
 from slmctl.errors import StageError
-from slmctl.stages.finetune import checkpoint, memory_estimate
+from slmctl.stages.finetune import checkpoint as checkpoint_files
+from slmctl.stages.finetune import memory_estimate
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
@@ -174,7 +175,7 @@ class AnswerTrainer(SFTTrainer):
         Raises:
             StageError: Always.
         """
-        kept = checkpoint.newest(self.checkpoints) if self.checkpoints else None
+        kept = checkpoint_files.newest(self.checkpoints) if self.checkpoints else None
         good = f"; the last good checkpoint is {kept}" if kept else ""
         raise StageError(f"training diverged: the {quantity} is {value} at step {step}{good}", hint=DIVERGED_HINT)
 
@@ -197,20 +198,20 @@ class AnswerTrainer(SFTTrainer):
     # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        random_states = checkpoint.gather_random(self.accelerator)  # every process gives its own
+        random_states = checkpoint_files.gather_random(self.accelerator)  # every process gives its own
         if self.checkpoints is not None and self.is_world_process_zero():
-            checkpoint.save(self, random_states)
+            checkpoint_files.save(self, random_states)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_weights(self, Path(resume_from_checkpoint))
+        checkpoint_files.load_weights(self, Path(resume_from_checkpoint))
 
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        if folder is not None:
-            checkpoint.load_optimizer(self, Path(folder))
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoint_files.load_optimizer(self, Path(checkpoint))
 
-    def _load_rng_state(self, folder: str | None) -> None:
-        if folder is None or checkpoint.load_random(Path(folder), self.accelerator):
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or checkpoint_files.load_random(Path(checkpoint), self.accelerator):
             return
         if self.is_world_process_zero():
             console.say("  note: another number of processes made this checkpoint; its dropout cannot be repeated")
