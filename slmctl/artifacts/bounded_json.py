@@ -73,7 +73,7 @@ def parse(raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlE
         raise error(f"{where} is not valid: not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise error(f"{where} is not valid: it holds {type(value).__name__}, not a JSON object")
-    if _is_deep(value):
+    if is_deeper(value, MAX_DEPTH):
         raise error(f"{where} is not valid: nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -85,10 +85,10 @@ def read_object(
     return parse(read_bytes(path, limit=limit, error=error, follow=follow), where=str(path), limit=limit, error=error)
 
 
-def _is_deep(value: object) -> bool:
-    """True if lists and objects nest deeper than MAX_DEPTH, counted without recursion."""
+def is_deeper(value: object, depth: int) -> bool:
+    """True if lists and objects nest more than `depth` deep; counted without recursion."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         level = [
             inner
             for outer in level

@@ -28,7 +28,7 @@ HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
 
 # The splits of its data set that an artifact took something from; of a kind that is not here, all of them.
-# A report trains its baselines on the training rows, and keeps none. Predictions name their side.
+# A report trains its baselines on the training rows, and keeps none. Predictions name their split.
 _READS = {"adapter": {"train", "validation"}, "report": {"validation"}}
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 
 MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
@@ -93,21 +93,6 @@ def fault_of(cells: Sequence[object]) -> str:
 def too_long(size: int | None = None) -> str:
     """The fault of a row that is too long to be kept."""
     return f"has {size:,} characters, more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
-
-
-def is_deeper(value: Any, depth: int) -> bool:
-    """True where lists and objects lie inside each other more than `depth` deep; without recursion."""
-    level = [value]
-    for _ in range(depth):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | dict)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return any(isinstance(inner, list | dict) for inner in level)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
+from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import MAX_DEPTH, MAX_ROW, Row, is_deeper, listed, too_long
+from slmctl.sources.rows.cells import MAX_DEPTH, MAX_ROW, Row, listed, too_long
 from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300

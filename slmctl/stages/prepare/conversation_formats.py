@@ -20,10 +20,11 @@ import jinja2
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import Source
 from slmctl.errors import DataError
 from slmctl.sources.rows import listed
-from slmctl.sources.rows.cells import MAX_DEPTH, is_deeper
+from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.task import chat_template
 from slmctl.task.chat_template import TemplateLimitError, TemplateRefusedError
 from slmctl.task.chat_template_child import ROW_TEMPLATE

@@ -18,6 +18,7 @@ import numpy as np
 from rapidfuzz import process
 
 from slmctl import child_environment, sensitive
+from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import Source, moment
 from slmctl.deduplication import minhash, row_fingerprints
 from slmctl.deduplication.minhash import U8, U64
@@ -25,7 +26,7 @@ from slmctl.errors import DataError
 from slmctl.network import guard
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
-from slmctl.sources.rows.cells import MAX_DEPTH, is_deeper
+from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.stages.prepare import conversation_formats
 from slmctl.stages.prepare.conversation_formats import ConversationFormat, Messages
 from slmctl.stages.prepare.split import position_of
