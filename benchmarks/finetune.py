@@ -117,6 +117,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     from slmctl.model_files import hf_folder
     from slmctl.pipeline import resolve
     from slmctl.stages.finetune import encoding, finetune, layer_replacement, memory_estimate, trainer
+    from slmctl.stages.finetune.batches import PaddedBatches
     from slmctl.stages.finetune.packing import IGNORED
     from slmctl.task.contract import Task
     from slmctl.task.records import read_records
@@ -186,7 +187,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
         total, count = 0.0, 0
         with torch.no_grad():
             for start in range(0, len(held), BATCH):
-                (batch,) = trainer.PaddedBatches(0)(held[start : start + BATCH])
+                (batch,) = PaddedBatches(0)(held[start : start + BATCH])
                 total += float(trainer.padded_loss(model, batch))
                 count += int((batch["labels"] != IGNORED).sum())
         loss = total / count

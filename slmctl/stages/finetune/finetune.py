@@ -26,10 +26,19 @@ from slmctl.errors import DataError, MissingError, StageError, UsageError
 from slmctl.model_files import hf_folder
 from slmctl.model_files.base_model import Base
 from slmctl.network import guard
-from slmctl.stages.finetune import backend, checkpoint, distributed, layer_replacement, loss_curve, memory_estimate
+from slmctl.stages.finetune import (
+    backend,
+    checkpoint,
+    distributed,
+    layer_replacement,
+    loss_curve,
+    memory_estimate,
+    packing_check,
+)
+from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.encoding import encode
 from slmctl.stages.finetune.packing import EncodedRecord
-from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, PackedBatches, PaddedBatches, without_loss
+from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
 
@@ -173,7 +182,7 @@ def _load_model(config: FinetuneConfig, folder: Path, library: str) -> tuple[Any
     """The base with its adapter, whether it takes packed batches, and how many of its layers use the CPU kernels."""
     model = load_unsloth(config, folder) if library == "unsloth" else load_transformers(config, folder)
     on_cpu = library == "transformers" and not torch.cuda.is_available()
-    packs = on_cpu and layer_replacement.supports_packing(model)
+    packs = on_cpu and packing_check.supports_packing(model)
     return model, packs, layer_replacement.install_kernels(model, config.label_smoothing) if packs else {}
 
 
@@ -300,7 +309,7 @@ def make_trainer(
 
     Args:
         keep: The folder of checkpoints.
-        packs: The model takes packed batches, see `layer_replacement.supports_packing`.
+        packs: The model takes packed batches, see `packing_check.supports_packing`.
 
     Raises:
         UsageError: The batch does not divide by the processes and accumulation steps.

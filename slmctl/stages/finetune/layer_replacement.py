@@ -26,45 +26,14 @@ from slmctl.stages.finetune.cpu_kernels import (
     StackedLinear,
     reciprocal_std,
 )
+from slmctl.stages.finetune.packing_check import core_model, probe_batch
 
 # Largest accepted relative error of what a layer adds to the residual stream, by the type of the products.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
-# Largest accepted relative change of a hidden state. Rounding changes it by about 0.01, attending to another
-# record by about 1.
-MAX_STATE_CHANGE = 0.25
-
-
-@torch.no_grad()
-def supports_packing(model: Any) -> bool:
-    """True if a model computes each record of a packed batch as it computes that record alone.
-
-    Models that mix tokens by other means than attention (convolutions, recurrent layers) do not, nor do those
-    that bypass transformers' attention interface.
-    """
-    core = _core(model)
-    trunk, own = core.base_model, core.config._attn_implementation
-    batch = _probe_batch(trunk)
-    prefix, ids = batch["layout"][0], batch["input_ids"][0]
-    last = ids[-10:]
-    alone = trunk(input_ids=torch.cat([ids[:prefix], last])[None], use_cache=False).last_hidden_state[0, prefix:]
-    core.config._attn_implementation = packing.ATTENTION_NAME
-    try:
-        packed = trunk(**batch).last_hidden_state[0, -len(last) :]
-    except (TypeError, ValueError, NotImplementedError):  # the model takes no `layout`
-        return False
-    finally:
-        core.config._attn_implementation = own
-    change = (packed.float() - alone.float()).norm(dim=1) / alone.float().norm(dim=1)
-    return bool(change.max() < MAX_STATE_CHANGE)
-
-
-def _core(model: Any) -> Any:
-    """The model under its adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
-    """Put the CPU kernels into a model that `supports_packing`, with or without a LoRA adapter on it.
+    """Put the CPU kernels into a model that `packing_check.supports_packing`, with or without a LoRA adapter on it.
 
     Afterwards `model(**batch)` with a batch of `BatchPacker` gives the weighted sum of the losses.
 
@@ -74,7 +43,7 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     Returns:
         `layers`, the number of layers, and `fast_layers`, the number of replaced ones.
     """
-    core = _core(model)
+    core = core_model(model)
     trunk = core.base_model
     core.config._attn_implementation = packing.ATTENTION_NAME
     _freeze_linear_layers(model)
@@ -129,18 +98,10 @@ def _packed_loss(core: Any, trunk: Any, smoothing: float, *, plain_head: bool) -
     return forward
 
 
-def _probe_batch(trunk: Any) -> dict[str, Any]:
-    """A small packed batch: two records of 10 arbitrary tokens after a shared prefix of 6."""
-    count = min(trunk.get_input_embeddings().weight.shape[0], 1000)
-    ids = torch.arange(3, 3 + 26).remainder(count)[None]
-    positions = torch.cat([torch.arange(6), torch.arange(6, 16), torch.arange(6, 16)])[None]
-    return {"input_ids": ids, "position_ids": positions, "layout": (6, 2), "use_cache": False}
-
-
 @torch.no_grad()
 def _is_plain_head(core: Any, trunk: Any) -> bool:
     """True if the logits are the head's product without scale or soft cap."""
-    head, probe = core.get_output_embeddings(), _probe_batch(trunk)
+    head, probe = core.get_output_embeddings(), probe_batch(trunk)
     if head is None or head.bias is not None or getattr(core.config, "final_logit_softcapping", None):
         return False  # a cap does not show on the small logits of the probe
     logits = core(**probe).logits[0].float()
@@ -157,7 +118,7 @@ def _replace_layers(trunk: Any, layers: Sequence[Any]) -> int:
 
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     with torch.no_grad():
-        trunk(**_probe_batch(trunk))
+        trunk(**probe_batch(trunk))
     for hook in hooks:
         hook.remove()
     trusted: dict[Any, bool] = {}

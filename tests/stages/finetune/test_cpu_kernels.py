@@ -14,7 +14,8 @@ transformers = pytest.importorskip("transformers")
 from peft import get_peft_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from slmctl.stages.finetune import cpu_kernels, finetune, layer_replacement, trainer  # noqa: E402
+from slmctl.stages.finetune import cpu_kernels, finetune, layer_replacement, packing_check, trainer  # noqa: E402
+from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
 # PEFT looks for the experts of every mixture by names that tiny ones do not have
@@ -137,7 +138,7 @@ def packed_loss(model: Any) -> Any:
 def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
     kind, settings, fast_layers = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
-    assert layer_replacement.supports_packing(fast)
+    assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
@@ -159,7 +160,7 @@ def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
     # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
     kind, settings, fast_layers = FAST[name]
     plain, fast = in_bfloat16(kind, settings).float(), in_bfloat16(kind, settings)
-    assert layer_replacement.supports_packing(fast)
+    assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss, near=0.1)
 
@@ -169,9 +170,9 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     kind, settings = PADDED[name]
     plain, other = adapted(kind, settings), adapted(kind, settings)
     before = other.config._attn_implementation
-    assert not layer_replacement.supports_packing(other)
+    assert not packing_check.supports_packing(other)
     assert other.config._attn_implementation == before
-    (batch,) = trainer.PaddedBatches(0)(some_rows())
+    (batch,) = PaddedBatches(0)(some_rows())
     compare(plain, other, lambda model: trainer.padded_loss(model, batch), near=1e-3)
 
 
@@ -187,7 +188,7 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
 )
 def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], fast_layers: int) -> None:
     plain, fast = adapted("LlamaConfig", {}, lora), adapted("LlamaConfig", {}, lora)
-    assert layer_replacement.supports_packing(fast)
+    assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
 
@@ -289,7 +290,7 @@ def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monke
     fast.eval()
     torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
     fast.train()  # no dropout in either
-    (batch,) = trainer.PaddedBatches(0)(some_rows())
+    (batch,) = PaddedBatches(0)(some_rows())
     wanted, got = trainer.padded_loss(plain, batch, 0.2), packed_loss(fast)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     wanted, got = gradients(plain, wanted), gradients(fast, got)

@@ -38,8 +38,10 @@ from slmctl.stages.finetune import (  # noqa: E402
     layer_replacement,
     loss_curve,
     memory_estimate,
+    packing_check,
     trainer,
 )
+from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
@@ -67,7 +69,7 @@ def model(artifacts: dict[str, Artifact]) -> Any:
 
 def loss_of(model: Any, rows: list[Any]) -> Any:
     """Mean loss of an answer token, of rows padded on the left."""
-    (batch,) = trainer.PaddedBatches(0)(rows)
+    (batch,) = PaddedBatches(0)(rows)
     return trainer.padded_loss(model, batch) / (batch["labels"] != IGNORED).sum()
 
 
@@ -125,7 +127,7 @@ def test_padding_changes_nothing(model: Any, rows: list[dict[str, list[int]]]) -
 
 
 def test_left_padding_lays_rows_out() -> None:
-    (batch,) = trainer.PaddedBatches(9)(
+    (batch,) = PaddedBatches(9)(
         [
             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weights": [0, 1, 1]},
             {"input_ids": [4], "labels": [4], "weights": [2]},
@@ -139,7 +141,7 @@ def test_left_padding_lays_rows_out() -> None:
 
 
 def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> None:
-    whole, parts = trainer.PaddedBatches(0), trainer.PaddedBatches(0, 2 * max(len(row["input_ids"]) for row in rows))
+    whole, parts = PaddedBatches(0), PaddedBatches(0, 2 * max(len(row["input_ids"]) for row in rows))
     batches = parts(rows)
     assert len(batches) == math.ceil(len(rows) / 2)
     assert max(batch["input_ids"].numel() for batch in batches) <= parts.limit
@@ -159,7 +161,7 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
         sizes.append(inputs["input_ids"].numel())
         return whole(model, inputs, *args)
 
-    monkeypatch.setattr(layer_replacement, "supports_packing", lambda model: False)
+    monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
     monkeypatch.setattr(trainer, "padded_loss", measured)
     assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
     assert memory_estimate.PIECE_TOKENS / 2 < max(sizes) <= memory_estimate.PIECE_TOKENS
@@ -526,7 +528,7 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
         record = conversation(("user", "card price"), ("assistant", "billing", weight))
         rows += encoding.encode([record], task, tokenizer, FinetuneConfig())[0]
     with torch.no_grad():
-        full, half = (float(trainer.padded_loss(model, trainer.PaddedBatches(0)([row])[0])) for row in rows)
+        full, half = (float(trainer.padded_loss(model, PaddedBatches(0)([row])[0])) for row in rows)
         assert half == pytest.approx(full / 2)
         layer_replacement.install_kernels(model)
         assert float(model(**BatchPacker()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from slmctl.stages.finetune import packing, trainer  # noqa: E402
+from slmctl.stages.finetune import batches, packing, trainer  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker, shared_prefix_length  # noqa: E402
 
 
@@ -129,7 +129,7 @@ def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window
 
 
 def test_a_batch_is_cut_into_pieces_of_like_size() -> None:
-    pieces = trainer.PackedBatches(limit=100)
+    pieces = batches.PackedBatches(limit=100)
     rows = [row([1] * (20 + k), [3, 4]) for k in range(10)]
     made = pieces(rows)
     assert [piece["layout"][1] for piece in made] == [2, 3, 3, 2]

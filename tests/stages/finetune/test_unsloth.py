@@ -216,7 +216,7 @@ def child_trains(desk: str, how: str) -> None:
     from slmctl.config import FinetuneConfig
     from slmctl.stages.finetune import finetune
 
-    finetune.layer_replacement.supports_packing = lambda model: False  # padded batches, as on a GPU
+    finetune.packing_check.supports_packing = lambda model: False  # padded batches, as on a GPU
     made = finetune.SFTConfig
     known = {field.name for field in dataclasses.fields(made)}
 
