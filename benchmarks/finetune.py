@@ -116,7 +116,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     from slmctl import config
     from slmctl.model_files import hf_folder
     from slmctl.pipeline import resolve
-    from slmctl.stages.finetune import encoding, finetune, layer_replacement, memory_estimate, trainer
+    from slmctl.stages.finetune import encoding, finetune, layer_replacement, lora_targets, memory_estimate, trainer
     from slmctl.stages.finetune.batches import PaddedBatches
     from slmctl.stages.finetune.packing import IGNORED
     from slmctl.task.contract import Task
@@ -174,7 +174,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
             use_cpu=True, seed=0, **options,
         )  # fmt: skip
         model = get_peft_model(
-            hf_folder.load_model(base.path, attn_implementation="sdpa"), finetune.lora_config(recipe)
+            hf_folder.load_model(base.path, attn_implementation="sdpa"), lora_targets.lora_config(recipe)
         )
         sft = SFTTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=tokenizer,

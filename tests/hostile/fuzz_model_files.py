@@ -17,9 +17,8 @@ from hostile.fuzz import Outcome
 
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, SlmctlError
-from slmctl.model_files import gguf_header, lora_adapter
+from slmctl.model_files import gguf_header, lora_adapter, safetensors_stream
 from slmctl.model_files.base_model import Base
-from slmctl.stages.merge import safetensors_stream
 from slmctl.stages.pull import model_card
 
 SLOW_S = 2.0  # for one file of a few kilobytes, on a machine that is busy

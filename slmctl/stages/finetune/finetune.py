@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
@@ -31,6 +31,7 @@ from slmctl.stages.finetune import (
     checkpoint,
     distributed,
     layer_replacement,
+    lora_targets,
     loss_curve,
     memory_estimate,
     packing_check,
@@ -378,26 +379,12 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
     )
 
 
-def lora_config(config: FinetuneConfig) -> LoraConfig:
-    """The section `finetune.lora` as PEFT takes it."""
-    lora = config.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        task_type="CAUSAL_LM",
-    )
-
-
 def load_transformers(config: FinetuneConfig, folder: Path) -> Any:
     """The base in the type of its matrix products, with a float32 adapter of PEFT on it."""
     on_gpu = torch.cuda.is_available()
     half = on_gpu or config.matmul_dtype == "bfloat16"
     model = hf_folder.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
-    return get_peft_model(model, lora_config(config), autocast_adapter_dtype=True)
+    return get_peft_model(model, lora_targets.lora_config(config), autocast_adapter_dtype=True)
 
 
 def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

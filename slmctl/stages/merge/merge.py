@@ -17,7 +17,7 @@ from slmctl.errors import StageError
 from slmctl.model_files import lora_adapter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
-from slmctl.stages.merge.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
+from slmctl.model_files.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
 
 # Names of output heads, and of the embeddings whose weights they share when the base stores no head.
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from peft import get_peft_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from slmctl.stages.finetune import cpu_kernels, finetune, layer_replacement, packing_check, trainer  # noqa: E402
+from slmctl.stages.finetune import cpu_kernels, layer_replacement, lora_targets, packing_check, trainer  # noqa: E402
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
@@ -83,7 +83,7 @@ def adapted(name: str, settings: dict[str, Any], lora: dict[str, Any] | None = N
         if parameter_name.endswith("bias"):
             parameter.data.normal_(std=0.3 * wild)
     shape = {"rank": 4, "alpha": 8} | (lora or {})
-    model = get_peft_model(model, finetune.lora_config(FinetuneConfig.model_validate({"lora": shape})))
+    model = get_peft_model(model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape})))
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -197,7 +197,7 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 7, bias=False)
     config = FinetuneConfig.model_validate({"lora": {"rank": 3, "alpha": 6, "dropout": 0.4, "target_modules": ["0"]}})
-    shape = finetune.lora_config(config)
+    shape = lora_targets.lora_config(config)
     shape.task_type = None
     member = get_peft_model(torch.nn.Sequential(layer), shape).base_model.model[0]
     a, b = member.lora_A["default"].weight, member.lora_B["default"].weight
