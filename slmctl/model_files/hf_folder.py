@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
+from slmctl.model_files import stored_weights
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
@@ -109,8 +110,13 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: torch.dtype | str = torch.float32, **options: Any) -> PreTrainedModel:
     """Load the model of a folder, in evaluation mode (no dropout).
+
+    Args:
+        dtype: The type of its weights; a copy is made of those that the files hold in another one, and the others
+            stay mapped from the files. `stored` keeps them all as they are and computes in float32 layer by layer,
+            without gradients, see `stored_weights`.
 
     Raises:
         DataError: Its config names code, or transformers cannot read its files.
@@ -118,8 +124,11 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, **options: A
     _refuse_named_code(folder)
     with _Refusals(folder, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
-        )
+            folder, dtype="auto" if dtype == "stored" else dtype, local_files_only=True, trust_remote_code=False,
+            use_safetensors=True, **options,
+        )  # fmt: skip
+    if dtype == "stored":
+        stored_weights.widen(model)
     return model.eval()
 
 

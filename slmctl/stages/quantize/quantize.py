@@ -90,7 +90,7 @@ def _compute_reference(
     lossless: LosslessFile,
 ) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
     """Load the merged model in transformers once: the reference of all files, the importance matrix, its records."""
-    tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path)
+    tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path, dtype="stored")
     reference = parity.reference(model, tokenizer, task, held_out)
     parity.check_head(lossless.path.name, lossless.head, reference)
     count = {"auto": AUTO_RECORDS, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)

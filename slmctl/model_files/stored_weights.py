@@ -1,0 +1,115 @@
+"""Compute in float32 with weights that stay in the 16 bits of their file, mapped from it.
+
+A layer's weights are made float32 when the layer is called and dropped after it, so that a model takes the memory of
+its largest layer, beside pages of the file that the kernel can drop. What it computes is what a float32 copy computes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+BLOCK_ELEMENTS = 32 << 20  # of a weight made float32 at a time: 128 MB
+SMALL_ELEMENTS = 4 << 20  # of a parameter that becomes float32 for good: norms, biases, convolutions, routers
+HALVES = (torch.bfloat16, torch.float16)
+# Their code reads the type of a linear layer's weight, or multiplies by the weight itself.
+UNSUPPORTED_MODELS = frozenset({"mamba", "mamba2", "falcon_mamba", "xlstm"})
+
+
+class StoredLinear(torch.nn.Linear):
+    """Linear layer, float32 in and out, multiplied in `products` by a weight of another type.
+
+    Attributes:
+        products: float32, or bfloat16 where inputs may be rounded to it.
+    """
+
+    products: torch.dtype = torch.float32
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x = input.to(self.products)
+        rows = max(BLOCK_ELEMENTS // self.in_features, 1)
+        if self.out_features <= rows or self.weight.dtype == self.products:
+            return self._block(x, slice(None))
+        blocks = [slice(start, start + rows) for start in range(0, self.out_features, rows)]
+        out = torch.empty(*x.shape[:-1], self.out_features)
+        for block in blocks:
+            out[..., block] = self._block(x, block)
+        return out
+
+    def _block(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        product = functional.linear(x, self.weight[rows].to(self.products)).float()
+        return product if self.bias is None else product.add_(self.bias[rows])
+
+
+def widen(model: Any) -> None:
+    """Make a model of 16-bit weights compute in float32; a gradient reaches none of its weights afterwards.
+
+    Linear layers become StoredLinear. An embedding makes the rows that it looks up float32, and any other module its
+    own parameters, for the time of a call.
+    """
+    model.requires_grad_(False)
+    if getattr(model.config.get_text_config(), "model_type", "") in UNSUPPORTED_MODELS:
+        model.float()
+        return
+    for module in model.modules():
+        halves = {name: own for name, own in module._parameters.items() if own is not None and own.dtype in HALVES}
+        large = type(module) is torch.nn.Linear or isinstance(module, torch.nn.Embedding)
+        for name, own in halves.items():
+            if not (large and name == "weight") and own.numel() < SMALL_ELEMENTS:
+                own.data = own.data.float()
+        if type(module) is torch.nn.Linear:
+            module.__class__ = StoredLinear
+        elif any(own.dtype in HALVES for own in halves.values()):
+            call = _WidenedCall()
+            module.register_forward_pre_hook(call.begin)
+            module.register_forward_hook(call.end, always_call=True)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype in HALVES:
+                module._buffers[name] = buffer.float()
+
+
+def multiply_in(model: Any, products: torch.dtype) -> None:
+    """Choose the type of the matrix products of a model that was widened."""
+    for module in model.modules():
+        if isinstance(module, StoredLinear):
+            module.products = products
+
+
+class _WidenedCall:
+    """Puts float32 parameters into a module before its call, and the stored ones back after it."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, torch.nn.Parameter] = {}
+        self.padding: int | None = None
+
+    def begin(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        self.stored = {name: own for name, own in module._parameters.items() if own is not None}
+        if isinstance(module, torch.nn.Embedding):
+            self.padding = module.padding_idx
+            if _looks_up(module) and len(args) == 1 and not args[0].is_floating_point():
+                ids, places = args[0].unique(return_inverse=True)
+                module._parameters["weight"] = _wide(module.weight[ids])
+                module.padding_idx = None  # it counts for gradients alone, and is no place among these rows
+                return (places,)
+        for name, own in self.stored.items():
+            if own.dtype in HALVES:
+                module._parameters[name] = _wide(own)
+        return None
+
+    def end(self, module: Any, args: Any, output: Any) -> None:
+        module._parameters.update(self.stored)
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = self.padding
+        self.stored = {}
+
+
+def _looks_up(module: torch.nn.Embedding) -> bool:
+    """True if a call's first argument is the ids to look up; learned positions are often computed from a mask."""
+    return next(iter(inspect.signature(module.forward).parameters)) in ("input", "input_ids")
+
+
+def _wide(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor.float(), requires_grad=False)
