@@ -38,19 +38,19 @@ _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=2),
+        Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=3),
         Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare",
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=5),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
-            (*_HF, "trl", "peft", "unsloth"), version=3, resumes=True,
+            (*_HF, "trl", "peft", "unsloth"), version=4, resumes=True,
         ),
         Stage("merge", (BASE, Role("adapter", ("adapter",))), "merged", "slmctl.stages.merge.merge", ("torch",),
               version=2),
         Stage(
             "quantize",
             (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
-            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=3,
+            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=4,
         ),
         Stage(
             "predict",
@@ -59,7 +59,7 @@ STAGES = {
                 PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=5,
+            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=6,
         ),
         Stage(
             "evaluate",

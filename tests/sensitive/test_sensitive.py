@@ -28,6 +28,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import EXAMPLES, ROOT, disguises, tiny
 
+from benchmarks import detectors
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
 from slmctl.errors import MissingError, UsageError
@@ -35,10 +36,6 @@ from slmctl.pipeline import resolve, system_errors
 from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
 from slmctl.server import api_keys
-
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-
-from benchmarks import detectors
 
 DATA = ROOT.parent / "shared" / "data"
 KEY = bytes(range(32))

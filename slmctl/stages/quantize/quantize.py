@@ -29,9 +29,13 @@ AUTO_RECORDS = 128  # training records for `importance: auto`
 
 
 def run(
-    config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, adapter: Artifact | None = None, out: Path
-) -> dict[str, Any]:
+    config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, adapter: Artifact | None = None, out: Path,
+    must_end: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Write one GGUF file a type, from one lossless conversion, and the adapter's own where the config asks for it.
+
+    Args:
+        must_end: Refuse a file that never ends an answer; False for a model of random weights, which ends none.
 
     Returns:
         The manifest's metrics.
@@ -58,7 +62,7 @@ def run(
         files = {}
         for target in targets:
             kept, distances = _closest(target, unweighted.get(target.type), reference, Path(scratch))
-            answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS])
+            answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS], must_end=must_end)
             files[target.type] = _entry(kept, gguf_header.read(kept.path)) | distances | answers
             _report_file(target.type, files[target.type])
     lora = {}
@@ -150,11 +154,11 @@ def _report_file(name: str, entry: dict[str, Any]) -> None:
     console.say(f"  {name}: {', '.join(parts)}")
 
 
-def _probe_answers(path: Path, task: Task, probes: Sequence[Record]) -> dict[str, Any]:
+def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end: bool = True) -> dict[str, Any]:
     """Answer held-out prompts with the engine that will serve the file.
 
     Raises:
-        StageError: The engine fails on it, or no answer ends within MAX_PROBE_TOKENS.
+        StageError: The engine fails on it, or no answer ends within MAX_PROBE_TOKENS and one must.
     """
     with engine.Engine(path, sequences=PROBE_PROMPTS) as model:
         requests = [engine.Request(prompt_of(task, probe), max_tokens=MAX_PROBE_TOKENS) for probe in probes]
@@ -163,7 +167,7 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record]) -> dict[str
     if failed:
         raise StageError(f"{path.name} does not answer: {failed[0].message}")
     stopped = sum(isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip()) for a in answers)
-    if stopped == 0:
+    if stopped == 0 and must_end:
         raise StageError(
             f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {MAX_PROBE_TOKENS} tokens",
             hint="train longer: --set finetune.epochs=4",
