@@ -19,6 +19,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 IGNORED = -100  # the label of a token that is no part of an answer
 ATTENTION_NAME = "slmctl-packed"
+# Arguments of transformers' attention interface that leave the result as it is.
+NEUTRAL_ARGUMENTS = frozenset({
+    "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+    "output_router_logits", "num_items_in_batch",
+})  # fmt: skip
 
 
 class EncodedRecord(TypedDict):
@@ -101,8 +106,14 @@ def attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention over a packed batch, as transformers' attention interface defines it for every architecture.
 
-    query (1, heads, T, size), key and value (1, kv heads, T, size) -> (1, T, heads, size).
+    query (1, heads, T, size), key and value (1, kv heads, T, size) -> (1, T, heads, size). Dropout is drawn once for
+    the shared prefix.
+
+    Raises:
+        ValueError: The model attends in a way that is not computed here, such as with sinks, biases by distance,
+            or to what follows.
     """
+    _require_causal(module, attention_mask, kwargs)
     prefix, rows = layout
     length = (query.shape[2] - prefix) // rows
     product: Any = torch.nn.functional.scaled_dot_product_attention
@@ -125,6 +136,16 @@ def attention(
         bias = causal_bias(0, prefix, sliding_window).to(query)
         parts.insert(0, product(*own, attn_mask=bias, **options)[0].transpose(0, 1))
     return torch.cat(parts)[None], None
+
+
+def _require_causal(module: torch.nn.Module, attention_mask: Any, others: dict[str, Any]) -> None:
+    """Raises ValueError for attention that is more than softmax over the prefix and the record's past."""
+    causal = others.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise ValueError("attention to what follows cannot be packed")
+    unknown = [name for name, value in others.items() if value is not None and name not in NEUTRAL_ARGUMENTS]
+    if unknown or attention_mask is not None:
+        raise ValueError(f"attention with {', '.join(unknown) or 'a mask of its own'} cannot be packed")
 
 
 def _capped(

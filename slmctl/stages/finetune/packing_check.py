@@ -1,40 +1,50 @@
-"""Decide if a model computes each record of a packed batch as it computes that record alone."""
+"""Decide if a model computes each record of a packed batch as it computes that record alone.
+
+Small errors matter, since on small random weights even a lost attention bias changes little. So the question is put to
+a copy in float32 of one layer of every kind, with sliding windows shorter than the probe: there a sound model differs
+by rounding only, whatever its size and its weights' type.
+"""
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from slmctl.stages.finetune import packing
 
-# Largest accepted relative change of a hidden state. Rounding changes it by about 0.01, attending to another
-# record by about 1.
-MAX_STATE_CHANGE = 0.25
+KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "conv"})
+# Modules that mix tokens, and know no layout unless one that holds them has the attribute `takes_layout`.
+CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+MAX_CHANGE = 1e-4  # largest relative change of a state in float32 that counts as rounding
+PLAIN = (bool, int, float, str, type(None))  # types of settings
+MAX_KINDS = 8  # of layers; more come only from settings that differ in every layer
+# The probe: tokens of the shared prefix, tokens of each of two records after it, and a window shorter than both.
+PREFIX, LENGTH, WINDOW = 6, 10, 5
+# What models raise that take no `layout`, pass an argument that `packing.attention` refuses, or need a shape that
+# the probe does not have.
+UNSUITED = (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, LookupError, AssertionError)
 
 
 @torch.no_grad()
 def supports_packing(model: Any) -> bool:
-    """True if a model computes each record of a packed batch as it computes that record alone.
+    """True if packed batches are sound for a model, with or without an adapter on it.
 
-    Models that mix tokens by other means than attention (convolutions, recurrent layers) do not, nor do those
-    that bypass transformers' attention interface.
+    Records must not change each other's states, and each record's states must be those of that record alone.
     """
     core = core_model(model)
-    trunk, own = core.base_model, core.config._attn_implementation
-    batch = probe_batch(trunk)
-    prefix, ids = batch["layout"][0], batch["input_ids"][0]
-    last = ids[-10:]
-    alone = trunk(input_ids=torch.cat([ids[:prefix], last])[None], use_cache=False).last_hidden_state[0, prefix:]
-    core.config._attn_implementation = packing.ATTENTION_NAME
-    try:
-        packed = trunk(**batch).last_hidden_state[0, -len(last) :]
-    except (TypeError, ValueError, NotImplementedError):  # the model takes no `layout`
+    if not _has_known_layers(core):
         return False
-    finally:
-        core.config._attn_implementation = own
-    change = (packed.float() - alone.float()).norm(dim=1) / alone.float().norm(dim=1)
-    return bool(change.max() < MAX_STATE_CHANGE)
+    try:
+        probe = _probe_copy(core)
+        with _float32_embeddings(probe):
+            return _is_exact(probe)
+    except UNSUITED:
+        return False
 
 
 def core_model(model: Any) -> Any:
@@ -42,9 +52,123 @@ def core_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def probe_batch(trunk: Any) -> dict[str, Any]:
-    """A small packed batch: two records of 10 arbitrary tokens after a shared prefix of 6."""
+def probe_batch(trunk: Any, first: int = 3) -> dict[str, Any]:
+    """A small packed batch: two records of 10 arbitrary tokens, `first` the first one's first, after a prefix of 6."""
     count = min(trunk.get_input_embeddings().weight.shape[0], 1000)
-    ids = torch.arange(3, 3 + 26).remainder(count)[None]
-    positions = torch.cat([torch.arange(6), torch.arange(6, 16), torch.arange(6, 16)])[None]
-    return {"input_ids": ids, "position_ids": positions, "layout": (6, 2), "use_cache": False}
+    places = torch.arange(PREFIX + 2 * LENGTH)
+    ids = (places + 3).where((places < PREFIX) | (places >= PREFIX + LENGTH), places - PREFIX + first)
+    rest = torch.arange(PREFIX, PREFIX + LENGTH)
+    positions = torch.cat([torch.arange(PREFIX), rest, rest])
+    return {
+        "input_ids": ids.remainder(count)[None], "position_ids": positions[None], "layout": (PREFIX, 2),
+        "use_cache": False,
+    }  # fmt: skip
+
+
+def layer_kind(layer: torch.nn.Module) -> tuple[Any, ...]:
+    """The classes and settings of a layer's modules, such as a sliding window; layers of one kind compute alike."""
+    places = ("layer_idx", "layer_id", "layer_number")
+    return tuple(
+        (name, type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k not in places))
+        for name, module in layer.named_modules()
+    )
+
+
+def _has_known_layers(core: Any) -> bool:
+    """True if no layer is known to mix tokens by other means than attention."""
+    types = getattr(core.config, "layer_types", None) or ()
+    if not KNOWN_LAYER_TYPES.issuperset(types):
+        return False
+    aware = {
+        id(part) for module in core.modules() if getattr(module, "takes_layout", False) for part in module.modules()
+    }
+    return all(id(module) in aware for module in core.modules() if isinstance(module, CONVOLUTIONS))
+
+
+class _Skipped(torch.nn.Module):
+    """A layer's place in the probe, with its settings; it passes the states on, in the form that `like` returns."""
+
+    def __init__(self, layer: torch.nn.Module, like: torch.nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update({name: value for name, value in vars(layer).items() if isinstance(value, PLAIN)})
+        self.as_tuple = False
+        like.register_forward_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self.as_tuple = isinstance(output, tuple)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if self.as_tuple else hidden_states
+
+
+def _probe_copy(core: Any) -> Any:
+    """A copy of the model without its head: one layer of every kind, in float32, with a small window.
+
+    Embeddings are shared with the model, since a large vocabulary's would be most of the copy.
+    """
+    trunk = core.base_model
+    name, layers = _layers(trunk)
+    kinds = {layer_kind(layer): index for index, layer in reversed(list(enumerate(layers)))}  # the first of each
+    chosen = sorted(kinds.values())[:MAX_KINDS]
+    shared = {id(module): module for module in trunk.modules() if isinstance(module, torch.nn.Embedding)}
+    setattr(trunk, name, torch.nn.ModuleList())
+    try:
+        probe = copy.deepcopy(trunk, shared)
+        kept = {index: copy.deepcopy(layers[index], shared) for index in chosen}  # `shared` maps the config, too
+    finally:
+        setattr(trunk, name, layers)
+    some = [kept[k] if k in kept else _Skipped(layer, like=kept[0]) for k, layer in enumerate(layers)]
+    setattr(probe, name, torch.nn.ModuleList(some))
+    for owner in (probe.config, *probe.modules()):
+        if isinstance(getattr(owner, "sliding_window", None), int):
+            owner.sliding_window = WINDOW
+    for module in probe.modules():
+        if not isinstance(module, torch.nn.Embedding):
+            for tensor in itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.float()
+    return probe.eval()
+
+
+def _layers(trunk: Any) -> tuple[str, torch.nn.ModuleList]:
+    """The decoder layers of a model, and their name in it.
+
+    Raises:
+        LookupError: It has none, such as a model with a vision tower, which holds its decoder further in.
+    """
+    for name, module in trunk.named_children():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == trunk.config.num_hidden_layers:
+            return name, module
+    raise LookupError("no list of decoder layers")
+
+
+@contextmanager
+def _float32_embeddings(probe: Any) -> Iterator[None]:
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: output.float())
+        for module in probe.modules()
+        if isinstance(module, torch.nn.Embedding)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_exact(probe: Any) -> bool:
+    """True if two packed records have the states of each alone, and the second does not see the first."""
+    batch, other = probe_batch(probe), probe_batch(probe, first=31)
+    prefix, first, second = batch["input_ids"][0].split([PREFIX, LENGTH, LENGTH])
+    records = torch.stack([torch.cat([prefix, first]), torch.cat([prefix, second])])
+    alone = probe(input_ids=records, use_cache=False).last_hidden_state  # (2, prefix + length, width)
+    probe.config._attn_implementation = packing.ATTENTION_NAME
+    packed, changed = (probe(**inputs).last_hidden_state[0] for inputs in (batch, other))
+    expected = torch.cat([alone[0], alone[1, PREFIX:]])
+    elsewhere = torch.cat([torch.arange(PREFIX), torch.arange(PREFIX + LENGTH, PREFIX + 2 * LENGTH)])
+    return _change(packed, expected) < MAX_CHANGE and _change(changed[elsewhere], packed[elsewhere]) < MAX_CHANGE
+
+
+def _change(states: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest relative difference of a token's state (T, width); NaN where a state is not finite."""
+    return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
