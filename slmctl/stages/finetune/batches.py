@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from slmctl.stages.finetune import memory_estimate
-from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
+from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord, common_prefix, prompt_length
+
+PIECE_TOKENS = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
+# Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
+# so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
+PREFIX_ALLOWANCE = 2
+
+
+class PieceSize(NamedTuple):
+    """The size of a batch that is computed at once.
+
+    Attributes:
+        tokens: Tokens computed.
+        keys: Tokens attended to, those of the shared prefix counted once more for every record.
+    """
+
+    tokens: int
+    keys: int
 
 
 @dataclass
 class PackedBatches:
-    """Records -> packed batches of at most `limit` computed tokens, or one record."""
+    """Records -> packed batches of at most `piece_budget` computed tokens, or one record."""
 
     packer: BatchPacker = field(default_factory=BatchPacker)
-    limit: int = memory_estimate.PIECE_TOKENS
+    limit: int = PIECE_TOKENS
     padded: int = 0
     filled: int = 0
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
-        parts = split_batch(records, self.limit)
+        parts = split_batch(records, self.limit, share=self.packer.share)
         batches = [self.packer(part) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
@@ -33,13 +48,67 @@ class PackedBatches:
         return batches
 
 
-def split_batch(records: Sequence[EncodedRecord], limit: int | None) -> list[Sequence[EncodedRecord]]:
-    """Records in parts of nearly the same count, each of at most `limit` tokens once padded, or one record."""
-    longest = max(len(record["input_ids"]) for record in records)
-    count = max(1, min(len(records), limit // longest)) if limit else len(records)
-    parts = math.ceil(len(records) / count)
-    bounds = [round(k * len(records) / parts) for k in range(parts + 1)]
-    return [records[a:b] for a, b in itertools.pairwise(bounds)]
+def piece_budget(prefix: int, limit: int) -> int:
+    """Number of tokens that a piece may compute, with a shared prefix of so many.
+
+    A `limit` below PIECE_TOKENS, for little memory, lowers all of it.
+    """
+    return limit + PREFIX_ALLOWANCE * prefix * limit // PIECE_TOKENS
+
+
+def split_batch(
+    records: Sequence[EncodedRecord], limit: int | None, *, share: bool = False
+) -> list[Sequence[EncodedRecord]]:
+    """Records in as few parts as fit, in order: each computes no more than `piece_budget` allows, or is one record.
+
+    Where the same number of parts can be of the same count, they are.
+
+    Args:
+        limit: Tokens of a part without a shared prefix; None for all records in one.
+        share: The prefix that the records of a part share is computed once.
+    """
+    if limit is None:
+        return [records]
+    parts = _cut(records, limit, share, most=len(records))
+    even = _cut(records, limit, share, most=math.ceil(len(records) / len(parts)))
+    return even if len(even) == len(parts) else parts
+
+
+def _cut(records: Sequence[EncodedRecord], limit: int, share: bool, most: int) -> list[Sequence[EncodedRecord]]:
+    """Parts of at most `most` records, each as long as it fits."""
+    parts, start, prefix, longest = [], 0, 0, 0
+    for k, record in enumerate(records):
+        count, shared = k - start + 1, 0
+        if share:
+            own = prompt_length(record)
+            shared = common_prefix(records[start]["input_ids"], record["input_ids"], min(prefix, own)) if k else own
+        longest = max(longest, len(record["input_ids"]))
+        tokens = shared + count * (longest - shared)
+        if count > 1 and (count > most or tokens > piece_budget(shared, limit)):
+            parts.append(records[start:k])
+            start, longest = k, len(record["input_ids"])
+            shared = prompt_length(record) if share else 0
+        prefix = shared
+    return [*parts, records[start:]]
+
+
+def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = PIECE_TOKENS) -> PieceSize:
+    """Upper bound of what is computed at once of these records, `together` of them a step, packed or padded.
+
+    A batch shares at least the tokens that all records open with, and at most what the `together` records that are
+    most alike do: in the order of a dictionary, these are neighbours. Batches are of like length, so padding is not
+    counted.
+    """
+    count = min(together, len(records))
+    lengths = sorted(len(record["input_ids"]) for record in records)
+    prompts = sorted(record["input_ids"][: prompt_length(record)] for record in records)
+    least = most = common_prefix(prompts[0], prompts[-1], len(prompts[0])) if count > 1 else 0
+    for first, last in zip(prompts, prompts[count - 1 :], strict=False) if count > 1 else ():
+        most = max(most, common_prefix(first, last, len(first)) if first[:most] == last[:most] else 0)
+    padded = min(limit, sum(lengths[-count:]))
+    packed = min(piece_budget(most, limit), least + sum(length - least for length in lengths[-count:]))
+    tokens = max(lengths[-1], padded, packed)
+    return PieceSize(tokens, tokens + count * most)
 
 
 class PaddedBatches:

@@ -28,6 +28,7 @@ from slmctl.model_files.base_model import Base
 from slmctl.network import guard
 from slmctl.stages.finetune import (
     backend,
+    batches,
     checkpoint,
     distributed,
     layer_replacement,
@@ -171,8 +172,7 @@ def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[Enco
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     per_process = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
-    tokens = memory_estimate.largest_piece([len(record["input_ids"]) for record in records], per_process)
-    needed = memory_estimate.estimate_bytes(folder, config, tokens)
+    needed = memory_estimate.estimate_bytes(folder, config, *batches.largest_piece(records, per_process))
     if world > 1:  # what a faster process had loaded by now would count as taken
         PartialState(cpu=True).wait_for_everyone()
     memory_estimate.require_free(needed, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -321,7 +321,7 @@ def make_trainer(
     if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    piece_tokens = None if torch.cuda.is_available() else memory_estimate.PIECE_TOKENS
+    piece_tokens = None if torch.cuda.is_available() else batches.PIECE_TOKENS
     return AnswerTrainer(
         model=model,
         args=arguments,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,20 @@ from slmctl.console import size
 from slmctl.errors import StageError
 from slmctl.model_files import safetensors_header
 
-PIECE_TOKENS = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
 ALLOCATOR_OVERHEAD = 1.2  # heap held by the allocator over heap in use
 FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 
-def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int) -> int:
+def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int = 0) -> int:
     """Estimated peak of this process in bytes: what it holds now, weights, activations for backward, adapter.
 
     The terms of a layer are the tensors that the autograd functions of `cpu_kernels` save.
 
     Args:
         folder: The base.
-        tokens: Tokens of the largest batch computed at once, see `largest_piece`.
+        tokens: Tokens of the largest batch computed at once, see `batches.largest_piece`.
+        keys: Tokens attended to in it, if more.
     """
     trim_heap()  # an earlier stage of this process may have left much that is free, and will be used again
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
@@ -42,21 +41,16 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int) -> int:
     saved = (  # bytes a token and layer
         4 * 4 * hidden  # residual stream and inputs of the norms
         + width * (2 * hidden + heads * head)  # inputs of the products
-        + 4 * head * (2 * heads + 4 * kv)  # attention: queries, keys, values with the prefix, result
+        + 4 * head * (2 * heads + 2 * kv)  # attention: queries, keys, values, result
         + width * 4 * inner  # gate, up, active, and the input of the last product
     )
     adapter = layers * rank * (hidden + heads * head + 2 * (hidden + kv * head) + heads * head + hidden)
     adapter += layers * rank * 3 * (hidden + inner)
     activations = tokens * (layers * saved + 8 * (4 * inner + 4 * hidden))
+    activations += max(keys, tokens) * layers * 4 * head * 2 * kv  # keys and values, with the prefix before each record
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
     weights = width * safetensors_header.parameter_count(folder)
     return int(_resident_bytes() + FIXED_BYTES + weights + 20 * adapter + ALLOCATOR_OVERHEAD * activations)
-
-
-def largest_piece(lengths: Sequence[int], together: int) -> int:
-    """Largest number of tokens computed at once, for records of these lengths and `together` of them a step."""
-    longest = max(lengths)
-    return max(longest, min(PIECE_TOKENS, sum(sorted(lengths)[-together:])))
 
 
 def require_free(needed: int, processes: int = 1) -> None:

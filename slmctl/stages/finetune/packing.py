@@ -80,11 +80,23 @@ def shared_prefix_length(records: Sequence[EncodedRecord]) -> int:
     """Number of tokens that all records open with, ending before the first position that predicts an answer."""
     if len(records) < 2:
         return 0
-    ends = min(next(k for k, label in enumerate(record["labels"]) if label != IGNORED) for record in records) - 1
-    first, count = records[0]["input_ids"], 0
-    while count < ends and all(record["input_ids"][count] == first[count] for record in records):
-        count += 1
+    count = prompt_length(records[0])
+    for record in records[1:]:
+        count = common_prefix(records[0]["input_ids"], record["input_ids"], min(count, prompt_length(record)))
     return count
+
+
+def prompt_length(record: EncodedRecord) -> int:
+    """Number of tokens before the first position that predicts an answer."""
+    return max(next(k for k, label in enumerate(record["labels"]) if label != IGNORED) - 1, 0)
+
+
+def common_prefix(first: list[int], second: list[int], most: int) -> int:
+    """Number of tokens, up to `most`, that both open with."""
+    most = min(most, len(first), len(second))
+    if first[:most] == second[:most]:  # nearly always so, and compared in C
+        return most
+    return next(k for k in range(most) if first[k] != second[k])
 
 
 def causal_bias(prefix: int, length: int, window: int | None) -> torch.Tensor:

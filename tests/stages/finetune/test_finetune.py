@@ -32,6 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from slmctl.model_files import hf_folder  # noqa: E402
 from slmctl.stages.finetune import (  # noqa: E402
+    batches,
     checkpoint,
     encoding,
     finetune,
@@ -142,12 +143,12 @@ def test_left_padding_lays_rows_out() -> None:
 
 def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> None:
     whole, parts = PaddedBatches(0), PaddedBatches(0, 2 * max(len(row["input_ids"]) for row in rows))
-    batches = parts(rows)
-    assert len(batches) == math.ceil(len(rows) / 2)
-    assert max(batch["input_ids"].numel() for batch in batches) <= parts.limit
+    made = parts(rows)
+    assert len(made) == math.ceil(len(rows) / 2)
+    assert max(batch["input_ids"].numel() for batch in made) <= parts.limit
     assert parts.filled - parts.padded == sum(len(row["input_ids"]) for row in rows)
     with torch.no_grad():
-        total = sum(trainer.padded_loss(model, batch) for batch in batches)
+        total = sum(trainer.padded_loss(model, batch) for batch in made)
         torch.testing.assert_close(total, trainer.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +165,7 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
     monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
     monkeypatch.setattr(trainer, "padded_loss", measured)
     assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
-    assert memory_estimate.PIECE_TOKENS / 2 < max(sizes) <= memory_estimate.PIECE_TOKENS
+    assert batches.PIECE_TOKENS / 2 < max(sizes) <= batches.PIECE_TOKENS
 
 
 def gradients(model: Any, loss: Any) -> Any:
@@ -706,12 +707,16 @@ def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str,
 
 def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> None:
     # short records never fill a piece: counting a whole one made the estimate for SmolLM2 half too high
-    assert memory_estimate.largest_piece([5, 30, 20, 10], together=2) == 50
-    assert memory_estimate.largest_piece([100] * 40, together=16) == memory_estimate.PIECE_TOKENS
-    assert (
-        memory_estimate.largest_piece([10, 2 * memory_estimate.PIECE_TOKENS], together=2)
-        == 2 * memory_estimate.PIECE_TOKENS
-    )
+    def largest(lengths: list[int], together: int) -> int:
+        rows: list[Any] = [
+            {"input_ids": [k, *[9] * (size - 1)], "labels": [IGNORED] * (size - 1) + [9], "weights": [1.0] * size}
+            for k, size in enumerate(lengths)
+        ]
+        return batches.largest_piece(rows, together).tokens
+
+    assert largest([5, 30, 20, 10], 2) == 50
+    assert largest([100] * 40, 16) == batches.PIECE_TOKENS
+    assert largest([10, 2 * batches.PIECE_TOKENS], 2) == 2 * batches.PIECE_TOKENS
 
 
 def test_processes_share_a_batch_and_need_memory_each(
@@ -720,10 +725,10 @@ def test_processes_share_a_batch_and_need_memory_each(
     class Seen(Exception):  # noqa: N818 - it ends the run where it was seen
         pass
 
-    def seen(lengths: Any, together: int) -> int:
+    def seen(records: Any, together: int) -> int:
         raise Seen(together)
 
-    monkeypatch.setattr(memory_estimate, "largest_piece", seen)
+    monkeypatch.setattr(batches, "largest_piece", seen)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Seen, match=r"^2$"):
         run({"batch_size": 16, "gradient_accumulation_steps": 2}, artifacts, tmp_path / "one")

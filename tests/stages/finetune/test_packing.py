@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,8 +133,43 @@ def test_a_batch_is_cut_into_pieces_of_like_size() -> None:
     pieces = batches.PackedBatches(limit=100)
     rows = [row([1] * (20 + k), [3, 4]) for k in range(10)]
     made = pieces(rows)
-    assert [piece["layout"][1] for piece in made] == [2, 3, 3, 2]
+    assert [piece["layout"][1] for piece in made] == [5, 5]
     assert sum(len(piece["labels"]) for piece in made) == 20
     assert 0 < pieces.padded < pieces.filled == sum(piece["input_ids"].numel() for piece in made)
+    rows[4] = row([9] * 80, [3])  # shares nothing with the others, so it costs them what they share
+    assert [piece["layout"][1] for piece in pieces(rows)] == [4, 1, 5]
     (alone,) = pieces([row([1] * 300, [2])])  # longer than the limit: a piece of its own
     assert alone["input_ids"].shape == (1, 301)
+
+
+@pytest.mark.parametrize("shared", [0, 100, 200, 400, 800])
+def test_a_long_shared_prefix_is_hardly_computed_twice(shared: int) -> None:
+    # cut by whole lengths, 400 shared tokens before 16 records of 60 cost 5.4 times as much
+    rows = [row([*range(shared), 5000 + k, *[3] * 57], [4, 5]) for k in range(16)]
+    computed = sum(piece["input_ids"].numel() for piece in batches.PackedBatches()(rows))
+    assert computed <= 1.1 * (shared + 16 * 60)
+
+
+@pytest.mark.parametrize("limit", [768, 128])
+def test_no_piece_is_larger_than_the_estimate(limit: int) -> None:
+    choose = random.Random(limit)
+    for _ in range(200):
+        heads = [[k + 1] * choose.choice([0, 3, 50, 400]) for k in range(choose.choice([1, 1, 2]))]
+        questions = [[choose.randrange(9)] * choose.randrange(1, 120) for _ in range(choose.randrange(1, 40))]
+        rows = sorted((row(choose.choice(heads) + question, [8] * 3) for question in questions), key=size)
+        together = choose.choice([1, 2, 16])
+        bound = batches.largest_piece(rows, together, limit)
+        for start in range(0, len(rows) - together + 1, together):
+            for kind in (batches.PackedBatches(limit=limit), batches.PaddedBatches(0, limit)):
+                largest = max(piece["input_ids"].numel() for piece in kind(rows[start : start + together]))
+                assert largest - kind.padded <= bound.tokens  # a batch of like lengths has little padding
+
+
+def size(record: Any) -> int:
+    return len(record["input_ids"])
+
+
+def test_the_prefix_is_attended_to_by_every_record() -> None:
+    rows = [row([*range(400), 5000 + k, *[3] * 57], [4, 5]) for k in range(40)]
+    assert batches.largest_piece(rows, 16) == (400 + 16 * 60, 400 + 16 * 60 + 16 * 400)
+    assert batches.largest_piece(rows, 16, 128).tokens == 460  # little memory: a record alone
