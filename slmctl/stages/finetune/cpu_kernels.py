@@ -1,10 +1,10 @@
 """Autograd functions for training LoRA on a frozen base on a CPU.
 
-transformers and PEFT compute a layer in some hundred small operations. Six autograd functions with
-their own backward replace them: a frozen weight gets no gradient and is multiplied in
-`finetune.matmul_dtype`, layers that read the same input are one matrix product, LoRA's low-rank
-products are part of it, and the logits are computed block by block of the vocabulary, never as a
-whole. The residual stream, norms and attention stay in float32.
+transformers and PEFT compute a layer in some hundred small operations. A few autograd functions with
+their own backward replace them, here and in `attention_kernels` and `short_convolution`: a frozen
+weight gets no gradient and is multiplied in `finetune.matmul_dtype`, layers that read the same input
+are one matrix product, LoRA's low-rank products are part of it, and the logits are computed block by
+block of the vocabulary, never as a whole. The residual stream, norms and attention stay in float32.
 
 No function is specific to an architecture; `layer_replacement` decides which layers use them.
 """
@@ -18,8 +18,6 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
 from torch.nn import functional
-
-from slmctl.stages.finetune import packing
 
 VOCABULARY_BLOCK = 4096  # rows of the head computed at a time: their logits stay in the cache
 ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
@@ -58,7 +56,7 @@ class RmsNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _norm_backward(grads[0] * ctx.saved_tensors[1], ctx.saved_tensors[0], ctx.saved_tensors[2]), None, None
+        return norm_backward(grads[0] * ctx.saved_tensors[1], ctx.saved_tensors[0], ctx.saved_tensors[2]), None, None
 
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -66,7 +64,7 @@ def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def _norm_backward(g: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+def norm_backward(g: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """Gradient of x (…, n) from g, the gradient of x * rstd; g is overwritten."""
     inner = (g * x).sum(dim=-1, keepdim=True).mul_(rstd.pow(3)).div_(-x.shape[-1])
     return g.mul_(rstd).addcmul_(x, inner)
@@ -201,91 +199,6 @@ class GatedActivation(Function):
         else:
             torch.ops.aten.gelu_backward.grad_input(g * up, gate, approximate="tanh", grad_input=dgate)
         return result, None
-
-
-class Attention(Function):
-    """Causal attention with rotary positions over a packed batch; queries and keys may be normed first.
-
-    qkv (T, (heads + 2 kv) * size), norm (heads + kv, size) or None, cos and sin (T, 1, size / 2)
-    -> (T, heads * size). T is prefix + rows * length, see `packing`.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: torch.Tensor, heads: int, size: int, norm: torch.Tensor | None, eps: float,
-        cos: torch.Tensor, sin: torch.Tensor, layout: tuple[int, int], scale: float, window: int | None,
-    ) -> torch.Tensor:  # fmt: skip
-        prefix, rows = layout
-        tokens, length = len(qkv), (len(qkv) - prefix) // rows
-        parts = qkv.view(tokens, -1, size)
-        kv = (parts.shape[1] - heads) // 2
-        turned = raw = parts[:, : heads + kv].float()
-        rstd = None
-        if norm is not None:
-            rstd = reciprocal_std(raw, eps)
-            turned = (raw * rstd).mul_(norm)
-        turned = _rotate(turned, cos, sin)
-        shape = [rows, length]
-        q = turned[prefix:, :heads].unflatten(0, shape).transpose(1, 2)  # (rows, heads, length, size)
-        pairs = torch.empty(rows, prefix + length, 2 * kv, size)  # keys | values, each with the prefix before it
-        pairs[:, prefix:, :kv] = turned[prefix:, heads:].unflatten(0, shape)
-        pairs[:, prefix:, kv:] = parts[prefix:, heads + kv :].unflatten(0, shape)
-        pairs[:, :prefix, :kv] = turned[:prefix, heads:]
-        pairs[:, :prefix, kv:] = parts[:prefix, heads + kv :]
-        k, v = pairs[:, :, :kv].transpose(1, 2), pairs[:, :, kv:].transpose(1, 2)  # (rows, kv, prefix + length, size)
-        bias = packing.causal_bias(prefix, length, window)
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = flash(q, k, v, attn_mask=bias, scale=scale)
-        result = torch.empty(tokens, heads, size, dtype=qkv.dtype)
-        result[prefix:].unflatten(0, shape).copy_(out.transpose(1, 2))
-        own: list[Any] = []
-        if prefix:
-            own = [turned[None, :prefix, :heads].transpose(1, 2), k[:1, :, :prefix], v[:1, :, :prefix]]
-            own_bias = packing.causal_bias(0, prefix, window)
-            own = [*own, *flash(*own, attn_mask=own_bias, scale=scale), own_bias]
-            result[:prefix] = own[3][0].transpose(0, 1)
-        ctx.save_for_backward(q, k, v, out, lse, bias, cos, sin, raw if norm is not None else None, norm, rstd, *own)
-        ctx.shape = (prefix, rows, length, heads, kv, size, scale)
-        return result.view(tokens, heads * size)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        q, k, v, out, lse, bias, cos, sin, raw, norm, rstd, *own = ctx.saved_tensors
-        prefix, rows, length, heads, kv, size, scale = ctx.shape
-        tokens = prefix + rows * length
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        shape = [rows, length]
-        g = grads[0].view(tokens, heads, size).float()
-        gs = g[prefix:].unflatten(0, shape).transpose(1, 2)
-        dq, dk, dv = flash(gs, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)
-        dturned = torch.empty(tokens, heads + kv, size)
-        result = torch.empty(tokens, heads + 2 * kv, size, dtype=grads[0].dtype)
-        dturned[prefix:, :heads].unflatten(0, shape).copy_(dq.transpose(1, 2))
-        dturned[prefix:, heads:].unflatten(0, shape).copy_(dk[:, :, prefix:].transpose(1, 2))
-        result[prefix:, heads + kv :].unflatten(0, shape).copy_(dv[:, :, prefix:].transpose(1, 2))
-        if prefix:
-            *own, own_bias = own
-            pq, pk, pv = flash(
-                g[None, :prefix].transpose(1, 2), *own, 0.0, False, attn_mask=own_bias, scale=scale
-            )  # fmt: skip
-            dturned[:prefix, :heads] = pq[0].transpose(0, 1)
-            dturned[:prefix, heads:] = (dk[:, :, :prefix].sum(dim=0) + pk[0]).transpose(0, 1)
-            result[:prefix, heads + kv :] = (dv[:, :, :prefix].sum(dim=0) + pv[0]).transpose(0, 1)
-        back = _rotate(dturned, cos, -sin)
-        if norm is not None:
-            back = _norm_backward(back.mul_(norm), raw, rstd)
-        result[:, : heads + kv] = back
-        return result.view(tokens, -1), *[None] * 9
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of x (T, heads, size) float32; cos and sin (T, 1, size / 2)."""
-    half = x.shape[-1] // 2
-    out = torch.empty_like(x)
-    first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-    return out
 
 
 class BlockwiseCrossEntropy(Function):

@@ -1,24 +1,28 @@
-"""Find the layers that `cpu_kernels` can compute, and replace them where the results agree.
+"""Find the parts of layers that the CPU kernels can compute, and replace them where the results agree.
 
-A layer is replaced where it has the expected parts, and only if it then gives what it gave before on
-a probe batch. The others keep transformers' and PEFT's own code.
+One probe batch goes through the model, and what every part is given and gives is noted, down to the
+queries, keys and values that attention is called with. A part is replaced where it has the expected
+linear layers under one of their usual names, and only if it then gives what it gave. The others keep
+transformers' and PEFT's own code.
 """
 
 from __future__ import annotations
 
-import copy
-import types
+import contextlib
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_outputs import CausalLMOutput
 
 from slmctl.stages.finetune import packing
+from slmctl.stages.finetune.attention_kernels import HeadGroup, HeadNorm, PackedAttention, Rotation, SplitHeads
 from slmctl.stages.finetune.cpu_kernels import (
-    Attention,
     BlockwiseCrossEntropy,
     FrozenLinear,
     GatedActivation,
@@ -27,9 +31,37 @@ from slmctl.stages.finetune.cpu_kernels import (
     reciprocal_std,
 )
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
+from slmctl.stages.finetune.short_convolution import PackedShortConvolution
 
-# Largest accepted relative error of what a layer adds to the residual stream, by the type of the products.
+# Largest accepted relative error of what a part gives, by the type of the products.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
+ODD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # of a part of another form
+PROBE_NAME = "slmctl-probe"  # packed attention that notes what it is called with
+
+# Names of the linear layers of attention, into and out of it; where the keys are the values too, or another
+# layer's keys and values are used, the later rows apply.
+QKV_NAMES = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("q_proj", "k_proj"), ("q_proj",))
+OUT_NAMES = (("o_proj",), ("out_proj",), ("dense",))
+QUERY_NORMS, KEY_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
+# The same of gated MLPs: gate and up, and down.
+GATE_UP_NAMES = (("gate_proj", "up_proj"), ("w1", "w3"), ("gate_up_proj",), ("input_linear",))
+DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",))
+
+
+@dataclass
+class _Call:
+    """One call of a module on the probe batch; of attention, also what it handed to the attention function."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+    attended: tuple[torch.Tensor, ...] = ()
+    options: Any = None
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        x: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return x
 
 
 def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
@@ -41,7 +73,8 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
         smoothing: Label smoothing, while the model is in training mode.
 
     Returns:
-        `layers`, the number of layers, and `fast_layers`, the number of replaced ones.
+        `layers`, the number of layers, and `fast_layers`, the number of those whose attention (or convolution) and
+        MLP are replaced.
     """
     core = core_model(model)
     trunk = core.base_model
@@ -50,9 +83,9 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     trunk.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
     plain_head = _is_plain_head(core, trunk)
     layers = list(getattr(trunk, "layers", []))
-    fast = _replace_layers(trunk, layers)
-    if hasattr(trunk, "norm"):
-        _replace_norm(trunk.norm)
+    fast = _replace_layers(core, layers)
+    for module in filter(_is_norm, trunk.children()):
+        _replace_norm(module)
     core.forward = _packed_loss(core, trunk, smoothing, plain_head=plain_head)
     return {"layers": len(layers), "fast_layers": fast}
 
@@ -109,112 +142,140 @@ def _is_plain_head(core: Any, trunk: Any) -> bool:
     return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
 
 
-def _replace_layers(trunk: Any, layers: Sequence[Any]) -> int:
-    """Replace the parts of every layer where the result agrees; returns the number of replaced layers."""
-    calls: dict[int, tuple[Any, Any]] = {}
-
-    def note(module: Any, args: Any, kwargs: Any) -> None:
-        calls.setdefault(layers.index(module), (args, kwargs))
-
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    with torch.no_grad():
-        trunk(**probe_batch(trunk))
-    for hook in hooks:
-        hook.remove()
-    trusted: dict[Any, bool] = {}
+@torch.no_grad()
+def _replace_layers(core: Any, layers: Sequence[Any]) -> int:
+    """Replace the parts of every layer where the result agrees; returns the number of layers replaced in full."""
+    training = core.training
+    core.eval()  # without dropout, which would make two calls differ
+    calls = _observe(core, layers)
     fast = 0
-    for index, layer in enumerate(layers):
-        kind = (
-            type(layer),
-            *_scalar_attributes(getattr(layer, "self_attn", None)),
-            *_scalar_attributes(getattr(layer, "mlp", None)),
-        )
-        if kind not in trusted:
-            args, kwargs = calls[index]
-            exact = copy.deepcopy(layer).float()
-            trusted[kind] = _replace(layer) and _agree(exact, layer, args, kwargs)
-            if not trusted[kind]:
-                _restore(layer)
-            fast += trusted[kind]
-        elif trusted[kind]:
-            fast += _replace(layer)
+    for layer in layers:
+        mixers = mlps = 0
+        for part in layer.children():
+            if part in calls and calls[part].attended:
+                mixers += _replace_attention(part, calls[part])
+            elif isinstance(part, PackedShortConvolution):
+                mixers += _replace_convolution(part)
+            elif _is_norm(part):
+                _replace_norm(part)
+            else:
+                mlps += _replace_mlp(part)
+        fast += bool(mixers and mlps)
+    core.train(training)
     return fast
 
 
-def _scalar_attributes(module: Any) -> list[tuple[str, Any]]:
-    """A module's settings, such as its sliding window, in which layers of one class may differ."""
-    attributes = vars(module) if module is not None else {}
-    plain = (bool, int, float, str, type(None))
-    return [(name, value) for name, value in attributes.items() if isinstance(value, plain) and name != "layer_idx"]
+def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
+    """The calls of the layers' parts on a probe batch."""
+    calls: dict[Any, _Call] = {}
 
+    def note_input(module: Any, args: Any, kwargs: Any) -> None:
+        calls[module] = _Call(args, kwargs)
 
-@torch.no_grad()
-def _agree(exact: Any, fast: Any, args: Any, kwargs: Any) -> bool:
-    """True if both layers add the same to a residual stream of random-like values, within TOLERANCE."""
-    x = args[0] if args else kwargs["hidden_states"]
-    x = x.float() + torch.linspace(-1, 1, x.numel()).view(x.shape) * x.float().std()
-    rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+    def note_output(module: Any, args: Any, output: Any) -> None:
+        calls[module].output = output
+
+    def attention(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+    ) -> Any:
+        if module in calls:
+            calls[module].attended, calls[module].options = (query, key, value), options
+        return packing.attention(module, query, key, value, attention_mask, **options)
+
+    parts = [part for layer in layers for part in layer.children()]
+    hooks = [part.register_forward_pre_hook(note_input, with_kwargs=True) for part in parts]
+    hooks += [part.register_forward_hook(note_output) for part in parts]
+    AttentionInterface.register(PROBE_NAME, attention)
+    core.config._attn_implementation = PROBE_NAME
     try:
-        results = [layer(x, *args[1:], **rest) for layer in (exact, fast)]
-    except (RuntimeError, TypeError):  # such as a rotation of a part of each head
+        core.base_model(**probe_batch(core.base_model))
+    finally:
+        core.config._attn_implementation = packing.ATTENTION_NAME
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
+    """True if a result has the wanted shape and values, within what products in `dtype` round."""
+    if got.shape != wanted.shape:
         return False
-    expected, actual = ((r[0] if isinstance(r, tuple) else r).float() - x for r in results)
-    dtype = next(m.weight.dtype for m in fast.modules() if isinstance(m, FrozenLinear))
-    return float((actual - expected).norm() / expected.norm()) < TOLERANCE[dtype]
+    wanted = wanted.float()
+    return float((got.float() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
 
 
-def _replace(layer: Any) -> bool:
-    """Replace the norms, the attention and the MLP of a layer; False if it lacks the expected parts."""
-    attention: Any = getattr(layer, "self_attn", None)
-    mlp: Any = getattr(layer, "mlp", None)
-    stackable = _stackable(attention, "q_proj", "k_proj", "v_proj", "o_proj") and _stackable(
-        mlp, "gate_proj", "up_proj", "down_proj"
-    )
-    kind = _activation(mlp) if stackable else ""
-    if not kind or not hasattr(attention, "head_dim") or not hasattr(attention, "scaling"):
-        return False
-    if getattr(attention, "attn_logit_softcapping", None):
-        return False
-    for module in layer.children():
-        if type(module).__name__.endswith("RMSNorm"):
-            _replace_norm(module)
-    _replace_attention(attention)
-    first, last = StackedLinear([mlp.gate_proj, mlp.up_proj]), StackedLinear([mlp.down_proj])
-    mlp.forward = lambda x: last(GatedActivation.apply(first(x[0]), kind))[None]
-    return True
-
-
-def _restore(layer: Any) -> None:
-    for module in layer.modules():
-        module.__dict__.pop("forward", None)
-
-
-def _stackable(module: Any, *names: str) -> bool:
-    """True if a module has linear layers of these names, each frozen or with a plain LoRA update."""
+def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
+    """The first choice of linear layers that a module has, if each is frozen or has a plain LoRA update."""
 
     def plain(part: Any) -> bool:
         if not isinstance(part, LoraLinear):
             return isinstance(part, FrozenLinear)
         return not getattr(part, "lora_variant", {})  # such as DoRA
 
-    return all(plain(getattr(module, name, None)) for name in names)
+    for names in choices:
+        members: list[Any] = [getattr(module, name, None) for name in names]
+        if all(member is not None for member in members):
+            return StackedLinear(members) if all(map(plain, members)) else None
+    return None
 
 
-def _activation(mlp: Any) -> str:
-    """`silu` or `gelu` (the tanh form) if the MLP's activation computes that, else empty."""
+def _replace_mlp(mlp: Any) -> bool:
+    """Replace a gated MLP if it has the expected parts and agrees."""
+    first = _stack(mlp, *GATE_UP_NAMES)
+    last = _stack(mlp, *DOWN_NAMES)
+    if first is None or last is None:
+        return False
+    x = torch.randn(1, 16, first.wide, generator=torch.Generator().manual_seed(0))
+    x *= 2 / first(x[0]).float().std()  # so that the activation is far from linear
+    with contextlib.suppress(*ODD):
+        wanted = mlp(x)
+        for kind in _activations(mlp):
+            forward = _gated_mlp(first, kind, last)
+            if _close(forward(x), wanted, first.matrix.dtype):
+                mlp.forward = forward
+                return True
+    return False
+
+
+def _gated_mlp(first: StackedLinear, kind: str, last: StackedLinear) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: last(GatedActivation.apply(first(x[0]), kind))[None]
+
+
+def _activations(mlp: Any) -> list[str]:
+    """The names of the activations, `silu` and `gelu` (the tanh form), that an MLP may use."""
     x = torch.linspace(-4, 4, 101)
-    act = getattr(mlp, "act_fn", None) or (lambda x: x)
     candidates = {"silu": functional.silu(x), "gelu": functional.gelu(x, approximate="tanh")}
-    return next((kind for kind, values in candidates.items() if torch.allclose(act(x), values, atol=1e-6)), "")
+    names = ("act_fn", "activation_fn", "activation")
+    own = next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
+    if own is None:  # its forward calls a function
+        return list(candidates)
+    return [kind for kind, values in candidates.items() if torch.allclose(own(x), values, atol=1e-6)]
+
+
+def _replace_convolution(module: PackedShortConvolution) -> bool:
+    into, out = _stack(module, ["in_proj"]), _stack(module, ["out_proj"])
+    if into is None or out is None:
+        return False
+    module.products = (into, out)
+    return True
+
+
+def _is_norm(module: Any) -> bool:
+    return type(module).__name__.endswith("RMSNorm") or type(module).__name__ == "Cohere2LayerNorm"
 
 
 @torch.no_grad()
-def _norm_weight(norm: Any) -> tuple[torch.Tensor, float] | None:
-    """Weight (n,) in float32 and eps of an RMS norm, None of any other module; some models store weight - 1."""
+def _norm_weight(norm: Any, size: int = 0) -> tuple[torch.Tensor, float] | None:
+    """Weight (n,) in float32 and eps of an RMS norm, None of any other module; some models store weight - 1.
+
+    Args:
+        size: The n of a norm that has no weight.
+    """
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if eps is None:
         return None
-    weight = norm.weight.detach().float()
+    own = getattr(norm, "weight", None)
+    weight = torch.ones(size) if own is None else own.detach().float()
     x = torch.linspace(-2, 3, weight.numel())[None]
     expected, plain = norm(x).float(), x * reciprocal_std(x, eps)
     error, best = min(
@@ -231,23 +292,106 @@ def _replace_norm(norm: Any) -> None:
         norm.forward = lambda x: RmsNorm.apply(x, weight, eps)
 
 
-def _replace_attention(module: Any) -> None:
-    into, out = StackedLinear([module.q_proj, module.k_proj, module.v_proj]), StackedLinear([module.o_proj])
-    size = module.head_dim
-    heads, kv = into.outs[0] // size, into.outs[1] // size
-    norm, eps = None, 0.0
-    if hasattr(module, "q_norm"):
-        q, k = _norm_weight(module.q_norm), _norm_weight(module.k_norm)
-        if q is not None and k is not None and q[0].numel() == size:
-            norm, eps = torch.cat([q[0].expand(heads, size), k[0].expand(kv, size)]), q[1]
-    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+def _replace_attention(module: Any, call: _Call) -> bool:
+    """Replace attention if it has the expected parts and agrees."""
+    into, out = _stack(module, *QKV_NAMES), _stack(module, *OUT_NAMES)
+    if into is None or out is None:
+        return False
+    with contextlib.suppress(*ODD):
+        heads = _heads(module, call, into)
+        if heads is None:
+            return False
+        module.forward = _attention(module, call, heads, out)
+        result = module.forward(*call.args, **call.kwargs)
+        if len(result) == len(call.output) and _close(result[0], call.output[0], out.matrix.dtype):
+            return True
+    module.__dict__.pop("forward", None)
+    return False
+
+
+Heads = Callable[[torch.Tensor, Any], tuple[torch.Tensor, ...]]  # hidden (1, T, width), cos and sin -> states
+
+
+def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
+    """A function that gives the states (T, heads, size) of queries, keys and values as a module does.
+
+    It gives the queries alone if the module makes no others.
+    """
+    wanted = [x[0].transpose(0, 1) for x in call.attended]
+    counts, size = [x.shape[1] for x in wanted], wanted[0].shape[2]
+    keys_are_values = len(into.outs) == 2
+    if sum(into.outs) == counts[0] * size:
+        wanted = wanted[:1]
+    positions = call.kwargs.get("position_embeddings")
+    rotations: list[Rotation | None] = ["halves", "interleaved", None] if positions is not None else [None]
+    repeated = positions is not None and _repeats(positions[0])
+
+    def project(hidden: torch.Tensor) -> torch.Tensor:
+        x = into(hidden[0])
+        return torch.cat([x, x[:, counts[0] * size :]], dim=1) if keys_are_values else x
+
+    for rotation, late in itertools.product(rotations, (False, True)):
+        norms = [_head_norm(module, names, size, late) for names in (QUERY_NORMS, KEY_NORMS, ("v_norm",))]
+        groups = [
+            HeadGroup(count, turned, norm)
+            for count, turned, norm in zip(counts, (rotation, rotation, None), norms, strict=True)
+        ][: len(wanted)]
+
+        def heads(hidden: torch.Tensor, positions: Any, groups: Sequence[HeadGroup] = groups) -> Any:
+            return SplitHeads.apply(project(hidden), groups, *_angles(positions, repeated=repeated))
+
+        got = heads(call.hidden, positions)
+        if all(_close(a, b, into.matrix.dtype) for a, b in zip(got, wanted, strict=True)):
+            return heads
+    return None
+
+
+def _repeats(cos: torch.Tensor) -> bool:
+    """True if each angle is given twice in a row, False if all angles are given twice."""
+    half = cos.shape[-1] // 2
+    return not torch.equal(cos[..., :half], cos[..., half:])
+
+
+def _angles(positions: Any, *, repeated: bool) -> list[torch.Tensor]:
+    """Cosine and sine (T, 1, n) of the n angles that transformers gives as (1, T, 2 n)."""
+    if positions is None:
+        return [torch.empty(0)] * 2
+    half = positions[0].shape[-1] // 2
+    return [(x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float() for x in positions]
+
+
+def _head_norm(module: Any, names: Sequence[str], size: int, late: bool) -> HeadNorm | None:
+    norm = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    parameters = _norm_weight(norm, size) if norm is not None else None
+    return HeadNorm(*parameters, late) if parameters else None
+
+
+def _attention(module: Any, call: _Call, heads: Heads, out: StackedLinear) -> Callable[..., tuple[torch.Tensor, None]]:
+    """The forward function of an attention module."""
+    options = {name: value for name, value in call.options.items() if name not in ("layout", "dropout")}
+    scale = options.get("scaling") or call.attended[0].shape[3] ** -0.5
+    window, dtype = options.get("sliding_window"), out.matrix.dtype
+    dropout = getattr(module, "attention_dropout", 0.0)
+    by_flash = not options.get("softcap") and not dropout
 
     def forward(
-        self: Any, hidden_states: torch.Tensor, position_embeddings: Any = None, layout: Any = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        cos, sin = (part[0, :, None, : size // 2].float() for part in position_embeddings)
-        qkv = into(hidden_states[0])
-        mixed = Attention.apply(qkv, heads, size, norm, eps, cos, sin, layout, self.scaling, window)
+        hidden_states: torch.Tensor, position_embeddings: Any = None, *, layout: Any, shared_kv_states: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        q, *kv = heads(hidden_states, position_embeddings)
+        if not kv:  # those of an earlier layer
+            kv = [x[0].transpose(0, 1) for x in shared_kv_states[module.layer_type]]
+        elif getattr(module, "store_full_length_kv", False):
+            shared_kv_states[module.layer_type] = tuple(x.transpose(0, 1)[None] for x in kv)
+        if by_flash:
+            mixed = PackedAttention.apply(q, *kv, layout, scale, window, dtype)
+        else:  # torch's flash kernel has neither caps nor dropout
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, *kv))
+            share = dropout if module.training else 0.0
+            mixed = packing.attention(module, q, k, v, None, layout=layout, dropout=share, **options)[0][0].flatten(1)
         return out(mixed)[None], None
 
-    module.forward = types.MethodType(forward, module)
+    return forward
+
+
+AttentionMaskInterface.register(PROBE_NAME, lambda *args, **kwargs: None)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from slmctl.stages.finetune import packing
+from slmctl.stages.finetune.short_convolution import teach_layout
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "conv"})
 # Modules that mix tokens, and know no layout unless one that holds them has the attribute `takes_layout`.
@@ -37,6 +38,7 @@ def supports_packing(model: Any) -> bool:
     Records must not change each other's states, and each record's states must be those of that record alone.
     """
     core = core_model(model)
+    teach_layout(core)
     if not _has_known_layers(core):
         return False
     try:

@@ -40,11 +40,23 @@ FAST: dict[str, tuple[str, dict[str, Any], int]] = {
     "Gemma 2, capped scores and logits": (
         "Gemma2Config",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "attn_logit_softcapping": 5.0,
-         "final_logit_softcapping": 3.0}, 0,
+         "final_logit_softcapping": 3.0}, 3,
     ),
     "Gemma 3, windows and normed queries and keys": (
         "Gemma3TextConfig",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW,
+         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+    ),
+    "Gemma 4, heads of two sizes, inputs to every layer, keys and values of an earlier one": (
+        "Gemma4TextConfig",
+        {"head_dim": 16, "global_head_dim": 32, "sliding_window": WINDOW, "hidden_size_per_layer_input": 8,
+         "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 1, "use_double_wide_mlp": True,
+         "layer_types": ["sliding_attention", "full_attention", "full_attention"]}, 3,
+    ),
+    "Gemma 4, keys that are the values": (
+        "Gemma4TextConfig",
+        {"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": WINDOW,
+         "hidden_size_per_layer_input": 0, "attention_k_eq_v": True,
          "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
     ),
     "Granite, scaled everywhere": (
@@ -52,17 +64,44 @@ FAST: dict[str, tuple[str, dict[str, Any], int]] = {
         {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
         3,
     ),
-    "SmolLM3, a layer without positions": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 2),
-    "OLMo 2, norms over all heads": ("Olmo2Config", {}, 0),
+    "Granite 4, a hybrid's class with attention alone": (
+        "GraniteMoeHybridConfig",
+        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3,
+         "num_local_experts": 0, "shared_intermediate_size": 96, "position_embedding_type": "rope",
+         "layer_types": ["attention"] * 3}, 3,
+    ),
+    "SmolLM3, a layer without positions": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 3),
+    "EXAONE 4, norms after, windows, a layer without positions": (
+        "Exaone4Config",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+    ),
+    "OLMo 2, norms over all heads": ("Olmo2Config", {}, 3),
+    "OLMo 3, and windows": (
+        "Olmo3Config",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+    ),
+    "ERNIE 4.5, pairs side by side": ("Ernie4_5Config", {"head_dim": 16}, 3),
+    "GLM-4, the same in a part of each head, four norms": (
+        "Glm4Config", {"head_dim": 16, "attention_bias": True}, 3,
+    ),
+    "Hunyuan, norms after the rotation": ("HunYuanDenseV1Config", {"head_dim": 16}, 3),
+    "Cohere 2, attention beside the MLP": (
+        "Cohere2Config",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+    ),
+    "LFM2, convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True}, 3),
     "Phi, part of each head is turned": ("PhiConfig", {}, 0),
-    "Phi 3, fused projections": ("Phi3Config", {}, 0),
+    "Phi 3, fused projections": ("Phi3Config", {"sliding_window": WINDOW}, 3),
+    "Phi 4 mini, the same and part of each head is turned": (
+        "Phi3Config",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}, 3,
+    ),
     "Qwen3 with experts": (
         "Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}, 0,
     ),
     "GPT-NeoX": ("GPTNeoXConfig", {}, 0),
 }  # fmt: skip
 PADDED: dict[str, tuple[str, dict[str, Any]]] = {
-    "LFM2, convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
     "Qwen3-Next, a recurrence": (
         "Qwen3NextConfig",
         {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
@@ -73,14 +112,20 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def adapted(name: str, settings: dict[str, Any], lora: dict[str, Any] | None = None, *, wild: float = 1.0) -> Any:
-    """A random model under a random adapter; the same arguments give the same weights, the less `wild` the tamer."""
+    """A random model under a random adapter; the same arguments give the same weights, the less `wild` the tamer.
+
+    Without any wildness the base is as its class makes it.
+    """
     torch.manual_seed(0)
-    config = getattr(transformers, name)(**SIZES | settings)
+    given = SIZES | settings
+    if not wild:
+        del given["initializer_range"]
+    config = getattr(transformers, name)(**given)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     for parameter_name, parameter in model.named_parameters():
         if "norm" in parameter_name:
             parameter.data.add_(torch.randn_like(parameter) * 2 * wild)  # large, as Gemma's are
-        if parameter_name.endswith("bias"):
+        if parameter_name.endswith("bias") and wild:
             parameter.data.normal_(std=0.3 * wild)
     shape = {"rank": 4, "alpha": 8} | (lora or {})
     model = get_peft_model(model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape})))
@@ -113,19 +158,24 @@ def plain_loss(model: Any, rows: list[Any]) -> Any:
     return total
 
 
-def gradients(model: Any, loss: Any) -> Any:
+def gradients(model: Any, loss: Any) -> dict[str, Any]:
     loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(plain: Any, fast: Any, loss: Any, near: float = 1e-4) -> None:
+def compare(plain: Any, fast: Any, loss: Any, near: float = 3e-4) -> None:
     """Both models' losses and gradients are equal; `loss` gives that of the fast one."""
     wanted = plain_loss(plain, some_rows())
     got = loss(fast)
     torch.testing.assert_close(got, wanted, rtol=near, atol=0)
-    wanted, got = gradients(plain, wanted), gradients(fast, got)
-    assert got.shape == wanted.shape
-    assert (got - wanted).norm() / wanted.norm() < near
+    assert_same_gradients(gradients(plain, wanted), gradients(fast, got), near)
+
+
+def assert_same_gradients(wanted: dict[str, Any], got: dict[str, Any], near: float) -> None:
+    """Each is near enough by itself: those of queries and keys are small beside the others."""
+    assert got.keys() == wanted.keys()
+    off = {name: float((got[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted}
+    assert max(off.values()) < near, {name: error for name, error in off.items() if error >= near}
 
 
 def packed_loss(model: Any) -> Any:
@@ -134,10 +184,11 @@ def packed_loss(model: Any) -> Any:
     return model(**batch).loss
 
 
+@pytest.mark.parametrize("wild", [0.0, 1.0])
 @pytest.mark.parametrize("name", FAST)
-def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
+def test_every_architecture_gives_its_own_loss_and_gradients(name: str, wild: float) -> None:
     kind, settings, fast_layers = FAST[name]
-    plain, fast = adapted(kind, settings), adapted(kind, settings)
+    plain, fast = adapted(kind, settings, wild=wild), adapted(kind, settings, wild=wild)
     assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
     compare(plain, fast, packed_loss)
@@ -146,9 +197,9 @@ def test_every_architecture_gives_its_own_loss_and_gradients(name: str) -> None:
 def in_bfloat16(kind: str, settings: dict[str, Any]) -> Any:
     """A model with its frozen weights as `finetune` loads them where products are in bfloat16.
 
-    It is tame: a wild one makes so much of every rounding that nothing could be compared.
+    It is as its class makes it: a wild one makes so much of every rounding that nothing could be compared.
     """
-    model = adapted(kind, settings | {"initializer_range": 0.1}, wild=0.25)
+    model = adapted(kind, settings, wild=0)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
@@ -162,7 +213,7 @@ def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
     plain, fast = in_bfloat16(kind, settings).float(), in_bfloat16(kind, settings)
     assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
-    compare(plain, fast, packed_loss, near=0.1)
+    compare(plain, fast, packed_loss, near=0.3 if "Gemma4" in kind else 0.1)  # whose scores are not scaled down
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -293,8 +344,7 @@ def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monke
     (batch,) = PaddedBatches(0)(some_rows())
     wanted, got = trainer.padded_loss(plain, batch, 0.2), packed_loss(fast)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
-    wanted, got = gradients(plain, wanted), gradients(fast, got)
-    assert (got - wanted).norm() / wanted.norm() < 1e-3
+    assert_same_gradients(gradients(plain, wanted), gradients(fast, got), 1e-3)
 
 
 def test_a_loss_that_is_far_off_stays_finite() -> None:

@@ -1,0 +1,106 @@
+"""Short causal convolution over tokens (LFM2) that knows the packed layout.
+
+transformers' own runs over a batch from its first token to its last, so a record would see the end of the
+one before it. Here each record sees the end of the shared prefix, as it does alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ShortConvolution(Function):
+    """c * convolution(b * x) of b, c and x side by side (T, 3 n), with a frozen weight (taps, n) -> (T, n)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bcx: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layout: tuple[int, int]
+    ) -> torch.Tensor:
+        b, c, x = (part.float() for part in bcx.chunk(3, dim=1))
+        mixed = torch.cat([_convolve(rows, weight).flatten(0, 1) for rows in _rows(b * x, len(weight) - 1, layout)])
+        if bias is not None:
+            mixed += bias
+        ctx.save_for_backward(bcx, weight, mixed)
+        ctx.layout = layout
+        return (c * mixed).to(bcx.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        bcx, weight, mixed = ctx.saved_tensors
+        b, c, x = (part.float() for part in bcx.chunk(3, dim=1))
+        g = grads[0].float()
+        result = torch.empty_like(bcx)
+        db, dc, dx = result.chunk(3, dim=1)
+        dc.copy_(g * mixed)
+        inner = _rows_backward(g * c, weight, ctx.layout)
+        db.copy_(inner * x)
+        dx.copy_(inner * b)
+        return result, None, None, None
+
+
+def _rows(x: torch.Tensor, before: int, layout: tuple[int, int]) -> list[torch.Tensor]:
+    """The prefix (1, before + prefix, n) and the rests (rows, before + length, n), each after what it sees."""
+    prefix, rows = layout
+    head = torch.cat([x.new_zeros(before, x.shape[1]), x[:prefix]])
+    rests = torch.unflatten(x[prefix:], 0, (rows, -1))
+    return [head[None], torch.cat([head[len(head) - before :].expand(rows, -1, -1), rests], dim=1)]
+
+
+def _convolve(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows (rows, taps - 1 + length, n) -> (rows, length, n)."""
+    length = rows.shape[1] - len(weight) + 1
+    out = rows[:, :length] * weight[0]
+    for k in range(1, len(weight)):
+        out.addcmul_(rows[:, k : k + length], weight[k])
+    return out
+
+
+def _rows_backward(g: torch.Tensor, weight: torch.Tensor, layout: tuple[int, int]) -> torch.Tensor:
+    """Gradient of what was convolved, from g (T, n), that of the result."""
+    prefix, rows = layout
+    before = len(weight) - 1
+    parts = [g[None, :prefix], torch.unflatten(g[prefix:], 0, (rows, -1))]
+    head, rests = (g.new_zeros(len(part), before + part.shape[1], g.shape[1]) for part in parts)
+    for part, back in zip(parts, (head, rests), strict=True):
+        for k in range(len(weight)):
+            back[:, k : k + part.shape[1]].addcmul_(part, weight[k])
+    head[0, head.shape[1] - before :] += rests[:, :before].sum(dim=0)
+    return torch.cat([head[0, before:], rests[:, before:].flatten(0, 1)])
+
+
+class PackedShortConvolution(torch.nn.Module):
+    """Forward of a short convolution that takes a packed batch; `teach_layout` puts it before that of a model's class.
+
+    `products` are the products into and out of the convolution, if other than the module's own.
+    """
+
+    takes_layout = True
+    products: tuple[Product, Product] | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, layout: Any = None, **kwargs: Any) -> Any:
+        if layout is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        own: Any = self
+        into, out = self.products or (own.in_proj, own.out_proj)
+        weight = own.conv.weight.detach()[:, 0].T.float()  # (n, 1, taps) -> (taps, n)
+        apply: Any = ShortConvolution.apply
+        return out(apply(into(hidden_states[0]), weight, own.conv.bias, layout))[None]
+
+
+def teach_layout(model: Any) -> None:
+    """Let the short convolutions of a model compute packed batches; other batches go the way they went."""
+    for module in model.modules():
+        if type(module).__name__ in ("Lfm2ShortConv", "Lfm2MoeShortConv"):
+            kind = type(module)
+            if kind not in _CLASSES:
+                _CLASSES[kind] = type(f"Packed{kind.__name__}", (PackedShortConvolution, kind), {})
+            module.__class__ = _CLASSES[kind]
+
+
+_CLASSES: dict[type, type] = {}  # those of transformers and those that take a layout
