@@ -274,6 +274,10 @@ class TrainingMonitor(TrainerCallback):
         order = self.trainer.order
         order.epoch = state.global_step // math.ceil(len(order) / order.batch)
 
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self._first:
+            require_gradients(self.trainer.model)
+
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % TRIM_EVERY_STEPS == 0:
             memory_estimate.trim_heap()
@@ -319,6 +323,22 @@ class TrainingMonitor(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.meter is not None:
             self.meter.close()
+
+
+def require_gradients(model: Any) -> None:
+    """Refuse a training of weights that the loss does not depend on: they would be saved as they began.
+
+    Raises:
+        StageError: A trainable weight has no gradient after backward.
+    """
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        layers = dict.fromkeys(name.removeprefix("base_model.model.").split(".lora_")[0] for name in idle)
+        more = f" and {len(layers) - 1} more layers" if len(layers) > 1 else ""
+        raise StageError(
+            f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the adapter there",
+            hint="leave it out of finetune.lora.target_modules",
+        )
 
 
 def padded_loss(model: Any, inputs: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:

@@ -696,6 +696,22 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     assert not list((tmp_path / "one").iterdir())
 
 
+def test_weights_that_get_no_gradient_are_not_counted_as_trained(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = finetune.load_transformers
+
+    def with_spare(config: FinetuneConfig, folder: Path) -> Any:
+        model = load(config, folder)
+        model.get_base_model().spare = torch.nn.Linear(2, 2)
+        return model
+
+    monkeypatch.setattr(finetune, "load_transformers", with_spare)
+    with pytest.raises(StageError, match=r"'spare\.weight' and 1 more layers would not be trained"):
+        run({"max_steps": 2}, artifacts, tmp_path / "one")
+    assert not list((tmp_path / "one").iterdir())
+
+
 def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str, Artifact]) -> None:
     folder = artifacts["base"].path
     small = memory_estimate.estimate_bytes(folder, FinetuneConfig(), 100)
