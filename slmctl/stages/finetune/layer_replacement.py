@@ -135,12 +135,9 @@ def _packed_loss(core: Any, trunk: Any, smoothing: float, *, plain_head: bool) -
 def _is_plain_head(core: Any, trunk: Any) -> bool:
     """True if the logits are a frozen head's product, without scale, soft cap or update."""
     head, probe = core.get_output_embeddings(), probe_batch(trunk)
-    if (
-        head is None
-        or isinstance(head, LoraLinear)
-        or head.bias is not None
-        or getattr(core.config, "final_logit_softcapping", None)
-    ):
+    if head is None or isinstance(head, LoraLinear) or head.bias is not None:
+        return False
+    if getattr(core.config, "final_logit_softcapping", None):
         return False  # a cap does not show on the small logits of the probe
     logits = core(**probe).logits[0].float()
     own = head(trunk(**probe).last_hidden_state[0]).float()

@@ -334,7 +334,7 @@ def require_gradients(model: Any) -> None:
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         layers = dict.fromkeys(name.removeprefix("base_model.model.").split(".lora_")[0] for name in idle)
-        more = f" and {len(layers) - 1} more layers" if len(layers) > 1 else ""
+        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
         raise StageError(
             f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the adapter there",
             hint="leave it out of finetune.lora.target_modules",

@@ -707,7 +707,7 @@ def test_weights_that_get_no_gradient_are_not_counted_as_trained(
         return model
 
     monkeypatch.setattr(finetune, "load_transformers", with_spare)
-    with pytest.raises(StageError, match=r"'spare\.weight' and 1 more layers would not be trained"):
+    with pytest.raises(StageError, match=r"'spare\.weight' and 1 more would not be trained"):
         run({"max_steps": 2}, artifacts, tmp_path / "one")
     assert not list((tmp_path / "one").iterdir())
 

@@ -1,4 +1,4 @@
-"""Packed batches give the loss and the gradients that each record gives alone, on weights as their classes draw them."""
+"""Packed batches give the loss and the gradients that each record gives alone, on weights as classes draw them."""
 
 from __future__ import annotations
 
