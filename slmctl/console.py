@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -92,15 +95,49 @@ def complain(message: str, hint: str = "") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; the first column is text, the others are figures set to the right."""
-    if _level < 0:
-        return
-    head = Text(clean(title), style="bold")
+    if _level >= 0:
+        _err.print(_drawn(columns, rows, title=title))
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, wrapped: str, least: int, optional: Sequence[str]
+) -> list[str]:
+    """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is none.
+
+    Args:
+        columns: Their names, above `rows`.
+        wrapped: The column whose cells may be wrapped, to `least` characters.
+        optional: Columns that are left out where all do not fit, the first one first.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 1000
+    shown = list(columns)
+
+    def needed(column: str) -> int:
+        place = columns.index(column)
+        longest = max(len(column), *(len(row[place]) for row in rows))
+        return 2 + (min(longest, least) if column == wrapped else longest)
+
+    for column in optional:
+        if sum(map(needed, shown)) > width:
+            shown.remove(column)
+    places = [columns.index(column) for column in shown]
+    page = Console(file=io.StringIO(), width=width, color_system=None)
+    with page.capture() as captured:
+        page.print(_drawn(shown, [[row[place] for place in places] for row in rows], wrapped=wrapped))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return lines[lines.index(next(filter(None, lines))) :]  # rich leaves a line for the edge of a box
+
+
+def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", wrapped: str = "") -> Table:
+    head = Text(clean(title), style="bold") if title else None
     drawn = Table(title=head, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        drawn.add_column(Text(clean(column)), justify="left" if index == 0 else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if index == 0 else "right"
+        fold: Literal["fold", "ellipsis"] = "fold" if column == wrapped else "ellipsis"
+        drawn.add_column(Text(clean(column)), justify=justify, no_wrap=column != wrapped, overflow=fold)
     for row in rows:
         drawn.add_row(*(Text(clean(cell)) for cell in row))
-    _err.print(drawn)
+    return drawn
 
 
 class Meter:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 
-from slmctl import __version__, child_environment, hardware
+from slmctl import __version__, hardware
+from slmctl.cli import matmul_rates
 from slmctl.config import resolve_matmul_dtype
 from slmctl.console import size
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
 from slmctl.model_files import gguf_converter
+from slmctl.model_files.base_model import Base
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.stages.finetune import backend
 
@@ -42,6 +42,20 @@ class Check:
 def examine() -> list[Check]:
     """Run all checks. Nothing is downloaded; torch is imported in a child process alone."""
     return [*_machine(), *_matmul(), *_packages(), *_tools()]
+
+
+def examine_base(base: Base) -> list[Check]:
+    """Checks of a base that `pull` has left."""
+    own = base.template_origin == "base"
+    return [
+        Check("base", base.public_name),
+        Check("source", base.source),
+        Check("size", f"{base.size_label} parameters"),
+        Check("license", base.license or "none stated", True, "" if base.license else "--set publish.license=ID"),
+        Check("languages", ", ".join(base.languages) or "none stated"),
+        Check("chat template", "the base's own" if own else "slmctl's, since the base has none"),
+        *([Check("note", base.note)] if base.note else []),
+    ]
 
 
 def fix() -> list[str]:
@@ -79,20 +93,10 @@ def _matmul() -> list[Check]:
     """Time matrix products in float32 and bfloat16, and say if `auto` takes the slower of them."""
     if not _version("torch"):
         return []
-    done = subprocess.run(
-        [sys.executable, "-m", "slmctl.stages.finetune.matmul_benchmark"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=child_environment.bare(),
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return [
-            Check("matrix products", f"torch does not work: {reason}", False, "pip install --force-reinstall torch")
-        ]
-    rates = json.loads(done.stdout)
+    try:
+        rates = matmul_rates.measure()
+    except MissingError as error:
+        return [Check("matrix products", error.message, False, error.hint)]
     chosen, best = resolve_matmul_dtype("auto"), max(rates, key=rates.__getitem__)
     speeds = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in rates.items()) + f"; auto takes {chosen}"
     wrong = best != chosen and rates[best] > 1.2 * rates[chosen]

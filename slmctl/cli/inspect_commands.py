@@ -11,7 +11,9 @@ import click
 from slmctl.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
+    from slmctl.model_files.base_model import Base
     from slmctl.pipeline.resolve import Project
+from slmctl.cli.base_table import bases
 from slmctl.cli.group import (
     Options,
     common_options,
@@ -231,10 +233,17 @@ def gc(options: Options, registries: tuple[Path, ...], yes: bool) -> None:
 
 @click.command()
 @click.option("--fix", is_flag=True, help="Fetch the GGUF converter, once (uses the package index).")
+@click.option(
+    "--base",
+    is_flag=False,
+    flag_value="",
+    metavar="[PATH]",
+    help="Show a base that pull has left, in place of the machine; that of slmctl.yaml by default.",
+)
 @offline_option
-@common_options
+@config_options
 @click.pass_obj
-def doctor(options: Options, fix: bool) -> None:
+def doctor(options: Options, fix: bool, base: str | None) -> None:
     """Check this machine: hardware, packages and tools, with the command that installs what is missing."""
     from slmctl.cli import doctor_checks as doctor_module
 
@@ -242,7 +251,7 @@ def doctor(options: Options, fix: bool) -> None:
     if fix:
         for done in doctor_module.fix():
             console.say(done)
-    checks = doctor_module.examine()
+    checks = doctor_module.examine() if base is None else doctor_module.examine_base(_base(options, base))
     width = max(len(check.name) for check in checks)
     for check in checks:
         mark = "ok  " if check.ok else "MISS"
@@ -300,6 +309,19 @@ def config_show(options: Options) -> None:
     terminal().write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
+def _base(options: Options, path: str) -> Base:
+    """The base at a path, or of the config where the path is empty."""
+    from slmctl.model_files import catalogue
+    from slmctl.model_files.base_model import Base
+    from slmctl.pipeline.resolve import find, open_model
+    from slmctl.pipeline.stage_table import Role
+
+    if not path:
+        return Base.read(find(open_project(options), Role("base", ("base",))).path)
+    catalogue.require_source(path, options.directory / path)
+    return Base.read(open_model(options.directory / path, ("base",)).path)
+
+
 def _project_or_none(options: Options) -> Project | None:
     """The project of the working folder, or None where it has no config."""
     from slmctl import config
@@ -345,4 +367,4 @@ def _require_signed(folders: list[Path], key: Path) -> None:
         raise system_errors.missing(error, "verify --key") from error
 
 
-COMMANDS = (show, trace, diff, verify, reproduce, gc, doctor, init, config_group)
+COMMANDS = (show, trace, diff, verify, reproduce, gc, bases, doctor, init, config_group)

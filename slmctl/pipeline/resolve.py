@@ -11,6 +11,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files import catalogue
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
@@ -79,6 +80,8 @@ def resolve_stage(
     """
     stage = STAGES[name]
     section = section or config.stage_config(project.config, name)
+    if isinstance(section, config.PullConfig):
+        catalogue.require_source(project.config.base, Path(section.base))
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
         if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:

