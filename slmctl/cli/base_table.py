@@ -136,7 +136,7 @@ def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
     from slmctl.model_files.base_model import size_label
 
     pin = f"pull: {{sha256: {entry.sha256}}}" if entry.sha256 else ""
-    remark = "" if entry.is_pinned else "   # slmctl pull says the commit to add"
+    remark = "" if entry.package or entry.commit else "   # slmctl pull says the commit to add"
     minutes = _minutes(entry, rates)
     facts = {
         "base": entry.name,
@@ -157,13 +157,15 @@ def _page(entry: CatalogueEntry, rates: Mapping[str, float]) -> list[str]:
         "note": entry.note,
     }
     about = [f"{key:<12}{value}" for key, value in facts.items() if value]
-    hub = [f"# or, the original weights: base: hf:{entry.name}"] if entry.is_pinned else []
+    hub = [f"# or, with its original weights: base: {entry.hub_source}"] if entry.package else []
     return [f"base: {entry.source}{remark}", *([pin] if pin else []), *hub, "", *about]
 
 
 def _fields(entry: CatalogueEntry, rates: Mapping[str, float]) -> JsonObject:
     minutes = _minutes(entry, rates)
     return {
+        "name": entry.name,
+        "source": entry.source,
         **{key: value for key, value in vars(entry).items() if value not in ("", None)},
         "training_memory_bytes": _bytes(entry),
         "training_memory_bytes_least": _least_bytes(entry),

@@ -35,8 +35,9 @@ class CatalogueEntry:
 
     Attributes:
         name: `ORG/NAME` on the hub.
-        source: Its line for slmctl.yaml: a pinned source without the hub, else `hf:ORG/NAME` without the commit.
-        sha256: Of the model file of a pinned source; empty for none.
+        commit: A commit of its repository there; empty if none is known.
+        package: A pinned source that needs no hub; empty for none.
+        sha256: Of the package's model file.
         parameters: Weights in all, of a base with vision or audio towers those of its text model.
         embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
         license: SPDX id, or the vendor's name of its own terms.
@@ -51,7 +52,8 @@ class CatalogueEntry:
     """
 
     name: str
-    source: str
+    commit: str
+    package: str
     sha256: str
     parameters: int
     embedding: int
@@ -74,8 +76,14 @@ class CatalogueEntry:
         return self.name.rpartition("/")[2]
 
     @property
-    def is_pinned(self) -> bool:
-        return not self.source.startswith("hf:")
+    def hub_source(self) -> str:
+        """`hf:ORG/NAME@COMMIT`, or `hf:ORG/NAME`, of which pull says the commit to add."""
+        return f"hf:{self.name}" + (f"@{self.commit}" if self.commit else "")
+
+    @property
+    def source(self) -> str:
+        """Its value of `base` in slmctl.yaml."""
+        return self.package or self.hub_source
 
     def speaks(self, language: str) -> bool:
         """True if its card names a language code, or counts MANY_LANGUAGES and more."""
@@ -117,7 +125,7 @@ def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEn
     architecture = architectures[fields["architecture"]]
     languages = fields.pop("languages", [])
     codes = () if isinstance(languages, int) else tuple(languages)
-    defaults = {"source": f"hf:{fields['name']}", "sha256": "", "tools": None, "weights": False, "note": ""}
+    defaults = {"commit": "", "package": "", "sha256": "", "tools": None, "weights": False, "note": ""}
     return CatalogueEntry(
         languages=codes,
         language_count=languages if isinstance(languages, int) else len(codes),
@@ -156,18 +164,13 @@ def require_source(base: str, path: Path) -> None:
     name, _, commit = base.partition("@")
     if base.startswith(("hf:", "pypi:", ".", "/", "~")) or name.endswith(".gguf") or path.exists():
         return
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        entry = _named(name)
-        source = entry.source if entry else f"hf:{name}"
-    else:
-        entry = _named(name) or next(iter(_near(name)), None)
-        if entry is None:
-            return
-        source = entry.source
-    if source.startswith("hf:"):
-        source, then = (f"{source}@{commit}", "") if commit else (source, "; slmctl pull then says the commit to add")
-    else:
-        then = ""
+    is_full = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    entry = _named(name) or (None if is_full else next(iter(_near(name)), None))
+    if entry is None and not is_full:
+        return
+    source = f"hf:{entry.name if entry else name}@{commit}" if commit or not entry else entry.source
+    source = source.removesuffix("@")
+    then = "" if "@" in source or source.startswith("pypi:") else "; slmctl pull then says the commit to add"
     raise UsageError(
         f"base '{base[:200]}' is no file or folder here; the name of a model on the hub begins with hf:",
         hint=f"put this line into slmctl.yaml: base: {source}{then}",

