@@ -173,9 +173,8 @@ def one(side: str, project: Path) -> dict[str, Any]:
             save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
             use_cpu=True, seed=0, **options,
         )  # fmt: skip
-        model = get_peft_model(
-            hf_folder.load_model(base.path, attn_implementation="sdpa"), lora_targets.lora_config(recipe)
-        )
+        plain = hf_folder.load_model(base.path, attn_implementation="sdpa")
+        model = get_peft_model(plain, lora_targets.lora_config(recipe, plain))
         sft = SFTTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(data), processing_class=tokenizer,
             callbacks=[Clock()],

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.model_files import stored_weights
+from slmctl.model_files import stored_weights, weight_names
 
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
              ArithmeticError, OSError, SafetensorError, StrictDataclassError)  # fmt: skip
@@ -166,6 +166,24 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.write_bytes(safetensors.torch.save(dict(sorted(tensors.items())), metadata={"format": "pt"}))
 
 
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The model that the config of a folder describes, without memory for weights.
+
+    Raises:
+        DataError: The config names code, or describes no causal LM of transformers.
+    """
+    _refuse_named_code(folder)
+    with _Refusals(folder, "config"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _without_weights(config)
+
+
+def _without_weights(config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, gguf: str = "") -> None:
     """Build the model that a config describes, without memory for weights, and compare it with stored tensors.
 
@@ -174,7 +192,7 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
         gguf: The GGUF file in the folder whose metadata is the config; empty for `config.json`.
 
     Raises:
-        DataError: The config describes no model, or one of other layers, shapes or size than the tensors have.
+        DataError: The config describes no model, or one of other layers, names, shapes or size than the tensors.
     """
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     with _Refusals(folder, "config"):
@@ -182,8 +200,7 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
         layers = config.get_text_config().num_hidden_layers
         if not isinstance(layers, int) or not 0 <= layers <= len(shapes):
             raise DataError(f"the config in {folder.name} has {layers} layers, and there are {len(shapes)} tensors")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        model = _without_weights(config)
     stored = sum(math.prod(shape) for shape in shapes.values())
     described = sum(parameter.numel() for parameter in model.parameters())
     if getattr(config, "quantization_config", None) is not None and not gguf:
@@ -198,3 +215,10 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
                 f"the config in {folder.name} describes '{name}' as {tuple(parameter.shape)}, "
                 f"and the file holds {tuple(shapes[name])}"
             )
+    there = set(weight_names.loaded(model, shapes).values())
+    missing = [name for name, _ in model.named_parameters() if name not in there]
+    if missing:
+        raise DataError(
+            f"the files in {folder.name} lack {len(missing)} of the weights that the config describes, "
+            f"such as '{missing[0]}'"
+        )

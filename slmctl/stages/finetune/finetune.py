@@ -154,6 +154,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
 def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> TrainingInputs:
     """Encode the records, and refuse a training that does not fit into memory before the model is loaded."""
     task, library = Task.read(prepared.path), backend.choose(config.backend)
+    lora_targets.require(config, base.path)
     if config.load_in_4bit and library != "unsloth":
         raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
@@ -201,6 +202,8 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         expected = f", about {console.size(inputs.memory_bytes)} of memory" if inputs.memory_bytes else ""
         loss = trainer.progress.before or math.nan
         console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
+        if lora_targets.has_frozen_experts(trainer.model):
+            console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
     elif leads and resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")
     output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -320,6 +323,7 @@ def make_trainer(
         train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
     if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
+    _leave_routers(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     piece_tokens = None if torch.cuda.is_available() else batches.PIECE_TOKENS
     return AnswerTrainer(
@@ -334,6 +338,16 @@ def make_trainer(
         patience=config.patience,
         smoothing=config.label_smoothing,
     )
+
+
+def _leave_routers(model: Any) -> None:
+    """Turn off the loss that balances experts: the routers are frozen, and a Granite 4 without experts has none.
+
+    TRL asks a model for it wherever the config knows the key `output_router_logits`.
+    """
+    text = model.config.get_text_config()
+    if hasattr(text, "router_aux_loss_coef"):
+        text.router_aux_loss_coef = 0.0
 
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
@@ -384,7 +398,7 @@ def load_transformers(config: FinetuneConfig, folder: Path) -> Any:
     on_gpu = torch.cuda.is_available()
     half = on_gpu or config.matmul_dtype == "bfloat16"
     model = hf_folder.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
-    return get_peft_model(model, lora_targets.lora_config(config), autocast_adapter_dtype=True)
+    return get_peft_model(model, lora_targets.lora_config(config, model), autocast_adapter_dtype=True)
 
 
 def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,21 +1,138 @@
-"""The section `finetune.lora` -> PEFT's settings for a base."""
+"""The section `finetune.lora` and a base -> PEFT's settings: which layers get matrices of their own.
+
+Targets are linear layers of the text decoder that train on every path and merge by name. Left out are the output head,
+towers of images and sound, routers and experts of a mixture, and layers whose weight is read past an adapter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from slmctl.config import FinetuneConfig
+from slmctl.errors import UsageError
+from slmctl.model_files import hf_folder
+
+# Beside experts that are joined into one parameter, PEFT 0.21 takes these names for theirs, wherever they stand, and
+# would train the experts through `target_parameters`.
+EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+NAMES_SHOWN = 12
 
 
-def lora_config(config: FinetuneConfig) -> LoraConfig:
-    """The section `finetune.lora` as PEFT takes it."""
+def lora_config(config: FinetuneConfig, model: PreTrainedModel) -> LoraConfig:
+    """The section `finetune.lora` as PEFT takes it for a model, with its targets by name.
+
+    Raises:
+        UsageError: A target names no layer that can be adapted.
+    """
     lora = config.lora
+    targets = adapted_layers(model, lora.target_modules)
+    stored = {type(model.get_submodule(name)) for name in targets}
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
+        fan_in_fan_out=stored == {Conv1D},  # as GPT-2 stores its layers: (in, out)
         task_type="CAUSAL_LM",
     )
+
+
+def require(config: FinetuneConfig, folder: Path) -> None:
+    """Refuse targets that the base in a folder does not have, before its weights are loaded.
+
+    Raises:
+        UsageError: A target names no layer that can be adapted.
+    """
+    adapted_layers(hf_folder.empty_model(folder), config.lora.target_modules)
+
+
+def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
+    """Full names of the layers of a model that LoRA adapts.
+
+    Args:
+        wanted: `all-linear`, or names of which each stands for the layers whose name ends with it.
+
+    Raises:
+        UsageError: One of the names matches no layer that can be adapted.
+    """
+    linear = list(_linear_layers(model))
+    if wanted == "all-linear":
+        if not linear:
+            raise UsageError(f"a {type(model).__name__} has no linear layers that LoRA can adapt")
+        return linear
+    ends = [name for name, module in model.named_modules() if module in _ends(model)]
+    chosen: list[str] = []
+    for target in wanted:
+        named = [name for name in (*linear, *ends) if name == target or name.endswith(f".{target}")]
+        if not named:
+            raise UsageError(
+                f"finetune.lora.target_modules: {_reason(model, target)}",
+                hint=f"all-linear, or some of {_listed(linear)}",
+            )
+        chosen += named
+    return sorted(set(chosen))
+
+
+def has_frozen_experts(model: PreTrainedModel) -> bool:
+    """True for a mixture of experts: they stay as they are, and LoRA adapts the layers around them."""
+    return any(getattr(module, "experts", None) is not None for module in model.modules())
+
+
+def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
+    """Names of the linear layers that LoRA can adapt, in the model's order."""
+    decoder: Any = model.get_decoder()
+    inside = {id(module) for module in decoder.modules()} - {id(module) for module in _ends(model)}
+    mixture = has_frozen_experts(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or id(module) not in inside:
+            continue
+        parent, _, own = name.rpartition(".")
+        of_experts = "experts" in name.split(".") or hasattr(model.get_submodule(parent), "experts")
+        if of_experts or (mixture and (own in EXPERT_NAMES or ".router." in name)):
+            continue
+        if not _read_past_adapter(model.get_submodule(parent), own):
+            yield name
+
+
+def _read_past_adapter(mixer: nn.Module, own: str) -> bool:
+    """True for layers of a state-space mixer whose weight its kernels on a GPU multiply by themselves.
+
+    PEFT refuses some of them, and an adapter of the others would train on a CPU only.
+    """
+    state_space = hasattr(mixer, "A_log") and hasattr(mixer, "in_proj") and hasattr(mixer, "out_proj")
+    return state_space and own in ("out_proj", "dt_proj")
+
+
+def _ends(model: PreTrainedModel) -> list[nn.Module]:
+    ends: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [module for module in ends if module is not None]
+
+
+def _reason(model: PreTrainedModel, target: str) -> str:
+    """The reason why no layer of this name can be adapted."""
+    there = [name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")]
+    if not there:
+        return f"the base has no layer '{target}'"
+    name, decoder = there[0], model.get_decoder()
+    module = model.get_submodule(name)
+    if not any(module is inner for inner in decoder.modules()):
+        return f"'{target}' lies outside the text model of the base"
+    if not isinstance(module, nn.Linear | Conv1D):
+        return f"'{target}' is a {type(module).__name__}, and LoRA here adapts linear layers"
+    if _read_past_adapter(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]):
+        return f"'{target}' of a state-space layer is multiplied past its adapter"
+    return f"'{target}' belongs to a mixture of experts, which stays as it is"
+
+
+def _listed(names: list[str]) -> str:
+    leaves = sorted({name.rpartition(".")[2] for name in names})
+    return ", ".join(leaves[:NAMES_SHOWN]) + (", ..." if len(leaves) > NAMES_SHOWN else "")

@@ -14,14 +14,15 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import MergeConfig
 from slmctl.errors import StageError
-from slmctl.model_files import lora_adapter
+from slmctl.model_files import hf_folder, lora_adapter, weight_names
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
 from slmctl.model_files.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
 
 # Names of output heads, and of the embeddings whose weights they share when the base stores no head.
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
-EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
+                   ".embeddings.weight")  # fmt: skip
 
 
 def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     Raises:
         StageError: The adapter is of a form that cannot be merged, or does not fit the base.
     """
-    changes, tensors = lora_adapter.read(adapter.path), stored_tensors(base.path)
+    tensors = stored_tensors(base.path)
+    changes = _by_stored_name(lora_adapter.read(adapter.path), base.path, tensors)
     untied = _untie(tensors, changes)
     tensors += untied
     _require_fit(tensors, changes)
@@ -57,6 +59,21 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
         "layers": len(changes.changes), "replaced": len(changes.replaced), "scales": scales,
         "shards": len(writer.shards), "untied": bool(untied),
     }  # fmt: skip
+
+
+def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor]) -> LoraAdapter:
+    """The adapter by the names under which the base's files store what it changes.
+
+    An adapter has the names of the model's modules, and transformers renames the tensors of some models on load.
+    """
+    stored = {tensor.name for tensor in tensors}
+    if adapter.names <= stored:
+        return adapter
+    names = {name: file for file, name in weight_names.loaded(hf_folder.empty_model(base), stored).items()}
+    return LoraAdapter(
+        {names.get(name, name): change for name, change in adapter.changes.items()},
+        {names.get(name, name): tensor for name, tensor in adapter.replaced.items()},
+    )
 
 
 def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTensor]:

@@ -23,7 +23,7 @@ from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.model_files import gguf_header, hf_folder, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
-from slmctl.stages.pull import load_check, model_card, package_index_weights
+from slmctl.stages.pull import load_check, model_card, package_index_weights, text_model
 from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
 
@@ -135,20 +135,26 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
 
 
 def _from_folder(folder: Path, source: str, out: Path) -> Base:
-    """Copy the ALLOWED_FILES of an HF folder, and check them."""
+    """Copy the ALLOWED_FILES of an HF folder, of a multimodal one those of its text model, and check them."""
     hf_folder.refuse_code(folder)
-    for pattern in ALLOWED_FILES:
-        for path in sorted(folder.glob(pattern)):
-            if not path.is_file():
-                raise DataError(f"{path.name} of the base is not a plain file")
+    with _refused():
+        text = text_model.find(folder)
+    for path in [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]:
+        if not path.is_file():
+            raise DataError(f"{path.name} of the base is not a plain file")
+        if text is None or not text.replaces(path.name):
             shutil.copyfile(path, out / path.name)
+    if text is not None:
+        console.say(f"  keeping {text.note}")
+        text.write(out)
     with _refused():
         parameters = safetensors_header.parameter_count(out)
     load_check.require_loadable(out)
     card = model_card.read(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
+    note = text.note if text is not None else ""
     return _describe(
-        out, name=name, source=source, license=card.license, parameters=parameters, note="", languages=card.languages
+        out, name=name, source=source, license=card.license, parameters=parameters, note=note, languages=card.languages
     )
 
 

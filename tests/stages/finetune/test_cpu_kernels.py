@@ -11,7 +11,7 @@ from slmctl.config import FinetuneConfig
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from peft import get_peft_model  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from slmctl.stages.finetune import cpu_kernels, layer_replacement, lora_targets, packing_check, trainer  # noqa: E402
@@ -128,7 +128,7 @@ def adapted(name: str, settings: dict[str, Any], lora: dict[str, Any] | None = N
         if parameter_name.endswith("bias") and wild:
             parameter.data.normal_(std=0.3 * wild)
     shape = {"rank": 4, "alpha": 8} | (lora or {})
-    model = get_peft_model(model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape})))
+    model = get_peft_model(model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape}), model))
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -247,9 +247,7 @@ def test_every_shape_of_adapter_gives_the_plain_gradients(lora: dict[str, Any], 
 def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 7, bias=False)
-    config = FinetuneConfig.model_validate({"lora": {"rank": 3, "alpha": 6, "dropout": 0.4, "target_modules": ["0"]}})
-    shape = lora_targets.lora_config(config)
-    shape.task_type = None
+    shape = LoraConfig(r=3, lora_alpha=6, lora_dropout=0.4, target_modules=["0"])
     member = get_peft_model(torch.nn.Sequential(layer), shape).base_model.model[0]
     a, b = member.lora_A["default"].weight, member.lora_B["default"].weight
     torch.nn.init.normal_(b)

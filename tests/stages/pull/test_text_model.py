@@ -1,0 +1,75 @@
+"""text_model: of a base that also sees or hears, the text model alone, with the same answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from benchmarks import architectures  # noqa: E402
+from slmctl.config import PullConfig  # noqa: E402
+from slmctl.errors import DataError  # noqa: E402
+from slmctl.model_files import hf_folder, safetensors_header  # noqa: E402
+from slmctl.model_files.base_model import Base  # noqa: E402
+from slmctl.stages.pull import pull, text_model  # noqa: E402
+
+CLASSES = {
+    "gemma3": "Gemma3ForCausalLM",
+    "gemma4": "Gemma4ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "qwen3.5": "Qwen3_5ForCausalLM",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_text_model_loads_alone_and_answers_the_same(name: str, tmp_path: Path) -> None:
+    whole = architectures.model(name)
+    whole.save_pretrained(tmp_path / "whole", max_shard_size="400KB")
+    text = text_model.find(tmp_path / "whole")
+    assert text is not None
+    (tmp_path / "text").mkdir()
+    text.write(tmp_path / "text")
+    alone, told = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32, output_loading_info=True)
+    assert type(alone).__name__ == CLASSES[name] == alone.config.architectures[0]
+    assert not any(told.values())  # no missing, unexpected or mismatched weights
+    tokens = torch.arange(5, 65)[None]
+    with torch.no_grad():
+        assert torch.equal(alone.eval()(input_ids=tokens).logits, whole(input_ids=tokens).logits)
+
+
+def test_pull_keeps_the_text_model_and_says_so(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    architectures.build("gemma3", tmp_path / "gemma", tiny_base)
+    (tmp_path / "out").mkdir()
+    metrics = pull.run(PullConfig(base=str(tmp_path / "gemma")), out=tmp_path / "out")
+    described = Base.read(tmp_path / "out")
+    assert described.note.startswith("the text model of Gemma3ForConditionalGeneration alone; 34 other tensors")
+    assert described.note == metrics["note"]
+    assert described.note in capsys.readouterr().err
+    assert described.parameters == safetensors_header.parameter_count(tmp_path / "out")
+    assert described.parameters < safetensors_header.parameter_count(tmp_path / "gemma")
+    assert "vision_config" not in json.loads((tmp_path / "out" / "config.json").read_bytes())
+
+
+def test_a_text_model_that_no_class_loads_alone_is_refused(tmp_path: Path) -> None:
+    architectures.model("gemma3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    config["text_config"]["model_type"] = "opera"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="Gemma3ForConditionalGeneration, and its text model of type 'opera'"):
+        text_model.find(tmp_path)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    architectures.model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    shapes = {entry.name: entry.shape for entry in safetensors_header.read(tmp_path / "model.safetensors")}
+    with pytest.raises(DataError, match=r"lack 9 of the weights that the config describes, such as 'model\.layers\.2"):
+        hf_folder.require_consistent(tmp_path, shapes)
