@@ -62,6 +62,11 @@ def set_level(level: int) -> None:
     _level = level
 
 
+def level() -> int:
+    """The level that `set_level` set."""
+    return _level
+
+
 def clean(text: str) -> str:
     """Text from data, safe to show: control sequences removed, line breaks and tabs kept."""
     return _CONTROL.sub("", text)

@@ -331,7 +331,7 @@ def test_stage_is_a_folder_with_run(name: str) -> None:
     assert [argument.arg for argument in run.args.args] == ["config"]
     assert ast.unparse(run.args.args[0].annotation or run) == f"{row.name.capitalize()}Config"
     assert sorted(argument.arg for argument in run.args.kwonlyargs) == sorted(
-        ["out", *(role.name for role in row.takes), *(["keep"] if row.resumes else [])]
+        ["out", *(role.name for role in row.takes), *(["keep"] if row.resumes else []), *row.options]
     )
 
 

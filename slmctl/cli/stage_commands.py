@@ -400,7 +400,7 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.pass_obj
 def run(options: Options, until: str) -> None:
     """Run every stage that is not current, from pull to publish."""
-    from slmctl.pipeline import chains, resolve, runner
+    from slmctl.pipeline import chains
 
     project = open_project(options)
     chains.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
@@ -425,18 +425,18 @@ def run(options: Options, until: str) -> None:
         else:
             if name == "prepare":
                 chains.gather_sources(project)
-            outcome = say_outcome(name, runner.run(project, resolve.resolve_stage(project, name)))
+            outcome = say_outcome(name, chains.run_stage(project, name))
     print_artifact(options, outcome.artifact)
 
 
 def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
-    from slmctl.pipeline import chains, resolve, runner
+    from slmctl.pipeline import chains
 
     project = open_project(options, **inputs)
     chains.require_no_network(project, [name])
     if name == "prepare":
         chains.gather_sources(project)
-    print_artifact(options, say_outcome(name, runner.run(project, resolve.resolve_stage(project, name))).artifact)
+    print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
 
 
 def _print_of(project: Project, stage: str, module: str, function: str, **settings: Any) -> None:

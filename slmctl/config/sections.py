@@ -47,6 +47,9 @@ class PullConfig(Section):
     template_date: Annotated[Moment | None, WhenSet()] = Field(
         None, description="date for a chat template that asks for today's; the day of the pull if empty"
     )
+    rehearse: Annotated[bool, Outside()] = Field(
+        True, description="run the whole chain on a small random copy of the base, so that nothing fails late"
+    )
 
 
 class Lora(Section):

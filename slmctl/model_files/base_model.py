@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.artifact import canonical
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
 FILENAME = "base.json"
@@ -26,6 +27,7 @@ class Base:
         note: A change of the weights, such as dequantising; empty for none.
         languages: Codes such as `en` that the base's card names.
         template_date: Day that the chat template says is today, in ISO 8601; empty where it asks for none.
+        rehearsal: The result of the chain on a small copy of it, see `pipeline.rehearsal`; empty where none was made.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Base:
     note: str = ""
     languages: tuple[str, ...] = ()
     template_date: str = ""
+    rehearsal: JsonObject = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Base:
@@ -48,8 +51,10 @@ class Base:
             fields = bounded_json.read_object(folder / FILENAME, error=DataError, follow=True)
             lists = {key: _texts(fields[key]) for key in ("special_tokens", "languages")}
             base = cls(**{**fields, **lists})
-            texts = {key: value for key, value in base.__dict__.items() if key not in ("parameters", *lists)}
-            if type(base.parameters) is not int or not all(isinstance(text, str) for text in texts.values()):
+            others = ("parameters", "rehearsal", *lists)
+            texts = {key: value for key, value in base.__dict__.items() if key not in others}
+            whole = type(base.parameters) is int and isinstance(base.rehearsal, dict)
+            if not whole or not all(isinstance(text, str) for text in texts.values()):
                 raise TypeError("a field is of another type")
             return base
         except (OSError, DataError, KeyError, TypeError) as error:

@@ -7,10 +7,12 @@ in llama.cpp and answers there as in transformers. Its weights are the class's o
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 WIDTH, INNER = 128, 256  # of the residual stream, and inside an MLP, unless heads need more
 HEADS, EXPERTS, STATES = 2, 4, 32  # attention heads, experts of a layer, columns of a recurrent state
@@ -124,3 +126,21 @@ def random_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
+
+
+def write(base: Path, out: Path) -> str:
+    """Write the folder of a base's small copy, with the base's own tokenizer and description.
+
+    Returns:
+        The attention implementation that transformers takes for it, such as `sdpa`.
+    """
+    out.mkdir()
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copyfile(path, out / path.name)
+    described: Any = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    dtype = described.dtype if isinstance(described.dtype, torch.dtype) else torch.float32
+    model: Any = random_model(small_config(described.get_text_config()))
+    attention = str(model.config._attn_implementation)
+    model.to(dtype).save_pretrained(out)
+    return attention

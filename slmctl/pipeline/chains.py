@@ -65,6 +65,25 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
             targets.require_reachable(settings.publish.to, _settings(project))
 
 
+def run_stage(project: Project, name: str) -> Outcome:
+    """Run a stage of the pipeline; before a training whose LoRA targets are set, try them on a small copy of the base.
+
+    Raises:
+        DataError: An adapter of these targets could not go through the stages after the training.
+        And what `run` raises.
+    """
+    request = resolve_stage(project, name)
+    section = request.section
+    if isinstance(section, config.FinetuneConfig) and section.lora.target_modules != "all-linear":
+        base = request.inputs["base"]
+        if project.config.pull.rehearse and isinstance(base, Artifact) and not request.path.exists():
+            from slmctl.pipeline import rehearsal
+
+            console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
+            rehearsal.rehearse(base.path, section.lora)
+    return run(project, request)
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A general model to measure beside: where it is asked, its name there, and the examples in its prompt."""

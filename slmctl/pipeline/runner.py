@@ -39,8 +39,13 @@ class Outcome:
     seconds: float
 
 
-def run(project: Project, request: StageRequest) -> Outcome:
+def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
     """Run a stage, or find that its recipe has an artifact already.
+
+    Args:
+        project: Where.
+        request: What.
+        options: Arguments of the stage's `run` beside its inputs; no part of the recipe.
 
     Raises:
         IntegrityError: An input is not what its manifest says.
@@ -49,12 +54,12 @@ def run(project: Project, request: StageRequest) -> Outcome:
         StageError: The disk or the memory is full.
     """
     try:
-        return _run(project, request)
+        return _run(project, request, options)
     finally:
         guard.begin_receipt()  # what went out for this stage, and for gathering its sources, is written down
 
 
-def _run(project: Project, request: StageRequest) -> Outcome:
+def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) -> Outcome:
     begun = time.monotonic()
     if _assists(request) and not request.path.exists():
         return Outcome(_assist(request), False, time.monotonic() - begun)
@@ -69,11 +74,11 @@ def _run(project: Project, request: StageRequest) -> Outcome:
             return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
         for source in flatten(request.inputs):
             require_whole(source)
-        made = _make(request)
+        made = _make(request, options)
     return Outcome(made, False, time.monotonic() - begun)
 
 
-def _make(request: StageRequest) -> Artifact:
+def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     stage = request.stage
     keep = resume_folder(request)
@@ -83,7 +88,7 @@ def _make(request: StageRequest) -> Artifact:
     with artifact.draft(request.path) as place, spoken(stage.name, request.path.parent):
         try:
             module = importlib.import_module(stage.module)
-            metrics = module.run(request.section, out=place, **more, **request.inputs)
+            metrics = module.run(request.section, out=place, **more, **options, **request.inputs)
             _pass_on(TASK, request.inputs, place)
             made = artifact.seal(
                 place,

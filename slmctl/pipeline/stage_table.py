@@ -27,6 +27,7 @@ class Stage:
     uses: tuple[str, ...] = ()  # packages whose versions go into the manifest
     version: int = 1  # raise it when the same recipe should give another result
     resumes: bool = False  # it goes on where an unfinished run of the same recipe stopped
+    options: tuple[str, ...] = ()  # arguments of its `run` that are no part of the recipe
 
     @property
     def id(self) -> str:
@@ -51,6 +52,7 @@ STAGES = {
             "quantize",
             (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
             "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=4,
+            options=("must_end",),
         ),
         Stage(
             "predict",

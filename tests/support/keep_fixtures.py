@@ -25,6 +25,7 @@ CONFIG = """\
 project: kept
 version: "1.0"
 base: ./base
+pull: {rehearse: false}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]

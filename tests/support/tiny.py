@@ -36,6 +36,7 @@ CONFIG = """\
 project: tiny-desk
 version: "1.0"
 base: ./base
+pull: {rehearse: false}
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare:
   sources: [{path: tickets.csv, input: text, output: category}]
@@ -195,7 +196,7 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
     (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "slmctl.yaml").write_text(
-        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\ntask: {task}\n'
+        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\npull: {{rehearse: false}}\ntask: {task}\n'
         "prepare: {sources: [{path: rows.jsonl, input: text, output: answer}]}\n"
         "finetune: {max_steps: 80, learning_rate: 1e-2, batch_size: 8}\nquantize: {types: [Q8_0, F16]}\n"
         f"predict: {{max_tokens: 24}}\n{extra}",

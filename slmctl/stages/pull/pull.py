@@ -23,6 +23,7 @@ from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.model_files import gguf_header, hf_folder, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
+from slmctl.pipeline import rehearsal
 from slmctl.stages.pull import load_check, model_card, package_index_weights, text_model
 from slmctl.task import template_date
 from slmctl.task.contract import end_of_turn
@@ -72,6 +73,8 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
     base = _with_frozen_date(base, config.template_date, out)
     end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)  # raises where there is none
     base.write(out)
+    if config.rehearse:
+        base = _rehearsed(base, out)
     return {
         "name": base.name,
         "source": base.source,
@@ -80,8 +83,24 @@ def run(config: PullConfig, *, out: Path) -> dict[str, Any]:
         "template_origin": base.template_origin,
         "template_date": base.template_date,
         "note": base.note,
+        "rehearsal": base.rehearsal,
         "source_sha256": hashes,
     }
+
+
+def _rehearsed(base: Base, out: Path) -> Base:
+    """The base with the result of the chain on a small copy of it, which is said.
+
+    Raises:
+        DataError: The base could not go through the whole chain.
+    """
+    console.say("  rehearsing every stage on a small random copy of the base")
+    result = rehearsal.rehearse(out)
+    for remark in result.remarks:
+        console.say(f"  note: {remark}")
+    base = dataclasses.replace(base, rehearsal=result.as_json())
+    base.write(out)
+    return base
 
 
 def _fetch(config: PullConfig, scratch: Path) -> Path:

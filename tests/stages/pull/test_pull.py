@@ -36,7 +36,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def run(base: Path | str, out: Path, **settings: str) -> dict[str, object]:
-    return pull.run(PullConfig(**{"base": str(base), **settings}), out=out)
+    return pull.run(PullConfig(**{"base": str(base), "rehearse": False, **settings}), out=out)
 
 
 def test_a_folder_is_described(tiny_base: Path, out: Path) -> None:
@@ -80,7 +80,7 @@ def test_code_of_the_author_is_refused(base: Path, out: Path, name: str) -> None
 def test_pickles_are_refused_with_3(base: Path, tmp_path: Path) -> None:
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}")
+    (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base, pull: {rehearse: false}}")
     done = tiny.slmctl(tmp_path, "pull")
     assert done.returncode == 3
     assert "only pickles (pytorch_model.bin), which can run code" in done.stderr

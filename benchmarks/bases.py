@@ -1,0 +1,220 @@
+"""Bases that companies pick, each as a small random model, through the whole chain: passed or refused, fast or slow.
+
+    python -m benchmarks.bases [NAME...] [--quick] [--together N]
+
+Every base of `benchmarks.architectures` gets the tokenizer and chat template of its family, real ones where they can be
+had, and otherwise the family's form on a real vocabulary. Then `slmctl run --until evaluate` runs as a user runs it:
+pull with its rehearsal, prepare, finetune, merge, quantize, and the base, the adapter and the GGUF measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import csv
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import architectures, real_tokenizers, result
+
+QUICK = ("llama", "qwen3", "gemma3-text", "lfm2", "phi3", "granite4-h", "qwen3.5", "qwen3-moe")
+STAGES = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate")
+LIMIT_S = 1500
+ROWS = 120
+LABELS = {"billing": "invoice refund charged card payment euro bank price", "delivery":
+          "parcel courier late truck doorstep carrier tracking shipped"}  # fmt: skip
+FILLER = "please hello today again why how when my your the a this since monday week month twice never always nobody"
+SETTINGS = """\
+project: bases
+version: "1.0"
+base: ./base
+task: {kind: classify, labels: from-data, system: Name the category.}
+prepare: {sources: [{path: rows.csv, input: text, output: label}], splits: {validation: 0.1, test: 0.1}}
+finetune: {max_steps: 40, learning_rate: 2e-2, batch_size: 8, validate_every: 20}
+quantize: {types: [Q8_0]}
+evaluate: {models: [base, adapter, gguf]}
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models by what its prompts look like.
+
+    Attributes:
+        vocabulary: The real tokenizer that it has, or borrows.
+        turn: A turn of its chat template with `{role}` and `{text}`, empty where the tokenizer brings the template.
+        end: The token that ends a turn.
+        head: What a conversation begins with.
+    """
+
+    vocabulary: str
+    turn: str = ""
+    end: str = ""
+    head: str = ""
+
+
+FAMILIES = {
+    "llama3": Family("llama3_1"), "qwen3": Family("qwen3"), "gemma3": Family("gemma3"), "llama2": Family("llama2"),
+    "deepseek_v3": Family("deepseek_v3"), "gptoss": Family("gptoss"),
+    "chatml": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>"),
+    "lfm2": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>", "<|startoftext|>"),
+    "granite": Family("llama3_1", "<|start_of_role|>{role}<|end_of_role|>{text}<|end_of_text|>\n", "<|end_of_text|>"),
+    "phi": Family("llama3_1", "<|{role}|>{text}<|end|>", "<|end|>"),
+    "olmo": Family("llama3_1", "<|{role}|>\n{text}<|endoftext|>\n", "<|endoftext|>", "<|endoftext|>"),
+    "exaone": Family("llama3_1", "[|{role}|]{text}[|endofturn|]\n", "[|endofturn|]"),
+    "glm": Family("llama3_1", "<|{role}|>\n{text}<|endofturn|>", "<|endofturn|>", "[gMASK]<sop>"),
+    "command": Family("llama3_1", "<|START_OF_TURN_TOKEN|><|{role}|>{text}<|END_OF_TURN_TOKEN|>",
+                      "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
+    "ernie": Family("llama3_1", "{role}: {text}<|end_of_sentence|>\n", "<|end_of_sentence|>", "<|begin_of_sentence|>"),
+    "smollm3": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>",
+                      "{{{{ 'Today is ' + strftime_now('%d %B %Y') }}}}\n"),
+    "none": Family("llama3_1", "", "<|endoftext|>"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A base's way through the chain.
+
+    Attributes:
+        base: Its name.
+        architecture: `model_type` of its config.
+        verdict: `passed`, or `refused at STAGE`, or `crashed at STAGE` where a traceback was printed.
+        sentence: The error, if there is one.
+        training: `fast`, `packed` (k of n layers fast) or `padded`.
+        remarks: Those that the rehearsal at pull made.
+        seconds: Wall time.
+    """
+
+    base: str
+    architecture: str
+    verdict: str
+    sentence: str
+    training: str
+    remarks: list[str]
+    seconds: float
+
+
+def tokenizer(family: str, out: Path) -> Path:
+    """The folder of a family's tokenizer with its chat template; raises UnavailableError of `real_tokenizers`."""
+    from transformers import AutoTokenizer
+
+    form = FAMILIES[family]
+    real = real_tokenizers.fetch(form.vocabulary)
+    if not form.end:
+        return real
+    words: Any = AutoTokenizer.from_pretrained(real)
+    texts = re.findall(r"<[^<>\s{}]+>|\[[^\[\]\s{}]+\]", form.head + form.turn)
+    roles = [t.format(role=role) for t in re.findall(r"<\|\{role\}\|>|\[\|\{role\}\|\]", form.turn)
+             for role in ("system", "user", "assistant")]  # fmt: skip
+    words.add_special_tokens({"additional_special_tokens": sorted({*texts, *roles, form.end} - {"<sop>"})})
+    words.eos_token = form.end
+    words.chat_template = _template(form) if form.turn else None
+    words.save_pretrained(out)
+    return out
+
+
+def _template(form: Family) -> str:
+    before, _, after = form.turn.partition("{text}")
+    role = json.dumps(before).replace("{role}", '" + m["role"] + "')
+    head = form.head.replace("{{{{", "{{").replace("}}}}", "}}")
+    opened = json.dumps(before.format(role="assistant"))
+    turns = f"{{% for m in messages %}}{{{{ {role} + m['content'] + {json.dumps(after)} }}}}{{% endfor %}}"
+    return f"{head}{turns}{{% if add_generation_prompt %}}{{{{ {opened} }}}}{{% endif %}}"
+
+
+def write_rows(path: Path) -> None:
+    """Short messages whose words tell their label."""
+    choose = random.Random(0)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("text", "label"))
+        for k in range(ROWS):
+            label = list(LABELS)[k % len(LABELS)]
+            words = [*choose.sample(LABELS[label].split(), 3), *choose.sample(FILLER.split(), 5)]
+            choose.shuffle(words)
+            writer.writerow((" ".join(words), label))
+
+
+def try_base(name: str, folder: Path) -> Outcome:
+    """Build a base in a folder and send it through the chain, as a user does."""
+    entry = architectures.ARCHITECTURES[name]
+    architectures.build(name, folder / "base", tokenizer(entry.family, folder / "tokenizer"))
+    write_rows(folder / "rows.csv")
+    (folder / "slmctl.yaml").write_text(SETTINGS, encoding="utf-8")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLMCTL", "PYTEST"))}
+    command = [sys.executable, "-m", "slmctl", "-C", str(folder), "run", "--until", "evaluate"]
+    begun = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=kept, check=False)
+    reached = [stage for stage in STAGES if any((folder / "runs").glob(f"{_KIND[stage]}/*/manifest.json"))]
+    stage = STAGES[len(reached)] if len(reached) < len(STAGES) else STAGES[-1]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    broken = "Traceback" in done.stderr or done.returncode == 1
+    verdict = "passed" if done.returncode == 0 else f"{'crashed' if broken else 'refused'} at {stage}"
+    last = done.stderr.strip().splitlines()[-1:] or [""]
+    base = next((folder / "runs").glob("base/*/base.json"), None)
+    remarks = json.loads(base.read_bytes())["rehearsal"].get("remarks", []) if base else []
+    sentence = (lines or last)[-1].removeprefix("error: ") if done.returncode else ""
+    seconds = round(time.monotonic() - begun, 1)
+    return Outcome(entry.base, entry.kind, verdict, sentence, _training(folder), remarks, seconds)
+
+
+_KIND = {"pull": "base", "prepare": "prepared", "finetune": "adapter", "merge": "merged", "quantize": "gguf",
+         "evaluate": "report"}  # fmt: skip
+
+
+def _training(folder: Path) -> str:
+    for path in (folder / "runs").glob("adapter/*/manifest.json"):
+        metrics = json.loads(path.read_bytes())["metrics"]
+        if "fast_layers" not in metrics:
+            return "padded"
+        fast, layers = metrics["fast_layers"], metrics["layers"]
+        return "fast" if fast == layers else f"packed, {fast} of {layers} layers fast"
+    return ""
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as a Markdown table."""
+    lines = ["| base | architecture | whole chain | training | remarks |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {o.base} | {o.architecture} | {o.verdict} | {o.training} | {o.sentence or '; '.join(o.remarks)} |"
+        for o in outcomes
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(architectures.ARCHITECTURES)}")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--together", type=int, default=2, help="bases at a time")
+    options = parser.parse_args()
+    names = options.names or (QUICK if options.quick else list(architectures.ARCHITECTURES))
+
+    def one(name: str) -> Outcome:
+        with tempfile.TemporaryDirectory() as scratch:
+            outcome = try_base(name, Path(scratch))
+        sys.stderr.write(f"{name}: {outcome.verdict}, {outcome.training}, {outcome.seconds:.0f} s {outcome.sentence}\n")
+        return outcome
+
+    with concurrent.futures.ThreadPoolExecutor(options.together) as pool:
+        outcomes = list(pool.map(one, names))
+    if not options.names and not options.quick:
+        packages = ("torch", "transformers", "trl", "peft", "llama-cpp-python")
+        result.write("bases", "python -m benchmarks.bases", [], packages, bases=[asdict(o) for o in outcomes])
+    sys.stdout.write(table(outcomes) + "\n")
+    sys.exit(any(o.verdict not in ("passed", "refused at pull") for o in outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The whole chain on a small random copy of a base, in seconds: what would fail after the training fails now.
+
+The copy has the base's classes, layer types, tokenizer and chat template. The real stages run on it: one training
+step, merge, conversion, quantization, and answers by llama.cpp and by transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmctl import config, console
+from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import DataError, MissingError, SlmctlError
+from slmctl.model_files.base_model import Base
+from slmctl.pipeline import resolve, runner
+
+LABELS = ("billing", "delivery")
+ROWS = 24  # made-up messages, of which most are for training
+WORDS = (
+    "invoice refund charged card payment euro bank price parcel courier late truck doorstep carrier tracking shipped "
+    "hello today yesterday again still why how when my your since monday friday week month twice never always nobody "
+    "someone phone office house garden letter answer green blue big small quick slow first last open close help thanks"
+)
+SETTINGS = """\
+project: rehearsal
+version: "0.1"
+base: ./copy
+task: {kind: classify, labels: from-data, system: Name the category of the message.}
+prepare: {sources: [{path: rows.csv, input: text, output: label}], splits: {validation: 0.25, test: 0.25}}
+finetune: {max_steps: 1, batch_size: 4, backend: transformers}
+quantize: {types: [Q8_0]}
+"""
+# What the code of an architecture, of PEFT or of TRL raises where they do not fit each other.
+FOREIGN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
+           ArithmeticError, OSError, ImportError, Warning)  # fmt: skip
+HINT = "take another base: slmctl bases lists those that work"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The result of a rehearsal; `base.json` holds it under these names.
+
+    Attributes:
+        passed: Every stage but those in `left_out` went through.
+        layers: Layers of the copy.
+        fast_layers: Of these, how many train with the CPU kernels.
+        packed: Records train packed into one sequence, their common beginning computed once.
+        shares_prefix: The engine computes the common beginning of prompts once.
+        attention: The implementation that transformers takes: `sdpa` or `eager`.
+        left_out: Stages that could not be tried here, each with the reason.
+    """
+
+    passed: bool
+    layers: int = 0
+    fast_layers: int = 0
+    packed: bool = False
+    shares_prefix: bool = True
+    attention: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what works and is slower than it could be, or was not tried."""
+        remarks = []
+        if not self.packed:
+            remarks.append("records of this architecture cannot be packed: training computes each one whole, padded")
+        elif self.fast_layers < self.layers:
+            slow = self.layers - self.fast_layers
+            remarks.append(f"{slow} of {self.layers} layers have no fast kernels on a CPU: training is slower")
+        if not self.shares_prefix:
+            remarks.append("llama.cpp cannot share the beginning of prompts here: each request computes its own")
+        if self.attention == "eager":
+            remarks.append("transformers has no fused attention for it: eager attention, slower on long texts")
+        return [*remarks, *(f"not rehearsed: {sentence}" for sentence in self.left_out)]
+
+    def as_json(self) -> JsonObject:
+        return {**self.__dict__, "left_out": list(self.left_out), "remarks": self.remarks}
+
+
+def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
+    """Run the chain on a small random copy of a base.
+
+    Args:
+        base: The folder of the base, with its `base.json`.
+        lora: The adapter's shape; None for the default.
+
+    Raises:
+        DataError: The base cannot go through a stage; the message names it and says why.
+        MissingError: A package that training needs is not installed.
+    """
+    from slmctl.model_files import tiny_copy  # with it comes torch
+
+    with tempfile.TemporaryDirectory(prefix="slmctl-rehearsal-") as scratch, _quiet():
+        root = Path(scratch)
+        try:
+            attention = tiny_copy.write(base, root / "copy")
+        except FOREIGN as error:
+            return Rehearsal(False, left_out=(f"no small copy of its architecture can be made ({_sentence(error)})",))
+        _write_rows(root / "rows.csv")
+        (root / config.FILENAME).write_text(SETTINGS, encoding="utf-8")
+        settings = config.load(root / config.FILENAME)
+        settings = settings.model_copy(update={"pull": settings.pull.model_copy(update={"rehearse": False})})
+        if lora is not None:
+            settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"lora": lora})})
+        return _chain(resolve.Project(root=root, config=settings), attention)
+
+
+def _chain(project: resolve.Project, attention: str) -> Rehearsal:
+    made = {name: _stage(project, name) for name in ("pull", "prepare", "finetune", "merge")}
+    training = made["finetune"].metrics
+    shares, left_out = True, []
+    try:
+        gguf = _stage(project, "quantize", must_end=False)
+        shares = _answers_freely(gguf)
+        for model in ("gguf", "adapter"):
+            with _explained("predict"):
+                for request in resolve.predictions_of(project, model):
+                    runner.run(project, request)
+    except MissingError as error:  # whoever only trains on this machine needs no llama.cpp on it
+        left_out = [f"{error.message} ({error.hint})"]
+    return Rehearsal(
+        passed=not left_out,
+        layers=int(training.get("layers", 0)),
+        fast_layers=int(training.get("fast_layers", 0)),
+        packed="fast_layers" in training,
+        shares_prefix=shares,
+        attention=attention,
+        left_out=tuple(left_out),
+    )
+
+
+def _stage(project: resolve.Project, name: str, **options: Any) -> Artifact:
+    with _explained(name):
+        return runner.run(project, resolve.resolve_stage(project, name), **options).artifact
+
+
+@contextlib.contextmanager
+def _explained(stage: str) -> Iterator[None]:
+    """Turn whatever a stage raises on a foreign architecture into one sentence that names the stage."""
+    try:
+        yield
+    except MissingError:
+        raise
+    except SlmctlError as error:
+        raise DataError(f"this base cannot go through {stage}: {error.message}", hint=HINT) from error
+    except FOREIGN as error:
+        raise DataError(f"this base cannot go through {stage}: {_sentence(error)}", hint=HINT) from error
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _answers_freely(gguf: Artifact) -> bool:
+    """Have the engine answer in free text, after a beginning that two prompts share; True if it computed that once."""
+    from slmctl.inference import engine
+    from slmctl.task.contract import Task
+
+    task = Task.read(gguf.path)
+    file = next(iter(gguf.metrics["files"].values()))["file"]
+    head = task.system or "Name"
+    with _explained("serve"), engine.Engine(gguf.file(file), sequences=2) as model:
+        for text in ("one", "two"):
+            model.ask(engine.Request(task.prompt(task.messages(text)), prefix=head, max_tokens=4))
+        return bool(model.info.get("shares_prefix", True))
+
+
+def _write_rows(path: Path) -> None:
+    """Made-up messages that are unlike each other, or the split would keep them together."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("text", "label"))
+        for k in range(ROWS):
+            writer.writerow((" ".join(random.Random(k).sample(WORDS.split(), 7)), LABELS[k % 2]))  # noqa: S311 - no secret
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Have the stages of the copy say nothing: their notes are about made-up rows."""
+    before = console.level()
+    console.set_level(-1)
+    try:
+        yield
+    finally:
+        console.set_level(before)
+
+
+def of(base: Base) -> list[str]:
+    """The remarks in a base's description."""
+    return [str(text) for text in base.rehearsal.get("remarks", [])]

@@ -1,0 +1,67 @@
+"""The chain on a small random copy of a base: it passes, or says in one sentence which stage would fail, and why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from support import tiny
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+
+from slmctl.model_files.base_model import Base
+from slmctl.pipeline import rehearsal
+
+
+def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / "desk"
+    shutil.copytree(tiny_base, folder / "base")
+    settings = tiny.CONFIG.replace("pull: {rehearse: false}\n", "")
+    (folder / "slmctl.yaml").write_text(settings, encoding="utf-8")
+    done = tiny.slmctl(folder, "pull")
+    tiny.ok(done)
+    assert "rehearsing every stage on a small random copy" in done.stderr
+    (made,) = folder.glob("runs/base/*")
+    outcome = Base.read(made).rehearsal
+    assert outcome["passed"]
+    assert outcome["packed"]
+    assert outcome["fast_layers"] == outcome["layers"] == 2
+    assert outcome["remarks"] == []
+
+
+def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, tiny_base: Path) -> None:
+    """transformers trains a GPT-Neo, and the converter has no such architecture."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    words = PreTrainedTokenizerFast.from_pretrained(base)
+    shape = GPTNeoConfig(
+        vocab_size=len(words), hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=16, max_position_embeddings=512, bos_token_id=1, eos_token_id=words.eos_token_id,
+    )  # fmt: skip
+    GPTNeoForCausalLM(shape).save_pretrained(base)
+    (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}")
+    done = tiny.slmctl(tmp_path, "pull")
+    assert done.returncode == 3
+    assert "this base cannot go through quantize: " in done.stderr
+    assert "GPTNeoForCausalLM" in done.stderr
+    assert not list(tmp_path.glob("runs/base/*"))
+
+
+def test_lora_targets_that_cannot_be_converted_are_refused_before_the_training(
+    tmp_path: Path, tiny_project: Path
+) -> None:
+    folder = tmp_path / "desk"
+    shutil.copytree(tiny_project, folder)
+    tiny.ok(tiny.slmctl(folder, "run", "--until", "prepare"))
+    targets = "finetune.lora.target_modules=[no_such_layer]"
+    done = tiny.slmctl(folder, "finetune", "--set", targets, "--set", "pull.rehearse=true")
+    assert done.returncode in (2, 3), done.stderr
+    assert "no_such_layer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(folder.glob("runs/adapter/*"))
+
+
+def test_remarks_say_what_is_slower() -> None:
+    slow = rehearsal.Rehearsal(True, layers=4, fast_layers=1, packed=True, shares_prefix=False, attention="eager")
+    assert len(slow.remarks) == 3
+    assert "3 of 4 layers" in slow.remarks[0]
+    assert rehearsal.Rehearsal(True, layers=4, fast_layers=4, packed=True, attention="sdpa").remarks == []
