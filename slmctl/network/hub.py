@@ -16,6 +16,8 @@ from slmctl.errors import NetworkError, UsageError
 from slmctl.network import guard
 from slmctl.network.credentials import secret
 
+NO_ACCESS = "check the name; a gated one wants its terms accepted on the hub, and your token in HF_TOKEN"
+
 
 def hosts() -> set[str]:
     """The hosts that the hub is asked at, and those that it sends its client to for large files."""
@@ -47,7 +49,7 @@ def spoken(what: str) -> Iterator[None]:
     Raises:
         NetworkError: The hub refused, or cannot be reached.
     """
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     failures: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, *_transport_errors())
     try:
@@ -55,7 +57,8 @@ def spoken(what: str) -> Iterator[None]:
     except failures as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise NetworkError(f"{what}: {str(error).splitlines()[0]}") from None
+        hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else ""  # a gated one is of this type, too
+        raise NetworkError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from None
     except RuntimeError as error:  # how the client wraps what went wrong in one of its uploading threads
         if not isinstance(error.__cause__, failures):
             raise

@@ -148,7 +148,7 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
         got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
         raise IntegrityError(
             f"the base is not the pinned one: expected sha256 {config.sha256}, found {got}",
-            hint="the source has changed, or it was damaged on the way",
+            hint="remove pull.sha256 if it is another base's; else the source has changed, or was damaged on the way",
         )
     return hashes
 

@@ -287,6 +287,15 @@ def test_a_model_that_the_hub_has_not_is_said(hub: hub_server.Hub, tmp_path: Pat
     assert "the hub gave no acme/other" in stderr
 
 
+def test_a_gated_model_is_said_with_the_way_to_it(hub: hub_server.Hub, tmp_path: Path) -> None:
+    hub.token = "hf_" + "a" * 34
+    code, _, stderr = _pull_from(hub.url, tmp_path, f"acme/tiny@{COMMIT}")
+    assert code == 9
+    assert (
+        " hint: check the name; a gated one wants its terms accepted on the hub, and your token in HF_TOKEN" in stderr
+    )
+
+
 def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
     # the client's connection errors are no OSError, and came as a traceback
     with socket.socket() as taken:  # bound and never listening: every connection is refused
