@@ -51,14 +51,17 @@ class LlamaModel:
         self.model = lc.llama_model_load_from_file(path.encode(), params)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
-        if lc.llama_model_is_recurrent(self.model) or lc.llama_model_is_hybrid(self.model):
-            raise SystemExit("error: a recurrent model cannot share the state of a prompt's beginning")
+        if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
+            raise SystemExit("error: the model does not generate its text token by token from a prompt")
+        self.recurrent = bool(lc.llama_model_is_recurrent(self.model) or lc.llama_model_is_hybrid(self.model))
+        # A label takes two sequences of a recurrent model, see `scheduler`.
+        self.sequences = max(2, sequences) if self.recurrent else sequences
         self.vocab = lc.llama_model_get_vocab(self.model)
         self.n_vocab = lc.llama_vocab_n_tokens(self.vocab)
         self.cells = context * sequences
         settings = lc.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
-        settings.n_seq_max = sequences + 1 + len(adapters)
+        settings.n_seq_max = self.sequences + 1 + len(adapters)
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
         # The fused attention sums in float16. Without it a file that is not quantized gives the same logits to 1e-6
@@ -145,6 +148,8 @@ class LlamaModel:
         Returns:
             For the items that want them, in order: the sequence, and logits (n_vocab,) that the next call overwrites.
         """
+        if self.recurrent:
+            items = sorted(items, key=lambda item: item[2])  # llama.cpp computes consecutive sequences together
         count = len(items)
         tokens, positions, sequences, needed = zip(*items, strict=True)
         self.batch.n_tokens = count
@@ -161,8 +166,8 @@ class LlamaModel:
         ]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Have `target` hold the first `length` tokens of `source`."""
-        lc.llama_memory_seq_cp(self.memory, source, target, 0, length)
+        """Have `target` hold the first `length` tokens of `source`, which are all of them in a recurrent model."""
+        lc.llama_memory_seq_cp(self.memory, source, target, *((-1, -1) if self.recurrent else (0, length)))
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free what a sequence holds from position `start` on."""
@@ -185,6 +190,7 @@ def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
     events = _private_stdout()
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # a failed assertion would else start a debugger, whose words hide its own
     sys.excepthook = _die
     threading.excepthook = lambda args: _die(args.exc_type, args.exc_value, args.exc_traceback)
 
@@ -203,7 +209,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     threading.Thread(target=_read, args=(inbox, send, pulse), daemon=True).start()
     model = LlamaModel(path, **settings)
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
-    scheduler = Scheduler(model, settings["sequences"], settings["context"], send, grammars, settings["adapters"])
+    scheduler = Scheduler(model, model.sequences, settings["context"], send, grammars, settings["adapters"])
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
     send(

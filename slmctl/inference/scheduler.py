@@ -2,7 +2,7 @@
 
 Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together
 (continuous batching). Sequence 0 keeps the prompt prefix that requests have in common: a new request
-copies it instead of computing it.
+copies it instead of computing it. A recurrent model has one state a sequence, which is copied whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
 BATCH = 512  # tokens that one decode call takes at most
+MERGED = 4  # tokens by which prefixes differ whose last ones merge with the text that follows
 Logits = npt.NDArray[np.float32]
 Item = tuple[int, int, int, bool]  # token, position, sequence, True where its logits are needed
 
@@ -34,6 +35,7 @@ class DecodingModel(Protocol):
     """A loaded model, as the scheduler uses it."""
 
     cells: int  # tokens that all sequences together may hold
+    recurrent: bool  # a sequence can be copied and forgotten as a whole only
 
     def tokenize(self, text: str) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
@@ -98,6 +100,8 @@ class Sequence:
     chosen: list[int] = field(default_factory=list)  # the token of which the grammar's state is awaited
     wants: int = 0  # for logits: at so many of the last positions
     slot: int = 0
+    kept: int = 0  # of a recurrent model: the sequence that keeps the state at the first choice of a label
+    first: int = 0  # tokens of the path that it holds
     position: int = 0  # tokens of this sequence in the context so far
     pending: list[int] = field(default_factory=list)  # tokens to decode next
     path: list[int] = field(default_factory=list)  # tokens of labels in the context, after the prompt
@@ -137,12 +141,20 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True where there is something to do that does not wait for a grammar."""
-        return bool(self.waiting and self.free) or any(sequence.pending for sequence in self.active)
+        return self._has_place or any(sequence.pending for sequence in self.active)
 
     @property
     def awaits_grammar(self) -> bool:
         """True where an answer goes on as soon as its grammar's state has come."""
         return any(sequence.chosen for sequence in self.active)
+
+    @property
+    def _has_place(self) -> bool:
+        """True where there are as many free places as the next request takes."""
+        return bool(self.waiting) and len(self.free) >= (2 if self._keeps_state(self.waiting[0]) else 1)
+
+    def _keeps_state(self, sequence: Sequence) -> bool:
+        return self.model.recurrent and sequence.search is not None
 
     def submit(self, request: dict[str, Any]) -> None:
         """Take a request; one that cannot be answered gets its error at once."""
@@ -238,8 +250,7 @@ class Scheduler:
 
     def _sequence(self, request: dict[str, Any]) -> Sequence:
         prompt, head = self.model.tokenize(request["prompt"]), self.model.tokenize(request["prefix"])
-        length = min(len(head), len(prompt))
-        shared = next((k for k in range(length) if prompt[k] != head[k]), length)
+        shared = common(prompt, head)
         sequence = Sequence(
             id=request["id"],
             prompt=prompt,
@@ -278,7 +289,7 @@ class Scheduler:
         return items
 
     def _admit(self) -> None:
-        while self.waiting and self.free:
+        while self._has_place:
             sequence = self.waiting[0]
             used = sum(map(len, self.prefixes.values())) + sum(other.room for other in self.active)
             if used + sequence.room > self.model.cells:
@@ -288,6 +299,7 @@ class Scheduler:
             self.waiting.pop(0)
             self._share(sequence)
             sequence.slot = self.free.pop()
+            sequence.kept = self.free.pop() if self._keeps_state(sequence) else 0
             if sequence.shared:
                 self.model.copy(self.heads[sequence.adapter], sequence.slot, sequence.shared)
             sequence.position = sequence.shared
@@ -304,7 +316,12 @@ class Scheduler:
     def _share(self, sequence: Sequence) -> None:
         """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
         prefix, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
-        if self.prefixes[sequence.adapter][: len(prefix)] == prefix:
+        held = self.prefixes[sequence.adapter]
+        same = common(held, prefix)
+        if not prefix or (same == len(prefix) and (same == len(held) or not self.model.recurrent)):
+            return
+        if self.model.recurrent and same >= max(len(held), len(prefix)) - MERGED:  # it stays, for the others' sake
+            sequence.shared = same if same == len(held) else 0
             return
         self.model.forget(head)
         self.model.use(sequence.adapter)
@@ -341,12 +358,23 @@ class Scheduler:
         if path is None:
             self._end_label(sequence)
             return
-        same = next((k for k, (a, b) in enumerate(zip(sequence.path, path, strict=False)) if a != b), None)
-        same = min(len(sequence.path), len(path)) if same is None else same
+        if sequence.kept and len(sequence.totals) == 1:
+            self.model.copy(sequence.slot, sequence.kept, sequence.position)
+            sequence.first = len(sequence.path)
+        same = common(sequence.path, path)
         if same < len(sequence.path):
-            self.model.forget(sequence.slot, len(sequence.prompt) + same)
+            same = self._go_back(sequence, same)
         sequence.position = len(sequence.prompt) + same
         sequence.pending, sequence.path = path[same:], path
+
+    def _go_back(self, sequence: Sequence, same: int) -> int:
+        """Have a sequence hold fewer tokens of its path, `same` at most; returns how many."""
+        if not sequence.kept:
+            self.model.forget(sequence.slot, len(sequence.prompt) + same)
+            return same
+        self.model.forget(sequence.slot)
+        self.model.copy(sequence.kept, sequence.slot, len(sequence.prompt) + sequence.first)
+        return sequence.first
 
     def _end_label(self, sequence: Sequence) -> None:
         search = sequence.search
@@ -485,9 +513,10 @@ class Scheduler:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.model.forget(sequence.slot)
         self.active.remove(sequence)
-        self.free.append(sequence.slot)
+        for place in [sequence.kept, sequence.slot] if sequence.kept else [sequence.slot]:
+            self.model.forget(place)
+            self.free.append(place)
         if sequence.schema:
             self.grammars.end(sequence.id)
             self._compile()
@@ -505,6 +534,12 @@ class Scheduler:
                 self._tries.clear()
             self._tries[key] = trie
         return self._tries[key]
+
+
+def common(tokens: list[int], others: list[int]) -> int:
+    """Number of tokens at the beginning that are the same."""
+    length = min(len(tokens), len(others))
+    return next((k for k in range(length) if tokens[k] != others[k]), length)
 
 
 def log_sum(logits: Logits) -> float:

@@ -274,6 +274,7 @@ class Letters:
     """A model of single bytes that ends every answer at once; it keeps what it was made to decode."""
 
     cells = 4096
+    recurrent = False
 
     def __init__(self) -> None:
         self.decoded: list[int] = []

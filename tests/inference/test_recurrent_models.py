@@ -1,0 +1,93 @@
+"""The engine over models with a state in place of keys and values, or beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from benchmarks import architectures
+from slmctl.inference.engine import Answer, Engine, Request
+from slmctl.model_files import gguf_converter, hf_folder
+
+HEAD = "<|im_start|>system\nName the category.<|im_end|>\n<|im_start|>user\n"
+TEXTS = ("refund my card please", "hello", "late truck doorstep carrier tracking shipped parcel", "\n")
+LABELS = ("billing", "delivery late", "courier truck late", "courier truck", "courier truck lost", "account")
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"topic": {"enum": ["billing", "delivery", None]}, "note": {"type": "string", "maxLength": 8}},
+        "required": ["topic", "note"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.fixture(scope="session", params=["mamba2", "bamba"])  # states alone, and states beside attention
+def folder(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
+    gguf_converter.convert(out, out / "model.gguf", dtype="f32", metadata={})
+    return out
+
+
+def requests(*, shared: bool) -> list[Request]:
+    """Requests of every kind, of prompts that begin alike."""
+    asked = []
+    for seed, text in enumerate(TEXTS):
+        prompt = f"{HEAD}{text}<|im_end|>\n<|im_start|>assistant\n"
+        plain = Request(prompt, prefix=HEAD if shared else "", max_tokens=12, seed=seed)
+        asked += [
+            plain,
+            dataclasses.replace(plain, temperature=1.0),
+            dataclasses.replace(plain, labels=LABELS, end="<|im_end|>"),
+            dataclasses.replace(plain, labels=LABELS, end="<|im_end|>", every_label=True),
+            dataclasses.replace(plain, schema=SCHEMA, max_tokens=60),
+        ]
+    return asked
+
+
+@torch.inference_mode()
+def logits(model: Any, tokens: list[int]) -> npt.NDArray[np.float64]:
+    """The scores of transformers after each token, (tokens, n_vocab)."""
+    rows: npt.NDArray[np.float64] = model(torch.tensor([tokens]), use_cache=False).logits[0].double().numpy()
+    return rows
+
+
+def label_probabilities(engine: Engine, model: Any, prompt: str) -> dict[str, float]:
+    tokens, found = {label: engine.tokenize(f"{label}<|im_end|>") for label in LABELS}, {}
+    for label, own in tokens.items():
+        rows = logits(model, [*engine.tokenize(prompt), *own])[-len(own) - 1 :]
+        found[label] = 1.0
+        for k, token in enumerate(own):
+            allowed = sorted({other[k] for other in tokens.values() if other[:k] == own[:k]})
+            weights = np.exp(rows[k][allowed])
+            found[label] *= float(weights[allowed.index(token)] / weights.sum())
+    return found
+
+
+def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Path) -> None:
+    with Engine(folder / "model.gguf", sequences=1, context=256, threads=1) as engine:
+        alone = [engine.ask(one) for one in requests(shared=False)]
+    asked = requests(shared=True)
+    model = hf_folder.load_model(folder)
+    with Engine(folder / "model.gguf", sequences=5, context=256, threads=1) as engine:
+        engine.submit(dataclasses.replace(asked[0], max_tokens=200), lambda event: None)()  # cancelled
+        found = dict(engine.ask_all(asked))
+        prompt = engine.tokenize(asked[0].prompt)
+        assert np.allclose(engine.logits(asked[0].prompt, last=4), logits(model, prompt)[-4:], atol=0.02)
+        likely = label_probabilities(engine, model, asked[0].prompt)
+    assert len({answer.text for answer in alone}) > len(TEXTS)
+    for k, wanted in enumerate(alone):
+        answer = found[k]
+        assert isinstance(answer, Answer)
+        assert (answer.text, answer.finish) == (wanted.text, wanted.finish)
+        assert answer.confidence == pytest.approx(wanted.confidence, rel=1e-3)
+        if asked[k].prompt == asked[0].prompt:
+            for label, probability in answer.labels.items():
+                assert probability == pytest.approx(likely[label], rel=0.02)

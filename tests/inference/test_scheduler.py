@@ -1,0 +1,145 @@
+"""The scheduler over a model that keeps what each sequence holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmctl.inference.engine import Request
+from slmctl.inference.scheduler import Item, Logits, Scheduler
+
+HEADS = ("", "one long prefix: ", "one long prefix!! ", "one long", "another one: ")
+LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
+
+
+class Remembering:
+    """A model of single bytes, whose logits follow from all tokens of a sequence and from the adapter.
+
+    A recurrent one refuses what llama.cpp refuses: to copy or to forget a part of a sequence.
+    """
+
+    cells = 4096
+
+    def __init__(self, *, recurrent: bool) -> None:
+        self.recurrent, self.adapter, self.decoded = recurrent, "", 0
+        self.held: dict[int, list[tuple[str, int]]] = {}
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
+
+    def ends(self, token: int) -> bool:
+        return token == 0
+
+    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
+        self.decoded += len(items)
+        found = []
+        for token, position, sequence, wanted in items:
+            held = self.held.setdefault(sequence, [])
+            assert position == len(held)
+            held.append((self.adapter, token))
+            if wanted:
+                seed = int.from_bytes(hashlib.sha256(json.dumps(held).encode()).digest()[:8])
+                found.append((sequence, np.random.default_rng(seed).normal(size=128).astype(np.float32)))
+        return found
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert not self.held.get(target)
+        held = self.held.get(source, [])
+        assert length == len(held) if self.recurrent else length <= len(held)
+        self.held[target] = held[:length]
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        assert start == 0 or not self.recurrent
+        self.held[sequence] = self.held.get(sequence, [])[:start]
+
+    def use(self, adapter: str) -> None:
+        self.adapter = adapter
+
+
+class NoGrammars:
+    """No request has a schema."""
+
+    def begin(self, walk: str, schema: str) -> None:
+        raise NotImplementedError
+
+    def accept(self, walk: str, token: int) -> None:
+        raise NotImplementedError
+
+    def end(self, walk: str) -> None:
+        raise NotImplementedError
+
+
+def answers(model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None) -> list[Any]:
+    """What each request is answered, all submitted together."""
+    said: dict[str, list[Any]] = {str(k): [] for k in range(len(requests))}
+
+    def send(id: str, **event: Any) -> None:
+        said[id].append({name: value.tolist() if name == "logits" else value for name, value in event.items()})
+
+    scheduler = Scheduler(model, slots, 512, send, NoGrammars(), ["lora"])
+    for k, one in enumerate(requests):
+        last = {"max_tokens": 0, "logits": 3} if one.end == "logits" else {}
+        scheduler.submit({"id": str(k), **one.__dict__, **last})
+    if cancelled is not None:
+        scheduler.step()
+        scheduler.cancel(str(cancelled))
+    while scheduler.busy:
+        scheduler.step()
+    assert sorted(scheduler.free) == list(range(1, slots + 1))
+    assert not scheduler.active
+    return list(said.values())
+
+
+def request(kind: str, head: str, text: str, adapter: str) -> Request:
+    more: dict[str, Any] = {
+        "free": {"max_tokens": 5},
+        "logits": {"end": "logits"},
+        "labels": {"labels": LABELS, "end": "\0"},
+        "every": {"labels": LABELS, "end": "\0", "every_label": True},
+        "begun": {"labels": ("aaab", "aaba", "aabb"), "end": "\0", "every_label": True},
+        "single": {"labels": ("abc",), "end": "\0"},
+    }[kind]
+    return Request(head + text, prefix=head, adapter=adapter, **more)
+
+
+KINDS = st.sampled_from(["free", "logits", "labels", "every", "begun", "single"])
+ASKED = st.tuples(KINDS, st.sampled_from(HEADS), st.sampled_from(["x", "yy", "! zz"]), st.sampled_from(["", "lora"]))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(asked=st.lists(ASKED, min_size=1, max_size=9), cancel=st.booleans())
+def test_answers_do_not_depend_on_what_is_shared(recurrent: bool, asked: list[Any], cancel: bool) -> None:
+    requests = [request(*one) for one in asked]
+    model = Remembering(recurrent=recurrent)
+    cancelled = 0 if cancel else None
+    together = answers(model, requests, slots=4, cancelled=cancelled)
+    for k, one in enumerate(requests):
+        if k != cancelled:
+            alone = answers(Remembering(recurrent=False), [Request(**{**one.__dict__, "prefix": ""})], slots=2)
+            assert together[k] == alone[0]
+
+
+def test_a_recurrent_model_computes_a_prefix_once() -> None:
+    head, model = "a long system prompt that all have in common: ", Remembering(recurrent=True)
+    rests = [f"question {k}" for k in range(10)]
+    # the last token of one prompt's prefix has merged with its text, and the others' prefix stays
+    odd = Request(head[:-1] + "\x01", prefix=head, max_tokens=1)
+    requests = [Request(head + rest, prefix=head, max_tokens=1) for rest in rests]
+    answers(model, [*requests[:5], odd, *requests[5:]], slots=4)
+    assert model.decoded == len(head) + sum(map(len, rests)) + len(odd.prompt)
+
+
+def test_a_recurrent_model_goes_back_to_the_first_choice_of_a_label() -> None:
+    model = Remembering(recurrent=True)
+    answers(model, [Request("hello", labels=LABELS, end="\0", every_label=True)], slots=2)
+    assert model.decoded < len("hello") + sum(map(len, LABELS)) + len(LABELS)
