@@ -1,7 +1,7 @@
 """Answers of HF models (base, adapter on base, merged) by the label search and the grammar that the engine uses.
 
-The prefix that prompts share is computed once, the rest in batches of similar length. Labels are scored on the kept
-states of the prompts and never decoded freely.
+The prefix that prompts share is computed once, the rest in batches of similar length. Labels are scored on copies of
+the prompts' states and never decoded freely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, StageError
 from slmctl.inference.engine import Answer, EngineError
@@ -42,25 +44,38 @@ class State:
     """The computed state of a batch of sequences.
 
     Attributes:
-        cache: Keys and values, (rows, heads, width, size) a layer.
+        cache: Keys and values, (rows, heads, width, size) a layer; states of recurrent layers.
         mask: (rows, width), 0 where a row is padded.
         lengths: Number of tokens of each row, without padding.
     """
 
-    cache: Any
+    cache: DynamicCache
     mask: torch.Tensor
     lengths: list[int]
 
-    @property
-    def width(self) -> int:
-        return self.mask.shape[1]
+    def of(self, rows: Sequence[int]) -> State:
+        """A state of these rows, each as often as it is named; this one stays as it is."""
+        cache = copy.copy(self.cache)
+        cache.layers = [_copy_of_layer(layer) for layer in self.cache.layers]
+        # recurrent layers write into their tensors, others make new ones
+        if list(rows) == list(range(len(self.lengths))) and all(map(_is_attention, cache.layers)):
+            return State(cache, self.mask, list(self.lengths))
+        index = torch.tensor(rows, device=self.mask.device)
+        cache.reorder_cache(index)
+        return State(cache, self.mask[index], [self.lengths[row] for row in rows])
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        if list(rows) != list(range(len(self.lengths))):
-            index = torch.tensor(rows, device=self.mask.device)
-            self.cache.batch_select_indices(index)
-            self.mask, self.lengths = self.mask[index], [self.lengths[row] for row in rows]
+
+def _copy_of_layer(layer: Any) -> Any:
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # the states of a recurrent layer, by number
+            setattr(twin, name, dict(value))
+    return twin
+
+
+def _is_attention(layer: Any) -> bool:
+    """True for a layer that keeps keys and values alone, of which a mask can hide padding; or nothing at all."""
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == "DummyLayer"
 
 
 @dataclass
@@ -97,11 +112,9 @@ class HfAnswerer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         folder = (base or model).path
         self.tokenizer: Any = hf_folder.load_tokenizer(folder)
-        self.model: Any = hf_folder.load_model(
-            folder, dtype=torch.bfloat16 if self.device == "cuda" else torch.float32, attn_implementation="sdpa"
-        )
-        # transformers renamed it; drop the old name with the releases before 5.20
-        self._cache = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        self.model: Any = hf_folder.load_model(folder, dtype=torch.bfloat16 if self.device == "cuda" else torch.float32)
+        self._takes = inspect.signature(self.model.forward).parameters
+        self._require_cache()
         if model.kind == "adapter":
             if base is None:
                 raise StageError("an adapter answers on top of its base, which is not here", hint="--base PATH")
@@ -130,10 +143,37 @@ class HfAnswerer:
                 continue
             what = f"a prompt of {len(row)} tokens with an answer of up to {room} does not fit the context of {longest}"
             yield index, EngineError(what if row else "the prompt is empty")
+        self._padded = self._pads and all(len(rows[index]) + room <= self._window for index in fits)
         fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
-        for indices in _batches(fits, rows, heads):
+        for indices in _batches(fits, rows, heads, alike=not self._padded):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
             yield from zip(indices, self._labels(head, batch) if self.trie else self._texts(head, batch), strict=True)
+
+    def _require_cache(self) -> None:
+        """Look at what the model keeps of the tokens that it has read.
+
+        Padding stands between a shared prefix and the rest of a prompt. A mask hides it from attention; it would count
+        in a sliding window, in distances without position ids, and in the state of a recurrent layer.
+
+        Raises:
+            StageError: It keeps that in a class of its own.
+        """
+        layers = DynamicCache(config=self.model.config).layers
+        if self.model.config._attn_implementation == "eager" and any(map(_is_attention, layers)):
+            console.say(
+                f"  note: {type(self.model).__name__} is computed with eager attention: transformers has no other"
+            )
+        windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        self._window: float = min(windows, default=math.inf)
+        self._pads = all(map(_is_attention, layers)) and "position_ids" in self._takes
+        self._padded = self._pads
+        # transformers renamed it; drop the old name with the releases before 5.20
+        self._cache = "cache" if "cache" in self._takes else "past_key_values"
+        if self._cache not in self._takes:
+            raise StageError(
+                f"{type(self.model).__name__} keeps its state in a class of its own, which predict cannot copy",
+                hint="predict with its GGUF: evaluate.models: [gguf]",
+            )
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -150,21 +190,16 @@ class HfAnswerer:
         """Search the labels' trie; each path is computed on the kept state of its prompt."""
         assert self.trie is not None
         state, scores = self._begun(head, batch)
-        width, lengths = state.width, list(state.lengths)
         searches = [LabelSearch(self.trie) for _ in batch]
         for search, logits in zip(searches, scores, strict=True):
             if search.path == []:
                 search.take(logits)
-        kept = list(range(len(batch)))
-        while asking := [row for row in kept if searches[row].path is not None]:
-            state.keep([kept.index(row) for row in asking])
-            paths = [searches[row].path or [] for row in asking]
-            scores = self._grown(state, [[self.alphabet[place] for place in path] for path in paths])
-            for row, logits in zip(asking, scores, strict=True):
-                searches[row].take(logits)
-            state.cache.crop(width - state.width)
-            state.mask, state.lengths, kept = state.mask[:, :width], [lengths[row] for row in asking], asking
-        return [self._label(search, lengths[row]) for row, search in enumerate(searches)]
+        while asking := [row for row, search in enumerate(searches) if search.path is not None]:
+            paths = {row: [self.alphabet[place] for place in searches[row].path or []] for row in asking}
+            for rows, _, scores in self._continued(state, range(len(batch)), paths):
+                for row, logits in zip(rows, scores, strict=True):
+                    searches[row].take(logits)
+        return [self._label(search, length) for search, length in zip(searches, state.lengths, strict=True)]
 
     @staticmethod
     def _label(search: LabelSearch, length: int) -> Answer:
@@ -196,20 +231,18 @@ class HfAnswerer:
         state, scores = self._begun(head, batch)
         prompts = list(state.lengths)
         lines = [ActiveSequence(walk=self.rules.begin() if self.rules else None) for _ in batch]
-        kept = list(range(len(batch)))
-        forced = [line.walk.forced() if line.walk else [] for line in lines]
-        for line, tokens in zip(lines, forced, strict=True):
-            self._append(line, tokens)
-        if any(forced):  # a schema forces the same beginning on every row
-            scores = self._grown(state, forced)
-        while asking := [k for k, row in enumerate(kept) if not lines[row].finish]:
-            added = [self._chosen(lines[kept[k]], scores[k]) for k in asking]
-            going = [k for k in asking if not lines[kept[k]].finish]
-            if not going:
-                break
-            state.keep(going)
-            scores = self._grown(state, [added[asking.index(k)] for k in going])
-            kept = [kept[k] for k in going]
+        forced = {row: line.walk.forced() if line.walk else [] for row, line in enumerate(lines)}
+        for row, tokens in forced.items():
+            self._append(lines[row], tokens)
+        work: list[tuple[Sequence[int], State, list[Scores]]] = [(range(len(batch)), state, scores)]
+        if any(forced.values()):  # a schema forces the same beginning on every row
+            work = list(self._continued(state, range(len(batch)), forced))
+        while work:
+            rows, state, scores = work.pop()
+            added = {row: self._chosen(lines[row], logits) for row, logits in zip(rows, scores, strict=True)
+                     if not lines[row].finish}  # fmt: skip
+            going = {row: tokens for row, tokens in added.items() if not lines[row].finish}
+            work += self._continued(state, rows, going)
         return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
 
     def _chosen(self, line: ActiveSequence, scores: Scores) -> list[int]:
@@ -260,15 +293,31 @@ class HfAnswerer:
         if head != self._shared[0]:
             self._shared = head, None
             if head:
-                state = State(DynamicCache(), torch.ones((1, 0), dtype=torch.long, device=self.device), [0])
+                state = self._empty(1)
                 self._grown(state, [head])
                 self._shared = head, state
         shared = self._shared[1]
-        mask = torch.ones((len(batch), len(head)), dtype=torch.long, device=self.device)
-        state = State(copy.deepcopy(shared.cache) if shared else DynamicCache(), mask, [len(head)] * len(batch))
-        if shared:
-            state.cache.batch_repeat_interleave(len(batch))
+        state = shared.of([0] * len(batch)) if shared else self._empty(len(batch))
         return state, self._grown(state, [row[len(head) :] for row in batch])
+
+    def _empty(self, count: int) -> State:
+        mask = torch.ones((count, 0), dtype=torch.long, device=self.device)
+        return State(DynamicCache(config=self.model.config), mask, [0] * count)
+
+    def _continued(
+        self, state: State, rows: Sequence[int], added: dict[int, list[int]]
+    ) -> Iterator[tuple[list[int], State, list[Scores]]]:
+        """Compute more tokens of some rows of a state, which stays: together, or like lengths if nothing may be padded.
+
+        Returns:
+            For each batch its rows, their state, and the logits (vocabulary,) after each row.
+        """
+        batches: dict[int, list[int]] = {}
+        for row, tokens in added.items():
+            batches.setdefault(0 if self._padded else len(tokens), []).append(row)
+        for batch in batches.values():
+            part = state.of([rows.index(row) for row in batch])
+            yield batch, part, self._grown(part, [added[row] for row in batch])
 
     def _grown(self, state: State, added: list[list[int]]) -> list[Scores]:
         """Compute `added` tokens of each row; returns the logits (vocabulary,) after each row."""
@@ -281,21 +330,24 @@ class HfAnswerer:
         )  # fmt: skip
         state.mask = torch.cat([state.mask, new], dim=1)
         state.lengths = [begun + len(row) for begun, row in zip(state.lengths, added, strict=True)]
+        more = {"position_ids": positions, "logits_to_keep": 1, self._cache: state.cache}
         out = self.model(
-            input_ids=ids, attention_mask=state.mask, position_ids=positions, use_cache=True, logits_to_keep=1,
-            **{self._cache: state.cache},
+            input_ids=ids, attention_mask=state.mask if self._padded else None, use_cache=True,
+            **{name: value for name, value in more.items() if name in self._takes},
         )  # fmt: skip
         return list(out.logits[:, -1].float().cpu().numpy())
 
 
 def _batches(
-    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]]
+    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]], *, alike: bool
 ) -> Iterator[list[int]]:
-    """Batches of prompts with one common prefix; the longest of a batch is its last."""
+    """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last."""
     batch: list[int] = []
     for index in order:
         length = len(rows[index]) - len(heads[index])
-        if batch and (len(batch) == ROWS or (len(batch) + 1) * length > TOKENS or heads[index] != heads[batch[0]]):
+        full = len(batch) == ROWS or (len(batch) + 1) * length > TOKENS
+        other = bool(batch) and (heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]])))
+        if batch and (full or other):
             yield batch
             batch = []
         batch.append(index)

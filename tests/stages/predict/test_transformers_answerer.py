@@ -1,0 +1,79 @@
+"""Answers of HF models of every kind of layer are those of the whole text, computed without a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks import architectures
+from slmctl.inference.engine import Answer
+from slmctl.model_files import hf_folder
+from slmctl.stages.predict.prompts import Prompt
+from slmctl.stages.predict.transformers_answerer import HfAnswerer
+
+HEAD, TAIL = "<|im_start|>system\nName it.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+TEXTS = ("refund my card please", "hello", "x", "late truck doorstep carrier tracking shipped parcel", "hello")
+LABELS = ("billing", "delivery late", "courier truck late", "courier truck", "account")
+SCHEMA = '{"type": "object", "properties": {"kind": {"enum": ["ab", "b", null]}}, "additionalProperties": false}'
+PROMPTS = [Prompt(f"{HEAD}{text}{TAIL}", HEAD) for text in TEXTS]
+
+
+# convolutions, states alone, delta net, eager attention with windows, ALiBi
+@pytest.fixture(scope="module", params=["lfm2", "mamba2", "qwen3.5-text", "gemma2", "mpt"])
+def folder(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
+
+
+def answered(folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "") -> list[Answer]:
+    model: Any = SimpleNamespace(path=folder, kind="base")
+    task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema)
+    found = dict(HfAnswerer(model, task, base=None, max_tokens=8).answer(prompts))
+    answers = [found[k] for k in range(len(prompts))]
+    assert all(isinstance(answer, Answer) for answer in answers)
+    return answers  # type: ignore[return-value]  # none is an error
+
+
+def read(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return tokens
+
+
+@torch.inference_mode()
+def test_answers_are_those_of_the_whole_text(folder: Path) -> None:
+    model: Any = hf_folder.load_model(folder)
+    tokenizer = hf_folder.load_tokenizer(folder)
+    own = {label: read(tokenizer, f"{label}<|im_end|>") for label in LABELS}
+    by_label, free = answered(folder, PROMPTS, labels=LABELS), answered(folder, PROMPTS)
+    for prompt, labelled, spoken in zip(PROMPTS, by_label, free, strict=True):
+        tokens = read(tokenizer, prompt.text)
+        for label, probability in labelled.labels.items():
+            rows = model(torch.tensor([tokens + own[label]]), use_cache=False).logits[0, len(tokens) - 1 :].numpy()
+            wanted = 1.0
+            for k, token in enumerate(own[label]):
+                among = sorted({other[k] for other in own.values() if other[:k] == own[label][:k]})
+                weights = np.exp(rows[k][among])
+                wanted *= float(weights[among.index(token)] / weights.sum())
+            assert probability == pytest.approx(wanted, rel=1e-4)
+        count = spoken.completion_tokens
+        for _ in range(count):
+            logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+        assert tokenizer.decode(tokens[-count:], skip_special_tokens=True) == spoken.text
+
+
+def test_json_does_not_depend_on_company(folder: Path) -> None:
+    alone = [answered(folder, [Prompt(prompt.text, "")], schema=SCHEMA)[0] for prompt in PROMPTS[:3]]
+    together = answered(folder, PROMPTS[:3], schema=SCHEMA)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert (ours.text, ours.finish, ours.completion_tokens) == (
+            theirs.text,
+            theirs.finish,
+            theirs.completion_tokens,
+        )
+        assert ours.confidence == pytest.approx(theirs.confidence, rel=1e-4)
