@@ -54,8 +54,21 @@ def examine_base(base: Base) -> list[Check]:
         Check("license", base.license or "none stated", True, "" if base.license else "--set publish.license=ID"),
         Check("languages", ", ".join(base.languages) or "none stated"),
         Check("chat template", "the base's own" if own else "slmctl's, since the base has none"),
+        *([Check("template date", base.template_date)] if base.template_date else []),
         *([Check("note", base.note)] if base.note else []),
+        _rehearsal(base),
     ]
+
+
+def _rehearsal(base: Base) -> Check:
+    """The result of the rehearsal that `pull` has made with a small copy of the base."""
+    if not base.rehearsal:
+        return Check("rehearsal", "none was made", True, "--set pull.rehearse=true, and pull again")
+    passed = base.rehearsal.get("passed") is True
+    remarks = base.rehearsal.get("remarks")
+    sentences = ["every stage went through" if passed else "not every stage could be tried"]
+    sentences += map(str, remarks if isinstance(remarks, list) else [])
+    return Check("rehearsal", "; ".join(sentences), passed)
 
 
 def fix() -> list[str]:

@@ -25,7 +25,7 @@ ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
 ELEMENT_SECONDS = 20e-9
 PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
 PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once; where memory is short
-RANK = 16  # of the adapter
+RANK, TRAINED_BYTES = 16, 20  # of the adapter; of a trained weight: itself, its gradient, moments and best value
 MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
 
 
@@ -91,12 +91,14 @@ class CatalogueEntry:
 
     def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS) -> int:
         """Estimated peak memory of `finetune`: weights of `weight_bytes` each, `piece_tokens` computed at once."""
-        width, layers = self.hidden, self.layers
-        saved = 4 * 4 * width + weight_bytes * 3 * width + 4 * 3 * width + weight_bytes * 4 * self.intermediate
-        activations = piece_tokens * (layers * saved + 8 * 4 * (self.intermediate + width))
-        adapter = layers * RANK * (7 * width + 3 * (width + self.intermediate))
-        weights = weight_bytes * self.parameters
-        return int(PROCESS_BYTES + weights + 20 * adapter + 1.2 * ACTIVATIONS[self.training] * activations)
+        multiplied = self.parameters - self.embedding
+        # embeddings of 16 bits stay in their file; those of a package are dequantised first
+        weights = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
+        channels = self.layers * (8 * self.hidden + 3 * self.intermediate)  # inputs and outputs of linear layers
+        saved = 4 * 4 * self.hidden * self.layers + weight_bytes * channels
+        activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
+        adapter = TRAINED_BYTES * RANK * channels
+        return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
 
     def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: int = 64) -> float:
         """Estimated time of an epoch of `finetune` on a CPU.

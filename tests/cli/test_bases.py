@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from support import TESTS
 
-from slmctl.cli import matmul_rates
+from slmctl.cli import doctor_checks, matmul_rates
 from slmctl.cli.main import cli
+from slmctl.model_files.base_model import Base
 
 SCRIPT = Path(sys.executable).with_name("slmctl")
 RATES = {"float32": 200.0, "bfloat16": 1400.0}
@@ -115,6 +117,18 @@ def test_name_of_a_model_as_base(command: list[str], tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B@c1899de289a0" in done.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("base/*"))
+
+
+def test_doctor_says_how_the_rehearsal_went() -> None:
+    base = Base.read(TESTS / "fixtures" / "0.1.0" / "base")
+    rows = {check.name: check for check in doctor_checks.examine_base(base)}
+    assert rows["rehearsal"].result == "none was made" and rows["rehearsal"].ok
+    slow = dataclasses.replace(base, rehearsal={"passed": True, "remarks": ["2 of 4 layers have no fast kernels"]})
+    rows = {check.name: check for check in doctor_checks.examine_base(slow)}
+    assert rows["rehearsal"].result == "every stage went through; 2 of 4 layers have no fast kernels"
+    untried = dataclasses.replace(base, rehearsal={"passed": False, "remarks": ["not rehearsed: quantize"]})
+    (check,) = [check for check in doctor_checks.examine_base(untried) if not check.ok]
+    assert check.result == "not every stage could be tried; not rehearsed: quantize"
 
 
 def test_doctor_of_a_base() -> None:
