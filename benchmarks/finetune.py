@@ -116,7 +116,15 @@ def one(side: str, project: Path) -> dict[str, Any]:
     from slmctl import config
     from slmctl.model_files import hf_folder
     from slmctl.pipeline import resolve
-    from slmctl.stages.finetune import encoding, finetune, layer_replacement, lora_targets, memory_estimate, trainer
+    from slmctl.stages.finetune import (
+        answer_loss,
+        encoding,
+        finetune,
+        layer_replacement,
+        lora_targets,
+        memory_estimate,
+        trainer,
+    )
     from slmctl.stages.finetune.batches import PaddedBatches
     from slmctl.stages.finetune.packing import IGNORED
     from slmctl.task.contract import Task
@@ -187,8 +195,8 @@ def one(side: str, project: Path) -> dict[str, Any]:
         with torch.no_grad():
             for start in range(0, len(held), BATCH):
                 (batch,) = PaddedBatches(0)(held[start : start + BATCH])
-                total += float(trainer.padded_loss(model, batch))
-                count += int((batch["labels"] != IGNORED).sum())
+                total += float(answer_loss.padded_loss(model, batch))
+                count += len(batch["labels"])
         loss = total / count
     found["validation_loss"] = loss
     found["seconds"] = times[-1] - times[WARM - 1]

@@ -114,7 +114,8 @@ def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = 
 class PaddedBatches:
     """Records -> batches (records, length), padded on the left, as unsloth's kernels expect.
 
-    With a `limit` they have at most so many tokens, or one record.
+    `labels`, `weights` and `keep` are as in a packed batch, with places counted row by row; `columns` is the number
+    of columns from the first such place on. With a `limit` batches have at most so many tokens, or one record.
     """
 
     padded, filled = 0, 0
@@ -127,17 +128,22 @@ class PaddedBatches:
 
     def _batch(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
         length = max(len(record["input_ids"]) for record in records)
-        ids = torch.full((len(records), length), self.pad)  # (records, length), like all that follow
-        labels, mask, weights = torch.full_like(ids, IGNORED), torch.zeros_like(ids), torch.zeros(ids.shape)
+        ids = torch.full((len(records), length), self.pad)  # (records, length)
+        mask = torch.zeros_like(ids)
+        keep, labels, weights = [], [], []
         for k, record in enumerate(records):
             size = len(record["input_ids"])
             ids[k, -size:] = torch.tensor(record["input_ids"])
-            labels[k, -size:] = torch.tensor(record["labels"])
-            weights[k, -size:] = torch.tensor(record["weights"])
             mask[k, -size:] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            for at, label in enumerate(record["labels"]):
+                if label != IGNORED:
+                    keep.append((k + 1) * length - size + at - 1)  # a token is predicted at the place before it
+                    labels.append(label)
+                    weights.append(record["weights"][at])
         self.filled += ids.numel()
         self.padded += int(ids.numel() - mask.sum())
         return {
-            "input_ids": ids, "labels": labels, "weights": weights, "attention_mask": mask, "position_ids": positions,
+            "input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+            "labels": torch.tensor(labels), "weights": torch.tensor(weights), "keep": torch.tensor(keep),
+            "columns": length - min(place % length for place in keep),
         }  # fmt: skip

@@ -3,8 +3,8 @@
 transformers and PEFT compute a layer in some hundred small operations. A few autograd functions with
 their own backward replace them, here and in `attention_kernels` and `short_convolution`: a frozen
 weight gets no gradient and is multiplied in `finetune.matmul_dtype`, layers that read the same input
-are one matrix product, LoRA's low-rank products are part of it, and the logits are computed block by
-block of the vocabulary, never as a whole. The residual stream, norms and attention stay in float32.
+are one matrix product, and LoRA's low-rank products are part of it. The residual stream, norms and
+attention stay in float32.
 
 No function is specific to an architecture; `layer_replacement` decides which layers use them.
 """
@@ -19,7 +19,6 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
 from torch.nn import functional
 
-VOCABULARY_BLOCK = 4096  # rows of the head computed at a time: their logits stay in the cache
 ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
 
 
@@ -128,7 +127,7 @@ class _StackedProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
         matrix, high, wide = stack.matrix, stack.high, stack.wide
-        both = _padded_rows(len(x), matrix.shape[1], matrix.dtype)  # (T, in + rank): x | A x
+        both = padded_rows(len(x), matrix.shape[1], matrix.dtype)  # (T, in + rank): x | A x
         both[: len(x), :wide] = x
         if updates:
             share = getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
@@ -144,7 +143,7 @@ class _StackedProduct(Function):
         stack = ctx.stack
         matrix, high, wide = stack.matrix, stack.high, stack.wide
         count = len(grads[0])
-        both = _padded_rows(count, len(matrix), matrix.dtype)  # (T, out + rank): g | B' g
+        both = padded_rows(count, len(matrix), matrix.dtype)  # (T, out + rank): g | B' g
         both[:count, :high] = grads[0]
         result: list[Any] = []
         mask = None
@@ -163,14 +162,14 @@ class _StackedProduct(Function):
         return None if dx is None else dx[:count], None, *result
 
 
-def _padded_rows(count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+def padded_rows(count: int, width: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """Uninitialised (count rounded up, width), with zeros in the rows after `count`.
 
     The library behind torch's products compiles and keeps a kernel for every shape it meets; rounding the rows
     up keeps the shapes few, so that memory does not grow with the steps.
     """
     rows = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
-    room = torch.empty(rows, width, dtype=dtype)
+    room = torch.empty(rows, width, dtype=dtype, device=device)
     room[count:] = 0
     return room
 
@@ -199,54 +198,3 @@ class GatedActivation(Function):
         else:
             torch.ops.aten.gelu_backward.grad_input(g * up, gate, approximate="tanh", grad_input=dgate)
         return result, None
-
-
-class BlockwiseCrossEntropy(Function):
-    """Weighted sum of the cross-entropies of hidden (N, width) through a frozen head (V, width).
-
-    The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never exist; the
-    exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
-
-    With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is spread over the
-    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
-        smoothing: float = 0.0,
-    ) -> torch.Tensor:  # fmt: skip
-        positions = len(hidden)
-        h = _padded_rows(positions, hidden.shape[1], head.dtype)  # (count, width)
-        h[:positions] = hidden
-        count = len(h)
-        targets = functional.pad(targets, (0, count - positions))
-        weights = functional.pad(weights, (0, count - positions))  # padding weighs nothing
-        largest = torch.full((count,), -torch.inf)
-        total, target_logits = torch.zeros(count), torch.zeros(count)
-        grad = torch.zeros(count, h.shape[1]) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(head), VOCABULARY_BLOCK):
-            block = head[start : start + VOCABULARY_BLOCK]
-            logits = h @ block.T  # (count, block)
-            inside = (targets >= start) & (targets < start + len(block))
-            place = (targets - start).clamp_(0, len(block) - 1)[:, None]
-            target_logits = torch.where(inside, logits.gather(1, place)[:, 0].float(), target_logits)
-            now = torch.maximum(largest, logits.amax(dim=1).float())
-            shrink = (largest - now).exp_()
-            shares = logits.sub_(now.to(logits.dtype)[:, None]).exp_()
-            total.mul_(shrink).add_(shares.sum(dim=1, dtype=torch.float32))
-            if grad is not None:
-                grad.mul_(shrink[:, None]).add_(shares @ block)
-            largest = now
-        target_rows = head[targets].float()  # (count, width)
-        if smoothing:
-            mean = head.mean(dim=0, dtype=torch.float32)
-            target_logits = target_logits * (1 - smoothing) + h.float() @ mean * smoothing
-            target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
-        if grad is not None:
-            ctx.save_for_backward(grad.div_(total[:, None]).sub_(target_rows).mul_(weights[:, None])[:positions])
-        return ((total.log() + largest - target_logits) * weights).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        return ctx.saved_tensors[0] * grads[0], None, None, None, None

@@ -27,6 +27,7 @@ from slmctl.model_files import hf_folder
 from slmctl.model_files.base_model import Base
 from slmctl.network import guard
 from slmctl.stages.finetune import (
+    answer_loss,
     backend,
     batches,
     checkpoint,
@@ -185,7 +186,10 @@ def _load_model(config: FinetuneConfig, folder: Path, library: str) -> tuple[Any
     model = load_unsloth(config, folder) if library == "unsloth" else load_transformers(config, folder)
     on_cpu = library == "transformers" and not torch.cuda.is_available()
     packs = on_cpu and packing_check.supports_packing(model)
-    return model, packs, layer_replacement.install_kernels(model, config.label_smoothing) if packs else {}
+    if packs:
+        return model, packs, layer_replacement.install_kernels(model, config.label_smoothing)
+    answer_loss.install(model, config.label_smoothing)
+    return model, packs, {}
 
 
 def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
@@ -336,7 +340,6 @@ def make_trainer(
         batches=PackedBatches() if packs else PaddedBatches(pad, piece_tokens),
         checkpoints=keep,
         patience=config.patience,
-        smoothing=config.label_smoothing,
     )
 
 

@@ -18,12 +18,10 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_outputs import CausalLMOutput
 
-from slmctl.stages.finetune import packing
+from slmctl.stages.finetune import answer_loss, packing
 from slmctl.stages.finetune.attention_kernels import HeadGroup, HeadNorm, PackedAttention, Rotation, SplitHeads
 from slmctl.stages.finetune.cpu_kernels import (
-    BlockwiseCrossEntropy,
     FrozenLinear,
     GatedActivation,
     RmsNorm,
@@ -81,12 +79,11 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
     core.config._attn_implementation = packing.ATTENTION_NAME
     _freeze_linear_layers(model)
     trunk.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
-    plain_head = _is_plain_head(core, trunk)
     layers = list(getattr(trunk, "layers", []))
     fast = _replace_layers(core, layers)
     for module in filter(_is_norm, trunk.children()):
         _replace_norm(module)
-    core.forward = _packed_loss(core, trunk, smoothing, plain_head=plain_head)
+    answer_loss.install(model, smoothing)
     return {"layers": len(layers), "fast_layers": fast}
 
 
@@ -103,45 +100,6 @@ def _freeze_linear_layers(model: Any) -> None:
         if not isinstance(module, FrozenLinear | torch.nn.Embedding):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
-
-
-def _packed_loss(core: Any, trunk: Any, smoothing: float, *, plain_head: bool) -> Callable[..., CausalLMOutput]:
-    """A forward function: packed batch -> weighted sum of the cross-entropies of its answer tokens.
-
-    With a plain head the logits are never held as a whole; a model that scales or caps them computes its own, at
-    the answer tokens only.
-    """
-    own_forward = core.forward
-
-    def forward(
-        input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
-        keep: torch.Tensor, layout: tuple[int, int], **kwargs: Any,
-    ) -> CausalLMOutput:  # fmt: skip
-        spread = smoothing if core.training else 0.0
-        where = {"input_ids": input_ids, "position_ids": position_ids, "layout": layout, "use_cache": False}
-        if plain_head:
-            hidden = trunk(**where).last_hidden_state[0, keep]  # (1, T, width) -> (N, width)
-            loss = BlockwiseCrossEntropy.apply(hidden, core.get_output_embeddings().weight, labels, weights, spread)
-        else:
-            logits = own_forward(**where, logits_to_keep=keep).logits[0].float()  # (N, V)
-            losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread)
-            loss = (losses * weights).sum()
-        return CausalLMOutput(loss=loss)
-
-    return forward
-
-
-@torch.no_grad()
-def _is_plain_head(core: Any, trunk: Any) -> bool:
-    """True if the logits are a frozen head's product, without scale, soft cap or update."""
-    head, probe = core.get_output_embeddings(), probe_batch(trunk)
-    if head is None or isinstance(head, LoraLinear) or head.bias is not None:
-        return False
-    if getattr(core.config, "final_logit_softcapping", None):
-        return False  # a cap does not show on the small logits of the probe
-    logits = core(**probe).logits[0].float()
-    own = head(trunk(**probe).last_hidden_state[0]).float()
-    return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from slmctl.errors import StageError
 from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune import memory_estimate
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
-from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
+from slmctl.stages.finetune.packing import EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
@@ -61,14 +61,13 @@ class AnswerTrainer(SFTTrainer):
         batches: Lays records out as the tensors of one or more batches.
         checkpoints: The folder of checkpoints; None saves nothing.
         patience: Validations without a better one before it stops; None for never.
-        smoothing: Label smoothing of padded batches; packed ones have that of `layer_replacement.install_kernels`.
     """
 
     def __init__(
         self, *args: Any, validation: Sequence[EncodedRecord], batches: PackedBatches | PaddedBatches,
-        checkpoints: Path | None, patience: int | None, smoothing: float = 0.0, **kwargs: Any,
+        checkpoints: Path | None, patience: int | None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        self.validation, self.batches, self.checkpoints, self.smoothing = validation, batches, checkpoints, smoothing
+        self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -134,10 +133,7 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross-entropy of the answer tokens of a piece, over the count of answer tokens in the whole step."""
-        if "layout" in inputs:
-            loss = model(**inputs).loss
-        else:
-            loss = padded_loss(model, inputs, self.smoothing if model.training else 0.0)
+        loss = model(**inputs).loss
         if num_items_in_batch is not None:
             # every process averages over all of them, and accelerate then averages over the processes
             loss = loss / num_items_in_batch * self.accelerator.num_processes
@@ -161,7 +157,7 @@ class AnswerTrainer(SFTTrainer):
             for piece in self.batches(share[start : start + size]):
                 piece = self._prepare_inputs(piece)
                 sums[0] += self.compute_loss(self.model, piece).double()
-                sums[1] += int((piece["labels"] != IGNORED).sum())
+                sums[1] += len(piece["labels"])
         sums = self.accelerator.reduce(sums, reduction="sum")
         metrics = {"eval_loss": float(sums[0] / sums[1])}
         if not math.isfinite(metrics["eval_loss"]):
@@ -339,27 +335,3 @@ def require_gradients(model: Any) -> None:
             f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the adapter there",
             hint="leave it out of finetune.lora.target_modules",
         )
-
-
-def padded_loss(model: Any, inputs: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:
-    """Weighted sum of the cross-entropies of a left-padded batch, the LM head computed for the last columns only.
-
-    All answers end in the last column, so the model's own `logits_to_keep` limits the head to the
-    longest answer, whatever the architecture does after it.
-    """
-    labels = inputs["labels"]  # (records, length)
-    keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).nonzero()[0])  # columns from the first answer token on
-    outputs = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        position_ids=inputs["position_ids"],
-        logits_to_keep=keep + 1,  # a token is predicted at the position before it
-        use_cache=False,
-    )
-    logits = outputs.logits[:, :-1].float()  # (records, keep, vocabulary)
-    targets = labels[:, -keep:]  # (records, keep)
-    loss_mask = targets != IGNORED
-    losses = torch.nn.functional.cross_entropy(
-        logits[loss_mask], targets[loss_mask], reduction="none", label_smoothing=smoothing
-    )  # (answer tokens,)
-    return (losses * inputs["weights"][:, -keep:][loss_mask]).sum()

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from slmctl.stages.finetune import cpu_kernels, layer_replacement, lora_targets, packing_check, trainer  # noqa: E402
+from slmctl.stages.finetune import answer_loss, cpu_kernels, layer_replacement, lora_targets, packing_check  # noqa: E402
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
@@ -224,7 +224,8 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     assert not packing_check.supports_packing(other)
     assert other.config._attn_implementation == before
     (batch,) = PaddedBatches(0)(some_rows())
-    compare(plain, other, lambda model: trainer.padded_loss(model, batch), near=1e-3)
+    answer_loss.install(other)
+    compare(plain, other, lambda model: model(**batch).loss, near=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -297,16 +298,16 @@ def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     targets, weights = torch.randint(0, 5000, (64,)), torch.ones(64)
 
     def blockwise() -> Any:
-        return cpu_kernels.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
+        return answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
 
     def whole() -> Any:
         return torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="sum")
 
-    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 512)
+    monkeypatch.setitem(answer_loss.VOCABULARY_BLOCK, "cpu", 512)
     torch.testing.assert_close(blockwise(), whole())
     assert rows_of_logits(blockwise) < 64
     assert rows_of_logits(whole) >= 64  # the count sees logits where they are held
-    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 5000)
+    monkeypatch.setitem(answer_loss.VOCABULARY_BLOCK, "cpu", 5000)
     assert rows_of_logits(blockwise) >= 64
 
 
@@ -314,17 +315,17 @@ def test_training_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     settings = {"vocab_size": 5000, "hidden_size": 16, "head_dim": 16}
     batch = BatchPacker()(some_rows() * 6)
     answers = len(batch["labels"])
-    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 512)
+    monkeypatch.setitem(answer_loss.VOCABULARY_BLOCK, "cpu", 512)
     fast, planted = adapted("LlamaConfig", settings), adapted("LlamaConfig", settings)
     layer_replacement.install_kernels(fast)
     assert rows_of_logits(lambda: fast(**batch).loss) < answers
-    monkeypatch.setattr(layer_replacement, "_is_plain_head", lambda core, trunk: False)  # the model's own full logits
+    monkeypatch.setattr(answer_loss, "is_plain_head", lambda core, trunk: False)  # the model's own full logits
     layer_replacement.install_kernels(planted)
     assert rows_of_logits(lambda: planted(**batch).loss) >= answers
 
 
 def test_the_blocks_of_the_head_give_the_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 64)  # 300 words in five blocks, the last one short
+    monkeypatch.setitem(answer_loss.VOCABULARY_BLOCK, "cpu", 64)  # 300 words in five blocks, the last one short
     plain, fast = adapted("LlamaConfig", {}), adapted("LlamaConfig", {})
     layer_replacement.install_kernels(fast)
     compare(plain, fast, packed_loss)
@@ -332,7 +333,7 @@ def test_the_blocks_of_the_head_give_the_plain_gradients(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2, capped scores and logits"])
 def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "VOCABULARY_BLOCK", 64)
+    monkeypatch.setitem(answer_loss.VOCABULARY_BLOCK, "cpu", 64)
     kind, settings, _ = FAST[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
     layer_replacement.install_kernels(fast, 0.2)
@@ -340,7 +341,7 @@ def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monke
     torch.testing.assert_close(packed_loss(fast), plain_loss(plain, some_rows()), rtol=1e-4, atol=0)
     fast.train()  # no dropout in either
     (batch,) = PaddedBatches(0)(some_rows())
-    wanted, got = trainer.padded_loss(plain, batch, 0.2), packed_loss(fast)
+    wanted, got = answer_loss.padded_loss(plain, batch, 0.2), packed_loss(fast)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     assert_same_gradients(gradients(plain, wanted), gradients(fast, got), 1e-3)
 
@@ -349,7 +350,7 @@ def test_a_loss_that_is_far_off_stays_finite() -> None:
     head = torch.randn(50, 8) * 100
     hidden = (torch.randn(4, 8) * 100).requires_grad_()
     targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
-    got = cpu_kernels.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
+    got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
     wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)

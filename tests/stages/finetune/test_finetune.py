@@ -32,6 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from slmctl.model_files import hf_folder  # noqa: E402
 from slmctl.stages.finetune import (  # noqa: E402
+    answer_loss,
     batches,
     checkpoint,
     encoding,
@@ -71,7 +72,7 @@ def model(artifacts: dict[str, Artifact]) -> Any:
 def loss_of(model: Any, rows: list[Any]) -> Any:
     """Mean loss of an answer token, of rows padded on the left."""
     (batch,) = PaddedBatches(0)(rows)
-    return trainer.padded_loss(model, batch) / (batch["labels"] != IGNORED).sum()
+    return answer_loss.padded_loss(model, batch) / len(batch["labels"])
 
 
 def test_the_loss_is_on_the_answer_only(artifacts: dict[str, Artifact], tokenizer: Any) -> None:
@@ -135,8 +136,10 @@ def test_left_padding_lays_rows_out() -> None:
         ]
     )
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
-    assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, 4]]
-    assert batch["weights"].tolist() == [[0, 1, 1], [0, 0, 2]]
+    assert batch["labels"].tolist() == [2, 3, 4]
+    assert batch["weights"].tolist() == [1, 1, 2]
+    assert batch["keep"].tolist() == [0, 1, 4]  # of six places, row by row
+    assert batch["columns"] == 3
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
 
@@ -148,22 +151,22 @@ def test_padded_rows_come_in_pieces_that_fit(model: Any, rows: list[Any]) -> Non
     assert max(batch["input_ids"].numel() for batch in made) <= parts.limit
     assert parts.filled - parts.padded == sum(len(row["input_ids"]) for row in rows)
     with torch.no_grad():
-        total = sum(trainer.padded_loss(model, batch) for batch in made)
-        torch.testing.assert_close(total, trainer.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
+        total = sum(answer_loss.padded_loss(model, batch) for batch in made)
+        torch.testing.assert_close(total, answer_loss.padded_loss(model, whole(rows)[0]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the estimate counts on it, and a batch of 64 was once computed as a whole
-    sizes, whole = [], trainer.padded_loss
+    sizes, whole = [], trainer.AnswerTrainer.compute_loss
 
-    def measured(model: Any, inputs: dict[str, Any], *args: Any) -> Any:
+    def measured(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         sizes.append(inputs["input_ids"].numel())
-        return whole(model, inputs, *args)
+        return whole(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
-    monkeypatch.setattr(trainer, "padded_loss", measured)
+    monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", measured)
     assert run({"max_steps": 2, "batch_size": 64}, artifacts, tmp_path / "one")["learned"]
     assert batches.PIECE_TOKENS / 2 < max(sizes) <= batches.PIECE_TOKENS
 
@@ -529,7 +532,7 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
         record = conversation(("user", "card price"), ("assistant", "billing", weight))
         rows += encoding.encode([record], task, tokenizer, FinetuneConfig())[0]
     with torch.no_grad():
-        full, half = (float(trainer.padded_loss(model, PaddedBatches(0)([row])[0])) for row in rows)
+        full, half = (float(answer_loss.padded_loss(model, PaddedBatches(0)([row])[0])) for row in rows)
         assert half == pytest.approx(full / 2)
         layer_replacement.install_kernels(model)
         assert float(model(**BatchPacker()([rows[1]])).loss) == pytest.approx(full / 2, rel=1e-4)

@@ -1,0 +1,162 @@
+"""The loss on the answers of a batch, packed or padded, with logits at the places that predict them only.
+
+With a plain output head the logits are computed block by block of the vocabulary and never held as a
+whole: in float32 those of one batch can take more memory than the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
+
+from slmctl.stages.finetune import packing
+from slmctl.stages.finetune.cpu_kernels import padded_rows
+from slmctl.stages.finetune.packing_check import core_model, probe_batch
+
+# Rows of the head computed at a time, by the kind of device: on a CPU their logits stay in the cache.
+VOCABULARY_BLOCK = {"cpu": 4096, "cuda": 16384}
+PROBE_TOKENS = 16
+
+
+def install(model: Any, smoothing: float = 0.0) -> None:
+    """Make `model(**batch)` give the weighted sum of the cross-entropies of a batch's answer tokens.
+
+    Args:
+        model: With or without an adapter on it; its attention is packed already where it will get packed batches.
+        smoothing: Label smoothing, while the model is in training mode.
+    """
+    core = core_model(model)
+    trunk, own_forward = core.base_model, core.forward
+    plain_head = is_plain_head(core, trunk)
+
+    def forward(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
+        keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0, **kwargs: Any,
+    ) -> CausalLMOutput:  # fmt: skip
+        spread = smoothing if core.training else 0.0
+        kind = {"attention_mask": attention_mask} if layout is None else {"layout": layout}
+        where = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False, **kind}
+        if plain_head:
+            hidden = trunk(**where).last_hidden_state.flatten(0, 1)[keep]  # (N, width)
+            head = core.get_output_embeddings().weight
+            loss: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread)
+            return CausalLMOutput(loss=loss)
+        if layout is not None:
+            logits = own_forward(**where, logits_to_keep=keep).logits[0].float()  # (N, V)
+        else:
+            logits = _last_columns(own_forward, where, keep, columns)
+        return CausalLMOutput(loss=_weighted_sum(logits, labels, weights, spread))
+
+    core.forward = forward
+
+
+def padded_loss(model: Any, batch: dict[str, Any], smoothing: float = 0.0) -> torch.Tensor:
+    """The loss of a padded batch as the model's own code computes it, in which nothing is installed."""
+    where = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
+    logits = _last_columns(model, where, batch["keep"], batch["columns"])
+    return _weighted_sum(logits, batch["labels"], batch["weights"], smoothing)
+
+
+def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, columns: int) -> torch.Tensor:
+    """Logits (N, V) at the places `keep` of a left-padded batch, the head computed for its last columns only.
+
+    All answers end in the last column, so the model's own `logits_to_keep` limits the head to the longest answer,
+    whatever the architecture does after it.
+    """
+    length = where["input_ids"].shape[1]
+    logits: torch.Tensor = forward(**where, logits_to_keep=columns).logits
+    logits = logits[:, -columns:]  # a model that ignores the argument gives all
+    place = keep % length - (length - columns)
+    return logits[keep // length, place].float()
+
+
+def _weighted_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return (losses * weights).sum()
+
+
+@torch.no_grad()
+def is_plain_head(core: Any, trunk: Any) -> bool:
+    """True if the logits are a frozen head's product with the trunk's states, without scale or soft cap."""
+    head = core.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.weight.requires_grad:
+        return False  # such as a head with a LoRA update
+    if getattr(core.config, "final_logit_softcapping", None):
+        return False  # a cap does not show on the small logits of the probe
+    probe = probe_batch(trunk)
+    if core.config._attn_implementation != packing.ATTENTION_NAME:
+        probe = {"input_ids": probe["input_ids"][:, :PROBE_TOKENS], "use_cache": False}
+    try:
+        logits = core(**probe).logits[0].float()
+        own = head(trunk(**probe).last_hidden_state[0]).float()
+        return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # the model goes from states to logits otherwise
+        return False
+
+
+class BlockwiseCrossEntropy(Function):
+    """Weighted sum of the cross-entropies of hidden (N, width) through a frozen head (V, width).
+
+    The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never exist; the
+    exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
+
+    With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is spread over the
+    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+        smoothing: float = 0.0,
+    ) -> torch.Tensor:  # fmt: skip
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, grad = _blockwise(hidden, head, targets, weights, smoothing, with_gradient=ctx.needs_input_grad[0])
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        return ctx.saved_tensors[0] * grads[0], None, None, None, None
+
+
+def _blockwise(
+    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, smoothing: float,
+    *, with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """The loss, and the gradient of hidden (N, width) in float32."""
+    positions, device = len(hidden), hidden.device
+    h = padded_rows(positions, hidden.shape[1], head.dtype, device)  # (count, width)
+    h[:positions] = hidden
+    count = len(h)
+    targets = functional.pad(targets, (0, count - positions))
+    weights = functional.pad(weights, (0, count - positions))  # padding weighs nothing
+    largest = torch.full((count,), -torch.inf, device=device)
+    total, target_logits = torch.zeros(2, count, device=device).unbind()
+    grad = torch.zeros(count, h.shape[1], device=device) if with_gradient else None
+    size = VOCABULARY_BLOCK.get(device.type, VOCABULARY_BLOCK["cuda"])
+    for start in range(0, len(head), size):
+        block = head[start : start + size]
+        logits = h @ block.T  # (count, block)
+        inside = (targets >= start) & (targets < start + len(block))
+        place = (targets - start).clamp_(0, len(block) - 1)[:, None]
+        target_logits = torch.where(inside, logits.gather(1, place)[:, 0].float(), target_logits)
+        now = torch.maximum(largest, logits.amax(dim=1).float())
+        shrink = (largest - now).exp_()
+        shares = logits.sub_(now.to(logits.dtype)[:, None]).exp_()
+        total.mul_(shrink).add_(shares.sum(dim=1, dtype=torch.float32))
+        if grad is not None:
+            grad.mul_(shrink[:, None]).add_(shares @ block)
+        largest = now
+    target_rows = head[targets].float()  # (count, width)
+    if smoothing:
+        mean = head.mean(dim=0, dtype=torch.float32)
+        target_logits = target_logits * (1 - smoothing) + h.float() @ mean * smoothing
+        target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
+    if grad is not None:
+        grad = grad.div_(total[:, None]).sub_(target_rows).mul_(weights[:, None])[:positions]
+    return ((total.log() + largest - target_logits) * weights).sum(), grad
