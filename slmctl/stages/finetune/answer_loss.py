@@ -89,7 +89,8 @@ def is_plain_head(core: Any, trunk: Any) -> bool:
         return False  # a cap does not show on the small logits of the probe
     probe = probe_batch(trunk)
     if core.config._attn_implementation != packing.ATTENTION_NAME:
-        probe = {"input_ids": probe["input_ids"][:, :PROBE_TOKENS], "use_cache": False}
+        ids = probe["input_ids"][:, :PROBE_TOKENS].to(head.weight.device)
+        probe = {"input_ids": ids, "use_cache": False}
     try:
         logits = core(**probe).logits[0].float()
         own = head(trunk(**probe).last_hidden_state[0]).float()

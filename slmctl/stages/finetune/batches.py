@@ -51,9 +51,9 @@ class PackedBatches:
 def piece_budget(prefix: int, limit: int) -> int:
     """Number of tokens that a piece may compute, with a shared prefix of so many.
 
-    A `limit` below PIECE_TOKENS, for little memory, lowers all of it.
+    A `limit` below PIECE_TOKENS, for little memory, lowers all of it; one above, on a GPU, has room for prefixes.
     """
-    return limit + PREFIX_ALLOWANCE * prefix * limit // PIECE_TOKENS
+    return limit + PREFIX_ALLOWANCE * prefix * min(limit, PIECE_TOKENS) // PIECE_TOKENS
 
 
 def split_batch(

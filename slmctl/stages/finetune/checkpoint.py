@@ -111,10 +111,11 @@ def load_optimizer(trainer: Any, path: Path) -> None:
     """Load the optimizer's moments and the position in the schedule."""
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    own_step = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for name, p in trainer.trained().items():
         prefix = f"{name}/"
-        optimizer.state[p] = {
-            key.removeprefix(prefix): value if key == f"{prefix}step" else value.to(p.device)
+        optimizer.state[p] = {  # the count of steps lies on the host, but for kernels that do a step in one
+            key.removeprefix(prefix): value if key == f"{prefix}step" and not own_step else value.to(p.device)
             for key, value in tensors.items()
             if key.startswith(prefix)
         }
@@ -130,9 +131,7 @@ def gather_random(accelerator: Any) -> dict[str, torch.Tensor]:
     """The states of all processes' random generators as `random/RANK/GENERATOR`; a collective call of all processes."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        alone = accelerator.num_processes == 1  # then it may use every GPU, else one
-        states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
-        own |= {f"cuda{k:03}": state for k, state in enumerate(states)}
+        own["cuda"] = torch.cuda.get_rng_state()  # a process has one device
     everyone = gather_object([own])
     return {f"random/{rank}/{name}": state for rank, states in enumerate(everyone) for name, state in states.items()}
 
@@ -145,14 +144,10 @@ def load_random(path: Path, accelerator: Any) -> bool:
     """
     states = load_file(path / "optimizer.safetensors")
     prefix = f"random/{accelerator.process_index}/"
-    own = {name.removeprefix(prefix): state for name, state in sorted(states.items()) if name.startswith(prefix)}
-    if own:
-        torch.set_rng_state(own.pop("cpu"))
-    if own and torch.cuda.is_available():
-        if accelerator.num_processes == 1:
-            torch.cuda.set_rng_state_all(list(own.values()))
-        else:
-            torch.cuda.set_rng_state(next(iter(own.values())))
+    if f"{prefix}cpu" in states:
+        torch.set_rng_state(states[f"{prefix}cpu"])
+    if f"{prefix}cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{prefix}cuda"])
     return sum(name.startswith("random/") and name.endswith("/cpu") for name in states) == accelerator.num_processes
 
 

@@ -31,14 +31,17 @@ from slmctl.stages.finetune import (
     backend,
     batches,
     checkpoint,
+    device_plan,
     distributed,
     layer_replacement,
     lora_targets,
     loss_curve,
     memory_estimate,
+    packing,
     packing_check,
 )
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
+from slmctl.stages.finetune.device_plan import DevicePlan
 from slmctl.stages.finetune.encoding import encode
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
@@ -62,7 +65,7 @@ class TrainingInputs:
         train: Encoded training records.
         validation: Encoded validation records.
         overlong: By split, how many records over `max_length` were dropped and truncated.
-        memory_bytes: Estimated peak of this process on a CPU; None on a GPU.
+        plan: How the training uses its device.
     """
 
     library: str
@@ -70,7 +73,7 @@ class TrainingInputs:
     train: list[EncodedRecord]
     validation: list[EncodedRecord]
     overlong: dict[str, dict[str, int]]
-    memory_bytes: int | None
+    plan: DevicePlan
 
 
 @dataclass(frozen=True)
@@ -130,18 +133,26 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     Raises:
         DataError: A record is longer than `max_length` tokens or has no answer to learn, or there are no records.
         MissingError: 4-bit weights are asked for without unsloth or a GPU; or a tracker's package is missing.
-        StageError: The training diverged, or does not fit into memory.
+        StageError: The training diverged, does not fit into memory, or ran out of it.
         UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
     _require_trackers(config.report_to)
     if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
         return distributed.run_workers(config, base=base, prepared=prepared, out=out, keep=keep)
     memory_estimate.reset_peak()
+    with device_plan.out_of_memory(keep):
+        return _run(config, base, prepared, out, keep)
+
+
+def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
+    """Train in this process."""
     inputs = _read_inputs(config, base, prepared)
     torch.manual_seed(config.seed)
-    model, packs, layers = _load_model(config, base.path, inputs.library)
+    model, packs, layers = _load_model(config, base.path, inputs.library, inputs.plan)
     with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
-        trainer = make_trainer(config, model, inputs.tokenizer, inputs.train, inputs.validation, keep, packs=packs)
+        trainer = make_trainer(
+            config, model, inputs.tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
+        )
         torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
         result = _train(trainer, inputs, keep)
     if trainer.is_world_process_zero():
@@ -161,9 +172,15 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
     tokenizer = hf_folder.load_tokenizer(base.path)
     train, train_overlong = encode(_require_records(prepared, "train"), task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
-    memory_bytes = None if torch.cuda.is_available() else _require_memory(config, base.path, train)
+    gpu = device_plan.gpu_here()
+    if gpu is None:
+        plan = device_plan.for_cpu(config, _require_memory(config, base.path, train))
+    else:
+        if gpu.shared > 1:  # what a faster process had loaded by now would count as taken
+            PartialState(backend=device_plan.SHARED_BACKEND).wait_for_everyone()
+        plan = device_plan.for_gpu(config, gpu, base.path, train)
     overlong = {"train": train_overlong, "validation": validation_overlong}
-    return TrainingInputs(library, tokenizer, train, validation, overlong, memory_bytes)
+    return TrainingInputs(library, tokenizer, train, validation, overlong, plan)
 
 
 def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> int:
@@ -181,13 +198,17 @@ def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[Enco
     return needed
 
 
-def _load_model(config: FinetuneConfig, folder: Path, library: str) -> tuple[Any, bool, dict[str, int]]:
+def _load_model(
+    config: FinetuneConfig, folder: Path, library: str, plan: DevicePlan
+) -> tuple[Any, bool, dict[str, int]]:
     """The base with its adapter, whether it takes packed batches, and how many of its layers use the CPU kernels."""
-    model = load_unsloth(config, folder) if library == "unsloth" else load_transformers(config, folder)
-    on_cpu = library == "transformers" and not torch.cuda.is_available()
-    packs = on_cpu and packing_check.supports_packing(model)
-    if packs:
+    unsloth = library == "unsloth"
+    model = load_unsloth(config, folder, plan) if unsloth else load_transformers(config, folder, plan)
+    packs = not unsloth and packing_check.supports_packing(model)  # unsloth's layers take no layout
+    if packs and plan.gpu is None:
         return model, packs, layer_replacement.install_kernels(model, config.label_smoothing)
+    if packs:
+        packing_check.core_model(model).config._attn_implementation = packing.ATTENTION_NAME
     answer_loss.install(model, config.label_smoothing)
     return model, packs, {}
 
@@ -203,8 +224,12 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
     if resumed is None:
         trainer.evaluate()
     if leads and resumed is None:
-        expected = f", about {console.size(inputs.memory_bytes)} of memory" if inputs.memory_bytes else ""
+        memory = inputs.plan.memory_bytes
+        expected = f", about {console.size(memory)} of memory" if memory else ""
         loss = trainer.progress.before or math.nan
+        if inputs.plan.idle_gpus:
+            visible = inputs.plan.idle_gpus + 1
+            console.say(f"  note: one of {visible} GPUs trains; --set finetune.processes={visible} uses all")
         console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
         if lora_targets.has_frozen_experts(trainer.model):
             console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
@@ -245,8 +270,8 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "computed_tokens": progress.computed,
         "record_tokens": progress.real,
         "padding": round(trainer.padding, 4),
-        "memory_estimate": inputs.memory_bytes,
-        "memory_peak": memory_estimate.peak_bytes(),
+        "memory_estimate": inputs.plan.memory_bytes,
+        "memory_peak": inputs.plan.peak_bytes() if inputs.plan.gpu else memory_estimate.peak_bytes(),
     }
 
 
@@ -312,24 +337,28 @@ def make_trainer(
     keep: Path,
     *,
     packs: bool = False,
+    plan: DevicePlan | None = None,
 ) -> AnswerTrainer:
     """The trainer of a model with its adapter.
 
     Args:
         keep: The folder of checkpoints.
         packs: The model takes packed batches, see `packing_check.supports_packing`.
+        plan: How the device is used; None for a CPU.
 
     Raises:
         UsageError: The batch does not divide by the processes and accumulation steps.
     """
-    arguments = _sft_config(config, len(train), keep)
+    plan = plan or device_plan.for_cpu(config)
+    arguments = _sft_config(config, len(train), keep, plan)
+    if plan.gpu:
+        arguments._n_gpu = 1  # of several, torch would give each a part of every batch, in threads of one process
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
     if "tensorboard" in config.report_to:  # its own default is a folder that is removed when the training ends
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}")
     _leave_routers(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    piece_tokens = None if torch.cuda.is_available() else batches.PIECE_TOKENS
     return AnswerTrainer(
         model=model,
         args=arguments,
@@ -337,9 +366,10 @@ def make_trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         validation=validation,
-        batches=PackedBatches() if packs else PaddedBatches(pad, piece_tokens),
+        batches=PackedBatches(limit=plan.piece_tokens) if packs else PaddedBatches(pad, plan.piece_tokens),
         checkpoints=keep,
         patience=config.patience,
+        check_every=plan.check_every,
     )
 
 
@@ -353,7 +383,7 @@ def _leave_routers(model: Any) -> None:
         text.router_aux_loss_coef = 0.0
 
 
-def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
+def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
     """The section `finetune` as TRL takes it, for so many training records."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parts = config.gradient_accumulation_steps * world
@@ -366,7 +396,6 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
     per_epoch = math.ceil(records / config.batch_size)
     steps = config.max_steps or math.ceil(per_epoch * config.epochs)
     every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
-    on_gpu = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(keep),
         max_steps=steps,
@@ -378,9 +407,7 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        use_cpu=not on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(),  # on a CPU, bf16 everywhere is slower than fp32
-        gradient_checkpointing=on_gpu,  # on a CPU it trades time for memory that is there
+        **plan.arguments(),
         dataset_kwargs={"skip_prepare_dataset": True},  # the records are tokenized already
         max_length=None,
         remove_unused_columns=False,
@@ -396,20 +423,20 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path) -> SFTConfig:
     )
 
 
-def load_transformers(config: FinetuneConfig, folder: Path) -> Any:
+def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | None = None) -> Any:
     """The base in the type of its matrix products, with a float32 adapter of PEFT on it."""
-    on_gpu = torch.cuda.is_available()
-    half = on_gpu or config.matmul_dtype == "bfloat16"
-    model = hf_folder.load_model(folder, dtype=torch.bfloat16 if half else torch.float32)
+    plan = plan or device_plan.for_cpu(config)
+    model = hf_folder.load_model(folder, dtype=plan.dtype)
     return get_peft_model(model, lora_targets.lora_config(config, model), autocast_adapter_dtype=True)
 
 
-def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def unsloth_options(config: FinetuneConfig, folder: Path, plan: DevicePlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments for unsloth's `from_pretrained` and `get_peft_model`."""
     lora = config.lora
     load = {
         "model_name": str(folder),
         "max_seq_length": config.max_length,
+        "dtype": plan.dtype if plan.gpu else None,
         "load_in_4bit": config.load_in_4bit,
         "local_files_only": True,
     }
@@ -421,16 +448,16 @@ def unsloth_options(config: FinetuneConfig, folder: Path) -> tuple[dict[str, Any
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "random_state": config.seed,
-        "use_gradient_checkpointing": "unsloth",
+        "use_gradient_checkpointing": "unsloth" if plan.checkpointing else False,
     }
     return load, shape
 
 
-def load_unsloth(config: FinetuneConfig, folder: Path) -> Any:
+def load_unsloth(config: FinetuneConfig, folder: Path, plan: DevicePlan) -> Any:
     """The base with its adapter, as unsloth loads and patches them."""
     from unsloth import FastLanguageModel
 
-    load, shape = unsloth_options(config, folder)
+    load, shape = unsloth_options(config, folder, plan)
     model, _ = FastLanguageModel.from_pretrained(**load)
     return FastLanguageModel.get_peft_model(model, **shape)
 

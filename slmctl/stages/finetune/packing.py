@@ -17,6 +17,8 @@ from typing import Any, TypedDict
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from slmctl.stages.finetune import flex_packing
+
 IGNORED = -100  # the label of a token that is no part of an answer
 ATTENTION_NAME = "slmctl-packed"
 # Arguments of transformers' attention interface that leave the result as it is.
@@ -126,6 +128,9 @@ def attention(
             or to what follows.
     """
     _require_causal(module, attention_mask, kwargs)
+    if flex_packing.serves(query, dropout):
+        whole = flex_packing.attend(query, key, value, layout, scaling=scaling, window=sliding_window, softcap=softcap)
+        return whole, None
     prefix, rows = layout
     length = (query.shape[2] - prefix) // rows
     product: Any = torch.nn.functional.scaled_dot_product_attention

@@ -29,6 +29,7 @@ from slmctl.stages.finetune.packing import EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
+LEAST_SCALE = 1.0  # of a loss in float16; below it gradients are infinite by themselves
 DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
 
 
@@ -60,14 +61,17 @@ class AnswerTrainer(SFTTrainer):
         validation: Encoded validation records.
         batches: Lays records out as the tensors of one or more batches.
         checkpoints: The folder of checkpoints; None saves nothing.
+        check_every: Steps between two looks at whether losses and gradients are finite.
         patience: Validations without a better one before it stops; None for never.
     """
 
     def __init__(
         self, *args: Any, validation: Sequence[EncodedRecord], batches: PackedBatches | PaddedBatches,
-        checkpoints: Path | None, patience: int | None, **kwargs: Any,
+        checkpoints: Path | None, patience: int | None, check_every: int = 1, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
+        self.check_every = check_every
+        self.unchecked: list[tuple[str, int, torch.Tensor]] = []  # quantity, step and value
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -78,8 +82,13 @@ class AnswerTrainer(SFTTrainer):
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
-        real = sum(len(record["input_ids"]) for record in records if any(record["weights"]))
-        return {"pieces": self.batches(records), "real": real}
+        pieces = self.batches(records)
+        counts = (  # here on the host, where nobody waits for a device: answer tokens, tokens, computed tokens
+            sum(int((piece["weights"] > 0).sum()) for piece in pieces),
+            sum(len(record["input_ids"]) for record in records if any(record["weights"])),
+            sum(piece["input_ids"].numel() for piece in pieces),
+        )
+        return {"pieces": pieces, "counts": counts}
 
     @property
     def padding(self) -> float:
@@ -97,17 +106,12 @@ class AnswerTrainer(SFTTrainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        pieces = [piece for batch in batch_samples for piece in batch["pieces"]]
-        real = sum(batch["real"] for batch in batch_samples)
-        counts = (
-            sum(int((piece["weights"] > 0).sum()) for piece in pieces),
-            real,
-            sum(piece["input_ids"].numel() for piece in pieces),
-        )
-        totals: torch.Tensor = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
-        self.progress.real += int(totals[1])
-        self.progress.computed += int(totals[2])
-        return totals[0]
+        counts = [sum(batch["counts"][k] for batch in batch_samples) for k in range(3)]
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
+        self.progress.real += counts[1]
+        self.progress.computed += counts[2]
+        return torch.tensor(counts[0])
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, piece by piece; a loss that is not finite stops before the update."""
@@ -121,12 +125,12 @@ class AnswerTrainer(SFTTrainer):
                 self.compute_loss_context_manager(),
             ):
                 loss = self.compute_loss(model, piece, num_items_in_batch=num_items_in_batch)
-                value = float(loss.detach())
-                # of several processes, those that have a finite loss meet the others' in the gradient
-                if not math.isfinite(value) and self.accelerator.num_processes == 1:
-                    self.diverged("loss", value, self.state.global_step + 1)
-                total += value
+                total += loss.detach()
                 self.accelerator.backward(loss)
+        # of several processes, those that have a finite loss meet the others' in the gradient
+        if self.accelerator.num_processes == 1:
+            self.unchecked.append(("loss", self.state.global_step + 1, total))
+            self._check_when_due()
         return total
 
     def compute_loss(
@@ -141,13 +145,35 @@ class AnswerTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            self.diverged("gradient", float(norm), self.state.global_step + 1)
+        if self.accelerator.scaler is None:
+            self.unchecked.append(("gradient", self.state.global_step + 1, torch.as_tensor(norm)))
+        else:  # one that is not finite is skipped, and the next loss is scaled by half as much
+            scale = self.accelerator.scaler.get_scale()
+            if scale < LEAST_SCALE:
+                self.diverged("gradient", math.inf, self.state.global_step + 1)
+        self._check_when_due()
         return norm
+
+    def _check_when_due(self) -> None:
+        if self.state.global_step % self.check_every == self.check_every - 1:
+            self.check()
+
+    def check(self) -> None:
+        """Look at the losses and gradients since the last look; on a GPU the host waits for them here.
+
+        Raises:
+            StageError: One of them is not finite.
+        """
+        values = torch.stack([value.float() for *_, value in self.unchecked]).tolist() if self.unchecked else []
+        for (quantity, step, _), value in zip(self.unchecked, values, strict=True):
+            if not math.isfinite(value):
+                self.diverged(quantity, value, step)
+        self.unchecked.clear()
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss of an answer token over all validation records, in nats."""
+        self.check()
         self.model.eval()
         share = sorted(self.validation, key=lambda record: len(record["input_ids"]))
         share = share[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -195,6 +221,7 @@ class AnswerTrainer(SFTTrainer):
     # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check()
         random_states = checkpoint_files.gather_random(self.accelerator)  # every process gives its own
         if self.checkpoints is not None and self.is_world_process_zero():
             checkpoint_files.save(self, random_states)

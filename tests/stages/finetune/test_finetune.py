@@ -35,6 +35,7 @@ from slmctl.stages.finetune import (  # noqa: E402
     answer_loss,
     batches,
     checkpoint,
+    device_plan,
     encoding,
     finetune,
     layer_replacement,
@@ -317,6 +318,29 @@ def test_a_training_that_diverges_stops_at_that_step(
     assert checkpoint.newest(keep) == last
     for name in ("weights.safetensors", "best.safetensors"):
         assert all(bool(torch.isfinite(t).all()) for t in load_file(last / name).values())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_device_that_is_looked_at_every_few_steps_saves_nothing_broken(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    whole_plan, whole_step = device_plan.for_cpu, trainer.AnswerTrainer.training_step
+    taken = []
+
+    def broken_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(self.state.global_step)
+        loss = whole_step(self, *args, **kwargs)
+        if self.state.global_step == 2:
+            broken = loss if where == "loss" else next(iter(self.trained().values())).grad
+            broken.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(device_plan, "for_cpu", lambda *args: dataclasses.replace(whole_plan(*args), check_every=100))
+    monkeypatch.setattr(trainer.AnswerTrainer, "training_step", broken_step)
+    message, keep = stopped(desk)
+    assert message.startswith(f"training diverged: the {where} is nan at step 3;")
+    assert taken == [0, 1, 2, 3]  # the validation after step 4 looks
+    assert [path.name for path in keep.glob("step-*")] == ["step-00000002"]
 
 
 def test_weights_that_break_in_the_last_update_are_seen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,8 +728,8 @@ def test_weights_that_get_no_gradient_are_not_counted_as_trained(
 ) -> None:
     load = finetune.load_transformers
 
-    def with_spare(config: FinetuneConfig, folder: Path) -> Any:
-        model = load(config, folder)
+    def with_spare(config: FinetuneConfig, folder: Path, plan: Any) -> Any:
+        model = load(config, folder, plan)
         model.get_base_model().spare = torch.nn.Linear(2, 2)
         return model
 

@@ -150,14 +150,14 @@ def child_options() -> None:
     from transformers import PreTrainedModel
 
     from slmctl.config import FinetuneConfig
-    from slmctl.stages.finetune import finetune
+    from slmctl.stages.finetune import device_plan, finetune
 
     def named(function: Any) -> set[str]:
         return set(inspect.signature(function).parameters)
 
     for targets in ("all-linear", ["q_proj"]):
         config = FinetuneConfig.model_validate({"lora": {"target_modules": targets}})
-        load, shape = finetune.unsloth_options(config, Path("base"))
+        load, shape = finetune.unsloth_options(config, Path("base"), device_plan.for_cpu(config))
         # what unsloth does not name it hands on: to transformers, and to PEFT
         loader = unsloth.FastLanguageModel
         assert set(load) <= named(loader.from_pretrained) | named(PreTrainedModel.from_pretrained)
