@@ -85,5 +85,5 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 # gguf alone of the extra of that name: llama-cpp-python, which compiles for minutes, is not needed here
 $(UNSLOTH)/.ready: pyproject.toml | $(UNSLOTH)/bin/python
 	@echo "installing unsloth$(if $(TORCH_INDEX), and torch from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of torch's CPU wheels saves GBs)"
-	@$(UNSLOTH)/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[train,cuda]' 'gguf>=0.17' 'pytest>=8.3' 'pytest-timeout>=2.3'
+	@$(UNSLOTH)/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[train,cuda,evaluate]' 'gguf>=0.17' 'pytest>=8.3' 'pytest-timeout>=2.3'
 	@touch $@

@@ -151,7 +151,8 @@ def test_several_gpus_of_one_process_do_not_share_a_batch(monkeypatch: pytest.Mo
     monkeypatch.setattr(finetune, "_sft_config", lambda *args: types.SimpleNamespace(_n_gpu=4))
     monkeypatch.setattr(finetune, "AnswerTrainer", lambda **given: made.append(given["args"]._n_gpu))
     finetune.make_trainer(
-        FinetuneConfig(), types.SimpleNamespace(config=LlamaConfig()), types.SimpleNamespace(pad_token_id=0), rows(2, 20), rows(2, 20), tmp_path,
+        FinetuneConfig(), types.SimpleNamespace(config=LlamaConfig()), types.SimpleNamespace(pad_token_id=0),
+        rows(2, 20), rows(2, 20), tmp_path,
         plan=device_plan.DevicePlan(gpu=dataclasses.replace(H100, visible=4)),
     )  # fmt: skip
     assert made == [1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,70 @@ def test_parts_of_a_batch_add_up_to_it(desk: Path, tmp_path: Path) -> None:
     assert parts["validation_loss"] == pytest.approx(whole["validation_loss"], rel=0.05)
 
 
-def test_an_adapter_is_read_by_the_rest_of_the_chain(desk: Path, tmp_path: Path) -> None:
+def test_a_float32_run_on_the_processor_gives_nearly_the_same(
+    desk: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    # packed attention by one kernel, mixed precision and the head in blocks, against the path that is exact
+    folder = Path(shutil.copytree(desk, tmp_path / "desk"))
+    options = ["--set=finetune.backend=transformers", "--set=finetune.matmul_dtype=float32"]
+    done = tiny.slmctl(
+        folder, "finetune", "--json", *RECIPE, *options, env=tiny.environment(CUDA_VISIBLE_DEVICES=""), timeout=900
+    )
+    exact = json.loads(tiny.ok(done))["metrics"]
+    assert exact["computed_tokens"] == plain["computed_tokens"]  # both packed
+    for loss in ("train_loss", "validation_loss", "validation_loss_before"):
+        assert plain[loss] == pytest.approx(exact[loss], rel=0.1), loss
+
+
+def test_the_estimate_of_memory_is_no_less_than_the_peak(plain: dict[str, Any]) -> None:
+    assert plain["memory_peak"] <= plain["memory_estimate"]
+
+
+def test_a_killed_training_goes_on(desk: Path, plain: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(desk, tmp_path / "desk"))
+    options = [*RECIPE, "--set=finetune.backend=transformers", "--set=finetune.validate_every=4"]
+    child = tiny.start(folder, "finetune", *options)
+    until = time.monotonic() + 300
+    while child.poll() is None and not list(folder.glob("runs/adapter/.resume-*/step-*")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    tiny.kill_group(child)
+    assert list(folder.glob("runs/adapter/*/manifest.json")) == [], "it ended before it could be killed"
+    done = tiny.slmctl(folder, "finetune", "--json", *options, timeout=900)
+    metrics = json.loads(tiny.ok(done))["metrics"]
+    assert "going on from step-" in done.stderr
+    assert metrics["steps"] == plain["steps"]
+    assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
+
+
+def test_two_processes_share_one_gpu(desk: Path, plain: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(desk, tmp_path / "desk"))
+    options = ["--set=finetune.backend=transformers", "--set=finetune.processes=2"]
+    env = tiny.environment(CUDA_VISIBLE_DEVICES="0")
+    done = tiny.slmctl(folder, "finetune", "--json", *RECIPE, *options, env=env, timeout=900)
+    metrics = json.loads(tiny.ok(done))["metrics"]
+    assert metrics["processes"] == 2
+    assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
+    assert metrics["validation_loss"] == pytest.approx(plain["validation_loss"], rel=0.05)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(desk: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = Path(shutil.copytree(desk, tmp_path / "desk"))
+    taken = torch.empty(int(torch.cuda.mem_get_info()[0] - 1.0e9), dtype=torch.uint8, device="cuda")
+    done = tiny.slmctl(folder, "finetune", *RECIPE, "--set=finetune.backend=transformers", timeout=900)
+    del taken
+    torch.cuda.empty_cache()
+    assert done.returncode == 6, done.stderr
+    assert "of GPU memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_adapter_is_merged_and_evaluated_by_the_rest_of_the_chain(desk: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     tiny.ok(tiny.slmctl(folder, "run", "--until", "merge", *RECIPE, timeout=900))
+    models = "--set=evaluate.models=[base, adapter, merged]"  # no GGUF: llama.cpp is not installed here
+    for model in ("base", "adapter", "merged"):
+        tiny.ok(tiny.slmctl(folder, "predict", model, *RECIPE, models, timeout=900))
+    tiny.ok(tiny.slmctl(folder, "evaluate", *RECIPE, models, timeout=900))
