@@ -9,6 +9,7 @@ file, and import nothing of slmctl: the script takes the gguf package that lies 
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import struct
@@ -74,6 +75,9 @@ def main() -> None:
     import gguf  # the one beside the script
 
     install(gguf)
+    # Layers that draft further tokens are no part of the model that transformers trains, and pull may have left them
+    # out; without this, the converter of Qwen3.5 asks for them.
+    importlib.import_module("conversion.base").ModelBase.no_mtp = True
     sys.argv = [str(place / script), *sys.argv[3:]]
     runpy.run_path(str(place / script), run_name="__main__")
 

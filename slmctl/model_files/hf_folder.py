@@ -62,6 +62,24 @@ def _refuse_named_code(folder: Path) -> None:
             )
 
 
+def refuse_packed(folder: Path) -> None:
+    """Refuse a model folder whose weights are packed into few bits: no adapter can be merged into them.
+
+    Raises:
+        DataError: Its config names a quantization.
+    """
+    fields = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
+    text = fields.get("text_config")
+    for part in (fields, text if isinstance(text, dict) else {}):
+        packed = part.get("quantization_config")
+        if packed:
+            method = str(packed.get("quant_method") if isinstance(packed, dict) else "few bits")[:40]
+            raise DataError(
+                f"the base's weights are quantized ({method}), and an adapter cannot be merged into them",
+                hint="take the same base in bfloat16 or float16, or a .gguf file of it",
+            )
+
+
 def refuse_code_of_adapter(settings: JsonObject) -> None:
     """Refuse an adapter whose settings would make PEFT, or another loader, import a module that they name.
 
@@ -178,6 +196,11 @@ def empty_model(folder: Path) -> PreTrainedModel:
         return _without_weights(config)
 
 
+def has_experts(model: PreTrainedModel) -> bool:
+    """True for a mixture of experts."""
+    return any(getattr(module, "experts", None) is not None for module in model.modules())
+
+
 def _without_weights(config: Any) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -203,8 +226,6 @@ def require_consistent(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, g
         model = _without_weights(config)
     stored = sum(math.prod(shape) for shape in shapes.values())
     described = sum(parameter.numel() for parameter in model.parameters())
-    if getattr(config, "quantization_config", None) is not None and not gguf:
-        return  # its weights are packed: neither shapes nor numbers of elements are the model's
     if described > 2 * stored:
         raise DataError(f"the config in {folder.name} describes {described} weights, and the files hold {stored}")
     if gguf:

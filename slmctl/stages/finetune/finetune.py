@@ -231,7 +231,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
             visible = inputs.plan.idle_gpus + 1
             console.say(f"  note: one of {visible} GPUs trains; --set finetune.processes={visible} uses all")
         console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
-        if lora_targets.has_frozen_experts(trainer.model):
+        if hf_folder.has_experts(trainer.model):
             console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
     elif leads and resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")

@@ -82,16 +82,11 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
     return sorted(set(chosen))
 
 
-def has_frozen_experts(model: PreTrainedModel) -> bool:
-    """True for a mixture of experts: they stay as they are, and LoRA adapts the layers around them."""
-    return any(getattr(module, "experts", None) is not None for module in model.modules())
-
-
 def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
     """Names of the linear layers that LoRA can adapt, in the model's order."""
     decoder: Any = model.get_decoder()
     inside = {id(module) for module in decoder.modules()} - {id(module) for module in _ends(model)}
-    mixture = has_frozen_experts(model)
+    mixture = hf_folder.has_experts(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or id(module) not in inside:
             continue

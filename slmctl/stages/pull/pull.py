@@ -156,6 +156,7 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
 def _from_folder(folder: Path, source: str, out: Path) -> Base:
     """Copy the ALLOWED_FILES of an HF folder, of a multimodal one those of its text model, and check them."""
     hf_folder.refuse_code(folder)
+    hf_folder.refuse_packed(folder)
     with _refused():
         text = text_model.find(folder)
     for path in [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]:
@@ -169,6 +170,10 @@ def _from_folder(folder: Path, source: str, out: Path) -> Base:
     with _refused():
         parameters = safetensors_header.parameter_count(out)
     load_check.require_loadable(out)
+    if hf_folder.has_experts(hf_folder.empty_model(out)):
+        console.say(
+            "  note: a mixture of experts; finetune leaves the experts as they are and adapts the layers around"
+        )
     card = model_card.read(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     note = text.note if text is not None else ""

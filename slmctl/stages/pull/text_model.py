@@ -19,7 +19,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 PREFIXES = ("language_model.model.", "model.language_model.", "model.text_model.", "language_model.")
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 # Settings of the wrapper that also hold for its text model, where that has none of its own.
-INHERITED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
+INHERITED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from slmctl.config import PullConfig  # noqa: E402
 from slmctl.errors import DataError  # noqa: E402
 from slmctl.model_files import hf_folder, safetensors_header  # noqa: E402
 from slmctl.model_files.base_model import Base  # noqa: E402
-from slmctl.stages.pull import pull, text_model  # noqa: E402
+from slmctl.stages.pull import load_check, pull, text_model  # noqa: E402
 
 CLASSES = {
     "gemma3": "Gemma3ForCausalLM",
@@ -47,7 +47,7 @@ def test_pull_keeps_the_text_model_and_says_so(
 ) -> None:
     architectures.build("gemma3", tmp_path / "gemma", tiny_base)
     (tmp_path / "out").mkdir()
-    metrics = pull.run(PullConfig(base=str(tmp_path / "gemma")), out=tmp_path / "out")
+    metrics = pull.run(PullConfig(base=str(tmp_path / "gemma"), rehearse=False), out=tmp_path / "out")
     described = Base.read(tmp_path / "out")
     assert described.note.startswith("the text model of Gemma3ForConditionalGeneration alone; 34 other tensors")
     assert described.note == metrics["note"]
@@ -73,3 +73,25 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     shapes = {entry.name: entry.shape for entry in safetensors_header.read(tmp_path / "model.safetensors")}
     with pytest.raises(DataError, match=r"lack 9 of the weights that the config describes, such as 'model\.layers\.2"):
         hf_folder.require_consistent(tmp_path, shapes)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_packed_weights_are_refused_by_name(tmp_path: Path, inside: bool) -> None:
+    architectures.model("ministral3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    (config["text_config"] if inside else config)["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"weights are quantized \(fp8\)") as caught:
+        pull.run(PullConfig(base=str(tmp_path)), out=tmp_path / "out")
+    assert "bfloat16" in caught.value.hint
+
+
+def test_a_mixture_of_experts_is_said(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_check, "require_loadable", lambda folder: None)  # seconds in a process of its own
+    architectures.build("qwen3-moe", tmp_path / "mixture", tiny_base)
+    (tmp_path / "out").mkdir()
+    pull.run(PullConfig(base=str(tmp_path / "mixture"), rehearse=False), out=tmp_path / "out")
+    assert "note: a mixture of experts; finetune leaves the experts as they are" in capsys.readouterr().err
