@@ -6,11 +6,13 @@ most lose least.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.pytorch_utils import Conv1D
 
@@ -21,6 +23,8 @@ from slmctl.stages.quantize.gguf_files import ImportanceMatrix
 
 BATCH_RECORDS = 8  # records of like length computed together
 MAX_RECORD_TOKENS = 1024  # of a record, counted from its start
+# Granite 4: the converter splits this layer's fused weight, and names its parts by themselves.
+_SHARED_MLP = {"input_linear": ("ffn_gate", "ffn_up"), "output_linear": ("ffn_down",)}
 
 
 def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> ImportanceMatrix:
@@ -55,14 +59,18 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     finally:
         for handle in handles:
             handle.remove()
-    matrix = {names[name]: (total / tokens).float().numpy() for name, total in squares.items()}
+    matrix = {
+        tensor: _columns(model, tensor, (total / tokens).float().numpy())
+        for name, total in squares.items()
+        for tensor in names[name]
+    }
     broken = sorted(name for name, values in matrix.items() if not np.isfinite(values).all())
     if broken:
         raise StageError(f"the inputs of '{broken[0]}' are not finite on the training records", hint="train again")
     return matrix
 
 
-def _names(model: Any, head: GgufHeader) -> dict[str, str]:
+def _names(model: Any, head: GgufHeader) -> dict[str, list[str]]:
     """Names of the linear layers of the model -> names of the GGUF tensors that hold their weights."""
     architecture = head.metadata["general.architecture"]
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -73,11 +81,26 @@ def _names(model: Any, head: GgufHeader) -> dict[str, str]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D) or id(module) not in inside:
             continue
-        tensor = tensor_names.get_name(f"{name}.weight", try_suffixes=(".weight",))
         inputs = module.in_features if isinstance(module, torch.nn.Linear) else module.nx
-        if tensor is not None and rows.get(tensor) == inputs:
-            names[name] = tensor
+        tensors = [tensor_names.get_name(f"{name}.weight", try_suffixes=(".weight",))]
+        if fused := re.search(r"\.(\d+)\.shared_mlp\.(\w+)$", name):
+            parts = _SHARED_MLP.get(fused[2], ())
+            tensors = [f"blk.{fused[1]}.{part}{kind}.weight" for part in parts for kind in ("", "_shexp")]
+        if held := [tensor for tensor in tensors if tensor is not None and rows.get(tensor) == inputs]:
+            names[name] = held
     return names
+
+
+def _columns(model: Any, tensor: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Values of a layer's inputs in the order of its tensor's columns.
+
+    The converter orders the value heads of Qwen3.5's gated delta net as llama.cpp broadcasts its key heads over them.
+    """
+    config = model.config.get_text_config()
+    if not (config.model_type.startswith("qwen3_5") and tensor.endswith(".ssm_out.weight")):
+        return values
+    keys = config.linear_num_key_heads
+    return values.reshape(keys, config.linear_num_value_heads // keys, -1).swapaxes(0, 1).reshape(-1)
 
 
 def _square_sum_hook(squares: dict[str, torch.Tensor], name: str, mask: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from slmctl.model_files import hf_folder, quantizer
 
 torch = pytest.importorskip("torch")
 
+from benchmarks import architectures  # noqa: E402
 from slmctl.model_files import gguf_header  # noqa: E402
 from slmctl.stages.quantize import gguf_files, importance_matrix  # noqa: E402
 
@@ -65,3 +67,25 @@ def test_llama_cpp_weighs_by_it_and_the_file_says_so(model: Any, lossless: Path,
     assert with_.metadata["quantize.imatrix.chunks_count"] == len(RECORDS)
     assert "quantize.imatrix.entries_count" not in without.metadata
     assert (tmp_path / "with.gguf").read_bytes()[-20_000:] != (tmp_path / "without.gguf").read_bytes()[-20_000:]
+
+
+def test_a_fused_layer_weighs_every_tensor_that_it_is_split_into() -> None:
+    model = architectures.model("granite4-h")
+    width, inner = model.config.hidden_size, model.config.shared_intermediate_size
+    shapes = {"blk.1.ffn_gate": width, "blk.1.ffn_up": width, "blk.1.ffn_down": inner, "blk.1.ffn_up_exps": width}
+    head: Any = SimpleNamespace(
+        metadata={"general.architecture": "granitehybrid", "granitehybrid.block_count": 2},
+        tensors=[SimpleNamespace(name=f"{name}.weight", shape=(rows, 8)) for name, rows in shapes.items()],
+    )
+    found = importance_matrix.measure(model, RECORDS, head)
+    assert found.keys() == {"blk.1.ffn_gate.weight", "blk.1.ffn_up.weight", "blk.1.ffn_down.weight"}
+    assert np.array_equal(found["blk.1.ffn_gate.weight"], found["blk.1.ffn_up.weight"])
+
+
+def test_columns_follow_the_converters_order_of_value_heads() -> None:
+    model = architectures.model("qwen3.5-text")
+    model.config.linear_num_key_heads, model.config.linear_num_value_heads = 2, 4
+    by_head = np.array([0, 1, 2, 3], np.float32).repeat(3)  # value heads 0 and 1 belong to key head 0
+    ordered = importance_matrix._columns(model, "blk.0.ssm_out.weight", by_head)
+    assert ordered.tolist() == np.repeat([0, 2, 1, 3], 3).tolist()
+    assert importance_matrix._columns(model, "blk.0.ffn_up.weight", by_head) is by_head
