@@ -3,8 +3,9 @@
     python -m benchmarks.bases [NAME...] [--quick] [--together N]
 
 Every base of `benchmarks.architectures` gets the tokenizer and chat template of its family, real ones where they can be
-had, and otherwise the family's form on a real vocabulary. Then `slmctl run --until evaluate` runs as a user runs it:
-pull with its rehearsal, prepare, finetune, merge, quantize, and the base, the adapter and the GGUF measured.
+had, and otherwise the family's form on a real vocabulary. Then the stages run as `slmctl run --until evaluate` runs
+them: pull with its rehearsal, prepare, finetune, merge, quantize, and the base, the adapter and the GGUF measured. Only
+that a file must end its answers is not asked of random weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ version: "1.0"
 base: ./base
 task: {kind: classify, labels: from-data, system: Name the category.}
 prepare: {sources: [{path: rows.csv, input: text, output: label}], splits: {validation: 0.1, test: 0.1}}
-finetune: {max_steps: 40, learning_rate: 2e-2, batch_size: 8, validate_every: 20}
+finetune: {max_steps: 4, batch_size: 8}
 quantize: {types: [Q8_0]}
 evaluate: {models: [base, adapter, gguf]}
 """
@@ -89,7 +90,7 @@ class Outcome:
     Attributes:
         base: Its name.
         architecture: `model_type` of its config.
-        verdict: `passed`, or `refused at STAGE`, or `crashed at STAGE` where a traceback was printed.
+        verdict: `passed`, `refused at STAGE`, or `crashed` where a traceback was printed.
         sentence: The error, if there is one.
         training: `fast`, `packed` (k of n layers fast) or `padded`.
         remarks: Those that the rehearsal at pull made.
@@ -147,30 +148,43 @@ def write_rows(path: Path) -> None:
 
 
 def try_base(name: str, folder: Path) -> Outcome:
-    """Build a base in a folder and send it through the chain, as a user does."""
+    """Build a base in a folder, and send it through the chain in a process of its own."""
     entry = architectures.ARCHITECTURES[name]
     architectures.build(name, folder / "base", tokenizer(entry.family, folder / "tokenizer"))
     write_rows(folder / "rows.csv")
     (folder / "slmctl.yaml").write_text(SETTINGS, encoding="utf-8")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLMCTL", "PYTEST"))}
-    command = [sys.executable, "-m", "slmctl", "-C", str(folder), "run", "--until", "evaluate"]
+    command = [sys.executable, "-m", "benchmarks.bases", "--chain", str(folder)]
     begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=kept, check=False)
-    reached = [stage for stage in STAGES if any((folder / "runs").glob(f"{_KIND[stage]}/*/manifest.json"))]
-    stage = STAGES[len(reached)] if len(reached) < len(STAGES) else STAGES[-1]
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    broken = "Traceback" in done.stderr or done.returncode == 1
-    verdict = "passed" if done.returncode == 0 else f"{'crashed' if broken else 'refused'} at {stage}"
-    last = done.stderr.strip().splitlines()[-1:] or [""]
+    verdict, sentence = "passed", ""
+    if done.returncode != 0:
+        last = ([line for line in done.stderr.splitlines() if line.strip()] or [""])[-1]
+        refused, _, sentence = last.partition(": ") if last.startswith("refused at ") else ("crashed", "", last)
+        verdict = refused
     base = next((folder / "runs").glob("base/*/base.json"), None)
     remarks = json.loads(base.read_bytes())["rehearsal"].get("remarks", []) if base else []
-    sentence = (lines or last)[-1].removeprefix("error: ") if done.returncode else ""
     seconds = round(time.monotonic() - begun, 1)
     return Outcome(entry.base, entry.kind, verdict, sentence, _training(folder), remarks, seconds)
 
 
-_KIND = {"pull": "base", "prepare": "prepared", "finetune": "adapter", "merge": "merged", "quantize": "gguf",
-         "evaluate": "report"}  # fmt: skip
+def run_chain(folder: Path) -> None:
+    """Run the stages of a project; ends the process with one line where a stage refuses."""
+    from slmctl import config
+    from slmctl.errors import SlmctlError
+    from slmctl.pipeline import chains, resolve, runner
+
+    project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME))
+    for stage in STAGES:
+        try:
+            if stage == "quantize":
+                runner.run(project, resolve.resolve_stage(project, stage), must_end=False)
+            elif stage == "evaluate":
+                chains.evaluate(project, project.config.evaluate.models)
+            else:
+                chains.run_stage(project, stage)
+        except SlmctlError as error:
+            sys.exit(f"refused at {stage}: {error.message}")
 
 
 def _training(folder: Path) -> str:
@@ -197,8 +211,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(architectures.ARCHITECTURES)}")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--chain", type=Path, help="run the stages of this project")
     parser.add_argument("--together", type=int, default=2, help="bases at a time")
     options = parser.parse_args()
+    if options.chain:
+        run_chain(options.chain)
+        return
     names = options.names or (QUICK if options.quick else list(architectures.ARCHITECTURES))
 
     def one(name: str) -> Outcome:
