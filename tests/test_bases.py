@@ -1,0 +1,22 @@
+"""Eight architectures through the whole chain, with the real tokenizers that can be had: nothing fails after pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import architectures, bases, real_tokenizers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("name", bases.QUICK)
+def test_the_chain_passes(name: str, tmp_path: Path) -> None:
+    try:
+        real_tokenizers.fetch(bases.FAMILIES[architectures.ARCHITECTURES[name].family].vocabulary)
+    except real_tokenizers.UnavailableError as error:
+        pytest.skip(str(error))
+    outcome = bases.try_base(name, tmp_path)
+    assert (outcome.verdict, outcome.sentence) == ("passed", "")
+    assert outcome.training == ("padded" if name in ("granite4-h", "qwen3.5") else "fast")
