@@ -25,6 +25,7 @@ from slmctl.task.records import Record, read_records
 
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
 MAX_PROBE_TOKENS = 256  # within which a free answer must end
+ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 AUTO_RECORDS = 128  # training records for `importance: auto`
 
 
@@ -161,7 +162,8 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
         StageError: The engine fails on it, or no answer ends within MAX_PROBE_TOKENS and one must.
     """
     with engine.Engine(path, sequences=PROBE_PROMPTS) as model:
-        requests = [engine.Request(prompt_of(task, probe), max_tokens=MAX_PROBE_TOKENS) for probe in probes]
+        longest = MAX_PROBE_TOKENS if must_end else ENDLESS_PROBE_TOKENS
+        requests = [engine.Request(prompt_of(task, probe), max_tokens=longest) for probe in probes]
         answers = [answer for _, answer in model.ask_all(requests, widen=True)]
     failed = [answer for answer in answers if isinstance(answer, engine.EngineError)]
     if failed:
