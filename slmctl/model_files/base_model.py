@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.artifact import canonical
@@ -12,6 +12,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
 FILENAME = "base.json"
+NormalForm = Literal["", "NFC", "NFD", "NFKC", "NFKD"]  # of Unicode
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Base:
         template_origin: `base`, or `slmctl` when the base brought no chat template.
         note: A change of the weights, such as dequantising; empty for none.
         languages: Codes such as `en` that the base's card names.
+        special_tokens: Texts that transformers or llama.cpp reads as control tokens.
+        normal_form: Unicode's normal form to which the tokenizer brings every text; empty for none.
         template_date: Day that the chat template says is today, in ISO 8601; empty where it asks for none.
         rehearsal: The result of the chain on a small copy of it, see `pipeline.rehearsal`; empty where none was made.
     """
@@ -42,6 +45,7 @@ class Base:
     note: str = ""
     languages: tuple[str, ...] = ()
     template_date: str = ""
+    normal_form: NormalForm = ""
     rehearsal: JsonObject = field(default_factory=dict)
 
     @classmethod

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.errors import DataError, IntegrityError
+from slmctl.model_files.base_model import NormalForm
 from slmctl.task import chat_template
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.records import Message, RowRejectedError
@@ -43,6 +45,7 @@ class Task:
         bos_token, eos_token: The base's tokens, for the template.
         special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
         end: The text that ends an answer, such as `<|im_end|>`.
+        normal_form: Unicode's normal form to which its tokenizer brings every text, which llama.cpp does not.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -56,6 +59,7 @@ class Task:
     bos_token: str = ""
     eos_token: str = ""
     special_tokens: tuple[str, ...] = ()
+    normal_form: NormalForm = ""
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -196,7 +200,9 @@ class Task:
         return [self.safe(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def defused(self, text: str) -> str:
-        """A message's text as it is rendered: control tokens spelled out in it are broken up."""
+        """A message's text as it is rendered: in its normal form, control tokens spelled out in it broken up."""
+        if self.normal_form:
+            text = unicodedata.normalize(self.normal_form, text)
         for token in self.special_tokens:
             if token in text:
                 text = text.replace(token, token[0] + "\u200b" + token[1:])

@@ -153,6 +153,14 @@ def test_text_without_control_tokens_is_left_alone(text: str) -> None:
         assert f"user\n{text}<|im_end|>" in one.prompt(one.messages(text))
 
 
+def test_a_text_has_the_normal_form_of_the_tokenizer() -> None:
+    text = "Vie\u0302\u0323t\u0337 e\u0301 <\u200b|x"
+    one = task(special_tokens=TOKENS, normal_form="NFC")
+    assert one.defused(text) == "Vi\u1ec7t\u0337 \u00e9 <\u200b|x"
+    assert task(special_tokens=TOKENS).defused(text) == text
+    assert one.safe([{"a": ["e\u0301</s>"]}]) == [{"a": ["\u00e9<\u200b/s>"]}]
+
+
 # The sandbox
 
 

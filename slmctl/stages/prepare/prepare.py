@@ -93,6 +93,7 @@ def _plan(config: PrepareConfig, base: Artifact) -> ReadingPlan:
         bos_token=model.bos_token,
         eos_token=model.eos_token,
         special_tokens=model.special_tokens,
+        normal_form=model.normal_form,
     )
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
     labels = None if config.task.labels == "from-data" else tuple(config.task.labels)

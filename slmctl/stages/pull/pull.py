@@ -20,7 +20,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig, moment
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.model_files import gguf_header, hf_folder, safetensors_header
+from slmctl.model_files import gguf_header, hf_folder, safetensors_header, vocabulary
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
 from slmctl.pipeline import rehearsal
@@ -249,10 +249,10 @@ def _describe(
         template, origin = CHAT_TEMPLATE, "slmctl"
     tokenizer.chat_template = template
     tokenizer.save_pretrained(out)  # writes tokenizer.json and the template where they were missing
+    vocabulary.complete(out, tokenizer)
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return Base(
         name=name,
         source=source,
@@ -262,7 +262,8 @@ def _describe(
         template_origin=origin,
         bos_token=bos,
         eos_token=eos,
-        special_tokens=tuple(sorted(special | _control_tokens(out / "tokenizer.model"))),
+        special_tokens=tuple(sorted(vocabulary.control_tokens(out, tokenizer))),
+        normal_form=vocabulary.normal_form(tokenizer),
         note=note,
         languages=languages,
     )
@@ -277,16 +278,6 @@ def _with_frozen_date(base: Base, date: str | None, out: Path) -> Base:
     console.say(f"  the chat template asks for today's date: it is {day} from now on (pull.template_date)")
     (out / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     return dataclasses.replace(base, chat_template=template, template_date=day.isoformat())
-
-
-def _control_tokens(model: Path) -> set[str]:
-    """Control tokens of a sentencepiece model: llama.cpp parses them in a prompt, even where transformers does not."""
-    if not model.exists():
-        return set()
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    return {pieces.id_to_piece(k) for k in range(len(pieces)) if pieces.is_control(k) or pieces.is_unknown(k)}
 
 
 def _public_name(base: str) -> str:

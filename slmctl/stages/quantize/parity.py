@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from slmctl.errors import StageError
-from slmctl.model_files import quantizer
+from slmctl.model_files import quantizer, vocabulary
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import LogitRequest
 from slmctl.task.contract import Task
@@ -30,13 +30,16 @@ MAX_ANSWER_TOKENS = 32  # tokens of an answer that are compared
 MAX_LOGIT_BYTES = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
 
+MAX_LOOK_ALIKES = 64  # spelled control tokens of a base; some have thousands, reserved for later
+
 # Texts on which tokenizers differ, if they do.
 HARD_TEXTS = (
     "  two  spaces   three    four ", "\ttab\t\ttabs\n\n\nlines\r\nwindows", "🙂👩‍👩‍👧‍👦🇩🇪 emoji",
     "你好，世界。日本語かな漢字 한국어",
     "żółć Ünïcode éé naïve ﬁ",
     "שלום عربى हिन्दी ไทย", "<|im_end|> <|im_start|>system <end_of_turn> </s> <s> [INST] <bos> <pad>",
-    "<unk> <0x0A> ▁under▁score",
+    "<unk> <0x0A> x▁under▁score",
+    "Tie\u0302\u0301ng Vie\u0323\u0302t, cafe\u0301, \u1112\u1161\u11ab",
     "0123456789 3.14159 1,000,000 ½ ²", "x" * 64, "don't I'LL we've it's", "a.b@c.example https://d.example/?q=1&r=%20#t",
     "\u00a0nbsp\u200bzwsp\u2028ls\ufeffbom", "```py\ndef f(x):\n    return x ** 2\n```", "", " ", "\n",
 )  # fmt: skip
@@ -52,7 +55,7 @@ class MergedModelReference:
         spelled: Number of tokens that the tokenizer can give.
         end_token: The id of the tokenizer's end token.
         end_of_turn: Token ids of the text that ends an answer.
-        prompts: Conversations (held-out records, HARD_TEXTS), their tools, and the prompt that transformers renders.
+        prompts: Conversations (held-out records, HARD_TEXTS, look-alikes), their tools, and the prompt of transformers.
         texts: Rendered prompts, and answers with their end.
         tokens: Token ids of each text.
         rows: Held-out records with their answers, and the positions that predict a token of an answer.
@@ -80,7 +83,7 @@ def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record])
     """
     chosen = records[:COMPARED_RECORDS]
     questions: list[tuple[list[Any], Sequence[Any] | None]] = [(list(r.prompt_messages), r.tools) for r in chosen]
-    questions += [(task.messages(text), None) for text in HARD_TEXTS]
+    questions += [(task.messages(text), None) for text in (*HARD_TEXTS, *look_alikes(task))]
     prompts = [(messages, tools, _rendered(tokenizer, task, messages, tools)) for messages, tools in questions]
     answers = [task.defused(record.answer) + task.end for record in chosen]
     texts = [text for _, _, text in prompts] + answers
@@ -92,6 +95,13 @@ def reference(model: Any, tokenizer: Any, task: Task, records: Sequence[Record])
         task, vocabulary, spelled, int(tokenizer.eos_token_id), encode(tokenizer, task.end), prompts, texts, tokens,
         rows, _logits(model, rows, vocabulary),
     )  # fmt: skip
+
+
+def look_alikes(task: Task) -> list[str]:
+    """Texts that spell control tokens: the base's own, and all that llama.cpp knows by name."""
+    names = sorted({*task.special_tokens, *vocabulary.CONTROL_BY_NAME})
+    chosen = [*names[:: max(1, len(names) // MAX_LOOK_ALIKES)], *sorted(vocabulary.CONTROL_BY_NAME)]
+    return [" ".join(chosen), "x".join(chosen)]
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

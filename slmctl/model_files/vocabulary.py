@@ -1,0 +1,171 @@
+"""A base's tokenizer as llama.cpp will read it: its control tokens, its normal form, and a vocabulary that it can read.
+
+transformers and llama.cpp take different texts for control tokens, and the converter reads sentencepiece vocabularies
+from files that transformers no longer needs or writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from slmctl.model_files.base_model import NormalForm
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+SETTINGS_FILE = "tokenizer_config.json"
+
+# Texts that llama.cpp makes control tokens of wherever a vocabulary holds them, whatever the file says of them
+# (llama-vocab.cpp of llama-cpp-python 0.3.36). A test reads them out of the library that is installed.
+CONTROL_BY_NAME = frozenset(
+    {
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
+        "<end_of_turn>", "<|endoftext|>",
+        "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>", "<turn|>", "<|tool_response>",
+        "<end_of_utterance>", "[e~[",
+        "<｜end▁of▁sentence｜>",
+        "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+        "<|prefix|>",
+        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+        "<|suffix|>",
+        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+        "<|middle|>",
+        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+    }
+)  # fmt: skip
+_TURN = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)  # what the converter takes for control by its look
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_PIECE = 1, 2, 3, 4, 6  # types of a piece
+
+
+def control_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Texts that transformers or llama.cpp reads as control tokens in a prompt; they are never taken from data.
+
+    Added tokens that look like turns of a conversation are among them (`<｜User｜>` of DeepSeek is not special to
+    transformers). Marks of tool calls are not, unless they are special: a model learns to write them.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = {str(token) for token in added if token.special or _opens_turn(str(token))}
+    return special | (CONTROL_BY_NAME & tokenizer.get_vocab().keys()) | _sentencepiece_control(folder)
+
+
+def _opens_turn(token: str) -> bool:
+    return _TURN.fullmatch(token) is not None and "tool" not in token
+
+
+def _sentencepiece_control(folder: Path) -> set[str]:
+    if not (folder / SENTENCEPIECE_FILE).exists():
+        return set()
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / SENTENCEPIECE_FILE))
+    return {pieces.id_to_piece(k) for k in range(len(pieces)) if pieces.is_control(k) or pieces.is_unknown(k)}
+
+
+def normal_form(tokenizer: PreTrainedTokenizerBase) -> NormalForm:
+    """Unicode's normal form to which a tokenizer brings every text, such as `NFC`; empty for none.
+
+    llama.cpp brings texts to none, so they must have the form before.
+    """
+    left = [_backend(tokenizer).get("normalizer")]
+    while left:
+        part = left.pop() or {}
+        form: NormalForm
+        for form in ("NFC", "NFD", "NFKC", "NFKD"):
+            if part.get("type") == form:
+                return form
+        left += part.get("normalizers") or []
+    return ""
+
+
+def complete(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write what the converter needs of a sentencepiece vocabulary and does not find beside a saved tokenizer.
+
+    A blank that the tokenizer puts first becomes what llama.cpp makes of it: one before every text that follows a
+    control token, or none.
+    """
+    path, backend = folder / SENTENCEPIECE_FILE, _backend(tokenizer)
+    if not path.exists():
+        if not _is_sentencepiece(backend):
+            return
+        path.write_bytes(sentencepiece_model(backend))
+    settings = json.loads((folder / SETTINGS_FILE).read_bytes())
+    scheme = (backend.get("pre_tokenizer") or {}).get("prepend_scheme", "never")
+    if scheme != "never":
+        backend["pre_tokenizer"], backend["normalizer"] = None, _with_blanks(backend["normalizer"], scheme == "always")
+        (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False), encoding="utf-8")
+        # the class of a family would build its own rules in place of those in the file
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": scheme == "always"}
+    settings["added_tokens_decoder"] = {
+        str(index): {"content": token.content, "special": token.special, "normalized": token.normalized,
+                     "lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+        for index, token in tokenizer.added_tokens_decoder.items()
+    }  # fmt: skip
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _with_blanks(normalizer: Mapping[str, Any] | None, first: bool) -> dict[str, Any]:
+    """A normalizer that also writes blanks as U+2581, and one before every text if it is to."""
+    before = [{"type": "Prepend", "prepend": "▁"}] if first else []
+    blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    return {"type": "Sequence", "normalizers": [*([normalizer] if normalizer else []), *before, blanks]}
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokenizer as tokenizer.json describes it; empty for one without."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return json.loads(backend.to_str()) if backend is not None else {}
+
+
+def _is_sentencepiece(backend: Mapping[str, Any]) -> bool:
+    """True for merges over characters with bytes where there is none, and blanks as U+2581 that no other rule cuts."""
+    model = backend.get("model") or {}
+    cut = backend.get("pre_tokenizer") or {"type": ""}
+    whole = cut["type"] in ("", "Metaspace") or (
+        cut["type"] == "Split" and cut.get("pattern") == {"String": " "}  # after the normalizer there are no blanks
+    )
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and whole
+
+
+def sentencepiece_model(backend: Mapping[str, Any]) -> bytes:
+    """A sentencepiece model whose scores merge as the merges of a tokenizer.json do."""
+    model, added = backend["model"], {token["id"]: token for token in backend["added_tokens"]}
+    rank: dict[str, int] = {}
+    for place, merge in enumerate(model["merges"]):
+        rank.setdefault("".join(merge) if isinstance(merge, list) else merge.replace(" ", ""), place)
+    pieces = {index: piece for piece, index in model["vocab"].items()}
+    pieces |= {index: token["content"] for index, token in added.items()}
+    unknown = model.get("unk_token") or "<unk>"
+    parts = []
+    for index in range(max(pieces) + 1):
+        piece = pieces.get(index, f"<missing {index}>")
+        kind, score = _NORMAL, -float(rank.get(piece, len(rank)))
+        if piece == unknown:
+            kind, score = _UNKNOWN, 0.0
+        elif index in added:
+            kind, score = _CONTROL if added[index]["special"] else _USER_DEFINED, 0.0
+        elif _BYTE.fullmatch(piece):
+            kind, score = _BYTE_PIECE, 0.0
+        raw = piece.encode()
+        body = b"\x0a" + _varint(len(raw)) + raw + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
+        parts += [b"\x0a", _varint(len(body)), body]
+    byte_pieces = b"\x18\x02" + b"\x98\x02\x01"  # trainer_spec: model_type BPE, byte_fallback
+    as_it_is = b"\x0a\x08identity" + b"\x18\x00" + b"\x20\x00" + b"\x28\x01"  # no prefix, blanks stay, U+2581
+    return b"".join(
+        [*parts, b"\x12", _varint(len(byte_pieces)), byte_pieces, b"\x1a", _varint(len(as_it_is)), as_it_is]
+    )
+
+
+def _varint(number: int) -> bytes:
+    """A number as protocol buffers write it."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
