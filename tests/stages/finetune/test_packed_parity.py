@@ -39,7 +39,7 @@ def adapted(name: str, targets: Any = "all-linear") -> Any:
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.03)  # more makes much of every rounding
     return model
 
 
@@ -80,7 +80,7 @@ def require_parity(model: Any, near: float = NEAR, half: bool = False) -> None:
 
 DENSE = sorted(
     {"llama", "smollm3", "qwen2", "qwen3", "mistral", "granite", "granite4", "olmo2", "olmo3", "exaone4", "apertus",
-     "gemma2", "gemma3-text", "gemma4-text", "phi3", "hunyuan", "ernie4.5", "glm4", "cohere2"}
+     "gemma2", "gemma3-text", "gemma4-text", "phi3", "lfm2", "hunyuan", "ernie4.5", "glm4", "cohere2"}
 )  # fmt: skip
 
 
@@ -90,8 +90,21 @@ def test_packed_records_train_as_each_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("targets", [["lm_head", "q_proj"], ["embed_tokens", "v_proj"], ["lm_head", "embed_tokens"]])
-@pytest.mark.parametrize("name", ["llama", "olmo2", "gemma3-text", "granite"])
+@pytest.mark.parametrize("targets", [["lm_head", "q_proj"], ["lm_head", "embed_tokens"]])
+@pytest.mark.parametrize("name", ["llama", "gemma3-text", "granite"])
 def test_updates_of_head_and_embeddings_are_trained(name: str, targets: list[str], half: bool) -> None:
     # the head's frozen weight alone was multiplied, and its update stayed at zero
     require_parity(adapted(name, targets), near=0.1 if half else NEAR, half=half)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma3-text"])
+def test_dropout_of_attention_is_honoured_in_training_only(name: str) -> None:
+    model = adapted(name)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    layer_replacement.install_kernels(model)
+    batch = BatchPacker()(rows())
+    assert float(model.eval()(**batch).loss) == float(model(**batch).loss)
+    model.train()
+    assert len({float(model(**batch).loss) for _ in range(3)}) == 3
