@@ -29,6 +29,8 @@ _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, AssertionError,
 
 # The libraries' deprecations are addressed to who calls them, which is slmctl and not its user.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+# of an adapter on the output head or the embeddings: `merge` gives the head a tensor of its own
+warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", category=UserWarning)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

@@ -477,7 +477,8 @@ def _reproducible_columns(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _save(model: Any, base: Artifact, out: Path) -> None:
     """Write adapter weights and settings, sorted and without paths: the same bytes for the same training."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    updates = get_peft_model_state_dict(model, save_embedding_layers=False)  # the base's own stay in the base
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in updates.items()}
     hf_folder.save(state, out / "adapter_model.safetensors")
     settings = model.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = Base.read(base.path).name

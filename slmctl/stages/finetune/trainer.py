@@ -75,7 +75,8 @@ class AnswerTrainer(SFTTrainer):
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
-        super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
+        with _hidden_head(kwargs["model"]):
+            super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
         self.model_accepts_loss_kwargs = True  # the count of answer tokens in a step reaches compute_loss
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
@@ -346,6 +347,16 @@ class TrainingMonitor(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.meter is not None:
             self.meter.close()
+
+
+@contextlib.contextmanager
+def _hidden_head(model: Any) -> Iterator[None]:
+    """Keep TRL from refusing an adapter on the output head: its own loss would not train that, `answer_loss` does."""
+    model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
 
 
 def require_gradients(model: Any) -> None:

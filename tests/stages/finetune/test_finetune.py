@@ -723,6 +723,22 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     assert not list((tmp_path / "one").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # `merge` unties them
+@pytest.mark.parametrize("packs", [True, False])
+def test_head_and_embeddings_are_trained_packed_and_padded(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    monkeypatch.setattr(packing_check, "supports_packing", lambda model: packs)
+    lora = {"rank": 4, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}
+    run({"max_steps": 2, "lora": lora}, artifacts, tmp_path / "one")
+    updates = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    ups = [name for name in updates if name.endswith((".lora_B.weight", ".lora_embedding_A"))]  # they begin at zero
+    assert not any(".base_layer." in name for name in updates)
+    assert sum(name.endswith("lm_head.lora_B.weight") for name in ups) == 1
+    assert sum("embed_tokens" in name for name in ups) == 1
+    assert all(updates[name].abs().max() > 0 for name in ups)
+
+
 def test_weights_that_get_no_gradient_are_not_counted_as_trained(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
