@@ -67,15 +67,17 @@ def _refuse_named_code(folder: Path) -> None:
 def refuse_packed(folder: Path) -> None:
     """Refuse a model folder whose weights are packed into few bits: no adapter can be merged into them.
 
+    FP8 is no packing: its matrices have their own shapes, and `pull` makes them bfloat16.
+
     Raises:
-        DataError: Its config names a quantization.
+        DataError: Its config names another quantization.
     """
     fields = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
     text = fields.get("text_config")
     for part in (fields, text if isinstance(text, dict) else {}):
         packed = part.get("quantization_config")
-        if packed:
-            method = str(packed.get("quant_method") if isinstance(packed, dict) else "few bits")[:40]
+        method = str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40]
+        if packed and (method != "fp8" or part is text):
             raise DataError(
                 f"the base's weights are quantized ({method}), and an adapter cannot be merged into them",
                 hint="take the same base in bfloat16 or float16, or a .gguf file of it",

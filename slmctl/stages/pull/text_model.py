@@ -1,4 +1,4 @@
-"""A base that also sees or hears -> its text model alone, as a folder that loads as any other causal LM."""
+"""A base that also sees or hears, or whose weights are in FP8 -> its text model alone, in a type that trains."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.model_files.safetensors_stream import PlannedTensor, ShardWriter, StoredTensor, stored_tensors
+from slmctl.stages.pull import fp8_weights
+from slmctl.stages.pull.fp8_weights import ScaledMatrix
 
 MAX_SHARD_BYTES = 5_000_000_000
 # What comes before the text model's own names, as wrappers of different age store them; the first that fits is taken.
@@ -24,24 +27,28 @@ INHERITED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class TextModel:
-    """The text model inside a multimodal base.
+    """The text model of a base whose files cannot be taken as they are.
 
     Attributes:
-        wrapper: The class of the whole base, such as `Gemma3ForConditionalGeneration`.
+        wrapper: The class of a multimodal base, such as `Gemma3ForConditionalGeneration`; empty for a text model.
         config: The text model's own config.
         names: Names of its tensors by the names under which the base stores them.
+        scaled: Those of them that are in FP8.
     """
 
     wrapper: str
     config: JsonObject
     names: dict[str, str]
     tensors: list[StoredTensor]
+    scaled: dict[str, ScaledMatrix]
 
     @property
     def note(self) -> str:
-        left = len(self.tensors) - len(self.names)
-        rest = f"; {left} other tensors, of images or sound, were left out" if left else ""
-        return f"the text model of {self.wrapper} alone{rest}"
+        left = sum(tensor.name not in self.names and not fp8_weights.is_scale(tensor.name) for tensor in self.tensors)
+        parts = [f"the text model of {self.wrapper} alone"] if self.wrapper else []
+        parts += [f"{left} other tensors, of images or sound, were left out"] if left else []
+        parts += [f"{len(self.scaled)} matrices in FP8 became bfloat16"] if self.scaled else []
+        return "; ".join(parts)
 
     @staticmethod
     def replaces(name: str) -> bool:
@@ -49,41 +56,59 @@ class TextModel:
         return name == "config.json" or ".safetensors" in name
 
     def write(self, out: Path) -> None:
-        """Write config and weights; bytes are copied, and no tensor is loaded."""
+        """Write config and weights, some rows at a time; what is not in FP8 is copied as bytes."""
         kept = [tensor for tensor in self.tensors if tensor.name in self.names]
-        planned = [PlannedTensor(self.names[tensor.name], tensor.dtype, tensor.shape) for tensor in kept]
+        planned = [
+            PlannedTensor(self.names[t.name], torch.bfloat16 if t.name in self.scaled else t.dtype, t.shape)
+            for t in kept
+        ]
         with ShardWriter(out, planned, limit=MAX_SHARD_BYTES) as writer:
             for tensor in kept:
                 writer.begin()
-                writer.copy(tensor)
+                if tensor.name not in self.scaled:
+                    writer.copy(tensor)
+                    continue
+                for piece in self.scaled[tensor.name].pieces():
+                    writer.write(piece)
         text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False)
         (out / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def find(folder: Path) -> TextModel | None:
-    """The text model of a multimodal base; None for a base that is a text model already.
+    """The text model of a base; None if the base is one already, and not in FP8.
 
     Raises:
-        DataError: It holds no text model that transformers loads as a causal LM.
+        DataError: It holds no text model that transformers loads as a causal LM, or FP8 weights without scales.
         IntegrityError: Its weights are no safetensors files.
     """
     whole = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
-    own = whole.get("text_config")
-    if not isinstance(own, dict):
+    own, packed = whole.get("text_config"), fp8_weights.is_fp8(whole)
+    if not isinstance(own, dict) and not packed:
         return None
+    tensors = stored_tensors(folder)
+    scaled = fp8_weights.find(whole, tensors) if packed else {}
+    if not isinstance(own, dict):
+        names = {tensor.name: tensor.name for tensor in tensors if not fp8_weights.is_scale(tensor.name)}
+        return TextModel("", _trainable(whole), names, tensors, scaled)
     listed = whole.get("architectures")
     wrapper = str(listed[0] if isinstance(listed, list) and listed else whole.get("model_type"))[:80]
     kind = str(own.get("model_type", ""))[:80]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    tensors = stored_tensors(folder)
-    names = text_names([tensor.name for tensor in tensors])
+    names = text_names([tensor.name for tensor in tensors if not (packed and fp8_weights.is_scale(tensor.name))])
     if not architecture or not names:
         inside = f"of type '{kind}'" if kind else "without a model_type"
         raise DataError(
             f"the base is a {wrapper}, and its text model {inside} cannot be taken out of it",
             hint="take a base that is a text model alone, such as one named ...ForCausalLM in its config.json",
         )
-    return TextModel(wrapper, _config(whole, own, architecture, names.values()), names, tensors)
+    config = _config(whole, own, architecture, names.values())
+    return TextModel(wrapper, _trainable(config) if packed else config, names, tensors, scaled)
+
+
+def _trainable(config: JsonObject) -> JsonObject:
+    """A config of FP8 weights as one of bfloat16 weights."""
+    left_out = ("quantization_config", "torch_dtype")
+    return {key: value for key, value in config.items() if key not in left_out} | {"dtype": "bfloat16"}
 
 
 def text_names(stored: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from benchmarks import architectures  # noqa: E402
@@ -79,10 +80,10 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
 def test_packed_weights_are_refused_by_name(tmp_path: Path, inside: bool) -> None:
     architectures.model("ministral3").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_bytes())
-    (config["text_config"] if inside else config)["quantization_config"] = {"quant_method": "fp8"}
+    (config["text_config"] if inside else config)["quantization_config"] = {"quant_method": "gptq"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match=r"weights are quantized \(fp8\)") as caught:
+    with pytest.raises(DataError, match=r"weights are quantized \(gptq\)") as caught:
         pull.run(PullConfig(base=str(tmp_path)), out=tmp_path / "out")
     assert "bfloat16" in caught.value.hint
 
@@ -95,3 +96,43 @@ def test_a_mixture_of_experts_is_said(
     (tmp_path / "out").mkdir()
     pull.run(PullConfig(base=str(tmp_path / "mixture"), rehearse=False), out=tmp_path / "out")
     assert "note: a mixture of experts; finetune leaves the experts as they are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "block"), [("ministral3", None), ("qwen3", [128, 128]), ("qwen3", [100, 60])])
+def test_fp8_weights_become_bfloat16(name: str, block: list[int] | None, tmp_path: Path) -> None:
+    architectures.model(name).save_pretrained(tmp_path)
+    stored, wanted = load_file(tmp_path / "model.safetensors"), {}
+    for key in [key for key in stored if key.endswith("_proj.weight") and "vision" not in key]:
+        weight = stored[key]
+        rows, columns = block or weight.shape
+        grid = torch.rand(-(-weight.shape[0] // rows), -(-weight.shape[1] // columns)) / 4096
+        spread = grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[: weight.shape[0], : weight.shape[1]]
+        stored[key] = (weight / spread).to(torch.float8_e4m3fn)
+        stored[f"{key}_scale_inv"] = grid if block else grid[0, 0]
+        stored[key.replace(".weight", ".activation_scale")] = torch.tensor(1.0)
+        wanted[key.removeprefix("language_model.")] = (stored[key].float() * spread).to(torch.bfloat16)
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": block}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = text_model.find(tmp_path)
+    assert text is not None
+    assert f"{len(wanted)} matrices in FP8 became bfloat16" in text.note
+    (tmp_path / "out").mkdir()
+    text.write(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert not any("scale" in key for key in written)
+    assert all(torch.equal(written[key], weight) for key, weight in wanted.items())
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_bytes())
+    hf_folder.require_consistent(tmp_path / "out", {key: tuple(tensor.shape) for key, tensor in written.items()})
+
+
+def test_fp8_weights_without_scales_are_refused(tmp_path: Path) -> None:
+    architectures.model("qwen3").save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    key = next(key for key in stored if key.endswith("q_proj.weight"))
+    save_file(stored | {key: stored[key].to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(DataError, match="in FP8 without scales that fit it"):
+        text_model.find(tmp_path)

@@ -1,0 +1,80 @@
+"""Weights stored in FP8 with scales -> the same weights in bfloat16, some rows at a time.
+
+A matrix `x.weight` has the scales `x.weight_scale_inv`: one number, or one for each block of rows and columns. Scales
+of activations (`x.activation_scale`) are of no use to a bfloat16 model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.errors import DataError
+from slmctl.model_files.safetensors_stream import StoredTensor
+
+SCALE, UNUSED = "_scale_inv", "activation_scale"
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+MAX_BLOCK = 1 << 16
+HINT = "take the same base in bfloat16 or float16, or a .gguf file of it"
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """A matrix in FP8 with its scales.
+
+    Attributes:
+        block: Rows and columns that share one scale.
+    """
+
+    weight: StoredTensor
+    scale: StoredTensor
+    block: tuple[int, int]
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """All rows in bfloat16, some at a time."""
+        scales = self.scale.rows(0, self.scale.shape[0] if self.scale.shape else 1).float()
+        scales = scales.reshape(self.scale.shape if len(self.scale.shape) == 2 else (1, 1))
+        columns = scales.repeat_interleave(self.block[1], 1)[:, : self.weight.shape[1]]
+        for first, last in self.weight.blocks():
+            rows = torch.arange(first, last) // self.block[0]
+            yield (self.weight.rows(first, last).float() * columns[rows]).to(torch.bfloat16)
+
+
+def is_fp8(config: JsonObject) -> bool:
+    """True if a config says that its weights are in FP8."""
+    packed = config.get("quantization_config")
+    return isinstance(packed, dict) and packed.get("quant_method") == "fp8"
+
+
+def is_scale(name: str) -> bool:
+    return name.endswith((SCALE, UNUSED))
+
+
+def find(config: JsonObject, tensors: Sequence[StoredTensor]) -> dict[str, ScaledMatrix]:
+    """Matrices in FP8 by the names under which they are stored.
+
+    Raises:
+        DataError: One has no scales, or scales of another shape than its blocks.
+    """
+    size = _block_size(config)
+    by_name, found = {tensor.name: tensor for tensor in tensors}, {}
+    for weight in [tensor for tensor in tensors if tensor.dtype in FP8 and not is_scale(tensor.name)]:
+        scale = by_name.get(weight.name + SCALE)
+        block = (size[0], size[1]) if size and scale is not None and len(scale.shape) == 2 else weight.shape
+        grid = tuple(-(-length // max(step, 1)) for length, step in zip(weight.shape, block, strict=False))
+        if scale is None or len(weight.shape) != 2 or (scale.shape not in ((), (1,)) and scale.shape != grid):
+            raise DataError(f"the base holds '{weight.name[:120]}' in FP8 without scales that fit it", hint=HINT)
+        found[weight.name] = ScaledMatrix(weight, scale, (block[0], block[1]))
+    return found
+
+
+def _block_size(config: JsonObject) -> tuple[int, int] | None:
+    """Rows and columns of a block; None where a matrix has one scale, or the config says nothing sound."""
+    packed = config.get("quantization_config")
+    size = packed.get("weight_block_size") if isinstance(packed, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size):
+        return None
+    return size[0], size[1]
