@@ -56,12 +56,14 @@ class Family:
         turn: A turn of its chat template with `{role}` and `{text}`, empty where the tokenizer brings the template.
         end: The token that ends a turn.
         head: What a conversation begins with.
+        kind: The class that its tokenizer names, by which the converter tells how to read it.
     """
 
     vocabulary: str
     turn: str = ""
     end: str = ""
     head: str = ""
+    kind: str = ""
 
 
 FAMILIES = {
@@ -70,7 +72,7 @@ FAMILIES = {
     "chatml": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>"),
     "lfm2": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>", "<|startoftext|>"),
     "granite": Family("llama3_1", "<|start_of_role|>{role}<|end_of_role|>{text}<|end_of_text|>\n", "<|end_of_text|>"),
-    "phi": Family("llama3_1", "<|{role}|>{text}<|end|>", "<|end|>"),
+    "phi": Family("llama3_1", "<|{role}|>{text}<|end|>", "<|end|>", kind="GPT2Tokenizer"),
     "olmo": Family("llama3_1", "<|{role}|>\n{text}<|endoftext|>\n", "<|endoftext|>", "<|endoftext|>"),
     "exaone": Family("llama3_1", "[|{role}|]{text}[|endofturn|]\n", "[|endofturn|]"),
     "glm": Family("llama3_1", "<|{role}|>\n{text}<|endofturn|>", "<|endofturn|>", "[gMASK]<sop>"),
@@ -122,6 +124,9 @@ def tokenizer(family: str, out: Path) -> Path:
     words.eos_token = form.end
     words.chat_template = _template(form) if form.turn else None
     words.save_pretrained(out)
+    if form.kind:
+        path = out / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"tokenizer_class": form.kind}), encoding="utf-8")
     return out
 
 
