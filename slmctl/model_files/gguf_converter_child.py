@@ -18,6 +18,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+GRANITE_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # of transformers 5 -> of the script
 LONG_ARRAY = 1000  # items from which an array is packed as a whole
 
 
@@ -67,6 +68,14 @@ def install(gguf: Any) -> None:
     gguf.vocab.json = types.SimpleNamespace(**{**vars(json), "load": load})
 
 
+def rename(config: dict[str, Any]) -> None:
+    """Give a config the names that the script looks for, where transformers writes others when it saves one."""
+    if config.get("model_type") == "granitemoehybrid" and config.get("layer_types"):
+        config["layer_types"] = [GRANITE_LAYERS.get(kind, kind) for kind in config["layer_types"]]
+    if config.get("model_type") == "falcon_h1" and config.get("head_dim") is None:
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+
+
 def main() -> None:
     """Run the script with its arguments as the main program."""
     place, script = Path(sys.argv[1]), sys.argv[2]
@@ -77,7 +86,15 @@ def main() -> None:
     install(gguf)
     # Layers that draft further tokens are no part of the model that transformers trains, and pull may have left them
     # out; without this, the converter of Qwen3.5 asks for them.
-    importlib.import_module("conversion.base").ModelBase.no_mtp = True
+    base = importlib.import_module("conversion.base").ModelBase
+    base.no_mtp = True
+    begin = base.__init__
+
+    def begin_renamed(self: Any, *args: Any, **options: Any) -> None:
+        rename(options.get("hparams") or {})
+        begin(self, *args, **options)
+
+    base.__init__ = begin_renamed
     sys.argv = [str(place / script), *sys.argv[3:]]
     runpy.run_path(str(place / script), run_name="__main__")
 
