@@ -110,12 +110,14 @@ def _normed_backward(g: torch.Tensor, x: torch.Tensor, norm: HeadNorm) -> torch.
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotary position embedding of x (T, heads, size); cos and sin (T, 1, turned / 2)."""
     half = cos.shape[-1]
-    evens, odds = (slice(half), slice(half, 2 * half)) if rotation == "halves" else (slice(0, 2 * half, 2),
-                                                                                     slice(1, 2 * half, 2))  # fmt: skip
     out = torch.empty_like(x)
-    first, second = x[..., evens], x[..., odds]
-    torch.mul(first, cos, out=out[..., evens]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., odds]).addcmul_(first, sin)
+    if rotation == "halves":
+        first, second = x[..., :half], x[..., half : 2 * half]
+        torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
+    else:
+        pairs, turned = (torch.view_as_complex(torch.unflatten(t[..., : 2 * half], -1, (half, 2))) for t in (x, out))
+        torch.mul(pairs, torch.complex(cos, sin), out=turned)
     out[..., 2 * half :] = x[..., 2 * half :]
     return out
 

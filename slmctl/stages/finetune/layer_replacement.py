@@ -9,6 +9,7 @@ transformers' and PEFT's own code.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,9 +42,10 @@ PROBE_NAME = "slmctl-probe"  # packed attention that notes what it is called wit
 QKV_NAMES = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("q_proj", "k_proj"), ("q_proj",))
 OUT_NAMES = (("o_proj",), ("out_proj",), ("dense",))
 QUERY_NORMS, KEY_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
-# The same of gated MLPs: gate and up, and down.
+# The same of MLPs: gate and up, and down; or up and down, where nothing is gated.
 GATE_UP_NAMES = (("gate_proj", "up_proj"), ("w1", "w3"), ("gate_up_proj",), ("input_linear",))
-DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",))
+UP_NAMES = (("up_proj",), ("fc1",))
+DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",), ("fc2",))
 
 
 @dataclass
@@ -180,36 +182,47 @@ def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
 
 
 def _replace_mlp(mlp: Any) -> bool:
-    """Replace a gated MLP if it has the expected parts and agrees."""
-    first = _stack(mlp, *GATE_UP_NAMES)
-    last = _stack(mlp, *DOWN_NAMES)
+    """Replace an MLP if it has the expected parts and agrees."""
+    first, last = _stack(mlp, *GATE_UP_NAMES, *UP_NAMES), _stack(mlp, *DOWN_NAMES)
     if first is None or last is None:
         return False
     x = torch.randn(1, 16, first.wide, generator=torch.Generator().manual_seed(0))
     x *= 2 / first(x[0]).float().std()  # so that the activation is far from linear
     with contextlib.suppress(*ODD):
         wanted = mlp(x)
-        for kind in _activations(mlp):
-            forward = _gated_mlp(first, kind, last)
+        for activate in _activations(mlp, gated=first.high == 2 * last.wide):
+            forward = _mlp(first, activate, last)
             if _close(forward(x), wanted, first.matrix.dtype):
                 mlp.forward = forward
                 return True
     return False
 
 
-def _gated_mlp(first: StackedLinear, kind: str, last: StackedLinear) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: last(GatedActivation.apply(first(x[0]), kind))[None]
+Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _activations(mlp: Any) -> list[str]:
-    """The names of the activations, `silu` and `gelu` (the tanh form), that an MLP may use."""
-    x = torch.linspace(-4, 4, 101)
-    candidates = {"silu": functional.silu(x), "gelu": functional.gelu(x, approximate="tanh")}
+def _mlp(first: StackedLinear, activate: Elementwise, last: StackedLinear) -> Elementwise:
+    return lambda x: last(activate(first(x[0])))[None]
+
+
+def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
+    """Candidates for what is between the products of an MLP: its own activation, or that of a gate times the rest."""
     names = ("act_fn", "activation_fn", "activation")
     own = next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
-    if own is None:  # its forward calls a function
-        return list(candidates)
-    return [kind for kind, values in candidates.items() if torch.allclose(own(x), values, atol=1e-6)]
+    if not gated:
+        return [lambda x: own(x.float())] if own is not None else []
+    x = torch.linspace(-4, 4, 101)
+    kinds = {"silu": functional.silu(x), "gelu": functional.gelu(x, approximate="tanh")}
+    return [
+        functools.partial(_gated, kind=kind)
+        for kind, values in kinds.items()
+        if own is None or torch.allclose(own(x), values, atol=1e-6)  # without one, its forward calls a function
+    ]
+
+
+def _gated(both: torch.Tensor, kind: str) -> torch.Tensor:
+    product: torch.Tensor = GatedActivation.apply(both, kind)
+    return product
 
 
 def _replace_convolution(module: PackedShortConvolution) -> bool:
@@ -246,10 +259,20 @@ def _norm_weight(norm: Any, size: int = 0) -> tuple[torch.Tensor, float] | None:
 
 
 def _replace_norm(norm: Any) -> None:
+    """Replace an RMS norm, or a layer norm without bias that is computed step by step (Cohere)."""
     parameters = _norm_weight(norm)
     if parameters is not None:
         weight, eps = parameters
         norm.forward = lambda x: RmsNorm.apply(x, weight, eps)
+    elif type(norm).__name__.endswith("LayerNorm"):
+        weight, eps = norm.weight.detach().float(), norm.variance_epsilon
+        x = torch.linspace(-2, 3, weight.numel())[None]
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return functional.layer_norm(x.float(), weight.shape, weight, None, eps)
+
+        if _close(forward(x), norm(x), torch.float32):
+            norm.forward = forward
 
 
 def _replace_attention(module: Any, call: _Call) -> bool:

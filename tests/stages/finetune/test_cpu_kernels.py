@@ -14,7 +14,14 @@ transformers = pytest.importorskip("transformers")
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from slmctl.stages.finetune import answer_loss, cpu_kernels, layer_replacement, lora_targets, packing_check  # noqa: E402
+from slmctl.stages.finetune import (  # noqa: E402
+    answer_loss,
+    cpu_kernels,
+    layer_replacement,
+    lora_targets,
+    packing_check,
+    short_convolution,
+)
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
@@ -90,7 +97,8 @@ FAST: dict[str, tuple[str, dict[str, Any], int]] = {
         {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
     ),
     "LFM2, convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True}, 3),
-    "Phi, part of each head is turned": ("PhiConfig", {}, 0),
+    "Phi, part of each head is turned, an MLP without gate": ("PhiConfig", {}, 3),
+    "Apertus, an activation of its own": ("ApertusConfig", {}, 3),
     "Phi 3, fused projections": ("Phi3Config", {"sliding_window": WINDOW}, 3),
     "Phi 4 mini, the same and part of each head is turned": (
         "Phi3Config",
@@ -267,6 +275,42 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
         torch.testing.assert_close(mine, own)
     stack.dropout.eval()
     torch.testing.assert_close(stack(x), x @ layer.weight.T + x @ a.T @ b.T * 2)
+
+
+def test_dropout_does_not_keep_a_layer_slow_and_is_not_lost() -> None:
+    settings = {"attention_dropout": 0.4}
+    plain, fast = (adapted("LlamaConfig", settings, {"dropout": 0.3}) for _ in range(2))
+    fast.train()
+    assert packing_check.supports_packing(fast)
+    assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": 3}
+    assert fast.training
+    for module in fast.modules():
+        if type(module) is torch.nn.Dropout:
+            module.p = 0.0  # the adapter's, so that what differs is the attention's
+    assert packed_loss(fast) != packed_loss(fast)
+    compare(plain.eval(), fast.eval(), packed_loss)
+
+
+def test_a_part_of_another_form_does_not_cost_the_others() -> None:
+    kind, settings, fast_layers = FAST["Qwen3 with experts"]
+    model = adapted(kind, settings)
+    assert layer_replacement.install_kernels(model)["fast_layers"] == fast_layers == 0
+    layer = model.base_model.model.model.layers[0]
+    replaced = {name for name, part in layer.named_children() if "forward" in vars(part)}
+    assert replaced == {"self_attn", "input_layernorm", "post_attention_layernorm"}
+
+
+def test_a_convolution_sees_the_end_of_the_prefix_and_no_other_record() -> None:
+    kind, settings, _ = FAST["LFM2, convolutions"]
+    model = adapted(kind, settings).base_model.model
+    short_convolution.teach_layout(model)
+    convolution = model.model.layers[0].conv
+    x = torch.randn(1, 1 + 2 * 4, 64)  # the prefix is shorter than what a token sees
+    packed = convolution(x, layout=(1, 2))
+    for rest in (slice(1, 5), slice(5, 9)):
+        alone = convolution(torch.cat([x[:, :1], x[:, rest]], dim=1))
+        torch.testing.assert_close(packed[:, rest], alone[:, 1:])
+    torch.testing.assert_close(packed[:, :1], convolution(x[:, :1]))
 
 
 class LogitRows(TorchDispatchMode):
