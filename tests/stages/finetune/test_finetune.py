@@ -868,9 +868,9 @@ def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("kind", "more", "fast_layers"),
     [
-        ("Gemma2Config", {"head_dim": 16}, 0),
+        ("Gemma2Config", {"head_dim": 16}, 2),
         ("Qwen3Config", {"head_dim": 16}, 2),
-        ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, None),
+        ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, 2),
         ("StableLmConfig", {}, None),
         ("GPTNeoXConfig", {}, 0),
     ],
