@@ -53,7 +53,6 @@ class Rehearsal:
         layers: Layers of the copy.
         fast_layers: Of these, how many train with the CPU kernels.
         packed: Records train packed into one sequence, their common beginning computed once.
-        shares_prefix: The engine computes the common beginning of prompts once.
         attention: The implementation that transformers takes: `sdpa` or `eager`.
         left_out: Stages that could not be tried here, each with the reason.
     """
@@ -62,7 +61,6 @@ class Rehearsal:
     layers: int = 0
     fast_layers: int = 0
     packed: bool = False
-    shares_prefix: bool = True
     attention: str = ""
     left_out: tuple[str, ...] = ()
 
@@ -75,8 +73,6 @@ class Rehearsal:
         elif self.fast_layers < self.layers:
             slow = self.layers - self.fast_layers
             remarks.append(f"{slow} of {self.layers} layers have no fast kernels on a CPU: training is slower")
-        if not self.shares_prefix:
-            remarks.append("llama.cpp cannot share the beginning of prompts here: each request computes its own")
         if self.attention == "eager":
             remarks.append("transformers has no fused attention for it: eager attention, slower on long texts")
         return [*remarks, *(f"not rehearsed: {sentence}" for sentence in self.left_out)]
@@ -116,10 +112,10 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 def _chain(project: resolve.Project, attention: str) -> Rehearsal:
     made = {name: _stage(project, name) for name in ("pull", "prepare", "finetune", "merge")}
     training = made["finetune"].metrics
-    shares, left_out = True, []
+    left_out: list[str] = []
     try:
         gguf = _stage(project, "quantize", must_end=False)
-        shares = _answers_freely(gguf)
+        _answer_freely(gguf)
         for model in ("gguf", "adapter"):
             with _explained("predict"):
                 for request in resolve.predictions_of(project, model):
@@ -131,7 +127,6 @@ def _chain(project: resolve.Project, attention: str) -> Rehearsal:
         layers=int(training.get("layers", 0)),
         fast_layers=int(training.get("fast_layers", 0)),
         packed="fast_layers" in training,
-        shares_prefix=shares,
         attention=attention,
         left_out=tuple(left_out),
     )
@@ -159,8 +154,8 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _answers_freely(gguf: Artifact) -> bool:
-    """Have the engine answer in free text, after a beginning that two prompts share; True if it computed that once."""
+def _answer_freely(gguf: Artifact) -> None:
+    """Have the engine answer in free text, after a beginning that two prompts share."""
     from slmctl.inference import engine
     from slmctl.task.contract import Task
 
@@ -170,7 +165,6 @@ def _answers_freely(gguf: Artifact) -> bool:
     with _explained("serve"), engine.Engine(gguf.file(file), sequences=2) as model:
         for text in ("one", "two"):
             model.ask(engine.Request(task.prompt(task.messages(text)), prefix=head, max_tokens=4))
-        return bool(model.info.get("shares_prefix", True))
 
 
 def _write_rows(path: Path) -> None:

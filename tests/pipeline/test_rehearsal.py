@@ -61,7 +61,7 @@ def test_lora_targets_that_cannot_be_converted_are_refused_before_the_training(
 
 
 def test_remarks_say_what_is_slower() -> None:
-    slow = rehearsal.Rehearsal(True, layers=4, fast_layers=1, packed=True, shares_prefix=False, attention="eager")
-    assert len(slow.remarks) == 3
+    slow = rehearsal.Rehearsal(True, layers=4, fast_layers=1, packed=True, attention="eager")
+    assert len(slow.remarks) == 2
     assert "3 of 4 layers" in slow.remarks[0]
     assert rehearsal.Rehearsal(True, layers=4, fast_layers=4, packed=True, attention="sdpa").remarks == []
