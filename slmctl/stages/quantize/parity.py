@@ -101,7 +101,7 @@ def look_alikes(task: Task) -> list[str]:
     """Texts that spell control tokens: the base's own, and all that llama.cpp knows by name."""
     names = sorted({*task.special_tokens, *vocabulary.CONTROL_BY_NAME})
     chosen = [*names[:: max(1, len(names) // MAX_LOOK_ALIKES)], *sorted(vocabulary.CONTROL_BY_NAME)]
-    return [" ".join(chosen), "x".join(chosen)]
+    return ["\n".join(chosen), "x".join(chosen)]  # no blanks: one before a U+2581 is two of them to transformers
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
