@@ -156,6 +156,15 @@ def test_a_template_that_transformers_renders_otherwise_is_caught(
         parity.check_head("x.gguf", gguf_header.read(planted(unchanged)), other)
 
 
+def test_a_script_that_is_tokenized_otherwise_is_noted(
+    planted: Any, wanted: parity.MergedModelReference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = next(k for k, text in enumerate(wanted.texts) if parity.MARKS in text)
+    tokens = [ids[:-1] if k == at else ids for k, ids in enumerate(wanted.tokens)]
+    check(planted(unchanged), dataclasses.replace(wanted, tokens=tokens), tmp_path)
+    assert "note: planted-F16.gguf tokenizes Hindi and scripts like it otherwise" in capsys.readouterr().err
+
+
 def test_every_nasty_text_is_among_those_compared(wanted: parity.MergedModelReference) -> None:
     # what spells a control token is broken up first, so it is looked for by its last word
     for text in parity.HARD_TEXTS:
