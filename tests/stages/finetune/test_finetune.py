@@ -739,6 +739,27 @@ def test_head_and_embeddings_are_trained_packed_and_padded(
     assert all(updates[name].abs().max() > 0 for name in ups)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_way_of_a_gpu_trains_alike(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    # its plan, mixed precision and the model's own layers, on this processor
+    settings = {"max_steps": 16, "matmul_dtype": "float32"}
+    plain = run(settings, artifacts, tmp_path / "cpu")
+    whole = device_plan.DevicePlan.arguments
+    monkeypatch.setattr(device_plan, "gpu_here", lambda: device_plan.Gpu(bf16=True, free=10**10, visible=1))
+    monkeypatch.setattr(device_plan.DevicePlan, "arguments", lambda plan: whole(plan) | {"use_cpu": True})
+    monkeypatch.setattr(device_plan.DevicePlan, "peak_bytes", lambda plan: 1)
+    if not packed:
+        monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
+    other = run(settings, artifacts, tmp_path / "gpu")
+    assert "fast_layers" not in other
+    assert (other["computed_tokens"] == plain["computed_tokens"]) == packed
+    assert other["memory_estimate"] > 10**9
+    for loss in ("train_loss", "validation_loss", "validation_loss_before"):
+        assert other[loss] == pytest.approx(plain[loss], rel=0.05), loss
+
+
 def test_weights_that_get_no_gradient_are_not_counted_as_trained(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
