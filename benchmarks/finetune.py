@@ -176,7 +176,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
         arguments = SFTConfig(
             output_dir=str(project / "runs" / ".bench"), max_steps=STEPS, learning_rate=RATE,
             per_device_train_batch_size=BATCH, lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(recipe.warmup * STEPS),
+            warmup_steps=math.ceil(recipe.warmup_ratio * STEPS),
             train_sampling_strategy="sequential",  # the order, of like lengths, is that of slmctl
             save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
             use_cpu=True, seed=0, **options,

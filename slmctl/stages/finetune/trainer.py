@@ -148,10 +148,10 @@ class AnswerTrainer(SFTTrainer):
         norm = super()._clip_grad_norm(model)
         if self.accelerator.scaler is None:
             self.unchecked.append(("gradient", self.state.global_step + 1, torch.as_tensor(norm)))
-        else:  # one that is not finite is skipped, and the next loss is scaled by half as much
-            scale = self.accelerator.scaler.get_scale()
-            if scale < LEAST_SCALE:
+        else:  # a step whose gradient is not finite is skipped, and the next loss is scaled by half as much
+            if self.accelerator.scaler.get_scale() < LEAST_SCALE:
                 self.diverged("gradient", math.inf, self.state.global_step + 1)
+            norm = torch.as_tensor(norm).nan_to_num(nan=0.0, posinf=0.0)
         self._check_when_due()
         return norm
 

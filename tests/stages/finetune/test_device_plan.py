@@ -17,11 +17,12 @@ from slmctl.errors import StageError
 torch = pytest.importorskip("torch")
 
 from transformers import LlamaConfig  # noqa: E402
-from trl import SFTConfig  # noqa: E402
+from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from slmctl.stages.finetune import checkpoint, device_plan, finetune  # noqa: E402
 from slmctl.stages.finetune.device_plan import Gpu, GpuNeeds  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord  # noqa: E402
+from slmctl.stages.finetune.trainer import AnswerTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -183,3 +184,19 @@ def test_the_count_of_steps_is_restored_where_the_optimizer_wants_it(tmp_path: P
     assert optimizer.state[p]["step"].device.type == where
     assert optimizer.state[p]["exp_avg"].device.type == "meta"
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(65536.0, False), (1.0, False), (0.5, True)])
+def test_float16_skips_a_step_with_an_infinite_gradient_until_the_scale_is_used_up(
+    monkeypatch: pytest.MonkeyPatch, scale: float, stops: bool
+) -> None:
+    monkeypatch.setattr(SFTTrainer, "_clip_grad_norm", lambda self, model: torch.tensor(math.inf))
+    sft = AnswerTrainer.__new__(AnswerTrainer)
+    sft.accelerator = types.SimpleNamespace(scaler=types.SimpleNamespace(get_scale=lambda: scale))
+    sft.state = types.SimpleNamespace(global_step=4)
+    sft.checkpoints, sft.check_every, sft.unchecked = None, 1, []
+    if stops:
+        with pytest.raises(StageError, match="the gradient is inf at step 5"):
+            sft._clip_grad_norm(None)
+        return
+    assert float(sft._clip_grad_norm(None)) == 0  # JSON knows no infinity
