@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -122,7 +123,6 @@ def one(side: str, project: Path) -> dict[str, Any]:
         finetune,
         layer_replacement,
         lora_targets,
-        memory_estimate,
         trainer,
     )
     from slmctl.stages.finetune.batches import PaddedBatches
@@ -188,7 +188,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
             callbacks=[Clock()],
         )  # fmt: skip
         sft.train()
-    found["rss_gb"] = memory_estimate.peak_bytes() / 1e9
+    found["rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if side != "slmctl":
         model.eval()
         total, count = 0.0, 0

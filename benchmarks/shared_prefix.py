@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import result
 from slmctl.config import resolve_matmul_dtype
-from slmctl.stages.finetune import batches, layer_replacement, memory_estimate
+from slmctl.model_files import memory
+from slmctl.stages.finetune import batches, layer_replacement
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord
 
 RECORDS, OWN, ANSWER = 16, 60, 4  # records of a step; a record's own tokens, and those of them that are its answer
@@ -111,11 +112,11 @@ def step(model: Any, pieces: Sequence[dict[str, Any]]) -> float:
 
 
 def peak_bytes(model: Any, pieces: Sequence[dict[str, Any]]) -> int:
-    """Peak resident size of this process during a step."""
-    memory_estimate.trim_heap()
-    memory_estimate.reset_peak()
-    step(model, pieces)
-    return memory_estimate.peak_bytes()
+    """Peak of this process's anonymous memory during a step."""
+    memory.trim_heap()
+    with memory.PeakMeter() as peak:
+        step(model, pieces)
+    return peak.bytes
 
 
 if __name__ == "__main__":

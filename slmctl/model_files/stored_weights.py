@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import accelerate
 import torch
 from torch.nn import functional
 
@@ -57,8 +58,9 @@ def widen(model: Any) -> None:
     for module in model.modules():
         halves = {name: own for name, own in module._parameters.items() if own is not None and own.dtype in HALVES}
         large = type(module) is torch.nn.Linear or isinstance(module, torch.nn.Embedding)
+        read_from_outside = isinstance(module, torch.nn.Conv1d)  # by state-space mixers, which call it by its weight
         for name, own in halves.items():
-            if not (large and name == "weight") and own.numel() < SMALL_ELEMENTS:
+            if read_from_outside or (not (large and name == "weight") and own.numel() < SMALL_ELEMENTS):
                 own.data = own.data.float()
         if type(module) is torch.nn.Linear:
             module.__class__ = StoredLinear
@@ -66,9 +68,20 @@ def widen(model: Any) -> None:
             call = _WidenedCall()
             module.register_forward_pre_hook(call.begin)
             module.register_forward_hook(call.end, always_call=True)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.dtype in HALVES:
-                module._buffers[name] = buffer.float()
+    _recompute_buffers(model)
+
+
+def _recompute_buffers(model: Any) -> None:
+    """Compute in float32 what no file holds, such as the scale of Gemma's embeddings: it was rounded when loaded."""
+    with accelerate.init_empty_weights(include_buffers=False):
+        exact = type(model)._from_config(model.config, dtype=torch.float32)
+    stored = model.state_dict(keep_vars=True).keys()
+    for name, buffer in exact.named_buffers():
+        place, _, own = name.rpartition(".")
+        if name in stored:
+            buffer = model.get_buffer(name).float() if model.get_buffer(name).is_floating_point() else None
+        if buffer is not None and not buffer.is_meta:
+            model.get_submodule(place)._buffers[own] = buffer
 
 
 def multiply_in(model: Any, products: torch.dtype) -> None:

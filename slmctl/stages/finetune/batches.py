@@ -12,6 +12,7 @@ import torch
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker, EncodedRecord, common_prefix, prompt_length
 
 PIECE_TOKENS = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
+SMALLER_PIECES = (512, 256, 128)  # for models that would not fit into memory otherwise
 # Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
 # so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
 PREFIX_ALLOWANCE = 2

@@ -121,10 +121,12 @@ def gpu_here() -> Gpu | None:
     return Gpu(torch.cuda.is_bf16_supported(including_emulation=False), free // shared, visible, shared)
 
 
-def for_cpu(config: FinetuneConfig, memory_bytes: int | None = None) -> DevicePlan:
+def for_cpu(
+    config: FinetuneConfig, memory_bytes: int | None = None, piece_tokens: int = batches.PIECE_TOKENS
+) -> DevicePlan:
     """The plan of a training on a CPU that takes so many bytes."""
     dtype = torch.bfloat16 if config.matmul_dtype == "bfloat16" else torch.float32
-    return DevicePlan(dtype, memory_bytes=memory_bytes)
+    return DevicePlan(dtype, memory_bytes=memory_bytes, piece_tokens=piece_tokens)
 
 
 def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[EncodedRecord]) -> DevicePlan:

@@ -23,7 +23,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, MissingError, StageError, UsageError
-from slmctl.model_files import hf_folder
+from slmctl.model_files import hf_folder, memory
 from slmctl.model_files.base_model import Base
 from slmctl.network import guard
 from slmctl.stages.finetune import (
@@ -139,9 +139,9 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
     _require_trackers(config.report_to)
     if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
         return distributed.run_workers(config, base=base, prepared=prepared, out=out, keep=keep)
-    memory_estimate.reset_peak()
-    with device_plan.out_of_memory(keep):
-        return _run(config, base, prepared, out, keep)
+    with memory.PeakMeter() as peak, device_plan.out_of_memory(keep):
+        metrics = _run(config, base, prepared, out, keep)
+    return {"memory_peak": peak.bytes} | metrics
 
 
 def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
     gpu = device_plan.gpu_here()
     if gpu is None:
-        plan = device_plan.for_cpu(config, _require_memory(config, base.path, train))
+        plan = device_plan.for_cpu(config, *_require_memory(config, base.path, train))
     else:
         if gpu.shared > 1:  # what a faster process had loaded by now would count as taken
             PartialState(backend=device_plan.SHARED_BACKEND).wait_for_everyone()
@@ -183,19 +183,23 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
     return TrainingInputs(library, tokenizer, train, validation, overlong, plan)
 
 
-def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> int:
-    """The estimated peak of this process in bytes.
+def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> tuple[int, int]:
+    """The estimated peak of this process in bytes, and the tokens to compute at once: fewer where memory is short.
 
     Raises:
         StageError: The processes of this machine do not fit into its memory together.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     per_process = max(config.batch_size // (config.gradient_accumulation_steps * world), 1)
-    needed = memory_estimate.estimate_bytes(folder, config, *batches.largest_piece(records, per_process))
+    needs: dict[int, int] = {}
+    for piece in (batches.PIECE_TOKENS, *batches.SMALLER_PIECES):
+        largest = batches.largest_piece(records, per_process, piece)
+        needs[piece] = memory_estimate.estimate_bytes(folder, config, *largest)
     if world > 1:  # what a faster process had loaded by now would count as taken
         PartialState(cpu=True).wait_for_everyone()
-    memory_estimate.require_free(needed, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return needed
+    piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
+    memory.require(needs[piece], "training", hint=memory_estimate.TOO_LARGE, processes=here)
+    return needs[piece], piece
 
 
 def _load_model(
@@ -224,8 +228,9 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
     if resumed is None:
         trainer.evaluate()
     if leads and resumed is None:
-        memory = inputs.plan.memory_bytes
-        expected = f", about {console.size(memory)} of memory" if memory else ""
+        expected = f", about {console.size(inputs.plan.memory_bytes)} of memory" if inputs.plan.memory_bytes else ""
+        if inputs.plan.piece_tokens < batches.PIECE_TOKENS:
+            expected += f" with {inputs.plan.piece_tokens} tokens at once in place of {batches.PIECE_TOKENS}"
         loss = trainer.progress.before or math.nan
         if inputs.plan.idle_gpus:
             visible = inputs.plan.idle_gpus + 1
@@ -271,7 +276,8 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "record_tokens": progress.real,
         "padding": round(trainer.padding, 4),
         "memory_estimate": inputs.plan.memory_bytes,
-        "memory_peak": inputs.plan.peak_bytes() if inputs.plan.gpu else memory_estimate.peak_bytes(),
+        "piece_tokens": inputs.plan.piece_tokens,
+        **({"memory_peak": inputs.plan.peak_bytes()} if inputs.plan.gpu else {}),
     }
 
 

@@ -22,8 +22,8 @@ from trl import SFTTrainer
 
 from slmctl import console
 from slmctl.errors import StageError
+from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
-from slmctl.stages.finetune import memory_estimate
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.packing import EncodedRecord
 
@@ -304,7 +304,7 @@ class TrainingMonitor(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % TRIM_EVERY_STEPS == 0:
-            memory_estimate.trim_heap()
+            memory.trim_heap()
         if state.global_step == state.max_steps:
             control.should_log = control.should_evaluate = True
             control.should_save = False  # one that resumed from the end would take another step

@@ -20,7 +20,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig, moment
 from slmctl.errors import DataError, IntegrityError, UsageError
-from slmctl.model_files import gguf_header, hf_folder, safetensors_header, vocabulary
+from slmctl.model_files import gguf_header, hf_folder, memory, safetensors_header, vocabulary
 from slmctl.model_files.base_model import Base
 from slmctl.network import hub
 from slmctl.pipeline import rehearsal
@@ -35,6 +35,9 @@ ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "ge
            "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
 
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
+
+SHARD_BYTES = 4_000_000_000  # of the safetensors files of a dequantised base
+FIXED_BYTES = 100_000_000  # tokenizer and libraries
 
 # For a base without one. A turn ends with the base's own end token, so every engine stops there.
 CHAT_TEMPLATE = """\
@@ -185,19 +188,25 @@ def _from_folder(folder: Path, source: str, out: Path) -> Base:
 def _from_gguf(path: Path, source: str, out: Path) -> Base:
     """Dequantise a GGUF file into an HF folder; float16 holds the values of its blocks almost exactly."""
     with _refused():
-        metadata = gguf_header.read(path).metadata
+        head = gguf_header.read(path)
+    metadata = head.metadata
+    sizes = [tensor.weights for tensor in head.tensors]
+    needed = memory.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)  # float16, one expanded
+    memory.require(needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more")
     load_check.require_loadable(path.parent, path.name)
     console.say(f"  dequantising {path.name}")
     tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
     pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "")))
     if pre_tokenizer is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    loaded = hf_folder.load_model(path.parent, gguf_file=path.name)
+    loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)  # tensor by tensor
     del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised
-    model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF
-    model.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):
+        model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
     model.config.dtype = torch.float16
-    model.to(torch.float16).save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(out)
     for path_out in out.glob("*.safetensors"):
         path_out.chmod(0o644)

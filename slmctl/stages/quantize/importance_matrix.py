@@ -7,7 +7,7 @@ most lose least.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from slmctl import console
 from slmctl.errors import StageError
 from slmctl.model_files.gguf_header import GgufHeader
+from slmctl.stages.quantize import parity
 from slmctl.stages.quantize.gguf_files import ImportanceMatrix
 
-BATCH_RECORDS = 8  # records of like length computed together
 MAX_RECORD_TOKENS = 1024  # of a record, counted from its start
 # Granite 4: the converter splits this layer's fused weight, and names its parts by themselves.
 _SHARED_MLP = {"input_linear": ("ffn_gate", "ffn_up"), "output_linear": ("ffn_down",)}
@@ -41,6 +41,7 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     Raises:
         StageError: An activation is not finite.
     """
+    records = [record[:MAX_RECORD_TOKENS] for record in records]
     names = _names(model, head)
     squares: dict[str, torch.Tensor] = {}
     mask = torch.ones(0)
@@ -51,10 +52,10 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     tokens = 0
     try:
         with torch.inference_mode(), console.progress("importance", len(records), "records") as meter:
-            for batch in _batches(records):
-                ids, mask = _padded(batch)
+            for batch in parity.batches(records):
+                ids, mask = parity.padded([records[index] for index in batch])
                 tokens += int(mask.sum())
-                model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+                model.base_model(input_ids=ids, use_cache=False)
                 meter.advance(len(batch))
     finally:
         for handle in handles:
@@ -110,17 +111,3 @@ def _square_sum_hook(squares: dict[str, torch.Tensor], name: str, mask: Any) -> 
         squares[name] = squares[name] + total if name in squares else total
 
     return add
-
-
-def _batches(records: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    ordered = sorted((record[:MAX_RECORD_TOKENS] for record in records), key=len)
-    for start in range(0, len(ordered), BATCH_RECORDS):
-        yield ordered[start : start + BATCH_RECORDS]
-
-
-def _padded(batch: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (records, length), padded on the right."""
-    length = max(map(len, batch))
-    ids = torch.tensor([[*record, *[0] * (length - len(record))] for record in batch])
-    mask = torch.tensor([[True] * len(record) + [False] * (length - len(record)) for record in batch])
-    return ids, mask

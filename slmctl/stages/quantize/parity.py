@@ -7,8 +7,9 @@ those of every file. A file that tokenizes a prompt differently, or cannot end a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from slmctl.task.records import Message, Record
 COMPARED_RECORDS = 16  # held-out records whose next tokens are compared
 MAX_RECORD_TOKENS = 1024  # tokens of such a record
 MAX_ANSWER_TOKENS = 32  # tokens of an answer that are compared
+BATCH_TOKENS = 2048  # computed together: a weight is made float32 once a batch
 MAX_LOGIT_BYTES = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
 
@@ -141,14 +143,49 @@ def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: i
 @torch.inference_mode()
 def _logits(model: Any, rows: Sequence[LogitRequest], vocabulary: int) -> npt.NDArray[np.float32]:
     """Logits at the positions of all rows, (positions, vocabulary)."""
-    out = np.empty((sum(len(row.positions) for row in rows), vocabulary), np.float32)
-    filled = 0
-    for row in rows:
-        ids, keep = torch.tensor([row.tokens]), torch.tensor(row.positions)
-        logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0].float()  # (positions, V)
-        out[filled : filled + len(keep)] = logits.numpy()
-        filled += len(keep)
+    ends = list(itertools.accumulate(len(row.positions) for row in rows))
+    out = np.empty((ends[-1] if ends else 0, vocabulary), np.float32)
+    chosen: tuple[list[int], list[int]] = [], []  # rows of a batch, and a position in each
+
+    def choose(head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][chosen][None],)  # (rows, length, width) -> (1, positions, width)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        for batch in batches([row.tokens for row in rows]):
+            pairs = [(place, position) for place, index in enumerate(batch) for position in rows[index].positions]
+            chosen = [place for place, _ in pairs], [position for _, position in pairs]
+            ids, _ = padded([rows[index].tokens for index in batch])
+            logits = model(input_ids=ids, use_cache=False).logits[0].float().numpy()  # (positions, vocabulary)
+            targets = [ends[index] - len(rows[index].positions) + k
+                       for index in batch for k in range(len(rows[index].positions))]  # fmt: skip
+            out[targets] = logits
+    finally:
+        handle.remove()
     return out
+
+
+def batches(sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of sequences of like length, as many as BATCH_TOKENS holds when they are padded to the longest."""
+    batch: list[int] = []
+    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        if batch and (len(batch) + 1) * len(sequences[index]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (sequences, length), padded on the right, where a causal model's other positions see nothing.
+
+    So no model needs the mask, and one without attention computes the same too.
+    """
+    length = max(map(len, sequences))
+    ids = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens in sequences])
+    mask = torch.tensor([[True] * len(tokens) + [False] * (length - len(tokens)) for tokens in sequences])
+    return ids, mask
 
 
 def check_head(name: str, head: GgufHeader, reference: MergedModelReference) -> None:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
-from slmctl.config import QuantizeConfig
+from slmctl.config import QuantizeConfig, resolve_matmul_dtype
 from slmctl.errors import StageError
 from slmctl.inference import engine
-from slmctl.model_files import gguf_converter, gguf_header, hf_folder
+from slmctl.model_files import gguf_converter, gguf_header, hf_folder, memory, model_size, stored_weights
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
@@ -26,6 +28,8 @@ from slmctl.task.records import Record, read_records
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
 MAX_PROBE_TOKENS = 256  # within which a free answer must end
 ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
+CHILD_BYTES = 300_000_000  # of the converter, or of llama.cpp, without tensors
+LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance: auto`
 
 
@@ -48,6 +52,8 @@ def run(
     base, task = Base.read(merged.path), Task.read(merged.path)
     if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
+    needed = _estimate_bytes(merged.path)
+    memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
     held_out = read_records(prepared.file("validation.jsonl"))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         lossless = gguf_files.convert(config, merged, base, Path(scratch))
@@ -74,8 +80,15 @@ def run(
     base.write(out)
     return {
         "files": files, "lossless": {"type": lossless.type} | checked, "importance_rows": records,
-        "converter_source_sha256": gguf_converter.source_hash(), **lora,
+        "memory_estimate": needed, "converter_source_sha256": gguf_converter.source_hash(), **lora,
     }  # fmt: skip
+
+
+def _estimate_bytes(folder: Path) -> int:
+    """Estimated peak of this stage with its child processes: the reference, or the conversion of the largest tensor."""
+    model = model_size.read(folder)
+    reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
+    return max(reference, memory.held_bytes() + CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden)
 
 
 def _unweighted_twins(
@@ -102,6 +115,8 @@ def _compute_reference(
     if not count or not any(WEIGHTED_TYPES.match(name) for name in config.types):
         return reference, {}, 0
     texts = texts_of(read_records(prepared.file("train.jsonl")), task, int(count))
+    if resolve_matmul_dtype("auto") == "bfloat16":  # mean squares need no more, and it takes half the time
+        stored_weights.multiply_in(model, torch.bfloat16)
     matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)
     return reference, matrix, len(texts)
 

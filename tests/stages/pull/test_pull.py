@@ -17,7 +17,8 @@ from support.hub import COMMIT
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PullConfig
-from slmctl.errors import DataError, IntegrityError, NetworkError, UsageError
+from slmctl.errors import DataError, IntegrityError, NetworkError, StageError, UsageError
+from slmctl.model_files import hf_folder, memory
 from slmctl.model_files.base_model import Base
 from slmctl.stages.pull import package_index_weights, pull
 
@@ -129,6 +130,17 @@ def test_a_gguf_is_dequantised(artifacts: dict[str, Artifact], out: Path) -> Non
     assert described.chat_template == tiny.TEMPLATE
     assert described.license == "apache-2.0"
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_gguf_that_does_not_fit_into_memory_is_refused_at_once(
+    artifacts: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = artifacts["gguf"]
+    source = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(hf_folder, "load_model", None)
+    with pytest.raises(StageError, match=r"dequantising needs about \S+ MB of memory, and \S+ MB are free"):
+        run(source, out)
 
 
 def test_a_broken_gguf_is_refused(tmp_path: Path, out: Path) -> None:

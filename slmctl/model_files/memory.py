@@ -1,0 +1,91 @@
+"""Memory: what is free, what this process takes, and the refusal of what cannot fit.
+
+Pages of mapped files are left out everywhere: the kernel drops them when memory runs short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from pathlib import Path
+
+from slmctl.console import size
+from slmctl.errors import StageError
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
+SAMPLE_S = 0.05
+
+
+def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
+    """Refuse work of so many processes on this machine, each with a peak of `needed` bytes, that cannot fit.
+
+    Args:
+        work: Subject of the message, such as `training`.
+
+    Raises:
+        StageError: The peak is more than what is free and what the processes hold already.
+    """
+    if not fits(needed, processes):
+        have = available_bytes() + processes * held_bytes()
+        each = f" in {processes} processes" if processes > 1 else ""
+        raise StageError(
+            f"{work} needs about {size(processes * needed)} of memory{each}, and {size(have)} are free", hint=hint
+        )
+
+
+def fits(needed: int, processes: int = 1) -> bool:
+    """True if so many processes on this machine, each with a peak of `needed` bytes, fit beside what else runs."""
+    return processes * needed <= available_bytes() + processes * held_bytes()
+
+
+def available_bytes() -> int:
+    """Bytes that this process can still take: free on the machine, or in its control group where that is less."""
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in MEMINFO.read_text(encoding="ascii").splitlines()
+        if line.startswith("MemAvailable")
+    )
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return free
+    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory runs short
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def held_bytes() -> int:
+    """Anonymous memory of this process."""
+    resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def trim_heap() -> None:
+    """Return free heap to the system: batches of ever new shapes fragment it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's own
+        libc.malloc_trim(0)
+
+
+class PeakMeter(contextlib.AbstractContextManager["PeakMeter"]):
+    """Highest anonymous memory of this process while the meter is open; the kernel counts file pages along."""
+
+    def __init__(self) -> None:
+        self.bytes = held_bytes()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SAMPLE_S):
+            self.bytes = max(self.bytes, held_bytes())

@@ -1,0 +1,111 @@
+"""Sizes of a model of transformers, from its config alone: what its weights and its activations take."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from slmctl.model_files import hf_folder, memory, safetensors_header, stored_weights
+
+FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
+KEPT_STATES = 6  # of the hidden size, and as many of the widest layer's, while a layer is computed
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a model, in elements.
+
+    Attributes:
+        linear: Weights of the linear layers below the head.
+        lookup: Weights of the embeddings, and of the head where it has its own.
+        other: All other weights: norms, convolutions, experts.
+        channels: Inputs and outputs of all linear layers that a token passes, the head left out.
+        cache: Keys and values that a token leaves in all layers.
+        widest: Most outputs of a linear layer below the head.
+        cast: Most elements that `stored_weights` makes float32 at a time.
+        hidden: Width of the residual stream.
+        vocabulary: Tokens with weights.
+        layers: Number of layers.
+        halves: The type of most weights in the files where it has 16 bits, by safetensors' name; else empty.
+        widened: `stored_weights` cannot keep this model in 16 bits.
+    """
+
+    linear: int
+    lookup: int
+    other: int
+    channels: int
+    cache: int
+    widest: int
+    cast: int
+    hidden: int
+    vocabulary: int
+    layers: int
+    halves: str
+    widened: bool
+
+    @property
+    def weights(self) -> int:
+        return self.linear + self.lookup + self.other
+
+    def stored_bytes(self, tokens: int, *, kept: int = 0) -> int:
+        """Estimated peak of a process that computes with `stored` weights, what it holds now included.
+
+        Args:
+            tokens: Tokens computed at once.
+            kept: Positions whose logits are kept at once.
+        """
+        weights = 4 * (self.weights if self.widened else self.cast) if self.halves else 0
+        states = 4 * tokens * KEPT_STATES * (self.hidden + self.widest)
+        return memory.held_bytes() + FIXED_BYTES + weights + states + 4 * kept * self.vocabulary
+
+
+def read(folder: Path) -> ModelSize:
+    """Sizes of the model in a folder.
+
+    Raises:
+        DataError: Its config describes no model.
+    """
+    model: Any = hf_folder.empty_model(folder)
+    config = model.config.get_text_config()
+    head, layers = model.get_output_embeddings(), config.num_hidden_layers
+    active = getattr(config, "num_experts_per_tok", None) or 1
+    seen: set[int] = set()
+    linear = lookup = other = channels = widest = 0
+    cast = 0
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            count = 0 if id(parameter) in seen else parameter.numel()
+            seen.add(id(parameter))
+            if module is head or isinstance(module, torch.nn.Embedding):
+                lookup += count
+            elif isinstance(module, torch.nn.Linear):
+                linear += count
+            else:
+                other += count
+            if not isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                cast = max(cast, parameter.numel())
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            rows, columns = module.weight.shape
+            channels += rows + columns
+            widest = max(widest, rows, columns)
+        experts = [p for p in module.parameters(recurse=False) if p.dim() == 3 and len(p) > active]
+        channels += sum(active * sum(parameter.shape[1:]) for parameter in experts)
+    cast = max(cast, min(stored_weights.BLOCK_ELEMENTS, max(linear, lookup)))
+    cached = sum(module.out_features for name, module in model.named_modules() if name.endswith(("k_proj", "v_proj")))
+    entries = [entry for path in sorted(folder.glob("*.safetensors")) for entry in safetensors_header.read(path)]
+    by_type = collections.Counter[str]()
+    for entry in entries:
+        by_type[entry.dtype] += entry.elements
+    most = by_type.most_common(1)[0][0] if by_type else ""
+    return ModelSize(
+        linear=linear, lookup=lookup, other=other, channels=channels, cache=cached or 2 * config.hidden_size * layers,
+        widest=max(widest, config.hidden_size), cast=cast,
+        hidden=config.hidden_size, vocabulary=config.vocab_size, layers=layers,
+        halves=most if most in ("BF16", "F16") else "",
+        widened=config.model_type in stored_weights.UNSUPPORTED_MODELS,
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""memory: what is free, what is held, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from slmctl.errors import StageError
+from slmctl.model_files import memory
+
+
+def test_processes_need_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 3 * 10**9)
+    monkeypatch.setattr(memory, "held_bytes", lambda: 10**9)
+    memory.require(4 * 10**9, "training", hint="less")
+    memory.require(2 * 10**9, "training", hint="less", processes=2)
+    with pytest.raises(StageError, match=r"training needs about 6\.00 GB of memory in 2 processes, and 5\.00 GB are"):
+        memory.require(3 * 10**9, "training", hint="less", processes=2)
+
+
+def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a base that was read a moment ago lies in the page cache, which counted as memory in use
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   16000000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.available_bytes() == 16_000_000 * 1024
+    (tmp_path / "memory.max").write_text("8000000000\n")
+    (tmp_path / "memory.current").write_text("7000000000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000000000\nactive_file 1000000000\ninactive_file 4000000000\n")
+    assert memory.available_bytes() == 5_000_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes() == 16_000_000 * 1024
+
+
+def test_the_peak_is_seen_after_it_is_over() -> None:
+    before = memory.held_bytes()
+    with memory.PeakMeter() as peak:
+        block = bytearray(b"x" * 50_000_000)
+        time.sleep(3 * memory.SAMPLE_S)
+        del block
+        memory.trim_heap()
+    assert peak.bytes > before + 45_000_000 > memory.held_bytes()
