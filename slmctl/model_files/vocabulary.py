@@ -110,6 +110,24 @@ def complete(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def named_class(folder: Path) -> str:
+    """The tokenizer's class as the base's own settings name it; empty for none."""
+    path = folder / SETTINGS_FILE
+    settings = json.loads(path.read_bytes()) if path.exists() else {}
+    return str(settings.get("tokenizer_class") or "")
+
+
+def keep_class(folder: Path, named: str) -> None:
+    """Name the class of a byte-level vocabulary again, which transformers saves without it.
+
+    The converter reads Phi's vocabulary as merges over bytes by that name alone.
+    """
+    if named.removesuffix("Fast") == "GPT2Tokenizer":
+        path = folder / SETTINGS_FILE
+        settings = json.loads(path.read_bytes()) | {"tokenizer_class": "GPT2Tokenizer"}
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _with_blanks(normalizer: Mapping[str, Any] | None, first: bool) -> dict[str, Any]:
     """A normalizer that also writes blanks as U+2581, and one before every text if it is to."""
     before = [{"type": "Prepend", "prepend": "▁"}] if first else []

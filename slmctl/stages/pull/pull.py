@@ -257,7 +257,9 @@ def _describe(
     if not template:
         template, origin = CHAT_TEMPLATE, "slmctl"
     tokenizer.chat_template = template
+    named = vocabulary.named_class(out)
     tokenizer.save_pretrained(out)  # writes tokenizer.json and the template where they were missing
+    vocabulary.keep_class(out, named)
     vocabulary.complete(out, tokenizer)
     bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
     if not eos:
