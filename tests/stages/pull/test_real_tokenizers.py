@@ -16,7 +16,7 @@ from slmctl.model_files.base_model import Base
 # Texts that are special to llama.cpp or to the conversation, and that data must not spell; the normal form.
 FAMILIES = {
     "qwen3": ("qwen3", {"</s>", "<|fim_pad|>", "<|im_end|>"}, "NFC"),
-    "llama3_1": ("llama", {"<|eot_id|>", "<|eom_id|>"}, ""),
+    "llama3_1": ("llama", {"<|eot_id|>", "<|begin_of_text|>"}, ""),
     "gemma3": ("gemma3-text", {"<end_of_turn>", "<eos>"}, ""),
     "deepseek_v3": ("llama", {"<｜User｜>", "<｜end▁of▁sentence｜>"}, ""),
     "llama2": ("mistral", {"</s>", "<s>"}, ""),
