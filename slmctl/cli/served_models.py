@@ -67,6 +67,7 @@ class ServedModels:
     def _open_engine(self) -> Served:
         from slmctl.artifacts.artifact import sha256_file
         from slmctl.inference.engine import Engine
+        from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
         from slmctl.server.app import Served
         from slmctl.server.backends import LocalEngine
@@ -77,6 +78,7 @@ class ServedModels:
         artifact, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
         loras = {name: model_lookup.lora(place) for name, place in settings.adapters.items()}
         paths = {name: lora for name, (lora, _) in loras.items()}
+        memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
                 Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)

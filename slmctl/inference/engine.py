@@ -106,6 +106,7 @@ class EngineDiedError(EngineError):
 
 
 State = Literal["ready", "hung", "dead"]
+SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
 HEARTBEAT_S = 1.0  # between two questions whether the process lives
 DOUBT_S = 4.0  # without a reply, after which it counts as hung
 HANG_S = 20.0  # after which it is killed
@@ -133,8 +134,8 @@ class Engine:
         self,
         gguf: Path,
         *,
-        sequences: int = 16,
-        context: int = 2048,
+        sequences: int = SEQUENCES,
+        context: int = CONTEXT,
         threads: int | None = None,
         adapters: Mapping[str, Path] | None = None,
         hang_s: float = HANG_S,

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import StageError
+from slmctl.model_files import gguf_header
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 SAMPLE_S = 0.05
+ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 
 
 def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
@@ -38,6 +40,34 @@ def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
 def fits(needed: int, processes: int = 1) -> bool:
     """True if so many processes on this machine, each with a peak of `needed` bytes, fit beside what else runs."""
     return processes * needed <= available_bytes() + processes * held_bytes()
+
+
+def require_engine(path: Path, *, sequences: int, context: int) -> None:
+    """Refuse to load a GGUF file whose weights, with the keys and values of so many sequences, cannot fit.
+
+    Raises:
+        StageError: They cannot.
+    """
+    head = gguf_header.read(path)
+    needed = held_bytes() + path.stat().st_size + sequences * context * _cell_bytes(head) + ENGINE_BYTES
+    require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
+
+
+def _cell_bytes(head: gguf_header.GgufHeader) -> int:
+    """Keys and values of a token in 16 bits; layers without attention have none."""
+    kind = str(head.metadata.get("general.architecture", ""))
+    heads, width, blocks = (
+        head.metadata.get(f"{kind}.{key}") for key in ("attention.head_count", "embedding_length", "block_count")
+    )
+    pairs = head.metadata.get(f"{kind}.attention.head_count_kv", heads)
+    if isinstance(blocks, int) and isinstance(pairs, int):
+        pairs = [pairs] * blocks
+    if not isinstance(pairs, list):
+        return 0
+    query = max(heads, default=0) if isinstance(heads, list) else heads
+    each = width // query if isinstance(width, int) and isinstance(query, int) and query else 0
+    sizes = [head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")]
+    return 2 * sum(pair for pair in pairs if isinstance(pair, int)) * sum(one for one in sizes if isinstance(one, int))
 
 
 def available_bytes() -> int:

@@ -60,6 +60,13 @@ class ModelSize:
             kept: Positions whose logits are kept at once.
         """
         weights = 4 * (self.weights if self.widened else self.cast) if self.halves else 0
+        return self._computing_bytes(weights, tokens, kept)
+
+    def copied_bytes(self, tokens: int, *, kept: int = 0) -> int:
+        """Estimated peak of a process that computes with a float32 copy of the weights, in the same way."""
+        return self._computing_bytes(4 * self.weights if self.halves else 0, tokens, kept)
+
+    def _computing_bytes(self, weights: int, tokens: int, kept: int) -> int:
         states = 4 * tokens * KEPT_STATES * (self.hidden + self.widest)
         return memory.held_bytes() + FIXED_BYTES + weights + states + 4 * kept * self.vocabulary
 

@@ -91,6 +91,11 @@ def multiply_in(model: Any, products: torch.dtype) -> None:
             module.products = products
 
 
+def is_widened(model: Any) -> bool:
+    """True for a model of which some weights stay in 16 bits: nothing can be merged into them without rounding."""
+    return any(isinstance(module, StoredLinear) and module.weight.dtype in HALVES for module in model.modules())
+
+
 class _WidenedCall:
     """Puts float32 parameters into a module before its call, and the stored ones back after it."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import StageError
 from slmctl.model_files import memory
 
@@ -42,3 +43,17 @@ def test_the_peak_is_seen_after_it_is_over() -> None:
         del block
         memory.trim_heap()
     assert peak.bytes > before + 45_000_000 > memory.held_bytes()
+
+
+def test_an_engine_needs_its_file_and_room_for_what_it_holds(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifacts["gguf"]
+    path = made.file(made.metrics["files"]["F16"]["file"])
+    monkeypatch.setattr(memory, "held_bytes", lambda: 0)
+    needed = path.stat().st_size + 16 * 2048 * (2 * 2 * 2 * 16 * 2) + memory.ENGINE_BYTES  # layers, heads, width
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    memory.require_engine(path, sequences=16, context=2048)
+    with pytest.raises(StageError, match=r"with room for 17 requests needs about \S+ MB of memory") as caught:
+        memory.require_engine(path, sequences=17, context=2048)
+    assert "a smaller file" in caught.value.hint

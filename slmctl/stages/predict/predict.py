@@ -15,6 +15,7 @@ from slmctl.config import PredictConfig
 from slmctl.errors import StageError
 from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
+from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict.prompts import Answerer, Prompt, asked
 from slmctl.task.contract import Task
@@ -107,7 +108,9 @@ class opened:  # noqa: N801 - reads as a verb in `with`
             json_grammar.require(self.task.schema or {})
         if self.model.kind in ("gguf", "published"):
             entry = gguf_file(self.model, self.type)
-            self._engine = engine.Engine(self.model.file(entry.path))
+            path = self.model.file(entry.path)
+            memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
+            self._engine = engine.Engine(path)
             return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llguidance.hf
@@ -29,13 +30,14 @@ from slmctl.errors import DataError, StageError
 from slmctl.inference.engine import Answer, EngineError
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTrie
-from slmctl.model_files import hf_folder
+from slmctl.model_files import hf_folder, memory, model_size, stored_weights
 from slmctl.task.contract import Task
 
 if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
 ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
+COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
 
 
@@ -96,7 +98,8 @@ class Alphabet(torch.nn.Module):
     def __init__(self, head: torch.nn.Linear, tokens: Sequence[int]) -> None:
         super().__init__()
         index = torch.tensor(tokens)
-        self.weight = head.weight.detach()[index]
+        weight = head.weight.detach()[index]
+        self.weight = weight.float() if isinstance(head, stored_weights.StoredLinear) else weight
         self.bias = None if head.bias is None else head.bias.detach()[index]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -112,14 +115,14 @@ class HfAnswerer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         folder = (base or model).path
         self.tokenizer: Any = hf_folder.load_tokenizer(folder)
-        self.model: Any = hf_folder.load_model(folder, dtype=torch.bfloat16 if self.device == "cuda" else torch.float32)
+        self.model: Any = hf_folder.load_model(folder, dtype=self._dtype(folder))
         self._takes = inspect.signature(self.model.forward).parameters
         self._require_cache()
         if model.kind == "adapter":
             if base is None:
                 raise StageError("an adapter answers on top of its base, which is not here", hint="--base PATH")
             self.model = _with_adapter(self.model, model)
-            if self.device == "cpu":
+            if self.device == "cpu" and not stored_weights.is_widened(self.model):
                 self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
         self.alphabet: list[int] = []  # the tokens of the labels, in the order of their logits
         self.trie = self._trie() if task.labels else None
@@ -129,6 +132,22 @@ class HfAnswerer:
         self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
         self._shared: tuple[list[int], State | None] = ([], None)
         self.rules = self._rules() if task.constraint else None
+
+    def _dtype(self, folder: Path) -> torch.dtype | str:
+        """The type to load weights in: on a CPU a float32 copy where it fits, since each step then casts nothing.
+
+        Raises:
+            StageError: Not even the weights as they are stored fit.
+        """
+        if self.device == "cuda":
+            return torch.bfloat16
+        size = model_size.read(folder)
+        kept = 2 * ROWS * (TOKENS // ROWS) * size.cache * 4  # keys and values of a batch, and a copy
+        if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept))):
+            return torch.float32
+        needed = size.stored_bytes(TOKENS, kept=ROWS) + kept
+        memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
+        return "stored"
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
@@ -212,7 +231,7 @@ class HfAnswerer:
         """The labels in places of the alphabet; the model's head is cut down to it."""
         tokens = [self._tokens(label + self.task.end) for label in self.task.labels]
         head = self.model.get_output_embeddings()
-        if type(head) is torch.nn.Linear:
+        if isinstance(head, torch.nn.Linear):
             self.alphabet = sorted({token for label in tokens for token in label})
             whole = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             whole.set_output_embeddings(Alphabet(head, self.alphabet))
