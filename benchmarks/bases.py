@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import architectures, real_tokenizers, result
 
-QUICK = ("llama", "qwen3", "gemma3-text", "lfm2", "phi3", "granite4-h", "qwen3.5", "qwen3-moe")
+QUICK = ("smollm3", "lfm2", "phi3", "granite4-h", "qwen3.5", "gemma4", "qwen3-moe", "falcon-h1")
 STAGES = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate")
 LIMIT_S = 1500
 ROWS = 120
@@ -152,14 +152,14 @@ def write_rows(path: Path) -> None:
             writer.writerow((" ".join(words), label))
 
 
-def try_base(name: str, folder: Path) -> Outcome:
-    """Build a base in a folder, and send it through the chain in a process of its own."""
+def try_base(name: str, folder: Path, until: str = STAGES[-1]) -> Outcome:
+    """Build a base in a folder, and send it through the chain up to a stage, in a process of its own."""
     entry = architectures.ARCHITECTURES[name]
     architectures.build(name, folder / "base", tokenizer(entry.family, folder / "tokenizer"))
     write_rows(folder / "rows.csv")
     (folder / "slmctl.yaml").write_text(SETTINGS, encoding="utf-8")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLMCTL", "PYTEST"))}
-    command = [sys.executable, "-m", "benchmarks.bases", "--chain", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.bases", "--chain", str(folder), "--until", until]
     begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=kept, check=False)
     verdict, sentence = "passed", ""
@@ -170,17 +170,17 @@ def try_base(name: str, folder: Path) -> Outcome:
     base = next((folder / "runs").glob("base/*/base.json"), None)
     remarks = json.loads(base.read_bytes())["rehearsal"].get("remarks", []) if base else []
     seconds = round(time.monotonic() - begun, 1)
-    return Outcome(entry.base, entry.kind, verdict, sentence, _training(folder), remarks, seconds)
+    return Outcome(entry.base, entry.kind, verdict, sentence, _training(base), remarks, seconds)
 
 
-def run_chain(folder: Path) -> None:
-    """Run the stages of a project; ends the process with one line where a stage refuses."""
+def run_chain(folder: Path, until: str) -> None:
+    """Run the stages of a project up to one; ends the process with one line where a stage refuses."""
     from slmctl import config
     from slmctl.errors import SlmctlError
     from slmctl.pipeline import chains, resolve, runner
 
     project = resolve.Project(root=folder, config=config.load(folder / config.FILENAME))
-    for stage in STAGES:
+    for stage in STAGES[: STAGES.index(until) + 1]:
         try:
             if stage == "quantize":
                 runner.run(project, resolve.resolve_stage(project, stage), must_end=False)
@@ -192,14 +192,13 @@ def run_chain(folder: Path) -> None:
             sys.exit(f"refused at {stage}: {error.message}")
 
 
-def _training(folder: Path) -> str:
-    for path in (folder / "runs").glob("adapter/*/manifest.json"):
-        metrics = json.loads(path.read_bytes())["metrics"]
-        if "fast_layers" not in metrics:
-            return "padded"
-        fast, layers = metrics["fast_layers"], metrics["layers"]
-        return "fast" if fast == layers else f"packed, {fast} of {layers} layers fast"
-    return ""
+def _training(base: Path | None) -> str:
+    """The way in which a base trains, from its rehearsal."""
+    seen = json.loads(base.read_bytes())["rehearsal"] if base else {}
+    if not seen.get("packed"):
+        return "padded" if seen else ""
+    fast, layers = seen["fast_layers"], seen["layers"]
+    return "fast" if fast == layers else f"packed, {fast} of {layers} layers fast"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -217,16 +216,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(architectures.ARCHITECTURES)}")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--chain", type=Path, help="run the stages of this project")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="pull rehearses the whole chain already")
     parser.add_argument("--together", type=int, default=2, help="bases at a time")
     options = parser.parse_args()
     if options.chain:
-        run_chain(options.chain)
+        run_chain(options.chain, options.until)
         return
     names = options.names or (QUICK if options.quick else list(architectures.ARCHITECTURES))
 
     def one(name: str) -> Outcome:
         with tempfile.TemporaryDirectory() as scratch:
-            outcome = try_base(name, Path(scratch))
+            outcome = try_base(name, Path(scratch), options.until)
         sys.stderr.write(f"{name}: {outcome.verdict}, {outcome.training}, {outcome.seconds:.0f} s {outcome.sentence}\n")
         return outcome
 

@@ -17,6 +17,7 @@ def test_the_chain_passes(name: str, tmp_path: Path) -> None:
         real_tokenizers.fetch(bases.FAMILIES[architectures.ARCHITECTURES[name].family].vocabulary)
     except real_tokenizers.UnavailableError as error:
         pytest.skip(str(error))
-    outcome = bases.try_base(name, tmp_path)
+    outcome = bases.try_base(name, tmp_path, until="pull")  # which ends with the rehearsal of all that follows
     assert (outcome.verdict, outcome.sentence) == ("passed", "")
-    assert outcome.training == ("padded" if name in ("granite4-h", "qwen3.5") else "fast")
+    expected = {"granite4-h": "padded", "qwen3.5": "padded", "falcon-h1": "padded"}
+    assert outcome.training.startswith(expected.get(name, "packed" if name == "qwen3-moe" else "fast"))
