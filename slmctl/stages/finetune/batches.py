@@ -106,10 +106,19 @@ def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = 
     least = most = common_prefix(prompts[0], prompts[-1], len(prompts[0])) if count > 1 else 0
     for first, last in zip(prompts, prompts[count - 1 :], strict=False) if count > 1 else ():
         most = max(most, common_prefix(first, last, len(first)) if first[:most] == last[:most] else 0)
-    padded = min(limit, sum(lengths[-count:]))
-    packed = min(piece_budget(most, limit), least + sum(length - least for length in lengths[-count:]))
+    sizes = sorted(set(lengths))
+    whole = sum(lengths[-count:])
+    padded = min(whole, max(_even_piece(count, 0, size, limit) for size in sizes))
+    budget = piece_budget(most, limit)
+    packed = min(whole - (count - 1) * least, max(_even_piece(count, least, size - least, budget) for size in sizes))
     tokens = max(lengths[-1], padded, packed)
     return PieceSize(tokens, tokens + count * most)
+
+
+def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
+    """Tokens of a piece when so many records of one length are cut into even pieces of at most `limit` tokens."""
+    most = max((limit - prefix) // max(rest, 1), 1)
+    return prefix + math.ceil(count / math.ceil(count / most)) * rest
 
 
 class PaddedBatches:

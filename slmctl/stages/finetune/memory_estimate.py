@@ -8,7 +8,7 @@ from slmctl.config import FinetuneConfig
 from slmctl.model_files import memory, model_size
 
 TOO_LARGE = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
-ALLOCATOR_OVERHEAD = 1.2  # heap held by the allocator over heap in use
+ALLOCATOR_OVERHEAD = 1.1  # heap held by the allocator over heap in use
 FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
 TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, its best value so far
 

@@ -793,7 +793,7 @@ def test_what_is_computed_at_once_is_bounded_by_the_batch_and_by_a_piece() -> No
         return batches.largest_piece(rows, together).tokens
 
     assert largest([5, 30, 20, 10], 2) == 50
-    assert largest([100] * 40, 16) == batches.PIECE_TOKENS
+    assert largest([100] * 40, 16) == 600  # cut evenly: 6, 5 and 5 records
     assert largest([10, 2 * batches.PIECE_TOKENS], 2) == 2 * batches.PIECE_TOKENS
 
 
