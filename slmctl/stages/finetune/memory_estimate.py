@@ -8,8 +8,8 @@ from slmctl.config import FinetuneConfig
 from slmctl.model_files import memory, model_size
 
 TOO_LARGE = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
-ALLOCATOR_OVERHEAD = 1.1  # heap held by the allocator over heap in use
 FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
+DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
 TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, its best value so far
 
 
@@ -27,9 +27,9 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int 
     mapped = model.halves == "BF16" and width == 2  # embeddings and head stay in the file
     weights = width * (model.linear + (0 if mapped else model.lookup)) + 4 * model.other
     # a layer keeps the residual stream and the inputs of its norms in float32, and what its products read and give
-    saved = 4 * 4 * model.hidden * model.layers + width * model.channels
+    saved = 4 * 4 * model.hidden * model.layers + width * DISTINCT * model.channels
     activations = tokens * (saved + 8 * (4 * model.widest + 4 * model.hidden))
     activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
     adapter = TRAINED_BYTES * config.lora.rank * model.channels
-    return int(memory.held_bytes() + FIXED_BYTES + weights + adapter + ALLOCATOR_OVERHEAD * activations)
+    return int(memory.held_bytes() + FIXED_BYTES + weights + adapter + activations)

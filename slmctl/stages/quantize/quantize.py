@@ -28,7 +28,8 @@ from slmctl.task.records import Record, read_records
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
 MAX_PROBE_TOKENS = 256  # within which a free answer must end
 ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
-CHILD_BYTES = 300_000_000  # of the converter, or of llama.cpp, without tensors
+CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
+REPACKED_BYTES = 0.6  # a weight in 4 bits, which llama.cpp copies into the order of its kernels
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance: auto`
 
@@ -85,10 +86,12 @@ def run(
 
 
 def _estimate_bytes(folder: Path) -> int:
-    """Estimated peak of this stage with its child processes: the reference, or the conversion of the largest tensor."""
-    model = model_size.read(folder)
+    """Estimated peak of this stage with its child processes: the reference, the largest tensor, or the answers."""
+    model, cells = model_size.read(folder), PROBE_PROMPTS * engine.CONTEXT
     reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
-    return max(reference, memory.held_bytes() + CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden)
+    converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
+    answers = CHILD_BYTES + 2 * cells * model.cache + int(REPACKED_BYTES * model.linear)
+    return max(reference, memory.held_bytes() + max(converter, answers))
 
 
 def _unweighted_twins(
