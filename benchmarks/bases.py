@@ -201,6 +201,18 @@ def _training(base: Path | None) -> str:
     return "fast" if fast == layers else f"packed, {fast} of {layers} layers fast"
 
 
+def record(outcome: Outcome) -> Outcome:
+    """Put an outcome into the results, in the place of an earlier one of that base; returns it."""
+    path = result.FOLDER / "bases.json"
+    kept = {entry["base"]: entry for entry in json.loads(path.read_bytes())["bases"]} if path.exists() else {}
+    kept[outcome.base] = asdict(outcome)
+    order = [entry.base for entry in architectures.ARCHITECTURES.values()]
+    packages = ("torch", "transformers", "trl", "peft", "llama-cpp-python")
+    bases = [kept[name] for name in order if name in kept]
+    result.write("bases", "python -m benchmarks.bases", [], packages, bases=bases)
+    return outcome
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     lines = ["| base | architecture | whole chain | training | remarks |", "|---|---|---|---|---|"]
@@ -231,10 +243,8 @@ def main() -> None:
         return outcome
 
     with concurrent.futures.ThreadPoolExecutor(options.together) as pool:
-        outcomes = list(pool.map(one, names))
-    if not options.names and not options.quick:
-        packages = ("torch", "transformers", "trl", "peft", "llama-cpp-python")
-        result.write("bases", "python -m benchmarks.bases", [], packages, bases=[asdict(o) for o in outcomes])
+        keep = record if options.until == STAGES[-1] else lambda outcome: outcome
+        outcomes = [keep(outcome) for outcome in pool.map(one, names)]
     sys.stdout.write(table(outcomes) + "\n")
     sys.exit(any(o.verdict not in ("passed", "refused at pull") for o in outcomes))
 
