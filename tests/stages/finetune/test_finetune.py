@@ -374,7 +374,8 @@ def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Arti
     metrics = run({"max_steps": 2, "lora": lora}, artifacts, tmp_path / "one")
     found = settings_of(tmp_path / "one")
     assert (found["r"], found["lora_alpha"], found["lora_dropout"]) == (2, 6, 0.25)
-    assert (found["use_rslora"], found["use_dora"], found["target_modules"]) == (True, False, ["down_proj", "q_proj"])
+    assert (found["use_rslora"], found["use_dora"]) == (True, False)
+    assert {name.rpartition(".")[2] for name in found["target_modules"]} == {"down_proj", "q_proj"}
     tensors = load_file(tmp_path / "one" / "adapter_model.safetensors")
     assert {name.split(".")[-3] for name in tensors} == {"q_proj", "down_proj"}
     assert {min(tensor.shape) for tensor in tensors.values()} == {2}

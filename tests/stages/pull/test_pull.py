@@ -139,7 +139,7 @@ def test_a_gguf_that_does_not_fit_into_memory_is_refused_at_once(
     source = next(gguf.file(entry.path) for entry in gguf.files("F16.gguf"))
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     monkeypatch.setattr(hf_folder, "load_model", None)
-    with pytest.raises(StageError, match=r"dequantising needs about \S+ MB of memory, and \S+ MB are free"):
+    with pytest.raises(StageError, match=r"dequantising needs about \S+ [MG]B of memory, and \S+ [MG]B are free"):
         run(source, out)
 
 

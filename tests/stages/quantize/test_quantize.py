@@ -21,7 +21,7 @@ from support import tiny
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import MergeConfig, QuantizeConfig
-from slmctl.errors import IntegrityError, MissingError, StageError
+from slmctl.errors import DataError, IntegrityError, MissingError, StageError
 from slmctl.inference import engine
 from slmctl.model_files import gguf_converter, quantizer
 from slmctl.model_files.base_model import Base
@@ -180,9 +180,11 @@ def test_a_model_that_never_stops_is_caught(
     assert "finetune.epochs" in caught.value.hint
 
 
-def test_a_damaged_model_is_said_by_the_converter(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_damaged_model_is_said_before_anything_is_loaded(
+    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     (merged / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
-    with pytest.raises(StageError, match="the GGUF converter failed"):
+    with pytest.raises(DataError, match="the config in merged cannot be loaded"):
         run(config("Q8_0"), merged, artifacts, tmp_path / "out" / "made")
 
 
@@ -205,7 +207,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from slmctl.model_files import quantizer
-from slmctl.errors import StageError
+from slmctl.errors import DataError, StageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     list(quantizer.quantize_all(Path(sys.argv[1]), [quantizer.QuantizedFile("Q8_0", Path(sys.argv[2]))]))
