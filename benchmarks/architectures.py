@@ -34,12 +34,14 @@ class Architecture:
         kind: `model_type` of its config.
         fields: Settings in which it differs from the class's defaults.
         family: Whose tokenizer and chat template it has, see `benchmarks.bases`.
+        rows: Rows of its embedding, where it ships with others than its tokenizer has tokens, rounded up to 64.
     """
 
     base: str
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     family: str = "llama3"
+    rows: int = 0
 
     @property
     def multimodal(self) -> bool:
@@ -88,11 +90,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 30,
         }, family="exaone"),
     "apertus": Architecture("Apertus 8B", "apertus", family="chatml"),
-    "gemma2": Architecture("Gemma 2 2B", "gemma2", family="gemma3"),
+    "gemma2": Architecture("Gemma 2 2B", "gemma2", family="gemma3", rows=262144),
     "gemma3-text": Architecture("Gemma 3 1B", "gemma3_text", {
         "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
-        "num_key_value_heads": 1}, family="gemma3"),
-    "gemma4-text": Architecture("Gemma 4 text", "gemma4_text", family="gemma3"),
+        "num_key_value_heads": 1}, family="gemma3", rows=262144),
+    "gemma4-text": Architecture("Gemma 4 text", "gemma4_text", family="gemma3", rows=262144),
     "phi3": Architecture("Phi-4-mini", "phi3", {
         "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24,
         "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}, family="phi"),
@@ -123,8 +125,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         family="chatml"),
     "bloom": Architecture("BLOOM 560M", "bloom", {"hidden_size": 1024, "n_head": 16, "n_layer": 24}, family="none"),
     "mpt": Architecture("MPT 7B", "mpt", family="none"),
-    "gemma3": Architecture("Gemma 3 4B", "gemma3", family="gemma3"),
-    "gemma4": Architecture("Gemma 4 E2B", "gemma4", family="gemma3"),
+    "gemma3": Architecture("Gemma 3 4B", "gemma3", family="gemma3", rows=262144),
+    "gemma4": Architecture("Gemma 4 E2B", "gemma4", family="gemma3", rows=262144),
     "ministral3": Architecture("Ministral 3 3B", "mistral3", {"text_config": {"model_type": "ministral3"}}),
     "qwen3.5": Architecture("Qwen3.5 0.8B", "qwen3_5", family="qwen3"),
 }  # fmt: skip
@@ -177,7 +179,8 @@ def build(name: str, out: Path, tokenizer: Path, *, seed: int = 0, dtype: torch.
     largest = max(len(words), max(words.get_vocab().values()) + 1)
     eos = words.eos_token_id if words.eos_token_id is not None else 0
     bos = words.bos_token_id if words.bos_token_id is not None else eos
-    made = model(name, vocabulary=-(-largest // 64) * 64, seed=seed, bos=bos, eos=eos)
+    rows = ARCHITECTURES[name].rows or -(-largest // 64) * 64
+    made = model(name, vocabulary=rows, seed=seed, bos=bos, eos=eos)
     made.to(dtype).save_pretrained(out)
     return out
 

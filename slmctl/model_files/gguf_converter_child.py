@@ -2,9 +2,10 @@
 
     python gguf_converter_child.py FOLDER SCRIPT ARGUMENT...
 
-The bytes it writes are those of the script run alone; a test compares them. On a vocabulary of 262,144
-tokens with 514,906 merges the script spends most of its time packing them one by one. It must run as a
-file, and import nothing of slmctl: the script takes the gguf package that lies beside it.
+The bytes it writes are those of the script run alone, which a test compares, but where that would misread a config as
+transformers saves it, or added tokens. On a vocabulary of 262,144 tokens with 514,906 merges the script spends most of
+its time packing them one by one. It must run as a file, and import nothing of slmctl: the script takes the gguf package
+that lies beside it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,25 @@ def install(gguf: Any) -> None:
         return value
 
     gguf.vocab.json = types.SimpleNamespace(**{**vars(json), "load": load})
+    type_added_tokens(gguf)
+
+
+def type_added_tokens(gguf: Any) -> None:
+    """Have added tokens read as such that stand inside a vocabulary, such as `<start_of_turn>` and `</s>` in Gemma's.
+
+    The script takes for control only the few that a tokenizer names by a role, and the others for plain text.
+    """
+    plain, kinds = gguf.LlamaHfVocab.get_token_type, gguf.TokenType
+
+    def get_token_type(self: Any, token_id: int, token_text: bytes, special_ids: set[int]) -> Any:
+        kind = plain(self, token_id, token_text, special_ids)
+        if not hasattr(self, "added"):
+            self.added = self.tokenizer.added_tokens_decoder
+        if kind != kinds.NORMAL or token_id not in self.added:
+            return kind
+        return kinds.CONTROL if self.added[token_id].special else kinds.USER_DEFINED
+
+    gguf.LlamaHfVocab.get_token_type = get_token_type
 
 
 def rename(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,41 @@ def complete(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         for index, token in tokenizer.added_tokens_decoder.items()
     }  # fmt: skip
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def drop_tokens_without_weights(folder: Path, rows: int) -> list[str]:
+    """Take tokens for which the model has no weights out of a tokenizer's files; returns their texts.
+
+    Gemma 3's text models ship with a token for images after the last row of their embedding. A text that spelled it
+    would be an index out of range, and llama.cpp loads no vocabulary that is longer than the weights.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return []
+    backend = json.loads(path.read_bytes())
+    dropped = [token["content"] for token in backend.get("added_tokens") or [] if token["id"] >= rows]
+    if not dropped:
+        return []
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < rows]
+    path.write_text(json.dumps(backend, ensure_ascii=False), encoding="utf-8")
+    for name in (SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json"):
+        path = folder / name
+        if path.exists():
+            left = _without(json.loads(path.read_bytes()), dropped)
+            path.write_text(json.dumps(left, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return dropped
+
+
+def _without(value: Any, texts: Sequence[str]) -> Any:
+    """A value of JSON without these texts, the tokens that have them as content, and the keys that are one."""
+
+    def stays(inner: Any) -> bool:
+        content = inner.get("content") if isinstance(inner, Mapping) else inner
+        return not (isinstance(content, str) and content in texts)
+
+    if isinstance(value, Mapping):
+        return {key: _without(inner, texts) for key, inner in value.items() if key not in texts and stays(inner)}
+    return [_without(inner, texts) for inner in value if stays(inner)] if isinstance(value, list) else value
 
 
 def named_class(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,18 @@ def test_the_names_are_those_of_the_installed_llama_cpp(tmp_path: Path) -> None:
     assert [name for name in sorted(vocabulary.CONTROL_BY_NAME) if not is_control(name)] == []
     assert len(others) > 10
     assert [name for name in sorted(others) if is_control(name)] == []
+
+
+def test_tokens_without_weights_leave_every_file(tiny_base: Path, tmp_path: Path) -> None:
+    """As Gemma 3's text models have it: a token for images after the last row of the embedding."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    before = AutoTokenizer.from_pretrained(folder)
+    rows = len(before)
+    before.add_tokens(["<image>"], special_tokens=True)
+    before.save_pretrained(folder)
+    assert vocabulary.drop_tokens_without_weights(folder, rows) == ["<image>"]
+    after = AutoTokenizer.from_pretrained(folder)
+    assert len(after) == rows
+    assert max(after("see <image>").input_ids) < rows
+    assert vocabulary.drop_tokens_without_weights(folder, rows) == []

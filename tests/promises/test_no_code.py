@@ -156,7 +156,7 @@ def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_pat
         assert done.code != 0
     bare = tmp_path / "model.gguf"
     bare.write_bytes(zipped(pickle.dumps(Touch(canary))))
-    refused(stages.run(desk, "predict", str(bare), *ask), 6)
+    refused(stages.run(desk, "predict", str(bare), *ask), 7)
     steps = ("--set", "finetune.max_steps=8", "--set", "finetune.validate_every=4")
     made = Path(stages.run(desk, "finetune", *steps).stdout.strip())
     shutil.rmtree(made)

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from slmctl import console
+from slmctl.artifacts import bounded_json
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PullConfig, moment
 from slmctl.errors import DataError, IntegrityError, UsageError
@@ -250,6 +251,9 @@ def _describe(
     out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: tuple[str, ...]
 ) -> Base:
     """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
+    rows = bounded_json.read_object(out / "config.json", error=DataError).get("vocab_size")
+    if isinstance(rows, int) and (dropped := vocabulary.drop_tokens_without_weights(out, rows)):
+        console.say(f"  left out of the tokenizer, for want of weights: {console.shown(', '.join(dropped))}")
     tokenizer = hf_folder.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
     if isinstance(template, dict):  # one of several by name
