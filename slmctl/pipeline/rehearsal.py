@@ -19,7 +19,6 @@ from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, MissingError, SlmctlError
-from slmctl.model_files.base_model import Base
 from slmctl.pipeline import resolve, runner
 
 LABELS = ("billing", "delivery")
@@ -185,8 +184,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         console.set_level(before)
-
-
-def of(base: Base) -> list[str]:
-    """The remarks in a base's description."""
-    return [str(text) for text in base.rehearsal.get("remarks", [])]

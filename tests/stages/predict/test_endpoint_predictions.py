@@ -226,8 +226,8 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
         credit[0] = 1000
         made = answered(desk_with_sensitive, fake.url, 0)
     assert not set(first) & set(fake.questions)
-    asked = set(fake.questions)  # on a busy machine one may be sent again, for want of an answer in time
-    assert len(first) + len(asked) == made.metrics["n"] - made.metrics["not_sent"]
+    sent = made.metrics["n"] - made.metrics["not_sent"] + made.metrics["retries"]  # some may be repeated
+    assert len(first) + len(fake.questions) == sent
     assert made.metrics["failed"] == 0
     assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
