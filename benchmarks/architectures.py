@@ -135,8 +135,8 @@ _VISION = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "
            "num_key_value_heads": 2, "num_heads": 2, "head_dim": 32}  # fmt: skip
 
 
-def config(name: str, *, vocabulary: int, bos: int = 1, eos: int = 2) -> PretrainedConfig:
-    """The small config of an architecture, for a vocabulary of so many tokens."""
+def config(name: str, *, vocabulary: int, bos: int = 1, eos: int = 2, small: bool = True) -> PretrainedConfig:
+    """The config of an architecture, small or of its base's whole size, for a vocabulary of so many tokens."""
     entry = ARCHITECTURES[name]
     tokens = {"vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
     whole = CONFIG_MAPPING[entry.kind](**entry.fields)
@@ -145,32 +145,34 @@ def config(name: str, *, vocabulary: int, bos: int = 1, eos: int = 2) -> Pretrai
         setattr(text, key, value)
     if hasattr(text, "vocab_size_per_layer_input"):
         text.vocab_size_per_layer_input = vocabulary
-    small = tiny_copy.small_config(text)
+    shrunk = tiny_copy.small_config(text) if small else text
     if not entry.multimodal:
-        return small
-    fields = whole.to_dict() | {"text_config": small.to_dict()}
+        return shrunk
+    fields = whole.to_dict() | {"text_config": shrunk.to_dict()}
     vision = fields.get("vision_config") or {}
     vision |= {key: value for key, value in _VISION.items() if key in vision}
     if "out_hidden_size" in vision:
-        vision["out_hidden_size"] = small.hidden_size
+        vision["out_hidden_size"] = shrunk.hidden_size
     fields = {key: value for key, value in fields.items() if key not in ("model_type", "transformers_version")}
     made: PretrainedConfig = type(whole).from_dict(fields | {"vision_config": vision or None})
     return made
 
 
-def model(name: str, *, vocabulary: int = 640, seed: int = 0, **tokens: int) -> PreTrainedModel:
-    """A small random model of an architecture, float32, in evaluation mode."""
-    small = config(name, vocabulary=vocabulary, **tokens)
+def model(name: str, *, vocabulary: int = 640, seed: int = 0, small: bool = True, **tokens: int) -> PreTrainedModel:
+    """A random model of an architecture, small or of its base's whole size, float32, in evaluation mode."""
+    made = config(name, vocabulary=vocabulary, small=small, **tokens)
     if not ARCHITECTURES[name].multimodal:
-        return tiny_copy.random_model(small, seed=seed)
+        return tiny_copy.random_model(made, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        whole: PreTrainedModel = AutoModelForImageTextToText.from_config(small, dtype=torch.float32)
+        whole: PreTrainedModel = AutoModelForImageTextToText.from_config(made, dtype=torch.float32)
     return whole.eval()
 
 
-def build(name: str, out: Path, tokenizer: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the HF folder of a small random model with the tokenizer of another folder; returns `out`."""
+def build(
+    name: str, out: Path, tokenizer: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, small: bool = True
+) -> Path:
+    """Write the HF folder of a random model with the tokenizer of another folder; returns `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER_FILES:
         if (tokenizer / file).exists():
@@ -180,7 +182,7 @@ def build(name: str, out: Path, tokenizer: Path, *, seed: int = 0, dtype: torch.
     eos = words.eos_token_id if words.eos_token_id is not None else 0
     bos = words.bos_token_id if words.bos_token_id is not None else eos
     rows = ARCHITECTURES[name].rows or -(-largest // 64) * 64
-    made = model(name, vocabulary=rows, seed=seed, bos=bos, eos=eos)
+    made = model(name, vocabulary=rows, seed=seed, small=small, bos=bos, eos=eos)
     made.to(dtype).save_pretrained(out)
     return out
 

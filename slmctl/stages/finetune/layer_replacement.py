@@ -20,9 +20,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from slmctl.stages.finetune import answer_loss, packing
+from slmctl.stages.finetune import answer_loss, four_bit, lora_targets, packing
 from slmctl.stages.finetune.attention_kernels import HeadGroup, HeadNorm, PackedAttention, Rotation, SplitHeads
 from slmctl.stages.finetune.cpu_kernels import (
+    FourBitLinear,
     FrozenLinear,
     GatedActivation,
     RmsNorm,
@@ -87,6 +88,21 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
         _replace_norm(module)
     answer_loss.install(model, smoothing)
     return {"layers": len(layers), "fast_layers": fast}
+
+
+def hold_in_4bit(model: Any, products: torch.dtype) -> None:
+    """Hold the frozen weights of the layers that LoRA can adapt in 4 bits, the others in the type of products.
+
+    A weight whose rows are no multiple of `four_bit.BLOCK`, the head, the embeddings and experts stay as they are.
+    """
+    core = core_model(model)
+    for name in list(lora_targets.linear_layers(core)):
+        layer = core.get_submodule(name)
+        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad and four_bit.fits(layer.weight):
+            FourBitLinear.replace(layer, products)
+    for parameter in core.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(products)
 
 
 def _freeze_linear_layers(model: Any) -> None:
@@ -192,7 +208,7 @@ def _replace_mlp(mlp: Any) -> bool:
         wanted = mlp(x)
         for activate in _activations(mlp, gated=first.high == 2 * last.wide):
             forward = _mlp(first, activate, last)
-            if _close(forward(x), wanted, first.matrix.dtype):
+            if _close(forward(x), wanted, first.dtype):
                 mlp.forward = forward
                 return True
     return False
@@ -286,7 +302,7 @@ def _replace_attention(module: Any, call: _Call) -> bool:
             return False
         module.forward = _attention(module, call, heads, out)
         result = module.forward(*call.args, **call.kwargs)
-        if len(result) == len(call.output) and _close(result[0], call.output[0], out.matrix.dtype):
+        if len(result) == len(call.output) and _close(result[0], call.output[0], out.dtype):
             return True
     module.__dict__.pop("forward", None)
     return False
@@ -324,7 +340,7 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
             return SplitHeads.apply(project(hidden), groups, *_angles(positions, repeated=repeated))
 
         got = heads(call.hidden, positions)
-        if all(_close(a, b, into.matrix.dtype) for a, b in zip(got, wanted, strict=True)):
+        if all(_close(a, b, into.dtype) for a, b in zip(got, wanted, strict=True)):
             return heads
     return None
 
@@ -353,7 +369,7 @@ def _attention(module: Any, call: _Call, heads: Heads, out: StackedLinear) -> Ca
     """The forward function of an attention module."""
     options = {name: value for name, value in call.options.items() if name not in ("layout", "dropout")}
     scale = options.get("scaling") or call.attended[0].shape[3] ** -0.5
-    window, dtype = options.get("sliding_window"), out.matrix.dtype
+    window, dtype = options.get("sliding_window"), out.dtype
     dropout = getattr(module, "attention_dropout", 0.0)
     by_flash = not options.get("softcap") and not dropout
 

@@ -64,7 +64,7 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
     Raises:
         UsageError: One of the names matches no layer that can be adapted.
     """
-    linear = list(_linear_layers(model))
+    linear = list(linear_layers(model))
     if wanted == "all-linear":
         if not linear:
             raise UsageError(f"a {type(model).__name__} has no linear layers that LoRA can adapt")
@@ -82,8 +82,11 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
     return sorted(set(chosen))
 
 
-def _linear_layers(model: PreTrainedModel) -> Iterator[str]:
-    """Names of the linear layers that LoRA can adapt, in the model's order."""
+def linear_layers(model: PreTrainedModel) -> Iterator[str]:
+    """Names of the linear layers that LoRA can adapt, in the model's order.
+
+    Of a model that has an adapter, also those of the adapter, by their own names.
+    """
     decoder: Any = model.get_decoder()
     inside = {id(module) for module in decoder.modules()} - {id(module) for module in _ends(model)}
     mixture = hf_folder.has_experts(model)

@@ -6,11 +6,18 @@ from pathlib import Path
 
 from slmctl.config import FinetuneConfig
 from slmctl.model_files import memory, model_size
+from slmctl.stages.finetune import four_bit
 
 TOO_LARGE = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
+IN_4BIT = "--set finetune.load_in_4bit=true, "
 FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
 DISTINCT = 0.85  # of what linear layers read and give: those that read the same input keep it once
 TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, its best value so far
+
+
+def hint(config: FinetuneConfig) -> str:
+    """What helps a training that does not fit."""
+    return TOO_LARGE if config.load_in_4bit else IN_4BIT + TOO_LARGE
 
 
 def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int = 0) -> int:
@@ -26,6 +33,8 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int 
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
     mapped = model.halves == "BF16" and width == 2  # embeddings and head stay in the file
     weights = width * (model.linear + (0 if mapped else model.lookup)) + 4 * model.other
+    if config.load_in_4bit:  # and one matrix made whole: the widest, with its neighbour of the same input
+        weights += int((four_bit.BYTES - width) * model.linear) + width * 2 * model.widest * model.hidden
     # a layer keeps the residual stream and the inputs of its norms in float32, and what its products read and give
     saved = 4 * 4 * model.hidden * model.layers + width * DISTINCT * model.channels
     activations = tokens * (saved + 8 * (4 * model.widest + 4 * model.hidden))
