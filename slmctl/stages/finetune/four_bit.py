@@ -30,7 +30,7 @@ class FourBitWeight:
         values = torch.tensor(VALUES)
         middles = (values[1:] + values[:-1]) / 2
         for rows in self._parts():
-            blocks = weight[rows].float().unflatten(1, (-1, BLOCK))
+            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)
             self.scale[rows] = blocks.abs().amax(2)
             unit = blocks / self.scale[rows].float().clamp_min(1e-30).unsqueeze(2)
             numbers = torch.bucketize(unit, middles, out_int32=True).reshape(-1, self.columns // 4, 4)
@@ -43,7 +43,7 @@ class FourBitWeight:
         for rows in self._parts():
             places = self.fours[rows].flatten().int().add_(1 << 15)
             values = table.index_select(0, places).view(torch.bfloat16).view(-1, self.columns // BLOCK, BLOCK)
-            torch.mul(values, self.scale[rows].unsqueeze(2), out=room[rows].unflatten(1, (-1, BLOCK)))
+            torch.mul(values, self.scale[rows].unsqueeze(2), out=room[rows].view(-1, self.columns // BLOCK, BLOCK))
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in `dtype`."""
