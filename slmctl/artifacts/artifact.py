@@ -26,6 +26,7 @@ from slmctl.errors import IntegrityError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SHORT_ID = 8  # characters of a recipe id, wherever people read or type one
 SIGNATURE = "model.sig"  # of a release, beside its manifest and over it: it cannot list itself
 
 
@@ -59,6 +60,11 @@ class Manifest:
         """The canonical JSON of this manifest, with its own hash in the field `self`."""
         fields = dataclasses.asdict(self)
         return canonical(fields | {"self": sha256_bytes(canonical(fields))})
+
+    @property
+    def short_id(self) -> str:
+        """The beginning of the recipe id; of a model that slmctl did not make, that of its digest."""
+        return (self.recipe_id or self.digest).removeprefix("sha256:")[:SHORT_ID]
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, where: str) -> Manifest:
@@ -121,6 +127,10 @@ class Artifact:
     @property
     def digest(self) -> str:
         return self.manifest.digest
+
+    @property
+    def short_id(self) -> str:
+        return self.manifest.short_id
 
     @property
     def metrics(self) -> JsonObject:

@@ -106,7 +106,7 @@ def lines(
     branch = "" if top else indent + ("└─ " if last else "├─ ")
     drawn = set() if drawn is None else drawn
     if node.digest in drawn:
-        yield f"{branch}{node.source.kind if node.source else node.role}  {node.digest[:19]}  (above)"
+        yield f"{branch}{_name(node)}  (above)"
         return
     drawn.add(node.digest)
     yield branch + _title(node)
@@ -157,7 +157,7 @@ def _sources(source: Artifact) -> list[SourceFile]:
 
 def _title(node: LineageNode) -> str:
     if node.source is None:
-        return f"{node.role}  {node.digest[:19]}  (not here)"
+        return f"{_name(node)}  (not here)"
     manifest = node.source.manifest
     about = {
         "base": ("name", "source", "license"),
@@ -169,4 +169,9 @@ def _title(node: LineageNode) -> str:
         "policy": ("model", "rows", "max_error"),
     }.get(manifest.kind, ())
     facts = ", ".join(f"{key} {manifest.metrics[key]}" for key in about if manifest.metrics.get(key) not in (None, ""))
-    return f"{manifest.kind}  {node.digest[:19]}  {manifest.started}" + (f"  {facts}" if facts else "")
+    return f"{_name(node)}  {manifest.started}" + (f"  {facts}" if facts else "")
+
+
+def _name(node: LineageNode) -> str:
+    """Kind and id of an artifact; of one that is not here, whose recipe is not known, role and digest."""
+    return f"{node.source.kind}  {node.source.short_id}" if node.source else f"{node.role}  {node.digest[:19]}"

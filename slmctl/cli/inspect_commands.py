@@ -38,14 +38,15 @@ TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
 def show(options: Options, path: Path | None) -> None:
     """Show the lineage of an artifact, from a release back to the data.
 
-    PATH is an artifact or a release; the config's release by default.
+    PATH is an artifact, its id (4 characters and more) or a release; the config's release by default.
     """
     from slmctl.artifacts import artifact, lineage
     from slmctl.pipeline.model_lookup import root_of
-    from slmctl.pipeline.resolve import find
+    from slmctl.pipeline.resolve import artifact_path, find
     from slmctl.pipeline.stage_table import Role
 
     release = Role("published", ("published",))
+    path = artifact_path(options.directory, path) if path is not None else None
     shown = artifact.load(path) if path is not None else find(open_project(options), release)
     node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
@@ -80,8 +81,8 @@ def trace(
     """List the data sets, models and releases that saw a row.
 
     A near-duplicate of the row counts. Searches the data sets below runs/ by hashes; prints no text.
-    Exits with 0 if none held the row, with 105 if one did, and with 106 if none is known to have
-    held it, but some artifact is missing.
+    Exits with 0 if none held the row, with 105 if one did, with 106 if none is known to have held it, but
+    some artifact is missing, and with 2 or 7 where there is no project or no data set to search.
     """
     from slmctl.provenance import trace as module
 
@@ -101,18 +102,21 @@ def trace(
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path, exists=True))
-@click.argument("second", type=click.Path(path_type=Path, exists=True))
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
 def diff(options: Options, first: Path, second: Path) -> None:
     """Compare two artifacts of a kind, two releases, or two projects: config, data, metrics.
 
-    Models that two reports measured on the same rows are compared in pairs, row by row, with a significance test.
+    FIRST and SECOND are paths, or ids of artifacts. Models that two reports measured on the same rows are
+    compared in pairs, row by row, with a significance test.
     """
+    from slmctl.pipeline import resolve
     from slmctl.provenance import diff as module
 
+    first, second = (resolve.artifact_path(options.directory, path) for path in (first, second))
     differences = module.diff(first, second)
     print_result(options, differences, module.lines(differences))
 
@@ -130,11 +134,12 @@ def diff(options: Options, first: Path, second: Path) -> None:
 def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
     """Check every byte of artifacts; list every file that is extra, missing or changed.
 
-    PATHS are artifacts or releases; all below runs/ by default. With --key, releases must be signed.
+    PATHS are artifacts, their ids, or releases; all below runs/ by default. With --key, releases must be signed.
     """
     from slmctl.artifacts import lineage
+    from slmctl.pipeline import resolve
 
-    folders = list(paths) or lineage.folders(options.directory)
+    folders = [resolve.artifact_path(options.directory, path) for path in paths] or lineage.folders(options.directory)
     if not folders:
         raise IntegrityError(f"there are no artifacts below {options.directory / 'runs'}", hint="slmctl run")
     faults_of = lineage.verify(folders)
@@ -151,7 +156,7 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path, exists=True))
+@click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path))
 @click.option(
     "--source",
     "sources",
@@ -165,15 +170,17 @@ def verify(options: Options, paths: tuple[Path, ...], key: Path | None) -> None:
 def reproduce(options: Options, path: Path, sources: tuple[Path, ...]) -> None:
     """Build an artifact again from its manifest, and compare every byte.
 
-    Inputs are searched below runs/, sources among --source, the copies in runs/.sources/ and the files
-    of slmctl.yaml, all by hash. Exits with 0 if every byte is equal, else with 104 and a list of differences.
+    ARTIFACT is a path or an id. Inputs are searched below runs/, sources among --source, the copies in
+    runs/.sources/ and the files of slmctl.yaml, all by hash. Exits with 0 if every byte is equal, else with
+    104 and a list of differences.
     """
     from slmctl.artifacts import artifact
     from slmctl.errors import DifferentError
-    from slmctl.pipeline import system_errors
+    from slmctl.pipeline import resolve, system_errors
     from slmctl.pipeline.model_lookup import root_of
     from slmctl.provenance import reproduce as module
 
+    path = resolve.artifact_path(options.directory, path)
     options.directory = root_of(options.directory, path)
     project = _project_or_none(options) or _bare_project(options)
     made = artifact.load(path)

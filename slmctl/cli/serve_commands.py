@@ -96,10 +96,10 @@ def serve(
     """
     override(options, "serve", host=host, port=port, keys=str(keys.absolute()) if keys else None)
     override(options, "serve", engine_url=engine_url, engine_model=engine_model, engine_key_env=engine_key_env)
-    override(options, "serve", policy=None if policy is None else str(policy.resolve()))
+    override(options, "serve", policy=None if policy is None else str(_artifact_path(options, policy).resolve()))
     override(options, "serve.generalist", url=generalist, model=generalist_model, key_env=generalist_key_env)
     if adapters:
-        override(options, "serve", adapters=_named_paths(adapters))
+        override(options, "serve", adapters=_named_paths(options, adapters))
     if emit or target or weights:
         _emit(options, emit, target, model, type_name, weights)
         return
@@ -227,7 +227,13 @@ def _require_reachable(settings: ServeConfig) -> None:
             guard.require(f"{what} at {host}", hint=f"leave {what} out to answer on this machine alone")
 
 
-def _named_paths(adapters: tuple[str, ...]) -> dict[str, str]:
+def _artifact_path(options: Options, path: Path) -> Path:
+    from slmctl.pipeline import resolve
+
+    return resolve.artifact_path(options.directory, path)
+
+
+def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:
     """Absolute paths by name, from `NAME=PATH` texts."""
     paths = {}
     for text in adapters:
@@ -236,7 +242,7 @@ def _named_paths(adapters: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(
                 f"--adapter wants NAME=PATH, got '{text}'", hint="--adapter billing=runs/gguf/0123456789ab"
             )
-        paths[name] = str(Path(path).absolute())
+        paths[name] = str(_artifact_path(options, Path(path)).absolute())
     return paths
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slmctl import config
-from slmctl.artifacts import artifact
+from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
@@ -17,6 +19,8 @@ from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
 from slmctl.sensitive import stand_ins
 from slmctl.sources import snapshot
+
+PATH_ID = 12  # characters of a recipe id in the path of its artifact
 
 
 @dataclass
@@ -96,7 +100,7 @@ def resolve_stage(
             filled[role.name] = find(project, role)
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
-    folder = recipe_id.removeprefix("sha256:")[:12]
+    folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
 
 
@@ -116,6 +120,34 @@ def expected(project: Project, name: str) -> StageRequest:
     return resolve_stage(project, name, report_inputs(project, project.config.evaluate.models, there))
 
 
+def by_id(runs: Path, prefix: str) -> Path:
+    """The folder of the artifact below `runs` whose recipe id begins with `prefix`, hexadecimal digits.
+
+    Raises:
+        IntegrityError: There is none.
+        UsageError: There are several.
+    """
+    found = [path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])]
+    if not found:
+        raise IntegrityError(f"no artifact below {runs} has an id that begins with '{prefix}'", hint="slmctl ls")
+    if len(found) > 1:
+        named = ", ".join(str(path.relative_to(runs.parent)) for path in found)
+        raise UsageError(f"{len(found)} artifacts have an id that begins with '{prefix}'", hint=f"one of {named}")
+    return found[0]
+
+
+def artifact_path(root: Path, named: Path) -> Path:
+    """The path that a user named, or that of the artifact below `root/runs/` whose id he named.
+
+    Raises:
+        IntegrityError: There is nothing at the path, and no artifact has such an id.
+        UsageError: Several artifacts have.
+    """
+    if not os.path.lexists(named) and re.fullmatch(r"[0-9a-f]{4,64}", str(named)):
+        return by_id(root / "runs", str(named))
+    return named
+
+
 def find(project: Project, role: Role) -> Artifact:
     """The artifact that fills a role: the path the user gave, else the one the config's recipes name.
 
@@ -124,7 +156,8 @@ def find(project: Project, role: Role) -> Artifact:
     """
     if role.name not in project._found:
         if role.name in project.named:
-            project._found[role.name] = open_model(project.named[role.name], role.kinds)
+            path = artifact_path(project.root, project.named[role.name])
+            project._found[role.name] = open_model(path, role.kinds)
         else:
             stage = BY_KIND[role.kinds[0]]
             path = expected(project, stage.name).path
@@ -163,11 +196,11 @@ def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], 
         return find(where.project(), Role(spec, (spec,)))
     if isinstance(spec, str) and spec.startswith("dir:"):
         return require_kind(registry.find(*registry.parse(spec, where.directory)), kinds)
-    path = Path(spec)
+    path = artifact_path(where.directory, Path(spec))
     if not path.exists() and path.name == str(spec) and not path.suffix:
         raise UsageError(
             f"'{spec}' is no model of this pipeline, and there is no such folder",
-            hint=f"one of {', '.join(kinds)}, a path, or dir:REGISTRY#TAG",
+            hint=f"one of {', '.join(kinds)}, a path, an id, or dir:REGISTRY#TAG",
         )
     return open_model(path, kinds)
 

@@ -436,8 +436,8 @@ def test_show_draws_the_ancestry(bare: Path) -> None:
     done = slmctl("show", prepared.path)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"prepared  {prepared.digest[:19]}")
-    assert lines[1].startswith(f"└─ base  {base.digest[:19]}")
+    assert lines[0].startswith(f"prepared  {prepared.short_id}")
+    assert lines[1].startswith(f"└─ base  {base.short_id}")
     shown = json.loads(slmctl("show", prepared.path, "--json").stdout)
     assert shown["digest"] == prepared.digest
     assert [parent["digest"] for parent in shown["inputs"]] == [base.digest]
