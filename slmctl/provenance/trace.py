@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from slmctl import config
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, sha256_file
 from slmctl.deduplication.row_fingerprints import (
@@ -21,7 +22,7 @@ from slmctl.deduplication.row_fingerprints import (
     QueryFingerprint,
     query_fingerprint,
 )
-from slmctl.errors import IntegrityError
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.releases import registry
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
@@ -108,6 +109,10 @@ def trace(
         id: A record's id; rows that are like a record of that id in any data set are found too.
         similarity: Estimated similarity (0 to 1) from which another row counts as nearly the same.
         registries: Folders of releases, `PROJECT/VERSION/` each.
+
+    Raises:
+        IntegrityError: There is no data set and nothing made of one, so that no answer says anything about the row.
+        UsageError: The folder is no project.
     """
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
@@ -128,12 +133,22 @@ def trace(
         for folder in registry.folders(place)
         if (folder / MANIFEST).exists()
     ]
+    if not data_sets and not released and all(isinstance(entry, Artifact) and entry.kind == "base" for entry in whole):
+        _refuse(root)
     exposures = _Exposures([*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets)
     return Trace(
         data_sets,
         tuple(exposures.holding(entry, root) for entry in whole),
         tuple(exposures.holding(entry, root) for entry in released),
     )
+
+
+def _refuse(root: Path) -> NoReturn:
+    """Refuse an answer from a folder that holds no rows: "no" would be taken for an all-clear."""
+    hint = "slmctl -C PROJECT trace names the folder with slmctl.yaml and runs/; --registry DIR searches releases"
+    if not (root / "runs").is_dir() and not (root / config.FILENAME).exists():
+        raise UsageError(f"{root} is no project: it has neither {config.FILENAME} nor runs/", hint=hint)
+    raise IntegrityError(f"there is no data set below {root / 'runs'}, so nothing can be said about the row", hint=hint)
 
 
 class _Exposures:

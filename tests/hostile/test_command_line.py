@@ -165,7 +165,7 @@ STREAMS: list[tuple[str, list[str], str, int]] = [
     ("help on a full disk", ["--help"], ">/dev/full", 6),
     ("notes on a full disk", ["config", "show"], "2>/dev/full", 0),
     ("an error on a full disk", ["show", "nothing"], "2>/dev/full", 7),
-    ("bytes on stdin", ["trace", "--text", "-"], "< slmctl.bin", 0),
+    ("bytes on stdin", ["trace", "--text", "-"], "< slmctl.bin", 7),
 ]
 
 

@@ -15,6 +15,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.provenance.trace import Standing, Trace, lines, trace
 from slmctl.task.records import read_records
 
@@ -201,6 +202,32 @@ def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pyte
     }
 
 
+# A deletion request that is answered from the wrong folder must not be told that all is clear
+
+
+def test_where_nothing_is_held_there_is_no_answer(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no project: it has neither slmctl\.yaml nor runs/") as caught:
+        trace(tmp_path, text=STRANGER)
+    assert "slmctl -C PROJECT trace" in caught.value.hint
+    make(tmp_path, "base", "base")
+    with pytest.raises(IntegrityError, match="there is no data set below"):
+        trace(tmp_path, text=STRANGER)
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "slmctl.yaml").write_text("project: acme\nbase: ./base\n")
+    for query in ({"text": STRANGER}, {"id": "a" * 16}):
+        with pytest.raises(IntegrityError, match="so nothing can be said about the row"):
+            trace(tmp_path, **query)
+    make(tmp_path, "adapter", "adapter", inputs={"prepared": "sha256:" + "0" * 64})
+    assert not trace(tmp_path, text=STRANGER).sure  # its data set is gone, which exit code 106 says
+
+
+def test_the_command_ends_with_an_error_where_nothing_is_held(tmp_path: Path) -> None:
+    done = tiny.slmctl(tmp_path, "trace", "--text", STRANGER)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is no project" in done.stderr
+    assert "hint: slmctl -C PROJECT trace" in done.stderr
+
+
 # As users run it
 
 
@@ -278,9 +305,3 @@ def test_wrong_use(tmp_path: Path, arguments: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
-
-
-def test_without_a_config_and_without_runs(tmp_path: Path) -> None:
-    done = tiny.slmctl(tmp_path, "trace", "--text", "hello there")
-    assert done.returncode == 0
-    assert done.stdout == "no data set here holds it or nearly the same\n"
