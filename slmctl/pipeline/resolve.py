@@ -127,13 +127,13 @@ def by_id(runs: Path, prefix: str) -> Path:
         IntegrityError: There is none.
         UsageError: There are several.
     """
-    found = [path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])]
-    if not found:
+    matches = [path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])]
+    if not matches:
         raise IntegrityError(f"no artifact below {runs} has an id that begins with '{prefix}'", hint="slmctl ls")
-    if len(found) > 1:
-        named = ", ".join(str(path.relative_to(runs.parent)) for path in found)
-        raise UsageError(f"{len(found)} artifacts have an id that begins with '{prefix}'", hint=f"one of {named}")
-    return found[0]
+    if len(matches) > 1:
+        named = ", ".join(str(path.relative_to(runs.parent)) for path in matches)
+        raise UsageError(f"{len(matches)} artifacts have an id that begins with '{prefix}'", hint=f"one of {named}")
+    return matches[0]
 
 
 def artifact_path(root: Path, named: Path) -> Path:
