@@ -96,12 +96,29 @@ CASES = [
     Case("UTF-16 little-endian", "a.csv", "text,label\na,b\n".encode("utf-16"), 1, first=AB),
     Case("UTF-16 big-endian", "a.csv", b"\xfe\xff" + "text,label\na,b\n".encode("utf-16-be"), 1, first=AB),
     Case("UTF-32", "a.csv", "text,label\na,b\n".encode("utf-32"), 1, first=AB),
-    Case("UTF-16 without a mark", "a.csv", HEADER.decode().encode("utf-16-le"), refused="UTF-16 without a byte order"),
-    Case("UTF-16 cut in a character", "a.csv", "text,label\na,b".encode("utf-16")[:-1], refused="mark of UTF-16"),
-    Case("latin-1", "a.csv", HEADER + "größe,a\n".encode("latin-1"), refused="not UTF-8: line 2 holds the byte 0xf6"),
-    Case("one byte of another encoding", "a.csv", HEADER + b"a,b\n" * 9999 + b"\x80,b\n", refused="line 10001 holds"),
-    Case("cut in a character", "a.csv", HEADER + "a,ö".encode()[:-1], refused="it ends inside a character"),
-    Case("bytes of a picture", "a.csv", bytes(range(256)) * 50, refused="UTF-16 without a byte order mark"),
+    Case("UTF-16 without a mark", "a.csv", "text,label\na,b\n".encode("utf-16-le"), 1, first=AB),
+    Case("UTF-16 without a mark, big-endian", "a.csv", "text,label\na,b\n".encode("utf-16-be"), 1, first=AB),
+    Case("UTF-16 of Chinese without a mark", "a.csv", "text,label\n订单还没有到,投诉\n".encode("utf-16-le"), 1,
+         first={"text": "订单还没有到", "label": "投诉"}),
+    Case("UTF-16 cut in a character", "a.csv", "text,label\na,b".encode("utf-16")[:-1],
+         refused="is not UTF-16: it ends inside a character, in line 2"),
+    Case("latin-1", "a.csv", HEADER + "größe,a\n".encode("latin-1"), 1, first={"text": "größe", "label": "a"}),
+    Case("CP1252", "a.csv", HEADER + "„größe“ – 12 €,a\n".encode("cp1252"), 1,
+         first={"text": "„größe“ – 12 €", "label": "a"}),
+    Case("last letter of CP1252", "a.csv", b"label,text\na,caf\xe9", 1, first={"label": "a", "text": "café"}),
+    Case("CP1252 in the last line", "a.csv", HEADER + b"a,b\n" * 9999 + b"5 \x80 \x96 6,b\n", 10_000, first=AB),
+    Case("a line of CP1252 in UTF-8", "a.csv", HEADER + "größe,a\n".encode() + b"gr\xf6\xdfe,a\n",
+         refused="a.csv is not UTF-8: line 3 holds the byte 0xf6"),
+    Case("Cyrillic", "a.csv", HEADER + "заказ не пришёл,a\n".encode("cp1251"),
+         refused="neither UTF-8 nor CP1252: line 2"),
+    Case("DOS", "a.csv", HEADER + "größe über straße,a\n".encode("cp850"),
+         refused="neither UTF-8 nor CP1252: line 2"),
+    Case("Polish", "a.csv", HEADER + "proszę o pieniądze,a\n".encode("cp1250"),
+         refused="neither UTF-8 nor CP1252: line 2"),
+    Case("Chinese", "a.csv", HEADER + "订单还没有到,投诉\n".encode("gb18030") * 9,
+         refused="neither UTF-8 nor CP1252: line 2"),
+    Case("cut in a character", "a.csv", HEADER + "a,ö".encode()[:-1], refused="it ends inside a character, in line 2"),
+    Case("bytes of a picture", "a.csv", bytes(range(256)) * 50, refused="holds no text"),
     Case("NUL in a cell", "a.csv", HEADER + b"a\0b,c\n", 1, first={"text": "a\0b", "label": "c"}),
     Case("NUL bytes after a crash", "a.csv", HEADER + b"a,b\n" + b"\0" * 4096, 2, {2: "has 1 fields"}, first=AB),
     # CSV: nothing, too little, too much
@@ -137,7 +154,7 @@ CASES = [
     Case("JSONL with mark and CR LF", "a.jsonl", b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n', 2, first=TEXT),
     Case("JSONL with lone CR", "a.jsonl", b'{"text": "a"}\r{"text": "b"}', 2, first=TEXT),
     Case("JSONL in UTF-16", "a.jsonl", '{"text": "a"}\n'.encode("utf-16"), 1, first=TEXT),
-    Case("JSONL in latin-1", "a.jsonl", '{"text": "größe"}'.encode("latin-1"), refused="line 1 holds the byte 0xf6"),
+    Case("JSONL in latin-1", "a.jsonl", '{"text": "größe"}'.encode("latin-1"), 1, first={"text": "größe"}),
     Case("U+2028 inside", "a.jsonl", lines('{"text": "a\u2028b"}'), 1, first={"text": "a\u2028b"}),
     Case("lone surrogate", "a.jsonl", lines(r'{"text": "\ud83d"}', '{"text": "a"}'), 2, {1: "half of a surrogate"},
          first=TEXT),
@@ -211,7 +228,7 @@ CASES = [
     Case("second sheet", "a.xlsx", xlsx_of(One=row(1, "x"), Two=row(1, "text") + row(2, "a")), 1, first=TEXT,
          sheet="Two"),
     Case("sheet that is not there", "a.xlsx", xlsx_of(One=row(1, "x")), refused="no sheet 'Three'", sheet="Three"),
-    Case("sheet of a file that has none", "a.csv", HEADER, refused="is no workbook and no JSON", sheet="One"),
+    Case("sheet of a file that has none", "a.csv", HEADER, refused="is no workbook, database or JSON", sheet="One"),
     Case("row longer than the header", "a.xlsx", xlsx_of(One=row(1, "text") + row(2, "a", "b") + row(3, "a")), 2,
          {1: "has 2 cells, the header has 1"}, first=TEXT),
     Case("cell in the last corner", "a.xlsx",
@@ -313,11 +330,11 @@ def test_prepare_accounts_for_every_row_of_them(desk: Path) -> None:
 
 
 def test_prepare_refuses_what_cannot_be_read_with_3(desk: Path) -> None:
-    (desk / "tickets.csv").write_bytes(b"text,category\ngr\xf6\xdfe,\x1b]0;title\x07a\n")
+    (desk / "tickets.csv").write_bytes(b"text,category\ngr\x94\xe1e,\x1b]0;title\x07a\n" + b"a,b\n" * 99)
     done = tiny.slmctl(desk, "prepare")
     assert done.returncode == 3
-    assert "tickets.csv is not UTF-8: line 2 holds the byte 0xf6" in done.stderr
-    assert "hint: iconv -f LATIN1 -t UTF-8 'tickets.csv' > utf8.csv" in done.stderr
+    assert "tickets.csv is neither UTF-8 nor CP1252: line 2 holds the byte 0x94" in done.stderr
+    assert "hint: say which it is: encoding: utf-8, utf-16, cp1252, cp1250," in done.stderr
     assert "Traceback" not in done.stderr
 
 

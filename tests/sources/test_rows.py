@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.workbooks import row, write_xlsx
 
-from slmctl.errors import DataError
-from slmctl.sources.rows import Row, as_csv, columns_of, read_rows
+from slmctl.errors import DataError, UsageError
+from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows
 from slmctl.task.records import write_jsonl
 
 
@@ -169,10 +170,74 @@ def test_jsonl_without_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
-def test_latin1_file_comes_with_the_command_that_helps(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name} is not UTF-8") as caught:
-        rows(tmp_path, name, 'text\n{"a": "größe"}\n'.encode("latin-1"))
-    assert caught.value.hint.startswith("iconv -f LATIN1 -t UTF-8")
+def test_an_encoding_can_be_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes('text\n"größe"\n'.encode("cp850") if name != "a.jsonl" else '{"text": "größe"}'.encode("cp850"))
+    for known in ("cp850", "IBM850"):
+        assert good(list(read_rows(path, encoding=known))) == [{"text": "größe"}]
+    with pytest.raises(UsageError, match="'klingon' is no encoding"):
+        list(read_rows(path, encoding="klingon"))
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8: line . holds the byte 0x94"):
+        list(read_rows(path, encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["utf-7", "idna", "base64", "rot13", "unicode_escape", "undefined", "a\0b", ""])
+def test_what_is_no_plain_encoding_of_text_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("text\na\n")
+    with pytest.raises(UsageError, match="is no encoding"):
+        list(read_rows(tmp_path / "a.csv", encoding=name))
+
+
+@pytest.mark.parametrize("name", ["latin-1", "iso-8859-1", "ascii"])
+def test_a_named_latin1_is_cp1252(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_bytes("text\n5 € – ä\n".encode("cp1252"))
+    assert good(list(read_rows(tmp_path / "a.csv", encoding=name))) == [{"text": "5 € – ä"}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_a_named_encoding_has_its_mark_or_not(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv"
+    for mark in ("", "\ufeff") if encoding not in ("cp1252", "utf-8-sig", "utf-16", "utf-32") else ("",):
+        path.write_bytes(f"{mark}text\ngröße\n".encode(encoding))
+        assert good(list(read_rows(path, encoding=encoding))) == [{"text": "größe"}]
+
+
+def test_a_large_file_is_sampled_and_what_contradicts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "SAMPLE", 100)
+    monkeypatch.setattr(encodings, "PIECE", 10)
+    line, path = b"a,b\n", tmp_path / "a.csv"
+    path.write_bytes(b"a,b\n" + line * 5000 + b"\x80,b\n")
+    assert form_of(path).encoding == "cp1252"  # the end is in the sample
+    path.write_bytes(b"a,b\n" + line * 3000 + b"\x80,b\n" + line * 2050)
+    assert form_of(path).encoding == "utf-8"
+    with pytest.raises(DataError, match=r"a\.csv is not UTF-8: line 3002 holds the byte 0x80") as caught:
+        list(read_rows(path))
+    assert caught.value.hint.startswith("encoding: cp1252")
+    umlauts = "ö".encode() * 4096  # pieces begin and end inside characters
+    path.write_bytes(b"a\n" + umlauts + b"\n")
+    assert form_of(path) == FileForm("csv", "utf-8", True, ",", (), 1, 1)
+
+
+def test_form_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text;label\r\n5 €, bitte;a\r\n".encode("cp1252"))
+    assert form_of(path) == FileForm("csv", "cp1252", False, ";", (), 1, 1)
+    assert form_of(path, encoding="cp1252").certain
+    path.write_text("Tickets, 2024\n\ntext\tlabel\na, b\tc\nd\te\n")
+    assert form_of(path) == FileForm("csv", "utf-8", True, "\t", (), 3, 1)
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n')
+    assert form_of(tmp_path / "a.json") == FileForm("jsonl", "utf-8", True, None, (), 0, 1)
+
+
+def test_form_of_what_is_no_text(tmp_path: Path) -> None:
+    title, header = row(1, "Tickets of 2024"), row(4, "text", "label", "day")
+    book = write_xlsx(tmp_path / "a.xlsx", {"One": title + header + row(5, "a", "b") + row(6, "c", "d"), "Two": ""})
+    assert form_of(book) == FileForm("xlsx", None, True, None, ("One", "Two"), 4, 1)
+    assert good(list(read_rows(book)))[0] == {"text": "a", "label": "b", "day": ""}
+    assert form_of(book, sheet="Two").header_row == 0
+    assert columns_of(book, header_row=5) == ["a", "b"]
+    with pytest.raises(UsageError, match="is no text"):
+        form_of(book, encoding="utf-8")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

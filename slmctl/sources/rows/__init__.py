@@ -5,66 +5,142 @@ Reading any file gives rows and faults, or raises DataError, in bounded memory.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import delimited, lines, objects, tables
-from slmctl.sources.rows.cells import MAX_ROW, Row, listed
+from slmctl.sources.rows.cells import MAX_ROW, Row, Table, listed
+from slmctl.sources.rows.encodings import Encoding
 
-__all__ = ["FORMATS", "MAX_ROW", "Row", "as_csv", "columns_of", "format_of", "listed", "read_rows", "require_file"]
+__all__ = [
+    "FORMATS", "MAX_ROW", "FileForm", "Row", "as_csv", "columns_of", "form_of", "format_of", "listed", "read_rows",
+    "require_file",
+]  # fmt: skip
 
 FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
-    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods",
+    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods", ".sqlite": "sqlite",
+    ".sqlite3": "sqlite", ".db": "sqlite",
 }  # fmt: skip
-TEXTS = ("csv", "tsv", "jsonl", "json")  # these may be packed with gzip
+TEXTS = ("csv", "tsv", "jsonl", "json")  # these have an encoding, and may be packed with gzip
+_SHEETS = ("xlsx", "ods", "sqlite", "json")
+_HEADERS = ("csv", "tsv", "xlsx", "ods")  # these have a header in a row of their own
+_KINDS = {"parquet": "parquet", "sqlite": "sqlite", "xlsx": "workbook", "ods": "workbook"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def read_rows(path: Path, *, sheet: str | None = None, format: str | None = None) -> Iterator[Row]:
+@dataclass(frozen=True)
+class FileForm:
+    """The form of a file of rows, as it is read.
+
+    Attributes:
+        format: One of the values of FORMATS.
+        encoding: Python's name of the encoding of a text; None for what is no text.
+        certain: False where the encoding is a guess.
+        delimiter: The character between the fields of a text; None where there are none.
+        sheets: The sheets of a workbook, or the tables and views of a database, in order.
+        header_row: The number of the row, in a text of the line, that names the columns; 0 where none does.
+        files: The number of files that are read as one source.
+    """
+
+    format: str
+    encoding: str | None
+    certain: bool
+    delimiter: str | None
+    sheets: tuple[str, ...]
+    header_row: int
+    files: int
+
+
+class _Opened(NamedTuple):
+    table: Table
+    format: str
+    encoding: Encoding | None
+
+
+def read_rows(
+    path: Path,
+    *,
+    sheet: str | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
+    header_row: int | None = None,
+) -> Iterator[Row]:
     """The rows of a file, in order; an unusable one has its fault.
 
     Args:
-        path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, or a workbook.
-        sheet: The sheet of a workbook, by default the first; or the array of a JSON object.
+        path: A CSV, TSV, JSONL or JSON file, each also packed with gzip, a Parquet file, a workbook or an SQLite
+            database.
+        sheet: The sheet of a workbook, by default the first; the table of a database, by default the only one; or
+            the array of a JSON object.
         format: The format of the file, by default that of its name.
+        encoding: The encoding of a text, by default the one that it shows.
+        header_row: The row of a workbook, or the line of a text, that names the columns; by default it is found.
 
     Raises:
-        DataError: The file is missing, of an unknown kind, damaged as a whole, or not UTF-8 or UTF-16.
-        UsageError: The workbook has no such sheet, or the file is no workbook.
+        DataError: The file is missing, of an unknown kind, damaged as a whole, or in an unknown encoding.
+        UsageError: There is no such sheet or encoding, or the file has none.
     """
-    require_file(path)
-    kind = format or format_of(path)
-    if sheet is not None and kind not in ("xlsx", "ods", "json"):
-        raise UsageError(f"{path.name} is no workbook and no JSON object, and has no sheet '{sheet}'")
-    try:
-        if kind == "parquet":
-            yield from tables.parquet_rows(path)
-        elif kind not in TEXTS:
-            yield from tables.workbook_rows(path, sheet)
-        else:
-            yield from _text_rows(path, kind, sheet)
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
+    with _opened(path, sheet, format, encoding, header_row) as opened:
+        yield from (
+            (row._replace(number=place) for place, row in enumerate(opened.table.rows, 1))
+            if opened.format in _HEADERS
+            else opened.table.rows
+        )
 
 
-def columns_of(path: Path, *, sheet: str | None = None, format: str | None = None) -> list[str]:
+def columns_of(
+    path: Path,
+    *,
+    sheet: str | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
+    header_row: int | None = None,
+) -> list[str]:
     """The column names of a file, from its header or its first good row.
 
     Raises:
         DataError: The file holds no row; and what `read_rows` raises.
     """
-    for row in read_rows(path, sheet=sheet, format=format):
+    for row in read_rows(path, sheet=sheet, format=format, encoding=encoding, header_row=header_row):
         if not row.fault:
             return list(row.columns)
     raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
+
+
+def form_of(
+    path: Path,
+    *,
+    sheet: str | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
+    header_row: int | None = None,
+) -> FileForm:
+    """The form of a file: its format and encoding, its delimiter, sheets and header as `read_rows` finds them.
+
+    Raises:
+        What `read_rows` raises.
+    """
+    with _opened(path, sheet, format, encoding, header_row) as opened:
+        table, recognised = opened.table, opened.encoding
+        return FileForm(
+            format=opened.format,
+            encoding=recognised.name if recognised else None,
+            certain=recognised is None or recognised.certain,
+            delimiter=table.delimiter,
+            sheets=table.sheets,
+            header_row=table.header_row,
+            files=1,
+        )
 
 
 def format_of(path: Path) -> str:
@@ -135,14 +211,37 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?", text) is not None
 
 
-def _text_rows(path: Path, kind: str, key: str | None) -> Iterator[Row]:
-    if kind == "json" and key is None:
-        with lines.opened(path) as stream:
-            kind = "jsonl" if objects.is_lines(stream) else "json"
-    with lines.opened(path) as stream:
-        if kind == "jsonl":
-            yield from objects.line_rows(stream)
-        elif kind == "json":
-            yield from objects.array_rows(stream, path.name, key=key)
+@contextlib.contextmanager
+def _opened(
+    path: Path, sheet: str | None, format: str | None, encoding: str | None, header_row: int | None
+) -> Iterator[_Opened]:
+    """The table of a file, to be read while it is open."""
+    require_file(path)
+    kind = format or format_of(path)
+    if sheet is not None and kind not in _SHEETS:
+        raise UsageError(f"{path.name} is no workbook, database or JSON object, and has no sheet '{sheet}'")
+    if encoding is not None and kind not in TEXTS:
+        raise UsageError(f"{path.name} is no text, and has no encoding", hint="leave 'encoding' out")
+    if header_row is not None and kind not in _HEADERS:
+        raise UsageError(f"{path.name} has no row that names the columns", hint="leave 'header_row' out")
+    try:
+        if kind in TEXTS:
+            known = lines.encoding_of(path, encoding)
+            if kind == "json" and sheet is None:
+                with lines.opened(path, known) as stream:
+                    kind = "jsonl" if objects.is_lines(stream) else "json"
+            with lines.opened(path, known) as stream:
+                yield _Opened(_text_table(stream, path.name, kind, sheet, header_row), kind, known)
         else:
-            yield from delimited.delimited_rows(stream, path.name, tabs=kind == "tsv")
+            with tables.opened(path, _KINDS[kind], sheet, header_row) as table:
+                yield _Opened(table, kind, None)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def _text_table(stream: TextIO, file: str, kind: str, key: str | None, header_row: int | None) -> Table:
+    if kind == "jsonl":
+        return Table(objects.line_rows(stream))
+    if kind == "json":
+        return Table(objects.array_rows(stream, file, key=key))
+    return delimited.delimited_table(stream, file, tabs=kind == "tsv", header_row=header_row)

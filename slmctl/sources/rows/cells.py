@@ -6,13 +6,14 @@ import datetime
 import decimal
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
 
 MAX_ROW = 10_000_000  # characters in one row; a longer one is a fault, and never held in memory
+LOOK = 20  # rows that are not empty, at the start of a table, among which its header is looked for
 MAX_DEPTH = 100  # lists and objects inside each other: later readers of a cell recurse once for each
 
 
@@ -21,11 +22,55 @@ Cell = None | bool | int | float | str | list[Any] | JsonObject
 
 
 class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
-    """One raw row: its number in the file (the first row of data is 1) and its columns, or a fault."""
+    """One raw row: its number in the file, as people find it there, and its columns, or a fault.
+
+    In a text the number is that of the line on which the row begins; in a workbook it is the sheet's own; in an array,
+    in Parquet and in SQLite it is the row's place, from 1.
+    """
 
     number: int
     columns: dict[str, Cell]
     fault: str = ""
+
+
+class Table(NamedTuple):
+    """The rows of a table below its header, and what was found of its form.
+
+    Attributes:
+        rows: The rows, in order; to be read while the file is open.
+        header_row: The number of the row that names the columns, as a `Row` has it; 0 for none.
+        delimiter: The character between the fields of a text.
+        sheets: The sheets of the workbook, or the tables of the database, that it is one of.
+    """
+
+    rows: Iterator[Row]
+    header_row: int = 0
+    delimiter: str | None = None
+    sheets: tuple[str, ...] = ()
+
+
+def header_place(rows: Sequence[Sequence[Cell]]) -> int:
+    """The place of the header among the first rows of a table, of which none is empty.
+
+    What stands above it is a title: such a row fills at most half as many cells as the rows below it have.
+    """
+    for place, cells in enumerate(rows[:-2]):
+        below = sorted(_width(row) for row in rows[place + 1 : place + 1 + LOOK])
+        if 2 * sum(cell not in ("", None) for cell in cells) > below[(len(below) - 1) // 2]:
+            return place
+    return 0
+
+
+def _width(cells: Sequence[Cell]) -> int:
+    return len(without_tail(cells))
+
+
+def without_tail(cells: Sequence[Cell]) -> Sequence[Cell]:
+    """A row without the empty cells at its end, which formatting leaves."""
+    end = len(cells)
+    while end and cells[end - 1] in ("", None):
+        end -= 1
+    return cells[:end]
 
 
 def column_names(header: Sequence[object], where: str) -> list[str]:

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TextIO
 
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import MAX_ROW, Row, column_names, too_long
+from slmctl.sources.rows.cells import LOOK, MAX_ROW, Row, Table, column_names, header_place, too_long
 from slmctl.sources.rows.lines import lines
 
 _LINE_COST = 50  # characters that the memory of a short line is counted as
+_LOOK_SIZE = 1 << 18  # characters of the lines by which the layout of a file is told
 MAX_REREAD = 20 * MAX_ROW  # characters
 
 
-def delimited_rows(stream: TextIO, file: str, *, tabs: bool) -> Iterator[Row]:
-    """The rows below a header. Blank lines are no rows.
+def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> Table:
+    """The rows below a header, each by the number of its first line. Blank lines are no rows.
 
     A row that is not valid CSV is one line's fault: reading goes on at the line after the one it began on, so that
     a quote that nobody closes costs one row, and not all that follow.
 
+    Args:
+        stream: The text.
+        file: The name of the file in errors.
+        tabs: Fields are cut by tabs, and not by what the first lines show.
+        header_row: The line of the header, by default the first one that is no title.
+
     Raises:
-        DataError: The header is not valid, or names a column twice; or quotes stand where none belong, all over.
+        DataError: The header is not valid, or names a column twice. While rows are read: quotes stand where none
+            belong, all over.
     """
     csv.field_size_limit(MAX_ROW)  # csv's own 131,072 stops at a long e-mail
     source = _Lines(stream)
-    delimiter = "\t" if tabs else source.delimiter()
+    delimiter, header_row = source.layout("\t" if tabs else None, header_row)
+    source.skip_to(header_row)
     # strict: a quote that is never closed would else take the rest of the file as one field
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     names = _header(reader, file)
-    number, width = 0, len(names)
+    return Table(_rows(reader, source, names, file), header_row, delimiter)
+
+
+def _rows(reader: Iterator[list[str]], source: _Lines, names: list[str], file: str) -> Iterator[Row]:
+    width = len(names)
     while True:
         source.taken.clear()
         try:
@@ -39,17 +53,15 @@ def delimited_rows(stream: TextIO, file: str, *, tabs: bool) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            number += 1
-            yield Row(number, {}, _explain(error, source))
+            yield Row(source.first, {}, _explain(error, source))
             source.back_to_second(file)
             continue
         if not fields:
             continue
-        number += 1
         if len(fields) == width:
-            yield Row(number, dict(zip(names, fields, strict=True)))
+            yield Row(source.first, dict(zip(names, fields, strict=True)))
         else:
-            yield Row(number, {}, f"has {len(fields)} fields, the header has {width}")
+            yield Row(source.first, {}, f"has {len(fields)} fields, the header has {width}")
 
 
 def _header(reader: Iterator[list[str]], file: str) -> list[str]:
@@ -76,6 +88,7 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self.taken: list[str | None] = []
+        self.number = 0  # of the line that was given last
         self._again: deque[str | None] = deque()
         self._lines = lines(stream)
         self._size = self._reread = 0
@@ -85,6 +98,7 @@ class _Lines:
 
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
         self.taken.append(line)
         if line is None:
             raise _TooLong(too_long())
@@ -95,6 +109,20 @@ class _Lines:
         else:
             self._size = len(line)
         return line
+
+    def skip_to(self, number: int) -> None:
+        """Pass over the lines before one."""
+        while self.number + 1 < number:
+            if self._again:
+                self._again.popleft()
+            elif next(self._lines, "") == "":
+                return
+            self.number += 1
+
+    @property
+    def first(self) -> int:
+        """The number of the first line of the row that is read."""
+        return self.number - len(self.taken) + 1
 
     def back_to_second(self, file: str) -> None:
         """Have the lines of this row be read again, but for its first.
@@ -107,19 +135,49 @@ class _Lines:
             if self._reread > MAX_REREAD:
                 raise DataError(f"{file} is not CSV: it opens quotes again and again that nothing closes")
             self._again.extendleft(reversed(self.taken[1:]))
+            self.number = self.first
 
-    def delimiter(self) -> str:
-        """The character between fields: that of `sep=`, or the comma, semicolon or tab that cuts the header."""
-        first = next((line for line in self._lines if line is None or line.strip("\r\n")), "")
-        named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", first or "")  # written and read by spreadsheet programs
-        if named:
-            return named[1]
-        self._again.append(first)
-        return next((mark for mark in ",;\t" if _cuts(first or "", mark)), ",")
+    def layout(self, delimiter: str | None, header_row: int | None) -> tuple[str, int]:
+        """The character between fields, and the number of the header's line; each as it is given, or found.
+
+        The character is that of `sep=`, or the comma, semicolon or tab that cuts the most rows as it cuts the header.
+        """
+        size = rows = 0
+        while rows < LOOK + 1 and size < _LOOK_SIZE and (line := next(self._lines, "")) != "":
+            self._again.append(line)
+            size += len(line or "")
+            rows += line is None or bool(line.strip("\r\n"))
+        ahead = list(self._again)
+        start = header_row - 1 if header_row else 0
+        first = next((at for at, line in enumerate(ahead) if line is None or line.strip("\r\n")), 0)
+        named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", ahead[first] or "") if ahead else None
+        if named:  # written and read by spreadsheet programs
+            delimiter, start = named[1], max(start, first + 1)
+        layouts = [_cut(ahead, start, mark, found=header_row is None) for mark in (delimiter or ",;\t")]
+        best = max(layouts, key=lambda layout: layout.agreeing)  # of equal ones the first
+        return best.delimiter, header_row or best.header_row
 
 
-def _cuts(line: str, delimiter: str) -> bool:
-    try:
-        return len(next(csv.reader([line], delimiter=delimiter, strict=True), [])) > 1
-    except csv.Error:
-        return False
+class _Cut(NamedTuple):
+    """The first lines as one character cuts them: the rows that agree with the header, and the header's line."""
+
+    delimiter: str
+    agreeing: int
+    header_row: int
+
+
+def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, found: bool) -> _Cut:
+    reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    at = start + 1
+    with contextlib.suppress(csv.Error):  # a row that the end of what was looked at cuts, too
+        for fields in reader:
+            if fields:
+                rows.append(fields)
+                numbers.append(at)
+            at = start + 1 + reader.line_num
+    place = header_place(rows) if found else 0
+    width = len(rows[place]) if rows else 1
+    agreeing = sum(len(fields) == width for fields in rows[place:]) if width > 1 else 0
+    return _Cut(delimiter, agreeing, numbers[place] if rows else start + 1)

@@ -6,57 +6,78 @@ import codecs
 import contextlib
 import gzip
 import io
+import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from slmctl.errors import DataError
+from slmctl.errors import DataError, UsageError
+from slmctl.sources.rows import encodings
 from slmctl.sources.rows.cells import MAX_ROW
+from slmctl.sources.rows.encodings import Encoding
 
 GZIP = b"\x1f\x8b"
 MAX_RATIO = 250  # gzip reaches 1032 on zeros and seldom 50 on texts
 UNPACKED_ANYWAY = 64 << 20  # bytes that any packed file may become
-_PIECE = 1 << 16  # characters a read, where a line that is too long is passed over
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_NAMES = "utf-8, utf-16, cp1252, cp1250, cp1251, cp850, mac-roman, shift-jis, gb18030, or another name that Python has"
+_PIECE = 1 << 16  # bytes or characters a read, where a line is passed over or looked for
+
+
+def encoding_of(path: Path, name: str | None = None) -> Encoding:
+    """The encoding of a file's text, gzip undone: the named one, or that which a sample of it shows.
+
+    Raises:
+        DataError: It is no text in an encoding that can be told, or gzip that is damaged.
+        UsageError: The name is that of no encoding.
+    """
+    with _unpacked(path) as source:
+        if name is not None:
+            known = encodings.known(name)
+            if known is None:
+                raise UsageError(f"'{name}' is no encoding", hint=_NAMES)
+            return encodings.named(known, source.read(4))
+        size = None if isinstance(source.raw, _Unpacked) else os.fstat(source.fileno()).st_size
+        sample = encodings.sampled(source, size)
+    recognised = encodings.recognise(sample)
+    if recognised is not None:
+        return recognised
+    if _is_binary(sample[0]):
+        raise DataError(
+            f"{path.name} holds no text: it looks like a file of another kind",
+            hint="has its name the right suffix? else say format: parquet, for example",
+        )
+    where = _where(path, Encoding("utf-8"))
+    raise DataError(f"{path.name} is neither UTF-8 nor CP1252{where}", hint=f"say which it is: encoding: {_NAMES}")
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """The text of a file, gzip undone, by its byte order mark or as UTF-8; line ends are left as they are.
+def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
+    """The text of a file without its mark, gzip undone; line ends are left as they are.
 
     Raises:
-        DataError: It is not a text in a known encoding, or gzip that is damaged or grows without bound.
+        DataError: It is not in this encoding, or gzip that is damaged or grows without bound.
     """
-    with path.open("rb") as raw:
-        packed = raw.read(2) == GZIP
-        raw.seek(0)
-        if path.suffix.lower() == ".gz" and not packed:
-            raise DataError(f"{path.name} is not a gzip file", hint="rename it if it is not packed")
-        source: io.BufferedReader = io.BufferedReader(_Unpacked(raw, path)) if packed else raw
-        head = source.peek(4)[:4]
-        encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
-        if head.startswith(codecs.BOM_UTF8):
-            source.read(len(codecs.BOM_UTF8))
-        elif encoding == "utf-8" and b"\0" in head[:2]:
-            raise DataError(
-                f"{path.name} is not UTF-8: it looks like UTF-16 without a byte order mark",
-                hint=_iconv(path, "UTF-16BE" if head[:1] == b"\0" else "UTF-16LE"),
-            )
+    with _unpacked(path) as source:
+        if source.peek(len(encoding.mark)).startswith(encoding.mark):
+            source.read(len(encoding.mark))
         try:
-            yield io.TextIOWrapper(source, encoding, newline="")
-        except UnicodeDecodeError as error:
-            if encoding != "utf-8":
-                raise DataError(
-                    f"{path.name} begins with the mark of {encoding.upper()}, and is not: {error.reason}",
-                    hint="was it cut, or joined from files of two encodings?",
-                ) from None
-            raise DataError(f"{path.name} is not UTF-8{_where(path)}", hint=_iconv(path, "LATIN1")) from None
+            yield io.TextIOWrapper(source, encoding.name, newline="")
+        except UnicodeDecodeError:
+            where = _where(path, encoding)
+            said = f"{path.name} is not {encoding.title}{where}"
+            if "ends inside" in where:
+                hint = "was it cut?"
+            elif encoding.mark:
+                hint = (
+                    f"it begins with the mark of {encoding.title}: was it cut, or joined from files of two encodings?"
+                )
+            elif encoding.name == "utf-8":
+                hint = "encoding: cp1252 if all of it is; single lines of another encoding must be corrected"
+            else:
+                hint = f"say which it is: encoding: {_NAMES}"
+            raise DataError(said, hint=hint) from None
 
 
 def lines(stream: TextIO) -> Iterator[str | None]:
@@ -99,25 +120,35 @@ class _Unpacked(io.RawIOBase):
         return len(piece)
 
 
-def _where(path: Path) -> str:
-    """`: line 17 holds the byte 0xe4`, by a second reading of a file that is not UTF-8."""
-    decoder, seen = codecs.getincrementaldecoder("utf-8")(), 0
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, gzip undone."""
     with path.open("rb") as raw:
-        if raw.read(2) == GZIP:
-            return ""
+        packed = raw.read(2) == GZIP
         raw.seek(0)
-        for line in iter(lambda: raw.readline(_PIECE), b""):
-            try:
-                decoder.decode(line)
-            except UnicodeDecodeError as error:
-                return f": line {seen + 1} holds the byte 0x{error.object[error.start]:02x}"
-            seen += line.endswith(b"\n")
-    return ": it ends inside a character"
+        if path.suffix.lower() == ".gz" and not packed:
+            raise DataError(f"{path.name} is not a gzip file", hint="rename it if it is not packed")
+        yield io.BufferedReader(_Unpacked(raw, path)) if packed else raw
 
 
-def _iconv(path: Path, encoding: str) -> str:
-    name, _, packed = path.name.partition(".gz")
-    target = f"utf8{Path(name).suffix}"
-    if packed or path.suffix == ".gz":
-        return f"zcat '{path.name}' | iconv -f {encoding} -t UTF-8 > {target}"
-    return f"iconv -f {encoding} -t UTF-8 '{path.name}' > {target}"
+def _where(path: Path, encoding: Encoding) -> str:
+    """`: line 17 holds the byte 0xe4`, by a second reading of a file that is not in an encoding."""
+    inner = codecs.getincrementaldecoder(encoding.name)()
+    decoder, seen = io.IncrementalNewlineDecoder(inner, translate=True), 1
+    with _unpacked(path) as source:
+        source.read(len(encoding.mark))
+        try:
+            for piece in iter(lambda: source.read(_PIECE), b""):
+                seen += decoder.decode(piece).count("\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode(encoding.name, "replace")
+            seen += len(re.findall(r"\r\n|\r|\n", before))
+            if error.reason == "unexpected end of data" or error.reason == "truncated data":
+                return f": it ends inside a character, in line {seen}"
+            return f": line {seen} holds the byte 0x{error.object[error.start]:02x}"
+    return ""
+
+
+def _is_binary(head: bytes) -> bool:
+    return b"\0" in head or sum(byte < 32 and byte not in b"\t\n\r\f\x1a" for byte in head[:_PIECE]) * 100 > len(head)

@@ -1,85 +1,118 @@
-"""Rows of Parquet files and workbooks, whose cells have types; a bounded child process reads them."""
+"""Rows of Parquet files, workbooks and SQLite databases, whose cells have types; a bounded child process reads them."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from slmctl import child_environment
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows.cells import Cell, Row, column_names
+from slmctl.sources.rows.cells import LOOK, Cell, Row, Table, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
-_CANNOT = {"parquet": "cannot be read as Parquet", "workbook": "cannot be read as a workbook"}
+_Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object as `tables_child` says
+_CANNOT = {
+    "parquet": "cannot be read as Parquet",
+    "workbook": "cannot be read as a workbook",
+    "sqlite": "cannot be read as an SQLite database",
+}
 _REMEDY = {
     "parquet": "write it again, in smaller row groups and without huge cells",
     "workbook": "save it again, or as CSV; does it have a cell far away from the others?",
+    "sqlite": "does `sqlite3 FILE 'PRAGMA integrity_check'` say ok?",
 }
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file, in order.
+@contextlib.contextmanager
+def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[Table]:
+    """The rows of a Parquet file, of one sheet of a workbook, or of one table of an SQLite database, in order.
 
     A child process reads it, within limits of memory and time: a file of a kilobyte can stand for gigabytes of cells,
-    and a damaged one can end the process that reads it.
+    one cell in the last corner of a sheet can ask for more memory than there is, and a damaged file can end the
+    process that reads it.
+
+    Args:
+        path: The file.
+        kind: `parquet`, `workbook` or `sqlite`.
+        sheet: The sheet, by default the first; or the table, by default the only one.
+        header_row: The row of a sheet that names the columns, by default the first one that is no title.
 
     Raises:
         DataError: It is damaged, names a column twice, or cannot be read within the limits.
+        UsageError: It has no such sheet or table, or several tables and none is named.
     """
-    names: list[str] = []
-    with contextlib.closing(_cells_of(path, "parquet")) as rows:
-        for number, cells in enumerate(rows):
-            if number == 0 and isinstance(cells, list):
-                names = column_names(cells, f"{path.name}: the schema")
-            elif isinstance(cells, str):
-                yield Row(number, {}, cells)
-            else:
-                yield Row(number, dict(zip(names, cells, strict=True)))
+    if kind == "workbook":
+        _require_bounded(path)
+    elif kind == "sqlite":
+        _require_settled(path)
+    with contextlib.closing(_replies_of(path, kind, *([sheet] if sheet is not None else []))) as replies:
+        head = next(replies, {})
+        assert isinstance(head, dict)
+        sheets = tuple(head.get("sheets", ()))
+        if kind == "workbook":
+            yield _sheet(replies, path.name, header_row)._replace(sheets=sheets)
+        else:
+            names = column_names(head.get("columns", []), f"{path.name}: the schema")
+            rows = (
+                Row(number, {}, cells) if isinstance(cells, str) else Row(number, dict(zip(names, cells, strict=True)))
+                for number, cells in enumerate(map(_cells, replies), 1)
+            )
+            yield Table(rows, sheets=sheets)
 
 
-def workbook_rows(path: Path, sheet: str | None) -> Iterator[Row]:
-    """The rows of one sheet below its first row that is not empty; wholly empty rows are no rows.
-
-    A child process reads the file, within limits of memory and time: one cell in the last corner of a sheet
-    can ask for more memory than there is, and a damaged file can end the process that reads it.
-
-    Raises:
-        DataError: It cannot be read, or not within the limits.
-        UsageError: It has no such sheet.
-    """
-    _require_bounded(path)
-    names: list[str] = []
-    number = 0
-    with contextlib.closing(_cells_of(path, "workbook", *([sheet] if sheet is not None else []))) as rows:
-        for cells in rows:
-            if isinstance(cells, str):
-                if not names:
-                    raise DataError(f"{path.name}: the header {cells}")
-                number += 1
-                yield Row(number, {}, cells)
-                continue
-            if all(cell in ("", None) for cell in cells):
-                continue
-            if not names:
-                names = column_names(_without_tail(cells), f"{path.name}: the header")
-                continue
-            number += 1
-            cells = _without_tail(cells) if len(cells) > len(names) else cells
-            if len(cells) > len(names):
-                yield Row(number, {}, f"has {len(cells)} cells, the header has {len(names)}")
-            else:
-                yield Row(number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True)))
+def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> Table:
+    """The rows of a sheet below its header; wholly empty rows are no rows."""
+    rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if _is_filled(cells))
+    ahead = list(itertools.islice(rows, 1 if header_row else LOOK + 1))
+    if header_row:
+        while ahead and ahead[0][0] < header_row:
+            ahead = list(itertools.islice(rows, 1))
+        at = 0
+    else:
+        # a row that cannot be used ends the search: it may be the header
+        usable = list(itertools.takewhile(lambda cells: not isinstance(cells, str), (cells for _, cells in ahead)))
+        at = header_place([cells for cells in usable if not isinstance(cells, str)])
+    if not ahead:
+        return Table(iter(()))
+    number, header = ahead[at]
+    if isinstance(header, str):
+        raise DataError(f"{file}: the header {header}")
+    names = column_names(without_tail(header), f"{file}: the header")
+    return Table(_rows_below(names, itertools.chain(ahead[at + 1 :], rows)), number)
 
 
-def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[Cell] | str, None, None]:
-    """The rows of a file as the child gives them: cell by cell, or the fault of a row."""
+def _rows_below(names: list[str], rows: Iterable[tuple[int, Sequence[Cell] | str]]) -> Iterator[Row]:
+    for number, cells in rows:
+        if isinstance(cells, str):
+            yield Row(number, {}, cells)
+            continue
+        cells = without_tail(cells) if len(cells) > len(names) else cells
+        if len(cells) > len(names):
+            yield Row(number, {}, f"has {len(cells)} cells, the header has {len(names)}")
+        else:
+            yield Row(number, dict(zip(names, [*cells, *[""] * (len(names) - len(cells))], strict=True)))
+
+
+def _cells(reply: _Reply) -> Sequence[Cell] | str:
+    """The cells of a row, or its fault."""
+    return str(reply["fault"]) if isinstance(reply, dict) else reply
+
+
+def _is_filled(cells: Sequence[Cell] | str) -> bool:
+    return isinstance(cells, str) or any(cell not in ("", None) for cell in cells)
+
+
+def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, None]:
+    """The rows of a file as the child gives them, after an object on the whole: cells, or the fault of a row."""
     # -P: a module that lies in the folder of the data is not ours
     command = [sys.executable, "-P", "-m", "slmctl.sources.rows.tables_child", kind, str(path), *sheet]
     with tempfile.TemporaryFile() as log:
@@ -90,10 +123,10 @@ def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[Cell] | str,
         try:
             with child.stdout as lines:
                 for line in lines:
-                    cells = json.loads(line)
-                    if isinstance(cells, dict) and "fault" not in cells:
-                        _refuse(path, kind, cells, *sheet)
-                    yield cells["fault"] if isinstance(cells, dict) else cells
+                    reply: _Reply = json.loads(line)
+                    if isinstance(reply, dict) and {"error", "lacking"} & reply.keys():
+                        _refuse(path, kind, reply, *sheet)
+                    yield reply
             if child.wait() != 0:
                 log.seek(0)
                 _explain(path, kind, child.returncode, log.read().decode(errors="replace"))
@@ -102,10 +135,15 @@ def _cells_of(path: Path, kind: str, *sheet: str) -> Generator[list[Cell] | str,
             child.wait()
 
 
-def _refuse(path: Path, kind: str, reply: dict[str, str], *sheet: str) -> None:
-    if "sheets" in reply:
-        raise UsageError(f"{path.name} has no sheet '{sheet[0]}'", hint=f"its sheets: {reply['sheets']}")
-    raise DataError(f"{path.name} {_CANNOT[kind]}: {reply['error']}", hint=_REMEDY[kind])
+def _refuse(path: Path, kind: str, reply: Mapping[str, Any], *sheet: str) -> NoReturn:
+    if "error" in reply:
+        raise DataError(f"{path.name} {_CANNOT[kind]}: {reply['error']}", hint=_REMEDY[kind])
+    names, what = list(reply["lacking"]), "table" if kind == "sqlite" else "sheet"
+    if sheet:
+        raise UsageError(f"{path.name} has no {what} '{sheet[0]}'", hint=f"its {what}s: {listed(names) or 'none'}")
+    if not names:
+        raise DataError(f"{path.name} has no {what}", hint="is it the right file?")
+    raise UsageError(f"{path.name} has {len(names)} tables: {listed(names)}", hint=f"name one: sheet: {names[0]}")
 
 
 def _explain(path: Path, kind: str, code: int, log: str) -> None:
@@ -131,9 +169,12 @@ def _require_bounded(path: Path) -> None:
         raise DataError(f"{path.name} unpacks to more than {MAX_RATIO} times its size, as a zip bomb does")
 
 
-def _without_tail(cells: list[Cell]) -> list[Cell]:
-    """A row without the empty cells at its end, which formatting leaves."""
-    end = len(cells)
-    while end and cells[end - 1] in ("", None):
-        end -= 1
-    return cells[:end]
+def _require_settled(path: Path) -> None:
+    """Refuse a database whose last changes lie in a file beside it, which is neither read nor hashed."""
+    for suffix in ("-wal", "-journal"):
+        beside = path.with_name(path.name + suffix)
+        if beside.is_file() and beside.stat().st_size:
+            raise DataError(
+                f"{path.name} is being written: its last changes are still in {beside.name}",
+                hint=f'close the program that writes it, or take a copy: sqlite3 {path.name} ".backup copy.db"',
+            )

@@ -1,36 +1,42 @@
-"""The child that reads a Parquet file or a workbook within limits of memory and time, one JSON value a row on stdout.
+"""The child that reads a file of tables within limits of memory and time, one JSON value a row on stdout.
 
     python -m slmctl.sources.rows.tables_child parquet FILE
     python -m slmctl.sources.rows.tables_child workbook FILE [SHEET]
+    python -m slmctl.sources.rows.tables_child sqlite FILE [TABLE]
 
-An array holds the cells of a row; of a Parquet file the first one holds the names of its columns. An object is
-`{"fault": …}` for a row that cannot be used, `{"error": …}` for a file that cannot be read on, or
-`{"sheets": …}` for a workbook without that sheet.
+First comes an object, `{"columns": …, "sheets": …}`, as far as there are such. Then an array holds the cells of a row.
+Another object is `{"fault": …}` for a row that cannot be used, `{"error": …}` for a file that cannot be read on, or
+`{"lacking": …}`, the names there are, where the sheet or table is not one of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
+import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from slmctl.sources.rows.cells import fault_of, first_line, plain
 
-MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30}  # bytes of address space
+MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30}  # bytes of address space
 SECONDS = 600  # of the processor, before the first row and for each further PIECE rows
 PIECE = 1000  # rows
 MAX_RATIO = {
     "parquet": 1000,
     "workbook": 250,
+    "sqlite": 250,
 }  # characters of rows by bytes of the file; a column of one value packs well
 UNPACKED_ANYWAY = 64 << 20  # characters that any file may become
 
 _BATCH = 256  # rows of Parquet that are in memory at a time
 _ROW_COST = 50  # characters that a row counts as beside its own: a billion empty ones fit a kilobyte
+_MAX_CELL = 100_000_000  # bytes that SQLite may make of one value
 _SMALL = 4 << 20  # bytes of a batch that is converted as a whole; a dictionary can make megabytes of each cell
+_Reply = list[object] | dict[str, Any]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -40,7 +46,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY[kind], MEMORY[kind]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _renew_time()
-    rows = _of_parquet(Path(path)) if kind == "parquet" else _of_workbook(path, *sheet)
+    rows = _READERS[kind](path, *sheet)
     left = max(UNPACKED_ANYWAY, MAX_RATIO[kind] * Path(path).stat().st_size)
     for number, row in enumerate(rows, 1):
         line = _encode(row)
@@ -65,14 +71,14 @@ def _renew_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS, hard))
 
 
-def _of_parquet(path: Path) -> Iterator[list[object] | dict[str, str]]:
+def _of_parquet(path: str) -> Iterator[_Reply]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-            yield list(file.schema_arrow.names)
+            yield {"columns": list(file.schema_arrow.names)}
             for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
                 for cells in _rows_of(batch):
                     number += 1
@@ -114,21 +120,52 @@ def _value(scalar: Any) -> object:
             return None
 
 
-def _of_workbook(path: str, sheet: str | None = None) -> Iterator[list[object] | dict[str, str]]:
+def _of_workbook(path: str, sheet: str | None = None) -> Iterator[_Reply]:
     from python_calamine import CalamineError, CalamineWorkbook
 
     try:
         with CalamineWorkbook.from_path(path) as book:
             names = book.sheet_names
             if sheet is not None and sheet not in names:
-                yield {"sheets": ", ".join(names)}
+                yield {"lacking": names}
             elif not names:
                 yield {"error": "it has no sheet"}
             else:
+                yield {"sheets": names}
                 for row in book.get_sheet_by_name(sheet or names[0]).iter_rows():
                     yield [_number(cell) for cell in row]
     except (CalamineError, OSError, ValueError) as error:
         yield {"error": first_line(error)}
+
+
+def _of_sqlite(path: str, table: str | None = None) -> Iterator[_Reply]:
+    """The rows of a table or view. The file is taken as it lies there: nothing beside it is read or made."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as base:
+            base.text_factory = bytes  # one that is not UTF-8 is empty, as elsewhere
+            base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_CELL)
+            base.execute("PRAGMA trusted_schema = OFF")  # a view of another's making runs no function of ours
+            listed = base.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+            kinds = {name.decode(errors="replace"): kind for name, kind in listed if kind in (b"table", b"view")}
+            tables = [name for name, kind in kinds.items() if kind == b"table"] or list(kinds)
+            chosen = table if table is not None else tables[0] if len(tables) == 1 else ""
+            if chosen not in kinds:
+                yield {"lacking": list(kinds)}
+                return
+            quoted = chosen.replace('"', '""')
+            rows = base.execute(f'SELECT * FROM "{quoted}"')  # noqa: S608  the database itself gave the name
+            yield {"columns": [name for name, *_ in rows.description], "sheets": list(kinds)}
+            for cells in rows:
+                yield [plain(cell) for cell in cells]
+    except sqlite3.Error as error:
+        yield {"error": first_line(error)}
+
+
+_READERS: dict[str, Callable[..., Iterator[_Reply]]] = {
+    "parquet": _of_parquet,
+    "workbook": _of_workbook,
+    "sqlite": _of_sqlite,
+}
 
 
 def _number(cell: object) -> object:
