@@ -223,19 +223,29 @@ class Gate(Section):
     model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
     min: float | None = Field(None, description="smallest value that passes")
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
-    against: Text | None = Field(None, description="model to compare with")
+    against: Text | None = Field(None, description="model or baseline to compare with")
     max_drop: float | None = Field(
         None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
     )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="one-sided confidence of the bound for max_drop")
+    min_gain: float | None = Field(
+        None, ge=0, lt=1, description="least gain over the other model or baseline, such as tfidf_logistic; as max_drop"
+    )
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="one-sided confidence of the bound for max_drop and min_gain"
+    )
 
     @model_validator(mode="after")
     def _one_condition(self) -> Gate:
-        if sum(value is not None for value in (self.min, self.max, self.max_drop)) != 1:
-            raise ValueError("a gate has either 'min', or 'max', or 'max_drop' with 'against'")
-        if (self.against is None) != (self.max_drop is None):
-            raise ValueError("'max_drop' and 'against' come together")
+        if sum(value is not None for value in (self.min, self.max, self.max_drop, self.min_gain)) != 1:
+            raise ValueError("a gate has either 'min', or 'max', or 'max_drop' or 'min_gain' with 'against'")
+        if (self.against is None) != (self.max_drop is None and self.min_gain is None):
+            raise ValueError("'against' comes with 'max_drop' or 'min_gain'")
         return self
+
+    @property
+    def allowed_drop(self) -> float:
+        """The largest loss against the other model, as a share; a gain that is required is a negative loss."""
+        return -(self.min_gain or 0.0) if self.max_drop is None else self.max_drop
 
 
 class CalibrateConfig(Section):

@@ -20,6 +20,7 @@ from slmctl.reports.evaluation_report import ClassFigures
 
 Floats = npt.NDArray[np.float64]
 
+SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema")  # means of what is true or false of a row
 BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
 BETA = 2  # chrF weighs recall twice as much as precision

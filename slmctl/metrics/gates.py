@@ -5,11 +5,13 @@ Gates are part of no recipe, so that a changed gate is checked against the same 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slmctl.config import Gate
 from slmctl.errors import GateError, UsageError
+from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
 
@@ -53,16 +55,58 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.max is not None:
         passed = value <= gate.max
         return GateResult(passed, f"{gate.metric} of {model} is {value:.4f}, the gate requires at most {gate.max:g}")
-    assert gate.against is not None and gate.max_drop is not None  # Gate's own validator
+    assert gate.against is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
     drop, bound = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
+    passed, sure = bound <= gate.allowed_drop, f"with {gate.confidence:.0%} confidence"
+    if gate.max_drop is None:
+        return GateResult(
+            passed,
+            f"{gate.metric} of {model} lies {0.0 - drop:+.4f} above {other}, at least {0.0 - bound:.4f} {sure}, "
+            f"the gate requires {gate.min_gain:g}",
+        )
     return GateResult(
-        bound <= gate.max_drop,
-        f"{gate.metric} of {model} lies {drop:+.4f} below {other}, at most {bound:.4f} "
-        f"with {gate.confidence:.0%} confidence, the gate allows {gate.max_drop:g}",
+        passed,
+        f"{gate.metric} of {model} lies {drop:+.4f} below {other}, at most {bound:.4f} {sure}, "
+        f"the gate allows {gate.max_drop:g}",
     )
+
+
+def rows_needed(gate: Gate) -> int:
+    """The fewest measured rows with which a gate can pass.
+
+    `max_drop` passes where both models answer every row alike from so many rows on. `max_drop: 0` and `min_gain` want
+    a difference, so their number is that of a model that is right on every row where the other is wrong; a real one
+    takes more. Other gates, and metrics that are no shares, can pass with one row.
+    """
+    if gate.against is None or gate.metric not in SHARES:
+        return 1
+    tie = gate.allowed_drop > 0
+
+    def passes(rows: int) -> bool:
+        return drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
+
+    high = 1
+    while not passes(high):
+        high *= 2
+    return bisect.bisect_left(range(high), True, lo=high // 2, key=lambda rows: rows > 0 and passes(rows))
+
+
+def out_of_reach(gates: Sequence[Gate], rows: int) -> list[str]:
+    """A sentence for each gate that cannot pass on so many rows, with the rows that it takes."""
+    return [
+        f"{rows} rows are too few for the gate {_title(gate)}: it takes "
+        + (f"{needed}, even where both answer every row alike" if gate.allowed_drop > 0 else f"at least {needed}")
+        for gate in gates
+        if (needed := rows_needed(gate)) > rows
+    ]
+
+
+def _title(gate: Gate) -> str:
+    limit = f"min_gain {gate.min_gain:g}" if gate.max_drop is None else f"max_drop {gate.max_drop:g}"
+    return f"{limit} in {gate.metric} of {gate.model} against {gate.against} at confidence {gate.confidence:g}"
 
 
 def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float]:
@@ -76,7 +120,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
     either = pair or reverse
     if either is None or gate.metric not in either["metrics"]:
         raise UsageError(
-            f"a max_drop gate cannot compare {gate.metric} of {second} against {first}",
+            f"a gate cannot compare {gate.metric} of {second} against {first}",
             hint="they have no rows in common, or one of them has no such metric",
         )
     difference = either["metrics"][gate.metric]
@@ -89,7 +133,7 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
     levels = [level for level in bounds if level >= gate.confidence - 1e-9]
     if not levels:
         raise UsageError(
-            f"a max_drop gate on {gate.metric} has confidence {gate.confidence:g}",
+            f"a gate on {gate.metric} has confidence {gate.confidence:g}",
             hint=f"the report's bootstrap goes up to {max(bounds):g}",
         )
     level = min(levels)

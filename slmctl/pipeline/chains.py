@@ -81,7 +81,18 @@ def run_stage(project: Project, name: str) -> Outcome:
 
             console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
             rehearsal.rehearse(base.path, section.lora)
-    return run(project, request)
+    outcome = run(project, request)
+    if name == "prepare":
+        _tell_gates_out_of_reach(project, outcome.artifact)
+    return outcome
+
+
+def _tell_gates_out_of_reach(project: Project, prepared: Artifact) -> None:
+    """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
+    split = project.config.predict.split
+    if rows := prepared.metrics.get(split, 0):
+        for sentence in gates.out_of_reach(project.config.gates, rows):
+            console.say(f"  {sentence}")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import pytest
 
 from slmctl.config import Gate
 from slmctl.errors import GateError, UsageError
-from slmctl.metrics.gates import check, enforce
+from slmctl.metrics.gates import check, enforce, out_of_reach, rows_needed
 from slmctl.metrics.statistics import drop_bound
 
+GAIN = {"metric": "accuracy", "model": "adapter", "against": "tfidf_logistic"}
 QUANTILES = {"0.025": -0.06, "0.05": -0.05, "0.1": -0.04, "0.5": -0.01, "0.9": 0.02, "0.95": 0.03, "0.975": 0.04}
 
 
@@ -177,3 +178,62 @@ def test_gate_on_what_was_not_measured_is_a_usage_error(gate: dict[str, Any], ma
     with pytest.raises(UsageError, match=match) as caught:
         check([Gate(**gate)], REPORT)
     assert hint in caught.value.hint
+
+
+def test_min_gain_tests_the_bound_not_the_gain() -> None:
+    beside = report(tfidf_logistic=0.955, adapter=0.965)
+    beside["baselines"]["tfidf_logistic"] = beside["models"].pop("tfidf_logistic")
+    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 6}
+    least = -drop_bound(2, 6, 400, 0.95)
+    assert -0.01 < least < 0
+    (verdict,) = check([Gate(**GAIN, min_gain=0)], beside)
+    assert not verdict.passed  # 0.01 was seen, and no gain at all is as likely as not
+    assert verdict.text == (
+        f"accuracy of adapter lies +0.0100 above tfidf_logistic, at least {least:.4f} with 95% confidence, "
+        "the gate requires 0"
+    )
+    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 26}
+    beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"difference": 0.06}
+    least = -drop_bound(2, 26, 400, 0.95)
+    for asked, passed in ((0.0, True), (least - 1e-6, True), (least + 1e-6, False)):
+        (verdict,) = check([Gate(**GAIN, min_gain=asked)], beside)
+        assert verdict.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [
+        ({"max_drop": 0.02}, 133),  # z² (1 - d) / d = 1.645² * 49 = 132.6 for a perfect tie
+        ({"max_drop": 0.01}, 268),
+        ({"max_drop": 0.02, "confidence": 0.99}, 266),
+        ({"max_drop": 0.02, "confidence": 0.5}, 1),
+        ({"max_drop": 0}, 3),  # of 2 rows won, no difference at all would be too likely
+        ({"min_gain": 0}, 3),
+        ({"min_gain": 0.5}, 9),
+    ],
+)
+def test_the_fewest_rows_with_which_a_gate_can_pass(limits: dict[str, float], rows: int) -> None:
+    gate = Gate(**DROP, **limits)
+    assert rows_needed(gate) == rows
+    tie = limits.get("max_drop", 0) > 0
+    for n in range(max(rows - 1, 1), rows + 1):
+        won = {"difference": 0.0 if tie else 1.0, "test": "mcnemar", "only_first": 0, "only_second": 0 if tie else n}
+        (verdict,) = check([gate], REPORT | {"pairs": {"adapter|Q4_K_M": {"n": n, "metrics": {"accuracy": won}}}})
+        assert verdict.passed is (n == rows)
+
+
+def test_other_gates_can_pass_with_one_row() -> None:
+    assert rows_needed(Gate(metric="accuracy", model="adapter", min=0.9)) == 1
+    assert rows_needed(Gate(**DROP | {"metric": "macro_f1"}, max_drop=0.001)) == 1
+
+
+def test_gates_out_of_reach_are_named_with_the_rows_that_they_take() -> None:
+    gates = [Gate(**DROP, max_drop=0.02), Gate(metric="accuracy", model="adapter", min=0.9), Gate(**GAIN, min_gain=0)]
+    assert out_of_reach(gates, 132) == [
+        "132 rows are too few for the gate max_drop 0.02 in accuracy of Q4_K_M against adapter at confidence 0.95: "
+        "it takes 133, even where both answer every row alike"
+    ]
+    assert out_of_reach(gates, 133) == []
+    assert out_of_reach(gates, 2)[1].endswith(
+        "of adapter against tfidf_logistic at confidence 0.95: it takes at least 3"
+    )

@@ -18,6 +18,7 @@ import numpy as np
 from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
+from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, percentiles, wilson
 from slmctl.reports.evaluation_report import (
@@ -39,7 +40,6 @@ from slmctl.stages.evaluate.report_sentences import remarks
 from slmctl.stages.evaluate.scoring import (
     LOWER_IS_BETTER,
     PRIMARY,
-    SHARES,
     Answers,
     Floats,
     Scored,

@@ -7,6 +7,7 @@ from typing import cast
 
 from slmctl.config import Choose, Prices
 from slmctl.errors import UsageError
+from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound, percentiles
 from slmctl.reports.evaluation_report import (
     BreakEven,
@@ -16,7 +17,7 @@ from slmctl.reports.evaluation_report import (
     ModelFacts,
     ParticipantEntry,
 )
-from slmctl.stages.evaluate.scoring import SHARES, Scored, distributions
+from slmctl.stages.evaluate.scoring import Scored, distributions
 
 CONFIDENCE = 0.95  # of the one-sided bound beside each loss
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import (
     bootstrap_p_value,
     detectable,
@@ -20,7 +21,7 @@ from slmctl.metrics.statistics import (
     resamples,
 )
 from slmctl.reports.evaluation_report import MetricDifference, PairEntry, SliceDifference
-from slmctl.stages.evaluate.scoring import SHARES, Floats, Mask, Scored, distributions
+from slmctl.stages.evaluate.scoring import Floats, Mask, Scored, distributions
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 

@@ -22,7 +22,6 @@ Mask = npt.NDArray[np.bool_]  # (n,)
 Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times over
 
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
-SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema")  # means of what is true or false of a row
 LOWER_IS_BETTER = ("ece", "brier")
 
 
