@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
+from slmctl.console import percent
 
 PUBLISHED = {
     "fine-tuned BERT (Casanueva et al. 2020)": 0.9366,
@@ -81,7 +82,7 @@ def main() -> None:
 
 def table() -> str:
     """Every model that was measured, beside what is published, as a Markdown table."""
-    lines = ["| | trained in | accuracy | 95% interval |", "|---|---:|---:|---:|"]
+    lines = ["| | trained in | accuracy | 95 % interval |", "|---|---:|---:|---:|"]
     linear = 0.0
     for path in sorted(result.FOLDER.glob("banking77-*.json"), reverse=True):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -89,9 +90,9 @@ def table() -> str:
         linear = last["theirs"]
         low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
         where = f"{found['seconds']['finetune'] / 60:.0f} min, {found['machine']['cores']} cores"
-        lines.append(f"| {found['model']}, Q8_0 | {where} | {last['ours']:.1%} | {low} - {high} |")
-    lines.append(f"| TF-IDF + logistic regression, same rows | seconds | {linear:.1%} | |")
-    lines += [f"| {name} | published | {100 * accuracy:.2f}% | |" for name, accuracy in PUBLISHED.items()]
+        lines.append(f"| {found['model']}, Q8_0 | {where} | {percent(last['ours'])} | {low} - {high} |")
+    lines.append(f"| TF-IDF + logistic regression, same rows | seconds | {percent(linear)} | |")
+    lines += [f"| {name} | published | {100 * accuracy:.2f} % | |" for name, accuracy in PUBLISHED.items()]
     return "\n".join(lines)
 
 

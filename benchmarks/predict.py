@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks import result
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
+from slmctl.console import percent
 from slmctl.pipeline import resolve, stage_table
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
@@ -114,7 +115,7 @@ def measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
     if done.returncode != 0:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{side}: {found['rows_per_s']:.2f} rows/s, accuracy {found['accuracy']:.1%}\n")
+    sys.stderr.write(f"{side}: {found['rows_per_s']:.2f} rows/s, accuracy {percent(found['accuracy'])}\n")
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
+from slmctl.console import percent
 
 CONFIGS = Path(__file__).parent / "configs"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -120,7 +121,7 @@ def table() -> str:
         *(f"{one['rejected_by_reason'].get(near, 0):,}" for one in sets),
     )
     line("pairs of like questions with different answers", *(f"{one['conflicts']['pairs']:,}" for one in sets))
-    line("no model can score over", *(f"{one['conflicts']['cap']:.2%}" for one in sets))
+    line("no model can score over", *(percent(one["conflicts"]["cap"], 2) for one in sets))
     line(
         "test rows that share a run of 13 (8) words with training",
         *(f"{one['overlap']['test']['overlapping']:,} of {one['overlap']['test']['measured']:,}" for one in sets),

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from benchmarks import result
 from slmctl import config
 from slmctl.config import CalibrateConfig
+from slmctl.console import percent
 from slmctl.errors import GateError
 from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.reports import svg_chart
@@ -313,7 +314,7 @@ def drawn(curve: dict[str, list[dict[str, Any]]]) -> Any:
         LineSeries("answered here", [Point(one["kept"], one["accuracy_here"]) for one in ours], "c1"),
         LineSeries("TF-IDF", [Point(one["kept"], one["accuracy_here"]) for one in curve["tfidf"]], "c5"),
         *(
-            LineSeries(f"all, general model {g:.0%}",
+            LineSeries(f"all, general model {percent(g, 0)}",
                        [Point(one["kept"], one["accuracy"][str(g)]) for one in ours], colour, dashed=True)
             for g, colour in ((0.9, "c2"), (1.0, "c3"))
         ),

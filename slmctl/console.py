@@ -16,9 +16,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -98,51 +98,92 @@ def complain(message: str, hint: str = "") -> None:
         _err.print(f" hint: {clean(hint)}", markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; the first column is text, the others are figures set to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()) -> None:
+    """A table on stderr, fitted to its terminal; see `table_lines`."""
     if _level >= 0:
-        _err.print(_drawn(columns, rows, title=title))
+        width = _err.width if _err.is_terminal else None
+        _err.print(Text(clean(title), style="bold"))
+        for line in fitted(columns, rows, width=width, optional=optional):
+            _err.print(line, markup=False)
 
 
 def table_lines(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, wrapped: str, least: int, optional: Sequence[str]
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+    wrapped: str = "",
+    least: int = 10,
+    texts: int = 1,
 ) -> list[str]:
     """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is none.
 
+    The arguments are those of `fitted`.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+    return fitted(columns, rows, width=width, optional=optional, wrapped=wrapped, least=least, texts=texts)
+
+
+def fitted(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int | None,
+    optional: Sequence[str] = (),
+    wrapped: str = "",
+    least: int = 10,
+    texts: int = 1,
+) -> list[str]:
+    """The lines of a table in which no cell is cut: columns are left out, and where that is not enough, it is a list.
+
     Args:
         columns: Their names, above `rows`.
-        wrapped: The column whose cells may be wrapped, to `least` characters.
+        width: Characters of a line; None for no bound.
         optional: Columns that are left out where all do not fit, the first one first.
+        wrapped: A column whose cells may be wrapped, to `least` characters.
+        least: The smallest width of that column.
+        texts: The first columns, which are text; the others are figures set to the right.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 1000
-    shown = list(columns)
+    rows = [[shown(cell, 1000) for cell in row] for row in rows]
+    kept = list(columns)
 
     def needed(column: str) -> int:
         place = columns.index(column)
-        longest = max(len(column), *(len(row[place]) for row in rows))
-        return 2 + (min(longest, least) if column == wrapped else longest)
+        longest = max(map(cell_len, (column, *(row[place] for row in rows))))
+        return 2 + (min(longest, max(least, cell_len(column))) if column == wrapped else longest)
 
     for column in optional:
-        if sum(map(needed, shown)) > width:
-            shown.remove(column)
-    places = [columns.index(column) for column in shown]
-    page = Console(file=io.StringIO(), width=width, color_system=None)
-    with page.capture() as captured:
-        page.print(_drawn(shown, [[row[place] for place in places] for row in rows], wrapped=wrapped))
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    return lines[lines.index(next(filter(None, lines))) :]  # rich leaves a line for the edge of a box
-
-
-def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", wrapped: str = "") -> Table:
-    head = Text(clean(title), style="bold") if title else None
-    drawn = Table(title=head, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if index == 0 else "right"
-        fold: Literal["fold", "ellipsis"] = "fold" if column == wrapped else "ellipsis"
-        drawn.add_column(Text(clean(column)), justify=justify, no_wrap=column != wrapped, overflow=fold)
+        if width is not None and column in kept and sum(map(needed, kept)) - 2 > width:
+            kept.remove(column)
+    if width is not None and sum(map(needed, kept)) - 2 > width:
+        return _list(columns, rows)
+    places = [columns.index(column) for column in kept]
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place in places:
+        column = columns[place]
+        drawn.add_column(
+            Text(column), justify="left" if place < texts else "right", no_wrap=column != wrapped, overflow="fold"
+        )
     for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    return drawn
+        drawn.add_row(*(Text(row[place]) for place in places))
+    whole = sum(max(map(cell_len, (columns[k], *(row[k] for row in rows)))) + 2 for k in places)
+    page = Console(file=io.StringIO(), width=min(width or whole, whole), color_system=None)
+    with page.capture() as captured:
+        page.print(drawn)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as a paragraph: its first cell, and below it the other columns by name, but for those without one."""
+    width, lines = max(map(cell_len, columns)), list[str]()
+    for row in rows:
+        lines.append(row[0])
+        lines += [
+            f"  {name}{' ' * (width - cell_len(name))}  {cell}"
+            for name, cell in zip(columns[1:], row[1:], strict=True)
+            if cell not in ("", "-")
+        ]
+    return lines
 
 
 class Meter:
@@ -229,6 +270,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`92.5 %`; a share that would be rounded to 0 % or 100 % gets more digits, up to four."""
+    for more in range(digits, 5):
+        text = f"{100 * share:.{more}f}"
+        if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
+            break
+    return f"{text} %"
 
 
 def write_json(text: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from support import TESTS
 
 from slmctl import console
 
@@ -86,6 +89,28 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.925, "92.5 %"),
+        (0.0, "0.0 %"),
+        (1.0, "100.0 %"),
+        (0.9999, "99.99 %"),
+        (0.00031, "0.03 %"),
+        (1e-9, "0.0000 %"),
+    ],
+)
+def test_a_share_is_not_rounded_to_nothing_or_all(share: float, text: str) -> None:
+    assert console.percent(share) == text
+
+
+def test_percent_has_one_form() -> None:
+    # once `92.0%` in the terminal, `0.9200` in a gate and `92.0 %` in the README
+    sources = [path for path in (TESTS.parent / "slmctl").rglob("*.py") if path.name != "console.py"]
+    assert len(sources) > 100
+    assert [path for path in sources if re.search(r":\.?\d*%\}", path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [
         (0, "0 B"),
@@ -111,6 +136,34 @@ def test_results_go_to_stdout_and_all_else_to_stderr(capfd: pytest.CaptureFixtur
     assert out == "result\n"
     assert err.splitlines()[:3] == ["what happens", "error: it failed", " hint: do this"]
     assert all(word in err for word in ("A title", "model", "base", "3"))
+
+
+HEAD = ["model", "size", "accuracy", "latency"]
+ROWS = [["Q4_K_M", "98.4 MB", "92.0 %", "32 ms"], ["größeres 日本語 (8-shot)", "-", "91.5 %", "1,204 ms"]]
+
+
+@pytest.mark.parametrize("width", [None, 200, *range(70, 8, -3)])
+def test_no_cell_is_cut_whatever_the_width(width: int | None) -> None:
+    lines = console.fitted(HEAD, ROWS, width=width, optional=["latency", "size"])
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert all(cell in text for row in ROWS for cell in (row[0], row[2]))
+    least = max(cell_len(line) for line in console.fitted(HEAD, ROWS, width=1))  # the list's longest cell
+    assert width is None or max(map(cell_len, lines)) <= max(width, least)
+
+
+def test_columns_go_in_the_order_given_and_then_the_table_is_a_list() -> None:
+    shown = {tuple(console.fitted(HEAD, ROWS, width=width, optional=["latency", "size"])[0].split())
+             for width in range(60, 20, -1)}  # fmt: skip
+    assert shown == {tuple(HEAD), ("model", "size", "accuracy"), ("model", "accuracy"), ("Q4_K_M",)}
+    assert console.fitted(HEAD, ROWS, width=10)[:4] == [
+        "Q4_K_M", "  size      98.4 MB", "  accuracy  92.0 %", "  latency   32 ms"
+    ]  # fmt: skip
+
+
+def test_a_table_in_a_pipe_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    console.table("T", ["model", "note"], [["m" * 90, "n" * 90]])
+    assert f"{'m' * 90}  {'n' * 90}" in capfd.readouterr().err
 
 
 def test_text_is_no_markup_and_no_control_sequence(capfd: pytest.CaptureFixture[str]) -> None:

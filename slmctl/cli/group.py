@@ -129,20 +129,65 @@ def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Call
     return click.option(f"--{name}", type=click.Path(path_type=Path), metavar="PATH", help=help)
 
 
-class _InOrder(click.Group):
-    """Lists commands in the order of the pipeline, each with its whole first sentence."""
+SECTIONS = {
+    "Make": (
+        "init", "run", "pull", "prepare", "finetune", "merge", "quantize", "predict", "evaluate", "calibrate",
+    ),
+    "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
+    "Ship": ("publish", "promote", "fetch", "serve", "keys"),
+    "Keep house": ("doctor", "verify", "reproduce", "gc"),
+}  # fmt: skip
+NAMES_ELSEWHERE = {  # of other tools, for what a command here does
+    "ask": ("chat",), "artifacts": ("ls",), "benchmark": ("evaluate",), "check": ("verify", "doctor"),
+    "clean": ("gc",), "compare": ("diff", "evaluate"), "convert": ("quantize",), "create": ("init",),
+    "data": ("prepare",), "deploy": ("serve", "publish"), "download": ("pull", "fetch"), "eval": ("evaluate",),
+    "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
+    "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),
+    "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "new": ("init",),
+    "pipeline": ("run",), "preprocess": ("prepare",), "prune": ("gc",), "push": ("publish",),
+    "release": ("publish",), "rollback": ("promote",), "score": ("evaluate",), "start": ("serve",),
+    "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",), "tune": ("finetune",),
+    "upload": ("publish",),
+}  # fmt: skip
+
+
+class _Grouped(click.Group):
+    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with wrapped sentences; click itself would cut them at the terminal's width."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in self.commands.items()])
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                listed = [(name, self.commands[name]) for name in names if name in self.commands]
+                formatter.write_dl([(name.ljust(width), each.get_short_help_str(1000)) for name, each in listed])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first argument.
+
+        Raises:
+            UsageError: There is none; it says which one was probably meant.
+        """
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib
+
+            from slmctl.errors import UsageError
+
+            meant = NAMES_ELSEWHERE.get(name.lower(), ()) or difflib.get_close_matches(name.lower(), self.commands, 1)
+            answer = f": {' or '.join(f'slmctl {command}' for command in meant)}" if meant else ""
+            hint = f"slmctl {meant[0].split()[0]} --help" if meant else "slmctl --help lists the commands"
+            raise UsageError(f"no command '{name[:100]}'{answer}", hint=hint)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(
-    cls=_InOrder,
+    cls=_Grouped,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: slmctl init support-triage demo && slmctl -C demo run",
 )

@@ -1,4 +1,4 @@
-"""The commands on artifacts and the machine: show, trace, diff, verify, reproduce, gc, doctor, init, config."""
+"""The commands on artifacts and the machine: ls, show, trace, diff, verify, reproduce, gc, doctor, init, config."""
 
 from __future__ import annotations
 
@@ -50,6 +50,39 @@ def show(options: Options, path: Path | None) -> None:
     shown = artifact.load(path) if path is not None else find(open_project(options), release)
     node = lineage.show(root_of(options.directory, path), shown)
     print_result(options, lineage.to_json(node), lineage.lines(node))
+
+
+@click.command()
+@click.argument("kinds", nargs=-1, metavar="[KIND]...")
+@click.option("--models", is_flag=True, help="List measured models in place of artifacts, the best first.")
+@option("--json", store="json", is_flag=True, help="Print the list as JSON.")
+@common_options
+@click.pass_obj
+def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
+    """List the artifacts of this project by kind, the newest first, with what differs between them.
+
+    KIND is base, prepared, adapter, merged, gguf, predictions, report, policy or published; all by default.
+    With --models, every model and baseline that a report below runs/ measured is ranked, a table for
+    each data set and split.
+    """
+    from slmctl.provenance import listing
+
+    root = options.directory.resolve()
+    if models:
+        if kinds:
+            raise UsageError("ls --models lists measured models of every kind", hint="slmctl ls --models")
+        ranked = listing.leaderboard(root)
+        print_result(options, [row.to_json() for row in ranked], listing.leaderboard_lines(ranked))
+        if not ranked and not options.json:
+            terminal().say(f"no report below {root / 'runs'}: slmctl evaluate makes one")
+        return
+    for kind in kinds:
+        if kind not in listing.KINDS:
+            raise UsageError(f"there is no kind '{kind}' of artifacts", hint=f"kinds: {', '.join(listing.KINDS)}")
+    entries = listing.survey(root, kinds)
+    print_result(options, [entry.to_json() for entry in entries], listing.lines(entries))
+    if not entries and not options.json:
+        terminal().say(f"no artifact below {root / 'runs'}: slmctl run makes them")
 
 
 @click.command()
@@ -374,4 +407,4 @@ def _require_signed(folders: list[Path], key: Path) -> None:
         raise system_errors.missing(error, "verify --key") from error
 
 
-COMMANDS = (show, trace, diff, verify, reproduce, gc, bases, doctor, init, config_group)
+COMMANDS = (ls, show, trace, diff, verify, reproduce, gc, bases, doctor, init, config_group)

@@ -472,20 +472,21 @@ def _show_report(report: Artifact) -> None:
 
     figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
     head, rows = scoreboard.table(figures)
-    terminal().table(f"{figures['n']} held-out rows ({figures['split']})", head, rows)
+    title = f"{figures['n']} held-out rows ({figures['split']})"
+    terminal().table(title, head, rows, optional=scoreboard.optional(figures))
     for remark in figures["remarks"]:
         terminal().say(f"  note: {remark}")
 
 
 def _show_policy(policy: Artifact) -> None:
-    fit = policy.metrics
+    fit, percent = policy.metrics, terminal().percent
     terminal().say(
-        f"  keeps {fit['kept']:.1%} of {fit['tested_on']} answers, {fit['error']:.1%} of them wrong, at most "
-        f"{fit['error_bound']:.1%} with {fit['confidence']:.0%} confidence (right: {fit['correct']})"
+        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong, at most "
+        f"{percent(fit['error_bound'])} with {percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     )
     if "out_of_scope_kept" in fit:
         terminal().say(
-            f"  sends {1 - fit['out_of_scope_kept']:.1%} of {fit['out_of_scope_rows']} out-of-scope questions away"
+            f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
         )
 
 

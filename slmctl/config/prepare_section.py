@@ -233,7 +233,7 @@ class PrepareConfig(Section):
     sensitive: Sensitive = Field(default_factory=Sensitive, description="treatment of personal data and secrets")
     splits: Splits = Field(default_factory=Splits, description="held-out rows")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="treatment of duplicates")
-    max_rejected: Percent = Field(0.10, description="largest share of rejected rows, such as 1%")
+    max_rejected: Percent = Field(0.10, description="largest share of rejected rows, such as 1 %")
     max_overlap: Percent = Field(
         0.25, description="largest share of a held-out split that may have a run of words in common with training rows"
     )

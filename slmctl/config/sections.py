@@ -252,7 +252,7 @@ class CalibrateConfig(Section):
     """Fit the policy, on calibration rows."""
 
     max_error: Percent = Field(
-        0.05, gt=0, lt=0.5, description="largest share of wrong answers among the kept ones, such as 5%"
+        0.05, gt=0, lt=0.5, description="largest share of wrong answers among the kept ones, such as 5 %"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence with which max_error holds")
     out_of_scope: Text | None = Field(
@@ -282,7 +282,7 @@ class Memorisation(Section):
         64, ge=0, le=10_000, description="rare strings of training rows that the model is prompted for; 0: no probe"
     )
     max_share: Percent = Field(
-        0.02, description="largest share of them that the model may complete verbatim, such as 2%"
+        0.02, description="largest share of them that the model may complete verbatim, such as 2 %"
     )
 
 

@@ -6,13 +6,15 @@ Gates are part of no recipe, so that a changed gate is checked against the same 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slmctl.config import Gate
+from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound
+from slmctl.reports import scoreboard
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
 
 
@@ -51,27 +53,47 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
         passed = value >= gate.min
-        return GateResult(passed, f"{gate.metric} of {model} is {value:.4f}, the gate requires at least {gate.min:g}")
+        text, bound = _apart(gate.metric, value, gate.min)
+        return GateResult(passed, f"{gate.metric} of {model} is {text}, the gate requires at least {bound}")
     if gate.max is not None:
         passed = value <= gate.max
-        return GateResult(passed, f"{gate.metric} of {model} is {value:.4f}, the gate requires at most {gate.max:g}")
+        text, bound = _apart(gate.metric, value, gate.max)
+        return GateResult(passed, f"{gate.metric} of {model} is {text}, the gate requires at most {bound}")
     assert gate.against is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
-    drop, bound = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
-    passed, sure = bound <= gate.allowed_drop, f"with {gate.confidence:.0%} confidence"
+    drop, most = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
+    passed, sure = most <= gate.allowed_drop, f"with {percent(gate.confidence, 0)} confidence"
     if gate.max_drop is None:
+        assert gate.min_gain is not None
+        text, least = _apart(gate.metric, 0.0 - most, gate.min_gain, show=_unsigned)
+        gain = scoreboard.difference(gate.metric, 0.0 - drop)
         return GateResult(
             passed,
-            f"{gate.metric} of {model} lies {0.0 - drop:+.4f} above {other}, at least {0.0 - bound:.4f} {sure}, "
-            f"the gate requires {gate.min_gain:g}",
+            f"{gate.metric} of {model} lies {gain} above {other}, at least {text} {sure}, the gate requires {least}",
         )
+    text, allowed = _apart(gate.metric, most, gate.max_drop, show=_unsigned)
     return GateResult(
         passed,
-        f"{gate.metric} of {model} lies {drop:+.4f} below {other}, at most {bound:.4f} {sure}, "
-        f"the gate allows {gate.max_drop:g}",
+        f"{gate.metric} of {model} lies {scoreboard.difference(gate.metric, drop)} below {other}, at most {text} "
+        f"{sure}, the gate allows {allowed}",
     )
+
+
+def _unsigned(metric: str, value: float, digits: int) -> str:
+    return scoreboard.difference(metric, value, digits).lstrip("+")
+
+
+def _apart(
+    metric: str, value: float, bound: float, show: Callable[[str, float, int], str] = scoreboard.figure
+) -> tuple[str, str]:
+    """A value and its bound in words, with as many digits as it takes to see that they differ."""
+    for digits in range(1, 7):
+        texts = show(metric, value, digits), show(metric, bound, digits)
+        if texts[0] != texts[1] or value == bound:
+            break
+    return texts
 
 
 def rows_needed(gate: Gate) -> int:

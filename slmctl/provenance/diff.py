@@ -15,6 +15,7 @@ from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.metrics.statistics import bootstrap_p_value, difference_interval, mcnemar, percentiles, resamples
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, parse_report, parse_rows
+from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
 TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first that exists is compared
@@ -270,9 +271,10 @@ def lines(comparison: Comparison) -> Iterator[str]:
     for entry in comparison["models"]:
         yield f"model {entry['model']}"
         for metric, values in entry["metrics"].items():
-            if abs(values["difference"]) < 5e-5:  # rounds to 0.0000
+            if abs(values["difference"]) < 5e-5:  # rounds to 0.00 points
                 continue
-            yield f"  {metric}: {values['first']:.4f} -> {values['second']:.4f} ({values['difference']:+.4f})"
+            before, after = figure(metric, values["first"], 2), figure(metric, values["second"], 2)
+            yield f"  {metric}: {before} -> {after} ({difference(metric, values['difference'], 2)})"
         yield from _paired_line(entry["paired"])
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from slmctl import config
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact, sha256_file
+from slmctl.console import percent
 from slmctl.deduplication.row_fingerprints import (
     FILENAME,
     FingerprintMatch,
@@ -267,7 +268,7 @@ def lines(trace: Trace) -> Iterator[str]:
     for data_set in listed:
         yield f"  {data_set.path}"
         for row in data_set.rows[:SHOWN]:
-            how = "the same" if row.exact else f"{row.similarity:.0%} alike"
+            how = "the same" if row.exact else f"{percent(row.similarity, 0)} alike"
             yield f"    {row.split:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
         if len(data_set.rows) > SHOWN:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"

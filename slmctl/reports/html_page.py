@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +23,7 @@ from slmctl.console import shown
 from slmctl.reports import svg_chart
 
 Tone = Literal["", "good", "warn", "bad"]
+_APART = re.compile(r"(?<=\d) %")
 ROWS = 500  # rows of a table that a page shows, so that a report of millions of rows opens at once
 HEAD = 60  # characters of a column's name
 TEXT = 480  # characters of a text that a page shows
@@ -173,15 +175,6 @@ def render(page: Page) -> str:
     )
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """`92.5%`; a share that would be rounded to 0 % or 100 % gets up to two more digits."""
-    for more in range(digits, 5):
-        text = f"{share:.{more}%}"
-        if (float(text[:-1]) not in (0.0, 100.0)) or share in (0.0, 1.0):
-            return text
-    return text
-
-
 def count(number: int, noun: str = "") -> str:
     """`10,003`; `1 row`, `3 rows`."""
     return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
@@ -198,8 +191,8 @@ def place(entry: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value for the template: markup as it is, anything else as one cleaned line."""
-    return value if isinstance(value, Markup) else shown(str(value), TEXT)
+    """A value for the template: markup as it is, anything else as one cleaned line; `%` stays beside its number."""
+    return value if isinstance(value, Markup) else _APART.sub("\u00a0%", shown(str(value), TEXT))
 
 
 def _hash(text: str) -> str:

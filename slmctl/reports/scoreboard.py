@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 from slmctl import console
+from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
 
 ORDER = ("base", "adapter", "merged", "gguf", "published", "endpoint")  # kinds, in the order of the pipeline
@@ -14,6 +15,7 @@ BESIDE = {  # metrics beside the primary one; the report holds all of them
     "extract": ("valid_json", "valid_schema", "field_f1"),
     "generate": ("exact_match", "rouge_l", "chrf"),
 }
+SQUARES = ("brier",)  # metrics that are no shares of a whole, and so have no percent
 WORST = 5  # slices listed in the Markdown
 
 
@@ -58,7 +60,7 @@ def markdown(report: EvaluationReport) -> str:
     parts += [f"> {remark}" for remark in report["remarks"]] + ([""] if report["remarks"] else [])
     parts += [*_table(*table(report)), ""]
     kind = "Wilson" if report["primary_metric"] != "token_f1" else "percentile bootstrap"
-    parts += [f"Intervals: {kind}, {report['confidence']:.0%}. Latency: median over rows asked one at a time."]
+    parts += [f"Intervals: {kind}, {percent(report['confidence'], 0)}. Latency: median over rows asked one at a time."]
     for title, section in (
         (f"{report['focus']} less each other model", _beside),
         (f"Weakest slices of {report['focus']}", _weakest),
@@ -72,11 +74,30 @@ def markdown(report: EvaluationReport) -> str:
 
 def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
     """The scoreboard: head and rows, as text; baselines first."""
-    metric = report["primary_metric"]
-    entries = entries_of(report)
-    others = [name for name in BESIDE[report["task"]] if any(name in entry["metrics"] for entry in entries.values())]
-    head = ["model", "size", metric, f"{report['confidence']:.0%} interval", *others, "latency"]
-    return head, [_line(name, entry, metric, others) for name, entry in entries.items()]
+    metric, others = report["primary_metric"], _others(report)
+    head = ["model", "size", metric, f"{percent(report['confidence'], 0)} interval", *others, "latency"]
+    return head, [_line(name, entry, metric, others) for name, entry in entries_of(report).items()]
+
+
+def optional(report: EvaluationReport) -> list[str]:
+    """The columns of `table` that a narrow terminal does without, the first one first."""
+    return [*reversed(_others(report)), "size", "latency"]
+
+
+def _others(report: EvaluationReport) -> list[str]:
+    """The metrics beside the primary one that some participant has."""
+    entries = entries_of(report).values()
+    return [name for name in BESIDE[report["task"]] if any(name in entry["metrics"] for entry in entries)]
+
+
+def figure(metric: str, value: float, digits: int = 1) -> str:
+    """A metric as every table, page and message shows it: in percent, but for the Brier score, which is a square."""
+    return f"{value:.{digits + 2}f}" if metric in SQUARES else percent(value, digits)
+
+
+def difference(metric: str, value: float, digits: int = 1) -> str:
+    """`+1.6 points`: a difference of two values of a metric, in percentage points; a plain number for a square."""
+    return f"{value:+.{digits + 2}f}" if metric in SQUARES else f"{100 * value:+.{digits}f} points"
 
 
 def plan(release_plan: PublishPlan) -> Iterator[str]:
@@ -101,9 +122,9 @@ def _line(name: str, entry: ParticipantEntry, metric: str, others: Sequence[str]
     return [
         name,
         console.size(size) if size else "-",
-        f"{entry['metrics'][metric]:.1%}",
-        f"{low:.1%} - {high:.1%}",
-        *(f"{entry['metrics'][other]:.3f}" if other in entry["metrics"] else "-" for other in others),
+        percent(entry["metrics"][metric]),
+        f"{percent(low)} - {percent(high)}",
+        *(figure(other, entry["metrics"][other]) if other in entry["metrics"] else "-" for other in others),
         f"{latency['median']:.0f} ms" if latency else "-",
     ]
 
@@ -135,7 +156,7 @@ def _beside(report: EvaluationReport) -> Iterator[str]:
             ]
         )
     if rows:
-        interval = f"{report['confidence']:.0%} interval"
+        interval = f"{percent(report['confidence'], 0)} interval"
         order = {name: k for k, name in enumerate(report["participants"])}
         rows.sort(key=lambda row: order[row[0]])
         yield from _table([f"{focus} less", f"{metric}, points", interval, "p", "detectable"], rows)
@@ -143,7 +164,7 @@ def _beside(report: EvaluationReport) -> Iterator[str]:
         yield ""
         yield (
             f"Paired, by the {' or the '.join(names[test] for test in sorted(tests))}. Detectable: the smallest true "
-            f"difference, in points, that so many rows show with a power of {report['power']:.0%}."
+            f"difference, in points, that so many rows show with a power of {percent(report['power'], 0)}."
         )
 
 
@@ -152,7 +173,7 @@ def _weakest(report: EvaluationReport) -> Iterator[str]:
     slices = [entry for entry in report["slices"] if focus in entry["values"]]
     worst = sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"]))[:WORST]
     if worst:
-        rows = [[entry["name"], entry["by"], str(entry["n"]), f"{entry['values'][focus]:.1%}"] for entry in worst]
+        rows = [[entry["name"], entry["by"], str(entry["n"]), percent(entry["values"][focus])] for entry in worst]
         yield from _table(["slice", "by", "rows", report["primary_metric"]], rows)
 
 
@@ -164,14 +185,14 @@ def _choice(report: EvaluationReport) -> Iterator[str]:
         [
             file["model"] + (" (chosen)" if file["model"] == choice["model"] else ""),
             console.size(file["size"]),
-            f"{file['value']:.1%}",
+            percent(file["value"]),
             f"{100 * file['loss']:+.1f}",
             f"{100 * file['loss_at_most']:.1f}",
             "-" if file["tokens_per_s"] is None else f"{file['tokens_per_s']:.0f}",
         ]
         for file in choice["candidates"]
     ]
-    head = ["file", "size", choice["metric"], f"loss to {choice['of']}, points", "at most (95%)", "tokens/s"]
+    head = ["file", "size", choice["metric"], f"loss to {choice['of']}, points", "at most (95 %)", "tokens/s"]
     yield from _table(head, rows)
     yield ""
     yield f"On {choice['n']} {choice['split']} rows; the rows of this report were not used for the choice."
@@ -187,7 +208,7 @@ def _break_even(report: EvaluationReport) -> Iterator[str]:
             f"{entry['machine_per_1000_rows']:.4f}" if "machine_per_1000_rows" in entry else "-",
             f"{entry['api_per_1000_rows']:.4f}",
             f"{entry['break_even_rows_per_hour']:.0f}" if "break_even_rows_per_hour" in entry else "-",
-            f"{entry['share_of_capacity']:.1%}" if "share_of_capacity" in entry else "-",
+            percent(entry["share_of_capacity"]) if "share_of_capacity" in entry else "-",
         ]
         for name, entry in sorted(prices["models"].items(), key=lambda item: report["participants"].index(item[0]))
     ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from slmctl.console import shown
+from slmctl.console import percent, shown
 
 # Series can be distinguished without colour vision, and texts reach a contrast of 4.5 on page and panel.
 LIGHT = {
@@ -136,7 +136,7 @@ def stack(rows: Sequence[Bar], *, title: str, width: int = WIDTH) -> Markup:
                 _tag("rect", class_=f"fill-{row.colour}", x=0, y=y, width=12, height=12, rx=2),
                 _text(20, y + 6.5, _cut(row.label)),
                 _text(250, y + 6.5, figure, anchor="end"),
-                _text(320, y + 6.5, f"{row.value / total:.1%}", "muted", anchor="end"),
+                _text(320, y + 6.5, percent(row.value / total), "muted", anchor="end"),
             )
         )
         x += long
@@ -183,7 +183,7 @@ def histogram(
     below = floor + 8
     if len(strip) == 5:
         p5, p25, p50, p75, p95 = (scale(value) for value in strip)
-        names = ("5%", "25%", "median", "75%", "95%")
+        names = ("5 %", "25 %", "median", "75 %", "95 %")
         description = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True))
         parts.append(
             _group(
@@ -223,7 +223,7 @@ def dots(
     for value in _ticks(scale.low, scale.high, 6):
         x = scale(value)
         parts.append(_tag("line", class_="stroke-rule", x1=x, x2=x, y1=top, y2=floor))
-        name = (f"{100 * value:+g}" if value else "0") if points else f"{100 * value:g}%"
+        name = (f"{100 * value:+g}" if value else "0") if points else f"{100 * value:g} %"
         parts.append(_text(x, floor + 14, name, "muted small", anchor="middle"))
     if reference:
         x = scale(reference[0])
@@ -400,7 +400,7 @@ def _grid(y: _Scale, start: float, end: float, *, percent: bool = False, whole: 
     parts = []
     for value in _log_ticks(y.low, y.high) if y.log else _ticks(y.low, y.high, 4, whole=whole):
         parts.append(_tag("line", class_="stroke-rule", x1=start, x2=end, y1=y(value), y2=y(value)))
-        name = f"{100 * value:g}%" if percent else _short(value)
+        name = f"{100 * value:g} %" if percent else _short(value)
         parts.append(_text(start - 8, y(value), name, "muted small", anchor="end"))
     return parts
 
@@ -408,7 +408,7 @@ def _grid(y: _Scale, start: float, end: float, *, percent: bool = False, whole: 
 def _x_axis(x: _Scale, floor: float, *, percent: bool = False, whole: bool = False) -> list[Markup]:
     parts = [_tag("line", class_="stroke-muted", x1=x.start, x2=x.end, y1=floor, y2=floor)]
     for value in _ticks(x.low, x.high, 5, whole=whole):
-        name = f"{100 * value:g}%" if percent else _short(value)
+        name = f"{100 * value:g} %" if percent else _short(value)
         parts.append(_text(x(value), floor + 14, name, "muted small", anchor="middle"))
     return parts
 

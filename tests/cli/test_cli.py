@@ -21,7 +21,7 @@ from support import TESTS
 from slmctl import __version__, config
 from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Manifest
-from slmctl.cli.group import CHAIN
+from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.inspect_commands import TEMPLATES
 from slmctl.cli.main import cli
 from slmctl.pipeline import resolve, stage_table
@@ -98,6 +98,15 @@ def test_help_is_the_golden_text(words: tuple[str, ...]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(result.output, encoding="utf-8")
     assert result.output == path.read_text(encoding="utf-8")
+
+
+def test_every_command_stands_in_one_section_of_the_help_and_every_near_name_leads_to_one() -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
+    assert not set(NAMES_ELSEWHERE) & set(listed)
+    for answers in NAMES_ELSEWHERE.values():
+        for name, *flags in map(str.split, answers):
+            assert set(flags) <= {flag for parameter in cli.commands[name].params for flag in parameter.opts}
 
 
 def test_no_golden_text_is_left_over() -> None:
@@ -242,7 +251,11 @@ def test_templates_are_those_that_ship() -> None:
     [
         (["--nonsense"], "No such option"),
         (["finetune", "--nonsense"], "No such option"),
-        (["nonsense"], "No such command"),
+        (["nonsense"], "no command 'nonsense'\n hint: slmctl --help"),
+        (["evalute"], "no command 'evalute': slmctl evaluate\n hint: slmctl evaluate --help"),
+        (["train"], "no command 'train': slmctl finetune\n"),
+        (["export"], "no command 'export': slmctl quantize or slmctl publish\n"),
+        (["list"], "no command 'list': slmctl ls\n"),
         (["run", "--until", "nonsense"], "is not one of 'pull', 'prepare'"),
         (["-C", "no/such/folder", "run"], "does not exist"),
         (["finetune", "--epochs", "many"], "is not a valid float"),

@@ -45,18 +45,28 @@ REPORT = report(adapter=0.965, Q4_K_M=0.955)
 DROP = {"metric": "accuracy", "model": "Q4_K_M", "against": "adapter"}
 
 
-@pytest.mark.parametrize(("least", "passed"), [(0.9, True), (0.955, True), (0.9551, False), (1.0, False)])
-def test_min(least: float, passed: bool) -> None:
+@pytest.mark.parametrize(
+    ("least", "words", "passed"), [(0.9, "90.0 %", True), (0.955, "95.5 %", True), (1.0, "100.0 %", False)]
+)
+def test_min(least: float, words: str, passed: bool) -> None:
     (verdict,) = check([Gate(metric="accuracy", model="Q4_K_M", min=least)], REPORT)
     assert verdict.passed is passed
-    assert verdict.text == f"accuracy of Q4_K_M is 0.9550, the gate requires at least {least:g}"
+    assert verdict.text == f"accuracy of Q4_K_M is 95.5 %, the gate requires at least {words}"
 
 
-@pytest.mark.parametrize(("most", "passed"), [(0.05, True), (0.04, True), (0.03, False)])
-def test_max(most: float, passed: bool) -> None:
+def test_a_value_that_just_fails_does_not_read_like_its_bound() -> None:
+    (verdict,) = check([Gate(metric="accuracy", model="Q4_K_M", min=0.95502)], REPORT)
+    assert not verdict.passed
+    assert verdict.text == "accuracy of Q4_K_M is 95.500 %, the gate requires at least 95.502 %"
+
+
+@pytest.mark.parametrize(
+    ("most", "words", "passed"), [(0.05, "5.0 %", True), (0.04, "4.0 %", True), (0.03, "3.0 %", False)]
+)
+def test_max(most: float, words: str, passed: bool) -> None:
     (verdict,) = check([Gate(metric="ece", model="Q4_K_M", max=most)], REPORT)
     assert verdict.passed is passed
-    assert verdict.text == f"ece of Q4_K_M is 0.0400, the gate requires at most {most:g}"
+    assert verdict.text == f"ece of Q4_K_M is 4.0 %, the gate requires at most {words}"
 
 
 def test_min_takes_any_metric_of_the_report() -> None:
@@ -70,7 +80,7 @@ def test_max_drop_tests_the_bound_not_the_drop() -> None:
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False), (0.011, False)):
         (verdict,) = check([Gate(**DROP, max_drop=allowed)], REPORT)
         assert verdict.passed is passed, allowed  # the drop that was seen, 0.01, is within all three
-    assert f"lies +0.0100 below adapter, at most {bound:.4f} with 95% confidence" in verdict.text
+    assert f"lies +1.0 points below adapter, at most {100 * bound:.1f} points with 95 % confidence" in verdict.text
 
 
 def test_more_confidence_asks_for_more() -> None:
@@ -87,7 +97,7 @@ def test_equal_models_still_leave_doubt() -> None:
         pair["metrics"]["accuracy"] |= {"only_first": 0, "only_second": 0}
         (verdict,) = check([Gate(**DROP, max_drop=0.01)], same)
         assert verdict.passed is passed
-        assert "lies +0.0000 below" in verdict.text
+        assert "lies +0.0 points below" in verdict.text
 
 
 def test_direction_of_the_comparison() -> None:
@@ -96,7 +106,7 @@ def test_direction_of_the_comparison() -> None:
     one_sided["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"only_first": 4, "only_second": 0}
     forth, reverse = check([Gate(**DROP, max_drop=0.01), Gate(**back, max_drop=0.01)], one_sided)
     assert (forth.passed, reverse.passed) == (False, True)
-    assert "lies -0.0100 below" in reverse.text
+    assert "lies -1.0 points below" in reverse.text
 
 
 @pytest.mark.parametrize(
@@ -116,13 +126,13 @@ def test_max_drop_of_other_figures_is_a_percentile(
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False)):
         (verdict,) = check([Gate(metric=metric, model=model, against=against, max_drop=allowed)], REPORT)
         assert verdict.passed is passed
-    assert f"lies {drop:+.4f} below {against}, at most {bound:.4f}" in verdict.text
+    assert f"lies {100 * drop:+.1f} points below {against}, at most {100 * bound:.1f}" in verdict.text
 
 
 def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
     asked = Gate(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
     (verdict,) = check([asked], REPORT)
-    assert "at most 0.0600" in verdict.text
+    assert "at most 6.0 points" in verdict.text
     assert not verdict.passed
 
 
@@ -138,7 +148,7 @@ def test_a_gate_can_name_the_file_that_was_chosen() -> None:
     ]
     verdicts = enforce(gates, chosen("Q4_K_M"))
     assert verdicts[0].text.startswith("accuracy of Q4_K_M is")
-    assert "lies +0.0000 below Q4_K_M, at most 0.0000" in verdicts[2].text  # it is that very file
+    assert "lies +0.0 points below Q4_K_M, at most 0.0 points" in verdicts[2].text  # it is that very file
 
 
 def test_nothing_chosen_fails_the_gate() -> None:
@@ -151,7 +161,7 @@ def test_nothing_chosen_fails_the_gate() -> None:
 def test_enforce_names_every_gate_that_failed() -> None:
     asked = [Gate(metric="accuracy", model=model, min=0.96) for model in ("adapter", "Q4_K_M")]
     asked.append(Gate(metric="macro_f1", model="Q4_K_M", min=0.9))
-    with pytest.raises(GateError, match=r"^accuracy of Q4_K_M is 0\.9550.*; macro_f1 of Q4_K_M is 0\.8550") as caught:
+    with pytest.raises(GateError, match=r"^accuracy of Q4_K_M is 95\.5 %.*; macro_f1 of Q4_K_M is 85\.5 %") as caught:
         enforce(asked, REPORT)
     assert "adapter" not in caught.value.message
     assert caught.value.hint
@@ -189,8 +199,8 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     (verdict,) = check([Gate(**GAIN, min_gain=0)], beside)
     assert not verdict.passed  # 0.01 was seen, and no gain at all is as likely as not
     assert verdict.text == (
-        f"accuracy of adapter lies +0.0100 above tfidf_logistic, at least {least:.4f} with 95% confidence, "
-        "the gate requires 0"
+        f"accuracy of adapter lies +1.0 points above tfidf_logistic, at least {100 * least:.1f} points "
+        "with 95 % confidence, the gate requires 0.0 points"
     )
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 26}
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"difference": 0.06}

@@ -59,12 +59,12 @@ REPORT: dict[str, Any] = {
     "choice": None,
     "break_even": None,
 }  # fmt: skip
-HEAD = ["model", "size", "accuracy", "95% interval", "macro_f1", "ece", "latency"]
+HEAD = ["model", "size", "accuracy", "95 % interval", "macro_f1", "ece", "latency"]
 ROWS = [
-    ["majority", "-", "12.5%", "10.0% - 16.0%", "0.010", "-", "-"],
-    ["adapter", "4.9 MB", "96.5%", "94.2% - 97.9%", "0.950", "0.030", "82 ms"],
-    ["Q4_K_M", "105.5 MB", "100.0%", "99.0% - 100.0%", "0.940", "0.020", "-"],
-    ["large (8-shot)", "-", "80.0%", "70.0% - 90.0%", "0.800", "-", "-"],
+    ["majority", "-", "12.5 %", "10.0 % - 16.0 %", "1.0 %", "-", "-"],
+    ["adapter", "4.9 MB", "96.5 %", "94.2 % - 97.9 %", "95.0 %", "3.0 %", "82 ms"],
+    ["Q4_K_M", "105.5 MB", "100.0 %", "99.0 % - 100.0 %", "94.0 %", "2.0 %", "-"],
+    ["large (8-shot)", "-", "80.0 %", "70.0 % - 90.0 %", "80.0 %", "-", "-"],
 ]
 
 
@@ -79,28 +79,28 @@ def test_markdown_is_the_table_with_its_remarks_and_what_the_focus_is_compared_w
         "> Only so many rows.",
         "> Another remark.",
         "",
-        "| model | size | accuracy | 95% interval | macro_f1 | ece | latency |",
+        "| model | size | accuracy | 95 % interval | macro_f1 | ece | latency |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *("| " + " | ".join(row) + " |" for row in ROWS),
         "",
-        "Intervals: Wilson, 95%. Latency: median over rows asked one at a time.",
+        "Intervals: Wilson, 95 %. Latency: median over rows asked one at a time.",
         "",
         "## Q4_K_M less each other model",
         "",
-        "| Q4_K_M less | accuracy, points | 95% interval | p | detectable |",
+        "| Q4_K_M less | accuracy, points | 95 % interval | p | detectable |",
         "|---|---:|---:|---:|---:|",
         "| adapter | +3.5 | +1.0 to +6.0 | 0.012 | 2.0 |",
         "| large (8-shot) | +20.0 | +10.0 to +30.0 | 1e-09 | 5.0 |",
         "",
         "Paired, by the exact McNemar test and Tango's interval. Detectable: the smallest true difference, in points, "
-        "that so many rows show with a power of 80%.",
+        "that so many rows show with a power of 80 %.",
         "",
         "## Weakest slices of Q4_K_M",
         "",
         "| slice | by | rows | accuracy |",
         "|---|---:|---:|---:|",
-        "| 0 to 9 characters | length | 30 | 40.0% |",
-        "| a\\|b | label | 20 | 50.0% |",
+        "| 0 to 9 characters | length | 30 | 40.0 % |",
+        "| a\\|b | label | 20 | 50.0 % |",
     ]
 
 
@@ -128,7 +128,7 @@ def test_markdown_says_what_was_chosen_and_from_where_it_pays() -> None:
         },
     }  # fmt: skip
     lines = markdown(REPORT | {"choice": choice, "break_even": prices}).splitlines()
-    assert "| Q4_K_M (chosen) | 1.0 kB | 90.0% | +0.4 | 2.0 | 150 |" in lines
-    assert "| Q8_0 | 1.0 kB | 90.0% | +0.4 | 2.0 | - |" in lines
-    assert "| Q4_K_M | 0.0007 | 0.0400 | 2500 | 1.7% |" in lines
+    assert "| Q4_K_M (chosen) | 1.0 kB | 90.0 % | +0.4 | 2.0 | 150 |" in lines
+    assert "| Q8_0 | 1.0 kB | 90.0 % | +0.4 | 2.0 | - |" in lines
+    assert "| Q4_K_M | 0.0007 | 0.0400 | 2500 | 1.7 % |" in lines
     assert "| large (8-shot) | - | 0.5000 | - | - |" in lines

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
+from slmctl.console import percent
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.inference.escalation_policy import CurvePoint, Policy, PolicyFigures, linear, signals
 from slmctl.metrics import answer_metrics
@@ -338,7 +339,7 @@ def picture(figures: PolicyFigures) -> Markup:
     here = [svg_chart.Point(point["kept"], 1 - point["error"]) for point in curve]
     bound = [svg_chart.Point(point["kept"], 1 - point["error_bound"]) for point in curve]
     best = [svg_chart.Point(point["kept"], 1 - point["kept"] * point["error"]) for point in curve]
-    note = f"{figures['kept']:.1%} kept, {figures['error']:.1%} of them wrong"
+    note = f"{percent(figures['kept'])} kept, {percent(figures['error'])} of them wrong"
     chosen = [svg_chart.Point(figures["kept"], 1 - figures["error"], note, "chosen")]
     lines = [
         svg_chart.LineSeries("overall, at best", best, "c3", dashed=True),
@@ -368,11 +369,12 @@ def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
     first = next((cut for cut in cuts if cut.kept >= least), None)
     if first is None:
         return (
-            f"an error of at most {config.max_error:.1%} cannot be shown: {cuts[-1].kept if cuts else 0} rows test it, "
-            f"and at least {least} rows without a wrong answer are needed"
+            f"an error of at most {percent(config.max_error)} cannot be shown: {cuts[-1].kept if cuts else 0} rows "
+            f"test it, and at least {least} rows without a wrong answer are needed"
         )
     return (
-        f"no threshold keeps the error at or below {config.max_error:.1%} with {config.confidence:.0%} confidence: "
+        f"no threshold keeps the error at or below {percent(config.max_error)} with "
+        f"{percent(config.confidence, 0)} confidence: "
         f"of the {first.kept} most confident answers {first.wrong} are wrong"
     )
 

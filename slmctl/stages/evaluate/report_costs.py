@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl import console
+from slmctl.console import percent
 from slmctl.reports import svg_chart
 from slmctl.reports.evaluation_report import BreakEven, CostEntry
-from slmctl.reports.html_page import Block, Chart, Notice, PageSection, Table, percent
+from slmctl.reports.html_page import Block, Chart, Notice, PageSection, Table
 from slmctl.reports.svg_chart import Bar, LineSeries, Point
 from slmctl.stages.evaluate.report_data import ReportView
 

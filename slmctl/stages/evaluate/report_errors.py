@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
+from slmctl.console import percent
 from slmctl.reports import svg_chart
-from slmctl.reports.html_page import Block, Cell, Chart, PageSection, Table, count, percent
+from slmctl.reports.html_page import Block, Cell, Chart, PageSection, Table, count
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate.report_data import TRIVIAL, ReportView
 
@@ -140,7 +141,10 @@ def _confidence(view: ReportView) -> Iterator[Block]:
             y_label="accuracy", x_range=(0, 1), y_range=(0, 1), percent=True,
         )  # fmt: skip
         yield Chart("Reliability diagram", svg, "Points below the dashed line are overconfident.")
-        bars = [Bar(f"{bin['low']:.0%} to {bin['high']:.0%}", bin["n"], f"{bin['n']:,}") for bin in reversed(bins)]
+        bars = [
+            Bar(f"{percent(bin['low'], 0)} to {percent(bin['high'], 0)}", bin["n"], f"{bin['n']:,}")
+            for bin in reversed(bins)
+        ]
         yield Chart("Rows by confidence", svg_chart.bars(bars, title="Rows by confidence"))
     rows = [
         [name, f"{calibration['n']:,}", f"{calibration['ece']:.3f}", f"{calibration['brier']:.3f}"]

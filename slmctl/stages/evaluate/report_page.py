@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from slmctl import console
+from slmctl.console import percent
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry
-from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, PageSection, Table, count, percent
+from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, PageSection, Table, count
+from slmctl.reports.scoreboard import figure
 from slmctl.reports.svg_chart import Dot
 from slmctl.stages.evaluate import report_costs, report_errors, report_row_changes
 from slmctl.stages.evaluate.report_data import IN_WORDS, ReportView, points, tone
@@ -113,7 +115,9 @@ def _notices(view: ReportView) -> Iterator[Notice]:
 def _figures(view: ReportView) -> Iterator[Figure]:
     focus, entry = view.focus, view.entries[view.focus]
     yield Figure(
-        f"{focus}, {view.metric}", percent(view.score(focus)), f"{_range(view, focus)}, {view.confidence:.0%} interval"
+        f"{focus}, {view.metric}",
+        percent(view.score(focus)),
+        f"{_range(view, focus)}, {percent(view.confidence, 0)} interval",
     )
     general = view.endpoints[0] if view.endpoints else None
     beside = (
@@ -146,7 +150,7 @@ def _scoreboard(view: ReportView) -> PageSection:
         text = f"{percent(view.score(name))} ({_range(view, name)})"
         dots.append(Dot(name, view.score(name), low, high, text, _colour(view, name), _aside(view, name)))
     svg = svg_chart.dots(dots, title=f"{view.metric} with intervals", reference=reference)
-    note = f"{view.confidence:.0%} confidence intervals of {view.metric}. Blue: the model to release."
+    note = f"{percent(view.confidence, 0)} confidence intervals of {view.metric}. Blue: the model to release."
     others = dict.fromkeys(name for entry in view.entries.values() for name in entry["metrics"])
     others.pop(view.metric)
     head = ["model", "kind", view.metric, "interval", *others, "invalid", "size", "latency", "rows/s"]
@@ -158,10 +162,10 @@ def _scoreboard(view: ReportView) -> PageSection:
 
 def _line(view: ReportView, name: str, others: Sequence[str]) -> list[str | Cell]:
     entry = view.entries[name]
-    lower, top = view.report["lower_is_better"], max(map(view.score, view.entries))
+    top = max(map(view.score, view.entries))
     latency, size, rate = entry.get("latency_ms"), entry.get("size"), entry.get("rows_per_s")
     metrics = entry["metrics"]
-    figures = [("" if m not in metrics else f"{metrics[m]:.3f}" if m in lower else percent(metrics[m])) for m in others]
+    figures = [figure(name, metrics[name]) if name in metrics else "" for name in others]
     star = "*" if entry.get("prompt_lists_labels") else ""
     return [
         f"{name}{star}",
@@ -195,7 +199,7 @@ def _differences(view: ReportView) -> PageSection:
                 "detectable"]  # fmt: skip
         note = (
             "Detectable: the smallest true difference, in points, that so many rows show with a power of "
-            f"{view.report['power']:.0%}."
+            f"{percent(view.report['power'], 0)}."
         )
         blocks.append(Table("Every pair, on the rows sent to both", head, rows, 2, note=note, folded=len(rows) > 12))
     if slices := _slices(view):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from slmctl.console import percent
 from slmctl.reports.evaluation_report import RowAnswer, RowEntry
 from slmctl.reports.html_page import Cell, Table, count
 
@@ -108,7 +109,7 @@ def _answer(answer: RowAnswer | None, text: str | None, labels: Sequence[str]) -
     if answer is None:
         return Cell("–", title="not sent")
     code, right, confidence, score = answer
-    note = "" if confidence is None else f"confidence {confidence:.0%}"
+    note = "" if confidence is None else f"confidence {percent(confidence, 0)}"
     if right:
         return Cell("✓", "good", note)
     if labels:

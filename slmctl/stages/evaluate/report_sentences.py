@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
@@ -23,15 +24,17 @@ def _baselines(view: ReportView) -> Iterator[str]:
     best = max(tuned, key=view.score)
     uncertain = []
     for name in view.report["baselines"]:
-        scores = f"The baseline {name} scores {view.score(name):.1%}"
+        scores = f"The baseline {name} scores {percent(view.score(name))}"
         if view.score(name) >= view.score(best):
             wins = "the cheaper and better choice" if view.score(name) > view.score(best) else "as good, and cheaper"
-            yield f"{scores}, the best model ({best}) {view.score(best):.1%}: on these rows the baseline is {wins}."
+            yield (
+                f"{scores}, the best model ({best}) {percent(view.score(best))}: on these rows the baseline is {wins}."
+            )
             continue
         difference = view.difference(name, best)
         if difference is not None and difference.low <= 0:
             uncertain.append(
-                f"{scores}, {best} {view.score(best):.1%}: the difference of {_points(difference.value)} "
+                f"{scores}, {best} {percent(view.score(best))}: the difference of {_points(difference.value)} "
                 f"({_range(difference)}) may be chance; {_detectable(view, difference)}."
             )
     yield from uncertain
@@ -109,7 +112,7 @@ def _rows(view: ReportView) -> Iterator[str]:
 def _detectable(view: ReportView, difference: Difference) -> str:
     return (
         f"{view.report['n']} rows detect a true difference of {_points(difference.detectable or 0.0)} "
-        f"with a power of {view.report['power']:.0%}"
+        f"with a power of {percent(view.report['power'], 0)}"
     )
 
 

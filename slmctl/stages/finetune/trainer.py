@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import SFTTrainer
 
 from slmctl import console
+from slmctl.console import percent
 from slmctl.errors import StageError
 from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
@@ -325,7 +326,7 @@ class TrainingMonitor(TrainerCallback):
         parts += [f"validation {latest['eval_loss']:.3f}"] if "eval_loss" in latest else []
         rate = (progress.real - self._real) / max(time.monotonic() - self._begun, 1e-9)
         parts.append(f"{rate:.0f} tokens/s")
-        parts.append(f"{self.trainer.padding:.0%} padding")
+        parts.append(f"{percent(self.trainer.padding, 0)} padding")
         return ", ".join(parts)
 
     def on_evaluate(

@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 from slmctl.config import PrepareConfig
+from slmctl.console import percent
 from slmctl.deduplication import ngram_overlap
 from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.errors import DataError, GateError
@@ -131,8 +132,8 @@ def measure_overlap(config: PrepareConfig, rows: RecordTable, fates: Fates) -> d
         if measure.measured and measure.share > config.max_overlap:
             held_out, trained = (place_text(config, rows, index) for index in measure.examples[0])
             raise GateError(
-                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({measure.share:.1%}) share a run of "
-                f"words with training rows, more than max_overlap {config.max_overlap:.1%}; "
+                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
+                f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
                 hint="is a signature in every text? cut it out, group such rows, or --set prepare.max_overlap=SHARE",
             )

@@ -18,6 +18,7 @@ import jsonschema
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, TaskConfig
+from slmctl.console import percent
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
@@ -148,7 +149,7 @@ def _require_usable(config: PrepareConfig, rows: RecordTable) -> None:
     counts = Counter(row.rule for _, row in rows.rejected).most_common(3)
     source, first = rows.rejected[0]
     raise DataError(
-        f"{unusable} of {total} rows are unusable, more than max_rejected {config.max_rejected:.1%}: "
+        f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
         + ", ".join(f"{n} {rule}" for rule, n in counts)
         + f"; first {config.sources[source].title} row {first.number}: {first.reason}",
         hint="correct the rows, or --set prepare.max_rejected=SHARE",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from slmctl.reports.html_page import Notice, count, either, percent
+from slmctl.console import percent
+from slmctl.reports.html_page import Notice, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
 FEW = 10  # test rows of a label below which its own score says next to nothing

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slmctl.console import percent
 from slmctl.metrics.statistics import wilson
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.html_page import (
@@ -22,7 +23,6 @@ from slmctl.reports.html_page import (
     Table,
     count,
     either,
-    percent,
     place,
 )
 from slmctl.reports.svg_chart import Bar
@@ -343,7 +343,7 @@ def _lengths(facts: PrepareFacts) -> PageSection:
         caption = "The strip: median, the middle half, and 5% to 95%." if len(strip) == 5 else ""
         blocks.append(Chart("Training rows by length", drawn, caption))
     marks = sorted(quantiles.items()) or [(0.5, tokens["median"]), (0.95, tokens["p95"]), (1.0, tokens["max"])]
-    rows = [["all" if share == 1 else f"{share:.0%}", f"{value:,}"] for share, value in marks]
+    rows = [["all" if share == 1 else f"{percent(share, 0)}", f"{value:,}"] for share, value in marks]
     blocks.append(Table("So many rows are no longer than", ["share of rows", "tokens"], rows, half=True))
     whose = f"of {facts['base']}" if facts.get("base") else "of the base model"
     lead = f"Prompt and answer together, {tokens['total']:,} tokens in all, counted with the tokenizer {whose}."

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slmctl.console import percent
 from slmctl.errors import DataError, GateError
 from slmctl.inference.engine import Answer, Engine, Request
 from slmctl.task.contract import Task
@@ -68,7 +69,7 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
         named = ", ".join(probe.record[:12] for probe in produced[:SHOWN])
         raise GateError(
             f"{gguf.name} reproduces training rows: {len(produced)} of {len(chosen)} rare strings "
-            f"({share:.1%}, allowed {max_share:.1%}) to the letter, of records {named}",
+            f"({percent(share)}, allowed {percent(max_share)}) to the letter, of records {named}",
             hint="fewer epochs or a lower rank, redact by prepare.sensitive, or leave those rows out",
         )
     counts = {"asked": len(chosen), "regurgitated": len(produced), "share": round(share, 4), "max_share": max_share}

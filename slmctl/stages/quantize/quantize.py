@@ -14,6 +14,7 @@ from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig, resolve_matmul_dtype
+from slmctl.console import percent
 from slmctl.errors import StageError
 from slmctl.inference import engine
 from slmctl.model_files import gguf_converter, gguf_header, hf_folder, memory, model_size, stored_weights
@@ -168,7 +169,7 @@ def _report_file(name: str, entry: dict[str, Any]) -> None:
         parts.append(f"{entry['fallback_tensors']} of {entry['matrices']} tensors kept at a higher type")
     if "kl_mean" in entry:
         parts.append(
-            f"{entry['kl_mean']:.4f} nats from the merged model, {entry['top1_agreement']:.1%} the same tokens"
+            f"{entry['kl_mean']:.4f} nats from the merged model, {percent(entry['top1_agreement'])} the same tokens"
         )
     console.say(f"  {name}: {', '.join(parts)}")
 

@@ -186,13 +186,13 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_rows_too_few_for_the_error(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"at most 1.0% cannot be shown: \d+ rows test it, and at least 299 rows"):
+    with pytest.raises(GateError, match=r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows"):
         fitted(tmp_path, lines(250), max_error=0.01)
 
 
 def test_an_error_that_no_threshold_reaches_is_refused(tmp_path: Path) -> None:
     rows = [{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))]
-    with pytest.raises(GateError, match=r"no threshold keeps the error at or below 5.0% with 95% confidence"):
+    with pytest.raises(GateError, match=r"no threshold keeps the error at or below 5.0 % with 95 % confidence"):
         fitted(tmp_path, rows)
 
 

@@ -175,7 +175,7 @@ def test_the_linear_baseline_that_wins_is_said_first(report: Any) -> None:
     bad = ["b", *wanted[1:30], *["a"] * 10]
     found = report("classify", wanted, {"Q8_0": bad}, inputs=words)
     assert found["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] == 1.0
-    assert found["remarks"][0].startswith("The baseline tfidf_logistic scores 100.0%, the best model (Q8_0) 85.0%")
+    assert found["remarks"][0].startswith("The baseline tfidf_logistic scores 100.0 %, the best model (Q8_0) 85.0 %")
 
 
 def test_no_difference_is_not_over_read(report: Any) -> None:
@@ -185,7 +185,7 @@ def test_no_difference_is_not_over_read(report: Any) -> None:
     (said,) = [remark for remark in found["remarks"] if "is not significant" in remark]
     detectable = found["pairs"]["adapter|Q8_0"]["metrics"]["accuracy"]["detectable"]
     assert said.startswith("The difference between Q8_0 and adapter is not significant: -1.7 points (")
-    assert f"60 rows detect a true difference of {100 * detectable:.1f} points with a power of 80%" in said
+    assert f"60 rows detect a true difference of {100 * detectable:.1f} points with a power of 80 %" in said
 
 
 def test_a_slice_that_got_worse_is_named(report: Any) -> None:
@@ -490,6 +490,6 @@ def test_the_table_shows_the_figures(artifacts: dict[str, Artifact]) -> None:
     made, text = artifacts["report"].metrics, artifacts["report"].file("report.md").read_text(encoding="utf-8")
     for name, model in made["models"].items():
         row = next(line for line in text.splitlines() if re.match(rf"\|\s*{name}\s*\|", line))
-        assert f"{model['metrics']['accuracy']:.1%}" in row
+        assert f"{100 * model['metrics']['accuracy']:.1f} %" in row
     for remark in made["remarks"]:
         assert remark in text

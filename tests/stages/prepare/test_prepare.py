@@ -238,7 +238,7 @@ def test_too_many_unusable_rows_fail_the_stage(run: Any) -> None:
     pairs = [*tiny.rows(100), *[("", "billing")] * 5]
     assert run(pairs).metrics["rejected_by_reason"] == {"empty input": 5}
     with pytest.raises(
-        DataError, match=r"5 of 105 rows are unusable, more than max_rejected 4.0%: 5 empty input"
+        DataError, match=r"5 of 105 rows are unusable, more than max_rejected 4.0 %: 5 empty input"
     ) as caught:
         run(pairs, max_rejected="4%")
     assert caught.value.code == 3
@@ -249,7 +249,7 @@ def test_a_run_of_words_in_common_with_training_is_measured_and_gated(run: Any) 
     pairs = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
     sides = run(pairs, max_overlap=1).metrics["overlap"]["sides"]
     assert all(side["overlapping"] == side["measured"] > 0 for side in sides.values())
-    with pytest.raises(GateError, match=r"share a run of words with training rows, more than max_overlap 25.0%"):
+    with pytest.raises(GateError, match=r"share a run of words with training rows, more than max_overlap 25.0 %"):
         run(pairs)
 
 

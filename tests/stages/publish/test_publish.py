@@ -95,7 +95,7 @@ def test_the_card_says_what_was_measured_and_how_to_run_it(tiny_run: Path) -> No
         name = metric["name"].split(",")[0]
         assert metric["value"] == report["models"][name]["metrics"]["accuracy"]
         assert f"n={report['n']}" in metric["name"]
-        assert "95% interval" in metric["name"]
+        assert "95 % interval" in metric["name"]
     for participant in ("majority", "tfidf_logistic", "base", "adapter", "F16", "Q8_0"):
         assert f"\n| {participant} | " in card
     for heading in ("Intended use", "Measured", "Files", "Use", "Data", "Limits", "License"):

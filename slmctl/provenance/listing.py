@@ -1,0 +1,392 @@
+"""Everything below `runs/`, one line an artifact: what it is, what it was made with, and how good it is.
+
+Nothing is verified here beyond names and sizes. A folder that is damaged or foreign is listed as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl import config, console
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import SHORT_ID, Artifact
+from slmctl.config.fields import former_name
+from slmctl.console import percent
+from slmctl.errors import SlmctlError
+from slmctl.pipeline.stage_table import BY_KIND, STAGES
+from slmctl.releases import deliveries, registry
+from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of, parse_report
+from slmctl.reports.scoreboard import figure
+
+LONG = 32  # characters of a value; a longer one is shown by a hash of it
+KINDS = tuple(BY_KIND)  # in the order of the pipeline
+_BARE = config.parse("{project: none, base: none}")  # for the class and the defaults of each stage's section
+
+
+@dataclass(frozen=True)
+class MeasuredMetric:
+    """The primary metric that a report gives a model, with its interval and the number of rows."""
+
+    name: str
+    value: float
+    interval: list[float]
+    n: int
+    split: str
+
+    @property
+    def text(self) -> str:
+        """`accuracy 92.0 %`."""
+        return f"{self.name} {figure(self.name, self.value)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder below `runs/`.
+
+    Attributes:
+        kind: What it holds; of a folder that cannot be read, the name of the folder above it.
+        id: The first digits of its recipe id.
+        started: When it was made, in UTC; empty where it is damaged.
+        base: Names of the bases that it was made from or measured on.
+        changed: Config keys and inputs in which the artifacts of its kind differ, with its own values.
+        size: Bytes of its files.
+        tags: Its version and the tags that stand for it, of a release.
+        fault: What is wrong with it; empty where nothing is.
+    """
+
+    kind: str
+    id: str
+    path: str
+    started: str = ""
+    base: tuple[str, ...] = ()
+    changed: Mapping[str, str] = field(default_factory=dict)
+    validation_loss: float | None = None
+    metric: MeasuredMetric | None = None
+    size: int = 0
+    tags: tuple[str, ...] = ()
+    fault: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One participant of the leaderboard: a model or baseline that a report measured on some rows.
+
+    Attributes:
+        data: The data set whose rows were answered, by its short id or digest, with the split.
+        report: Short id of the newest report that holds these answers.
+    """
+
+    data: str
+    split: str
+    n: int
+    model: str
+    kind: str
+    metric: str
+    value: float
+    interval: list[float]
+    size: int | None
+    latency_ms: float | None
+    report: str
+    started: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
+    """Every folder of an artifact below `runs/`, by kind in the order of the pipeline, the newest first.
+
+    Args:
+        root: The project's folder.
+        kinds: Only these; all by default.
+    """
+    made, faults = _read(root)
+    by_digest = {entry.digest: entry for entry in made}
+    measured, tags, changed = _measured(made), _tags(root, made), _changes(made, by_digest)
+    bases = _Bases(by_digest)
+    entries = [
+        Entry(
+            kind=each.kind,
+            id=each.short_id,
+            path=str(each.path),
+            started=each.manifest.started,
+            base=tuple(sorted(bases.of(each.digest))),
+            changed=changed[each.path],
+            validation_loss=_number(each.metrics.get("validation_loss")),
+            metric=measured.get(each.digest),
+            size=sum(file.size for file in each.manifest.files),
+            tags=tags.get(each.digest, ()),
+        )
+        for each in made
+    ] + [Entry(path.parent.name, path.name[:SHORT_ID], str(path), fault=fault) for path, fault in faults.items()]
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    entries.sort(key=lambda entry: entry.started, reverse=True)
+    entries.sort(key=lambda entry: (order.get(entry.kind, len(order)), entry.kind))
+    return [entry for entry in entries if not kinds or entry.kind in kinds]
+
+
+def leaderboard(root: Path) -> list[Ranked]:
+    """Every model and baseline that a report below `runs/` measured, by data set and split, the best first.
+
+    Answers that several reports hold stand once, with the newest report.
+    """
+    made, _ = _read(root)
+    data = {entry.digest: entry.short_id for entry in made if entry.kind == "prepared"}
+    rows: dict[tuple[str, ...], Ranked] = {}
+    for report, figures in _reports(made):
+        for name, entry in entries_of(figures).items():
+            key = (figures["prepared"], figures["split"], entry.get("predictions") or name)
+            latency, metric = entry.get("latency_ms"), figures["primary_metric"]
+            rows.setdefault(
+                key,
+                Ranked(
+                    data=data.get(figures["prepared"], figures["prepared"][7 : 7 + SHORT_ID]),
+                    split=figures["split"],
+                    n=entry.get("n", figures["n"]),
+                    model=name,
+                    kind=entry["kind"],
+                    metric=metric,
+                    value=entry["metrics"][metric],
+                    interval=list(entry["interval"]),
+                    size=entry.get("size"),
+                    latency_ms=latency["median"] if latency else None,
+                    report=report.short_id,
+                    started=report.manifest.started,
+                ),
+            )
+    newest: dict[tuple[str, str], str] = {}
+    for row in rows.values():
+        newest[row.data, row.split] = max(row.started, newest.get((row.data, row.split), ""))
+    ranked = sorted(rows.values(), key=lambda row: -row.value)
+    return sorted(ranked, key=lambda row: (newest[row.data, row.split], row.data, row.split), reverse=True)
+
+
+# For people
+
+
+def lines(entries: Sequence[Entry]) -> Iterator[str]:
+    """The table of the artifacts; below it, the folders that are damaged or no artifacts."""
+    columns = ["kind", "id", "made", "base", "loss", "metric", "size", "tags", "changed"]
+    rows = [
+        [
+            entry.kind,
+            entry.id,
+            entry.started[:16].replace("T", " "),
+            ", ".join(entry.base) or "-",
+            "-" if entry.validation_loss is None else f"{entry.validation_loss:.3f}",
+            entry.metric.text if entry.metric else "-",
+            console.size(entry.size),
+            ", ".join(entry.tags) or "-",
+            ", ".join(f"{key}={value}" for key, value in entry.changed.items()) or "-",
+        ]
+        for entry in entries
+        if not entry.fault
+    ]
+    if rows:
+        columns, rows = _filled(columns, rows)
+        yield from console.table_lines(columns, rows, optional=("base", "size", "made"), wrapped="changed", texts=4)
+    yield from (f"{entry.path}: {entry.fault}" for entry in entries if entry.fault)
+
+
+def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
+    """A table for each data set and split: models measured on other rows cannot be compared."""
+    columns = ["model", "kind", "report", "made", "metric", "interval", "size", "latency"]
+    for place in dict.fromkeys((row.data, row.split, row.metric) for row in ranked):
+        group = [row for row in ranked if (row.data, row.split, row.metric) == place]
+        most = max(row.n for row in group)
+        yield f"{most} rows of {place[1]}, data set {place[0]}"
+        rows = [
+            [
+                row.model,
+                row.kind,
+                row.report,
+                row.started[:16].replace("T", " "),
+                figure(row.metric, row.value),
+                f"{percent(row.interval[0])} - {percent(row.interval[1])}",
+                console.size(row.size) if row.size else "-",
+                f"{row.latency_ms:.0f} ms" if row.latency_ms is not None else "-",
+            ]
+            for row in group
+        ]
+        heads = [row.metric if name == "metric" else name for name in columns for row in group[:1]]
+        yield from console.table_lines(heads, rows, optional=("made", "kind", "size", "latency", "interval"), texts=4)
+
+
+def _filled(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The table without columns in which no row has anything."""
+    places = [place for place in range(len(columns)) if any(row[place] != "-" for row in rows)]
+    return [columns[place] for place in places], [[row[place] for place in places] for row in rows]
+
+
+# Reading
+
+
+def _read(root: Path) -> tuple[list[Artifact], dict[Path, str]]:
+    """The artifacts below `runs/` whose names and sizes are right, and what is wrong with each other folder."""
+    made, faults = list[Artifact](), dict[Path, str]()
+    for folder in lineage.folders(root):
+        try:
+            made.append(artifact.load(folder))
+        except SlmctlError as error:
+            faults[folder] = error.message.removeprefix(f"artifact {folder} is ")
+        except OSError as error:
+            faults[folder] = f"cannot be read: {error.strerror or error}"
+    return made, faults
+
+
+def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]]:
+    """The reports that can be read, the newest first."""
+    reports = []
+    for report in made:
+        if report.kind == "report":
+            try:
+                reports.append((report, parse_report(report.metrics, where=str(report.path))))
+            except SlmctlError:  # of a version that this one does not know; it is listed, without a metric
+                continue
+    return sorted(reports, key=lambda each: each[0].manifest.started, reverse=True)
+
+
+def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
+    """The primary metric of each artifact by its digest, from the newest report that measured it."""
+    answered = {each.digest: each.manifest.inputs.get("model") for each in made if each.kind == "predictions"}
+    files = {each.digest: _files(each) for each in made if each.kind == "published"}
+    measured: dict[str, MeasuredMetric] = {}
+    for report, figures in _reports(made):
+        here: dict[str, str] = {}  # artifact: participant
+        ranked = sorted(figures["models"].items(), key=lambda item: _rank(figures, *item), reverse=True)
+        for name, entry in ranked:
+            predictions = entry.get("predictions") or ""
+            here.setdefault(predictions, name)
+            if isinstance(model := answered.get(predictions), str):
+                here.setdefault(model, name)
+            for release, hashes in files.items():
+                if entry.get("sha256") in hashes:
+                    here.setdefault(release, name)
+        here[report.digest] = figures["focus"]
+        for digest, name in here.items():
+            if name in figures["models"]:
+                measured.setdefault(digest, _metric(figures, figures["models"][name]))
+    return measured
+
+
+def _rank(figures: EvaluationReport, name: str, entry: ParticipantEntry) -> tuple[bool, float]:
+    """Of several files of an artifact the one to release stands for it, else the best."""
+    return name == figures["focus"], entry["metrics"][figures["primary_metric"]]
+
+
+def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetric:
+    name = figures["primary_metric"]
+    return MeasuredMetric(
+        name, entry["metrics"][name], list(entry["interval"]), entry.get("n", figures["n"]), figures["split"]
+    )
+
+
+def _files(release: Artifact) -> set[str]:
+    return {str(value) for value in release.metrics.get("files", {}).values()}
+
+
+def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
+    """The version of each release and its tags in the registries that it was sent to, by digest."""
+    named = {each.digest: [str(each.metrics.get("version", ""))] for each in made if each.kind == "published"}
+    try:
+        sent = {delivery.to for _, delivery in deliveries.recorded(root / "runs")}
+    except SlmctlError:
+        sent = set()
+    for to in sorted(to for to in sent if to.startswith("dir:")):
+        try:
+            tags = registry.tags(registry.parse(to, root)[0])
+        except SlmctlError:  # a share that is not mounted has no tags to show
+            continue
+        for tag in tags:
+            if tag.digest in named:
+                named[tag.digest].append(tag.name)
+    return {digest: tuple(dict.fromkeys(filter(None, names))) for digest, names in named.items()}
+
+
+class _Bases:
+    """The names of the bases in the ancestry of artifacts."""
+
+    def __init__(self, by_digest: Mapping[str, Artifact]) -> None:
+        self._by_digest = by_digest
+        self._known: dict[str, frozenset[str]] = {}
+
+    def of(self, digest: str) -> frozenset[str]:
+        if digest not in self._known:
+            self._known[digest] = frozenset()  # an artifact cannot be its own ancestor, whatever a manifest says
+            made = self._by_digest.get(digest)
+            if made is not None and made.kind == "base":
+                self._known[digest] = frozenset({str(made.metrics.get("name") or made.path.name)})
+            elif made is not None:
+                self._known[digest] = frozenset().union(*map(self.of, _inputs(made)))
+        return self._known[digest]
+
+
+def _inputs(made: Artifact) -> Iterator[str]:
+    for value in made.manifest.inputs.values():
+        yield from [value] if isinstance(value, str) else value
+
+
+# What differs
+
+
+def _changes(made: Sequence[Artifact], by_digest: Mapping[str, Artifact]) -> dict[Path, dict[str, str]]:
+    """For each artifact, its values of the config keys and inputs in which the artifacts of its kind differ."""
+    changes: dict[Path, dict[str, str]] = {}
+    for kind in {each.kind for each in made}:
+        values = {each.path: _settings(each) | _origins(each, by_digest) for each in made if each.kind == kind}
+        keys = dict.fromkeys(key for own in values.values() for key in own)
+        differing = [key for key in keys if len({own.get(key, "") for own in values.values()}) > 1]
+        for path, own in values.items():
+            changes[path] = {key: own[key] for key in differing if key in own}
+    return changes
+
+
+def _settings(made: Artifact) -> dict[str, str]:
+    """The config of an artifact by the names that keys have today, with today's default where it has no value."""
+    name, recorded = made.manifest.stage.partition("/")[0], made.manifest.config
+    if name in STAGES and recorded:
+        model = type(config.stage_config(_BARE, name))
+        try:
+            section = config.restored(model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID]))
+            names = {former_name(field) or name for name, field in model.model_fields.items()}
+            unknown = {key: value for key, value in recorded.items() if key not in names}
+            recorded = section.model_dump(mode="json", exclude_none=True) | unknown
+        except SlmctlError:  # of another version: as it stands
+            pass
+    return dict(_flat(recorded))
+
+
+def _origins(made: Artifact, by_digest: Mapping[str, Artifact]) -> dict[str, str]:
+    """The inputs of an artifact by role: a short id, or how many there are."""
+    origins = {}
+    for role, value in made.manifest.inputs.items():
+        if isinstance(value, str):
+            source = by_digest.get(value)
+            origins[role] = source.short_id if source else value[7 : 7 + SHORT_ID]
+        else:
+            origins[role] = f"{len(value)} artifacts"
+    return origins
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of a config by dotted key, each value in at most LONG characters."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+        return
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    short = len(text) <= LONG and "\n" not in text
+    yield (
+        key,
+        console.clean(text) if short else artifact.sha256_bytes(text.encode(errors="surrogatepass"))[7 : 7 + SHORT_ID],
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
