@@ -21,12 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import architectures, real_tokenizers, result
+from benchmarks import architectures, real_tokenizers
+from benchmarks.base_outcomes import Outcome, record, table
 
 QUICK = ("smollm3", "lfm2", "phi3", "granite4-h", "qwen3.5", "gemma4", "qwen3-moe", "falcon-h1")
 STAGES = ("pull", "prepare", "finetune", "merge", "quantize", "evaluate")
@@ -83,29 +83,6 @@ FAMILIES = {
                       "{{{{ 'Today is ' + strftime_now('%d %B %Y') }}}}\n"),
     "none": Family("llama3_1", "", "<|endoftext|>"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A base's way through the chain.
-
-    Attributes:
-        base: Its name.
-        architecture: `model_type` of its config.
-        verdict: `passed`, `refused at STAGE`, or `crashed` where a traceback was printed.
-        sentence: The error, if there is one.
-        training: `fast`, `packed` (k of n layers fast) or `padded`.
-        remarks: Those that the rehearsal at pull made.
-        seconds: Wall time.
-    """
-
-    base: str
-    architecture: str
-    verdict: str
-    sentence: str
-    training: str
-    remarks: list[str]
-    seconds: float
 
 
 def tokenizer(family: str, out: Path) -> Path:
@@ -201,28 +178,6 @@ def _training(base: Path | None) -> str:
     return "fast" if fast == layers else f"packed, {fast} of {layers} layers fast"
 
 
-def record(outcome: Outcome) -> Outcome:
-    """Put an outcome into the results, in the place of an earlier one of that base; returns it."""
-    path = result.FOLDER / "bases.json"
-    kept = {entry["base"]: entry for entry in json.loads(path.read_bytes())["bases"]} if path.exists() else {}
-    kept[outcome.base] = asdict(outcome)
-    order = [entry.base for entry in architectures.ARCHITECTURES.values()]
-    packages = ("torch", "transformers", "trl", "peft", "llama-cpp-python")
-    bases = [kept[name] for name in order if name in kept]
-    result.write("bases", "python -m benchmarks.bases", [], packages, bases=bases)
-    return outcome
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """The outcomes as a Markdown table."""
-    lines = ["| base | architecture | whole chain | training | remarks |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {o.base} | {o.architecture} | {o.verdict} | {o.training} | {o.sentence or '; '.join(o.remarks)} |"
-        for o in outcomes
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(architectures.ARCHITECTURES)}")
@@ -243,8 +198,11 @@ def main() -> None:
         return outcome
 
     with concurrent.futures.ThreadPoolExecutor(options.together) as pool:
-        keep = record if options.until == STAGES[-1] else lambda outcome: outcome
-        outcomes = [keep(outcome) for outcome in pool.map(one, names)]
+        outcomes = []
+        for outcome in pool.map(one, names):
+            outcomes.append(outcome)
+            if options.until == STAGES[-1]:
+                record(outcome, [entry.base for entry in architectures.ARCHITECTURES.values()])
     sys.stdout.write(table(outcomes) + "\n")
     sys.exit(any(o.verdict not in ("passed", "refused at pull") for o in outcomes))
 

@@ -63,13 +63,16 @@ def main() -> None:
     if options.one:
         sys.stdout.write(json.dumps(run(options.one, options.keep, options.set)) + "\n")
         return
-    measured: dict[str, dict[str, Any]] = {}
+    kept = result.FOLDER / "sizes.json"  # what was measured on another day stays
+    measured: dict[str, dict[str, Any]] = json.loads(kept.read_bytes())["measured"] if kept.exists() else {}
     for name in options.sizes:
+        title = " ".join((name, *options.set))
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.keep or Path(scratch)
             if not (folder / "base").exists():
                 write_model(folder, SHAPES[name])
-            measured[name] = {stage: stage_in_child(stage, folder, options.set) for stage in options.stages}
+            for stage in options.stages:
+                measured.setdefault(title, {})[stage] = stage_in_child(stage, folder, options.set)
     rows = [
         result.compared(
             f"{name} {stage}: peak, GB", [found["peak_gb"]], [found["estimate_gb"]], peer="its estimate",
@@ -78,7 +81,7 @@ def main() -> None:
         for name, stages in measured.items() for stage, found in stages.items() if found.get("estimate_gb")
     ]  # fmt: skip
     path = result.write(
-        "sizes", "python -m benchmarks.sizes " + " ".join(options.sizes), rows,
+        "sizes", "python -m benchmarks.sizes 1B 3B 7B", rows,
         ("torch", "transformers", "peft", "llama-cpp-python"), measured=measured,
     )  # fmt: skip
     sys.stdout.write(result.table(path.stem) + f"\n\n{path}\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks import banking77, public, result  # noqa: E402
+from benchmarks import banking77, base_outcomes, public, result  # noqa: E402
 from slmctl import config  # noqa: E402
 from slmctl.cli.main import cli  # noqa: E402
 from slmctl.pipeline import stage_table  # noqa: E402
@@ -69,6 +69,7 @@ def filled(text: str) -> str:
         ("help", help_text),
         ("public", public.table),
         ("banking77", banking77.table),
+        ("bases", lambda: base_outcomes.table(base_outcomes.read())),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
