@@ -5,7 +5,8 @@ SlmctlError
 ├── DataError          3   the input data cannot be used
 ├── MissingError       4   a package or tool is not installed
 ├── GateError          5   a gate was measured and failed
-├── StageError         6   a stage failed: diverged, out of memory, disk full
+├── StageError         6   a stage failed, such as a training that diverged
+│   └── FullError          the memory or the disk of this machine is full
 ├── IntegrityError     7   an artifact is missing, unfinished or changed
 ├── LockedError        8   another process holds the lock
 ├── NetworkError       9   the network was refused or failed
@@ -64,6 +65,10 @@ class StageError(SlmctlError):
     """A stage failed while it ran."""
 
     code = 6
+
+
+class FullError(StageError):
+    """The memory or the disk of this machine is full, or too small for the work."""
 
 
 class IntegrityError(SlmctlError):

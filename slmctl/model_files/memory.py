@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from slmctl.console import size
-from slmctl.errors import StageError
+from slmctl.errors import FullError
 from slmctl.model_files import gguf_header
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
@@ -27,12 +27,12 @@ def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
         work: Subject of the message, such as `training`.
 
     Raises:
-        StageError: The peak is more than what is free and what the processes hold already.
+        FullError: The peak is more than what is free and what the processes hold already.
     """
     if not fits(needed, processes):
         have = available_bytes() + processes * held_bytes()
         each = f" in {processes} processes" if processes > 1 else ""
-        raise StageError(
+        raise FullError(
             f"{work} needs about {size(processes * needed)} of memory{each}, and {size(have)} are free", hint=hint
         )
 
@@ -46,7 +46,7 @@ def require_engine(path: Path, *, sequences: int, context: int) -> None:
     """Refuse to load a GGUF file whose weights, with the keys and values of so many sequences, cannot fit.
 
     Raises:
-        StageError: They cannot.
+        FullError: They cannot.
     """
     head = gguf_header.read(path)
     needed = held_bytes() + path.stat().st_size + sequences * context * _cell_bytes(head) + ENGINE_BYTES

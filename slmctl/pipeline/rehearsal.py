@@ -18,7 +18,7 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import DataError, MissingError, SlmctlError
+from slmctl.errors import DataError, FullError, MissingError, SlmctlError
 from slmctl.pipeline import resolve, runner
 
 LABELS = ("billing", "delivery")
@@ -89,6 +89,7 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 
     Raises:
         DataError: The base cannot go through a stage; the message names it and says why.
+        FullError: The memory or the disk of this machine is full.
         MissingError: A package that training needs is not installed.
     """
     from slmctl.model_files import tiny_copy  # with it comes torch
@@ -141,7 +142,7 @@ def _explained(stage: str) -> Iterator[None]:
     """Turn whatever a stage raises on a foreign architecture into one sentence that names the stage."""
     try:
         yield
-    except MissingError:
+    except (MissingError, FullError):  # of this machine, whatever the base
         raise
     except SlmctlError as error:
         raise DataError(f"this base cannot go through {stage}: {error.message}", hint=HINT) from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmctl.errors import MissingError, StageError
+from slmctl.errors import FullError, MissingError
 
 # Which extra brings a package that may be missing.
 EXTRAS = {
@@ -48,12 +48,12 @@ def spoken(what: str, place: Path) -> Iterator[None]:
         named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if not named and "can't allocate memory" not in str(error):
             raise
-        raise StageError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
+        raise FullError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
     except OSError as error:
         if error.errno in _FULL:
-            raise StageError(f"{what}: the disk is full ({place})", hint="df -h .") from None
+            raise FullError(f"{what}: the disk is full ({place})", hint="df -h .") from None
         if error.errno == errno.EIO:
-            raise StageError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
+            raise FullError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
         raise
 
 

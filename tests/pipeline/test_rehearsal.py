@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from support import tiny
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
+from slmctl.errors import FullError
 from slmctl.model_files.base_model import Base
 from slmctl.pipeline import rehearsal
 
@@ -58,6 +60,16 @@ def test_lora_targets_that_cannot_be_converted_are_refused_before_the_training(
     assert "no_such_layer" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(folder.glob("runs/adapter/*"))
+
+
+def test_a_full_disk_is_no_fault_of_the_base(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise FullError("prepare: the disk is full (/tmp)", hint="df -h .")
+
+    monkeypatch.setattr(rehearsal.runner, "run", full)
+    (base,) = tiny_run.glob("runs/base/*")
+    with pytest.raises(FullError, match="the disk is full"):
+        rehearsal.rehearse(base)
 
 
 def test_remarks_say_what_is_slower() -> None:
