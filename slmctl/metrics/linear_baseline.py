@@ -1,0 +1,88 @@
+"""Texts with labels -> a linear model: TF-IDF with logistic regression, which every fine-tuned model should beat.
+
+scikit-learn (the extra `evaluate`) is imported when a model is fitted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NAME = "tfidf_logistic"  # in reports and gates
+SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
+STRENGTHS = (1.0, 10.0, 100.0)  # inverse regularisation (C); validation rows choose
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A fitted model; without a classifier it always gives the most frequent label, where there is but one to learn."""
+
+    most_frequent: str
+    vectorizer: Any = None
+    classifier: Any = None
+
+    def answers(self, texts: Sequence[str]) -> tuple[list[str], list[float] | None]:
+        """The label of each text, and the model's probability of it where it has one."""
+        if self.classifier is None:
+            return [self.most_frequent] * len(texts), None
+        chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
+        labels = [str(self.classifier.classes_[k]) for k in chances.argmax(axis=1)]
+        return labels, [float(value) for value in chances.max(axis=1)]
+
+
+def is_installed() -> bool:
+    """True where scikit-learn can be imported."""
+    return importlib.util.find_spec("sklearn") is not None
+
+
+def most_frequent(labels: Sequence[str]) -> str:
+    """The most frequent label, of equals the first by name."""
+    counts = Counter(labels)
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
+def fit(texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str]) -> LinearModel:
+    """TF-IDF of words and word pairs with logistic regression, its regularisation chosen on other rows.
+
+    The solver lbfgs always converges, but slowly on many weights: on Banking77 (10,003 rows,
+    23,608 features, 77 labels) it took 11 s of processor time, sag in float32 0.7 s, to the same accuracy.
+
+    Args:
+        texts: The texts to train on.
+        labels: The label of each.
+        choosing: The texts of the rows that choose the regularisation.
+        chosen: The label of each of these.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    common = most_frequent(labels)
+    if len(set(labels)) < 2:
+        return LinearModel(common)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    try:
+        rows = vectorizer.fit_transform(texts)  # (rows, features), sparse
+    except ValueError:  # no text has a word of two letters
+        return LinearModel(common)
+    if rows.shape[1] * len(set(labels)) <= SMALL:
+        solver: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000}
+    else:
+        rows = rows.astype(np.float32)
+        solver = {"solver": "sag", "tol": 1e-3, "max_iter": 200, "random_state": 0}
+    others, references = vectorizer.transform(choosing), np.array(chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 passes are enough to predict with
+        best, most = None, -1
+        for strength in STRENGTHS:  # one after the other, since many labels make a model of a GB
+            model = LogisticRegression(C=strength, **solver).fit(rows, labels)
+            right = int((model.predict(others) == references).sum())
+            if right > most:  # of equals the first
+                best, most = model, right
+    return LinearModel(common, vectorizer, best)
