@@ -20,7 +20,7 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
     for line in lines:
         if not (text := line.strip()):
             continue
-        question: Message = {"role": "user", "content": text}
+        question: Message = {"role": "user", "content": task.cleaned_text(text)[0]}
         turns = [*(history if task.kind == "generate" else task.messages("")[:-1]), question]
         request = Request(
             task.prompt(turns),

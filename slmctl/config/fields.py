@@ -29,7 +29,7 @@ class Outside:
 
 
 class WhenSet:
-    """Marks a field that is part of a recipe only if it has a value: recipes from before it had a name stay valid."""
+    """Marks a field that is part of a recipe only if it differs from its default: recipes from before it stay valid."""
 
 
 class Inherited:

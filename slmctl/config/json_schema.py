@@ -41,10 +41,11 @@ def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]
             continue
         dotted = prefix + (field.alias or name)
         inner = section_in(field.annotation)
-        if inner is None:
+        plain = inner is None or isinstance(field.default, str)  # such as task.labels, which may also be a section
+        if plain:
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
             yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
-        else:
+        if inner is not None:
             listed = typing.get_origin(bare_type(field.annotation)) is list
             yield from _table(inner, dotted + ("[]." if listed else "."))
 

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
+    Tag,
     field_serializer,
     model_validator,
 )
 
+from slmctl.config import pattern_bound
 from slmctl.config.fields import (
     STDIN,
     Formerly,
@@ -22,8 +25,36 @@ from slmctl.config.fields import (
     Share,
     SourcePath,
     Text,
+    WhenSet,
     mask,
 )
+
+
+class Labels(Section):
+    """The labels of a classification, and other names that rows have for them."""
+
+    names: Literal["from-data"] | list[Text] = Field(
+        "from-data", description="the labels, or from-data for every label in the sources"
+    )
+    map: dict[Text, Text] = Field(
+        default_factory=dict, description="labels of rows that mean another, such as {Rechung: Rechnung}"
+    )
+
+    @model_validator(mode="after")
+    def _ends_at_a_label(self) -> Labels:
+        for name, label in self.map.items():
+            if label in self.map:
+                raise ValueError(f"'{name}' is mapped to '{label}', which is mapped itself: name the last one")
+            if self.names != "from-data" and label not in self.names:
+                raise ValueError(f"'{name}' is mapped to '{label}', which is none of 'names'")
+        return self
+
+
+def _form_of_labels(value: object) -> str:
+    """The form in which `labels` is written, so that a fault in it is told once."""
+    if isinstance(value, list):
+        return "labels[list]"
+    return "labels[section]" if isinstance(value, dict | Labels) else "labels[text]"
 
 
 class TaskConfig(Section):
@@ -32,8 +63,14 @@ class TaskConfig(Section):
     kind: Literal["classify", "extract", "generate"] = Field(
         "generate", description="classify: one of a set of labels; extract: JSON; generate: free text"
     )
-    labels: Literal["from-data"] | list[Text] = Field(
-        "from-data", description="classify: the labels, or from-data for every label in the sources"
+    labels: Annotated[
+        Annotated[Literal["from-data"], Tag("labels[text]")]
+        | Annotated[list[Text], Tag("labels[list]")]
+        | Annotated[Labels, Tag("labels[section]")],
+        Discriminator(_form_of_labels),
+    ] = Field(
+        "from-data",
+        description="classify: the labels, or from-data for every label in the sources; a mapping also renames some",
     )
     json_schema: SourcePath | None = Field(
         None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
@@ -49,6 +86,17 @@ class TaskConfig(Section):
         if self.kind != "classify" and self.labels != "from-data":
             raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
         return self
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The labels that rows may have; None where the data names them."""
+        names = self.labels.names if isinstance(self.labels, Labels) else self.labels
+        return None if names == "from-data" else tuple(names)
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """The labels of rows that mean another, with that other."""
+        return self.labels.map if isinstance(self.labels, Labels) else {}
 
 
 class Sql(Section):
@@ -223,6 +271,33 @@ class Sensitive(Section):
         return self
 
 
+class Replace(Section):
+    """A replacement in the users' texts."""
+
+    pattern: Text = Field(
+        description="regular expression (Python's); a repetition before something else has a limit, as in [0-9]{1,20}"
+    )
+    replacement: Text = Field("", alias="with", description="the text in place of each match; \\1 is the first group")
+
+    @model_validator(mode="after")
+    def _ends_soon(self) -> Replace:
+        if fault := pattern_bound.fault_of(self.pattern, self.replacement):
+            raise ValueError(fault)
+        return self
+
+
+class MinRows(Section):
+    """The fewest rows of a split, and of each label in training, with which a model can be trained and measured."""
+
+    train: int = Field(30, ge=0, description="fewest training rows")
+    validation: int = Field(5, ge=0, description="fewest validation rows, where splits.validation is not 0")
+    calibration: int = Field(0, ge=0, description="fewest calibration rows, where splits.calibration is not 0")
+    test: int = Field(10, ge=0, description="fewest test rows, where splits.test is not 0")
+    label: int = Field(
+        1, ge=0, description="classify: fewest training rows of each label; a label without one cannot be learned"
+    )
+
+
 class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
@@ -230,9 +305,20 @@ class PrepareConfig(Section):
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the sources to read, in order", validate_default=False
     )
+    clean: Annotated[list[Literal["html", "quoted_mail", "signatures", "whitespace"]], WhenSet()] = Field(
+        default_factory=list,
+        description="cleaning of the users' texts, also when the model is used: html, quoted_mail, signatures, "
+        "whitespace; made in this order",
+    )
+    replace: Annotated[list[Replace], Field(max_length=50), WhenSet()] = Field(
+        default_factory=list, description="replacements in these texts, in order, before white space is tidied"
+    )
     sensitive: Sensitive = Field(default_factory=Sensitive, description="treatment of personal data and secrets")
     splits: Splits = Field(default_factory=Splits, description="held-out rows")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="treatment of duplicates")
+    min_rows: Annotated[MinRows, WhenSet()] = Field(
+        default_factory=MinRows, description="fewest rows of a split and of a label; fewer end the stage"
+    )
     max_rejected: Percent = Field(0.10, description="largest share of rejected rows, such as 1 %")
     max_overlap: Percent = Field(
         0.25, description="largest share of a held-out split that may have a run of words in common with training rows"

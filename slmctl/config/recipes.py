@@ -29,7 +29,8 @@ def recipe(section: BaseModel) -> dict[str, Any]:
         if any(isinstance(mark, Outside) for mark in field.metadata):
             continue
         value = getattr(section, name)
-        if value is None and any(isinstance(mark, WhenSet) for mark in field.metadata):
+        unset = value == field.get_default(call_default_factory=True)
+        if unset and any(isinstance(mark, WhenSet) for mark in field.metadata):
             continue
         marked = any(isinstance(mark, Content) for mark in marks(field))
         result[former_name(field) or name] = _recipe_value(value, marked=marked)

@@ -343,10 +343,10 @@ class _Prompt:
 
 def _chat_prompt(model: ServedModel, sent: Sequence[Message]) -> tuple[_Prompt, list[str]]:
     """The rendered prompt of a conversation, and what was left out of it."""
-    task, turns, dropped = model.task, tuple(sent), list[str]()
+    task, turns, dropped = model.task, tuple(model.task.cleaned(sent)), list[str]()
     if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
         own: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
-        turns = (*own, *(message for message in sent if message["role"] != "system"))
+        turns = (*own, *(message for message in turns if message["role"] != "system"))
         dropped = ["system"] if any(message["role"] == "system" for message in sent) else []
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
     try:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jsonschema
 from pydantic import ConfigDict
@@ -22,10 +22,12 @@ from pydantic import ConfigDict
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
+from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
 from slmctl.model_files.base_model import NormalForm
-from slmctl.task import chat_template
+from slmctl.task import chat_template, cleaning
 from slmctl.task.chat_template import LIMIT_S
+from slmctl.task.cleaning import Replacement
 from slmctl.task.records import Message, RowRejectedError
 
 FILENAME = "task.json"
@@ -46,6 +48,8 @@ class Task:
         special_tokens: Texts that its tokenizer turns into control tokens; never taken from data.
         end: The text that ends an answer, such as `<|im_end|>`.
         normal_form: Unicode's normal form to which its tokenizer brings every text, which llama.cpp does not.
+        clean: Steps of `cleaning` that a user's raw text takes before it is asked, as those of the records did.
+        replace: Replacements after these steps.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -60,6 +64,8 @@ class Task:
     eos_token: str = ""
     special_tokens: tuple[str, ...] = ()
     normal_form: NormalForm = ""
+    clean: tuple[Literal["html", "quoted_mail", "signatures", "whitespace"], ...] = ()
+    replace: tuple[Replacement, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -79,17 +85,47 @@ class Task:
             raise IntegrityError(f"{path} is not valid: kind: '{fields['kind']}' is none of {', '.join(KINDS)}")
         if fields.get("schema") is not None:
             _require_schema(fields["schema"], path)
-        for name in {"labels", "special_tokens"} & fields.keys():
+        for name in {"labels", "special_tokens", "clean"} & fields.keys():
             fields[name] = tuple(fields[name])
+        fields["replace"] = tuple(Replacement(**entry) for entry in fields.get("replace", ()))
+        for entry in fields["replace"]:
+            if fault := pattern_bound.fault_of(entry.pattern, entry.replacement):
+                raise IntegrityError(f"{path} is not valid: replace: {fault}")
         return cls(**fields)
 
     def write(self, folder: Path) -> None:
-        (folder / FILENAME).write_bytes(canonical(dataclasses.asdict(self)))
+        (folder / FILENAME).write_bytes(canonical(self._fields()))
 
     @property
     def digest(self) -> str:
         """The hash of the whole contract."""
-        return sha256_bytes(canonical(dataclasses.asdict(self)))
+        return sha256_bytes(canonical(self._fields()))
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields as JSON; those of cleaning only where there is some, so that other contracts stay as they are."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value or name not in ("clean", "replace")}
+
+    @property
+    def cleans(self) -> bool:
+        """True where raw texts are cleaned before they are asked."""
+        return bool(self.clean or self.replace)
+
+    @property
+    def cleaning_steps(self) -> list[str]:
+        """The steps of cleaning by name, in the order in which they are made."""
+        return cleaning.step_names(self.clean, self.replace)
+
+    def cleaned_text(self, text: str) -> tuple[str, tuple[str, ...]]:
+        """A user's raw text as `prepare` cleaned those of the records, and the steps that changed it."""
+        return cleaning.clean(text, self.clean, self.replace) if self.cleans else (text, ())
+
+    def cleaned(self, messages: Sequence[Message]) -> list[Message]:
+        """A raw conversation with the user's texts cleaned; records are cleaned already."""
+        return [
+            {**message, "content": self.cleaned_text(message["content"])[0]} if message["role"] == "user" else message
+            for message in messages
+        ]
 
     @property
     def constraint(self) -> str:

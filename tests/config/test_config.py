@@ -88,9 +88,15 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {kind: extract}", "slmctl.yaml:3: task: extract needs 'schema', the path of a JSON Schema file"),
         ("task: {kind: generate, schema: x.json}", "'schema' belongs to extract, and the kind is generate"),
         ("task: {labels: [a, b]}", "'labels' belongs to classify, and the kind is generate"),
-        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max', or 'max_drop' with 'against'"),
+        ("gates: [{metric: a, model: b}]", "a gate has either 'min', or 'max', or 'max_drop' or"),
         ("evaluate: {models: [base], choose: {smallest_within: 0.1}}", "'choose' picks among GGUF files"),
-        ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'max_drop' and 'against' come together"),
+        ("prepare: {replace: [{pattern: '(a+)+b'}]}", "'(a+)+b' can take very long"),
+        ("prepare: {replace: [{pattern: 'a*'}]}", "'a*' also matches an empty text"),
+        ("prepare: {replace: [{pattern: 'a', with: '\\2'}]}", "invalid group reference 2"),
+        ("task: {kind: classify, labels: {mop: {a: b}}}", "task.labels.mop: unknown key; did you mean 'map'?"),
+        ("task: {kind: classify, labels: {map: {a: b, b: c}}}", "'a' is mapped to 'b', which is mapped itself"),
+        ("task: {kind: classify, labels: {names: [a], map: {x: b}}}", "'x' is mapped to 'b', which is none of 'names'"),
+        ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'against' comes with 'max_drop' or 'min_gain'"),
         ("publish: {to: 'ftp://host'}", "slmctl.yaml:3: publish.to: found 'ftp://host'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
     ],
@@ -430,11 +436,12 @@ def keys_of_schema(document: dict[str, Any], node: dict[str, Any], prefix: str =
     """The dotted name of every key that a JSON Schema describes."""
     found = []
     for name, inner in node.get("properties", {}).items():
-        options = [inner, inner.get("items", {}), *inner.get("allOf", []), *inner.get("anyOf", [])]
+        choices = [*inner.get("anyOf", []), *inner.get("oneOf", [])]
+        options = [inner, inner.get("items", {}), *inner.get("allOf", []), *choices]
         reference = next((option["$ref"] for option in options if "$ref" in option), None)
-        if reference is None:
-            found.append(prefix + name)
-        else:
+        if reference is None or any(option.get("type", "null") != "null" for option in choices):
+            found.append(prefix + name)  # such as task.labels, which is a text, a list or a section
+        if reference is not None:
             listed = "[]." if "items" in inner else "."
             found += keys_of_schema(document, document["$defs"][reference.rpartition("/")[2]], prefix + name + listed)
     return found

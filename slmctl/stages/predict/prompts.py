@@ -27,8 +27,8 @@ class Answerer(Protocol):
 
 
 def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
-    """The prompt for one input, and how much of it does not depend on the input."""
-    turns = task.messages(text, list_labels=list_labels)
+    """The prompt for one raw input, which is cleaned, and how much of it does not depend on the input."""
+    turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
     return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
 
 

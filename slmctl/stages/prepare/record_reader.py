@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rapidfuzz import process
@@ -32,7 +33,7 @@ from slmctl.stages.prepare.conversation_formats import ConversationFormat, Messa
 from slmctl.stages.prepare.split import position_of
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, RowRejectedError
+from slmctl.task.records import Message, Record, RowRejectedError
 
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
@@ -45,6 +46,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build 
 _NO_DIGIT = re.compile(r"\D")
 
 RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
+Change = tuple[Literal["clean", "label"], str]  # a step of cleaning, or a label that was renamed
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class RecordBatch:
     tokens: np.ndarray
     tally: Tally  # findings of personal data and secrets
     sensitive: int  # rows with findings
+    changes: Counter[Change]  # rows that a step of cleaning changed, and rows of each label that was renamed
     echoes: int  # rows whose answer is their question
     systems: frozenset[str]  # system prompts of the rows' own
 
@@ -104,7 +107,8 @@ class ReadingPlan:
         labels: The labels that are allowed; None takes all.
         by_time: True where the split needs the time of a row.
         policy: The action on personal data and secrets, by kind.
-        tokenizer: The base's `tokenizer.json`.
+        tokenizer: The base's `tokenizer.json`; without one, no tokens are counted.
+        label_map: Labels of rows that mean another, with that other.
     """
 
     sources: tuple[Source, ...]
@@ -113,7 +117,8 @@ class ReadingPlan:
     labels: tuple[str, ...] | None
     by_time: bool
     policy: SensitivePolicy
-    tokenizer: Path
+    tokenizer: Path | None
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
     def formats(self) -> list[ConversationFormat]:
         """The conversation format of each source.
@@ -156,7 +161,7 @@ class RecordReader:
     def __init__(self, plan: ReadingPlan) -> None:
         self.plan = plan
         self.formats = plan.formats()
-        self._tokens = TokenCounter(plan.task, plan.tokenizer)
+        self._tokens = TokenCounter(plan.task, plan.tokenizer) if plan.tokenizer is not None else None
         self._labels = frozenset(plan.labels) if plan.labels is not None else None
         self._applied: dict[str, Applied] = {}
 
@@ -168,52 +173,75 @@ class RecordReader:
         """
         rejected: list[RejectedRow] = []
         tally, sensitive_rows = Tally(), 0
+        changes: Counter[Change] = Counter()
         taken: list[_ReadRow] = []
         for number, columns, fault in rows:
             try:
                 if fault:
                     raise RowRejectedError("unreadable", fault)
-                record, original, system = self._record(source, number, columns)
+                record, original, system = self._record(source, number, columns, changes)
                 record, has_findings = self._apply_policy(source, record, tally)
                 sensitive_rows += has_findings
                 line = _encode(record.to_json()).encode()
                 time = self._moment(source, columns)
-                taken.append(_ReadRow(number, record, original, system, line, time, self._tokens.countable(record)))
+                countable = self._tokens.countable(record) if self._tokens is not None else CountableText("", 0)
+                taken.append(_ReadRow(number, record, original, system, line, time, countable))
             except RowRejectedError as error:
                 reason = self.plan.policy.apply(error.reason).text  # it may quote the row
                 rejected.append(RejectedRow(number, error.rule, reason))
             except UnicodeEncodeError:
                 rejected.append(RejectedRow(number, "unreadable", "holds half a surrogate pair, which is no text"))
-        return self._batch(source, rejected, taken, tally, sensitive_rows)
+        return self._batch(source, rejected, taken, tally, sensitive_rows, changes)
 
-    def _record(self, source: int, number: int, columns: dict[str, Any]) -> tuple[Record, str, str]:
-        """A row as a record, before the policy; its input; the system prompt of its own."""
+    def _record(
+        self, source: int, number: int, columns: dict[str, Any], changes: Counter[Change]
+    ) -> tuple[Record, str, str]:
+        """A row as a record, before the policy; its input as it came in; the system prompt of its own.
+
+        The id and the split follow from the row as it came in, so that cleaning moves none.
+        """
         conversation = self.formats[source].read(columns)
         system, messages = self._with_task_system(conversation.messages)
         messages = self._with_calls_as_text(messages, conversation.tools)
-        answer = messages[-1]["content"]
-        kind = self.plan.task.kind
-        if kind == "classify":
-            self._require_label(answer)
+        kind, answer = self.plan.task.kind, messages[-1]["content"]
+        label = self.plan.label_map.get(answer, answer) if kind == "classify" else None
+        if label is not None:
+            changes["label", answer] += label != answer
+            self._require_label(label)
         elif kind == "extract":
             answer = _as_json(answer)
-            messages = [*messages[:-1], {**messages[-1], "content": answer}]
         origin = self.plan.sources[source]
         group = conversation_formats.cell(columns.get(origin.group)) if origin.group else ""
         record = Record(
             id="",
-            messages=tuple(messages),
+            messages=(*messages[:-1], {**messages[-1], "content": answer if label is None else label}),
             source={"file": origin.title, "row": number},
             tools=tuple(conversation.tools) if conversation.tools else None,
-            label=answer if kind == "classify" else None,
+            label=label,
             group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
         )
         original = record.input
         own_id = conversation_formats.cell(columns.get(origin.id)) if origin.id else ""
-        if own_id:
-            return dataclasses.replace(record, id=row_fingerprints.id_digits(own_id)), original, system
         identity = _encode([original, answer]).encode()
-        return dataclasses.replace(record, id=hashlib.sha256(identity).hexdigest()[:16]), original, system
+        record = dataclasses.replace(
+            record,
+            id=row_fingerprints.id_digits(own_id) if own_id else hashlib.sha256(identity).hexdigest()[:16],
+            messages=self._cleaned(record.messages, changes),
+        )
+        return record, original, system
+
+    def _cleaned(self, messages: tuple[Message, ...], changes: Counter[Change]) -> tuple[Message, ...]:
+        """The messages with the user's texts cleaned; each step that changed one of them is counted once."""
+        if not self.plan.task.cleans:
+            return messages
+        cleaned, steps = list(messages), set[str]()
+        for at, message in enumerate(messages[:-1]):
+            if message["role"] == "user":
+                text, made = self.plan.task.cleaned_text(message["content"])
+                cleaned[at] = {**message, "content": text}
+                steps.update(made)
+        changes.update(("clean", step) for step in steps)
+        return tuple(cleaned)
 
     def _with_task_system(self, messages: Messages) -> tuple[str, Messages]:
         """The system prompt of a conversation's own, and its messages with the task's in its place."""
@@ -328,7 +356,13 @@ class RecordReader:
             raise RowRejectedError("unreadable time", f"'{column}': {error}") from None
 
     def _batch(
-        self, source: int, rejected: list[RejectedRow], rows: list[_ReadRow], tally: Tally, sensitive_rows: int
+        self,
+        source: int,
+        rejected: list[RejectedRow],
+        rows: list[_ReadRow],
+        tally: Tally,
+        sensitive_rows: int,
+        changes: Counter[Change],
     ) -> RecordBatch:
         records = [row.record for row in rows]
         before = [minhash.normalise(row.original) or row.original for row in rows]
@@ -359,9 +393,12 @@ class RecordReader:
             answers=np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             positions=np.array([position_of(key) for key in keys], dtype=float),
             moments=np.array([row.moment for row in rows], dtype=float),
-            tokens=self._tokens.count([row.countable for row in rows]),
+            tokens=self._tokens.count([row.countable for row in rows])
+            if self._tokens is not None
+            else np.zeros(len(rows), dtype=np.int32),
             tally=tally,
             sensitive=sensitive_rows,
+            changes=+changes,
             echoes=sum(record.answer == record.input for record in records),
             systems=frozenset(row.system for row in rows if row.system),
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from slmctl.deduplication.near_duplicates import Spill
 from slmctl.sensitive import Tally
-from slmctl.stages.prepare.record_reader import RecordBatch, RejectedRow
+from slmctl.stages.prepare.record_reader import Change, RecordBatch, RejectedRow
 
 COLUMNS = {
     "numbers": np.int64, "answers": np.uint64, "positions": np.float64, "moments": np.float64, "tokens": np.int32,
@@ -30,6 +30,7 @@ class RecordTable:
         systems: System prompts of the rows, at least two of them where there are several.
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
+        changes: Number of rows that each step of cleaning changed, and of each label that was renamed.
         spill: Normalised inputs and their signatures, on disk.
     """
 
@@ -43,6 +44,7 @@ class RecordTable:
         self.systems: set[str] = set()
         self.tally = Tally()
         self.sensitive = self.echoes = 0
+        self.changes: Counter[Change] = Counter()
         self._codes: dict[str, int] = {}
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in [*COLUMNS, "sources", "label_of", "sizes"]}
 
@@ -60,6 +62,7 @@ class RecordTable:
         self.echoes += batch.echoes
         self.sensitive += batch.sensitive
         self.tally.merge(batch.tally)
+        self.changes += batch.changes
         if len(self.systems) < 2:
             self.systems |= batch.systems
         if not batch.numbers:

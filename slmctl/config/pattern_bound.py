@@ -14,6 +14,36 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 UNBOUNDED = 1 << 62
+MAX_STEPS = 2_000  # of a pattern of the config, from one start of a match
+MOST = 100_000  # repetitions that are counted; more are as good as no limit
+MAX_PATTERN = 500  # characters of a pattern, and of a replacement
+
+
+def fault_of(pattern: str, replacement: str = "") -> str:
+    """The reason why a pattern and its replacement are not taken, as a sentence; empty where they are.
+
+    Nothing but the text's length may decide how long a replacement takes, since a server makes it for anybody's text.
+    """
+    if max(len(pattern), len(replacement)) > MAX_PATTERN:
+        return f"a pattern and its replacement have at most {MAX_PATTERN} characters each"
+    try:
+        compiled = re.compile(pattern)
+        compiled.sub(replacement, "")
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"'{pattern}' is no regular expression: {error}"
+    except IndexError:
+        return f"'{replacement}' names a group that '{pattern}' has not"
+    if compiled.search(""):
+        return f"'{pattern}' also matches an empty text, so that something would stand between all letters"
+    steps = bound(compiled)
+    if steps >= UNBOUNDED:
+        return (
+            f"'{pattern}' can take very long: a repetition without a limit stands before something else, "
+            "or a group is matched again; write {0,80} in place of *, and {1,80} in place of +"
+        )
+    if steps > MAX_STEPS:
+        return f"'{pattern}' can take {steps:,} steps from one place, more than {MAX_STEPS:,}: lower its limits"
+    return ""
 
 
 def bound(pattern: re.Pattern[str]) -> int:
@@ -62,7 +92,7 @@ def _may_be_empty(item: Any) -> bool:
 def _repeat(low: int, high: int, body: list[Any], *, is_possessive: bool, tail: bool) -> tuple[int, int]:
     if tail:
         high = min(high, low + 1)  # further rounds only lengthen a match, and the next search starts behind it
-    if high is codes.MAXREPEAT:
+    if high is codes.MAXREPEAT or high > MOST:
         return 1, UNBOUNDED
     ways, steps = _sequence(body, tail=False)
     if is_possessive:  # each round is settled before the next begins
