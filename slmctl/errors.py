@@ -18,6 +18,7 @@ exception is a bug: it keeps its traceback and exits with 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -27,14 +28,16 @@ class SlmctlError(Exception):
     Args:
         message: One sentence with the subject, the expected and the actual state.
         hint: The next command or change for the user; empty if there is none.
+        evidence: Names of files in the stage's draft that show why, the first one for people; they are kept.
     """
 
     code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", evidence: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.evidence = tuple(evidence)
 
 
 class UsageError(SlmctlError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,12 @@ def pull(options: Options) -> None:
 def prepare(options: Options, explain: bool, base: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
-        from slmctl.pipeline import chains
+        from slmctl.pipeline import chains, resolve
 
         project = open_project(options, base=base)
         chains.gather_sources(project)
-        _print_of(project, "prepare", "prepare", "explain")
+        section, model = resolve.reading(project)
+        _inspect("prepare", "prepare", "explain", section, {"base": model})
         return
     _run_stage(options, "prepare", base=base)
 
@@ -441,17 +443,24 @@ def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
 
 def _print_of(project: Project, stage: str, module: str, function: str, **settings: Any) -> None:
     """Print what a module of a stage says of its inputs, in place of running the stage."""
+    from slmctl.pipeline import resolve
+
+    request = resolve.resolve_stage(project, stage)
+    _inspect(stage, module, function, request.section, request.inputs, **settings)
+
+
+def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:
+    """Print what a module of a stage says of a section and of inputs, each of which is whole or not there."""
     import importlib
 
     from slmctl.artifacts import artifact
-    from slmctl.pipeline import resolve, system_errors
+    from slmctl.pipeline import system_errors
 
-    request: Any = resolve.resolve_stage(project, stage)
-    for artifact_in in request.inputs.values():
+    for artifact_in in filter(None, inputs.values()):
         artifact.require_whole(artifact_in)
     try:
         inspect = getattr(importlib.import_module(f"slmctl.stages.{stage}.{module}"), function)
-        text = inspect(request.section, **request.inputs, **settings)
+        text = inspect(section, **inputs, **settings)
     except ModuleNotFoundError as error:
         raise system_errors.missing(error, stage) from error
     terminal().write(terminal().clean(text) + "\n")

@@ -36,13 +36,13 @@ class Overlap:
         overlapping: Those that share a run of words with a training row.
         too_short: Held-out rows of fewer words, which are not measured: a whole sentence that is equal
             or nearly so is found as a duplicate, and shorter runs are the language's own.
-        examples: Pairs (held-out row, earliest training row that shares a run), in order of the held-out rows.
+        pairs: Each of these rows, in order, and the earliest training row that shares a run.
     """
 
     measured: int
     overlapping: int
     too_short: int
-    examples: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...]
 
     @property
     def share(self) -> float:
@@ -50,7 +50,7 @@ class Overlap:
         return self.overlapping / self.measured if self.measured else 0.0
 
 
-def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> Overlap:
+def measure(rows: Spill, train: Rows, held_out: Rows) -> Overlap:
     """Look for runs of words that a held-out row shares with a training row.
 
     A held-out row of 13 words or more is searched for its runs of 13 words, one of 8 to 12 words for
@@ -66,8 +66,8 @@ def measure(rows: Spill, train: Rows, held_out: Rows, *, examples: int = 10) -> 
             del order
             np.minimum.at(first, owners, _first_with(rows, train, runs, size))
     overlapping = np.flatnonzero(first < _NEVER)
-    shown = tuple((int(held_out[k]), int(first[k])) for k in overlapping[:examples])
-    return Overlap(int(measured.sum()), len(overlapping), int((~measured).sum()), shown)
+    pairs = tuple((int(held_out[k]), int(first[k])) for k in overlapping)
+    return Overlap(int(measured.sum()), len(overlapping), int((~measured).sum()), pairs)
 
 
 def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:

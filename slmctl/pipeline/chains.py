@@ -84,6 +84,8 @@ def run_stage(project: Project, name: str) -> Outcome:
     outcome = run(project, request)
     if name == "prepare":
         _tell_gates_out_of_reach(project, outcome.artifact)
+        if not outcome.current:
+            console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
 
 

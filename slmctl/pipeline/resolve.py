@@ -83,15 +83,7 @@ def resolve_stage(
         UsageError: A source file does not exist.
     """
     stage = STAGES[name]
-    section = section or config.stage_config(project.config, name)
-    if isinstance(section, config.PullConfig):
-        catalogue.require_source(project.config.base, Path(section.base))
-    if isinstance(section, config.PrepareConfig):
-        section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
-        if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
-            stand_ins.make_key(
-                section.sensitive.pseudonym_key
-            )  # its hash is part of the recipe: another key, other stand-ins
+    section = _with_files(project, section or config.stage_config(project.config, name))
     filled = dict(inputs or {})
     for role in stage.takes:
         if role.name not in filled and not (
@@ -102,6 +94,36 @@ def resolve_stage(
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+
+
+def _with_files(project: Project, section: config.Section) -> config.Section:
+    """A section with the files that stand for its sources, its key and its base."""
+    if isinstance(section, config.PullConfig):
+        catalogue.require_source(project.config.base, Path(section.base))
+    if isinstance(section, config.PrepareConfig):
+        section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
+        if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
+            stand_ins.make_key(
+                section.sensitive.pseudonym_key
+            )  # its hash is part of the recipe: another key, other stand-ins
+    return section
+
+
+def reading(project: Project) -> tuple[config.Section, Artifact | None]:
+    """The section by which `prepare` reads its sources, and its base; None where there is none yet.
+
+    Raises:
+        IntegrityError: The base that the user named does not exist.
+        UsageError: A source file does not exist.
+    """
+    section = _with_files(project, config.stage_config(project.config, "prepare"))
+    config.recipe(section)
+    try:
+        return section, find(project, STAGES["prepare"].takes[0])
+    except (IntegrityError, UsageError):
+        if "base" in project.named:
+            raise
+        return section, None
 
 
 def expected(project: Project, name: str) -> StageRequest:

@@ -17,16 +17,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from slmctl import __version__, console
-from slmctl.artifacts import artifact, locks
+from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
+from slmctl.errors import SlmctlError
 from slmctl.network import guard
 from slmctl.pipeline.resolve import Project, StageRequest, flatten
 from slmctl.pipeline.system_errors import missing, spoken
 
 ASSISTANTS_WAIT_S = 600  # for the first of several processes to hash and rename what they made
+REFUSED = ".refused-"  # begins the name of a folder with what a stage left that refused its input
 TASK = "task.json"  # travels from artifact to artifact, see `task`
 
 
@@ -88,7 +91,7 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
     with artifact.draft(request.path) as place, spoken(stage.name, request.path.parent):
         try:
             module = importlib.import_module(stage.module)
-            metrics = module.run(request.section, out=place, **more, **options, **request.inputs)
+            metrics = _run_module(module, request, place, more | dict(options))
             _pass_on(TASK, request.inputs, place)
             made = artifact.seal(
                 place,
@@ -111,7 +114,24 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
             with contextlib.suppress(OSError):
                 keep.rmdir()  # unless something in it is worth keeping
     shutil.rmtree(keep, ignore_errors=True)  # after the artifact has its name: a kill before it must not cost both
+    for refused in request.path.parent.glob(REFUSED + "*"):
+        shutil.rmtree(refused, ignore_errors=True)
     return made
+
+
+def _run_module(module: ModuleType, request: StageRequest, place: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a stage; where it refuses its input, the files that show why are kept and named."""
+    try:
+        metrics: dict[str, Any] = module.run(request.section, out=place, **more, **request.inputs)
+    except SlmctlError as error:
+        if error.evidence:
+            kept = request.path.with_name(REFUSED + request.path.name)
+            with atomic.folder(kept, replace=True) as draft:
+                for name in error.evidence:
+                    shutil.copyfile(place / name, draft / name)
+            error.hint = "; ".join(filter(None, (f"see {kept / error.evidence[0]}", error.hint)))
+        raise
+    return metrics
 
 
 def _assists(request: StageRequest) -> bool:

@@ -41,7 +41,7 @@ STAGES = {
     for stage in (
         Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=3),
         Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare",
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy"), version=5),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=6),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             (*_HF, "trl", "peft", "unsloth"), version=4, resumes=True,

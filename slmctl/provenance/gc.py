@@ -18,7 +18,7 @@ from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
-from slmctl.pipeline import resolve, stage_table
+from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
 from slmctl.sources import snapshot
@@ -26,6 +26,7 @@ from slmctl.sources import snapshot
 _LEFT = {
     atomic.DRAFT: "a stage that was interrupted",
     ".resume-": "a training that was interrupted, of another config",
+    runner.REFUSED: "the report of a stage that refused its input",
     atomic.TRASH: "a removal that was interrupted",
     reproduce.PREFIX: "a comparison that was interrupted",
 }

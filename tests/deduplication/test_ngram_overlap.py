@@ -43,10 +43,10 @@ def test_finds_what_comparing_the_words_finds(
 ) -> None:
     with spilled(tmp_path_factory.mktemp("overlap") / "spill", [*train, *held_out]) as rows:
         sides = np.arange(len(train)), np.arange(len(train), len(rows))
-        found = measure(rows, *sides, examples=100)
+        found = measure(rows, *sides)
     measured, overlapping, short, pairs = by_words(train, held_out)
     assert (found.measured, found.overlapping, found.too_short) == (measured, overlapping, short)
-    assert list(found.examples) == [(len(train) + k, j) for k, j in pairs]
+    assert list(found.pairs) == [(len(train) + k, j) for k, j in pairs]
     assert found.share == (overlapping / measured if measured else 0)
 
 
@@ -79,7 +79,7 @@ def test_parts_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr("slmctl.deduplication.ngram_overlap._HELD", 50)
         assert measure(rows, train, held_out) == whole
     assert whole.overlapping >= 2
-    assert len(whole.examples) == min(10, whole.overlapping)
+    assert len(whole.pairs) == whole.overlapping
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
         "sources": [{"file": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text, "split": None}],
         "splits": {"by": "group", "column": text, "groups": 81, "largest_group": 4},
         "labels": labels, "label_typos": [{"label": text, "count": 3, "likely": names[0], "likely_count": 80}],
+        "cleaning": [{"step": text, "rows": 7}, {"step": "whitespace", "rows": 0}],
+        "renamed_labels": [{"label": text, "to": names[0], "rows": 0}, {"label": "b", "to": text, "rows": 4}],
+        "swapped": {"inputs": 3, "answers": 90},
+        "linear": {
+            "rows": 27, "right": 20, "accuracy": 0.7407, "interval": [0.553, 0.868], "trained_on": 100, "train": 213,
+        },
         "odd_answers": {"empty": 0, text: 2},
         "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
         "sensitive_rows": 11, "sensitive_searched": [text],

@@ -12,6 +12,9 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
 BINS = 24
 ALIKE = 0.8  # similarity from which one label looks like another's misspelling
+MANY = 20  # rows from which columns may look swapped
+REPEATED = 0.2  # largest share of different inputs, and least times as many different answers, where they do
+OFTENER = 5
 RARE = 0.1  # largest share of the other's rows: a label that is as frequent is meant
 
 
@@ -43,6 +46,13 @@ class LabelTypo(TypedDict):
     likely_count: int
 
 
+class Swapped(TypedDict):
+    """Different inputs and different answers, where the inputs look like the answers."""
+
+    inputs: int
+    answers: int
+
+
 def length_facts(lengths: np.ndarray) -> TokenFacts:
     """Quantiles and a histogram of `(n,)` lengths in tokens, and the numbers over common limits."""
     if not len(lengths):
@@ -64,6 +74,16 @@ def _edges(longest: int) -> np.ndarray:
     """Whole-numbered edges of equal bins from 0 to over the longest."""
     width = -(-(longest + 1) // BINS)
     return np.arange(0, longest + 1 + width, width)
+
+
+def swapped_columns(rows: int, inputs: int, answers: int) -> Swapped | None:
+    """The different inputs and answers of rows whose columns look swapped; None where they do not.
+
+    A few inputs that come again and again with ever other answers are labels, and the answers the texts.
+    """
+    if rows < MANY or inputs > REPEATED * rows or answers < OFTENER * inputs:
+        return None
+    return {"inputs": inputs, "answers": answers}
 
 
 def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:

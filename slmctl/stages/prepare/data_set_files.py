@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from slmctl.config import PrepareConfig
 from slmctl.deduplication import row_fingerprints
+from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.stages.prepare.fates import KEPT, Fates, place_of, rejected_rows
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS, write_jsonl
@@ -17,12 +19,13 @@ AT_ONCE = 8192  # records whose fingerprints are written together
 ID = slice(len(b'{"id": "'), len(b'{"id": "') + 16)  # the place of the id in a record's line
 
 
-def write(config: PrepareConfig, rows: RecordTable, fates: Fates, out: Path) -> None:
-    """Write `train.jsonl` … `test.jsonl`, `rejected.jsonl`, `repeated.jsonl` and `rows.bin` into `out`."""
+def write(config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap], out: Path) -> None:
+    """Write `train.jsonl` … `test.jsonl`, `rejected`, `repeated` and `overlap.jsonl` and `rows.bin` into `out`."""
     ids = _write_splits(rows, fates, out, own_ids=any(source.id for source in config.sources))
     _write_fingerprints(rows, fates, ids, out)
     write_jsonl(out / "rejected.jsonl", rejected_rows(config, rows, fates))
     _write_repeated(config, rows, fates, out)
+    _write_overlap(config, rows, overlap, out)
 
 
 def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) -> np.ndarray:
@@ -90,5 +93,17 @@ def _write_repeated(config: PrepareConfig, rows: RecordTable, fates: Fates, out:
             }
             for rule, other in listed
             for index in np.flatnonzero(other >= 0).tolist()
+        ),
+    )
+
+
+def _write_overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap], out: Path) -> None:
+    """Write every held-out record that shares a run of words with a training record, with the place of that one."""
+    write_jsonl(
+        out / "overlap.jsonl",
+        (
+            {"split": split, "source": place_of(config, rows, held_out), "shares": place_of(config, rows, trained)}
+            for split, measure in overlap.items()
+            for held_out, trained in measure.pairs
         ),
     )

@@ -11,15 +11,32 @@ from slmctl.artifacts.artifact import sha256_file
 from slmctl.config import PrepareConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.ngram_overlap import Overlap
-from slmctl.stages.prepare import data_checks, duplicates
-from slmctl.stages.prepare.data_checks import LabelTypo, TokenFacts
+from slmctl.stages.prepare import data_checks, duplicates, limits
+from slmctl.stages.prepare.data_checks import LabelTypo, Swapped, TokenFacts
 from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of, rejected_rows
+from slmctl.stages.prepare.linear_model import LinearFacts
 from slmctl.stages.prepare.record_reader import ReadingPlan
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
 
+OVERLAPS = 10  # examples of overlap in each split that the manifest names
 LISTED = 100  # examples of a kind that the manifest names; the files beside it name all
 PLACES = 5  # examples of a rule that the manifest names
+
+
+class CleaningFact(TypedDict):
+    """A step of cleaning, and the number of rows that it changed."""
+
+    step: str
+    rows: int
+
+
+class RenamedLabel(TypedDict):
+    """A label that the config maps to another, and the number of rows that had it."""
+
+    label: str
+    to: str
+    rows: int
 
 
 class SensitiveFact(TypedDict):
@@ -129,6 +146,10 @@ class PrepareFacts(TypedDict, total=False):
     max_rejected: float
     labels: dict[str, dict[str, int]]
     label_typos: list[LabelTypo]
+    cleaning: list[CleaningFact]
+    renamed_labels: list[RenamedLabel]
+    swapped: Swapped | None
+    linear: LinearFacts | None
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
     sensitive_rows: int
@@ -170,6 +191,12 @@ def collect(
         "max_rejected": config.max_rejected,
         "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(rows.labels)},
         "label_typos": data_checks.label_typos(rows.count(np.arange(len(rows)))),
+        "cleaning": [{"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps],
+        "renamed_labels": [
+            {"label": label, "to": other, "rows": rows.changes["label", label]}
+            for label, other in config.task.label_map.items()
+        ],
+        "swapped": data_checks.swapped_columns(len(rows), *limits.different(rows)),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
         "sensitive": [
             {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
@@ -251,7 +278,7 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: dict[str, Overla
         "examples": [
             {"row": place_of(config, rows, held_out), "near": place_of(config, rows, trained), "side": split}
             for split, measure in overlap.items()
-            for held_out, trained in measure.examples
+            for held_out, trained in measure.pairs[:OVERLAPS]
         ],
     }
 

@@ -11,10 +11,8 @@ from typing import TypedDict
 import numpy as np
 
 from slmctl.config import PrepareConfig
-from slmctl.console import percent
 from slmctl.deduplication import ngram_overlap
 from slmctl.deduplication.ngram_overlap import Overlap
-from slmctl.errors import DataError, GateError
 from slmctl.stages.prepare import duplicates, split
 from slmctl.stages.prepare.record_table import RecordTable
 from slmctl.task.records import SPLITS
@@ -76,11 +74,7 @@ class Fates:
 
 
 def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
-    """Give every record its split, and leave out those that repeat another.
-
-    Raises:
-        DataError: No record is left for a split that the config asks for.
-    """
+    """Give every record its split, and leave out those that repeat another."""
     bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)
     splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
     splits = np.where(bound[rows.sources] >= 0, bound[rows.sources], splits)
@@ -103,41 +97,13 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
         leave_out(NEAR, np.flatnonzero(repeats.near >= 0), repeats.near)
     near = duplicates.near_held_out(rows, splits, fate == KEPT, config.duplicates.similarity, workers)
     leave_out(NEAR_HELD_OUT, np.flatnonzero(near >= 0), near)
-    fates = Fates(fate, other, splits, repeats)
-    _require_filled(config, rows, fates)
-    return fates
+    return Fates(fate, other, splits, repeats)
 
 
-def _require_filled(config: PrepareConfig, rows: RecordTable, fates: Fates) -> None:
-    for name in SPLITS:
-        required = name == "train" or getattr(config.splits, name) > 0
-        if required and not len(fates.kept(name)):
-            reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
-            raise DataError(
-                f"no rows are left for '{name}': {len(rows) + len(rows.rejected)} came in, "
-                f"{len(rows.rejected) + fates.left_out} were left out ({reasons})",
-                hint="a data set needs some hundred usable rows",
-            )
-
-
-def measure_overlap(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
-    """The overlap of each held-out split with the training records, by split.
-
-    Raises:
-        GateError: It is above `max_overlap`.
-    """
+def measure_overlap(rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
+    """The overlap of each held-out split with the training records, by split."""
     train = fates.kept("train")
-    overlap = {name: ngram_overlap.measure(rows.spill, train, fates.kept(name)) for name in HELD_OUT}
-    for name, measure in overlap.items():
-        if measure.measured and measure.share > config.max_overlap:
-            held_out, trained = (place_text(config, rows, index) for index in measure.examples[0])
-            raise GateError(
-                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
-                f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
-                f"first {held_out} with {trained}",
-                hint="is a signature in every text? cut it out, group such rows, or --set prepare.max_overlap=SHARE",
-            )
-    return overlap
+    return {name: ngram_overlap.measure(rows.spill, train, fates.kept(name)) for name in HELD_OUT}
 
 
 def place(config: PrepareConfig, source: int, number: int) -> RowPlace:

@@ -8,7 +8,6 @@ import importlib.util
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,38 +17,44 @@ import jsonschema
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, TaskConfig
-from slmctl.console import percent
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import columns_of, read_rows, require_file
-from slmctl.stages.prepare import data_set_files, facts, fates, report_page
+from slmctl.stages.prepare import data_set_files, facts, fates, limits, linear_model, report_findings, report_page
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, end_of_turn
 from slmctl.task.records import Record
 
-MAX_LABELS = 1000
 MAX_SCHEMA = 1 << 20  # bytes of a JSON Schema
 SAMPLE = 200  # rows of a source that `explain` reads
+# Shows a record where there is no base: a turn a line, tool calls as JSON.
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
+    "{{ '\\n' }}{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+)
 
 
 def run(config: PrepareConfig, *, base: Artifact, out: Path) -> PrepareFacts:
     """Write `train.jsonl`, `validation.jsonl`, `calibration.jsonl`, `test.jsonl`, `rejected.jsonl`, `task.json`.
 
     Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl` lists
-    records that are nearly the same or contradict each other, `rows.bin` holds the hashes that `trace` looks up.
+    records that are nearly the same or contradict each other, `overlap.jsonl` held-out records that share a run of
+    words with training, `rows.bin` holds the hashes that `trace` looks up.
 
     Returns:
         Counts and places for the manifest.
 
     Raises:
-        DataError: A source is unusable, too many rows are, or too few are left to train and to measure.
-        GateError: The held-out splits have more in common with training than `max_overlap` allows.
+        DataError: A source is unusable, too many rows are, or no model could learn from them.
+        GateError: A split or a label has fewer rows than `min_rows`, or the held-out splits have more in common with
+            training than `max_overlap` allows.
     """
-    plan = _plan(config, base)
+    plan = _plan(config, Base.read(base.path), base.path / "tokenizer.json")
     workers = config.workers or len(os.sched_getaffinity(0))
     with RecordTable(out / ".rows") as rows:
         with (
@@ -60,22 +65,32 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> PrepareFacts:
                 rows.add(batch)
                 bar.advance(len(batch.numbers) + len(batch.rejected))
         console.detail(f"{len(rows) + len(rows.rejected)} rows read")
-        _require_usable(config, rows)
+        limits.require_usable(config, rows)
+        limits.require_labels(config, rows)
         task = _contract(config.task, plan.task, rows)
         decided = fates.decide(config, rows, workers)
-        overlap = fates.measure_overlap(config, rows, decided)
+        overlap = fates.measure_overlap(rows, decided)
         task.write(out)
-        data_set_files.write(config, rows, decided, out)
+        data_set_files.write(config, rows, decided, overlap, out)
         collected = facts.collect(config, rows, decided, overlap, plan)
-    report_page.write(out, {**collected, "base": Base.read(base.path).name})
+        fault = limits.first_fault(config, rows, decided, overlap)
+        if fault is None and config.task.kind == "classify":
+            collected["linear"] = linear_model.measure(
+                out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
+            )
+        report_page.write(out, {**collected, "base": Base.read(base.path).name})
+        if fault is not None:
+            raise fault
     console.say(
         f"  {collected['rows_in']} rows: {collected['train']} train, {collected['validation']} validation, "
         f"{collected['calibration']} calibration, {collected['test']} test, {collected['rejected']} left out"
     )
+    for line in report_findings.lines(collected):
+        console.say(f"  {line}")
     return collected
 
 
-def _plan(config: PrepareConfig, base: Artifact) -> ReadingPlan:
+def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> ReadingPlan:
     """The plan by which the sources are read: their columns and formats, and the base's part of the contract."""
     if not config.sources:
         raise DataError(
@@ -84,30 +99,37 @@ def _plan(config: PrepareConfig, base: Artifact) -> ReadingPlan:
     for source in config.sources:
         if config.splits.time is not None and source.time is None and source.split is None:
             raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
-    model = Base.read(base.path)
     task = Task(
         kind=config.task.kind,
-        chat_template=model.chat_template,
-        end=end_of_turn(model.chat_template, bos_token=model.bos_token, eos_token=model.eos_token),
+        chat_template=PLAIN,
+        end="\n",
         schema=_schema(config.task),
         system=config.task.system,
-        bos_token=model.bos_token,
-        eos_token=model.eos_token,
-        special_tokens=model.special_tokens,
-        normal_form=model.normal_form,
+        clean=tuple(config.clean),
+        replace=tuple(Replacement(entry.pattern, entry.replacement) for entry in config.replace),
     )
+    if model is not None:
+        task = dataclasses.replace(
+            task,
+            chat_template=model.chat_template,
+            end=end_of_turn(model.chat_template, bos_token=model.bos_token, eos_token=model.eos_token),
+            bos_token=model.bos_token,
+            eos_token=model.eos_token,
+            special_tokens=model.special_tokens,
+            normal_form=model.normal_form,
+        )
     columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
-    labels = None if config.task.labels == "from-data" else tuple(config.task.labels)
     key_file = config.sensitive.pseudonym_key
     key = stand_ins.make_key(key_file) if key_file is not None else b""
     plan = ReadingPlan(
         sources=tuple(config.sources),
         columns=tuple(columns),
         task=task,
-        labels=labels,
+        labels=config.task.label_names,
+        label_map=config.task.label_map,
         by_time=config.splits.time is not None,
         policy=sensitive.SensitivePolicy(config.sensitive.actions, key, config.sensitive.detector),
-        tokenizer=base.path / "tokenizer.json",
+        tokenizer=tokenizer,
     )
     for source, conversation_format in zip(config.sources, plan.formats(), strict=True):
         console.detail(
@@ -142,45 +164,27 @@ def _schema(config: TaskConfig) -> dict[str, Any] | None:
     return schema
 
 
-def _require_usable(config: PrepareConfig, rows: RecordTable) -> None:
-    unusable, total = len(rows.rejected), len(rows) + len(rows.rejected)
-    if unusable <= config.max_rejected * total:
-        return
-    counts = Counter(row.rule for _, row in rows.rejected).most_common(3)
-    source, first = rows.rejected[0]
-    raise DataError(
-        f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
-        + ", ".join(f"{n} {rule}" for rule, n in counts)
-        + f"; first {config.sources[source].title} row {first.number}: {first.reason}",
-        hint="correct the rows, or --set prepare.max_rejected=SHARE",
-    )
-
-
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     """The task with the labels of the data, and the system prompt where all rows have the same."""
     labels: tuple[str, ...] = ()
     if config.kind == "classify":
-        labels = tuple(sorted(rows.labels)) if config.labels == "from-data" else tuple(config.labels)
-    if len(labels) > MAX_LABELS:
-        raise DataError(
-            f"the answers hold {len(labels)} different labels",
-            hint="is 'output' the right column, or the task 'generate'?",
-        )
+        labels = config.label_names or tuple(sorted(rows.labels))
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(task, labels=labels, system=system)
 
 
-def explain(config: PrepareConfig, *, base: Artifact, count: int = 3) -> str:
+def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> str:
     """A text that shows how each source is read, with its first records as the model will see them.
 
-    Nothing is written.
+    Without a base they are shown turn by turn. Nothing is written.
 
     Raises:
         DataError: A source is unusable.
     """
-    plan = _plan(config, base)
+    model = Base.read(base.path) if base is not None else None
+    plan = _plan(config, model, base.path / "tokenizer.json" if base is not None else None)
     reader = RecordReader(plan)
-    lines: list[str] = []
+    lines = [] if base is not None else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
     for k, (source, conversation_format) in enumerate(zip(config.sources, reader.formats, strict=True)):
         lines += [f"{source.title}: {conversation_format.name}, since {conversation_format.reason}"]
         lines += [f"  {part:<12} <- {origin}" for part, origin in conversation_format.mapping]

@@ -1,10 +1,11 @@
-"""The notices of prepare's report: one sentence each, and the section of the page that says more."""
+"""What prepare found, a sentence each: the notices of the page with their sections, and the lines of the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from slmctl.console import percent
+from slmctl.metrics.statistics import wilson
 from slmctl.reports.html_page import Notice, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
@@ -12,18 +13,65 @@ FEW = 10  # test rows of a label below which its own score says next to nothing
 REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
 SOME = 0.01  # share of unusable rows from which a reader should know why
 MANY = 0.2  # the same of all rows that were left out
+RIGHT = 0.9  # share of right answers for which intervals are given
+WIDE = 5.0  # points on either side of a score from which two models can hardly be told apart
+LINES = 6  # on the terminal, beside the counts of rows and the report's path
 CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
 
 def notices(facts: PrepareFacts) -> Iterator[Notice]:
     """The worst first."""
+    yield from _swapped(facts)
     yield from _sensitive_kept(facts)
-    yield from _unusable(facts)
-    yield from _overlap(facts)
-    yield from _conflicts(facts)
     yield from _slips(facts)
+    yield from _unusable(facts)
+    yield from _conflicts(facts)
+    yield from _overlap(facts)
+    yield from _wide_interval(facts)
     yield from _few_test_rows(facts)
+    yield from _unused_renames(facts)
     yield from _odd_answers(facts)
+
+
+def lines(facts: PrepareFacts) -> list[str]:
+    """The notices and what is known before training, for the terminal: at most LINES lines, the worst first."""
+    sentences = [*linear_score(facts), *score_interval(facts)]
+    marked = [f"! {notice.text}" for notice in notices(facts)]
+    room = LINES - len(sentences)
+    if len(marked) > room:
+        left = len(marked) - room + 1
+        marked[room - 1 :] = [f"! {count(left, 'more thing')} to look at, in the report"]
+    return marked + sentences
+
+
+def linear_score(facts: PrepareFacts) -> Iterator[str]:
+    """The share of the validation rows that a linear model gets right."""
+    linear = facts.get("linear")
+    if not linear:
+        return
+    low, high = linear["interval"]
+    part = linear["trained_on"] < linear["train"]
+    trained = f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows," if part else ""
+    yield (
+        f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} to {percent(high)}) of "
+        f"{count(linear['rows'], 'validation row')} right: what must be beaten."
+    )
+
+
+def score_interval(facts: PrepareFacts) -> Iterator[str]:
+    """The width of the interval that so many test rows leave."""
+    if rows := facts.get("test", 0):
+        low, high = wilson(round(RIGHT * rows), rows)
+        yield (
+            f"With {count(rows, 'test row')}, a score of {percent(RIGHT, 0)} means {percent(low)} to {percent(high)} "
+            "(95 % interval)."
+        )
+
+
+def margin(rows: int) -> float:
+    """Half the width of the 95 % interval of a score of 90 %, in points."""
+    low, high = wilson(round(RIGHT * rows), rows)
+    return 50 * (high - low)
 
 
 def labels_with_few_test_rows(facts: PrepareFacts) -> list[str]:
@@ -87,16 +135,53 @@ def _conflicts(facts: PrepareFacts) -> Iterator[Notice]:
         )
 
 
+def _swapped(facts: PrepareFacts) -> Iterator[Notice]:
+    swapped = facts.get("swapped")
+    if swapped:
+        yield Notice(
+            f"The columns look swapped: {count(swapped['inputs'], 'different input')} "
+            f"{either(swapped['inputs'], 'has', 'have')} {swapped['answers']:,} different answers.",
+            "bad",
+            "Sources",
+        )
+
+
 def _slips(facts: PrepareFacts) -> Iterator[Notice]:
     slips = facts.get("label_typos", [])
     if slips:
-        first = slips[0]
-        more = f", and {count(len(slips) - 1, 'more pair')} like it" if len(slips) > 1 else ""
+        named = "; ".join(
+            f"“{slip['label'][:60]}” ({count(slip['count'], 'row')}) of “{slip['likely'][:60]}” "
+            f"({slip['likely_count']:,})"
+            for slip in slips[:3]
+        )
+        more = f" and {len(slips) - 3} more" if len(slips) > 3 else ""
         yield Notice(
-            f"The label “{first['label']}” ({count(first['count'], 'row')}) may be a misspelling of “{first['likely']}”"
-            f" ({first['likely_count']:,}){more}.",
+            f"{count(len(slips), 'label')} may be {either(len(slips), 'a misspelling', 'misspellings')}: "
+            f"{named}{more}. task.labels.map renames them.",
             "warn",
             "Labels",
+        )
+
+
+def _unused_renames(facts: PrepareFacts) -> Iterator[Notice]:
+    unused = [f"“{entry['label'][:60]}”" for entry in facts.get("renamed_labels", []) if not entry["rows"]]
+    if unused:
+        yield Notice(
+            f"No row has the {either(len(unused), 'label', 'labels')} {', '.join(unused[:3])}"
+            f"{', …' if len(unused) > 3 else ''} that task.labels.map renames: is it spelled as in the data?",
+            "warn",
+            "Labels",
+        )
+
+
+def _wide_interval(facts: PrepareFacts) -> Iterator[Notice]:
+    rows = facts.get("test", 0)
+    if rows and margin(rows) > WIDE:
+        yield Notice(
+            f"{count(rows, 'test row')} {either(rows, 'measures', 'measure')} a score of {percent(RIGHT, 0)} to "
+            f"±{margin(rows):.1f} points: models that are closer cannot be told apart.",
+            "warn",
+            "Held-out rows",
         )
 
 

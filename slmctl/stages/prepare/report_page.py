@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from slmctl.console import percent
-from slmctl.metrics.statistics import wilson
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.html_page import (
     Block,
@@ -69,7 +68,7 @@ def _page(facts: PrepareFacts) -> html_page.Page:
         lead = f"{len(notices)} things to look at before training."
     else:
         lead = notices[0].text if notices else "Nothing in them asks for a decision before training."
-    sections = (_rows, _sources, _labels, _answers, _sensitive, _same, _held_out, _lengths)
+    sections = (_rows, _sources, _cleaning, _labels, _answers, _sensitive, _same, _held_out, _lengths)
     return html_page.Page(
         kicker=" · ".join(["Data set", *([facts["task"]] if "task" in facts else [])]),
         headline=f"{_kept(facts):,} of {count(facts['rows_in'], 'row')} can be used: "
@@ -90,6 +89,9 @@ def _figures(facts: PrepareFacts) -> Iterator[Figure]:
     yield Figure("Left out", share, f"{count(left_out, 'row')}, each with its reason")
     if test := facts.get("test", 0):
         yield Figure("Margin of a score", _margin(test), f"points, {test:,} test rows, 90% right")
+    if linear := facts.get("linear"):
+        low, high = (percent(bound) for bound in linear["interval"])
+        yield Figure("A linear model gets", percent(linear["accuracy"]), f"of the validation rows, {low} to {high}")
     if labels := facts.get("labels"):
         sizes = [sum(splits.values()) for splits in labels.values()]
         yield Figure("Labels", count(len(labels)), f"{min(sizes):,} to {max(sizes):,} rows each")
@@ -168,6 +170,21 @@ def _sources(facts: PrepareFacts) -> PageSection:
         rows.append([source["file"], source.get("shape") or "", source.get("split") or "by rule", digest, *figures])
     head = ["file", "format", "split", "sha256", "rows", "left out", "share"]
     return PageSection("Sources", [Table("Sources", head, rows, 4)] if rows else [])
+
+
+def _cleaning(facts: PrepareFacts) -> PageSection:
+    total = max(facts["rows_in"], 1)
+    steps = [
+        [entry["step"], f"{entry['rows']:,}", percent(entry["rows"] / total)] for entry in facts.get("cleaning", [])
+    ]
+    renamed = [[entry["label"], entry["to"], f"{entry['rows']:,}"] for entry in facts.get("renamed_labels", [])]
+    blocks: list[Block] = []
+    if steps:
+        note = "The same is done to a text when the model is used: predict, chat and the server clean it."
+        blocks.append(Table("Rows that a step changed", ["step", "rows", "of all"], steps, note=note))
+    if renamed:
+        blocks.append(Table("Labels that were renamed", ["label", "to", "rows"], renamed, 2))
+    return PageSection("Cleaning", blocks)
 
 
 def _labels(facts: PrepareFacts) -> PageSection:
@@ -296,14 +313,14 @@ def _held_out(facts: PrepareFacts) -> PageSection:
         ]
         head, total = ["training row", "held-out row it is near", "split", "similarity"], near.get("left_out")
         blocks.append(Table("Left out of the training", head, rows, 3, total=total, folded=len(rows) > SHOWN // 2))
-    lead = ""
+    lead = " ".join([*report_findings.linear_score(facts), *report_findings.score_interval(facts)])
     if many := near.get("left_out"):
         from_ = f" (from a similarity of {near['threshold']:g})" if "threshold" in near else ""
-        lead = (
-            f"{count(many, 'training row')} {either(many, 'was', 'were')} left out as nearly the same as a held-out "
+        lead += (
+            f" {count(many, 'training row')} {either(many, 'was', 'were')} left out as nearly the same as a held-out "
             f"row{from_}: with them, a test would measure memory."
         )
-    return PageSection("Held-out rows", blocks, lead)
+    return PageSection("Held-out rows", blocks, lead.strip())
 
 
 def _overlap(overlap: OverlapFacts) -> Iterator[Block]:
@@ -324,9 +341,7 @@ def _overlap(overlap: OverlapFacts) -> Iterator[Block]:
 
 
 def _margin(rows: int) -> str:
-    """Half the width of the 95 % interval around 90 %."""
-    low, high = wilson(round(0.9 * rows), rows)
-    return f"±{50 * (high - low):.1f}"
+    return f"±{report_findings.margin(rows):.1f}"
 
 
 def _lengths(facts: PrepareFacts) -> PageSection:

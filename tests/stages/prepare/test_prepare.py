@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from support import reported, tiny
 
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, Source
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError, GateError
-from slmctl.stages.prepare import prepare, record_reader
+from slmctl.metrics.statistics import wilson
+from slmctl.stages.prepare import linear_model, prepare, record_reader, report_findings
 from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
@@ -225,7 +229,8 @@ def test_a_cap_is_what_equal_questions_with_different_answers_leave(run: Any) ->
 
 
 def test_a_label_that_looks_like_a_slip_is_named(run: Any) -> None:
-    found = run([*tiny.rows(200), ("a row by itself", "biling"), ("another one alone", "Billing")])
+    slips = [("a row by itself", "biling"), ("another one alone", "Billing")]
+    found = run([*tiny.rows(200), *slips], min_rows={"label": 0})
     assert [(t["label"], t["likely"]) for t in found.metrics["label_typos"]] == [
         ("Billing", "billing"), ("biling", "billing"),
     ]  # fmt: skip
@@ -290,6 +295,164 @@ def test_rows_can_be_dropped_and_a_run_refused(run: Any) -> None:
     assert run(pairs, sensitive={"email": "drop"}).metrics["rejected_by_reason"] == {"sensitive": 1}
     with pytest.raises(DataError, match=r"tickets.csv row 201 holds what the config refuses: email"):
         run(pairs, sensitive={"email": "refuse"})
+
+
+# Cleaning
+
+
+def test_texts_are_cleaned_and_counted_and_stay_in_their_splits(run: Any) -> None:
+    pairs = tiny.rows(200)
+    raw = [(f"<p>{text}</p>\n\nBest regards\nKim" if k % 4 else text, label) for k, (text, label) in enumerate(pairs)]
+    before = run(raw)
+    clean = {"clean": ["signatures", "html"], "replace": [{"pattern": "shop", "with": "store"}]}
+    found = run(raw, **clean)
+    assert set(found.side_of) <= {text.replace("shop", "store") for text, _ in pairs}
+    shops = sum("shop" in text for text, _ in pairs)
+    assert found.metrics["cleaning"] == [
+        {"step": "html", "rows": 150}, {"step": "signatures", "rows": 150}, {"step": "replace shop", "rows": shops},
+    ]  # fmt: skip
+    sides = {record.id: split for split, records in before.sides.items() for record in records}
+    assert {record.id: split for split, records in found.sides.items() for record in records} == sides
+    task = Task.read(found.out)
+    assert (task.clean, task.cleaning_steps[-1]) == (("signatures", "html"), "replace shop")
+    record = found.sides["train"][0]
+    text = raw[record.source["row"] - 1][0]
+    assert task.prompt(task.messages(task.cleaned_text(text)[0])) == task.prompt(record.prompt_messages)
+    assert "replace shop" in (found.out / "report.html").read_text()
+
+
+def test_rows_that_are_equal_after_cleaning_are_duplicates(run: Any) -> None:
+    pairs = tiny.rows(200)
+    found = run([*pairs, (f"<b>{pairs[0][0]}</b>", pairs[0][1])], clean=["html"])
+    assert found.metrics["duplicates"]["exact"] == 1
+
+
+def test_labels_are_renamed_counted_and_one_that_never_occurs_is_told(run: Any) -> None:
+    pairs = tiny.rows(200)
+    slips = [(text, "biling" if label == "billing" and k < 60 else label) for k, (text, label) in enumerate(pairs)]
+    task = {**CLASSIFY, "labels": {"map": {"biling": "billing", "delivry": "delivery"}}}
+    found = run(slips, task=task)
+    assert Task.read(found.out).labels == tuple(sorted(tiny.WORDS))
+    assert found.metrics["renamed_labels"] == [
+        {"label": "biling", "to": "billing", "rows": sum(label == "biling" for _, label in slips)},
+        {"label": "delivry", "to": "delivery", "rows": 0},
+    ]
+    assert "No row has the label “delivry” that task.labels.map renames" in (found.out / "report.html").read_text()
+    named = run(slips, task={**CLASSIFY, "labels": {"names": list(tiny.WORDS), "map": {"biling": "billing"}}})
+    assert not named.rejected
+
+
+# What cannot be trained on or measured
+
+
+def test_too_few_rows_of_a_split_end_the_stage_with_the_counts(run: Any) -> None:
+    with pytest.raises(GateError, match=r"too few rows are left: train 2\d \(at least 30\).*; 40 came in") as caught:
+        run(tiny.rows(40))
+    assert "--set prepare.min_rows.train=2" in caught.value.hint
+    assert caught.value.code == 5
+    found = run(tiny.rows(40), min_rows={"train": 20, "validation": 1, "test": 1})
+    assert found.metrics["train"] < 30
+    with pytest.raises(GateError, match=r"too few rows are left: test \d+ \(at least 100\)"):
+        run(tiny.rows(200), min_rows={"test": 100})
+    run(tiny.rows(200), min_rows={"calibration": 100}, splits={"calibration": 0})  # nobody asked for some
+
+
+def test_a_label_without_training_rows_ends_the_stage_with_its_likely_spelling(run: Any) -> None:
+    pairs = [*tiny.rows(200), ("a row by itself", "biling")]
+    splits = {"labels": {"biling": {"validation": 0.3, "calibration": 0.2, "test": 0.3}}}
+    alone = next(
+        text
+        for text in (f"a row by itself {word}" for word in tiny.FILLER.split())
+        if run([*pairs[:-1], (text, "biling")], splits=splits, min_rows={"label": 0}).side_of[text] != "train"
+    )
+    with pytest.raises(
+        GateError, match=r"1 of 4 labels have fewer than 1 training rows: 'biling' 0 \(perhaps 'bil"
+    ) as caught:
+        run([*pairs[:-1], (alone, "biling")], splits=splits)
+    assert caught.value.hint == "task: {labels: {map: {biling: billing}}}; or --set prepare.min_rows.label=0"
+
+
+def test_one_class_and_swapped_columns_are_refused(run: Any) -> None:
+    with pytest.raises(DataError, match="every usable row has the label 'billing', so there is nothing to tell apart"):
+        run([(text, "billing") for text, _ in tiny.rows(60)])
+    swapped = [(label, text) for text, label in tiny.rows(100)]
+    with pytest.raises(
+        DataError, match="the columns look swapped: 3 different inputs have 100 different labels"
+    ) as caught:
+        run(swapped)
+    assert caught.value.hint == "exchange the columns of 'input' and 'output'"
+    with pytest.raises(DataError, match="no rows are left for") as caught:
+        run(swapped, task={"kind": "generate"})
+    assert caught.value.hint == "are 'input' and 'output' swapped?"
+    exact, alone = {"exact": "keep", "similarity": 1}, dict.fromkeys(SPLITS[1:], 0)
+    found = run(swapped, task={"kind": "generate"}, duplicates=exact, splits=alone)
+    assert found.metrics["swapped"] == {"inputs": 3, "answers": 100}
+    assert report_findings.lines(found.metrics)[0].startswith("! The columns look swapped: 3 different inputs have 100")
+
+
+def test_a_refused_data_set_leaves_every_pair_and_its_page(desk: Path) -> None:
+    tail = "if you are not the person whom this letter is meant for then tear it up at once"
+    rows = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
+    tiny.write_csv(desk / "tickets.csv", [*rows, ("", "billing")])
+    refused = tiny.slmctl(desk, "prepare")
+    assert refused.returncode == 5
+    (page,) = desk.glob("runs/prepared/.refused-*/report.html")
+    assert f"hint: see {page}; is a signature in every text?" in refused.stderr
+    pairs = [json.loads(line) for line in (page.parent / "overlap.jsonl").read_text().splitlines()]
+    assert len(pairs) > 10
+    assert {pair["split"] for pair in pairs} <= set(SPLITS[1:])
+    assert '"rule": "empty input"' in (page.parent / "rejected.jsonl").read_text()
+    assert {path.name for path in page.parent.iterdir()} == {
+        "report.html", "overlap.jsonl", "rejected.jsonl", "repeated.jsonl",
+    }  # fmt: skip
+    assert "of words" in refused.stderr
+    made = tiny.slmctl(desk, "prepare", "--set", "prepare.max_overlap=1")
+    assert made.returncode == 0, made.stderr
+    assert not page.parent.exists()  # what was refused is settled
+
+
+# What is known before training
+
+
+def test_a_linear_model_says_what_must_be_beaten(run: Any) -> None:
+    found = run(tiny.rows(600))
+    linear = found.metrics["linear"]
+    train, asked = found.sides["train"], found.sides["validation"]
+    assert (linear["rows"], linear["trained_on"], linear["train"]) == (len(asked), len(train), len(train))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    learned, labels = words.fit_transform([r.input for r in train]), [r.answer for r in train]
+    given = words.transform([r.input for r in asked])
+    right = max(
+        sum(LogisticRegression(C=c, max_iter=2000).fit(learned, labels).predict(given) == [r.answer for r in asked])
+        for c in (1.0, 10.0, 100.0)
+    )
+    assert linear["right"] == right
+    assert linear["accuracy"] == pytest.approx(right / len(asked), abs=1e-6)
+    assert linear["interval"] == pytest.approx(wilson(right, len(asked)), abs=1e-6)
+    (said,) = report_findings.linear_score(found.metrics)
+    assert said in " ".join((found.out / "report.html").read_text().split())
+    assert report_findings.lines(found.metrics)[-2] == said
+
+
+def test_a_linear_model_of_many_rows_is_that_of_a_sample(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_model, "WORK", 300)
+    found = run(tiny.rows(600))
+    linear = found.metrics["linear"]
+    assert linear["trained_on"] == 100 < linear["train"]
+    (said,) = report_findings.linear_score(found.metrics)
+    assert f"trained on 100 of the {linear['train']} training rows" in said
+
+
+def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) -> None:
+    facts = reported.prepare_facts()
+    lines = report_findings.lines(facts)
+    assert len(lines) == 6
+    assert lines[0] == "! The columns look swapped: 3 different inputs have 90 different answers."
+    assert lines[1].startswith("! 12 findings of personal data")
+    assert lines[2].startswith("! 1 label may be a misspelling: “email” (3 rows) of “billing” (80). task.labels.map")
+    assert lines[3] == "! 7 more things to look at, in the report"
+    assert lines[4].startswith("A linear model (TF-IDF), trained on 100 of the 213 training rows, gets 74.1 %")
+    assert lines[-1] == "With 30 test rows, a score of 90 % means 74.4 % to 96.5 % (95 % interval)."
 
 
 # Conversations
@@ -432,6 +595,17 @@ def test_explain_prints_mapping_and_records_and_writes_nothing(desk: Path) -> No
     first = tiny.rows()[0]
     assert first[0] in shown
     assert f"  | {first[1]}<|im_end|>" in shown
+
+
+def test_explain_needs_no_base(desk: Path) -> None:
+    for path in desk.glob("runs/base/*"):
+        shutil.rmtree(path)
+    text, label = tiny.rows()[0]
+    raw = tiny.write_csv(desk / "tickets.csv", [(f"<p>{text}</p>", label)])
+    shown = tiny.ok(tiny.slmctl(desk, "prepare", "--explain", "--set", "prepare.clean=[html]"))
+    assert raw.exists()
+    assert "no base is there yet (slmctl pull), so records are shown turn by turn" in shown
+    assert f"  | user: {text}\n  | assistant: {label}\n" in shown
 
 
 def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any) -> None:

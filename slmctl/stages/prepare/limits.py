@@ -1,0 +1,154 @@
+"""The limits of the config against a data set: what ends the stage, in one sentence with a way out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from slmctl.config import PrepareConfig
+from slmctl.console import percent
+from slmctl.deduplication import minhash
+from slmctl.deduplication.ngram_overlap import Overlap
+from slmctl.errors import DataError, GateError, SlmctlError
+from slmctl.stages.prepare import data_checks
+from slmctl.stages.prepare.fates import Fates, place_text
+from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task.records import SPLITS
+
+EVIDENCE = ("report.html", "rejected.jsonl", "repeated.jsonl", "overlap.jsonl")
+NAMED = 4  # labels in an error
+MAX_LABELS = 1000
+
+
+def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
+    """Refuse labels that nothing can be learned from.
+
+    Raises:
+        DataError: There is but one, there are too many, or the columns are swapped.
+    """
+    if config.task.kind != "classify" or not len(rows):
+        return
+    if swapped := data_checks.swapped_columns(len(rows), *different(rows)):
+        raise DataError(
+            f"the columns look swapped: {swapped['inputs']} different inputs have {swapped['answers']} different "
+            "labels",
+            hint="exchange the columns of 'input' and 'output'",
+        )
+    if len(rows.labels) > MAX_LABELS:
+        raise DataError(
+            f"the answers hold {len(rows.labels)} different labels",
+            hint="is 'output' the right column, or the task 'generate'?",
+        )
+    if len(rows.labels) == 1:
+        raise DataError(
+            f"every usable row has the label '{rows.labels[0][:60]}', so there is nothing to tell apart",
+            hint="is 'output' the right column? add rows of other labels",
+        )
+
+
+def different(rows: RecordTable) -> tuple[int, int]:
+    """The number of different inputs, and of different answers."""
+    return int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
+
+
+def first_fault(
+    config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap]
+) -> SlmctlError | None:
+    """The reason why a model cannot be trained on a data set and measured with it; None where it can.
+
+    Returns:
+        DataError: Too many rows are unusable, or a split is empty.
+        GateError: A split or a label has too few rows, or held-out rows have too much in common with training rows.
+    """
+    fault = next(_faults(config, rows, fates, overlap), None)
+    if fault is not None:
+        fault.evidence = EVIDENCE
+    return fault
+
+
+def require_usable(config: PrepareConfig, rows: RecordTable) -> None:
+    """Refuse rows of which too many are unusable, where not one is left to report on.
+
+    Raises:
+        DataError: They are more than `max_rejected`, or all.
+    """
+    if len(rows):
+        return
+    raise next(_unusable(config, rows), DataError("the sources hold no rows"))
+
+
+def _faults(
+    config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap]
+) -> Iterator[SlmctlError]:
+    yield from _unusable(config, rows)
+    counts = {name: len(fates.kept(name)) for name in SPLITS}
+    needed = {name: getattr(config.min_rows, name) for name in SPLITS if _is_asked(config, name)}
+    reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
+    came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
+    if empty := next((name for name in needed if not counts[name]), None):
+        swapped = data_checks.swapped_columns(len(rows), *different(rows))
+        hint = "are 'input' and 'output' swapped?" if swapped else "a data set needs some hundred usable rows"
+        yield DataError(f"no rows are left for '{empty}': {came}", hint=hint)
+    few = [name for name, least in needed.items() if counts[name] < least]
+    if few:
+        counted = ", ".join(f"{name} {counts[name]} (at least {needed[name]})" for name in few)
+        lower = " ".join(f"--set prepare.min_rows.{name}={counts[name]}" for name in few)
+        yield GateError(f"too few rows are left: {counted}; {came}", hint=f"add rows, or for a try {lower}")
+    yield from _rare_labels(config, rows, fates)
+    yield from _overlap(config, rows, overlap)
+
+
+def _is_asked(config: PrepareConfig, split: str) -> bool:
+    return split == "train" or getattr(config.splits, split) > 0
+
+
+def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:
+    unusable, total = len(rows.rejected), len(rows) + len(rows.rejected)
+    if unusable <= config.max_rejected * total:
+        return
+    counts = Counter(row.rule for _, row in rows.rejected).most_common(3)
+    source, first = rows.rejected[0]
+    yield DataError(
+        f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
+        + ", ".join(f"{n} {rule}" for rule, n in counts)
+        + f"; first {config.sources[source].title} row {first.number}: {first.reason}",
+        hint="correct the rows, or --set prepare.max_rejected=SHARE",
+    )
+
+
+def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[GateError]:
+    least, trained = config.min_rows.label, rows.count(fates.kept("train"))
+    kept = rows.count(np.concatenate([fates.kept(name) for name in SPLITS]))
+    rare = sorted((label for label in kept if trained.get(label, 0) < least), key=lambda name: (-kept[name], name))
+    if config.task.kind != "classify" or not rare:
+        return
+    meant = {slip["label"]: slip["likely"] for slip in data_checks.label_typos(rows.count(np.arange(len(rows))))}
+    named = ", ".join(
+        f"'{label[:60]}' {trained.get(label, 0)}" + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
+        for label in rare[:NAMED]
+    )
+    more = f" and {len(rare) - NAMED} more" if len(rare) > NAMED else ""
+    slips = [label for label in rare if label in meant][:NAMED]
+    mapped = ", ".join(f"{label[:60]}: {meant[label][:60]}" for label in slips)
+    way = f"task: {{labels: {{map: {{{mapped}}}}}}}" if slips else "add rows of them, or leave them out"
+    if len(rare) > len(kept) / 2:
+        way = "is 'output' the right column?"
+    yield GateError(
+        f"{len(rare)} of {len(kept)} labels have fewer than {least} training rows: {named}{more}",
+        hint=f"{way}; or --set prepare.min_rows.label={min(trained.get(label, 0) for label in rare)}",
+    )
+
+
+def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap]) -> Iterator[GateError]:
+    for name, measure in overlap.items():
+        if measure.measured and measure.share > config.max_overlap:
+            held_out, trained = (place_text(config, rows, index) for index in measure.pairs[0])
+            yield GateError(
+                f"{measure.overlapping} of {measure.measured} rows of '{name}' ({percent(measure.share)}) share a run "
+                f"of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
+                f"first {held_out} with {trained}",
+                hint="is a signature in every text? prepare.clean: [signatures], group such rows, or "
+                "--set prepare.max_overlap=SHARE",
+            )

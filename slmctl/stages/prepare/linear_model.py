@@ -1,0 +1,83 @@
+"""Prepared records -> the score of a linear model on the validation rows: what a fine-tuned model must beat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from slmctl import console
+from slmctl.metrics import linear_baseline
+from slmctl.metrics.statistics import wilson
+from slmctl.task.records import Record
+
+FEWEST = 40  # validation rows: the score of fewer is not known to 10 points
+# Bounds of a sample, so that it takes seconds for a million rows: of rows, characters, and rows times labels.
+ROWS, CHARACTERS, WORK = 10_000, 3_000_000, 1_000_000
+MEASURED = 5_000  # validation rows
+
+
+class LinearFacts(TypedDict):
+    """The linear model's score: right answers of the validation rows, and the 95 % interval of their share.
+
+    `trained_on` is the number of training rows that it was trained on, at most all of `train`.
+    """
+
+    rows: int
+    right: int
+    accuracy: float
+    interval: list[float]
+    trained_on: int
+    train: int
+
+
+def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFacts | None:
+    """Train a linear model on the training records in `out`, or a sample of them, and measure it.
+
+    The validation rows choose the strength of its regularisation too, out of three, so the score is hardly too high.
+
+    Args:
+        out: The folder with `train.jsonl` and `validation.jsonl`.
+        train: Number of training records.
+        validation: Number of validation records.
+        labels: Number of labels.
+
+    Returns:
+        The score; None without scikit-learn, and where there are too few rows to say anything.
+    """
+    if validation < FEWEST or labels < 2:
+        return None
+    if not linear_baseline.is_installed():
+        console.say("  no linear baseline: it needs scikit-learn, pip install 'slmctl[evaluate]'")
+        return None
+    most = max(1, min(ROWS, WORK // labels))
+    learned = _sample(out / "train.jsonl", train, most)
+    measured = _sample(out / "validation.jsonl", validation, MEASURED)
+    references = [record.answer for record in measured]
+    texts = [record.input for record in measured]
+    model = linear_baseline.fit(
+        [record.input for record in learned], [record.answer for record in learned], choosing=texts, chosen=references
+    )
+    answers, _ = model.answers(texts)
+    right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
+    return {
+        "rows": len(measured),
+        "right": right,
+        "accuracy": round(right / len(measured), 6),
+        "interval": [round(bound, 6) for bound in wilson(right, len(measured))],
+        "trained_on": len(learned),
+        "train": train,
+    }
+
+
+def _sample(path: Path, count: int, most: int) -> Sequence[Record]:
+    """Records of a file at even distances, at most so many and so many characters; a long one costs others."""
+    places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+    with path.open("rb") as stream:
+        lines = [line for number, line in enumerate(stream) if number in places]
+    size = sum(map(len, lines))
+    step = max(1, -(-size // CHARACTERS))
+    return [Record.from_json(json.loads(line)) for line in lines[::step]]
