@@ -189,7 +189,7 @@ class _Grouped(click.Group):
 @click.group(
     cls=_Grouped,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with: slmctl init support-triage demo && slmctl -C demo run",
+    epilog="Start with your own rows: slmctl init tickets.csv; or with an example: slmctl init support-triage",
 )
 @common_options
 @click.version_option(__version__, package_name="slmctl", message="%(prog)s %(version)s")

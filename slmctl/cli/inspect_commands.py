@@ -26,8 +26,7 @@ from slmctl.cli.group import (
     stage_options,
     terminal,
 )
-
-TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
+from slmctl.cli.init_command import init
 
 
 @click.command()
@@ -303,22 +302,6 @@ def doctor(options: Options, fix: bool, base: str | None) -> None:
         from slmctl.errors import MissingError
 
         raise MissingError(f"missing: {', '.join(check.name for check in missing)}", hint=missing[0].remedy)
-
-
-@click.command()
-@click.argument("template", type=click.Choice(TEMPLATES))
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@common_options
-@click.pass_obj
-def init(options: Options, template: str, folder: Path | None) -> None:
-    """Start a project from a template: a complete slmctl.yaml, and example data to replace with your own."""
-    from slmctl.cli.project_template import init as copy
-
-    target = options.directory / (folder or template)
-    for path in copy(template, target):
-        terminal().say(f"wrote {path}")
-    terminal().say(f"next: slmctl -C {target} run")
-    terminal().write(f"{target}\n")
 
 
 @click.group(name="config")

@@ -1,13 +1,19 @@
-"""`slmctl init`: a folder with a ready `slmctl.yaml` and the example data that it names."""
+"""`slmctl init TEMPLATE`: a folder with a ready `slmctl.yaml` and the example data that it names."""
 
 from __future__ import annotations
 
-import shutil
+import json
+import re
+import unicodedata
 from importlib import resources
 from pathlib import Path
 
-from slmctl.config import FILENAME, parse
+from slmctl import config
+from slmctl.config import FILENAME
 from slmctl.errors import UsageError
+
+SCHEMA_FILE = ".slmctl.schema.json"  # beside slmctl.yaml; editors read it without a network
+SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
 
 
 def templates() -> dict[str, str]:
@@ -20,7 +26,7 @@ def templates() -> dict[str, str]:
 
 
 def init(template: str, folder: Path) -> list[Path]:
-    """Copy a template and its example data into `folder`; never overwrites.
+    """Copy a template and its example data into `folder`, whose name becomes the project's; never overwrites.
 
     Returns:
         The files written.
@@ -30,19 +36,40 @@ def init(template: str, folder: Path) -> list[Path]:
     """
     if template not in templates():
         raise UsageError(f"no template '{template}'", hint=f"there are: {', '.join(templates())}")
-    origin = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME)
-    config = parse(origin.read_text(encoding="utf-8"), root=folder)
-    files = {FILENAME: origin}
-    named = [source.local for source in config.prepare.sources] + [p for p in [config.task.json_schema] if p]
-    for path in named:
-        files[path.name] = resources.files("slmctl.examples").joinpath("data").joinpath(path.name)
-    in_the_way = [name for name in files if (folder / name).exists()]
+    text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
+    settings = config.parse(text, root=folder)
+    named = [source.local for source in settings.prepare.sources] + [p for p in [settings.task.json_schema] if p]
+    examples = resources.files("slmctl.examples").joinpath("data")
+    text = re.sub(r"(?m)^project: .*$", f"project: {project_name(folder)}", text, count=1)
+    files = {FILENAME: f"{SCHEMA_LINE}\n{text}".encode(), SCHEMA_FILE: schema_text().encode()}
+    files |= {path.name: examples.joinpath(path.name).read_bytes() for path in named}
+    return write(files, folder)
+
+
+def write(files: dict[str, bytes], folder: Path) -> list[Path]:
+    """Write files by name into a folder, all or none; only an editor's schema is written over.
+
+    Raises:
+        UsageError: One of them exists.
+    """
+    in_the_way = [name for name in files if (folder / name).exists() and name != SCHEMA_FILE]
     if in_the_way:
         raise UsageError(
-            f"{folder / in_the_way[0]} exists already", hint="name another folder: slmctl init TEMPLATE DIR"
+            f"{folder / in_the_way[0]} exists already", hint="name another folder: slmctl init SOURCE FOLDER"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, entry in files.items():
-        with resources.as_file(entry) as path:
-            shutil.copyfile(path, folder / name)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     return [folder / name for name in files]
+
+
+def schema_text() -> str:
+    """The JSON Schema of slmctl.yaml, for editors."""
+    return json.dumps(config.schema(), indent=1) + "\n"
+
+
+def project_name(folder: Path) -> str:
+    """A project's name from its folder's: small letters, digits and hyphens."""
+    name = folder.resolve().name.replace("ß", "ss").replace("ł", "l")
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "project"

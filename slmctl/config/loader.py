@@ -43,14 +43,14 @@ def _read(path: Path) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path} is not a regular file", hint="slmctl init support-triage writes one")
+            raise UsageError(f"{path} is not a regular file", hint="slmctl init FILE writes one")
         if status.st_size > MAX_BYTES:
             raise UsageError(f"{path} has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
-            f"{path} does not exist", hint="slmctl init support-triage, or name the folder with -C"
+            f"{path} does not exist", hint="slmctl init FILE makes one of your rows; or name the folder with -C"
         ) from None
     except UnicodeDecodeError as error:
         raise UsageError(

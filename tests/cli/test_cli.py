@@ -22,7 +22,7 @@ from slmctl import __version__, config
 from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Manifest
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
-from slmctl.cli.inspect_commands import TEMPLATES
+from slmctl.cli.init_command import TEMPLATES
 from slmctl.cli.main import cli
 from slmctl.pipeline import resolve, stage_table
 
@@ -259,7 +259,7 @@ def test_templates_are_those_that_ship() -> None:
         (["run", "--until", "nonsense"], "is not one of 'pull', 'prepare'"),
         (["-C", "no/such/folder", "run"], "does not exist"),
         (["finetune", "--epochs", "many"], "is not a valid float"),
-        (["init", "nonsense"], "is not one of 'support-triage'"),
+        (["init", "nonsense"], "no file and no template 'nonsense'"),
     ],
     ids=str,
 )
@@ -277,7 +277,7 @@ def test_missing_config_is_2(arguments: list[str], tmp_path: Path) -> None:
     done = slmctl(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert "slmctl.yaml does not exist" in done.stderr
-    assert " hint: slmctl init support-triage" in done.stderr
+    assert " hint: slmctl init FILE" in done.stderr
 
 
 def test_bad_config_is_2_with_every_fault(tmp_path: Path) -> None:

@@ -32,6 +32,20 @@ _REMEDY = {
 }
 
 
+class SeveralTablesError(UsageError):
+    """A database has several tables, and none is named.
+
+    Attributes:
+        tables: Tables and views, in order.
+    """
+
+    def __init__(self, path: Path, tables: Sequence[str]) -> None:
+        super().__init__(
+            f"{path.name} has {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}"
+        )
+        self.tables = tuple(tables)
+
+
 @contextlib.contextmanager
 def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[Table]:
     """The rows of a Parquet file, of one sheet of a workbook, or of one table of an SQLite database, in order.
@@ -48,7 +62,7 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
 
     Raises:
         DataError: It is damaged, names a column twice, or cannot be read within the limits.
-        UsageError: It has no such sheet or table, or several tables and none is named.
+        UsageError: It has no such sheet or table, or several tables and none is named (SeveralTablesError).
     """
     if kind == "workbook":
         _require_bounded(path)
@@ -143,7 +157,7 @@ def _refuse(path: Path, kind: str, reply: Mapping[str, Any], *sheet: str) -> NoR
         raise UsageError(f"{path.name} has no {what} '{sheet[0]}'", hint=f"its {what}s: {listed(names) or 'none'}")
     if not names:
         raise DataError(f"{path.name} has no {what}", hint="is it the right file?")
-    raise UsageError(f"{path.name} has {len(names)} tables: {listed(names)}", hint=f"name one: sheet: {names[0]}")
+    raise SeveralTablesError(path, names)
 
 
 def _explain(path: Path, kind: str, code: int, log: str) -> None:

@@ -1,0 +1,359 @@
+"""A first look at rows -> the task that they are for: its kind, the columns of input and answer, and what to know."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slmctl.console import shown
+from slmctl.errors import DataError, UsageError
+from slmctl.sources.first_look import Column, FirstLook, as_text, describe
+from slmctl.sources.first_look.column_names import suggests
+from slmctl.sources.rows import listed
+
+TaskKind = Literal["classify", "extract", "generate"]
+MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
+NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
+CONVERSATION = "conversations"
+
+
+@dataclass(frozen=True)
+class TaskProposal:
+    """A task for the rows of a source.
+
+    Attributes:
+        kind: Of the task.
+        input, output: A column, or a template; empty where the rows are conversations.
+        id, group, time: Columns; empty for none.
+        conversation_format: The name of the conversations' layout; empty for columns.
+        answers: The answers as a column.
+        pairs: Input and answer of the rows of the sample that have both.
+        usable: Share of the rows that have both.
+        tools: True if the rows offer tools.
+        own_system: True if the rows bring a system prompt of their own.
+        reason: Why this task.
+        notes: Sentences about the data.
+        doubts: The flags that a person has to give, as (flag, question); empty where all is certain.
+    """
+
+    kind: TaskKind
+    input: str
+    output: str
+    answers: Column
+    pairs: tuple[tuple[str, str], ...] = field(repr=False)
+    usable: float
+    reason: str
+    id: str = ""
+    group: str = ""
+    time: str = ""
+    conversation_format: str = ""
+    tools: bool = False
+    own_system: bool = False
+    notes: tuple[str, ...] = ()
+    doubts: tuple[tuple[str, str], ...] = ()
+
+
+def propose(
+    look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: TaskKind | None = None
+) -> TaskProposal:
+    """The task of a source; what the caller sets is kept.
+
+    Args:
+        look: The first look at its rows.
+        title: Its name in errors.
+        input, output: A column or template; chosen by the data when left out.
+        kind: Of the task; by the data when left out.
+
+    Raises:
+        DataError: The rows are for no task: too few, without an answer, or all with the same one.
+        UsageError: A column does not exist, or does not go with the kind of the task.
+    """
+    if not look.rows:
+        raise DataError(
+            f"{title} holds no usable row" + (f"; {look.fault}" if look.fault else ""),
+            hint="a header and rows with a text and its answer are needed",
+        )
+    conversations = input is None and output is None and _conversation_format(look)
+    task = (
+        _of_conversations(look, conversations, kind) if conversations else _of_columns(look, title, input, output, kind)
+    )
+    _require_something_to_learn(look, title, task)
+    return task
+
+
+# Conversations
+
+
+def _conversation_format(look: FirstLook) -> str:
+    """The layout of conversations that the columns name; empty for none."""
+    from slmctl.stages.prepare.conversation_formats import NEEDS
+
+    columns = {column.name for column in look.columns}
+    return next((name for name, needs in NEEDS.items() if set(needs) <= columns), "")
+
+
+def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> TaskProposal:
+    from pathlib import Path
+
+    from slmctl.config import Source
+    from slmctl.stages.prepare import conversation_formats
+    from slmctl.task.records import RowRejectedError
+
+    layout = conversation_formats.recognise(Source(path=Path("rows")), [column.name for column in look.columns])
+    pairs: list[tuple[str, str]] = []
+    answers: list[Any] = []
+    faults: list[str] = []
+    tools = own_system = 0
+    for row in look.sample:
+        try:
+            conversation = layout.read(row)
+        except RowRejectedError as error:
+            faults.append(error.reason)
+            continue
+        messages = conversation.messages
+        question = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
+        answers.append(messages[-1]["content"] or as_text(messages[-1].get("tool_calls")))
+        pairs.append((question, answers[-1]))
+        tools += bool(conversation.tools)
+        own_system += messages[0]["role"] == "system"
+    column = describe("assistant", answers)
+    by_answer: TaskKind = "extract" if column.kind == "JSON" and not tools else "generate"
+    if column.kind in ("label", "constant"):
+        by_answer = "classify"
+    notes = [f"{tools / max(len(pairs), 1):.0%} of the rows offer tools"] if tools else []
+    notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
+    notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
+    ids = [column for column in look.columns if column.kind == "id"]
+    return TaskProposal(
+        kind=kind or by_answer,
+        input="",
+        output="",
+        answers=column,
+        pairs=tuple(pairs),
+        usable=len(pairs) / len(look.sample),
+        reason=f"the rows are conversations in the form '{name}'",
+        id=ids[0].name if ids else "",
+        conversation_format=name,
+        tools=tools > 0,
+        own_system=own_system > 0,
+        notes=tuple(notes),
+    )
+
+
+# Columns
+
+
+def _of_columns(
+    look: FirstLook, title: str, input: str | None, output: str | None, kind: TaskKind | None
+) -> TaskProposal:
+    for flag, spec in (("--input", input), ("--output", output)):
+        _require_columns(look, title, flag, spec)
+    doubts: list[tuple[str, str]] = []
+    if output is None:
+        answer, by_answer, question = _choose_answer(look, title, input or "", kind)
+        if question:
+            doubts.append(("--output", question))
+    else:
+        answer = _column_of(look, output)
+        by_answer = _kind_of_answer(answer)
+    if input is None:
+        input, question = _choose_input(look, title, answer)
+        if question:
+            doubts.append(("--input", question))
+    kind = kind or by_answer
+    _require_sense(look, input, answer, kind, chosen=output is not None)
+    pairs = [
+        (text, value)
+        for row in look.sample
+        if (text := _filled(input, row)) and (value := as_text(row.get(answer.name)))
+    ]
+    columns = [column for column in look.columns if column.name not in {answer.name, input}]
+    return TaskProposal(
+        kind=kind,
+        input=input,
+        output=output or answer.name,
+        answers=answer,
+        pairs=tuple(pairs),
+        usable=len(pairs) / len(look.sample),
+        reason={
+            "classify": f"'{answer.name}' has {_number(look, answer)} different values",
+            "extract": f"'{answer.name}' holds JSON",
+            "generate": f"'{answer.name}' holds texts of {answer.words:.0f} words on average",
+        }[kind],
+        id=_first(columns, "id", "id"),
+        group=_first(columns, "group", "group"),
+        time=next((column.name for column in columns if column.is_iso_time), ""),
+        notes=tuple(_swapped(look, input, answer)),
+        doubts=tuple(doubts),
+    )
+
+
+def _choose_answer(look: FirstLook, title: str, input: str, kind: TaskKind | None) -> tuple[Column, TaskKind, str]:
+    """The column of the answer, the kind of task that goes with it, and a question where others are as likely."""
+    texts = [column for column in look.columns if column.kind == "text" and column.name != input]
+    scores = {column.name: _score(column, kind, texts) for column in look.columns if column.name != input}
+    best = max(scores.values(), default=0.0)
+    if best < LEAST and len(texts) > 1 - bool(input) and kind in (None, "generate"):
+        names = " or ".join(f"'{column.name}'" for column in texts[-2:])
+        return texts[-1], "generate", f"is the answer in {names}?"
+    if best < LEAST:
+        raise DataError(
+            f"{title} has no column with an answer: {_what_there_is(look)}",
+            hint="add a column with the right answer of each row (a category, JSON, or a text), or name it: "
+            "--output COLUMN",
+        )
+    likely = [column for column in look.columns if scores.get(column.name) == best]
+    names = " or ".join(f"'{column.name}'" for column in likely)
+    doubt = best < NO_DOUBT or len(likely) > 1
+    return likely[-1], _kind_of_answer(likely[-1]), f"is the answer in {names}?" if doubt else ""
+
+
+def _score(column: Column, kind: TaskKind | None, texts: Sequence[Column]) -> float:
+    """A score of a column as the answer; from NO_DOUBT on it is taken without a question."""
+    if kind is not None and _kind_of_answer(column) != kind:
+        return 0.0
+    if column.kind in ("label", "constant"):
+        if suggests(column.name, "label"):
+            return 4.0
+        if suggests(column.name, "likely label"):
+            return 3.0
+        plain = column.kind == "label" and not suggests(column.name, "unlikely label")
+        return 2.0 if plain else 1.0 if column.kind == "label" else 0.0
+    if column.kind == "JSON":
+        return 4.0 if suggests(column.name, "fields") else 2.0
+    if column.kind == "text" and suggests(column.name, "answer") and len(texts) > 1:
+        return 3.5
+    return 1.0 if column.kind == "value" and suggests(column.name, "answer") else 0.0
+
+
+def _kind_of_answer(column: Column) -> TaskKind:
+    if column.kind == "JSON":
+        return "extract"
+    return "generate" if column.kind in ("text", "value") else "classify"
+
+
+def _choose_input(look: FirstLook, title: str, answer: Column) -> tuple[str, str]:
+    """The column or template of the input, and a question where others are as likely."""
+    others = [column for column in look.columns if column.name != answer.name]
+    texts = [column for column in others if column.kind == "text"] or [c for c in others if c.kind == "value"]
+    if not texts:
+        raise DataError(
+            f"{title} has no column with a text to read: {_what_there_is(look)}",
+            hint="name one, or a template: --input '{{ first }} {{ second }}'",
+        )
+    scores = {column.name: _input_score(column) for column in texts}
+    best = max(scores.values())
+    likely = sorted((c for c in texts if scores[c.name] == best), key=lambda column: -column.words)
+    chosen = likely[0]
+    rivals = [column for column in likely if column.words > 0.5 * chosen.words]
+    question = f"is the text in {' or '.join(repr(column.name) for column in rivals)}?" if len(rivals) > 1 else ""
+    subject = next((c for c in others if c is not chosen and suggests(c.name, "subject") and c.kind in _WORDS), None)
+    if subject is not None and all(column.name.isidentifier() for column in (subject, chosen)):
+        return f"{{{{ {subject.name} }}}}\n\n{{{{ {chosen.name} }}}}", question
+    return chosen.name, question
+
+
+_WORDS = ("text", "value")
+
+
+def _input_score(column: Column) -> int:
+    if suggests(column.name, "answer"):
+        return 0
+    return 3 if suggests(column.name, "text") else 1 if suggests(column.name, "subject") else 2
+
+
+def _require_columns(look: FirstLook, title: str, flag: str, spec: str | None) -> None:
+    """Refuse a flag that names no column."""
+    for name in names_in(spec) if spec else ():
+        if look.column(name) is None:
+            names = listed([column.name for column in look.columns])
+            raise UsageError(f"{flag}: {title} has no column '{name}'", hint=f"its columns: {names}")
+
+
+def names_in(spec: str) -> list[str]:
+    """The columns of a template that are named alone in braces; of a column's name that name."""
+    return re.findall(r"\{\{-?\s*(\w+)", spec) if "{{" in spec or "{%" in spec else [spec]
+
+
+def _column_of(look: FirstLook, spec: str) -> Column:
+    """The column of a name; of a template a column of what it makes."""
+    column = look.column(spec)
+    return column or describe(spec, [_filled(spec, row) for row in look.sample])
+
+
+def _filled(spec: str, row: dict[str, Any]) -> str:
+    """Roughly the text that a column or template makes of a row; loops and conditions are left out."""
+    if spec in row:
+        return as_text(row[spec])
+    text = re.sub(r"\{\{-?\s*(\w+).*?\}\}", lambda match: as_text(row.get(match[1])), spec)
+    return re.sub(r"\{%.*?%\}", "", text).strip()
+
+
+def _require_sense(look: FirstLook, input: str, answer: Column, kind: TaskKind, *, chosen: bool) -> None:
+    """Refuse columns that cannot be what the flags say."""
+    column = look.column(input)
+    if column is answer:
+        raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
+    if kind == "extract" and answer.kind != "JSON":
+        raise UsageError(
+            f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
+            hint="--task generate for texts, --task classify for few values",
+        )
+    if chosen and column is not None and column.kind == "label" and answer.kind == "text" and kind != "generate":
+        raise UsageError(
+            f"the columns look swapped: '{input}' has {column.distinct} short values, and '{answer.name}' holds texts",
+            hint=f"--input {answer.name} --output {input}, or --task generate if that is what you want",
+        )
+
+
+def _swapped(look: FirstLook, input: str, answer: Column) -> Iterator[str]:
+    """A note where the columns are named the other way round."""
+    named_text = suggests(answer.name, "text") and not suggests(answer.name, "label")
+    if named_text and suggests(input, "label") and answer.kind in ("label", "constant"):
+        yield (
+            f"the columns look swapped: '{answer.name}' has {_number(look, answer)} short values, and '{input}' holds "
+            "the texts; they are taken by what they hold"
+        )
+
+
+def _first(columns: Sequence[Column], kind: str, name: str) -> str:
+    """The first column of a kind, rather one whose name suggests it; empty for none."""
+    of_kind = [column for column in columns if column.kind == kind]
+    return next((c.name for c in of_kind if suggests(c.name, name)), of_kind[0].name if of_kind else "")
+
+
+def _number(look: FirstLook, column: Column) -> int:
+    return max(len(column.counts), column.distinct)
+
+
+def _what_there_is(look: FirstLook) -> str:
+    """Every column with what it was taken for, as an error says it."""
+    return ", ".join(f"'{shown(column.name, 40)}' ({column.kind}, {column.reason})" for column in look.columns[:8])
+
+
+# What can be known before anything is trained
+
+
+def _require_something_to_learn(look: FirstLook, title: str, task: TaskProposal) -> None:
+    rows = round(look.rows * task.usable)
+    if task.kind == "classify" and len(labels_of(task)) == 1:
+        raise DataError(
+            f"every row of {title} has the answer '{shown(next(iter(labels_of(task))), 60)}', so there is nothing to "
+            "tell apart",
+            hint="add rows of the other categories, or name another column: --output COLUMN",
+        )
+    if rows < MIN_ROWS:
+        raise DataError(
+            f"{title} has {rows} rows with a text and an answer: too few to train a model and to measure it",
+            hint=f"collect {MIN_ROWS} and more, at best 50 a category; slmctl init support-triage shows a project "
+            "with enough",
+        )
+
+
+def labels_of(task: TaskProposal) -> dict[str, int]:
+    """Rows by label, the commonest first: over all rows that were counted, or those of the sample."""
+    counts = task.answers.counts or Counter(answer for _, answer in task.pairs)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,112 @@
+"""A first look at raw rows: how many there are, and what each column holds, from a bounded sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmctl.sources.first_look.columns import MAX_LABELS, Column, as_text, describe
+from slmctl.sources.rows import Row
+from slmctl.sources.rows.cells import Cell
+
+__all__ = ["COUNTED", "SAMPLE", "Column", "FirstLook", "as_text", "describe", "json_answers", "look"]
+
+SAMPLE = 2000  # rows that are looked at closely, spread over all that are counted
+COUNTED = 200_000  # rows that are read
+_CHARACTERS = 20_000_000  # of the sample, roughly
+_LONGEST_COUNTED = 200  # characters of a value whose rows are counted
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """Rows and columns.
+
+    Attributes:
+        rows: Usable rows that were counted.
+        complete: False if there are more.
+        unusable: Rows with a fault.
+        fault: That of the first of them, with its number.
+        columns: In the order of the source.
+        sample: Up to 2 * SAMPLE usable rows, all of them where there are no more; in order.
+    """
+
+    rows: int
+    complete: bool
+    unusable: int
+    fault: str
+    columns: tuple[Column, ...]
+    sample: tuple[dict[str, Cell], ...] = field(repr=False)
+
+    def column(self, name: str) -> Column | None:
+        """The column of this name, if there is one."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def values(self, name: str) -> list[str]:
+        """The values of a column in the sample, as texts, without empty ones."""
+        return [text for row in self.sample if (text := as_text(row.get(name)))]
+
+
+def look(rows: Iterable[Row]) -> FirstLook:
+    """Read up to COUNTED rows, and describe their columns.
+
+    Raises:
+        DataError: What reading the rows raises.
+    """
+    sample = _Sample()
+    counts: dict[str, Counter[str] | None] = {}
+    usable = unusable = 0
+    fault, complete = "", True
+    for row in rows:
+        if usable + unusable == COUNTED:
+            complete = False
+            break
+        if row.fault:
+            unusable += 1
+            fault = fault or f"row {row.number}: {row.fault}"
+            continue
+        usable += 1
+        sample.add(row.columns)
+        _count(row.columns, counts)
+    taken = tuple(sample.rows)
+    columns = [describe(name, [row.get(name) for row in taken], counted or {}) for name, counted in counts.items()]
+    return FirstLook(usable, complete, unusable, fault, tuple(columns), taken)
+
+
+class _Sample:
+    """Rows at equal distances, whatever their number: a file sorted by label would show only its first labels."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Cell]] = []
+        self._distance, self._seen, self._characters = 1, 0, 0
+
+    def add(self, row: dict[str, Cell]) -> None:
+        if self._seen % self._distance == 0:
+            self.rows.append(row)
+            self._characters += sum(len(cell) if isinstance(cell, str) else len(str(cell)) for cell in row.values())
+            if len(self.rows) == 2 * SAMPLE or (self._characters > _CHARACTERS and len(self.rows) > 1):
+                self.rows = self.rows[::2]
+                self._characters //= 2
+                self._distance *= 2
+        self._seen += 1
+
+
+def _count(row: dict[str, Cell], counts: dict[str, Counter[str] | None]) -> None:
+    """Count the row under each of its values; a column with too many or too long values is counted no further."""
+    for name, cell in row.items():
+        counted = counts.setdefault(name, Counter())
+        if counted is None or not (text := as_text(cell)):
+            continue
+        counted[text] += 1
+        if len(counted) > MAX_LABELS or len(text) > _LONGEST_COUNTED:
+            counts[name] = None
+
+
+def json_answers(rows: Iterable[Row], column: str) -> Iterator[Any]:
+    """The cells of a column, of up to COUNTED rows."""
+    for number, row in enumerate(rows):
+        if number == COUNTED:
+            return
+        if not row.fault:
+            yield row.columns.get(column)

@@ -1,0 +1,57 @@
+"""Names of columns as people write them, in several languages: a hint on content, weaker than the values."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+
+_LEAST_SUFFIX = 5  # letters of a word that a compound such as `Ticketkategorie` may end in
+
+# English, German, French, Spanish, Italian, Dutch, Portuguese and Polish; without accents, in lower case.
+WORDS: dict[str, str] = {
+    "text": """text body message mail content description question comment review ticket request prompt input email
+        nachricht inhalt beschreibung frage kommentar anfrage anliegen schreiben
+        texte corps contenu demande commentaire avis texto mensaje contenido cuerpo descripcion pregunta comentario
+        consulta testo messaggio contenuto corpo descrizione domanda commento richiesta tekst bericht inhoud
+        omschrijving vraag opmerking mensagem conteudo descricao pergunta tresc wiadomosc opis pytanie komentarz""",
+    "subject": """subject title headline betreff titel ueberschrift objet titre asunto titulo oggetto titolo onderwerp
+        assunto temat tytul""",
+    "label": """category kategorie categorie categoria kategoria label labels class klasse classe clase klasa
+        classification klassifikation klassifizierung intent topic thema tema theme etiquette etiqueta etichetta
+        etykieta tag target categorization""",
+    "likely label": """type typ art tipo soort rodzaj queue warteschlange department abteilung afdeling departement
+        departamento reparto dzial team sentiment stimmung rating bewertung stars grade reason grund motif motivo
+        reden powod result ergebnis outcome genre routing zustaendigkeit output answer""",
+    "unlikely label": """channel kanal canal canale kanaal language sprache langue idioma lingua taal jezyk country land
+        pays pais paese kraj status statut estado stato stan priority prioritaet prioritat priorite prioridad priorita
+        prioriteit prioridade priorytet agent bearbeiter operator gender geschlecht split source quelle region city
+        stadt version platform plattform browser currency waehrung wahrung valid active done""",
+    "answer": """answer antwort reponse respuesta risposta antwoord resposta odpowiedz reply response completion output
+        solution loesung losung resolution summary zusammenfassung resume resumen riassunto samenvatting resumo
+        streszczenie translation target ausgabe""",
+    "fields": """json fields felder champs campos campi velden pola extracted extraction entities annotation annotations
+        output answer result ergebnis target structured""",
+    "id": "id nr no num number nummer numero numer key uuid guid schluessel ref reference ticket",
+    "group": """customer kunde kunden client cliente klant klient account konto compte cuenta user benutzer nutzer
+        usuario utente gebruiker uzytkownik author autor thread conversation case vorgang fall company firma patient
+        device geraet sender absender household""",
+}  # fmt: skip
+_SETS = {kind: frozenset(words.split()) for kind, words in WORDS.items()}
+
+
+@cache
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case, without accents: `Kunden-Nr.` and `customerId` have two."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("ß", "ss")
+    plain = "".join(c for c in unicodedata.normalize("NFKD", spaced) if not unicodedata.combining(c))
+    return tuple(re.findall(r"[a-z]+", plain.casefold().replace("ł", "l")))
+
+
+def suggests(name: str, kind: str) -> bool:
+    """True if a word of a column's name, or the end of a compound, is one of `WORDS[kind]`."""
+    hints = _SETS[kind]
+    return any(
+        word in hints or any(len(end) >= _LEAST_SUFFIX and word.endswith(end) for end in hints)
+        for word in words_of(name)
+    )

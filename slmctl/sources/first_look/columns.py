@@ -1,0 +1,177 @@
+"""One column of raw rows: what its values look like, and what they are taken for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any, Literal
+
+from slmctl.artifacts.bounded_json import is_deeper
+from slmctl.config import moment
+from slmctl.sources.first_look.column_names import suggests
+from slmctl.sources.rows.cells import MAX_DEPTH
+
+Kind = Literal["text", "label", "id", "group", "time", "number", "JSON", "constant", "empty", "value"]
+MOST = 0.95  # share of a column's values that decide what it is
+MAX_LABELS = 1000  # as `prepare` has it
+LABEL_WORDS, LABEL_CHARACTERS = 6, 60  # on average, at most
+REPEATED = 3.0  # rows a value, from which short texts are labels
+UNIQUE = 0.98  # share of different values from which a column is an id
+TEXT_WORDS = 3.0  # on average, at least
+LARGEST_GROUP = 0.3  # share of the rows that one group may have: splits would not have their sizes
+_TIME = re.compile(
+    r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}(,? \d{1,2}:\d{2}(:\d{2})?( ?[AaPp][Mm])?)?"
+)
+_NUMBER = re.compile(r"[+-]?[€$£]? ?(\d{1,3}([.,' ]\d{3})+|\d+)([.,]\d+)? ?[€$£%]?")
+_CODE = re.compile(r"(?=.*[\d@])\S{1,64}")  # also an e-mail address
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column, by a sample of its rows and, for few values, by all rows that were counted.
+
+    Attributes:
+        kind: What its values are taken for.
+        reason: Why, in words for people.
+        filled: Share of the rows with a value.
+        distinct: Different values in the sample.
+        counts: Rows by value over all rows that were counted; empty for more than MAX_LABELS values.
+        words: Mean number of words.
+        longest: Characters of the longest value of the sample.
+        example: A value, as it stands.
+    """
+
+    name: str
+    kind: Kind
+    reason: str
+    filled: float
+    distinct: int
+    counts: Mapping[str, int]
+    words: float
+    longest: int
+    example: str
+
+    @property
+    def is_iso_time(self) -> bool:
+        """True for times that `splits.time` can read."""
+        return self.kind == "time" and _is_moment(self.example)
+
+
+def as_text(value: Any) -> str:
+    """A cell as a text; values other than texts as JSON, a missing one as the empty text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def json_value(cell: Any) -> Any:
+    """The object or list that a cell holds, as such or as JSON in a text; None for any other cell."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("{", "["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+    return cell if isinstance(cell, dict | list) and not is_deeper(cell, MAX_DEPTH) else None
+
+
+def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None = None) -> Column:
+    """Describe a column by its cells.
+
+    Args:
+        name: Its name.
+        cells: Its cells in a sample of the rows.
+        counts: Rows by value over all rows, empty if there are too many values; those of the sample when left out.
+    """
+    values = [text for text in map(as_text, cells) if text]
+    if counts is None:
+        counts = Counter(values) if len(set(values)) <= MAX_LABELS else {}
+    words = fmean(len(value.split()) for value in values) if values else 0.0
+    kind, reason = _kind(name, cells, values, counts, words)
+    return Column(
+        name=name,
+        kind=kind,
+        reason=reason,
+        filled=len(values) / max(len(cells), 1),
+        distinct=len(set(values)),
+        counts=counts,
+        words=words,
+        longest=max(map(len, values), default=0),
+        example=_example(values, kind),
+    )
+
+
+def _kind(
+    name: str, cells: Sequence[Any], values: Sequence[str], counts: Mapping[str, int], words: float
+) -> tuple[Kind, str]:
+    """The kind of a column and the reason for it; the first that fits."""
+    if not values:
+        return "empty", "no row has a value"
+    distinct = len(set(values))
+    if _share(cells, lambda cell: json_value(cell) is not None) >= MOST * len(values) / len(cells):
+        return "JSON", f"JSON {'lists' if isinstance(json_value(values[0]), list) else 'objects'}"
+    if len(counts) == 1 and len(values) > 1:
+        return "constant", "the same value in every row"
+    if _share(values, _TIME.fullmatch) >= MOST:
+        return "time", "dates or times" + ("" if _is_moment(values[0]) else ", not in ISO 8601 form")
+    repeated = len(values) / distinct
+    if _share(values, _NUMBER.fullmatch) >= MOST:
+        return _kind_of_numbers(name, values, distinct, repeated)
+    short = words <= LABEL_WORDS and median(map(len, values)) <= LABEL_CHARACTERS
+    if _share(values, _CODE.fullmatch) >= MOST:
+        if distinct >= UNIQUE * len(values):
+            return "id", "a code, different in every row"
+        if suggests(name, "group") or distinct > MAX_LABELS or (repeated < REPEATED and not suggests(name, "label")):
+            return _group(values, distinct)
+    named = suggests(name, "label") or suggests(name, "likely label")
+    if short and distinct <= MAX_LABELS and repeated >= (1.5 if named else REPEATED):
+        return "label", f"{max(len(counts), distinct)} different values"
+    if words >= TEXT_WORDS or suggests(name, "text"):
+        return "text", f"{words:.0f} words on average"
+    return "value", f"{distinct} different short values" if distinct < len(values) else "a short value of each row"
+
+
+def _kind_of_numbers(name: str, values: Sequence[str], distinct: int, repeated: float) -> tuple[Kind, str]:
+    whole = all(value.isdigit() for value in values)
+    if whole and distinct >= UNIQUE * len(values):
+        return "id", "a number, different in every row"
+    if whole and suggests(name, "group"):
+        return _group(values, distinct)
+    named = suggests(name, "label") or suggests(name, "likely label")
+    if named and whole and distinct <= 20 and repeated >= REPEATED:
+        return "label", f"{distinct} different numbers"
+    return "number", "numbers"
+
+
+def _group(values: Sequence[str], distinct: int) -> tuple[Kind, str]:
+    largest = Counter(values).most_common(1)[0][1] / len(values)
+    if largest > LARGEST_GROUP:
+        return "value", f"{distinct} different codes, one of them in {largest:.0%} of the rows"
+    return "group", f"{distinct} different codes, each in {len(values) / distinct:.1f} rows on average"
+
+
+def _share(values: Sequence[Any], fits: Callable[[Any], object]) -> float:
+    return sum(bool(fits(value)) for value in values) / max(len(values), 1)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        moment(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _example(values: Sequence[str], kind: Kind) -> str:
+    """The commonest label, the text nearest to the median length, else the first value."""
+    if not values:
+        return ""
+    if kind == "label":
+        return Counter(values).most_common(1)[0][0]
+    if kind == "text":
+        return sorted(values[:50], key=len)[len(values[:50]) // 2]
+    return values[0]

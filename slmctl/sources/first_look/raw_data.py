@@ -1,0 +1,166 @@
+"""A file, a folder, a pattern or a query -> its rows, looked at: the sheets that hold them, and how they are read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from slmctl.config import SourceLimits, Sql, mask
+from slmctl.errors import DataError, UsageError
+from slmctl.sources import sql
+from slmctl.sources.first_look import FirstLook, look
+from slmctl.sources.rows import FileForm, Row, form_of, listed, read_rows
+from slmctl.sources.rows.encodings import Encoding
+from slmctl.sources.rows.tables import SeveralTablesError
+
+MAX_SHEETS = 20  # of a workbook or database that are looked at
+LEAST_ROWS = 10  # of a sheet that can be the one with the data
+QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # of a query for a first look
+_FORMATS = {"csv": "CSV", "tsv": "TSV", "json": "JSON", "jsonl": "JSONL", "parquet": "Parquet", "sqlite": "SQLite",
+            "xlsx": "Excel", "ods": "ODS"}  # fmt: skip
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+Rows = Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """The rows of a source, looked at.
+
+    Attributes:
+        title: Its name for people.
+        form: Format, encoding and the like, in words.
+        origins: For each source of the config, its keys but for columns; a `path` is absolute.
+        look: What the rows hold; those of several sheets with the same columns together.
+        rows: Reads all rows once more.
+        notes: Sentences on the source.
+        sheets: Sheets among which a person has to choose; empty where one is taken.
+    """
+
+    title: str
+    form: str
+    origins: tuple[Mapping[str, object], ...]
+    look: FirstLook
+    rows: Rows = field(repr=False)
+    notes: tuple[str, ...] = ()
+    sheets: tuple[str, ...] = ()
+
+
+def read(source: str, root: Path, *, sheet: str | None = None, query: str | None = None) -> RawData:
+    """Look at the rows of a file, a folder, a pattern or a query.
+
+    Args:
+        source: A path relative to `root`, or `sql:` and an address.
+        sheet: A sheet, a table, or an array of a JSON object.
+        query: The query of a `sql:` address.
+
+    Raises:
+        DataError: The rows cannot be read, or the header is one of the rows.
+        NetworkError: The database cannot be reached.
+        UsageError: There is no such source, or a flag does not go with it.
+    """
+    if source.startswith("sql:"):
+        return _of_query(source.removeprefix("sql:"), query, root)
+    if query is not None:
+        raise UsageError("--query is for a database", hint="slmctl init sql:postgresql://HOST/DATABASE --query SELECT…")
+    path = root / Path(source).expanduser()
+    try:
+        form = form_of(path, sheet=sheet)
+    except SeveralTablesError as error:
+        return _of_sheets(path, error.tables)
+    if sheet is None and len(form.sheets) > 1:
+        return _of_sheets(path, form.sheets)
+    return _of_sheet(path, form, sheet)
+
+
+def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:
+    rows = _reader(path, sheet)
+    looked = look(rows())
+    _require_header(path, looked)
+    origin = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
+    return RawData(path.name, _in_words(form), (origin,), looked, rows)
+
+
+def _reader(path: Path, sheet: str | None) -> Rows:
+    return lambda: read_rows(path, sheet=sheet)
+
+
+def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
+    """The sheets that hold the rows: all with the same columns, of several kinds the largest one."""
+    looks: dict[str, FirstLook] = {}
+    for sheet in sheets[:MAX_SHEETS]:
+        looked = look(read_rows(path, sheet=sheet))
+        if looked.rows >= LEAST_ROWS and len(looked.columns) > 1 and any(c.kind == "text" for c in looked.columns):
+            looks[sheet] = looked
+    if not looks:
+        raise DataError(
+            f"no sheet of {path.name} has a column with texts and {LEAST_ROWS} rows: {listed(sheets)}",
+            hint="name one: --sheet NAME",
+        )
+    largest = max(looks, key=lambda sheet: looks[sheet].rows)
+    names = [column.name for column in looks[largest].columns]
+    alike = [sheet for sheet, looked in looks.items() if [column.name for column in looked.columns] == names]
+    others = [sheet for sheet in sheets if sheet not in alike]
+    readers = [_reader(path, sheet) for sheet in alike]
+
+    def rows() -> Iterator[Row]:
+        return chain.from_iterable(reader() for reader in readers)
+
+    note = f"of {len(sheets)} sheets or tables {listed(alike)} hold{'s' * (len(alike) == 1)} the rows"
+    note += f"; not used: {listed(others)}" if others else ", with the same columns"
+    return RawData(
+        title=path.name,
+        form=_in_words(form_of(path, sheet=largest)),
+        origins=tuple({"path": path, "sheet": sheet} for sheet in alike),
+        look=looks[largest] if len(alike) == 1 else look(rows()),
+        rows=rows,
+        notes=(note,),
+        sheets=tuple(looks) if len(looks) > len(alike) else (),
+    )
+
+
+def _of_query(url: str, query: str | None, root: Path) -> RawData:
+    """The rows of a query, as many as QUERY_LIMITS allow, from a copy that is deleted."""
+    if query is None:
+        raise UsageError("a sql: address needs --query", hint="--query 'SELECT text, label FROM tickets ORDER BY id'")
+    if mask(url) != url:
+        raise UsageError(
+            "the address of the database holds a password, which would stand in slmctl.yaml",
+            hint="put it into a variable of the environment and write ${DB_PASSWORD} in its place",
+        )
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "rows.jsonl"
+        with copy.open("wb") as out:
+            sql.write_rows(Sql(url=url, query=query), out, root=root, limits=QUERY_LIMITS)
+        rows = list(read_rows(copy))
+    origin = {"sql": {"url": url, "query": query}}
+    return RawData(
+        f"the query on {sql.place(url).removeprefix('the ')}", "SQL", (origin,), look(iter(rows)), lambda: iter(rows)
+    )
+
+
+def _require_header(path: Path, looked: FirstLook) -> None:
+    """Refuse a table whose header is its first row: a name that is a sentence, or a number."""
+    odd = [column.name for column in looked.columns if len(column.name.split()) > 8 or len(column.name) > 80]
+    if odd:
+        raise DataError(
+            f"{path.name} has no header: its first row is '{listed([column.name for column in looked.columns])}'",
+            hint="add a first row with the names of the columns, such as text,label",
+        )
+
+
+def _in_words(form: FileForm) -> str:
+    """`CSV in CP1252 (a guess), separated by semicolons`."""
+    words = _FORMATS[form.format]
+    if form.files > 1:
+        words = f"{form.files} files of {words}"
+    if form.encoding is not None:
+        words += f" in {Encoding(form.encoding).title}" + ("" if form.certain else " (a guess)")
+    if form.delimiter is not None and form.format == "csv":
+        words += f", separated by {_DELIMITERS.get(form.delimiter, repr(form.delimiter))}"
+    if form.header_row > 1:
+        words += f", header in row {form.header_row}"
+    return words

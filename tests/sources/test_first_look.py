@@ -1,0 +1,195 @@
+"""What is seen in raw rows at a first look: columns, languages, and the schema of JSON answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import EXAMPLES, messy
+
+from slmctl.sources import first_look
+from slmctl.sources.first_look import column_names, describe, language
+from slmctl.sources.first_look.answer_schema import SchemaBuilder
+from slmctl.sources.rows import Row, read_rows
+
+# One sentence about a parcel in each language, as a customer would write it.
+SENTENCES = {
+    "en": "Where is my parcel? It was due on Friday and it has not been delivered yet.",
+    "de": "Wo ist mein Paket? Es sollte am Freitag kommen und ist noch nicht da.",
+    "fr": "Où est mon colis ? Il devait arriver vendredi et il n'est pas encore là.",
+    "es": "¿Dónde está mi paquete? Tenía que llegar el viernes y todavía no ha llegado.",
+    "it": "Dove è il mio pacco? Doveva arrivare venerdì e non è ancora qui con me.",
+    "nl": "Waar is mijn pakket? Het zou vrijdag komen en het is er nog niet.",
+    "pt": "Onde está o meu pacote? Devia chegar na sexta-feira e ainda não chegou.",
+    "pl": "Gdzie jest moja paczka? Miała przyjść w piątek i jeszcze jej nie ma.",
+    "ru": "Где моя посылка? Она должна была прийти в пятницу.",
+    "ja": "私の荷物はどこですか。金曜日に届くはずでした。",
+    "zh": "我的包裹在哪里？应该在星期五送到。",
+    "el": "Πού είναι το δέμα μου; Έπρεπε να φτάσει την Παρασκευή.",
+}
+
+
+def look(columns: dict[str, Sequence[Any]]) -> first_look.FirstLook:
+    rows = zip(*columns.values(), strict=True)
+    return first_look.look(Row(k, dict(zip(columns, row, strict=True))) for k, row in enumerate(rows, 1))
+
+
+@pytest.mark.parametrize("code", SENTENCES)
+def test_a_sentence_has_its_language(code: str) -> None:
+    assert language.of_text(SENTENCES[code]) == code
+
+
+def test_languages_of_many_texts_are_named_with_their_shares() -> None:
+    texts = [SENTENCES["de"]] * 8 + [SENTENCES["en"]] * 2 + ["12345", "", "OK"]
+    found = language.of_texts(texts)
+    assert (found.main, str(found)) == ("de", "German (80% of the texts), English (20% of the texts)")
+    assert str(language.of_texts(["12", "xyz"])) == "not recognised"
+
+
+@pytest.mark.parametrize(
+    ("language", "count"), [("en", 50), ("de", 50), ("fr", 50)]
+)  # fmt: skip
+def test_tickets_have_their_language(language: str, count: int) -> None:
+    found = first_look.language.of_texts(text for text, _ in messy.tickets(count, language))
+    assert found.main == language
+    assert found.shares[0][1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Kategorie", "label"), ("ticket_category", "label"), ("Ticketkategorie", "label"), ("Catégorie", "label"),
+        ("categoría", "label"), ("Łabel", "label"), ("Nachricht", "text"), ("emailBody", "text"), ("Treść", "text"),
+        ("Betreff", "subject"), ("Kunden-Nr.", "group"), ("customerId", "group"), ("Antwort", "answer"),
+        ("Priorität", "unlikely label"), ("Abteilung", "likely label"),
+    ],
+)  # fmt: skip
+def test_names_suggest_what_columns_hold(name: str, kind: str) -> None:
+    assert column_names.suggests(name, kind)
+
+
+def test_a_name_suggests_nothing_by_chance() -> None:
+    assert not [kind for kind in column_names.WORDS if column_names.suggests("colour", kind)]
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "kind"),
+    [
+        ("a", [f"T-{k:04}" for k in range(100)], "id"),
+        ("a", list(range(100)), "id"),
+        ("customer", [f"C-{k % 40}" for k in range(100)], "group"),
+        ("customer", [k % 40 for k in range(100)], "group"),
+        ("customer", ["C-1"] * 50 + [f"C-{k % 20}" for k in range(50)], "value"),  # half of the rows in one group
+        ("a", [f"2025-01-{1 + k % 28:02}T10:00" for k in range(100)], "time"),
+        ("a", [f"{1 + k % 28}.01.2025 10:00" for k in range(100)], "time"),
+        ("a", [f"{k},50 €" for k in range(100)], "number"),
+        ("a", [k / 7 for k in range(100)], "number"),
+        ("rating", [k % 5 + 1 for k in range(100)], "label"),
+        ("a", ["billing", "delivery"] * 50, "label"),
+        ("a", [True, False] * 50, "label"),
+        ("a", ["the same"] * 100, "constant"),
+        ("a", ["", None] * 50, "empty"),
+        ("a", [{"x": k} for k in range(100)], "JSON"),
+        ("a", [json.dumps({"x": k}) for k in range(100)], "JSON"),
+        ("a", [f"word {k} and some more words" for k in range(100)], "text"),
+        ("name", [f"Person{chr(65 + k % 26)}{chr(65 + k // 26)}" for k in range(100)], "value"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_column_is_what_its_values_are(name: str, cells: list[Any], kind: str) -> None:
+    assert describe(name, cells).kind == kind
+
+
+def test_only_iso_times_are_for_a_split_by_time() -> None:
+    assert describe("a", ["2025-01-01", "2025-01-02"]).is_iso_time
+    assert not describe("a", ["01.02.2025", "02.02.2025"]).is_iso_time
+
+
+def test_a_file_sorted_by_label_shows_all_its_labels() -> None:
+    labels = [f"label {k // 500}" for k in range(10_000)]
+    found = look({"text": [f"this is the text number {k}" for k in range(10_000)], "label": labels})
+    column = found.column("label")
+    assert column is not None and column.kind == "label"
+    assert dict(column.counts) == {f"label {k}": 500 for k in range(20)}
+    assert found.rows == 10_000
+    assert first_look.SAMPLE <= len(found.sample) < 2 * first_look.SAMPLE
+    assert len({row["label"] for row in found.sample}) == 20
+
+
+def test_rows_beyond_the_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "COUNTED", 100)
+    rows = (Row(k, {"text": f"text {k}"}, "" if k % 10 else "broken") for k in range(1, 1_000_000_000))
+    found = first_look.look(rows)
+    assert (found.rows, found.unusable, found.complete, found.fault) == (90, 10, False, "row 10: broken")
+
+
+def test_large_rows_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "_CHARACTERS", 10_000)
+    found = look({"text": [f"{k} " + "x" * 1000 for k in range(500)]})
+    assert found.rows == 500
+    assert sum(len(row["text"]) for row in found.sample) < 20_000
+
+
+# The schema of answers
+
+
+def schema_of(values: Sequence[Any]) -> dict[str, Any]:
+    builder = SchemaBuilder()
+    for value in values:
+        builder.add(value)
+    return builder.schema()
+
+
+def test_the_example_answers_have_a_schema_like_the_one_written_by_hand() -> None:
+    rows = list(read_rows(EXAMPLES / "order_emails.jsonl"))
+    made = schema_of([row.columns["fields"] for row in rows])
+    by_hand = json.loads((EXAMPLES / "order_emails.schema.json").read_text())
+    assert made["properties"].keys() == by_hand["properties"].keys()
+    assert set(made["required"]) == set(by_hand["required"])
+    for row in rows:
+        jsonschema.validate(row.columns["fields"], made)
+
+
+def test_keys_types_and_choices() -> None:
+    values = [
+        {"kind": ("new", "used")[k % 2], "name": f"name {k}", "size": k if k % 2 else k + 0.5, "note": None}
+        | ({"tags": ["a"]} if k % 3 else {})
+        for k in range(40)
+    ]
+    assert schema_of(values) == {
+        "type": "object",
+        "properties": {
+            "kind": {"type": "string", "enum": ["new", "used"]},
+            "name": {"type": "string"},
+            "note": {"type": "null"},
+            "size": {"type": "number"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["kind", "name", "note", "size"],
+        "additionalProperties": False,
+    }
+
+
+def test_free_keys_are_not_listed() -> None:
+    assert schema_of([{f"key {k}": 1} for k in range(100)]) == {"type": "object"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(JSON, min_size=1, max_size=20))
+def test_every_value_satisfies_the_schema_of_all(values: list[Any]) -> None:
+    schema = schema_of(values)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert all(map(validator.is_valid, values))
