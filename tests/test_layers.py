@@ -25,7 +25,7 @@ LAYERS = (
     ("config", "inference"),
     ("network", "reports", "sensitive"),
     ("artifacts",),
-    ("errors", "console", "child_environment", "hardware"),
+    ("errors", "console", "child_environment", "hardware", "installation"),
 )
 LEVEL = {room: level for level, layer in enumerate(reversed(LAYERS)) for room in layer}
 MAX_FILE, MAX_FUNCTION = 600, 60  # lines

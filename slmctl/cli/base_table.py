@@ -44,7 +44,7 @@ def bases(
     """
     from slmctl.model_files import catalogue
 
-    rates = _rates()
+    rates = measured_rates()
     if name is not None:
         entry = catalogue.find(name)
         print_result(options, _fields(entry, rates), _page(entry, rates))
@@ -65,10 +65,11 @@ def bases(
         console.say(LEGEND if rows else "no base of the catalogue is like that")
 
 
-def _rates() -> Mapping[str, float]:
+def measured_rates() -> Mapping[str, float]:
     """GFLOP/s of products by type, measured at the first call; empty where torch is missing or broken."""
     from slmctl.cli import matmul_rates
     from slmctl.errors import MissingError
+    from slmctl.installation import pip_line
 
     rates = matmul_rates.stored()
     if rates is None and matmul_rates.torch_version():
@@ -78,7 +79,7 @@ def _rates() -> Mapping[str, float]:
         except MissingError as error:
             terminal().say(f"note: {error.message}; {error.hint}")
     elif rates is None:
-        terminal().say("note: without torch no times are known: pip install 'slmctl[train]'")
+        terminal().say(f"note: without torch no times are known: {pip_line('train')}")
     return rates or {}
 
 

@@ -15,6 +15,7 @@ from slmctl.config import resolve_matmul_dtype
 from slmctl.console import size
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
+from slmctl.installation import pip_line
 from slmctl.model_files import gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.pipeline.system_errors import EXTRAS
@@ -129,7 +130,7 @@ def _packages() -> list[Check]:
         installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
         more = f"; missing: {', '.join(missing)}" if missing and extra not in OPTIONAL else ""
         needed = extra not in OPTIONAL or (extra == "cuda" and hardware.accelerator())
-        remedy = f"pip install 'slmctl[{extra}]'" if missing and needed else ""
+        remedy = pip_line(extra) if missing and needed else ""
         findings.append(Check(f"[{extra}]", installed + more, extra in OPTIONAL or not missing, remedy))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
@@ -154,9 +155,9 @@ def _tools() -> list[Check]:
     ]
     try:
         state = gguf_converter.state()
-        findings.append(
-            Check("GGUF converter", state, state == "ready", "" if state == "ready" else "slmctl doctor --fix")
-        )
+        ready = state == "ready"
+        about = f"ready, in {gguf_converter.folder()}" if ready else state
+        findings.append(Check("GGUF converter", about, ready, "" if ready else "slmctl doctor --fix"))
     except MissingError as error:
         findings.append(Check("GGUF converter", error.message, False, error.hint))
     return findings

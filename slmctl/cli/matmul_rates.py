@@ -14,6 +14,7 @@ from slmctl import child_environment, hardware
 from slmctl.artifacts import atomic
 from slmctl.errors import MissingError
 from slmctl.inference.engine import usable_cores
+from slmctl.installation import user_cache
 
 TIMEOUT_S = 120
 
@@ -36,9 +37,10 @@ def measure() -> dict[str, float]:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise MissingError(f"torch does not work: {reason}", hint="pip install --force-reinstall torch")
     rates: dict[str, float] = json.loads(done.stdout)
+    path = _path()
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        with atomic.file(_path()) as draft:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.file(path) as draft:
             draft.write_text(json.dumps({"machine": _machine(), "rates": rates}), encoding="utf-8")
     return rates
 
@@ -62,7 +64,7 @@ def torch_version() -> str:
 
 
 def _path() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slmctl" / "matmul_rates.json"
+    return (user_cache() or Path(os.devnull)) / "matmul_rates.json"
 
 
 def _machine() -> list[str]:

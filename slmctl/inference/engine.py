@@ -31,6 +31,7 @@ import numpy.typing as npt
 from slmctl import child_environment
 from slmctl.errors import MissingError, StageError
 from slmctl.inference.events import ControlTokens, EngineInfo, Event
+from slmctl.installation import pip_line
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Engine:
             if importlib.util.find_spec(package) is None:
                 raise MissingError(
                     f"running a GGUF needs the package '{package}', which is not installed",
-                    hint="pip install 'slmctl[gguf]'",
+                    hint=pip_line("gguf"),
                 )
         self.gguf = gguf
         self.sequences, self.context = sequences, context

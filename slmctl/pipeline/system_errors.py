@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slmctl.errors import FullError, MissingError
+from slmctl.installation import pip_line
 
 # Which extra brings a package that may be missing.
 EXTRAS = {
@@ -30,9 +31,7 @@ def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFo
     if package not in EXTRAS:
         return error
     extra = EXTRAS[package]
-    return MissingError(
-        f"{what} needs the package '{package}', which is not installed", hint=f"pip install 'slmctl[{extra}]'"
-    )
+    return MissingError(f"{what} needs the package '{package}', which is not installed", hint=pip_line(extra))
 
 
 @contextlib.contextmanager

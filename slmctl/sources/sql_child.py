@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmctl.errors import DataError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.installation import pip_line
 from slmctl.network import guard
 from slmctl.sources import sql_address
 from slmctl.sources.rows.cells import column_names, first_line, plain
@@ -88,7 +89,7 @@ def _connected(address: DatabaseAddress) -> Any:
     except ModuleNotFoundError as error:
         raise MissingError(
             f"the database {address.masked(url.drivername)} needs the package '{error.name}', which is not installed",
-            hint="pip install 'slmctl[data]'" if error.name == "psycopg" else "SQLAlchemy's manual names its drivers",
+            hint=pip_line("data") if error.name == "psycopg" else "SQLAlchemy's manual names its drivers",
         ) from None
     streamed: dict[str, Any] = {"stream_results": True, "yield_per": _BATCH, "no_parameters": True}
     if address.backend == "postgresql":

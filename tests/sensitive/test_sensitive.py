@@ -32,6 +32,7 @@ from benchmarks import detectors
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
 from slmctl.errors import MissingError, UsageError
+from slmctl.installation import pip_line
 from slmctl.pipeline import resolve, system_errors
 from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
@@ -710,4 +711,4 @@ def test_presidio_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         find("id 489-36-8350", engine="presidio")
     told = system_errors.missing(caught.value, "prepare")
     assert isinstance(told, MissingError)
-    assert told.hint == "pip install 'slmctl[pii]'"
+    assert told.hint == pip_line("pii")

@@ -26,6 +26,7 @@ from support import tiny
 from support.workbooks import cell, row, write_ods, write_xlsx
 
 from slmctl.errors import DataError, MissingError, SlmctlError, UsageError
+from slmctl.installation import pip_line
 from slmctl.pipeline import system_errors
 from slmctl.sources.rows import MAX_ROW, Row, read_rows
 
@@ -294,7 +295,7 @@ def test_a_missing_package_is_said_by_its_name(tmp_path: Path, monkeypatch: pyte
         list(read_rows(tmp_path / "a.xlsx"))
     said = system_errors.missing(caught.value, "prepare")
     assert isinstance(said, MissingError)
-    assert said.hint == "pip install 'slmctl[data]'"
+    assert said.hint == pip_line("data")
 
 
 def test_the_table_is_long_enough() -> None:

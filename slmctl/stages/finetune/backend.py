@@ -5,15 +5,18 @@ Decided without importing torch, since unsloth asks to be imported before everyt
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from slmctl import hardware
 from slmctl.errors import MissingError
+from slmctl.installation import pip_line, user_cache
 
 
 def choose(backend: str) -> str:
@@ -25,7 +28,7 @@ def choose(backend: str) -> str:
     installed = importlib.util.find_spec("unsloth") is not None
     if backend == "unsloth":
         if not installed:
-            raise MissingError("backend unsloth is not installed", hint="pip install 'slmctl[cuda]'")
+            raise MissingError("backend unsloth is not installed", hint=pip_line("cuda"))
         if not hardware.accelerator():
             raise MissingError(
                 "backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers"
@@ -49,7 +52,14 @@ def import_first(backend: str) -> None:
     user's project: there it would be litter, and a stranger's project could bring code under that name.
     """
     if choose(backend) == "unsloth":
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "slmctl" / "unsloth"))
+        cache = user_cache() or _scratch_folder()
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth"))
         with stdout_to_stderr():
             importlib.import_module("unsloth")
+
+
+def _scratch_folder() -> Path:
+    """A folder of this process alone, for a user without a cache; removed when the process ends."""
+    scratch = tempfile.TemporaryDirectory(prefix="slmctl-")
+    atexit.register(scratch.cleanup)
+    return Path(scratch.name)

@@ -13,6 +13,7 @@ import pytest
 from slmctl import hardware
 from slmctl.cli import doctor_checks
 from slmctl.errors import MissingError
+from slmctl.installation import pip_line
 from slmctl.stages.finetune import backend
 
 
@@ -52,7 +53,7 @@ def test_one_that_is_hidden_is_none(nodes: Path, monkeypatch: pytest.MonkeyPatch
         ("auto", False, True, "transformers"),
         ("transformers", True, True, "transformers"),
         ("unsloth", True, True, "unsloth"),
-        ("unsloth", False, True, "backend unsloth is not installed: pip install 'slmctl[cuda]'"),
+        ("unsloth", False, True, f"backend unsloth is not installed: {pip_line('cuda')}"),
         ("unsloth", True, False, "backend unsloth needs a GPU, and none is here: --set finetune.backend=transformers"),
     ],
 )

@@ -477,6 +477,7 @@ def test_the_conversion_is_the_scripts_own(artifacts: dict[str, Artifact], tmp_p
 def test_a_converter_that_is_missing_or_changed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = gguf_converter.folder()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
     with pytest.raises(MissingError, match="is missing") as caught:
         gguf_converter.require()
     assert caught.value.hint == "slmctl doctor --fix"
