@@ -28,12 +28,17 @@ KEPT_CHECKPOINTS = 2  # checkpoints; an older one serves when the newest is dama
 HASHES = "hashes.json"
 
 
-def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
-    """Write a checkpoint of a trainer's present state, with the random states of all processes; returns its folder."""
+def save(trainer: Any, random_states: dict[str, torch.Tensor], reached: Any) -> Path:
+    """Write a checkpoint of a trainer's present state; returns its folder.
+
+    Args:
+        random_states: Those of all processes.
+        reached: The trainer's progress, with the losses that no log entry holds yet.
+    """
     folder: Path = trainer.checkpoints
     final = folder / f"step-{trainer.state.global_step:08d}"
     with atomic.folder(final, replace=True) as place:
-        _fill(place, trainer, random_states)
+        _fill(place, trainer, random_states, reached)
     kept = sorted(folder.glob("step-*"))
     later = kept.index(final) + 1  # later steps are of an earlier run, and damaged: it was not resumed there
     for old in [*kept[later:], *kept[:later][:-KEPT_CHECKPOINTS]]:
@@ -41,7 +46,7 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor]) -> Path:
     return final
 
 
-def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor]) -> None:
+def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], reached: Any) -> None:
     """Write the files of a checkpoint, the hashes of the others last."""
     weights = trainer.trained()
     _write(weights, place / "weights.safetensors")
@@ -53,7 +58,7 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor]) -> 
     _write(tensors | random_states, place / "optimizer.safetensors")
     trainer.state.save_to_json(str(place / "trainer_state.json"))
     schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
-    progress = dataclasses.asdict(trainer.progress)
+    progress = dataclasses.asdict(reached)
     progress["best"] = progress["best"] if trainer.best_weights else None  # infinity is no JSON
     (place / "progress.json").write_bytes(canonical({"progress": progress, "schedule": schedule}))
     hashes = {path.name: sha256_file(path) for path in sorted(place.iterdir())}

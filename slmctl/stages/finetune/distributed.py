@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import NetworkError, StageError
 from slmctl.network import guard
+from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
 
 WORKER = "slmctl.stages.finetune.distributed_worker"  # by name: it imports finetune, which imports this
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
@@ -57,19 +59,42 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
     settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
-    done = subprocess.run(command, check=False, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    returncode = _wait_for(command, settings, keep)
     outcome = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
     job.unlink(missing_ok=True)
     if leads:
         answer.unlink(missing_ok=True)
+    if "interrupted" in outcome:
+        raise KeyboardInterrupt
     if "error" in outcome:
         kind, message, hint = outcome["error"]
         raise getattr(errors, kind)(message, hint=hint)
-    if done.returncode != 0 or (leads and "metrics" not in outcome):
-        raise StageError(f"a training process ended with code {done.returncode}", hint="slmctl -v finetune shows more")
+    if returncode != 0 or (leads and "metrics" not in outcome):
+        raise StageError(f"a training process ended with code {returncode}", hint="slmctl -v finetune shows more")
     guard.add_receipt(outcome.get("receipt", {}))
     metrics: dict[str, Any] = outcome.get("metrics", {})
     return metrics
+
+
+def _wait_for(command: list[str], settings: dict[str, str], keep: Path) -> int:
+    """Run the processes to their end; the first Ctrl-C lets them save a checkpoint. Returns the exit code.
+
+    They are in a session of their own: the terminal sends Ctrl-C to this process alone, and torchrun would end them.
+    """
+    stop = keep / STOP_FILE
+    stop.unlink(missing_ok=True)
+    child = subprocess.Popen(
+        command, env=settings, stdout=subprocess.DEVNULL, stderr=sys.stderr, start_new_session=True
+    )
+    try:
+        with FirstInterrupt(stop.touch):
+            return child.wait()
+    finally:
+        stop.unlink(missing_ok=True)
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def join_slurm(config: FinetuneConfig) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
@@ -43,6 +43,7 @@ from slmctl.stages.finetune import (
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.device_plan import DevicePlan
 from slmctl.stages.finetune.encoding import encode
+from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
 from slmctl.task.contract import Task
@@ -242,7 +243,11 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
             console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
     elif leads and resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")
-    output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    with FirstInterrupt(lambda: console.say("  ending after this step; Ctrl-C again ends at once")) as interrupt:
+        trainer.is_interrupted = lambda: interrupt.asked or (keep / STOP_FILE).exists()
+        output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        _end_interrupted(trainer, keep)
     trainer.restore_best()
     _require_finite(trainer.model)
     steps = trainer.state.global_step
@@ -254,6 +259,19 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         loss_before=trainer.progress.before or math.nan,
         loss_best=trainer.progress.best,
     )
+
+
+def _end_interrupted(trainer: AnswerTrainer, keep: Path) -> NoReturn:
+    """Say what is kept of an interrupted training, and end it.
+
+    Raises:
+        KeyboardInterrupt: Always.
+    """
+    if trainer.is_world_process_zero():
+        state, kept = trainer.state, checkpoint.newest(keep)
+        console.say(f"  interrupted at step {state.global_step} of {state.max_steps}; kept is {kept}")
+        console.say("  the same command goes on from there; with other settings a training begins anew")
+    raise KeyboardInterrupt
 
 
 def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingResult) -> dict[str, Any]:

@@ -7,11 +7,12 @@ CPU, in pieces that fit the memory), its loss, its early stopping and its checkp
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Progress:
         worse: Validations since the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
+        unlogged: Sum of the losses since the last log entry, of `unlogged_steps` steps; a run that is interrupted
+            between two entries goes on with it.
     """
 
     before: float | None = None
@@ -53,6 +56,8 @@ class Progress:
     real: int = 0
     computed: int = 0
     stopped_early: bool = False
+    unlogged: float = 0.0
+    unlogged_steps: int = 0
 
 
 class AnswerTrainer(SFTTrainer):
@@ -73,6 +78,9 @@ class AnswerTrainer(SFTTrainer):
         self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
         self.check_every = check_every
         self.unchecked: list[tuple[str, int, torch.Tensor]] = []  # quantity, step and value
+        self.is_interrupted: Callable[[], bool] = lambda: False  # asked before every step
+        self.interrupted = False  # the step that is computed is the last one
+        self._running_loss = torch.zeros(())  # transformers' sum since its last log entry
         self.progress = Progress()
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -109,8 +117,10 @@ class AnswerTrainer(SFTTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         counts = [sum(batch["counts"][k] for batch in batch_samples) for k in range(3)]
+        counts.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
+        self.interrupted = counts[3] > 0  # of all processes, in the same step
         self.progress.real += counts[1]
         self.progress.computed += counts[2]
         return torch.tensor(counts[0])
@@ -220,13 +230,27 @@ class AnswerTrainer(SFTTrainer):
         for name, p in self.trained().items():
             p.copy_(self.best_weights[name])
 
+    # The log: transformers' own, with the losses of an interrupted run before its next entry
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.progress.unlogged_steps:
+            tr_loss += self.progress.unlogged
+            self._globalstep_last_logged -= self.progress.unlogged_steps
+            self.progress.unlogged, self.progress.unlogged_steps = 0.0, 0
+        self._running_loss = tr_loss
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+
     # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check()
         random_states = checkpoint_files.gather_random(self.accelerator)  # every process gives its own
+        unlogged = float(self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean"))
+        steps = self.state.global_step - self._globalstep_last_logged
         if self.checkpoints is not None and self.is_world_process_zero():
-            checkpoint_files.save(self, random_states)
+            checkpoint_files.save(
+                self, random_states, dataclasses.replace(self.progress, unlogged=unlogged, unlogged_steps=steps)
+            )
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -311,6 +335,8 @@ class TrainingMonitor(TrainerCallback):
             control.should_save = False  # one that resumed from the end would take another step
         elif control.should_evaluate:
             control.should_log = True
+        if self.trainer.interrupted and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
         if self.meter is None:
             return
         self.meter.advance(1, note=self._note(state))

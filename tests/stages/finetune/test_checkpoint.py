@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,26 @@ def test_a_killed_training_goes_on_to_the_same_adapter(desk: Path, artifacts: di
     tiny.ok(done)
     assert "going on from step-" in done.stderr
     assert whole(desk).digest == artifacts["adapter"].digest
+
+
+def test_an_interrupted_training_says_what_it_kept_and_goes_on(desk: Path, artifacts: dict[str, Artifact]) -> None:
+    folder = untrained(desk) / "runs" / "adapter"
+    child = tiny.start(desk, "finetune")
+    while not list(folder.glob(".resume-*/step-*")):
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate()
+    assert child.returncode == 130, said
+    assert "ending after this step; Ctrl-C again ends at once" in said
+    step = re.search(r"interrupted at step (\d+) of \d+; kept is (.*/step-(\d+))", said)
+    assert step and int(step[1]) == int(step[3]) and checkpoint.is_whole(Path(step[2]))
+    assert "Traceback" not in said
+    assert not list(folder.glob(".draft-*"))
+    done = tiny.slmctl(desk, "finetune")
+    tiny.ok(done)
+    assert f"going on from {Path(step[2]).name}" in done.stderr
+    assert whole(desk).digest == artifacts["adapter"].digest  # whatever the step, and the log entries of every step
 
 
 @pytest.mark.slow

@@ -1,0 +1,42 @@
+"""Ctrl-C in a training: the first one asks for a checkpoint and an end, the second one ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+STOP_FILE = "stop"  # in the folder of checkpoints: tells the processes of a training to save and end
+
+
+class FirstInterrupt(contextlib.AbstractContextManager["FirstInterrupt"]):
+    """Have the first SIGINT inside the block call `ask` in place of a KeyboardInterrupt.
+
+    Outside of the main thread, where no handler can be set, nothing changes.
+    """
+
+    def __init__(self, ask: Callable[[], object] = lambda: None) -> None:
+        self.asked = False
+        self._ask = ask
+        self._before: Any = None
+        self._set = False
+
+    def __enter__(self) -> FirstInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before, self._set = signal.signal(signal.SIGINT, self._handle), True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._restore()
+        self.asked = True
+        self._ask()
+
+    def _restore(self) -> None:
+        if self._set:
+            signal.signal(signal.SIGINT, self._before if self._before is not None else signal.default_int_handler)
+            self._set = False
