@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -43,6 +43,7 @@ class _Notes(Console):
 
 _err = _Notes(stderr=True, highlight=False, soft_wrap=True)
 _level = 0  # -1 quiet, 0 normal, 1 verbose
+_records: list[Callable[[str], None]] = []  # see `recorded`
 
 # C0 except tab and newline, DEL, C1, and the bidirectional overrides that reorder what is shown
 _CONTROL = re.compile(
@@ -79,14 +80,31 @@ def shown(text: str, limit: int = 200) -> str:
     return line.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
 
 
+@contextlib.contextmanager
+def recorded(add: Callable[[str], None]) -> Iterator[None]:
+    """Hand every line that is said inside the block to `add` too, at any level; the innermost block alone has it."""
+    _records.append(add)
+    try:
+        yield
+    finally:
+        _records.remove(add)
+
+
+def _record(text: str) -> None:
+    if _records:
+        _records[-1](text)
+
+
 def say(text: str = "") -> None:
     """One line about what happens."""
+    _record(text)
     if _level >= 0:
         _err.print(clean(text), markup=False)
 
 
 def detail(text: str) -> None:
     """One line that only `-v` shows."""
+    _record(text)
     if _level >= 1:
         _err.print(clean(text), markup=False, style="dim" if _err.is_terminal else None)
 
@@ -100,6 +118,7 @@ def complain(message: str, hint: str = "") -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()) -> None:
     """A table on stderr, fitted to its terminal; see `table_lines`."""
+    _record("\n".join([title, *fitted(columns, rows, width=None, optional=optional)]) if _records else "")
     if _level >= 0:
         width = _err.width if _err.is_terminal else None
         _err.print(Text(clean(title), style="bold"))

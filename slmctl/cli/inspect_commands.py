@@ -31,10 +31,11 @@ from slmctl.cli.init_command import init
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--log", "log", is_flag=True, help="Print what its stage said; without PATH, what the last stage said.")
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @config_options
 @click.pass_obj
-def show(options: Options, path: Path | None) -> None:
+def show(options: Options, path: Path | None, log: bool) -> None:
     """Show the lineage of an artifact, from a release back to the data.
 
     PATH is an artifact, its id (4 characters and more) or a release; the config's release by default.
@@ -44,6 +45,12 @@ def show(options: Options, path: Path | None) -> None:
     from slmctl.pipeline.resolve import artifact_path, find
     from slmctl.pipeline.stage_table import Role
 
+    if log:
+        from slmctl.pipeline import stage_log
+
+        log_file = stage_log.find(options.directory.resolve(), path)
+        terminal().write(terminal().clean(log_file.read_text(encoding="utf-8", errors="replace")))
+        return
     release = Role("published", ("published",))
     path = artifact_path(options.directory, path) if path is not None else None
     shown = artifact.load(path) if path is not None else find(open_project(options), release)

@@ -25,6 +25,7 @@ from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact, Manifest, require_whole
 from slmctl.errors import SlmctlError
 from slmctl.network import guard
+from slmctl.pipeline import stage_log
 from slmctl.pipeline.resolve import Project, StageRequest, flatten
 from slmctl.pipeline.system_errors import missing, spoken
 
@@ -75,9 +76,10 @@ def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) ->
         if request.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
-        for source in flatten(request.inputs):
-            require_whole(source)
-        made = _make(request, options)
+        with stage_log.kept(request):
+            for source in flatten(request.inputs):
+                require_whole(source)
+            made = _make(request, options)
     return Outcome(made, False, time.monotonic() - begun)
 
 

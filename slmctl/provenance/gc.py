@@ -18,7 +18,7 @@ from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
-from slmctl.pipeline import resolve, runner, stage_table
+from slmctl.pipeline import resolve, runner, stage_log, stage_table
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
 from slmctl.sources import snapshot
@@ -317,6 +317,10 @@ def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Un
             )
             if path not in named and not own & hashes:
                 yield Unneeded(path, "a copy of a source that nothing here was made of", _size(path))
+    kept = {entry.path for entry in needed} | set(_current(project))
+    for path in sorted((project.runs / stage_log.FOLDER).glob("*" + stage_log.SUFFIX)):
+        if stage_log.artifact_of(path) not in kept:
+            yield Unneeded(path, "what a stage said whose artifact is not kept", _size(path))
     models = {digest for entry in needed for digest in _inputs(entry)}
     for path in sorted((project.runs / ".endpoints").glob("*.json")):
         if artifact.foreign(path, "endpoint").digest not in models:

@@ -84,6 +84,14 @@ def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(desk: P
     assert {path for path in before if path.rpartition("/")[0] in needed} <= left
 
 
+def test_the_log_of_what_goes_goes_with_it(desk: Path, older: Path) -> None:
+    logs = {path.name for path in (desk / "runs" / ".logs").iterdir()}
+    left = desk / "runs" / ".logs" / f"prepared-{older.name}.log"
+    left.write_text("said\n")
+    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    assert {path.name for path in (desk / "runs" / ".logs").iterdir()} == logs - {left.name}
+
+
 def test_what_a_running_process_uses_stays(desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
     with locks.lock(lock, wait=False, on_wait=lambda holder: None):
