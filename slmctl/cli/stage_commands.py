@@ -258,7 +258,7 @@ def evaluate(
     --model takes base, adapter, merged, gguf, or the path of a model; repeatable. --against uses the
     network, for that host alone; records marked sensitive are never sent.
     """
-    from slmctl.pipeline import chains
+    from slmctl.pipeline import chains, preflight
 
     if (against is None) != (against_model is None):
         raise UsageError(
@@ -268,6 +268,8 @@ def evaluate(
         guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
     override(options, "predict", key_env=against_key_env)
     project = open_project(options, prepared=prepared)
+    if not against and not models:
+        preflight.require(project, ["evaluate"])
     general = chains.Endpoint(against, against_model, against_shots) if against and against_model else None
     outcome = say_outcome(
         "evaluate", chains.evaluate(project, models or project.config.evaluate.models, split, general)
@@ -315,12 +317,13 @@ def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None
     hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
     ollama:NAME.
     """
-    from slmctl.pipeline import chains
+    from slmctl.pipeline import chains, preflight
     from slmctl.reports import scoreboard
 
     override(options, "publish", to=to)
     project = open_project(options, gguf=gguf, report=report)
     chains.require_no_network(project, ["publish"])
+    preflight.require(project, ["publish"])
     if not plan_only:
         print_artifact(options, _publish(project).artifact)
         return
@@ -398,17 +401,35 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 
 @click.command()
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
 @stage_options
 @click.pass_obj
-def run(options: Options, until: str) -> None:
-    """Run every stage that is not current, from pull to publish."""
-    from slmctl.pipeline import chains
+def run(options: Options, until: str, plan_only: bool) -> None:
+    """Run every stage that is not current, from pull to publish.
+
+    What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
+    pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
+    """
+    from slmctl.cli import base_table, matmul_rates, run_plan
+    from slmctl.pipeline import chains, preflight
 
     project = open_project(options)
-    chains.require_no_network(project, CHAIN[: CHAIN.index(until) + 1])
+    names = CHAIN[: CHAIN.index(until) + 1]
+    if plan_only:
+        plan = preflight.plan(project, names, base_table.measured_rates())
+        print_result(options, plan.to_json(), run_plan.lines(plan))
+        terminal().say(run_plan.LEGEND)
+        chains.require_no_network(project, names)
+        plan.require()
+        return
+    chains.require_no_network(project, names)
+    plan = preflight.plan(project, names, matmul_rates.stored())
+    for line in run_plan.summary(plan):
+        terminal().say(line)
+    plan.require()
     if CHAIN.index(until) >= CHAIN.index("finetune"):
         import_trainer_first(project)
-    for name in CHAIN[: CHAIN.index(until) + 1]:
+    for name in names:
         if name == "evaluate":
             outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
             _show_report(outcome.artifact)
@@ -432,10 +453,11 @@ def run(options: Options, until: str) -> None:
 
 
 def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
-    from slmctl.pipeline import chains
+    from slmctl.pipeline import chains, preflight
 
     project = open_project(options, **inputs)
     chains.require_no_network(project, [name])
+    preflight.require(project, [name])
     if name == "prepare":
         chains.gather_sources(project)
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)

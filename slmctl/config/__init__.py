@@ -16,7 +16,7 @@ from slmctl.config.prepare_section import (
     Sql,
     TaskConfig,
 )
-from slmctl.config.recipes import contents, recipe, restored
+from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored
 from slmctl.config.sections import (
     FILENAME,
     PSEUDONYM_KEY,
@@ -32,6 +32,7 @@ from slmctl.config.sections import (
     PublishConfig,
     PullConfig,
     QuantizeConfig,
+    inherited_keys,
     stage_config,
 )
 from slmctl.config.serve_section import GeneralistConfig, Prices, ServeConfig
@@ -67,14 +68,17 @@ __all__ = [
     "Splits",
     "Sql",
     "TaskConfig",
+    "changed_keys",
     "contents",
     "description",
+    "inherited_keys",
     "is_remote",
     "load",
     "mask",
     "moment",
     "parse",
     "recipe",
+    "require_path",
     "resolve_matmul_dtype",
     "restored",
     "schema",

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from slmctl.artifacts.artifact import fingerprint
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config.fields import Content, Outside, WhenSet, bare_type, former_name, is_remote, marks, section_in
 from slmctl.errors import UsageError
 
@@ -46,13 +47,17 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
         return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
-        _require_file_or_folder(path)
+        require_path(path)
         return fingerprint(path)
     return str(value) if isinstance(value, Path) else value
 
 
-def _require_file_or_folder(path: Path) -> None:
-    """Refuse a path that cannot be hashed: reading a pipe would wait, and reading a device would not end."""
+def require_path(path: Path) -> None:
+    """Refuse a path that cannot be hashed: reading a pipe would wait, and reading a device would not end.
+
+    Raises:
+        UsageError: There is nothing at it, or something else than a file or a folder.
+    """
     hint = "paths are relative to the folder of slmctl.yaml"
     try:
         mode = path.stat().st_mode
@@ -63,6 +68,26 @@ def _require_file_or_folder(path: Path) -> None:
         raise UsageError(f"{path} cannot be read: {reason.lower()}", hint=hint) from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UsageError(f"{path} is neither a file nor a folder", hint=hint)
+
+
+def changed_keys(model: type[BaseModel], recipe: JsonObject, other: JsonObject) -> JsonObject:
+    """The keys of a section, dotted and as `slmctl.yaml` has them, that differ in two recipes; with the other's values.
+
+    A list counts as one value.
+    """
+    changed: JsonObject = {}
+    for name, field in model.model_fields.items():
+        key = former_name(field) or name
+        mine, its = recipe.get(key), other.get(key)
+        if mine == its:
+            continue
+        inner = section_in(field.annotation)
+        if inner is not None and isinstance(mine, dict) and isinstance(its, dict):
+            below = changed_keys(inner, mine, its)
+            changed |= {f"{field.alias or name}.{part}": value for part, value in below.items()}
+        else:
+            changed[field.alias or name] = its
+    return changed
 
 
 def contents(section: BaseModel) -> Iterator[Path]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from slmctl.errors import UsageError
+from slmctl.artifacts import bounded_json
+from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.model_files import gguf_header, safetensors_header
+from slmctl.model_files.base_model import Base
 
 FILE = Path(__file__).with_name("catalogue.yaml")
 Training = Literal["fast", "packed", "slow"]
@@ -30,36 +34,78 @@ MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that
 
 
 @dataclass(frozen=True)
-class CatalogueEntry:
+class ModelShape:
+    """The sizes of a base that its training on a CPU depends on.
+
+    Attributes:
+        parameters: Weights in all, of a base with vision or audio towers those of its text model.
+        embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
+        layers, hidden, intermediate: Number of layers, and widths of the residual stream and of the MLP.
+        training: How `finetune` trains it on a CPU.
+        package: A pinned source that needs no hub, whose weights are dequantised; empty for none.
+    """
+
+    parameters: int
+    embedding: int
+    layers: int
+    hidden: int
+    intermediate: int
+    training: Training
+    package: str
+
+    @property
+    def channels(self) -> int:
+        """Inputs and outputs of all linear layers: the weights of an adapter of rank 1."""
+        return self.layers * (8 * self.hidden + 3 * self.intermediate)
+
+    def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS) -> int:
+        """Estimated peak memory of `finetune`: weights of `weight_bytes` each, `piece_tokens` computed at once."""
+        multiplied = self.parameters - self.embedding
+        # embeddings of 16 bits stay in their file; those of a package are dequantised first
+        weights = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
+        saved = 4 * 4 * self.hidden * self.layers + weight_bytes * self.channels
+        activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
+        adapter = TRAINED_BYTES * RANK * self.channels
+        return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
+
+    def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: int = 64) -> float:
+        """Estimated time of an epoch of `finetune` on a CPU.
+
+        A product with a frozen weight takes 2 operations a weight and token forward, and 2 for the gradient of its
+        input.
+
+        Args:
+            gflops: Measured rate of matrix products, in GFLOP/s of all cores.
+            cores: Cores that share what is no product.
+        """
+        products = 4 * (self.parameters - self.embedding) / (gflops * 1e9)
+        rest = ELEMENT_SECONDS / cores * self.layers * (self.hidden + self.intermediate)
+        return rows * tokens * TIME[self.training] * (products + rest)
+
+
+@dataclass(frozen=True)
+class CatalogueEntry(ModelShape):
     """One base.
 
     Attributes:
         name: `ORG/NAME` on the hub.
         commit: A commit of its repository there; empty if none is known.
-        package: A pinned source that needs no hub; empty for none.
         sha256: Of the package's model file.
-        parameters: Weights in all, of a base with vision or audio towers those of its text model.
-        embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
+        package_bytes: Size of the package; 0 where it is not known.
         license: SPDX id, or the vendor's name of its own terms.
         languages: Codes that its model card names; empty where it names none.
         language_count: Number of its languages.
         tools: True if it was trained for tool calls, None if that is not known.
         context: Tokens that it was trained for.
         architecture, model_class: Name in the catalogue, and class of transformers.
-        training: How `finetune` trains it on a CPU.
         weights: True if it was tried with its real weights, false if by its class alone.
         note: A sentence on its terms or parts; empty for none.
     """
 
     name: str
     commit: str
-    package: str
     sha256: str
-    parameters: int
-    embedding: int
-    layers: int
-    hidden: int
-    intermediate: int
+    package_bytes: int
     license: str
     languages: tuple[str, ...]
     language_count: int
@@ -67,7 +113,6 @@ class CatalogueEntry:
     context: int
     architecture: str
     model_class: str
-    training: Training
     weights: bool
     note: str
 
@@ -89,31 +134,6 @@ class CatalogueEntry:
         """True if its card names a language code, or counts MANY_LANGUAGES and more."""
         return language.lower() in self.languages or self.language_count >= MANY_LANGUAGES
 
-    def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS) -> int:
-        """Estimated peak memory of `finetune`: weights of `weight_bytes` each, `piece_tokens` computed at once."""
-        multiplied = self.parameters - self.embedding
-        # embeddings of 16 bits stay in their file; those of a package are dequantised first
-        weights = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
-        channels = self.layers * (8 * self.hidden + 3 * self.intermediate)  # inputs and outputs of linear layers
-        saved = 4 * 4 * self.hidden * self.layers + weight_bytes * channels
-        activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
-        adapter = TRAINED_BYTES * RANK * channels
-        return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
-
-    def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: int = 64) -> float:
-        """Estimated time of an epoch of `finetune` on a CPU.
-
-        A product with a frozen weight takes 2 operations a weight and token forward, and 2 for the gradient of its
-        input.
-
-        Args:
-            gflops: Measured rate of matrix products, in GFLOP/s of all cores.
-            cores: Cores that share what is no product.
-        """
-        products = 4 * (self.parameters - self.embedding) / (gflops * 1e9)
-        rest = ELEMENT_SECONDS / cores * self.layers * (self.hidden + self.intermediate)
-        return rows * tokens * TIME[self.training] * (products + rest)
-
 
 @functools.cache
 def entries() -> tuple[CatalogueEntry, ...]:
@@ -127,7 +147,15 @@ def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEn
     architecture = architectures[fields["architecture"]]
     languages = fields.pop("languages", [])
     codes = () if isinstance(languages, int) else tuple(languages)
-    defaults = {"commit": "", "package": "", "sha256": "", "tools": None, "weights": False, "note": ""}
+    defaults = {
+        "commit": "",
+        "package": "",
+        "sha256": "",
+        "package_bytes": 0,
+        "tools": None,
+        "weights": False,
+        "note": "",
+    }
     return CatalogueEntry(
         languages=codes,
         language_count=languages if isinstance(languages, int) else len(codes),
@@ -135,6 +163,65 @@ def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEn
         training=architecture["training"],
         **{**defaults, **fields},
     )
+
+
+def of_source(source: str) -> CatalogueEntry | None:
+    """The base that a pinned source names; None for one that is not in the catalogue."""
+    if source.startswith("pypi:"):
+        return next((entry for entry in entries() if entry.package == source), None)
+    return _named(source.removeprefix("hf:").partition("@")[0])
+
+
+def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
+    """The shape of the model in a folder, read from its config; None where the config has other keys.
+
+    Args:
+        base: What `pull` has written of it, which tells how it trains; without it, its class does.
+    """
+    try:
+        settings = bounded_json.read_object(folder / "config.json", error=DataError, follow=True)
+        text = settings.get("text_config")
+        sizes = text if isinstance(text, dict) else settings
+        hidden, layers, intermediate, vocabulary = (
+            int(sizes[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+        )
+        parameters = base.parameters if base is not None else safetensors_header.parameter_count(folder)
+    except (DataError, IntegrityError, OSError, LookupError, TypeError, ValueError):
+        return None
+    tied = bool(sizes.get("tie_word_embeddings", settings.get("tie_word_embeddings", True)))
+    return ModelShape(
+        parameters=parameters, embedding=(1 if tied else 2) * vocabulary * hidden, layers=layers, hidden=hidden,
+        intermediate=intermediate, training=_training(settings, base.rehearsal if base is not None else {}), package="",
+    )  # fmt: skip
+
+
+def of_gguf(path: Path) -> ModelShape | None:
+    """The shape of the model in a GGUF file, whose weights `pull` dequantises; None where it cannot be read."""
+    try:
+        head = gguf_header.read(path)
+        kind = str(head.metadata["general.architecture"])
+        layers, hidden, intermediate = (
+            int(str(head.metadata[f"{kind}.{key}"]))
+            for key in ("block_count", "embedding_length", "feed_forward_length")
+        )
+    except (DataError, IntegrityError, OSError, LookupError, ValueError):
+        return None
+    lookup = sum(tensor.weights for tensor in head.tensors if tensor.name in ("token_embd.weight", "output.weight"))
+    alike = [entry.training for entry in entries() if entry.architecture.replace("-text", "") == kind]
+    return ModelShape(
+        parameters=sum(tensor.weights for tensor in head.tensors), embedding=lookup, layers=layers, hidden=hidden,
+        intermediate=intermediate, training=alike[0] if alike else "slow", package=str(path),
+    )  # fmt: skip
+
+
+def _training(settings: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> Training:
+    """The way in which a base trains: as its rehearsal has shown, else as the catalogue says of its class."""
+    if rehearsal:
+        packed = bool(rehearsal.get("packed"))
+        fast = packed and rehearsal.get("fast_layers") == rehearsal.get("layers")
+        return "fast" if fast else "packed" if packed else "slow"
+    classes = settings.get("architectures") or ()
+    return next((entry.training for entry in entries() if entry.model_class in classes), "slow")
 
 
 def find(name: str) -> CatalogueEntry:
@@ -176,6 +263,29 @@ def require_source(base: str, path: Path) -> None:
     raise UsageError(
         f"base '{base[:200]}' is no file or folder here; the name of a model on the hub begins with hf:",
         hint=f"put this line into slmctl.yaml: base: {source}{then}",
+    )
+
+
+def require_own_hash(base: str, sha256: str | None) -> None:
+    """Refuse a hash to pin a base by that is known to be another base's, as it stays behind when `base` is changed.
+
+    Args:
+        base: A source of the hub or the package index; the content of a path is not known here.
+        sha256: `pull.sha256` of slmctl.yaml.
+
+    Raises:
+        UsageError: The catalogue has another hash for this base, or another base for this hash.
+    """
+    if sha256 is None or not base.startswith(("hf:", "pypi:")):
+        return
+    own = next((entry for entry in entries() if base == entry.package), None)
+    owner = next((entry for entry in entries() if sha256 == entry.sha256), None)
+    if own is owner:
+        return
+    of = f"the hash of {owner.package}" if owner else "not its hash"
+    raise UsageError(
+        f"base is {base[:200]}, and pull.sha256 is {of}",
+        hint=f"in slmctl.yaml: pull: {{sha256: {own.sha256}}}" if own else "remove pull.sha256 from slmctl.yaml",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
 from slmctl.model_files.gguf_choice import gguf_file
@@ -100,6 +101,7 @@ def _with_files(project: Project, section: config.Section) -> config.Section:
     """A section with the files that stand for its sources, its key and its base."""
     if isinstance(section, config.PullConfig):
         catalogue.require_source(project.config.base, Path(section.base))
+        catalogue.require_own_hash(section.base, section.sha256)
     if isinstance(section, config.PrepareConfig):
         section = section.model_copy(update={"sources": snapshot.gathered(section.sources, project.sources)})
         if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
@@ -182,14 +184,45 @@ def find(project: Project, role: Role) -> Artifact:
             project._found[role.name] = open_model(path, role.kinds)
         else:
             stage = BY_KIND[role.kinds[0]]
-            path = expected(project, stage.name).path
-            if not path.exists():
-                raise IntegrityError(
-                    f"no current artifact '{stage.leaves}': stage {stage.name} has not run with this config and data",
-                    hint=f"slmctl run --until {stage.name}",
-                )
-            project._found[role.name] = artifact.load(path)
+            request = expected(project, stage.name)
+            if not request.path.exists():
+                raise _not_made(project, request)
+            project._found[role.name] = artifact.load(request.path)
     return project._found[role.name]
+
+
+def _not_made(project: Project, request: StageRequest) -> IntegrityError:
+    """The error about an artifact that has not been made; it names one that differs in its settings alone."""
+    stage = request.stage
+    text = f"no current artifact '{stage.leaves}': stage {stage.name} has not run with this config and data"
+    others = other_settings(project, request)
+    if not others:
+        return IntegrityError(text, hint=f"slmctl run --until {stage.name}")
+    latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
+    other, changed = min(latest_first, key=lambda entry: len(entry[1]))
+    sets = [f"--set {key}={value}" for key, value in changed.items() if isinstance(value, bool | int | float | str)]
+    back = f"for that one: {' '.join(sets)}; for a new one: " if len(sets) == len(changed) else ""
+    return IntegrityError(
+        f"{text}; there is one with other settings ({', '.join(changed)}): {other.path.relative_to(project.root)}",
+        hint=f"{back}slmctl run --until {stage.name}",
+    )
+
+
+def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifact, JsonObject]]:
+    """Artifacts of the same stage and inputs with another config: the keys of slmctl.yaml that differ, with their
+    values there."""
+    name = request.stage.name
+    top = {key for section, key in config.inherited_keys() if section == name}
+    others = []
+    for folder in sorted((project.runs / request.stage.leaves).glob("*")):
+        other = lineage.opened(folder)
+        if not isinstance(other, Artifact) or other.manifest.stage != request.stage.id:
+            continue
+        changed = config.changed_keys(type(request.section), request.recipe, other.manifest.config)
+        if changed and other.manifest.inputs == request.digests:
+            keys = {key if key.partition(".")[0] in top else f"{name}.{key}": value for key, value in changed.items()}
+            others.append((other, keys))
+    return others
 
 
 @dataclass(frozen=True)

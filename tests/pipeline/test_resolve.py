@@ -6,12 +6,37 @@ from pathlib import Path
 
 import pytest
 
+from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.model_files import catalogue
 from slmctl.pipeline import resolve
+from slmctl.pipeline.stage_table import Role
 
 FIRST, SECOND = "3f9a1c2e0000", "3f9abbbb1111"
+
+
+PROJECT = "project: acme\nbase: ./base.gguf\nprepare: {sources: [{path: a.csv}]}\n"
+
+
+def opened(root: Path, *sets: str) -> resolve.Project:
+    return resolve.Project(root, config.load(root / config.FILENAME, sets))
+
+
+def leave_current(root: Path, stage: str, *sets: str) -> Artifact:
+    """An artifact where the config's recipe puts it, as if its stage had run."""
+    request = resolve.resolve_stage(opened(root, *sets), stage)
+    with artifact.draft(request.path) as place:
+        (place / "content.txt").write_text(request.recipe_id)
+        return artifact.seal(
+            place,
+            request.path,
+            lambda files, digest: Manifest(
+                kind=request.stage.leaves, stage=request.stage.id, digest=digest, recipe_id=request.recipe_id,
+                config=request.recipe, inputs=request.digests, files=files,
+            ),
+        )  # fmt: skip
 
 
 def leave(root: Path, kind: str, recipe: str) -> Artifact:
@@ -37,6 +62,43 @@ def test_an_id_of_four_characters_and_more_names_an_artifact(tmp_path: Path) -> 
     assert f"runs/gguf/{SECOND}" in several.value.hint
     with pytest.raises(IntegrityError, match=r"no artifact below .* begins with 'dead'"):
         resolve.artifact_path(tmp_path, Path("dead"))
+
+
+def test_what_set_made_is_found(tmp_path: Path) -> None:
+    (tmp_path / "slmctl.yaml").write_text(PROJECT)
+    (tmp_path / "a.csv").write_text("input,output\nhello,world\n")
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    leave_current(tmp_path, "pull")
+    with pytest.raises(IntegrityError, match=r"has not run with this config and data$") as plain:
+        resolve.find(opened(tmp_path), Role("prepared", ("prepared",)))
+    assert plain.value.hint == "slmctl run --until prepare"
+    other = leave_current(tmp_path, "prepare", "prepare.max_overlap=0.4", "task.system=Sort.")
+    leave_current(
+        tmp_path, "prepare", "prepare.max_overlap=0.5", "task.system=Sort.", "prepare.duplicates.similarity=1"
+    )
+    with pytest.raises(IntegrityError, match=r"there is one with other settings \(") as caught:
+        resolve.find(opened(tmp_path), Role("prepared", ("prepared",)))
+    assert f"(task.system, prepare.max_overlap): runs/prepared/{other.path.name}" in caught.value.message
+    assert "--set task.system=Sort. --set prepare.max_overlap=0.4; for a new one" in caught.value.hint
+    assert resolve.find(
+        opened(tmp_path, "prepare.max_overlap=0.4", "task.system=Sort."), Role("prepared", ("prepared",))
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "hint"),
+    [
+        ("hf:acme/model@" + "0" * 40, "remove pull.sha256 from slmctl.yaml"),
+        (catalogue.find("gemma-3-270m").package, f"pull: {{sha256: {catalogue.find('gemma-3-270m').sha256}}}"),
+    ],
+)
+def test_a_hash_that_was_left_behind_is_named_before_anything_is_fetched(base: str, hint: str, tmp_path: Path) -> None:
+    smollm = catalogue.find("SmolLM2-135M-Instruct")
+    (tmp_path / "slmctl.yaml").write_text(f"project: acme\nbase: {smollm.package}\npull: {{sha256: {smollm.sha256}}}\n")
+    resolve.resolve_stage(opened(tmp_path), "pull")
+    with pytest.raises(UsageError, match=f"and pull.sha256 is the hash of {smollm.package}") as caught:
+        resolve.resolve_stage(opened(tmp_path, f"base={base}"), "pull")
+    assert hint in caught.value.hint
 
 
 def test_a_path_that_exists_goes_before_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

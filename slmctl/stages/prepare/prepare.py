@@ -22,7 +22,16 @@ from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import columns_of, read_rows, require_file
-from slmctl.stages.prepare import data_set_files, facts, fates, limits, linear_model, report_findings, report_page
+from slmctl.stages.prepare import (
+    conversation_formats,
+    data_set_files,
+    facts,
+    fates,
+    limits,
+    linear_model,
+    report_findings,
+    report_page,
+)
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
@@ -136,6 +145,18 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
             f"{source.title}: conversation format {conversation_format.name}, since {conversation_format.reason}"
         )
     return plan
+
+
+def check(config: PrepareConfig) -> None:
+    """Check the schema, and that every source can be read and has the columns that the config names; needs no base.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    _schema(config.task)
+    for source in config.sources:
+        columns = columns_of(source.local, sheet=source.sheet, format=source.format)
+        conversation_formats.recognise(source, tuple(columns))
 
 
 def _schema(config: TaskConfig) -> dict[str, Any] | None:

@@ -151,7 +151,7 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
     if config.sha256 is not None and config.sha256 not in hashes.values():
         got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
         raise IntegrityError(
-            f"the base is not the pinned one: expected sha256 {config.sha256}, found {got}",
+            f"the base is not the one that pull.sha256 pins: expected {config.sha256}, found {got}",
             hint="remove pull.sha256 if it is another base's; else the source has changed, or was damaged on the way",
         )
     return hashes

@@ -1,0 +1,62 @@
+"""The plan of a run as people read it: a table of stages and what they need, or two lines before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slmctl import console
+from slmctl.pipeline.preflight import Requirement, RunPlan, StagePlan
+
+COLUMNS = ("stage", "state", "disk", "memory", "time")
+LEGEND = "disk, memory and time are estimates for this machine; - is not known"
+
+
+def lines(plan: RunPlan) -> Iterator[str]:
+    """The plan on a page: stages, what is fetched, rows, requirements."""
+    rows = [_row(stage) for stage in plan.stages]
+    yield from console.table_lines(COLUMNS, rows, texts=2, optional=("memory", "disk"))
+    about = [("download", _download(source, count)) for source, count in plan.download]
+    about += [("rows", _rows(plan))] if plan.rows is not None else []
+    about += [(need.name, _state(need)) for need in plan.requirements]
+    yield from (f"{name:<10} {text}" for name, text in about)
+
+
+def summary(plan: RunPlan) -> Iterator[str]:
+    """Lines on the stages that will run and what they take; none where all is current."""
+    to_run = [stage for stage in plan.stages if not stage.current]
+    if not to_run:
+        return
+    yield f"will run: {', '.join(stage.name for stage in to_run)}"
+    seconds = [stage.seconds for stage in to_run if stage.seconds is not None]
+    memory = [stage.memory_bytes for stage in to_run if stage.memory_bytes is not None]
+    facts = [f"about {console.duration(sum(seconds))} of training"] if seconds else []
+    facts += [f"{console.size(max(memory))} of memory"] if memory else []
+    facts += [f"{console.size(plan.disk_bytes)} of disk"] if plan.disk_bytes else []
+    facts += [f"fetches {_download(source, count)}" for source, count in plan.download]
+    if facts:
+        yield f"  {', '.join(facts)}; slmctl run --plan shows more"
+
+
+def _row(stage: StagePlan) -> list[str]:
+    if stage.current:
+        return [stage.name, f"current {stage.path}", "", "", ""]
+    figures = [
+        "-" if stage.disk_bytes is None else console.size(stage.disk_bytes),
+        "-" if stage.memory_bytes is None else console.size(stage.memory_bytes),
+        "-" if stage.seconds is None else console.duration(stage.seconds),
+    ]
+    return [stage.name, "will run", *figures]
+
+
+def _download(source: str, count: int | None) -> str:
+    return f"{source} ({f'about {console.size(count)}' if count else 'of unknown size'})"
+
+
+def _rows(plan: RunPlan) -> str:
+    assert plan.rows is not None
+    about = "" if plan.rows.exact else "about "
+    return f"{about}{plan.rows.train:,} to train on and {about}{plan.rows.test:,} to test on, of {plan.rows.rows:,}"
+
+
+def _state(need: Requirement) -> str:
+    return need.state if need.error is None else f"NO: {need.state}"

@@ -1,0 +1,419 @@
+"""The plan of a run, before it costs anything: the stages that will run, what they need, and what cannot work.
+
+Nothing is fetched, trained or written. A recipe is known where all inputs exist; every stage after the first one that
+will run will run too. Figures are estimates, and None where nothing is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from slmctl import config, console, hardware
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import Config
+from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
+from slmctl.inference.engine import usable_cores
+from slmctl.installation import pip_line
+from slmctl.metrics import gates
+from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files.base_model import Base
+from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
+from slmctl.pipeline import resolve, row_estimate, runner
+from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.row_estimate import RowEstimate
+from slmctl.pipeline.stage_table import STAGES
+from slmctl.pipeline.system_errors import EXTRAS
+from slmctl.sources import snapshot
+
+# Packages that a stage imports; those of a format, a target or a detector come with what the config asks for.
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "pull": ("torch", "transformers", "tokenizers"), "prepare": ("tokenizers",),
+    "finetune": ("torch", "transformers", "trl", "peft"), "merge": ("torch",),
+    "quantize": ("torch", "transformers", "llama_cpp", "gguf"), "evaluate": ("sklearn", "llama_cpp", "llguidance"),
+    "calibrate": ("llama_cpp", "llguidance"), "publish": ("llama_cpp", "gguf"),
+}  # fmt: skip
+TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3", "oci": "oras"}
+FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
+BASELINES = ("majority", "tfidf_logistic", "copy", "empty")
+CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
+PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
+ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
+MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
+LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
+SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Facts on one stage before it runs.
+
+    Attributes:
+        current: Its artifact exists; nothing will be done.
+        path: The artifact's place below the project; empty while its recipe is not known.
+        disk_bytes: What it will leave below `runs/`, and the scratch that it takes beside.
+        memory_bytes: Peak of its process.
+        seconds: Its time on this machine.
+    """
+
+    name: str
+    current: bool
+    path: str = ""
+    disk_bytes: int | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a run needs: its name, its state in words, and the error where it is not met."""
+
+    name: str
+    state: str
+    error: SlmctlError | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The stages of a run, in order, and what they need.
+
+    Attributes:
+        download: The base or source that is fetched, such as `pypi:NAME==1.0`, with its bytes where they are known.
+        rows: Rows of the sources, and held-out rows of the test split, where they are known.
+    """
+
+    stages: tuple[StagePlan, ...]
+    requirements: tuple[Requirement, ...]
+    download: tuple[tuple[str, int | None], ...]
+    rows: RowEstimate | None
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Bytes that all stages that will run take together; None where that of one is not known."""
+        needed = [stage.disk_bytes for stage in self.stages if not stage.current]
+        return None if None in needed else sum(filter(None, needed))
+
+    def require(self) -> None:
+        """Refuse a run that cannot work.
+
+        Raises:
+            SlmctlError: The first requirement that is not met, with its exit code.
+        """
+        for requirement in self.requirements:
+            if requirement.error is not None:
+                raise requirement.error
+
+    def to_json(self) -> JsonObject:
+        """This plan as JSON values."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "requirements": [
+                {
+                    "name": requirement.name,
+                    "state": requirement.state,
+                    "met": requirement.error is None,
+                    "hint": requirement.error.hint if requirement.error else "",
+                }
+                for requirement in self.requirements
+            ],
+            "download": [{"source": source, "bytes": count} for source, count in self.download],
+            "disk_bytes": self.disk_bytes,
+            "rows": asdict(self.rows) if self.rows else None,
+        }
+
+
+def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | None = None) -> RunPlan:
+    """The plan of a run.
+
+    Args:
+        project: Where.
+        names: Stages to run, in order.
+        rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
+    """
+    states = list(_states(project, names))
+    to_run = [state.name for state in states if not state.current]
+    requirements = list(_requirements(project, to_run))
+    unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
+    rows = None if unreadable or not to_run else row_estimate.of(project)
+    shape = _shape(project)
+    states = [
+        state if state.current else _measured(state, project.config, shape, rows, rates or {}) for state in states
+    ]
+    made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
+    return replace(made, requirements=(*requirements, *_limits(project, made, to_run)))
+
+
+def require(project: Project, names: Sequence[str]) -> None:
+    """Refuse stages that will run and cannot, before any of them does.
+
+    Raises:
+        SlmctlError: See `RunPlan.require`.
+    """
+    plan(project, names).require()
+
+
+# Stages
+
+
+def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
+    """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
+    waiting: set[str] = set()  # kinds that a stage before will make anew
+    for name in names:
+        if name == "calibrate" and project.config.calibrate is None and len(names) > 1:
+            continue
+        stage = STAGES[name]
+        needs = {role.kinds[0] for role in stage.takes if role.name not in project.named}
+        needs |= {"base", "adapter", "gguf"} if name in ("evaluate", "calibrate") else set()
+        state = StagePlan(name, current=False)
+        if not needs & waiting:
+            try:
+                request = resolve.expected(project, name)
+                current = request.path.exists() and not runner.resume_folder(request).exists()
+                state = StagePlan(name, current, str(request.path.relative_to(project.root)))
+            except (SlmctlError, ModuleNotFoundError):  # what it needs is missing; the requirements say what cannot be
+                pass
+        if not state.current:
+            waiting.add(stage.leaves)
+        yield state
+
+
+def _measured(
+    state: StagePlan, settings: Config, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float]
+) -> StagePlan:
+    """A stage that will run, with its disk, memory and time."""
+    if state.name == "prepare":
+        return replace(state, disk_bytes=PREPARED_SHARE * rows.size if rows else None)
+    if state.name == "calibrate":
+        return replace(state, disk_bytes=0)
+    if shape is None:
+        return state
+    weights, trained = 2 * shape.parameters, settings.finetune.lora.rank * shape.channels
+    files = sum(_file_bytes(kind, shape.parameters) for kind in settings.quantize.types)
+    match state.name:
+        case "pull":
+            return replace(state, disk_bytes=2 * weights)  # what is fetched lies beside what is kept, for a while
+        case "finetune":
+            return _trained(replace(state, disk_bytes=(4 + CHECKPOINT_WEIGHTS) * trained), settings, shape, rows, rates)
+        case "merge":
+            return replace(state, disk_bytes=weights)
+        case "quantize":
+            return replace(state, disk_bytes=weights + 2 * files)  # with and without the importance matrix
+        case "publish":
+            more = {"merged": weights, "adapter": 4 * trained}
+            return replace(state, disk_bytes=2 * (files + sum(more[kind] for kind in settings.publish.include)))
+    measured = {"base", "adapter", "merged"} & set(settings.evaluate.models)
+    answering = 4 * shape.parameters if measured else files
+    answers = ANSWER_BYTES * (rows.test if rows else 0) * (len(measured) + len(settings.quantize.types))
+    return replace(state, disk_bytes=answers, memory_bytes=int(catalogue.PROCESS_BYTES + answering))
+
+
+def _trained(
+    state: StagePlan, settings: Config, shape: ModelShape, rows: RowEstimate | None, rates: Mapping[str, float]
+) -> StagePlan:
+    """The training with its memory and time on the processor; on a GPU neither is known before."""
+    if hardware.accelerator():
+        return state
+    section = settings.finetune
+    if section.load_in_4bit:
+        return state
+    memory = shape.training_bytes(2 if section.matmul_dtype == "bfloat16" else 4)
+    rate = rates.get(section.matmul_dtype)
+    if rate is None or rows is None or not rows.train or not rows.tokens:
+        return replace(state, memory_bytes=memory)
+    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(rows.train * section.epochs)
+    seconds = shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
+    return replace(state, memory_bytes=memory, seconds=seconds)
+
+
+def _file_bytes(kind: str, parameters: int) -> int:
+    """Estimated bytes of a GGUF file: the bits of its type, with the scales of its blocks."""
+    digits = "".join(filter(str.isdigit, kind.partition("_")[0]))
+    bits = int(digits) if digits else 16
+    return int(parameters * (bits if bits >= 16 else bits + 0.85) / 8)
+
+
+def _shape(project: Project) -> ModelShape | None:
+    """The shape of the base: of the pulled one, of a folder, or as the catalogue knows it."""
+    try:
+        folder = resolve.expected(project, "pull").path if "base" not in project.named else project.named["base"]
+        if (folder / "base.json").exists():
+            return catalogue.of_folder(folder, Base.read(folder))
+        source = project.config.pull.base
+        if config.is_remote(source):
+            return catalogue.of_source(source)
+        return catalogue.of_gguf(Path(source)) if source.endswith(".gguf") else catalogue.of_folder(Path(source))
+    except (SlmctlError, OSError):
+        return None
+
+
+def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
+    """Sources that are fetched, and their sizes where that is known without asking."""
+    base = project.config.base
+    if "pull" in names and config.is_remote(base):
+        packed = shape.package_bytes if isinstance(shape, CatalogueEntry) and shape.package == base else 0
+        yield base, packed or (2 * shape.parameters if shape is not None and base.startswith("hf:") else None)
+    for source in project.config.prepare.sources if "prepare" in names else ():
+        if host := snapshot.host_of(source, project.sources):
+            yield f"a source on {host}", None
+
+
+# Requirements
+
+
+def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requirement]:
+    """Requirements of stages that will run: what they need of this machine and of the config."""
+    for check in (_files, _gates, _packages, _converter):
+        try:
+            state = check(project, names)
+        except SlmctlError as error:
+            yield Requirement(check.__name__.strip("_"), error.message, error)
+        else:
+            if state:
+                yield Requirement(check.__name__.strip("_"), state)
+
+
+def _files(project: Project, names: Sequence[str]) -> str:
+    """Check every path that the config names for these stages, and that the sources hold the columns it names.
+
+    Raises:
+        DataError: A source or a schema is not what its stage reads.
+        UsageError: A path does not exist.
+    """
+    checked = 0
+    for name in names:
+        section = config.stage_config(project.config, name)
+        if isinstance(section, config.PullConfig):
+            catalogue.require_source(project.config.base, Path(section.base))
+            catalogue.require_own_hash(section.base, section.sha256)
+        if isinstance(section, config.PrepareConfig):
+            copied = [source for source in section.sources if not snapshot.is_file(source)]
+            files = snapshot.gathered([source for source in section.sources if source not in copied], project.sources)
+            checked += len(files)
+            section = section.model_copy(update={"sources": files})
+            if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
+                own = section.sensitive.model_copy(update={"pseudonym_key": None})  # made by the first run
+                section = section.model_copy(update={"sensitive": own})
+        if isinstance(section, config.PublishConfig) and section.signing_key is not None:
+            config.require_path(section.signing_key)
+        for path in config.contents(section):
+            config.require_path(path)
+        if isinstance(section, config.PrepareConfig):
+            with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
+                importlib.import_module(STAGES[name].module).check(section)
+    return f"{checked} sources are there" if checked != 1 else "the source is there"
+
+
+def _gates(project: Project, names: Sequence[str]) -> str:
+    """Check that what the gates name will be measured.
+
+    Raises:
+        UsageError: A gate names a model that is not measured.
+    """
+    settings = project.config
+    if "evaluate" not in names or not settings.gates:
+        return ""
+    participants = {"base", "adapter", "merged"} & set(settings.evaluate.models) | set(BASELINES)
+    if "gguf" in settings.evaluate.models:
+        participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
+    for gate in settings.gates:
+        for model in filter(None, (gate.model, gate.against)):
+            if model == "chosen" and model not in participants:
+                raise UsageError(
+                    "a gate names the model 'chosen', and evaluate.choose is not set",
+                    hint="evaluate: {choose: {smallest_within: 0.01}}",
+                )
+            if model not in participants:
+                raise UsageError(
+                    f"a gate names the model '{model}', which is not measured",
+                    hint=f"evaluate.models and quantize.types give {', '.join(sorted(participants))}",
+                )
+    count = len(settings.gates)
+    return f"{count} gates name models that are measured" if count > 1 else "the gate names a model that is measured"
+
+
+def _packages(project: Project, names: Sequence[str]) -> str:
+    """Check that the packages of these stages are installed, without importing one.
+
+    Raises:
+        MissingError: Some are not; the hint names the extras that bring them.
+    """
+    needed = {package: name for name in reversed(names) for package in (*PACKAGES[name], *_asked_for(project, name))}
+    missing = {package: name for package, name in needed.items() if not _is_installed(package)}
+    if missing:
+        extras = sorted({EXTRAS[package] for package in missing})
+        stages = " and ".join(dict.fromkeys(missing.values()))
+        named = ", ".join(f"'{package}'" for package in sorted(missing))
+        several = "packages" if len(missing) > 1 else "package"
+        raise MissingError(
+            f"{stages} needs the {several} {named}, which {'are' if len(missing) > 1 else 'is'} not installed",
+            hint=pip_line(",".join(extras)),
+        )
+    return f"{len(needed)} packages are installed" if needed else ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # half of one
+        return False
+
+
+def _asked_for(project: Project, name: str) -> Iterator[str]:
+    """Packages that one stage needs because of what the config asks for."""
+    settings = project.config
+    if name == "pull" and not Path(settings.pull.base).is_dir() and not settings.pull.base.startswith("hf:"):
+        yield "gguf"
+    if name == "pull":
+        yield from ["huggingface_hub"] if settings.pull.base.startswith("hf:") else []
+        yield from PACKAGES["finetune"] if settings.pull.rehearse else []  # and without llama.cpp, quantize is left out
+    if name == "finetune" and settings.finetune.backend == "unsloth":
+        yield "unsloth"
+    if name == "prepare":
+        for source in settings.prepare.sources:
+            yield from ["sqlalchemy"] if source.sql is not None else []
+            yield from ["huggingface_hub"] if source.hf is not None else []
+            kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
+            yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
+        yield from ["presidio_analyzer"] if settings.prepare.sensitive.detector == "presidio" else []
+    if name == "publish":
+        kind = settings.publish.to.partition(":")[0]
+        yield from [TARGET_PACKAGES[kind]] if kind in TARGET_PACKAGES else []
+        yield from ["model_signing"] if settings.publish.signing_key is not None else []
+
+
+def _converter(project: Project, names: Sequence[str]) -> str:
+    """Check that the GGUF converter was fetched and is whole.
+
+    Raises:
+        MissingError: It was never fetched.
+        IntegrityError: It has changed since.
+    """
+    if "quantize" not in names:
+        return ""
+    return f"{gguf_converter.PACKAGE} {gguf_converter.version()}, in {gguf_converter.require()}"
+
+
+def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[Requirement]:
+    """Limits that an estimate must keep within: the rows that gates need, and the disk."""
+    measured = "evaluate" in names and project.config.predict.split == "test"
+    most = made.rows.most_test if made.rows is not None and measured else None
+    short = gates.out_of_reach(project.config.gates, most) if most is not None else []
+    if short:
+        text = "; ".join(short)
+        yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
+    if not names:
+        return
+    needed, free = made.disk_bytes, shutil.disk_usage(project.root).free
+    if needed is None:
+        yield Requirement("disk", f"{console.size(free)} free, the need is not known")
+    elif SPARE * needed <= free:
+        yield Requirement("disk", f"about {console.size(SPARE * needed)} of {console.size(free)} that are free")
+    else:
+        text = f"the run needs about {console.size(SPARE * needed)} of disk, and {console.size(free)} are free"
+        yield Requirement("disk", text, FullError(f"{text} ({project.root})", hint=LESS_DISK))

@@ -1,0 +1,138 @@
+"""The number of rows that a run will see, from the data set or from the sources themselves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slmctl.config import PrepareConfig, Source
+from slmctl.errors import SlmctlError
+from slmctl.pipeline import resolve
+from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.stage_table import PREPARED
+from slmctl.sources import snapshot
+from slmctl.sources.rows import format_of, read_rows
+
+COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
+SAMPLE = 200  # rows whose texts are looked at
+CHARACTERS_A_TOKEN = 4.0  # of everyday text, in the tokenizers of the catalogue
+TURN_TOKENS = 16  # of the chat template and the answer, around a text
+DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard deviations, and share by near-duplicates
+
+
+@dataclass(frozen=True)
+class RowEstimate:
+    """Rows of the sources or of the data set.
+
+    Attributes:
+        rows: All rows that came in.
+        train: Training rows.
+        test: Held-out rows for reports.
+        most_test: The most test rows that there can be; None where a part of them is not known.
+        tokens: Mean tokens of a training record.
+        size: Bytes of the sources.
+        exact: Counted in the data set; else estimated before it is made.
+    """
+
+    rows: int
+    train: int
+    test: int
+    most_test: int | None
+    tokens: int
+    size: int
+    exact: bool
+
+
+def of(project: Project) -> RowEstimate | None:
+    """The rows of the current data set, else those of the sources; None where they cannot be read yet."""
+    try:
+        request = resolve.expected(project, "prepare")
+        if "prepared" in project.named or request.path.exists():
+            return _of_data_set(project)
+    except SlmctlError:  # the base, on which its recipe depends, is not here
+        pass
+    section = project.config.prepare
+    try:
+        files = snapshot.gathered(section.sources, project.sources)
+        counts = [_count(source) for source in files]
+    except (SlmctlError, OSError, ModuleNotFoundError):
+        return None
+    return _split(section, files, counts) if files else None
+
+
+def _of_data_set(project: Project) -> RowEstimate | None:
+    facts = resolve.find(project, PREPARED).metrics
+    try:
+        train, test = int(facts["train"]), int(facts["test"])
+        tokens = int(facts["tokens"]["total"]) // max(train, 1)
+        rows = sum(int(facts[name]) for name in ("train", "validation", "calibration", "test", "rejected"))
+    except (LookupError, TypeError, ValueError):  # of another release
+        return None
+    return RowEstimate(rows, train, test, test, tokens, 0, exact=True)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The rows of a file, the tokens of one of them, and the bytes of the file."""
+
+    rows: int | None
+    tokens: float
+    size: int
+    exact: bool = True
+
+
+def _count(source: Source) -> _Counted:
+    size = source.local.stat().st_size
+    sample = list(itertools.islice(read_rows(source.local, sheet=source.sheet, format=source.format), SAMPLE))
+    texts = [sum(len(str(cell)) for cell in _asked(source, row.columns)) for row in sample]
+    tokens = TURN_TOKENS + sum(texts) / max(len(texts), 1) / CHARACTERS_A_TOKEN
+    if len(sample) < SAMPLE:
+        return _Counted(len(sample), tokens, size)
+    if size <= COUNTED_BYTES:
+        rows = sum(1 for row in read_rows(source.local, sheet=source.sheet, format=source.format) if row.number)
+        return _Counted(rows, tokens, size)
+    if format_of_source(source) in ("csv", "tsv", "jsonl") and source.local.suffix != ".gz":
+        with source.local.open("rb") as stream:
+            begun = stream.read(COUNTED_BYTES).count(b"\n")
+        return _Counted(int(begun * size / COUNTED_BYTES), tokens, size, exact=False)
+    return _Counted(None, tokens, size, exact=False)
+
+
+def format_of_source(source: Source) -> str | None:
+    """The format of a source's file, by the config or by its name; None where neither says it."""
+    try:
+        return source.format or format_of(source.local)
+    except SlmctlError:
+        return None
+
+
+def _asked(source: Source, columns: Mapping[str, object]) -> list[object]:
+    """The cells that become a record; all of them where the names of columns do not say which."""
+    named = [columns[name] for name in (source.input, source.output) if name in columns]
+    return named or list(columns.values())
+
+
+def _split(section: PrepareConfig, sources: list[Source], counts: list[_Counted]) -> RowEstimate | None:
+    """The splits that so many rows of each source will make."""
+    if any(count.rows is None for count in counts):
+        return None
+    rows = [count.rows or 0 for count in counts]
+    placed = {
+        split: sum(n for n, s in zip(rows, sources, strict=True) if s.split == split) for split in ("train", "test")
+    }
+    free = sum(n for n, s in zip(rows, sources, strict=True) if s.split is None)
+    held_out = section.splits.validation + section.splits.calibration + section.splits.test
+    share = section.splits.test
+    test = placed["test"] + round(share * free)
+    by_hash = section.splits.time is None and not section.splits.labels and not any(s.group for s in sources)
+    drawn = math.ceil(LUMPS * share * free + DEVIATIONS * math.sqrt(free * share * (1 - share)))
+    most = placed["test"] + (min(free, drawn) if by_hash else free)
+    total = sum(rows)
+    tokens = sum(n * count.tokens for n, count in zip(rows, counts, strict=True)) / max(total, 1)
+    exact = all(count.exact for count in counts)
+    return RowEstimate(
+        rows=total, train=placed["train"] + round((1 - held_out) * free), test=test, most_test=most if exact else None,
+        tokens=round(tokens), size=sum(count.size for count in counts), exact=False,
+    )  # fmt: skip

