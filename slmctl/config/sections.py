@@ -171,6 +171,9 @@ class PredictConfig(Section):
     split: Literal["validation", "calibration", "test"] = Field("test", description="split to answer")
     type: Text | None = Field(None, description="quantization type, where the model has several GGUF files")
     max_tokens: int = Field(256, ge=1, description="longest answer in tokens (extract, generate)")
+    shots: Annotated[int | None, WhenSet()] = Field(
+        None, ge=1, le=64, description="training rows shown as examples in the prompt of an untuned model"
+    )
     concurrency: Annotated[int, Outside()] = Field(8, ge=1, le=1024, description="requests in flight at an endpoint")
     timeout_s: Annotated[float, Outside()] = Field(
         60, gt=0, description="seconds for one answer of an endpoint, before the request is repeated"
@@ -198,6 +201,9 @@ class EvaluateConfig(Section):
 
     models: Annotated[list[Literal["base", "adapter", "merged", "gguf"]], Field(min_length=1)] = Field(
         ["base", "adapter", "gguf"], description="models of this pipeline to measure"
+    )
+    shots: Annotated[int | None, Outside()] = Field(
+        None, ge=1, le=64, description="training rows in the prompt of the base, which is then measured with them too"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")

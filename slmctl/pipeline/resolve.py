@@ -365,7 +365,10 @@ def predictions_of(
     if source.kind in ("gguf", "published"):
         listed = source.metrics.get("files")
         types = [type] if type else list(listed) if listed else [None]
-    return [resolve_stage(project, "predict", inputs, predict_section(project, split, name)) for name in types]
+    sections = [predict_section(project, split, name) for name in types]
+    if source.kind == "base" and project.config.evaluate.shots is not None:
+        sections.append(sections[0].model_copy(update={"shots": project.config.evaluate.shots}))
+    return [resolve_stage(project, "predict", inputs, section) for section in sections]
 
 
 def base_of(project: Project, adapter: Artifact) -> Artifact:

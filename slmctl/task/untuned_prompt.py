@@ -1,12 +1,18 @@
-"""The system prompt for a model that was not trained for a task, and the lenient reading of its answer."""
+"""The prompt for a model that was not trained for a task, its examples, and the lenient reading of its answer."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slmctl.metrics import answer_metrics
 from slmctl.task.contract import Task
+from slmctl.task.records import Record
+
+SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
 
 INSTRUCTIONS = {  # added to the task's own system prompt
     "classify": "Answer with exactly one of these labels and nothing else: {labels}",
@@ -20,6 +26,51 @@ def brief(task: Task) -> str:
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema)
     return f"{task.system}\n{instruction}".strip()
+
+
+def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:
+    """The examples of a prompt: training rows in an order that their ids decide, so nobody picks them.
+
+    For classify each label comes once before any comes twice, the commonest first, so that as many labels
+    as possible are shown; `count` None shows every label once, or SHOTS rows for the other tasks.
+    """
+    if count == 0:
+        return []
+    free = sorted((record for record in train if not record.sensitive), key=lambda record: _order(record.id))
+    if task.kind != "classify":
+        return free[: SHOTS if count is None else count]
+    common = Counter(record.answer for record in train)
+    seen: Counter[str] = Counter()
+    ranked = []
+    for record in free:
+        seen[record.answer] += 1
+        ranked.append((seen[record.answer], -common[record.answer], _order(record.id), record))
+    ranked.sort(key=lambda entry: entry[:3])
+    chosen = [entry[3] for entry in ranked[: len({record.answer for record in free}) if count is None else count]]
+    return sorted(chosen, key=lambda record: _order(record.id))
+
+
+def _order(id: str) -> str:
+    return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
+
+
+def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
+    """The opening of every conversation with a generalist: the task in words, the examples as turns."""
+    shown = [turn for example in examples for turn in turns(example)]
+    return [{"role": "system", "content": brief(task)}, *shown]
+
+
+def turns(record: Record) -> list[dict[str, str]]:
+    """A record's conversation without its system prompt, which the prompt has its own for."""
+    turns = [message for message in record.messages if message["role"] != "system"]
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
+    if turn["role"] == "tool":
+        return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
+    return {"role": turn["role"], "content": turn["content"]}
 
 
 def read(task: Task, text: str) -> str:

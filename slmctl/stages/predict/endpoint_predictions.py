@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record, ToolCall, read_records, require_records, write_jsonl
 
-SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
-
 
 def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
     """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records' order.
@@ -42,15 +39,17 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     settings = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
-    examples = shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
+    examples = untuned_prompt.shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
     pool = EndpointPool([settings["url"]], settings["model"], config.key_env, config.concurrency, config.timeout_s)
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
     name = f"{settings['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
-    head = opening(task, examples)
+    head = untuned_prompt.opening(task, examples)
     requests = {
-        k: EndpointRequest([*head, *_turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ()))
+        k: EndpointRequest(
+            [*head, *untuned_prompt.turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ())
+        )
         for k in sent
     }
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
@@ -131,51 +130,6 @@ def _waits(waits: Sequence[float]) -> dict[str, float] | None:
         return None
     p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
     return {"median": round(statistics.median(waits), 1), "p95": round(p95, 1), "n": len(waits)}
-
-
-def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:
-    """The examples of a prompt: training rows in an order that their ids decide, so nobody picks them.
-
-    For classify each label comes once before any comes twice, the commonest first, so that as many labels
-    as possible are shown; `count` None shows every label once, or SHOTS rows for the other tasks.
-    """
-    if count == 0:
-        return []
-    free = sorted((record for record in train if not record.sensitive), key=lambda record: _order(record.id))
-    if task.kind != "classify":
-        return free[: SHOTS if count is None else count]
-    common = Counter(record.answer for record in train)
-    seen: Counter[str] = Counter()
-    ranked = []
-    for record in free:
-        seen[record.answer] += 1
-        ranked.append((seen[record.answer], -common[record.answer], _order(record.id), record))
-    ranked.sort(key=lambda entry: entry[:3])
-    chosen = [entry[3] for entry in ranked[: len({record.answer for record in free}) if count is None else count]]
-    return sorted(chosen, key=lambda record: _order(record.id))
-
-
-def _order(id: str) -> str:
-    return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
-
-
-def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
-    """The opening of every conversation with a generalist: the task in words, the examples as turns."""
-    shown = [turn for example in examples for turn in _turns(example)]
-    return [{"role": "system", "content": untuned_prompt.brief(task)}, *shown]
-
-
-def _turns(record: Record) -> list[dict[str, str]]:
-    """A record's conversation without its system prompt, which the prompt has its own for."""
-    turns = [message for message in record.messages if message["role"] != "system"]
-    return [_turn(turn) for turn in turns]
-
-
-def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
-    """A turn for any endpoint: a call was made a text when the data was read, so what came of it is one too."""
-    if turn["role"] == "tool":
-        return {"role": "user", "content": f"{turn.get('name', 'The tool')} returned: {turn['content']}"}
-    return {"role": turn["role"], "content": turn["content"]}
 
 
 def _line(task: Task, record: Record, reply: Reply | Refusal | None) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.stages.predict.prompts import Answerer, Prompt, asked
+from slmctl.stages.predict.prompts import Answerer, Prompt, asked, few_shot
+from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Record, require_records, write_jsonl
+from slmctl.task.records import Record, read_records, require_records, write_jsonl
 
 LATENCY_ROWS = 32  # answered one at a time, to measure the latency of one caller
 
@@ -53,8 +54,15 @@ def _run(
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
     name = config.type if model.kind in ("gguf", "published") else model.kind
+    train = read_records(prepared.file("train.jsonl")) if config.shots else []
+    examples = untuned_prompt.shots(task, train, config.shots or 0)
+    if examples:
+        name = f"{name} ({len(examples)}-shot)"
     with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
-        prompts = [asked(task, record, list_labels=untuned) for record in records]
+        if examples:
+            prompts = few_shot(task, examples, records)
+        else:
+            prompts = [asked(task, record, list_labels=untuned) for record in records]
         latency = _latency(answerer, prompts)
         begun = time.monotonic()
         answers: list[engine.Answer | None] = [None] * len(records)
@@ -76,6 +84,7 @@ def _run(
         "size": weights.size,
         "sha256": weights.sha256,
         "prompt_lists_labels": untuned and bool(task.labels),
+        **({"shots": len(examples)} if examples else {}),
         "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
         "engine": answerer.model.info["build"] if isinstance(answerer, GgufAnswerer) else None,
         "latency_ms": latency,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from slmctl.inference import engine
+from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record, without_weight
 
@@ -30,6 +31,23 @@ def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
     """The prompt for one raw input, which is cleaned, and how much of it does not depend on the input."""
     turns = task.messages(task.cleaned_text(text)[0], list_labels=list_labels)
     return Prompt(task.prompt(turns), _shared(task, list_labels=list_labels), tuple(turns))
+
+
+def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) -> list[Prompt]:
+    """The prompts of records for a model that was not trained: the form of the answer in words, then examples."""
+    head = untuned_prompt.opening(task, examples)
+    mark = "\x00"
+    shared = task.prompt(_messages([*head, {"role": "user", "content": mark}])).partition(mark)[0]
+    turns = [_messages([*head, *untuned_prompt.turns(record)[:-1]]) for record in records]
+    texts = task.prompts((messages, record.tools) for messages, record in zip(turns, records, strict=True))
+    return [
+        Prompt(text, shared if text.startswith(shared) else "", tuple(messages))
+        for text, messages in zip(texts, turns, strict=True)
+    ]
+
+
+def _messages(turns: Sequence[dict[str, str]]) -> list[Message]:
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:

@@ -18,10 +18,10 @@ from slmctl.errors import DataError, NetworkError
 from slmctl.network import endpoint_pool, openai_client
 from slmctl.pipeline import chains, resolve, runner
 from slmctl.stages.predict import endpoint_predictions
-from slmctl.stages.predict.endpoint_predictions import opening, shots
+from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, write_jsonl
-from slmctl.task.untuned_prompt import read
+from slmctl.task.untuned_prompt import SHOTS, opening, read, shots
 
 pytest.importorskip("httpx")
 
@@ -96,7 +96,7 @@ def test_examples_cover_the_labels_before_any_comes_twice() -> None:
 def test_examples_do_not_hang_on_the_order_of_the_rows() -> None:
     assert shots(CLASSIFY, train(), 7) == shots(CLASSIFY, train()[::-1], 7)
     assert shots(GENERATE, train(), None) == shots(GENERATE, train()[::-1], None)
-    assert len(shots(GENERATE, train(), None)) == endpoint_predictions.SHOTS
+    assert len(shots(GENERATE, train(), None)) == SHOTS
 
 
 def test_a_sensitive_record_is_no_example() -> None:
@@ -322,7 +322,7 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
     with endpoint.serving(
         lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
     ) as fake:
-        asked = openai_client.EndpointRequest(endpoint_predictions._turns(one)[:-1], tools=one.tools or ())
+        asked = openai_client.EndpointRequest(untuned_prompt.turns(one)[:-1], tools=one.tools or ())
         ((_, reply),) = endpoint_pool.EndpointPool([fake.url], "large").ask_all([asked])
     (body,) = fake.bodies
     assert body["tools"] == [TOOL]

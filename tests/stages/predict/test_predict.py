@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from support import tiny
 
+from slmctl import config
 from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import PredictConfig
 from slmctl.errors import DataError, UsageError
 from slmctl.inference import engine, json_grammar
 from slmctl.model_files import gguf_choice
-from slmctl.pipeline import stage_table
+from slmctl.pipeline import resolve, stage_table
 from slmctl.stages.predict import predict, prompts
+from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 pytest.importorskip("torch")
 
@@ -240,6 +243,31 @@ def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[st
     assert "Answer with" not in plain.text
     assert plain.text.startswith(plain.prefix)
     assert plain.prefix.endswith("user\n")
+
+
+def test_a_few_shot_prompt_tells_the_task_and_shows_training_rows(artifacts: dict[str, Artifact]) -> None:
+    task = Task.read(artifacts["prepared"].path)
+    train, asked = (read_records(artifacts["prepared"].file(f"{split}.jsonl")) for split in ("train", "test"))
+    made = prompts.few_shot(task, untuned_prompt.shots(task, train, 3), asked)
+    contents = [message["content"] for message in made[0].messages]
+    assert contents[0] == untuned_prompt.brief(task)
+    assert [turn["role"] for turn in made[0].messages] == ["system", *["user", "assistant"] * 3, "user"]
+    assert {(contents[k], contents[k + 1]) for k in (1, 3, 5)} <= {(row.input, row.answer) for row in train}
+    assert contents[-1] == asked[0].input
+    assert all(prompt.text.startswith(prompt.prefix) and contents[5] in prompt.prefix for prompt in made)
+
+
+def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    answered = predict.run(
+        PredictConfig(shots=2), model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path
+    )
+    assert (answered["model"], answered["shots"]) == ("base (2-shot)", 2)
+    made = config.load(tiny_run / "slmctl.yaml")
+    project = resolve.Project(
+        tiny_run, made.model_copy(update={"evaluate": made.evaluate.model_copy(update={"shots": 2})})
+    )
+    assert [request.section.shots for request in resolve.predictions_of(project, "base")] == [None, 2]
+    assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
 
 
 def test_of_several_gguf_files_the_smallest_answers(artifacts: dict[str, Artifact]) -> None:
