@@ -15,6 +15,7 @@ from slmctl.network import guard
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
+    from slmctl.server.openai_requests import ServedModel
 from slmctl.cli.group import (
     Options,
     config_options,
@@ -117,7 +118,9 @@ def serve(
     with sock, ServedModels(options, settings, model, type_name, keys=keyed) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        terminal().say(f"serving {', '.join(opening.served.models)} at {address}/v1; stop with Ctrl-C or SIGTERM")
+        names = ", ".join(map(_title, opening.served.models.values()))
+        terminal().say(f"serving {names} at {address}/v1")
+        terminal().say(f"  a page to try it: {address}/   stop with Ctrl-C or SIGTERM")
         terminal().write(address + "\n")
         process.run(opening.served, sock, opening.follow)
 
@@ -281,18 +284,22 @@ def _emit(
     terminal().write(f"{target}\n")
 
 
+def _title(model: ServedModel) -> str:
+    """`support 1.0 (SmolLM2-135M-support-v1.0-Q8_0.gguf)`."""
+    named = f"{model.name} {model.version}" if model.version else model.name
+    return named + (f" ({model.file})" if model.file else "")
+
+
 def _name_of(options: Options, model: Artifact, type_name: str | None) -> str:
-    """The model name for clients: that of the GGUF file that `slmctl serve` would take, or project and version."""
+    """The model's name for clients, the one that `slmctl serve` has for it: the project's where it is known."""
     from slmctl import config
     from slmctl.model_files.gguf_choice import gguf_file
+    from slmctl.pipeline.model_lookup import served_name
 
     if model.kind in ("published", "gguf"):
-        return Path(gguf_file(model, type_name).path).stem
+        return served_name(model, Path(gguf_file(model, type_name).path)).name
     path = options.directory / config.FILENAME
-    if not path.exists():
-        return model.path.name
-    project = config.load(path, options.sets)
-    return f"{project.project}-v{project.version}"
+    return config.load(path, options.sets).project if path.exists() else model.path.name
 
 
 COMMANDS = (serve, keys_group, chat)

@@ -57,12 +57,13 @@ class ServedModels:
 
         settings = self._settings
         assert settings.engine_url is not None and settings.engine_model is not None  # they come together
-        task, name = model_lookup.contract(make_workspace(self._options), self._model, settings.engine_model)
+        task, named = model_lookup.contract(make_workspace(self._options), self._model, settings.engine_model)
         backend = EndpointEngine(
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
         )
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
-        return Served(backend, {name: ServedModel(name, task)}, settings, keys=self._keys)
+        model = ServedModel(named.name, task, aliases=named.aliases, version=named.version)
+        return Served(backend, {model.name: model}, settings, keys=self._keys)
 
     def _open_engine(self) -> Served:
         from slmctl.artifacts.artifact import sha256_file
@@ -84,12 +85,24 @@ class ServedModels:
                 Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)
             )
             own, bare, opening = model_lookup.task_in(artifact, path, engine)
-            models = {path.stem: ServedModel(path.stem, own, bare=bare, opening=opening)}
-            for name, (_, task) in loras.items():
-                models[name] = ServedModel(name, task or own, adapter=name, bare=bare and task is None, opening=opening)
+            named = model_lookup.served_name(artifact, path)
+            main = ServedModel(
+                path.stem if named.name in loras else named.name,
+                own,
+                bare=bare,
+                opening=opening,
+                aliases=tuple(name for name in named.aliases if name not in loras),
+                version=named.version,
+                file=named.file,
+            )
+            models = {main.name: main}
+            for name, (file, task) in loras.items():
+                models[name] = ServedModel(
+                    name, task or own, adapter=name, bare=bare and task is None, opening=opening, file=file.name
+                )
             router = None
             if settings.policy is not None:
-                router = Router.of(settings.policy, settings, sha256_file(path), own, path.stem)
+                router = Router.of(settings.policy, settings, sha256_file(path), own, main.name)
                 stack.enter_context(router.open())
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             for note in notes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from slmctl.artifacts import artifact, lineage
@@ -16,6 +18,7 @@ from slmctl.pipeline.resolve import Project, Workspace, find_model
 from slmctl.pipeline.stage_table import Role
 from slmctl.task.contract import FILENAME, Task
 
+_VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
 AGAIN = "fetch or make it again"  # what is damaged may come from elsewhere
 
 
@@ -56,8 +59,30 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
     return task, True, controls["bos"] if controls["adds_bos"] else ""
 
 
-def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task, str]:
-    """The task and the name of a model that another server answers with.
+DEFAULT = "default"  # a name of every served model, for clients that name none of their own
+
+
+@dataclass(frozen=True)
+class ServedName:
+    """The names of a model for clients: the project's, which stays while releases change, and others that mean it."""
+
+    name: str
+    aliases: tuple[str, ...] = (DEFAULT,)
+    version: str = ""
+    file: str = ""
+
+
+def served_name(source: Artifact, path: Path) -> ServedName:
+    """The names of one file of a release, of a gguf artifact, or of a bare `.gguf`, which has no project."""
+    facts = source.metrics if source.kind == "published" else source.manifest.config
+    project, version = str(facts.get("project") or ""), str(facts.get("version") or "")
+    match = _VERSION.search(path.stem)
+    others = tuple(name for name in (DEFAULT, path.stem) if name != (project or path.stem))
+    return ServedName(project or path.stem, others, version or (match[1] if match else ""), path.name)
+
+
+def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task, ServedName]:
+    """The task and the names of a model that another server answers with.
 
     Args:
         desk: Where the command works.
@@ -69,11 +94,12 @@ def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task,
     """
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
-        return Task.read(alone), elsewhere
+        return Task.read(alone), ServedName(elsewhere)
     source = find_model(where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
     artifact.require_whole(source, hint=AGAIN)
-    names = [Path(entry.path).stem for entry in source.files(".gguf")]
-    return Task.read(source.path), source.metrics.get("project") or (names[0] if names else source.path.name)
+    files = [Path(entry.path) for entry in source.files(".gguf")] or [source.path]
+    named = served_name(source, files[0])
+    return Task.read(source.path), ServedName(named.name, (DEFAULT,), named.version)
 
 
 def lora(place: Path) -> tuple[Path, Task | None]:

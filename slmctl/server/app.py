@@ -298,6 +298,8 @@ class _Run:
     def _extra(self, event: Event) -> dict[str, Any]:
         """slmctl's own fields of an answer, beside OpenAI's."""
         who = {"route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds}
+        if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
+            who |= openai_replies.release(self.checked.model)
         probability = {} if self.p_correct is None else {"p_correct": self.p_correct}
         return openai_replies.facts(self.checked, event) | who | probability
 
@@ -425,22 +427,24 @@ async def _text(http: HttpRequest) -> Response:
 async def _models(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     gateway.key_of(http)
-    return JSONResponse({"object": "list", "data": [_listed(gateway, name) for name in gateway.served.models]})
+    models = gateway.served.models.items()
+    return JSONResponse({"object": "list", "data": [_listed(gateway, model, name) for name, model in models]})
 
 
 async def _model(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     gateway.key_of(http)
     name = http.path_params["name"]
-    if name not in gateway.served.models:
+    model = openai_requests.find_model(gateway.served.models, name)
+    if model is None:
         raise HTTPException(404, f"model '{name[:100]}' is not served here")
-    return JSONResponse(_listed(gateway, name))
+    return JSONResponse(_listed(gateway, model, name))
 
 
-def _listed(gateway: Gateway, name: str) -> dict[str, Any]:
-    model = gateway.served.models[name]
+def _listed(gateway: Gateway, model: ServedModel, name: str) -> dict[str, Any]:
     task = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
-    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": task}
+    about = task | openai_replies.release(model) | ({"aliases": list(model.aliases)} if model.aliases else {})
+    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}
 
 
 async def _health(http: HttpRequest) -> Response:

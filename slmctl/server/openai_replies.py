@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slmctl.inference.events import Event, TokenInfo
-from slmctl.server.openai_requests import CheckedRequest
+from slmctl.server.openai_requests import CheckedRequest, ServedModel
 
 LABELS = 5  # the likeliest ones that an answer tells with their probabilities
 
@@ -115,6 +115,11 @@ def facts(checked: CheckedRequest, event: Event) -> dict[str, Any]:
         **({"labels": labels} if labels else {}),
         **({"ignored": list(checked.ignored)} if checked.ignored else {}),
     }
+
+
+def release(model: ServedModel) -> dict[str, str]:
+    """Version and file of a model, as far as they are known: its name stays the same while releases change."""
+    return {key: value for key, value in (("version", model.version), ("file", model.file)) if value}
 
 
 def _head(checked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:

@@ -54,9 +54,13 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One name that clients can ask for.
+    """One model that clients can ask for, by its name or another one.
 
     Attributes:
+        name: The project's, which stays while releases change.
+        aliases: Other names that mean it, such as `default`.
+        version: The release's; empty where none is known.
+        file: The name of the file that answers; empty where another server answers.
         task: The task contract of the release.
         adapter: The engine's LoRA adapter that answers; empty for the model itself.
         bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
@@ -68,6 +72,9 @@ class ServedModel:
     adapter: str = ""
     bare: bool = False
     opening: str = ""
+    aliases: tuple[str, ...] = ()
+    version: str = ""
+    file: str = ""
 
     @property
     def held(self) -> bool:
@@ -199,16 +206,23 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
 
 
+def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:
+    """The model that goes by a name, its own or another one; None where none does."""
+    own = models.get(name) if isinstance(name, str) else None
+    return own or next((model for model in models.values() if name in model.aliases), None)
+
+
 def _model(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedModel:
     name = body.get("model", next(iter(models)))
-    if not isinstance(name, str) or name not in models:
+    model = find_model(models, name)
+    if model is None:
         raise BadRequestError(
             f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}",
             "model",
             status=404 if isinstance(name, str) else 400,
             code="model_not_found",
         )
-    return models[name]
+    return model
 
 
 def _options(

@@ -151,8 +151,19 @@ def test_many_at_once_are_answered_like_one(server: Running) -> None:
 
 def test_models_and_health(server: Running, tiny_run: Path) -> None:
     (model,) = httpx.get(f"{server.url}/v1/models").json()["data"]
-    assert (tiny_run / "registry" / "tiny-desk" / "1.0" / f"{model['id']}.gguf").exists()
-    assert model["id"].endswith("-Q8_0")  # the smallest file
+    assert (model["id"], model["slmctl"]["version"]) == ("tiny-desk", "1.0")
+    file = model["slmctl"]["file"]
+    assert (tiny_run / "registry" / "tiny-desk" / "1.0" / file).exists()
+    assert file.endswith("-Q8_0.gguf")  # the smallest file
+    # the project's name stays while releases change, and the answer says which file gave it
+    for name in ("tiny-desk", "default", file.removesuffix(".gguf")):
+        answer = server.ask("hello", model=name).json()
+        assert answer["model"] == "tiny-desk"
+        assert {key: answer["slmctl"][key] for key in ("model", "version", "file")} == {
+            "model": "tiny-desk", "version": "1.0", "file": file
+        }  # fmt: skip
+        assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
+    assert httpx.get(f"{server.url}/v1/models/tiny").status_code == 404
     assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
     assert server.ask("hello", model=model["id"]).status_code == 200
 

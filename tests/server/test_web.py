@@ -55,7 +55,10 @@ EXTRA = {"task": "x", "confidence": 0.875, "route": "local", "reason": "above_th
 
 @dataclass(frozen=True)
 class Model:
+    name: str
     task: Task
+    aliases: tuple[str, ...] = ("default",)
+    version: str = "1.0"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Fake:
 
     @property
     def served(self) -> Served:
-        return Served({name: Model(TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())})
+        return Served({name: Model(name, TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())})
 
     def key_of(self, http: Request) -> None:
         if self.key and http.headers.get("authorization") != f"Bearer {self.key}":
@@ -206,15 +209,8 @@ def test_the_task_is_told_as_json() -> None:
             "kind": "extract", "labels": [], "schema": SCHEMA, "name": NAME, "version": "1.0", "max_tokens": 64,
         }  # fmt: skip
         assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
+        assert httpx.get(f"{fake.url}v1/task", params={"model": "default"}).json() == told
         assert httpx.get(f"{fake.url}v1/task", params={"model": "gpt"}).status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("name", "version"),
-    [(NAME, "1.0"), ("a-v2-Q8_0", "2"), ("tiny-v1.2.3", "1.2.3"), ("plain", None), ("x-vi-1", None)],
-)
-def test_the_version_is_read_from_the_name(name: str, version: str | None) -> None:
-    assert page.version_of(name) == version
 
 
 def test_the_wheel_brings_the_page(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Protocol
 
@@ -34,6 +33,12 @@ POLICY = (
 class PageModel(Protocol):
     """A name that clients can ask for, and what it is asked."""
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def aliases(self) -> Sequence[str]: ...
+    @property
+    def version(self) -> str: ...
     @property
     def task(self) -> Task: ...
 
@@ -77,25 +82,20 @@ async def _task(request: Request) -> Response:
     gateway.key_of(request)
     models = gateway.served.models
     name = request.query_params.get("model") or next(iter(models))
-    if name not in models:
+    model = models.get(name) or next((model for model in models.values() if name in model.aliases), None)
+    if model is None:
         raise HTTPException(404, f"model '{name[:100]}' is not served here; there are: {', '.join(models)}")
-    task = models[name].task
+    task = model.task
     return JSONResponse(
         {
             "kind": task.kind,
             "labels": list(task.labels),
             "schema": task.schema,
-            "name": name,
-            "version": version_of(name),
+            "name": model.name,
+            "version": model.version or None,
             "max_tokens": gateway.served.settings.max_tokens,
         }
     )
-
-
-def version_of(name: str) -> str | None:
-    """The version in a name of the GGUF convention: `1.0` of `SmolLM2-135M-desk-v1.0-Q8_0`."""
-    match = re.search(r"-v(\d+(?:\.\d+)*)(?=-|$)", name)
-    return match[1] if match else None
 
 
 @functools.cache
