@@ -139,7 +139,7 @@ SECTIONS = {
 }  # fmt: skip
 NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "ask": ("chat",), "artifacts": ("ls",), "benchmark": ("evaluate",), "check": ("verify", "doctor"),
-    "clean": ("gc",), "compare": ("diff", "evaluate"), "convert": ("quantize",), "create": ("init",),
+    "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
     "data": ("prepare",), "deploy": ("serve", "publish"), "download": ("pull", "fetch"), "eval": ("evaluate",),
     "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
     "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from slmctl.errors import GateError, UsageError
+from slmctl.errors import GateError, SlmctlError, UsageError
 from slmctl.network import guard
 
 if TYPE_CHECKING:
@@ -227,7 +228,11 @@ def predict(
 
 
 @click.command()
+@click.argument("compared", nargs=-1, metavar="[MODEL]...")
 @key_option("--model", "models", multiple=True, metavar="MODEL", key="evaluate.models")
+@click.option(
+    "--compare", is_flag=True, help="Set the MODELs side by side, in pairs on the same rows: models, or reports."
+)
 @key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
 @click.option(
     "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too."
@@ -245,7 +250,9 @@ def predict(
 @click.pass_obj
 def evaluate(
     options: Options,
+    compared: tuple[str, ...],
     models: tuple[str, ...],
+    compare: bool,
     split: str | None,
     against: str | None,
     against_model: str | None,
@@ -255,11 +262,17 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, or the path of a model; repeatable. --against uses the
-    network, for that host alone; records marked sensitive are never sent.
+    --model takes base, adapter, merged, gguf, or the path or id of a model; repeatable. --compare A B C is
+    the same for several, and also takes reports, which stand for the models that they measured. --against
+    uses the network, for that host alone; records marked sensitive are never sent.
     """
     from slmctl.pipeline import chains, preflight
 
+    models = (*models, *compared)
+    if compared and not compare:
+        raise UsageError("models stand after --compare", hint=f"slmctl evaluate --compare {' '.join(compared)}")
+    if compare and not models:
+        raise UsageError("--compare needs models or reports", hint="slmctl evaluate --compare adapter gguf")
     if (against is None) != (against_model is None):
         raise UsageError(
             "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
@@ -275,7 +288,7 @@ def evaluate(
         "evaluate", chains.evaluate(project, models or project.config.evaluate.models, split, general)
     )
     print_artifact(options, outcome.artifact)
-    _show_report(outcome.artifact)
+    _show_report(project, outcome.artifact, only_measured=bool(models))
     for verdict in chains.enforce_gates(project, outcome.artifact, only_measured=bool(models)):
         terminal().say(f"  gate passed: {verdict.text}")
 
@@ -291,7 +304,9 @@ def calibrate(
     options: Options, max_error: str | None, out_of_scope: str | None, predictions: Path | None, outside: Path | None
 ) -> None:
     """Fit the policy that keeps or escalates answers, on calibration rows."""
-    from slmctl.pipeline import chains
+    from slmctl.cli import report_view
+    from slmctl.pipeline import chains, resolve
+    from slmctl.pipeline.stage_table import Role
 
     override(options, "calibrate", max_error=max_error, out_of_scope=out_of_scope)
     project = open_project(options, predictions=predictions, outside=outside)
@@ -300,6 +315,8 @@ def calibrate(
     outcome = say_outcome("calibrate", chains.calibrate(project))
     print_artifact(options, outcome.artifact)
     _show_policy(outcome.artifact)
+    with contextlib.suppress(SlmctlError):  # no report has been made with this config and data
+        report_view.write(project, resolve.find(project, Role("report", ("report",))))
 
 
 @click.command()
@@ -410,7 +427,7 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
     """
-    from slmctl.cli import base_table, matmul_rates, run_plan
+    from slmctl.cli import base_table, matmul_rates, report_view, run_plan
     from slmctl.pipeline import chains, preflight
 
     project = open_project(options)
@@ -432,7 +449,8 @@ def run(options: Options, until: str, plan_only: bool) -> None:
     for name in names:
         if name == "evaluate":
             outcome = say_outcome(name, chains.evaluate(project, project.config.evaluate.models))
-            _show_report(outcome.artifact)
+            report = outcome.artifact
+            _show_report(project, report)
             try:
                 for verdict in chains.enforce_gates(project, outcome.artifact):
                     terminal().say(f"  gate passed: {verdict.text}")
@@ -445,6 +463,7 @@ def run(options: Options, until: str, plan_only: bool) -> None:
             if project.config.calibrate is not None or until == name:
                 outcome = say_outcome(name, chains.calibrate(project))
                 _show_policy(outcome.artifact)
+                report_view.write(project, report)  # which says now what the policy keeps
         else:
             if name == "prepare":
                 chains.gather_sources(project)
@@ -497,7 +516,9 @@ def _publish(project: Project) -> Outcome:
     return outcome
 
 
-def _show_report(report: Artifact) -> None:
+def _show_report(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
+    """Print the scoreboard, and write the page that has it with gates and training."""
+    from slmctl.cli import report_view
     from slmctl.reports import scoreboard
     from slmctl.reports.evaluation_report import parse_report
 
@@ -507,6 +528,7 @@ def _show_report(report: Artifact) -> None:
     terminal().table(title, head, rows, optional=scoreboard.optional(figures))
     for remark in figures["remarks"]:
         terminal().say(f"  note: {remark}")
+    terminal().say(f"  page: {report_view.write(project, report, only_measured=only_measured)}")
 
 
 def _show_policy(policy: Artifact) -> None:

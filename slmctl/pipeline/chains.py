@@ -12,7 +12,7 @@ from pathlib import Path
 from slmctl import config, console
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact
-from slmctl.errors import DataError
+from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
 from slmctl.pipeline.resolve import Project, calibration_inputs, find, predict_section, report_inputs, resolve_stage
@@ -20,7 +20,7 @@ from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
-from slmctl.reports.evaluation_report import measured_names, parse_report
+from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
 from slmctl.reports.scoreboard import PlannedFile, PublishPlan
 from slmctl.sources import snapshot
 
@@ -246,9 +246,24 @@ def enforce_gates(project: Project, report: Artifact, *, only_measured: bool = F
     Raises:
         GateError: At least one failed.
     """
+    return gates.enforce(*_gates(project, report, only_measured))
+
+
+def gate_results(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
+    """`enforce_gates` without its error: each gate's result, failed or not; a gate that cannot be checked failed."""
+    checked, figures = _gates(project, report, only_measured)
+    results = []
+    for gate in checked:
+        try:
+            results += gates.check([gate], figures)
+        except (GateError, UsageError) as error:
+            results.append(gates.GateResult(False, error.message))
+    return results
+
+
+def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[config.Gate], EvaluationReport]:
     figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
     names = measured_names(figures)
-    checked = [
+    return [
         gate for gate in project.config.gates if not only_measured or {gate.model, gate.against or gate.model} <= names
-    ]
-    return gates.enforce(checked, figures)
+    ], figures

@@ -314,13 +314,66 @@ def report_inputs(
     answers: Callable[[StageRequest], Artifact],
     split: str | None = None,
 ) -> dict[str, Any]:
-    """Inputs of a report: the predictions of every model, and those of the GGUF files where one is to be chosen."""
-    inputs = {
-        "predictions": [answers(request) for model in models for request in predictions_of(project, model, split)]
-    }
+    """Inputs of a report: the predictions of every model, and those of the GGUF files where one is to be chosen.
+
+    A report among the models stands for the predictions that it was made of, on its own data set.
+
+    Raises:
+        IntegrityError: Predictions of a report are not below `runs/`.
+        UsageError: The reports are of different data sets.
+    """
+    reports = {model: report for model in models if (report := _named_report(project, model))}
+    inputs: dict[str, Any] = {}
+    if reports:
+        inputs["prepared"] = _common_data(project, list(reports.values()))
+    predictions: dict[str, Artifact] = {}
+    for model in models:
+        if report := reports.get(model):
+            made = _inputs_of(project, report, "predictions")
+        else:
+            made = [answers(request) for request in predictions_of(project, model, split)]
+        predictions |= {each.digest: each for each in made}
+    inputs["predictions"] = list(predictions.values())
     if project.config.evaluate.choose is not None and "gguf" in models:
         inputs["validation"] = [answers(request) for request in predictions_of(project, "gguf", "validation")]
     return inputs
+
+
+def _named_report(project: Project, spec: str | Path) -> Artifact | None:
+    """The report that a path or an id names; None for a model."""
+    if str(spec) in STAGES["predict"].takes[0].kinds or str(spec).startswith("dir:"):
+        return None
+    path = artifact_path(project.root, Path(spec))
+    if not (path / artifact.MANIFEST).is_file():
+        return None
+    opened = artifact.load(path)
+    return opened if opened.kind == "report" else None
+
+
+def _common_data(project: Project, reports: Sequence[Artifact]) -> Artifact:
+    """The data set of all these reports, which models measured beside them answer too."""
+    (first, *_), digests = reports, {str(report.manifest.inputs.get("prepared")) for report in reports}
+    if len(digests) > 1:
+        raise UsageError(
+            f"the reports are of {len(digests)} data sets, and rows that differ cannot be paired",
+            hint="slmctl ls --models lists which models were measured on which rows",
+        )
+    (prepared,) = _inputs_of(project, first, "prepared")
+    project.named["prepared"] = prepared.path
+    project.forget()
+    return prepared
+
+
+def _inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
+    """The artifacts below `runs/` that fill a role of an artifact."""
+    value = made.manifest.inputs.get(role, [])
+    here = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
+    digests = [value] if isinstance(value, str) else value
+    if missing := [digest for digest in digests if digest not in here]:
+        raise IntegrityError(
+            f"{len(missing)} {role} of {made.path} are not below {project.runs}", hint="slmctl evaluate makes it again"
+        )
+    return [here[digest] for digest in digests]
 
 
 def calibration_inputs(

@@ -51,12 +51,13 @@ class Notice:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of `slmctl.reports.svg_chart` with its title."""
+    """A chart of `slmctl.reports.svg_chart` with its title; `slim` stands in its place on a small screen."""
 
     kind: ClassVar[str] = "chart"
     title: str
     svg: Markup
     note: str = ""
+    slim: Markup | None = None
 
     @property
     def wide(self) -> bool:
@@ -145,6 +146,7 @@ class Page:
     headline: str
     lead: str = ""
     tone: Tone = ""
+    facts: Sequence[Figure] = ()  # lines about where the report comes from
     figures: Sequence[Figure] = ()
     notices: Sequence[Notice] = ()
     noticed: str = "Look at first"  # what the notices are under

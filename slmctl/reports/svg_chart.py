@@ -210,12 +210,15 @@ def dots(
 ) -> Markup:
     """Shares with their intervals, one a row, on an axis that starts where the intervals do.
 
+    A chart no wider than WIDTH, for a small screen, leaves out of each text what stands in parentheses.
+
     Args:
         reference: A value to compare with and its name, drawn as a dashed line.
         points: The values are differences of shares, shown in points with their sign.
     """
     left = _column([_cut(row.label) for row in rows]) + 12
-    right = _column([row.text for row in rows]) + 14
+    texts = [row.text.partition(" (")[0] if width <= WIDTH else row.text for row in rows]
+    right = _column(texts) + 14
     scale = _Scale(*_span(rows, reference, least=-1.0 if points else 0.0), left, width - right)
     top = 24 if reference else 8
     floor = top + 28 * len(rows)
@@ -233,10 +236,20 @@ def dots(
     for index, row in enumerate(rows):
         y = top + 28 * index + 14
         label = _text(left - 12, y, _cut(row.label), anchor="end")
-        text = _text(width - right + 14, y, row.text)
+        text = _text(width - right + 14, y, texts[index])
         parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
     description = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, description, width, floor + 24, parts)
+
+
+def dots_in_two_widths(
+    rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, points: bool = False
+) -> tuple[Markup, Markup]:
+    """`dots` for the whole width of a page, and for a small screen."""
+    wide, slim = (
+        dots(rows, title=title, reference=reference, points=points, width=width) for width in (2 * WIDTH, WIDTH)
+    )
+    return wide, slim
 
 
 def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:

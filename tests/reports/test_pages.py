@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from support.browser import CHROMIUM, Browser
-from support.reported import HOSTILE, evaluate_report, evaluate_rows, prepare_facts
+from support.reported import HOSTILE, evaluate_opening, evaluate_report, evaluate_rows, prepare_facts
 
 from slmctl.console import shown
 from slmctl.reports import html_page, svg_chart
@@ -41,7 +41,7 @@ def of_prepare(out: Path, names: tuple[str, ...] = ("billing", "delivery", "retu
 def of_evaluate(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "tickets") -> Path:
     report = evaluate_report(names, text, ("base", "adapter", "Q8_0", f"Q4 {text}"))
     rows = evaluate_rows(report, names, text, cut=200)
-    model_report.write(out, report, rows, labels=names)
+    model_report.write(out / "report.html", report, rows, labels=names, opening=evaluate_opening(text))
     return out / "report.html"
 
 
@@ -248,7 +248,8 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
     assert browser.requests == [path.resolve().as_uri()]
     assert browser.complaints == []
     assert browser.ask("document.querySelectorAll('svg.chart').length") >= 5
-    assert browser.ask("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().width > 100)")
+    drawn = "[...document.querySelectorAll('svg')].filter(s => s.checkVisibility())"
+    assert browser.ask(f"{drawn}.every(s => s.getBoundingClientRect().width > 100)")
     wanted = "306 of 336 rows can be used" if make is of_prepare else "answers 88.0\u00a0% of 100 held-out rows right"
     assert wanted in browser.ask("document.body.innerText")
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == (

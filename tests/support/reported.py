@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, Training
+
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
     "</style></title></textarea><img src=x onerror=\"document.title='owned'\">",
@@ -149,6 +151,16 @@ def evaluate_rows(
             row["texts"] = {"input": text, "expected": labels[wanted], "answers": [text] * len(answers)}
         rows.append(row)
     return rows
+
+
+def evaluate_opening(text: str = "tickets") -> Opening:
+    """All that may stand around a report: a gate of each verdict, a training, a policy."""
+    losses = [(step, 7.0 / step) for step in range(1, 40)]
+    return Opening(
+        project=text, base=text, data=f"{text}.csv: 1,539 rows to train on", date="2026-01-02 10:00 UTC",
+        gates=[(True, f"accuracy of {text} is 88.0 %"), (False, f"ece of {text} is 3.1 %")],
+        training=Training(40, 30, 456.0, 7.0, 0.2, losses, losses[9::10]), policy=PolicyShares(0.7, 0.02, 300),
+    )  # fmt: skip
 
 
 def small_report(models: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEn
             stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
     (out / "report.json").write_bytes(canonical(report))
     (out / "report.md").write_text(markdown(report), encoding="utf-8")
-    report_page.write(out, report, rows, labels=task.labels)
+    report_page.write(out / "report.html", report, rows, labels=task.labels)
 
 
 # Reading

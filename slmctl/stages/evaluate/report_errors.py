@@ -102,8 +102,8 @@ def _slices(view: ReportView) -> PageSection:
             dots.append(Dot(entry["name"], value, interval[0], interval[1], text))
     if dots:
         reference = (view.score(view.focus), f"all rows {percent(view.score(view.focus))}")
-        svg = svg_chart.dots(dots, title=f"Weakest slices of {view.focus}", reference=reference)
-        blocks.append(Chart(f"Weakest slices of {view.focus}", svg, "Of many slices, some are low by chance."))
+        svg, slim = svg_chart.dots_in_two_widths(dots, title=f"Weakest slices of {view.focus}", reference=reference)
+        blocks.append(Chart(f"Weakest slices of {view.focus}", svg, "Of many slices, some are low by chance.", slim))
     names = [view.focus, *(name for name in view.competing if name != view.focus)][:6]
     rows = [
         [

@@ -16,29 +16,38 @@ from slmctl.reports.evaluation_report import EvaluationReport, RowEntry
 from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, PageSection, Table, count
 from slmctl.reports.scoreboard import figure
 from slmctl.reports.svg_chart import Dot
-from slmctl.stages.evaluate import report_costs, report_errors, report_row_changes
+from slmctl.stages.evaluate import report_costs, report_errors, report_opening, report_row_changes
 from slmctl.stages.evaluate.report_data import IN_WORDS, ReportView, points, tone
+from slmctl.stages.evaluate.report_opening import Opening
 
-FILENAME = "report.html"
 SLICES = 30  # slices that are listed
 COLOURS = {"baseline": "c5", "base": "c5", "endpoint": "c4"}  # by kind; the models of this pipeline have c1 and c3
 
 
-def write(out: Path, report: EvaluationReport, rows: Iterable[RowEntry] = (), *, labels: Sequence[str] = ()) -> None:
-    """Write `report.html` into `out`.
+def write(
+    path: Path,
+    report: EvaluationReport,
+    rows: Iterable[RowEntry] = (),
+    *,
+    labels: Sequence[str] = (),
+    opening: Opening | None = None,
+) -> None:
+    """Write the page of a report to a file.
 
     Args:
-        out: An existing folder.
+        path: The file.
         report: The report.
         rows: The lines of `rows.jsonl` after the first.
         labels: The label of each index in `rows`.
+        opening: The project around the report; None for the page inside an artifact, which knows none.
     """
-    html_page.write(out / FILENAME, _page(ReportView(report), rows, labels))
+    html_page.write(path, _page(ReportView(report), rows, labels, opening))
 
 
-def _page(view: ReportView, rows: Iterable[RowEntry], labels: Sequence[str]) -> html_page.Page:
+def _page(view: ReportView, rows: Iterable[RowEntry], labels: Sequence[str], opening: Opening | None) -> html_page.Page:
     headline, verdict = _headline(view)
     sections = [
+        report_opening.section(view, opening),
         _scoreboard(view),
         _differences(view),
         _choice(view),
@@ -47,13 +56,16 @@ def _page(view: ReportView, rows: Iterable[RowEntry], labels: Sequence[str]) -> 
         report_costs.section(view),
         _provenance(view),
     ]
+    project = f"{opening.project} · " if opening is not None else ""
+    rows_measured = f"{count(view.report['n'], 'row')} of {view.report['split']}"
     return html_page.Page(
-        kicker=f"Report · {view.report['task']} · {count(view.report['n'], 'row')} of {view.report['split']}",
+        kicker=f"Report · {project}{view.report['task']} · {rows_measured}",
         headline=headline,
         lead=_lead(view),
-        tone=verdict,
+        tone="bad" if opening is not None and opening.failed else verdict,
+        facts=list(report_opening.facts(opening)) if opening is not None else (),
         figures=list(_figures(view)),
-        notices=list(_notices(view)),
+        notices=[*(report_opening.notices(opening) if opening is not None else ()), *_notices(view)],
         noticed="Findings",
         sections=[section for section in sections if section.blocks],
         foot="Made by slmctl evaluate. report.json holds every figure, rows.jsonl every answer as right or wrong.",
@@ -131,7 +143,7 @@ def _figures(view: ReportView) -> Iterator[Figure]:
     if size := entry.get("size"):
         yield Figure("Size", console.size(size), focus)
     if latency := entry.get("latency_ms"):
-        most = f", 95% within {latency['p95']:,.0f} ms" if "p95" in latency else ""
+        most = f", 95 % within {latency['p95']:,.0f} ms" if "p95" in latency else ""
         yield Figure("Latency", f"{latency['median']:,.0f} ms", f"median, one at a time{most}")
     if "ece" in entry["metrics"]:
         yield Figure("Calibration error", percent(entry["metrics"]["ece"]), "ECE: mean gap of confidence and accuracy")
@@ -149,7 +161,7 @@ def _scoreboard(view: ReportView) -> PageSection:
         low, high = view.interval(name)
         text = f"{percent(view.score(name))} ({_range(view, name)})"
         dots.append(Dot(name, view.score(name), low, high, text, _colour(view, name), _aside(view, name)))
-    svg = svg_chart.dots(dots, title=f"{view.metric} with intervals", reference=reference)
+    svg, slim = svg_chart.dots_in_two_widths(dots, title=f"{view.metric} with intervals", reference=reference)
     note = f"{percent(view.confidence, 0)} confidence intervals of {view.metric}. Blue: the model to release."
     others = dict.fromkeys(name for entry in view.entries.values() for name in entry["metrics"])
     others.pop(view.metric)
@@ -157,7 +169,7 @@ def _scoreboard(view: ReportView) -> PageSection:
     rows = [_line(view, name, list(others)) for name in view.entries]
     legend = "Invalid: not a label of the task, not JSON, or empty. *: the prompt lists the labels."
     title = f"{view.metric}, {count(view.report['n'], 'held-out row')}"
-    return PageSection("Scoreboard", [Chart(title, svg, note), Table("All figures", head, rows, 2, note=legend)])
+    return PageSection("Scoreboard", [Chart(title, svg, note, slim), Table("All figures", head, rows, 2, note=legend)])
 
 
 def _line(view: ReportView, name: str, others: Sequence[str]) -> list[str | Cell]:
@@ -191,9 +203,9 @@ def _differences(view: ReportView) -> PageSection:
     ]
     if dots:
         title = f"{view.focus} less each other model"
-        svg = svg_chart.dots(dots, title=title, points=True, reference=(0.0, "no difference"))
+        svg, slim = svg_chart.dots_in_two_widths(dots, title=title, points=True, reference=(0.0, "no difference"))
         note = "In percentage points, on the same rows. An interval that contains 0 shows no significant difference."
-        blocks.append(Chart(title, svg, note))
+        blocks.append(Chart(title, svg, note, slim))
     if rows := list(_pairs(view)):
         head = ["model", "less", "points", "interval", "p", "both right", "only model", "only other", "neither",
                 "detectable"]  # fmt: skip

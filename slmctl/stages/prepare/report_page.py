@@ -88,7 +88,7 @@ def _figures(facts: PrepareFacts) -> Iterator[Figure]:
     share = percent(left_out / max(facts["rows_in"], 1))
     yield Figure("Left out", share, f"{count(left_out, 'row')}, each with its reason")
     if test := facts.get("test", 0):
-        yield Figure("Margin of a score", _margin(test), f"points, {test:,} test rows, 90% right")
+        yield Figure("Margin of a score", _margin(test), f"points, {test:,} test rows, 90 % right")
     if linear := facts.get("linear"):
         low, high = (percent(bound) for bound in linear["interval"])
         yield Figure("A linear model gets", percent(linear["accuracy"]), f"of the validation rows, {low} to {high}")
@@ -305,7 +305,7 @@ def _held_out(facts: PrepareFacts) -> PageSection:
     ]
     if rows:
         head = ["split", "purpose", "rows", "margin of a score, points"]
-        blocks.append(Table("Purpose of the splits", head, rows, 2, note="Margins: 95%, where 90% are right."))
+        blocks.append(Table("Purpose of the splits", head, rows, 2, note="Margins: 95 %, where 90 % are right."))
     blocks += _overlap(facts.get("overlap", {}))
     if near.get("examples"):
         rows = [
@@ -355,7 +355,7 @@ def _lengths(facts: PrepareFacts) -> PageSection:
         drawn = svg_chart.histogram(
             histogram["edges"], histogram["counts"], title="Lengths of the training rows", unit="tokens", strip=strip
         )  # fmt: skip
-        caption = "The strip: median, the middle half, and 5% to 95%." if len(strip) == 5 else ""
+        caption = "The strip: median, the middle half, and 5 % to 95 %." if len(strip) == 5 else ""
         blocks.append(Chart("Training rows by length", drawn, caption))
     marks = sorted(quantiles.items()) or [(0.5, tokens["median"]), (0.95, tokens["p95"]), (1.0, tokens["max"])]
     rows = [["all" if share == 1 else f"{percent(share, 0)}", f"{value:,}"] for share, value in marks]

@@ -21,7 +21,7 @@ LABELS = ("billing", "delivery", "returns")
 
 def words(out: Path, report: dict[str, Any], **more: Any) -> str:
     """The page as its text."""
-    report_page.write(out, report, **more)
+    report_page.write(out / "report.html", report, **more)
     text = re.sub(r"(?s)<(style|script|svg).*?</\\1>", " ", (out / "report.html").read_text(encoding="utf-8"))
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
@@ -95,13 +95,13 @@ def test_the_made_up_report_is_a_report() -> None:
 def test_a_report_read_back_with_sorted_keys_is_the_same_page(tmp_path: Path) -> None:
     report = evaluate_report()
     rows = evaluate_rows(report, LABELS)
-    report_page.write(tmp_path, report, rows, labels=LABELS)
+    report_page.write(tmp_path / "report.html", report, rows, labels=LABELS)
     first = (tmp_path / "report.html").read_bytes()
     turned = {
         key: dict(sorted(value.items())) if key in ("models", "baselines", "pairs") else value
         for key, value in sorted(report.items())
     }
-    report_page.write(tmp_path, turned, iter(rows), labels=LABELS)
+    report_page.write(tmp_path / "report.html", turned, iter(rows), labels=LABELS)
     assert (tmp_path / "report.html").read_bytes() == first
 
 

@@ -1,0 +1,133 @@
+"""`runs/report.html`: the page of the latest evaluation, with what the project says around the report.
+
+The page inside a report's artifact follows from predictions and data alone. Gates, training and policy are no part of
+that recipe, so this page is written anew by every `evaluate`, `calibrate` and `run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
+    from slmctl.pipeline.resolve import Project
+    from slmctl.reports.evaluation_report import EvaluationReport
+    from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, Training
+
+FILENAME = "report.html"
+
+
+def write(project: Project, report: Artifact, *, only_measured: bool = False) -> Path:
+    """Write the page of a report.
+
+    Args:
+        project: With the gates of today.
+        report: The artifact.
+        only_measured: Leave out gates about models that this report did not measure.
+
+    Returns:
+        Its path.
+
+    Raises:
+        IntegrityError: The report is of another version, or damaged.
+    """
+    from slmctl.artifacts import atomic
+    from slmctl.reports.evaluation_report import parse_report, parse_rows
+    from slmctl.stages.evaluate import report_page
+
+    figures = parse_report(report.metrics, where=f"the manifest of {report.path}")
+    lines = report.file("rows.jsonl").read_text(encoding="utf-8").splitlines()
+    head, *rest = map(json.loads, lines)
+    rows = parse_rows(rest, where=f"{report.path}/rows.jsonl")
+    path = project.runs / FILENAME
+    with atomic.file(path) as draft:
+        opening = _opening(project, report, figures, only_measured)
+        report_page.write(draft, figures, rows, labels=head.get("labels", ()), opening=opening)
+    return path
+
+
+def _opening(project: Project, report: Artifact, figures: EvaluationReport, only_measured: bool) -> Opening:
+    from slmctl.artifacts import lineage
+    from slmctl.pipeline import chains
+    from slmctl.stages.evaluate.report_opening import Opening
+
+    artifacts = {entry.digest: entry for entry in lineage.readable_artifacts(project.root)}
+    focus = figures["models"][figures["focus"]]
+    ancestors = list(_ancestors(artifacts, focus.get("predictions") or ""))
+    bases = [entry for entry in ancestors if entry.kind == "base"]
+    adapter = next((entry for entry in ancestors if entry.kind == "adapter"), None)
+    prepared = artifacts.get(figures["prepared"])
+    gates = chains.gate_results(project, report, only_measured=only_measured)
+    return Opening(
+        project=f"{project.config.project} {project.config.version}",
+        base=str(bases[0].metrics.get("name") or "") if bases else "",
+        data=_data(prepared.metrics, figures) if prepared else "",
+        date=report.manifest.started.replace("T", " ")[:16] + " UTC",
+        gates=[(result.passed, result.text) for result in gates],
+        training=_training(adapter) if adapter else None,
+        policy=_policy(artifacts, focus.get("sha256")),
+    )
+
+
+def _ancestors(artifacts: Mapping[str, Artifact], digest: str) -> Iterator[Artifact]:
+    """An artifact and all that it was made of, the nearest first."""
+    left, seen = [digest], {digest}
+    for entry in left:
+        made = artifacts.get(entry)
+        if made is None:
+            continue
+        yield made
+        for value in made.manifest.inputs.values():
+            new = [each for each in ([value] if isinstance(value, str) else value) if each not in seen]
+            seen.update(new)
+            left += new
+
+
+def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:
+    from slmctl.reports.html_page import count
+
+    files = list(dict.fromkeys(str(source.get("file", "")) for source in facts.get("sources", [])))
+    names = ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
+    rows = f"{count(facts.get('train', 0), 'row')} to train on, {figures['n']:,} of {figures['split']} measured"
+    return f"{names}: {rows}" if names else rows
+
+
+def _training(adapter: Artifact) -> Training:
+    from slmctl.stages.evaluate.report_opening import Training
+
+    facts = adapter.metrics
+    history = list(_history(adapter))
+    return Training(
+        steps=facts.get("steps", 0),
+        best_step=facts.get("best_step", 0),
+        seconds=adapter.manifest.seconds,
+        loss_before=facts.get("validation_loss_before"),
+        loss=facts.get("validation_loss"),
+        train_losses=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        validation_losses=[(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+    )
+
+
+def _history(adapter: Artifact) -> Iterator[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; none of an adapter that slmctl did not train."""
+    path = adapter.path / "metrics.jsonl"
+    with contextlib.suppress(ValueError):  # not of slmctl, or changed since: the page does without the curve
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield entry
+
+
+def _policy(artifacts: Mapping[str, Artifact], sha256: str | None) -> PolicyShares | None:
+    """The newest policy that was fitted on a file."""
+    from slmctl.stages.evaluate.report_opening import PolicyShares
+
+    fitted = [entry for entry in artifacts.values() if entry.kind == "policy" and entry.metrics.get("sha256") == sha256]
+    if not fitted or not sha256:
+        return None
+    figures = max(fitted, key=lambda entry: entry.manifest.started).metrics
+    return PolicyShares(figures["kept"], figures["error"], figures["tested_on"])

@@ -1,0 +1,72 @@
+"""runs/report.html: the latest report with what the project says around it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from support import TESTS
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
+from slmctl.cli import report_view
+from slmctl.pipeline.resolve import Project
+
+KEPT = TESTS / "fixtures" / "0.1.0"
+GATES = """
+gates:
+  - {metric: accuracy, model: F16, min: 0.1}
+  - {metric: accuracy, model: F16, against: tfidf_logistic, max_drop: 0.02}
+  - {metric: accuracy, model: chosen, min: 0.1}
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, Artifact]:
+    """A project whose artifacts the release 0.1.0 has made, and its report."""
+    for folder in KEPT.iterdir():
+        shutil.copytree(folder, tmp_path / "runs" / folder.name / "0123456789ab")
+    return tmp_path, artifact.load(tmp_path / "runs" / "report" / "0123456789ab")
+
+
+def words(root: Path, report: Artifact, gates: str = "") -> str:
+    settings = config.parse(f"project: kept\nversion: 1.0\nbase: base\n{gates}")
+    path = report_view.write(Project(root, settings), report)
+    assert path == root / "runs" / "report.html"
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", path.read_text(encoding="utf-8"))).split())
+
+
+def test_the_page_reaches_base_data_and_training_by_lineage(kept: tuple[Path, Artifact]) -> None:
+    root, report = kept
+    text = words(root, report)
+    trained = artifact.load(root / "runs" / "adapter" / "0123456789ab")
+    assert "Project kept 1.0 Base base Data " in text
+    assert f"Measured {report.manifest.started[:10]}" in text
+    assert f"Training {trained.metrics['steps']} steps in" in text
+    assert "Loss of training and validation" in text
+    assert "Gates none is set" in text
+
+
+def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(kept: tuple[Path, Artifact]) -> None:
+    root, report = kept
+    before = artifact.verify(report)
+    text = words(root, report, GATES)
+    assert "Gates 2 of 3 failed: it is not published" in text
+    assert "Gate passed: accuracy of F16 is 16.7 %, the gate requires at least 10.0 %." in text
+    assert "Gate failed: a gate names the model 'chosen'." in text
+    assert "Gates none is set" in words(root, report)  # written anew, without a new measurement
+    assert before == artifact.verify(report) == []
+
+
+def test_what_is_gone_or_changed_is_left_out(kept: tuple[Path, Artifact]) -> None:
+    root, report = kept
+    history = root / "runs" / "adapter" / "0123456789ab" / "metrics.jsonl"
+    history.write_bytes(b"{" + history.read_bytes()[1:].replace(b"}", b" ", 1))  # of the same size
+    text = words(root, report)
+    assert "Loss of training and validation" not in text
+    shutil.rmtree(root / "runs" / "adapter")
+    assert "Training" not in words(root, report)
