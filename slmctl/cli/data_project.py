@@ -17,7 +17,7 @@ from slmctl.cli.project_config import ProjectProposal
 from slmctl.cli.project_template import SCHEMA_FILE, project_name
 from slmctl.cli.task_proposal import TaskKind, TaskProposal, labels_of
 from slmctl.config import FILENAME
-from slmctl.console import shown
+from slmctl.console import percent, shown
 from slmctl.errors import UsageError
 from slmctl.metrics.statistics import wilson
 from slmctl.sources.first_look import json_answers, language
@@ -151,7 +151,7 @@ def _notes(project: DataProject) -> Iterator[str]:
     task = project.task
     yield from task.notes
     if task.usable < 0.995:
-        yield f"{1 - task.usable:.0%} of the rows have no text or no answer, and are left out"
+        yield f"{percent(1 - task.usable, 0)} of the rows have no text or no answer, and are left out"
     if task.kind != "generate":
         yield _precision(project)
     yield from _repeated(task.pairs)
@@ -170,7 +170,8 @@ def _precision(project: DataProject) -> str:
     rows = project_config.test_rows(project.rows)
     low, high = wilson(round(0.9 * rows), rows)
     return (
-        f"about {rows:,} rows are left for the test: 90% right on them means between {low:.0%} and {high:.0%} at large"
+        f"about {rows:,} rows are left for the test: 90 % right on them means between {percent(low, 0)} and "
+        f"{percent(high, 0)} at large"
     )
 
 
@@ -182,12 +183,12 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     repeated = len(pairs) - len(answers)
     conflicting = [counts for counts in answers.values() if len(counts) > 1]
     if repeated >= 0.01 * len(pairs):
-        yield f"{repeated / len(pairs):.0%} of the rows repeat the text of another; the first of each stays"
+        yield f"{percent(repeated / len(pairs), 0)} of the rows repeat the text of another; the first of each stays"
     if conflicting:
         wrong = sum(counts.total() - max(counts.values()) for counts in conflicting)
         yield (
             f"{len(conflicting)} texts have different answers in different rows, so no model can be right on more than "
-            f"{1 - wrong / len(pairs):.1%} of the rows; slmctl prepare lists them in repeated.jsonl"
+            f"{percent(1 - wrong / len(pairs))} of the rows; slmctl prepare lists them in repeated.jsonl"
         )
 
 

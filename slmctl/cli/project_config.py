@@ -12,6 +12,7 @@ import yaml
 from slmctl.cli.base_proposal import BaseProposal
 from slmctl.cli.project_template import SCHEMA_LINE
 from slmctl.cli.task_proposal import TaskProposal, labels_of
+from slmctl.console import percent
 from slmctl.metrics.statistics import drop_bound
 
 MAX_LINES = 30
@@ -118,7 +119,9 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
         yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
     if task.usable < 0.9:
         left_out = math.ceil(100 * (1.02 - task.usable))
-        yield _line("  max_rejected", f"{min(left_out, 100)}%", f"{1 - task.usable:.0%} of the rows have no answer")
+        yield _line(
+            "  max_rejected", f"{min(left_out, 100)}%", f"{percent(1 - task.usable, 0)} of the rows have no answer"
+        )
     if proposal.rows < SMALL:
         yield _line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
 
@@ -165,7 +168,7 @@ def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
     accuracy: dict[str, object] = {"metric": "accuracy", "model": "Q8_0"}
     linear: dict[str, object] = {"against": "tfidf_logistic", "min_gain": 0, "confidence": 0.5}
     gates = [
-        (accuracy | {"min": least}, f"the commonest label alone has {commonest:.0%}: set what you need"),
+        (accuracy | {"min": least}, f"the commonest label alone has {percent(commonest, 0)}: set what you need"),
         (accuracy | linear, "else a linear model does as well"),
     ]
     drop = next((drop for drop in DROPS if drop_bound(1, 0, rows) <= drop), None)
@@ -184,7 +187,7 @@ def _longest(task: TaskProposal) -> int:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "under 1%"
+    return percent(share, 0) if share >= 0.01 else "under 1 %"
 
 
 def _line(key: str, value: object, comment: str = "") -> str:

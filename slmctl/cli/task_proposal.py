@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slmctl.console import shown
+from slmctl.console import percent, shown
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.first_look import Column, FirstLook, as_text, describe
 from slmctl.sources.first_look.column_names import suggests
@@ -123,7 +123,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     by_answer: TaskKind = "extract" if column.kind == "JSON" and not tools else "generate"
     if column.kind in ("label", "constant"):
         by_answer = "classify"
-    notes = [f"{tools / max(len(pairs), 1):.0%} of the rows offer tools"] if tools else []
+    notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
     notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
     notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
     ids = [column for column in look.columns if column.kind == "id"]

@@ -337,7 +337,7 @@ def test_rows_without_an_answer_do_not_fail_prepare(run: Run) -> None:
     table("tickets.csv", ["text", "category"], rows)
     code, said = run("init", "tickets.csv")
     assert code == 0
-    assert "note: 33% of the rows have no text or no answer, and are left out" in said
+    assert "note: 33 % of the rows have no text or no answer, and are left out" in said
     assert written()["prepare"]["max_rejected"] == "36%"
 
 
@@ -348,7 +348,7 @@ def test_personal_data_is_redacted_where_it_is_found(run: Run) -> None:
     table("tickets.csv", ["text", "category"], rows)
     code, said = run("init", "tickets.csv")
     assert code == 0
-    assert "note: e-mail addresses in 100% of the texts: they are redacted" in said
+    assert "note: e-mail addresses in 100 % of the texts: they are redacted" in said
     assert written()["prepare"]["sensitive"] == {"email": "redact"}
 
 

@@ -47,7 +47,7 @@ def test_a_sentence_has_its_language(code: str) -> None:
 def test_languages_of_many_texts_are_named_with_their_shares() -> None:
     texts = [SENTENCES["de"]] * 8 + [SENTENCES["en"]] * 2 + ["12345", "", "OK"]
     found = language.of_texts(texts)
-    assert (found.main, str(found)) == ("de", "German (80% of the texts), English (20% of the texts)")
+    assert (found.main, str(found)) == ("de", "German (80 % of the texts), English (20 % of the texts)")
     assert str(language.of_texts(["12", "xyz"])) == "not recognised"
 
 

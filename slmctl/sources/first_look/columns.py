@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import moment
+from slmctl.console import percent
 from slmctl.sources.first_look.column_names import suggests
 from slmctl.sources.rows.cells import MAX_DEPTH
 
@@ -150,7 +151,7 @@ def _kind_of_numbers(name: str, values: Sequence[str], distinct: int, repeated: 
 def _group(values: Sequence[str], distinct: int) -> tuple[Kind, str]:
     largest = Counter(values).most_common(1)[0][1] / len(values)
     if largest > LARGEST_GROUP:
-        return "value", f"{distinct} different codes, one of them in {largest:.0%} of the rows"
+        return "value", f"{distinct} different codes, one of them in {percent(largest, 0)} of the rows"
     return "group", f"{distinct} different codes, each in {len(values) / distinct:.1f} rows on average"
 
 

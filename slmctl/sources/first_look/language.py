@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from slmctl.console import percent
+
 NAMES = {
     "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "nl": "Dutch",
     "pt": "Portuguese", "pl": "Polish", "ru": "Russian or another Cyrillic language", "el": "Greek", "he": "Hebrew",
@@ -70,7 +72,7 @@ class Languages:
         shown = [(code, share) for code, share in self.shares if share >= SHOWN] or list(self.shares[:1])
         if len(shown) == 1:
             return NAMES[shown[0][0]]
-        return ", ".join(f"{NAMES[code]} ({share:.0%} of the texts)" for code, share in shown)
+        return ", ".join(f"{NAMES[code]} ({percent(share, 0)} of the texts)" for code, share in shown)
 
 
 def of_texts(texts: Iterable[str]) -> Languages:

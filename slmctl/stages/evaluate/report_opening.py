@@ -84,7 +84,7 @@ def notices(opening: Opening) -> Iterator[Notice]:
 
 
 def section(view: ReportView, opening: Opening | None) -> PageSection:
-    """What the model does in a day, and how it was trained."""
+    """The work of a day, and the curve of the training."""
     return PageSection("At a glance", [*_day(view, opening), *_curve(opening)])
 
 
