@@ -29,6 +29,7 @@ ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
 ELEMENT_SECONDS = 20e-9
 PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
 PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once; where memory is short
+BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
 RANK, TRAINED_BYTES = 16, 20  # of the adapter; of a trained weight: itself, its gradient, moments and best value
 MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
 
@@ -58,11 +59,19 @@ class ModelShape:
         """Inputs and outputs of all linear layers: the weights of an adapter of rank 1."""
         return self.layers * (8 * self.hidden + 3 * self.intermediate)
 
-    def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS) -> int:
-        """Estimated peak memory of `finetune`: weights of `weight_bytes` each, `piece_tokens` computed at once."""
+    def training_bytes(self, weight_bytes: int, piece_tokens: int = PIECE_TOKENS, *, in_4bit: bool = False) -> int:
+        """Estimated peak memory of `finetune` on a CPU.
+
+        Args:
+            weight_bytes: Bytes of a weight in a product.
+            piece_tokens: Tokens computed at once.
+            in_4bit: Frozen weights are held in 4 bits, and made whole for their product.
+        """
         multiplied = self.parameters - self.embedding
         # embeddings of 16 bits stay in their file; those of a package are dequantised first
         weights = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
+        if in_4bit:
+            weights += (BYTES_IN_4BIT - weight_bytes) * multiplied + weight_bytes * 2 * self.hidden * self.intermediate
         saved = 4 * 4 * self.hidden * self.layers + weight_bytes * self.channels
         activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
         adapter = TRAINED_BYTES * RANK * self.channels

@@ -220,9 +220,8 @@ def _trained(
     if hardware.accelerator():
         return state
     section = settings.finetune
-    if section.load_in_4bit:
-        return state
-    memory = shape.training_bytes(2 if section.matmul_dtype == "bfloat16" else 4)
+    width = 2 if section.matmul_dtype == "bfloat16" else 4
+    memory = shape.training_bytes(width, in_4bit=section.load_in_4bit)
     rate = rates.get(section.matmul_dtype)
     if rate is None or rows is None or not rows.train or not rows.tokens:
         return replace(state, memory_bytes=memory)
