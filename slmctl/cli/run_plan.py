@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slmctl import console
+from slmctl.artifacts.artifact import SHORT_ID
 from slmctl.pipeline.preflight import Requirement, RunPlan, StagePlan
 
-COLUMNS = ("stage", "state", "disk", "memory", "time")
+COLUMNS = ("stage", "state", "id", "disk", "memory", "time")
 LEGEND = "disk, memory and time are estimates for this machine; - is not known"
 
 
 def lines(plan: RunPlan) -> Iterator[str]:
     """The plan on a page: stages, what is fetched, rows, requirements."""
     rows = [_row(stage) for stage in plan.stages]
-    yield from console.table_lines(COLUMNS, rows, texts=2, optional=("memory", "disk"))
+    yield from console.table_lines(COLUMNS, rows, texts=3, optional=("id", "memory", "disk"))
     about = [("download", _download(source, count)) for source, count in plan.download]
     about += [("rows", _rows(plan))] if plan.rows is not None else []
     about += [(need.name, _state(need)) for need in plan.requirements]
@@ -35,17 +36,18 @@ def summary(plan: RunPlan) -> Iterator[str]:
     facts += [f"fetches {_download(source, count)}" for source, count in plan.download]
     if facts:
         yield f"  {', '.join(facts)}; slmctl run --plan shows more"
+    yield from (f"  note: {need.state}" for need in plan.requirements if need.note)
 
 
 def _row(stage: StagePlan) -> list[str]:
     if stage.current:
-        return [stage.name, f"current {stage.path}", "", "", ""]
+        return [stage.name, "current", stage.path.rpartition("/")[2][:SHORT_ID], "", "", ""]
     figures = [
         "-" if stage.disk_bytes is None else console.size(stage.disk_bytes),
         "-" if stage.memory_bytes is None else console.size(stage.memory_bytes),
         "-" if stage.seconds is None else console.duration(stage.seconds),
     ]
-    return [stage.name, "will run", *figures]
+    return [stage.name, "will run", "", *figures]
 
 
 def _download(source: str, count: int | None) -> str:
@@ -59,4 +61,4 @@ def _rows(plan: RunPlan) -> str:
 
 
 def _state(need: Requirement) -> str:
-    return need.state if need.error is None else f"NO: {need.state}"
+    return f"NO: {need.state}" if need.error is not None else f"note: {need.state}" if need.note else need.state

@@ -22,7 +22,7 @@ from slmctl.errors import FullError, GateError, MissingError, SlmctlError, Usage
 from slmctl.inference.engine import usable_cores
 from slmctl.installation import pip_line
 from slmctl.metrics import gates
-from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files import catalogue, gguf_converter, memory
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
 from slmctl.pipeline import resolve, row_estimate, runner
@@ -30,6 +30,7 @@ from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
+from slmctl.releases import registry
 from slmctl.sources import snapshot
 
 # Packages that a stage imports; those of a format, a target or a detector come with what the config asks for.
@@ -45,6 +46,7 @@ BASELINES = ("majority", "tfidf_logistic", "copy", "empty")
 CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
+A_SOURCE = "the source, with the columns that the config names"
 MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
 SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
@@ -72,11 +74,16 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that a run needs: its name, its state in words, and the error where it is not met."""
+    """Something that a run needs: its name, its state in words, and the error where it is not met.
+
+    Attributes:
+        note: It may stop the run, which nobody can be sure of before.
+    """
 
     name: str
     state: str
     error: SlmctlError | None = None
+    note: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class RunPlan:
                     "name": requirement.name,
                     "state": requirement.state,
                     "met": requirement.error is None,
+                    "note": requirement.note,
                     "hint": requirement.error.hint if requirement.error else "",
                 }
                 for requirement in self.requirements
@@ -146,7 +154,8 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
         state if state.current else _measured(state, project.config, shape, rows, rates or {}) for state in states
     ]
     made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
-    return replace(made, requirements=(*requirements, *_limits(project, made, to_run)))
+    limits = [*_limits(project, made, to_run), *_notes(project, shape, to_run)]
+    return replace(made, requirements=(*requirements, *limits))
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -221,13 +230,13 @@ def _trained(
         return state
     section = settings.finetune
     width = 2 if section.matmul_dtype == "bfloat16" else 4
-    memory = shape.training_bytes(width, in_4bit=section.load_in_4bit)
+    peak = shape.training_bytes(width, in_4bit=section.load_in_4bit)
     rate = rates.get(section.matmul_dtype)
     if rate is None or rows is None or not rows.train or not rows.tokens:
-        return replace(state, memory_bytes=memory)
+        return replace(state, memory_bytes=peak)
     seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(rows.train * section.epochs)
     seconds = shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
-    return replace(state, memory_bytes=memory, seconds=seconds)
+    return replace(state, memory_bytes=peak, seconds=seconds)
 
 
 def _file_bytes(kind: str, parameters: int) -> int:
@@ -305,7 +314,9 @@ def _files(project: Project, names: Sequence[str]) -> str:
         if isinstance(section, config.PrepareConfig):
             with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
                 importlib.import_module(STAGES[name].module).check(section)
-    return f"{checked} sources are there" if checked != 1 else "the source is there"
+    if "prepare" not in names:
+        return ""
+    return f"{checked} sources with the columns that the config names" if checked != 1 else A_SOURCE
 
 
 def _gates(project: Project, names: Sequence[str]) -> str:
@@ -416,3 +427,20 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
     else:
         text = f"the run needs about {console.size(SPARE * needed)} of disk, and {console.size(free)} are free"
         yield Requirement("disk", text, FullError(f"{text} ({project.root})", hint=LESS_DISK))
+
+
+def _notes(project: Project, shape: ModelShape | None, names: Sequence[str]) -> Iterator[Requirement]:
+    """Notes on what may stop the run: memory that is short now, and a version that was published already."""
+    section = project.config.finetune
+    if "finetune" in names and shape is not None and not hardware.accelerator():
+        width, smallest = 2 if section.matmul_dtype == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS
+        least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), memory.available_bytes()
+        if least > free:
+            text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"
+            yield Requirement("memory", text, note=True)
+    to = project.config.publish.to
+    if "publish" in names and to.startswith("dir:"):
+        folder, _ = registry.parse(to, project.root)
+        if (folder / project.config.project / project.config.version).is_dir():
+            text = f"{to} holds version {project.config.version} already and takes no other one: increase 'version'"
+            yield Requirement("version", text, note=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from slmctl.cli.group import CHAIN
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
-from slmctl.model_files import catalogue, gguf_converter
+from slmctl.model_files import catalogue, gguf_converter, memory
 from slmctl.pipeline import preflight, resolve, row_estimate
 
 REMOTE = """\
@@ -84,9 +85,9 @@ def without_converter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = preflight.importlib.util.find_spec
+    installed = importlib.util.find_spec
     monkeypatch.setattr(
-        preflight.importlib.util, "find_spec", lambda name: None if name in ("llama_cpp", "trl") else found(name)
+        importlib.util, "find_spec", lambda name: None if name in ("llama_cpp", "trl") else installed(name)
     )
 
 
@@ -147,6 +148,18 @@ def test_a_stage_by_itself_asks_for_what_concerns_it(fresh: Path, monkeypatch: p
         preflight.require(opened(fresh), ["pull"])
     preflight.require(opened(fresh, "pull.rehearse=false"), ["pull"])
     preflight.require(opened(fresh, TIE), ["prepare"])
+
+
+def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
+    (fresh / "registry" / "acme" / "0.1").mkdir(parents=True)
+    plan = preflight.plan(opened(fresh), CHAIN)
+    plan.require()
+    notes = [line for line in run_plan.summary(plan) if line.startswith("  note: ")]
+    assert len(notes) == 2
+    assert "even in small pieces, and 1.00 GB are free" in notes[0]
+    assert "dir:./registry holds version 0.1 already" in notes[1]
+    assert not any(need.note for need in preflight.plan(opened(fresh, "version=0.2"), CHAIN[:2]).requirements)
 
 
 def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
