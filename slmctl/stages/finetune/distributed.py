@@ -25,6 +25,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import NetworkError, StageError
 from slmctl.network import guard
+from slmctl.pipeline import stage_log
 from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
 
 WORKER = "slmctl.stages.finetune.distributed_worker"  # by name: it imports finetune, which imports this
@@ -49,6 +50,7 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
     order = {
         "config": config.model_dump(mode="json"), "base": str(base.path), "prepared": str(prepared.path),
         "out": str(out), "keep": str(keep), "answer": str(answer),
+        "log": str(stage_log.path_of(keep.with_name(keep.name.removeprefix(".resume-")))),
     }  # fmt: skip
     with atomic.file(job) as draft:
         draft.write_text(json.dumps(order), encoding="utf-8")

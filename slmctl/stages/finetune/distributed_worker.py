@@ -20,6 +20,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import SlmctlError
 from slmctl.network import guard
+from slmctl.pipeline import stage_log
 from slmctl.stages.finetune import backend
 
 
@@ -49,10 +50,11 @@ def work(job: Path) -> int:
         console.set_level(-1)
     answer = Path(order["answer"])
     try:
-        metrics = finetune.run(
-            config, base=_opened(order["base"], "merged"),
-            prepared=_opened(order["prepared"], "prepared"), out=Path(order["out"]), keep=Path(order["keep"]),
-        )  # fmt: skip
+        with stage_log.added(Path(order["log"])) if leads else contextlib.nullcontext():
+            metrics = finetune.run(
+                config, base=_opened(order["base"], "merged"),
+                prepared=_opened(order["prepared"], "prepared"), out=Path(order["out"]), keep=Path(order["keep"]),
+            )  # fmt: skip
     except KeyboardInterrupt:  # it has saved a checkpoint
         with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
             json.dump({"interrupted": True}, stream)
