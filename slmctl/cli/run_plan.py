@@ -14,8 +14,12 @@ LEGEND = "disk, memory and time are estimates for this machine; - is not known"
 
 def lines(plan: RunPlan) -> Iterator[str]:
     """The plan on a page: stages, what is fetched, rows, requirements."""
-    rows = [_row(stage) for stage in plan.stages]
-    yield from console.table_lines(COLUMNS, rows, texts=3, optional=("id", "memory", "disk"))
+    named = any(stage.current for stage in plan.stages)
+    columns = [column for column in COLUMNS if named or column != "id"]
+    cells = [dict(zip(COLUMNS, _row(stage), strict=True)) for stage in plan.stages]
+    rows = [[cell[column] for column in columns] for cell in cells]
+    yield from console.table_lines(columns, rows, texts=3 if named else 2, optional=("id", "memory", "disk"))
+    yield ""
     about = [("download", _download(source, count)) for source, count in plan.download]
     about += [("rows", _rows(plan))] if plan.rows is not None else []
     about += [(need.name, _state(need)) for need in plan.requirements]
