@@ -69,7 +69,7 @@ class ModelShape:
         """
         multiplied = self.parameters - self.embedding
         # embeddings of 16 bits stay in their file; those of a package are dequantised first
-        weights = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
+        weights: float = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
         if in_4bit:
             weights += (BYTES_IN_4BIT - weight_bytes) * multiplied + weight_bytes * 2 * self.hidden * self.intermediate
         saved = 4 * 4 * self.hidden * self.layers + weight_bytes * self.channels
