@@ -19,6 +19,7 @@ from slmctl.task.records import SPLITS
 
 EVIDENCE = ("report.html", "rejected.jsonl", "repeated.jsonl", "overlap.jsonl")
 NAMED = 4  # labels in an error
+MAPPED = 8  # likely misspellings in a hint
 MAX_LABELS = 1000
 
 
@@ -130,7 +131,7 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
         for label in rare[:NAMED]
     )
     more = f" and {len(rare) - NAMED} more" if len(rare) > NAMED else ""
-    slips = [label for label in rare if label in meant][:NAMED]
+    slips = sorted(meant, key=lambda name: (name not in rare, -kept.get(name, 0), name))[:MAPPED]
     mapped = ", ".join(f"{label[:60]}: {meant[label][:60]}" for label in slips)
     way = f"task: {{labels: {{map: {{{mapped}}}}}}}" if slips else "add rows of them, or leave them out"
     if len(rare) > len(kept) / 2:

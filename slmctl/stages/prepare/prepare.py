@@ -235,4 +235,5 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
         record = Record.from_json(json.loads(line))
         answer = plan.task.defused(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
-        yield from ("", f"  row {number}, record {record.id}:", *(f"  | {part}" for part in text.split("\n")))
+        parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
+        yield from ("", f"  row {number}, record {record.id}:", *(f"  | {part}" for part in parts))

@@ -406,8 +406,15 @@ def test_a_refused_data_set_leaves_every_pair_and_its_page(desk: Path) -> None:
         "report.html", "overlap.jsonl", "rejected.jsonl", "repeated.jsonl",
     }  # fmt: skip
     assert "of words" in refused.stderr
-    made = tiny.slmctl(desk, "prepare", "--set", "prepare.max_overlap=1")
+    assert (
+        f"{page.parent.relative_to(desk)}  (the report of a stage that refused its input)"
+        in tiny.slmctl(desk, "gc").stdout
+    )
+    gates = "gates=[{metric: accuracy, model: Q8_0, against: adapter, max_drop: 0.02}]"
+    made = tiny.slmctl(desk, "prepare", "--set", "prepare.max_overlap=1", "--set", gates)
     assert made.returncode == 0, made.stderr
+    assert "rows are too few for the gate max_drop 0.02 in accuracy of Q8_0 against adapter" in made.stderr
+    assert f"report: {made.stdout.strip()}/report.html" in made.stderr
     assert not page.parent.exists()  # what was refused is settled
 
 
@@ -605,7 +612,7 @@ def test_explain_needs_no_base(desk: Path) -> None:
     shown = tiny.ok(tiny.slmctl(desk, "prepare", "--explain", "--set", "prepare.clean=[html]"))
     assert raw.exists()
     assert "no base is there yet (slmctl pull), so records are shown turn by turn" in shown
-    assert f"  | user: {text}\n  | assistant: {label}\n" in shown
+    assert f"  | user: {text}\n  | assistant: {label}" in shown
 
 
 def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any) -> None:
