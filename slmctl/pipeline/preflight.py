@@ -338,7 +338,7 @@ def _gates(project: Project, names: Sequence[str]) -> str:
                     "a gate names the model 'chosen', and evaluate.choose is not set",
                     hint="evaluate: {choose: {smallest_within: 0.01}}",
                 )
-            if model not in participants:
+            if model.partition(" (")[0] not in participants:  # base (8-shot)
                 raise UsageError(
                     f"a gate names the model '{model}', which is not measured",
                     hint=f"evaluate.models and quantize.types give {', '.join(sorted(participants))}",

@@ -150,6 +150,11 @@ def test_a_stage_by_itself_asks_for_what_concerns_it(fresh: Path, monkeypatch: p
     preflight.require(opened(fresh, TIE), ["prepare"])
 
 
+@pytest.mark.parametrize("model", ["base (8-shot)", "tfidf_logistic", "adapter", "Q8_0"])
+def test_a_gate_may_name_whatever_is_measured(fresh: Path, model: str) -> None:
+    preflight.require(opened(fresh, f"gates=[{{metric: accuracy, model: {model}, min: 0.1}}]"), CHAIN)
+
+
 def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
     (fresh / "registry" / "acme" / "0.1").mkdir(parents=True)
