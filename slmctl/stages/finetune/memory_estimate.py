@@ -16,7 +16,7 @@ TRAINED_BYTES = 20  # of a trained weight: itself, its gradient, two moments, it
 
 
 def hint(config: FinetuneConfig) -> str:
-    """What helps a training that does not fit."""
+    """Hint for a training that does not fit."""
     return TOO_LARGE if config.load_in_4bit else IN_4BIT + TOO_LARGE
 
 
