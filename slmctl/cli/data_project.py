@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,13 @@ from slmctl.sources.first_look.answer_schema import SchemaBuilder
 from slmctl.sources.first_look.columns import json_value
 from slmctl.sources.first_look.language import Languages
 from slmctl.sources.first_look.raw_data import RawData
+from slmctl.task.cleaning import STEPS, clean
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
 FEW = 10  # rows of a label, of which fewer teach little
+WORTH_CLEANING = 0.02  # share of texts that a step of cleaning changes, from which it is proposed
+CLEANED = {"html": "HTML", "quoted_mail": "quoted mails", "signatures": "signatures"}
+MAPPED = 40  # misspelt labels that slmctl.yaml maps
 LISTED = 5  # labels that are named
 NAME, EXAMPLE = 28, 60  # characters of a column's name and of its example
 
@@ -41,6 +44,8 @@ class DataProject:
     base: BaseProposal
     languages: Languages
     sensitive: Mapping[str, float]
+    clean: Mapping[str, float]
+    label_map: Mapping[str, str]
 
     @property
     def rows(self) -> int:
@@ -83,7 +88,9 @@ def make(
             dtype=config.resolve_matmul_dtype("auto"),
         )
     )
-    return DataProject(data, task, chosen, languages, _sensitive([text for text, _ in task.pairs]))
+    texts = [text for text, _ in task.pairs]
+    texts = texts[:: max(1, len(texts) // SEARCHED)]
+    return DataProject(data, task, chosen, languages, _sensitive(texts), _cleaning(texts), _label_map(task))
 
 
 def undecided(source: str, task: TaskProposal) -> UsageError:
@@ -95,11 +102,26 @@ def undecided(source: str, task: TaskProposal) -> UsageError:
 
 def _sensitive(texts: Sequence[str]) -> dict[str, float]:
     """Share of the texts in which an e-mail address or a phone number was found, by kind."""
-    searched = texts[:: max(1, len(texts) // SEARCHED)]
     counts = Counter(
-        kind for text in searched for kind in {finding.kind for finding in sensitive.find(text, ("email", "phone"))}
+        kind for text in texts for kind in {finding.kind for finding in sensitive.find(text, ("email", "phone"))}
     )
-    return {kind: count / len(searched) for kind, count in counts.items()}
+    return {kind: count / len(texts) for kind, count in counts.items()}
+
+
+def _cleaning(texts: Sequence[str]) -> dict[str, float]:
+    """Share of the texts that a step of cleaning changes, by step; none where few are marked up, quoted or signed."""
+    shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in STEPS}
+    worth = {step: share for step, share in shares.items() if share >= WORTH_CLEANING and step != "whitespace"}
+    return {**worth, "whitespace": 0.0} if worth else {}
+
+
+def _label_map(task: TaskProposal) -> dict[str, str]:
+    """Labels that look misspelt, with the likely ones."""
+    from slmctl.stages.prepare.data_checks import label_typos
+
+    typos = label_typos(labels_of(task)) if task.kind == "classify" else []
+    misspelt = {typo["label"] for typo in typos}
+    return {typo["label"]: typo["likely"] for typo in typos[:MAPPED] if typo["likely"] not in misspelt}
 
 
 # What is said
@@ -155,10 +177,13 @@ def _notes(project: DataProject) -> Iterator[str]:
     if task.kind != "generate":
         yield _precision(project)
     yield from _repeated(task.pairs)
+    if project.clean:
+        shares = ", ".join(f"{CLEANED[step]} in {percent(share, 0)}" for step, share in project.clean.items() if share)
+        yield f"{shares} of the texts: cut out by prepare.clean, also when the model is used"
     if task.kind == "classify":
-        yield from _labels(labels_of(task))
+        yield from _labels(project)
     kinds = ", ".join(
-        f"{'e-mail addresses' if kind == 'email' else 'phone numbers'} in {math.ceil(100 * share)}%"
+        f"{'e-mail addresses' if kind == 'email' else 'phone numbers'} in {percent(share, 0)}"
         for kind, share in sorted(project.sensitive.items())
     )
     if kinds:
@@ -169,10 +194,8 @@ def _precision(project: DataProject) -> str:
     """A note on how much the test rows will tell."""
     rows = project_config.test_rows(project.rows)
     low, high = wilson(round(0.9 * rows), rows)
-    return (
-        f"about {rows:,} rows are left for the test: 90 % right on them means between {percent(low, 0)} and "
-        f"{percent(high, 0)} at large"
-    )
+    expected = f"{percent(low, 0)} to {percent(high, 0)}"
+    return f"about {rows:,} rows are left for the test; if 90 % of them are right, expect {expected} in use"
 
 
 def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -192,23 +215,28 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
         )
 
 
-def _labels(labels: Mapping[str, int]) -> Iterator[str]:
+def _labels(project: DataProject) -> Iterator[str]:
     """Notes on labels that look misspelt, or have too few rows."""
-    from slmctl.stages.prepare.data_checks import label_typos
-
-    typos = label_typos(labels)
-    if typos:
+    labels, slips = labels_of(project.task), project.label_map
+    if slips:
         pairs = ", ".join(
-            f"{shown(typo['label'], 40)} ({typo['count']}) for {shown(typo['likely'], 40)}" for typo in typos[:LISTED]
+            f"{shown(label, 40)} for {shown(likely, 40)}" for label, likely in list(slips.items())[:LISTED]
         )
-        more = f" and {len(typos) - LISTED} more" if len(typos) > LISTED else ""
-        yield f"{len(typos)} labels look misspelt: {pairs}{more}"
-    slips = {typo["label"] for typo in typos}
-    rare = [label for label, count in labels.items() if count < FEW and label not in slips]
+        more = f" and {len(slips) - LISTED} more" if len(slips) > LISTED else ""
+        yield f"{len(slips)} labels look misspelt: {pairs}{more}; slmctl.yaml maps them, so read them there"
+    rare = rare_labels(project)
     if rare:
         names = ", ".join(shown(label, 40) for label in rare[:LISTED]) + (" …" if len(rare) > LISTED else "")
-        labels_have = "1 label has" if len(rare) == 1 else f"{len(rare)} labels have"
-        yield f"{labels_have} fewer than {FEW} rows: {names}; collect more, or merge them"
+        have = "1 label has" if len(rare) == 1 else f"{len(rare)} labels have"
+        more = f" ({min(labels[label] for label in rare)} to {max(labels[label] for label in rare)})"
+        yield f"{have} fewer than {FEW} rows{more}: {names}; collect more, or map them to others"
+
+
+def rare_labels(project: DataProject) -> list[str]:
+    """The labels with fewer than FEW rows, but for misspelt ones."""
+    if project.task.kind != "classify":
+        return []
+    return [label for label, count in labels_of(project.task).items() if count < FEW and label not in project.label_map]
 
 
 # What is written
@@ -250,6 +278,9 @@ def _proposal(project: DataProject, folder: Path, schema: str) -> ProjectProposa
         schema=schema,
         sensitive=project.sensitive,
         about_source=f"{project.data.look.rows:,} rows",
+        clean=project.clean,
+        label_map=project.label_map,
+        rare_labels=len(rare_labels(project)),
     )
 
 

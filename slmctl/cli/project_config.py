@@ -17,6 +17,7 @@ from slmctl.metrics.statistics import drop_bound
 
 MAX_LINES = 30
 _COMMENT_AT = 46  # column of the comments
+WIDTH = 120  # characters of a line that is wrapped
 SMALL = 1000  # rows; of fewer none are kept for calibration
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
@@ -50,6 +51,9 @@ class ProjectProposal:
         language: Code of the texts' language; empty if it is not known.
         schema: Name of the JSON Schema file; empty for none.
         sensitive: Share of the rows with a finding, by kind.
+        clean: Share of the texts that a step of cleaning changes, by step.
+        label_map: Labels that look misspelt, with the likely ones.
+        rare_labels: Number of labels with so few rows that none may be left for training.
         about_source: A few words on the first source for a comment.
     """
 
@@ -62,6 +66,9 @@ class ProjectProposal:
     schema: str = ""
     sensitive: Mapping[str, float] = field(default_factory=dict)
     about_source: str = ""
+    clean: Mapping[str, float] = field(default_factory=dict)
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    rare_labels: int = 0
 
 
 def system_prompt(kind: str, language: str) -> str:
@@ -71,11 +78,15 @@ def system_prompt(kind: str, language: str) -> str:
 
 def text(proposal: ProjectProposal) -> str:
     """The content of slmctl.yaml."""
-    lines = [SCHEMA_LINE, *_head(proposal), *_prepare(proposal), *_stages(proposal)]
+    rest = [*_prepare(proposal), *_stages(proposal)]
+    lines = [SCHEMA_LINE, *_head(proposal, wrapped=True), *rest]
+    if len(lines) > MAX_LINES:
+        lines = [SCHEMA_LINE, *_head(proposal, wrapped=False), *rest]
     return "\n".join(lines) + "\n"
 
 
-def _head(proposal: ProjectProposal) -> Iterator[str]:
+def _head(proposal: ProjectProposal, *, wrapped: bool) -> Iterator[str]:
+    """The lines up to the task; `wrapped` has a mapping of labels take several."""
     task, base = proposal.task, proposal.base
     yield _line("project", proposal.project, "in the names of releases and model files")
     yield _line("version", "0.1", "of the release")
@@ -84,8 +95,16 @@ def _head(proposal: ProjectProposal) -> Iterator[str]:
         yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
     yield "task:"
     yield _line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text")
-    if task.kind == "classify":
-        yield _line("  labels", "from-data", f"the {len(labels_of(task))} that the answers hold")
+    count = len(labels_of(task)) - len(proposal.label_map)
+    if task.kind == "classify" and proposal.label_map:
+        about = f"the {count} of the answers; {len(proposal.label_map)} more look misspelt: check them"
+        if not wrapped:
+            yield _line("  labels", {"map": proposal.label_map}, about)
+        else:
+            yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
+            yield from _wrapped("    map: ", proposal.label_map)
+    elif task.kind == "classify":
+        yield _line("  labels", "from-data", f"the {count} that the answers hold")
     if proposal.schema:
         yield _line("  schema", proposal.schema, "derived from the answers: correct it before you train")
     if not task.own_system:
@@ -114,14 +133,19 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
             continue
         for place, (key, value, comment) in enumerate(keys):
             yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
+    if proposal.clean:
+        shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
+        yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
     if kinds := _redacted(proposal.sensitive):
-        shares = ", ".join(f"{kind} in {_percent(proposal.sensitive[kind])}" for kind in kinds)
+        shares = ", ".join(f"{kind} in {percent(proposal.sensitive[kind], 0)}" for kind in kinds)
         yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
     if task.usable < 0.9:
         left_out = math.ceil(100 * (1.02 - task.usable))
         yield _line(
-            "  max_rejected", f"{min(left_out, 100)}%", f"{percent(1 - task.usable, 0)} of the rows have no answer"
+            "  max_rejected", f"{min(left_out, 100)} %", f"{percent(1 - task.usable, 0)} of the rows have no answer"
         )
+    if proposal.rare_labels:
+        yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
     if proposal.rows < SMALL:
         yield _line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
 
@@ -134,7 +158,6 @@ def _stages(proposal: ProjectProposal) -> Iterator[str]:
         about = f"the longest row has about {tokens:,} tokens, max_length is {MAX_LENGTH:,}"
     yield _line("finetune", training, about)
     yield _line("quantize", {"types": ["Q8_0"]}, "add Q4_K_M and see what 4 bits cost")
-    yield _line("evaluate", {"models": ["base", "adapter", "gguf"]}, "measured on the same held-out rows")
     yield "gates:"
     for gate, comment in gates(proposal.task, test_rows(proposal.rows)):
         yield _line("  -", gate, comment)
@@ -186,8 +209,17 @@ def _longest(task: TaskProposal) -> int:
     return round(characters / CHARACTERS_A_TOKEN) + 50
 
 
-def _percent(share: float) -> str:
-    return percent(share, 0) if share >= 0.01 else "under 1 %"
+def _wrapped(head: str, values: Mapping[str, str]) -> Iterator[str]:
+    """A mapping in braces, over as many lines as it takes."""
+    entries = [f"{_flow(key)}: {_flow(value)}" for key, value in values.items()]
+    line = head + "{"
+    for place, entry in enumerate(entries):
+        piece = entry + (", " if place < len(entries) - 1 else "}")
+        if len(line) + len(piece) > WIDTH and line.strip():
+            yield line.rstrip()
+            line = " " * (len(head) + 1)
+        line += piece
+    yield line
 
 
 def _line(key: str, value: object, comment: str = "") -> str:
