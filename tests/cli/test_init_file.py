@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(memory, "fits", lambda needed, processes=1: True)
-    monkeypatch.setattr(matmul_rates, "stored", lambda: None)
+    monkeypatch.setattr(matmul_rates, "stored", lambda: {"float32": 50.0})
     monkeypatch.setattr(config, "resolve_matmul_dtype", lambda dtype: "float32")
 
     def in_process(*arguments: object, answers: str | None = None) -> tuple[int, str]:
@@ -82,8 +82,14 @@ def source(folder: Path = Path()) -> dict[str, Any]:
 def test_transcript(make: Callable[[Path], Path], run: Run) -> None:
     path = make(Path())
     code, said = run("init", path.name)
-    config_text = Path("slmctl.yaml").read_text(encoding="utf-8") if code == 0 else ""
-    golden(make.__name__, f"$ slmctl init '{path.name}'\n{said}\n{config_text}".rstrip() + "\n")
+    transcript = f"$ slmctl init '{path.name}'\n{said}"
+    if code == 0:
+        config_text = Path("slmctl.yaml").read_text(encoding="utf-8")
+        plan_code, plan = run("run", "--plan")
+        assert plan_code == 0, plan
+        stable = [line for line in plan.splitlines() if line.startswith(("download", "rows", "files", "gates"))]
+        transcript += "\n".join(["\n$ cat slmctl.yaml", config_text, "$ slmctl run --plan", "...", *stable, ""])
+    golden(make.__name__, transcript)
     if make in REFUSED:
         assert code == 3
         assert [entry.name for entry in Path().iterdir()] == [path.name]  # nothing is written
