@@ -75,7 +75,7 @@ FAMILIES = {
     "phi": Family("llama3_1", "<|{role}|>{text}<|end|>", "<|end|>", kind="GPT2Tokenizer"),
     "olmo": Family("llama3_1", "<|{role}|>\n{text}<|endoftext|>\n", "<|endoftext|>", "<|endoftext|>"),
     "exaone": Family("llama3_1", "[|{role}|]{text}[|endofturn|]\n", "[|endofturn|]"),
-    "glm": Family("llama3_1", "<|{role}|>\n{text}<|endofturn|>", "<|endofturn|>", "[gMASK]<sop>"),
+    "glm": Family("llama3_1", "<|{role}|>\n{text}<|endoftext|>", "<|endoftext|>", "[gMASK]<sop>"),
     "command": Family("llama3_1", "<|START_OF_TURN_TOKEN|><|{role}|>{text}<|END_OF_TURN_TOKEN|>",
                       "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
     "ernie": Family("llama3_1", "{role}: {text}<|end_of_sentence|>\n", "<|end_of_sentence|>", "<|begin_of_sentence|>"),
