@@ -243,7 +243,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
             console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
     elif leads and resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")
-    with FirstInterrupt(lambda: console.say("  ending after this step; Ctrl-C again ends at once")) as interrupt:
+    with FirstInterrupt() as interrupt:
         trainer.is_interrupted = lambda: interrupt.asked or (keep / STOP_FILE).exists()
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:

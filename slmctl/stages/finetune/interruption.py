@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from slmctl import console
+
 STOP_FILE = "stop"  # in the folder of checkpoints: tells the processes of a training to save and end
 
 
 class FirstInterrupt(contextlib.AbstractContextManager["FirstInterrupt"]):
-    """Have the first SIGINT inside the block call `ask` in place of a KeyboardInterrupt.
+    """Have the first SIGINT inside the block call `ask` and say that the training ends, where it would interrupt.
 
     Outside of the main thread, where no handler can be set, nothing changes.
     """
@@ -35,6 +37,7 @@ class FirstInterrupt(contextlib.AbstractContextManager["FirstInterrupt"]):
         self._restore()
         self.asked = True
         self._ask()
+        console.say("  ending after this step; Ctrl-C again ends at once")
 
     def _restore(self) -> None:
         if self._set:
