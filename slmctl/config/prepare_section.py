@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict
 
 from pydantic import (
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     field_serializer,
     model_validator,
@@ -113,22 +114,44 @@ class Sql(Section):
         return mask(url)
 
 
+class ReadingOptions(TypedDict):
+    """The keys of a source by which its file is read; those left out are recognised."""
+
+    sheet: str | None
+    format: str | None
+    encoding: str | None
+    header_row: int | None
+
+
 class Source(Section):
     """Raw rows: a file, a query to a database, or a data set of the hub."""
 
     path: SourcePath | None = Field(
-        None, description='a file, relative to slmctl.yaml, a named pipe, or "-" for standard input'
+        None,
+        description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml; a named pipe, "
+        'or "-" for standard input',
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
         None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
     )
     file: Annotated[Text | None, Outside()] = Field(None, description="hf: data files, such as data/train-*.parquet")
-    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods"] | None = Field(
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "sqlite"] | None = Field(
         None, description="format of the file, where its name does not end in it"
     )
-    sheet: Text | None = Field(
-        None, description="sheet of a workbook, the first when left out; or array of a JSON object"
+    encoding: Annotated[Text | None, WhenSet()] = Field(
+        None, description="encoding of a text, such as cp1252; recognised when left out"
+    )
+    sheet: Text | list[Text] | None = Field(
+        None,
+        description='sheet of a workbook, the first when left out, several as [A, B], or "*" for all; table of an '
+        "SQLite database, the only one when left out; or array of a JSON object",
+    )
+    header_row: Annotated[int | None, WhenSet()] = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="row of a sheet, or line of a text, that names the columns; found when left out",
     )
     name: Text | None = Field(
         None, description="name of this source in records and reports; the name of its file when left out"
@@ -148,6 +171,8 @@ class Source(Section):
         None, description="put every row of this source into one split"
     )
 
+    _whole: str = PrivateAttr("")
+
     @model_validator(mode="after")
     def _has_one_origin(self) -> Source:
         if sum(origin is not None for origin in (self.path, self.sql, self.hf)) != 1:
@@ -156,6 +181,8 @@ class Source(Section):
             raise ValueError("'file' belongs to 'hf'")
         if self.path == STDIN and self.format is None:
             raise ValueError("'-' needs 'format', such as csv")
+        if isinstance(self.sheet, list) and not self.sheet:
+            raise ValueError("'sheet' names no sheet")
         return self
 
     @property
@@ -165,10 +192,29 @@ class Source(Section):
         return self.path
 
     @property
+    def reading(self) -> ReadingOptions:
+        """Options by which the file is read. Several sheets are made several sources before a stage runs."""
+        assert not isinstance(self.sheet, list)
+        return {
+            "sheet": self.sheet, "format": self.format, "encoding": self.encoding, "header_row": self.header_row,
+        }  # fmt: skip
+
+    @property
     def title(self) -> str:
         """The name of this source in records; independent of the folder it lies in, and without secrets."""
         name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         return self.name or name + (f":{self.sheet}" if self.sheet else "")
+
+    @property
+    def whole(self) -> str:
+        """The source of which this is one file or sheet; empty for one that is no part of another."""
+        return self._whole
+
+    def part(self, path: Path, name: str | None, *, sheet: str | None = None) -> Source:
+        """One file or sheet of this source, under a name of its own; all parts must have the same columns."""
+        part = self.model_copy(update={"path": path, "hf": None, "file": None, "sheet": sheet, "name": name})
+        part._whole = self.name or self.hf or str(self.path)
+        return part
 
 
 class SourceLimits(Section):

@@ -85,13 +85,13 @@ class _Counted:
 
 def _count(source: Source) -> _Counted:
     size = source.local.stat().st_size
-    sample = list(itertools.islice(read_rows(source.local, sheet=source.sheet, format=source.format), SAMPLE))
+    sample = list(itertools.islice(read_rows(source.local, **source.reading), SAMPLE))
     texts = [sum(len(str(cell)) for cell in _asked(source, row.columns)) for row in sample]
     tokens = TURN_TOKENS + sum(texts) / max(len(texts), 1) / CHARACTERS_A_TOKEN
     if len(sample) < SAMPLE:
         return _Counted(len(sample), tokens, size)
     if size <= COUNTED_BYTES:
-        rows = sum(1 for row in read_rows(source.local, sheet=source.sheet, format=source.format) if row.number)
+        rows = sum(1 for row in read_rows(source.local, **source.reading) if row.number)
         return _Counted(rows, tokens, size)
     if format_of_source(source) in ("csv", "tsv", "jsonl") and source.local.suffix != ".gz":
         with source.local.open("rb") as stream:

@@ -6,6 +6,7 @@ among the artifacts below `runs/`, sources among `--source`, the copies in `runs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -18,9 +19,10 @@ from typing import Any
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
-from slmctl.errors import IntegrityError, UsageError
+from slmctl.errors import IntegrityError, SlmctlError, UsageError
 from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.provenance import diff
+from slmctl.sources import snapshot
 
 PREFIX = ".reproduce-"  # of the temporary folder of the rebuilt artifact
 _NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")  # keys of an environment that change no byte
@@ -179,7 +181,9 @@ class _Sources:
     """Files and folders by the hash of their content; hashed one by one until the hash is found."""
 
     def __init__(self, project: resolve.Project, named: Sequence[Path]) -> None:
-        self._left = iter([*named, *_files(project.sources), *config.contents(project.config)])
+        parts = _parts(project)
+        held = [*named, *_files(project.sources), *parts, *config.contents(project.config)]
+        self._left = iter([*held, *(file for path in named for file in _files(path))])
         self._by_hash: dict[str, Path] = {}
 
     def find(self, sha256: str) -> Path:
@@ -199,6 +203,13 @@ class _Sources:
                 f"no file here has the hash {sha256[:19]}, which is needed", hint="name the file: --source PATH"
             )
         return self._by_hash[sha256]
+
+
+def _parts(project: resolve.Project) -> Iterator[Path]:
+    """The files that the sources of the config name now, as far as they are there."""
+    for source in project.config.prepare.sources:
+        with contextlib.suppress(SlmctlError):  # what is not found is said by its hash
+            yield from (part.local for part in snapshot.gathered([source], project.sources))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -7,12 +7,13 @@ made from the source, without passwords.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from slmctl.config import STDIN, Source, SourceLimits, mask
 from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.network import hub
 from slmctl.sources import bounded_copy, sql
-from slmctl.sources.rows import FORMATS, format_of, require_file
+from slmctl.sources.rows import FORMATS, files_of, form_of, format_of, is_several, require_file
 
 
 def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> list[Source]:
@@ -37,7 +38,7 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits) -> lis
         limits: The time that copying one source may take, and the bytes that it may have.
 
     Returns:
-        The sources as local files; one of the hub may become several.
+        The sources as local files; one of the hub, a folder or a workbook may become several.
 
     Raises:
         DataError: A query failed, or a source reached a limit.
@@ -65,7 +66,8 @@ def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
 
     Raises:
         IntegrityError: There is no copy of a source that is not a file.
-        DataError: A path is neither a file nor a pipe.
+        DataError: A path is neither a file nor a pipe, or a folder without files of one kind.
+        UsageError: A pattern matches no file.
     """
     return [local for source in sources for local in _local(source, folder)]
 
@@ -82,25 +84,47 @@ def host_of(source: Source, folder: Path) -> str:
     return "the hub" if source.hf is not None and not copy_of(source, folder).exists() else ""
 
 
-def _local(source: Source, folder: Path) -> list[Source]:
+def _local(source: Source, folder: Path) -> Iterator[Source]:
+    if is_file(source) and is_several(source.local):
+        for name, path in files_of(source.local, source.format):
+            written = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written)
+        return
     if is_file(source) and _is_there(source.local):
         require_file(source.local)
-        return [source]
+        yield from _sheets(source, source.local, source.name)
+        return
     copy = copy_of(source, folder)
     if is_file(source) and not copy.exists():
-        return [source]  # the recipe, which hashes it, says that it is missing
+        yield source  # the recipe, which hashes it, says that it is missing
+        return
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
     if source.hf is None:
-        return [source.model_copy(update={"path": copy, "sql": None})]
-    files = sorted(path for path in copy.rglob("*") if path.is_file())
+        yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name)
+        return
     title = source.name or source.hf.partition("@")[0]
-    return [
-        source.model_copy(
-            update={"path": path, "hf": None, "file": None, "name": f"{title}/{path.relative_to(copy).as_posix()}"}
-        )
-        for path in files
-    ]
+    for path in sorted(path for path in copy.rglob("*") if path.is_file()):
+        yield from _sheets(source, path, f"{title}/{path.relative_to(copy).as_posix()}")
+
+
+def _sheets(source: Source, path: Path, name: str | None) -> Iterator[Source]:
+    """A file as one source, or as one for each sheet that is named."""
+    sheet = source.sheet
+    if sheet == "*" and (source.format or format_of(path)) not in ("xlsx", "ods", "sqlite"):
+        raise UsageError(f"{path.name} is no workbook and no database, and has no sheets", hint="leave 'sheet' out")
+    if sheet != "*" and not isinstance(sheet, list):
+        yield source if (path, name) == (source.path, source.name) else source.part(path, name, sheet=sheet)
+        return
+    names = _all_sheets(path, source.format, path.stat().st_mtime_ns) if sheet == "*" else sheet
+    for each in names:
+        yield source.part(path, name and f"{name}:{each}", sheet=each)
+
+
+@functools.lru_cache
+def _all_sheets(path: Path, format: str | None, mtime_ns: int) -> tuple[str, ...]:
+    """The sheets of a workbook or the tables of a database; kept, since a project's files are listed often."""
+    return form_of(path, format=format).sheets
 
 
 def copy_of(source: Source, folder: Path) -> Path:

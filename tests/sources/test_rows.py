@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,19 @@ def test_csv_keeps_text_as_it_is(tmp_path: Path) -> None:
 
 def test_csv_ragged_rows_are_faults_and_the_others_are_kept(tmp_path: Path) -> None:
     found = rows(tmp_path, "a.csv", "a,b\n1,2\n3\n4,5,6\n7,8\n")
-    assert [row.number for row in found] == [1, 2, 3, 4]
-    assert faults(found) == {2: "has 1 fields, the header has 2", 3: "has 3 fields, the header has 2"}
+    assert [row.number for row in found] == [2, 3, 4, 5]
+    assert faults(found) == {3: "has 1 fields, the header has 2", 4: "has 3 fields, the header has 2"}
     assert found[3].columns == {"a": "7", "b": "8"}
 
 
 def test_csv_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    assert [row.number for row in rows(tmp_path, "a.csv", "a,b\n\n1,2\n\n\n3,4\n")] == [1, 2]
+    assert [row.number for row in rows(tmp_path, "a.csv", "a,b\n\n1,2\n\n\n3,4\n")] == [3, 6]
 
 
-def test_csv_row_numbers_count_rows_not_lines(tmp_path: Path) -> None:
+def test_csv_row_numbers_are_the_lines_that_rows_begin_on(tmp_path: Path) -> None:
     found = rows(tmp_path, "a.csv", 'a,b\n"one\nrow\nof\nfour lines",x\nshort\n')
-    assert faults(found) == {2: "has 1 fields, the header has 2"}
+    assert found[0].number == 2
+    assert faults(found) == {6: "has 1 fields, the header has 2"}
 
 
 def test_csv_field_of_200_kilobytes(tmp_path: Path) -> None:
@@ -85,8 +87,8 @@ def test_csv_field_of_200_kilobytes(tmp_path: Path) -> None:
 def test_csv_quote_out_of_place_is_a_fault(tmp_path: Path, row: str) -> None:
     # an open quote in the last column once took the rest of the file as its text, and no row was missed
     found = rows(tmp_path, "a.csv", f"a,b\n0,0\n{row}\n2,3\n")
-    assert found[0] == Row(1, {"a": "0", "b": "0"})
-    assert faults(found)[2].startswith("not valid CSV")
+    assert found[0] == Row(2, {"a": "0", "b": "0"})
+    assert faults(found)[3].startswith("not valid CSV")
 
 
 def test_csv_header_twice(tmp_path: Path) -> None:
@@ -202,6 +204,19 @@ def test_a_named_encoding_has_its_mark_or_not(tmp_path: Path, encoding: str) -> 
         assert good(list(read_rows(path, encoding=encoding))) == [{"text": "größe"}]
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [("größe über straße geht´s", "cp850"), ("заказ не пришёл", "cp1251"), ("заказ не пришёл", "koi8-r"),
+     ("proszę o pieniądze", "cp1250"), ("Καλημέρα κόσμε", "cp1253"), ("注文が届きません", "shift_jis"),
+     ("订单还没有到", "gb18030")],
+)  # fmt: skip
+def test_an_unknown_encoding_is_refused_with_those_that_read_as_text(tmp_path: Path, text: str, encoding: str) -> None:
+    with pytest.raises(DataError, match=r"a\.csv is neither UTF-8 nor CP1252: line 2 holds the byte") as caught:
+        rows(tmp_path, "a.csv", f"id,text\n1,{text}\n".encode(encoding))
+    assert f"{encoding} reads '" in caught.value.hint
+    assert max((word for word in text.split() if not word.isascii()), key=len) in caught.value.hint
+
+
 def test_a_large_file_is_sampled_and_what_contradicts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encodings, "SAMPLE", 100)
     monkeypatch.setattr(encodings, "PIECE", 10)
@@ -308,10 +323,13 @@ def test_csv_round_trip(tmp_path: Path, drawn: tuple[list[str], list[list[str]]]
     header, body = drawn
     out = io.StringIO(newline="")
     writer = csv.writer(out, delimiter=kind[1], quoting=csv.QUOTE_ALL)
-    writer.writerows([header, *body])
+    numbers = []
+    for fields in [header, *body]:
+        numbers.append(1 + len(re.findall(r"\r\n|\r|\n", out.getvalue())))
+        writer.writerow(fields)
     found = rows(tmp_path, kind[0], out.getvalue())
     assert good(found) == [dict(zip(header, fields, strict=True)) for fields in body]
-    assert [row.number for row in found] == list(range(1, len(body) + 1))
+    assert [row.number for row in found] == numbers[1:]
 
 
 @given(st.lists(st.dictionaries(texts, json_values, max_size=4), max_size=5))

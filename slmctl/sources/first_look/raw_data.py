@@ -12,16 +12,11 @@ from slmctl.config import SourceLimits, Sql, mask
 from slmctl.errors import DataError, UsageError
 from slmctl.sources import sql
 from slmctl.sources.first_look import FirstLook, look
-from slmctl.sources.rows import FileForm, Row, form_of, listed, read_rows
-from slmctl.sources.rows.encodings import Encoding
-from slmctl.sources.rows.tables import SeveralTablesError
+from slmctl.sources.rows import FileForm, Row, files_of, form_of, is_several, listed, read_rows
 
 MAX_SHEETS = 20  # of a workbook or database that are looked at
 LEAST_ROWS = 10  # of a sheet that can be the one with the data
 QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # of a query for a first look
-_FORMATS = {"csv": "CSV", "tsv": "TSV", "json": "JSON", "jsonl": "JSONL", "parquet": "Parquet", "sqlite": "SQLite",
-            "xlsx": "Excel", "ods": "ODS"}  # fmt: skip
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 Rows = Callable[[], Iterator[Row]]
 
 
@@ -66,10 +61,7 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if query is not None:
         raise UsageError("--query is for a database", hint="slmctl init sql:postgresql://HOST/DATABASE --query SELECT…")
     path = root / Path(source).expanduser()
-    try:
-        form = form_of(path, sheet=sheet)
-    except SeveralTablesError as error:
-        return _of_sheets(path, error.tables)
+    form = form_of(path, sheet=sheet)
     if sheet is None and len(form.sheets) > 1:
         return _of_sheets(path, form.sheets)
     return _of_sheet(path, form, sheet)
@@ -80,11 +72,12 @@ def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:
     looked = look(rows())
     _require_header(path, looked)
     origin = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
-    return RawData(path.name, _in_words(form), (origin,), looked, rows)
+    return RawData(path.name, form.words, (origin,), looked, rows)
 
 
 def _reader(path: Path, sheet: str | None) -> Rows:
-    return lambda: read_rows(path, sheet=sheet)
+    files = [file for _, file in files_of(path)] if is_several(path) else [path]
+    return lambda: chain.from_iterable(read_rows(file, sheet=sheet) for file in files)
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
@@ -112,7 +105,7 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
     note += f"; not used: {listed(others)}" if others else ", with the same columns"
     return RawData(
         title=path.name,
-        form=_in_words(form_of(path, sheet=largest)),
+        form=form_of(path, sheet=largest).words,
         origins=tuple({"path": path, "sheet": sheet} for sheet in alike),
         look=looks[largest] if len(alike) == 1 else look(rows()),
         rows=rows,
@@ -150,17 +143,3 @@ def _require_header(path: Path, looked: FirstLook) -> None:
             f"{path.name} has no header: its first row is '{listed([column.name for column in looked.columns])}'",
             hint="add a first row with the names of the columns, such as text,label",
         )
-
-
-def _in_words(form: FileForm) -> str:
-    """`CSV in CP1252 (a guess), separated by semicolons`."""
-    words = _FORMATS[form.format]
-    if form.files > 1:
-        words = f"{form.files} files of {words}"
-    if form.encoding is not None:
-        words += f" in {Encoding(form.encoding).title}" + ("" if form.certain else " (a guess)")
-    if form.delimiter is not None and form.format == "csv":
-        words += f", separated by {_DELIMITERS.get(form.delimiter, repr(form.delimiter))}"
-    if form.header_row > 1:
-        words += f", header in row {form.header_row}"
-    return words

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +18,15 @@ from typing import Any, NamedTuple, TextIO
 
 from slmctl.errors import DataError, UsageError
 from slmctl.sources.rows import delimited, lines, objects, tables
-from slmctl.sources.rows.cells import MAX_ROW, Row, Table, listed
+from slmctl.sources.rows.cells import MAX_ROW, RawTable, Row, listed
 from slmctl.sources.rows.encodings import Encoding
+from slmctl.sources.rows.files import FORMATS, TEXTS, files_of, format_of, is_several, require_file
 
 __all__ = [
-    "FORMATS", "MAX_ROW", "FileForm", "Row", "as_csv", "columns_of", "form_of", "format_of", "listed", "read_rows",
-    "require_file",
+    "FORMATS", "MAX_ROW", "TEXTS", "FileForm", "Row", "TextForm", "as_csv", "columns_of", "files_of",
+    "form_and_columns", "form_of", "format_of", "is_several", "listed", "read_rows", "require_file", "text_form",
 ]  # fmt: skip
 
-FORMATS = {
-    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
-    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods", ".sqlite": "sqlite",
-    ".sqlite3": "sqlite", ".db": "sqlite",
-}  # fmt: skip
-TEXTS = ("csv", "tsv", "jsonl", "json")  # these have an encoding, and may be packed with gzip
 _SHEETS = ("xlsx", "ods", "sqlite", "json")
 _HEADERS = ("csv", "tsv", "xlsx", "ods")  # these have a header in a row of their own
 _KINDS = {"parquet": "parquet", "sqlite": "sqlite", "xlsx": "workbook", "ods": "workbook"}
@@ -60,9 +55,38 @@ class FileForm:
     header_row: int
     files: int
 
+    @property
+    def words(self) -> str:
+        """The form in words: `CSV in CP1252 (a guess), separated by semicolons, header in line 3`."""
+        names = {"jsonl": "JSONL", "parquet": "Parquet", "sqlite": "SQLite", "xlsx": "Excel"}
+        words = names.get(self.format, self.format.upper())
+        if self.files > 1:
+            words = f"{self.files} files of {words}"
+        if self.encoding is not None:
+            words += f" in {Encoding(self.encoding).title}" + ("" if self.certain else " (a guess)")
+        if self.delimiter is not None and self.format == "csv":
+            names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+            words += f", separated by {names.get(self.delimiter, repr(self.delimiter))}"
+        if self.header_row > 1:
+            words += f", header in {'row' if self.encoding is None else 'line'} {self.header_row}"
+        return words
+
+
+class TextForm(NamedTuple):
+    """The form in which a text is written: Python's name of its encoding, the mark before it, what ends its lines.
+
+    `certain` is false where the encoding of a text that was read is a guess.
+    """
+
+    encoding: str = "utf-8"
+    mark: bytes = b""
+    delimiter: str = ","
+    line_end: str = "\n"
+    certain: bool = True
+
 
 class _Opened(NamedTuple):
-    table: Table
+    table: RawTable
     format: str
     encoding: Encoding | None
 
@@ -91,11 +115,7 @@ def read_rows(
         UsageError: There is no such sheet or encoding, or the file has none.
     """
     with _opened(path, sheet, format, encoding, header_row) as opened:
-        yield from (
-            (row._replace(number=place) for place, row in enumerate(opened.table.rows, 1))
-            if opened.format in _HEADERS
-            else opened.table.rows
-        )
+        yield from opened.table.rows
 
 
 def columns_of(
@@ -111,10 +131,10 @@ def columns_of(
     Raises:
         DataError: The file holds no row; and what `read_rows` raises.
     """
-    for row in read_rows(path, sheet=sheet, format=format, encoding=encoding, header_row=header_row):
-        if not row.fault:
-            return list(row.columns)
-    raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
+    _, columns = form_and_columns(path, sheet=sheet, format=format, encoding=encoding, header_row=header_row)
+    if not columns:
+        raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
+    return columns
 
 
 def form_of(
@@ -125,58 +145,62 @@ def form_of(
     encoding: str | None = None,
     header_row: int | None = None,
 ) -> FileForm:
-    """The form of a file: its format and encoding, its delimiter, sheets and header as `read_rows` finds them.
+    """The form of a file as `read_rows` finds it; of a folder or pattern, that of its first file.
+
+    Raises:
+        What `read_rows` and `files_of` raise.
+    """
+    files = [file for _, file in files_of(path, format)] if is_several(path) else [path]
+    with _opened(files[0], sheet, format, encoding, header_row) as opened:
+        return dataclasses.replace(_form(opened), files=len(files))
+
+
+def form_and_columns(
+    path: Path,
+    *,
+    sheet: str | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
+    header_row: int | None = None,
+) -> tuple[FileForm, list[str]]:
+    """The form of a file, and its columns as the first good row has them; no columns where there is none.
 
     Raises:
         What `read_rows` raises.
     """
     with _opened(path, sheet, format, encoding, header_row) as opened:
-        table, recognised = opened.table, opened.encoding
-        return FileForm(
-            format=opened.format,
-            encoding=recognised.name if recognised else None,
-            certain=recognised is None or recognised.certain,
-            delimiter=table.delimiter,
-            sheets=table.sheets,
-            header_row=table.header_row,
-            files=1,
-        )
+        return _form(opened), next((list(row.columns) for row in opened.table.rows if not row.fault), [])
 
 
-def format_of(path: Path) -> str:
-    """The format of a file, by its name: one of the values of FORMATS.
+def text_form(
+    path: Path, *, format: str | None = None, encoding: str | None = None, header_row: int | None = None
+) -> TextForm:
+    """The form of a text, so that another can be written in it.
 
     Raises:
-        DataError: The name ends in no known suffix.
+        DataError: The file is no text; and what `read_rows` raises.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        suffix = Path(path.stem).suffix.lower()
-        if FORMATS.get(suffix) in TEXTS:
-            return FORMATS[suffix]
-        suffix += ".gz"
-    if suffix not in FORMATS:
-        suffixes = ", ".join(FORMATS)
-        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {suffixes}; texts also as .gz")
-    return FORMATS[suffix]
+    with _opened(path, None, format, encoding, header_row) as opened:
+        if opened.encoding is None:
+            raise DataError(f"{path.name} is no text")
+        recognised, delimiter = opened.encoding, opened.table.delimiter or ","
+    with lines.opened(path, recognised) as stream:
+        first = next((line for line in lines.lines(stream) if line), "\n")
+    end = next((end for end in ("\r\n", "\n", "\r") if first.endswith(end)), "\n")
+    return TextForm(recognised.name, recognised.mark, delimiter, end, recognised.certain)
 
 
-def require_file(path: Path) -> None:
-    """Refuse a path that is not a regular file: reading a pipe would wait, and reading a device would not end.
-
-    Raises:
-        DataError: Something else is there, or nothing.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
-    except ValueError:  # a NUL in a name
-        raise DataError(f"{str(path)!r} is not a file: its name holds a NUL") from None
-    if stat.S_ISREG(mode):
-        return
-    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
+def _form(opened: _Opened) -> FileForm:
+    table, encoding = opened.table, opened.encoding
+    return FileForm(
+        format=opened.format,
+        encoding=encoding.name if encoding else None,
+        certain=encoding is None or encoding.certain,
+        delimiter=table.delimiter,
+        sheets=table.sheets,
+        header_row=table.header_row,
+        files=1,
+    )
 
 
 def as_csv(
@@ -185,18 +209,19 @@ def as_csv(
     columns: Sequence[str] | None = None,
     header: bool = True,
     separator: str = ",",
+    line_end: str = "\n",
 ) -> str:
     """Rows as CSV for people: a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
     all_rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in all_rows for name in row))
-    lines: list[str] = []
+    written: list[str] = []
     # csv quotes what holds a character of its line end, and a CR that is not quoted ends a row for whoever reads it
-    writer = csv.writer(SimpleNamespace(write=lines.append), delimiter=separator, lineterminator="\r\n")
+    writer = csv.writer(SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n")
     if header:
         writer.writerow([_escaped(name) for name in columns])
     writer.writerows([_escaped(row.get(name)) for name in columns] for row in all_rows)
-    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+    return "".join(line.removesuffix("\r\n") + line_end for line in written)
 
 
 def _escaped(cell: Any) -> Any:
@@ -226,12 +251,12 @@ def _opened(
         raise UsageError(f"{path.name} has no row that names the columns", hint="leave 'header_row' out")
     try:
         if kind in TEXTS:
-            known = lines.encoding_of(path, encoding)
+            recognised = lines.encoding_of(path, encoding)
             if kind == "json" and sheet is None:
-                with lines.opened(path, known) as stream:
+                with lines.opened(path, recognised) as stream:
                     kind = "jsonl" if objects.is_lines(stream) else "json"
-            with lines.opened(path, known) as stream:
-                yield _Opened(_text_table(stream, path.name, kind, sheet, header_row), kind, known)
+            with lines.opened(path, recognised) as stream:
+                yield _Opened(_text_table(stream, path.name, kind, sheet, header_row), kind, recognised)
         else:
             with tables.opened(path, _KINDS[kind], sheet, header_row) as table:
                 yield _Opened(table, kind, None)
@@ -239,9 +264,9 @@ def _opened(
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
-def _text_table(stream: TextIO, file: str, kind: str, key: str | None, header_row: int | None) -> Table:
+def _text_table(stream: TextIO, file: str, kind: str, key: str | None, header_row: int | None) -> RawTable:
     if kind == "jsonl":
-        return Table(objects.line_rows(stream))
+        return RawTable(objects.line_rows(stream))
     if kind == "json":
-        return Table(objects.array_rows(stream, file, key=key))
+        return RawTable(objects.array_rows(stream, file, key=key))
     return delimited.delimited_table(stream, file, tabs=kind == "tsv", header_row=header_row)

@@ -33,7 +33,7 @@ class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, 
     fault: str = ""
 
 
-class Table(NamedTuple):
+class RawTable(NamedTuple):
     """The rows of a table below its header, and what was found of its form.
 
     Attributes:
@@ -52,11 +52,13 @@ class Table(NamedTuple):
 def header_place(rows: Sequence[Sequence[Cell]]) -> int:
     """The place of the header among the first rows of a table, of which none is empty.
 
-    What stands above it is a title: such a row fills at most half as many cells as the rows below it have.
+    What stands above it is a title: it fills at most half as many cells as the rows below it have, and does not reach
+    their last column.
     """
     for place, cells in enumerate(rows[:-2]):
         below = sorted(_width(row) for row in rows[place + 1 : place + 1 + LOOK])
-        if 2 * sum(cell not in ("", None) for cell in cells) > below[(len(below) - 1) // 2]:
+        typical = below[(len(below) - 1) // 2]
+        if 2 * sum(cell not in ("", None) for cell in cells) > typical or _width(cells) >= typical:
             return place
     return 0
 

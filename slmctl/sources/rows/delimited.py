@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import LOOK, MAX_ROW, Row, Table, column_names, header_place, too_long
+from slmctl.sources.rows.cells import LOOK, MAX_ROW, RawTable, Row, column_names, header_place, too_long
 from slmctl.sources.rows.lines import lines
 
 _LINE_COST = 50  # characters that the memory of a short line is counted as
@@ -18,7 +18,7 @@ _LOOK_SIZE = 1 << 18  # characters of the lines by which the layout of a file is
 MAX_REREAD = 20 * MAX_ROW  # characters
 
 
-def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> Table:
+def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> RawTable:
     """The rows below a header, each by the number of its first line. Blank lines are no rows.
 
     A row that is not valid CSV is one line's fault: reading goes on at the line after the one it began on, so that
@@ -41,7 +41,7 @@ def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | 
     # strict: a quote that is never closed would else take the rest of the file as one field
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     names = _header(reader, file)
-    return Table(_rows(reader, source, names, file), header_row, delimiter)
+    return RawTable(_rows(reader, source, names, file), header_row, delimiter)
 
 
 def _rows(reader: Iterator[list[str]], source: _Lines, names: list[str], file: str) -> Iterator[Row]:
@@ -153,7 +153,7 @@ class _Lines:
         named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", ahead[first] or "") if ahead else None
         if named:  # written and read by spreadsheet programs
             delimiter, start = named[1], max(start, first + 1)
-        layouts = [_cut(ahead, start, mark, found=header_row is None) for mark in (delimiter or ",;\t")]
+        layouts = [_cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")]
         best = max(layouts, key=lambda layout: layout.agreeing)  # of equal ones the first
         return best.delimiter, header_row or best.header_row
 
@@ -166,7 +166,7 @@ class _Cut(NamedTuple):
     header_row: int
 
 
-def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, found: bool) -> _Cut:
+def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> _Cut:
     reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -177,7 +177,7 @@ def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, found: bool
                 rows.append(fields)
                 numbers.append(at)
             at = start + 1 + reader.line_num
-    place = header_place(rows) if found else 0
+    place = header_place(rows) if search else 0
     width = len(rows[place]) if rows else 1
     agreeing = sum(len(fields) == width for fields in rows[place:]) if width > 1 else 0
     return _Cut(delimiter, agreeing, numbers[place] if rows else start + 1)

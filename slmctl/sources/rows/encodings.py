@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 SAMPLE = 1 << 20  # bytes at the start and at the end of a file
@@ -23,6 +25,11 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_MORE = (
+    "cp1250", "cp1251", "cp1253", "cp1254", "cp850", "mac_roman", "koi8-r", "shift_jis", "euc_jp", "euc_kr", "gb18030",
+    "big5",
+)  # fmt: skip
+_WORDS = 1 << 14  # characters among which words are looked for
 _OTHERS = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined", "charmap")
 _LATIN1 = ("iso8859-1", "ascii")  # read as CP1252, which has their characters and more: as browsers do
 
@@ -51,13 +58,13 @@ class Encoding(NamedTuple):
 def known(name: str) -> str | None:
     """Python's name of an encoding of text; None for one that it does not know, or that is no plain encoding."""
     try:
-        found = codecs.lookup(name)
-        io.TextIOWrapper(io.BytesIO(), found.name)
+        codec = codecs.lookup(name)
+        io.TextIOWrapper(io.BytesIO(), codec.name)
     except (LookupError, ValueError, TypeError):
         return None
-    if found.name.replace("_", "-") in _OTHERS:
+    if codec.name.replace("_", "-") in _OTHERS:
         return None
-    return "cp1252" if found.name in _LATIN1 else "utf-8" if found.name == "utf-8-sig" else found.name
+    return "cp1252" if codec.name in _LATIN1 else "utf-8" if codec.name == "utf-8-sig" else codec.name
 
 
 def named(name: str, head: bytes) -> Encoding:
@@ -85,6 +92,28 @@ def recognise(sample: Sequence[bytes]) -> Encoding | None:
     if characters >= broken:  # text in UTF-8 with damage, or with lines in another encoding
         return Encoding("utf-8")
     return Encoding("cp1252", certain=False) if _is_western(sample) else None
+
+
+def others(head: bytes) -> Iterator[tuple[str, str]]:
+    """Encodings in which the start of a text reads as text, each with a few words as it has them."""
+    for name in _MORE:
+        text = codecs.getincrementaldecoder(name)("replace").decode(head)
+        words = [word for word in re.findall(r"\S*[^\x00-\x7f]\S*", text[:_WORDS]) if not word.isspace()]
+        if words and sum(map(_is_odd, words)) * 10 <= len(words):
+            yield name, " ".join(word.strip("\"';,") for word in words[:3])[:40]
+
+
+def _is_odd(word: str) -> bool:
+    """True for a word of two scripts, with a symbol inside or with a capital after a small letter."""
+    inner = re.sub(r"^\W+|\W+$", "", word)
+    if "\ufffd" in word or any(unicodedata.category(char) in ("Cc", "Cn", "Co") for char in word):
+        return True
+    if any(ord(char) > 127 and unicodedata.category(char)[0] in "SPN" and char not in "’‘´`–—·" for char in inner):
+        return True
+    if any(before.islower() and after.isupper() for before, after in itertools.pairwise(inner)):
+        return True
+    letters = {unicodedata.name(char, "?").partition(" ")[0] for char in inner if char.isalpha()}
+    return len(letters) > 1 and not letters <= {"CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH"}
 
 
 def sampled(stream: BinaryIO, size: int | None) -> list[bytes]:
@@ -129,11 +158,11 @@ def _beyond_ascii(sample: Sequence[bytes]) -> tuple[int, int]:
         piece = re.sub(rb"\A[\x80-\xbf]{1,3}", b"", piece) if k else piece  # a character that the piece cuts
         text = piece.decode("utf-8", "surrogateescape")
         cut = re.search(r"[\udcc2-\udcf4][\udc80-\udcbf]{0,2}\Z", text)  # another one
-        found = len(re.findall(r"[\udc80-\udcff]", text))
-        characters += len(text) - len(text.encode("ascii", "ignore")) - found
+        lone = len(re.findall(r"[\udc80-\udcff]", text))
+        characters += len(text) - len(text.encode("ascii", "ignore")) - lone
         # a byte alone at the end of a file is one of CP1252, if it is not the first half of most umlauts
         is_cut = cut is not None and (k < len(sample) - 1 or characters or len(cut[0]) > 1 or cut[0] in "\udcc2\udcc3")
-        broken += found - (len(cut[0]) if cut is not None and is_cut else 0)
+        broken += lone - (len(cut[0]) if cut is not None and is_cut else 0)
     return characters, broken
 
 

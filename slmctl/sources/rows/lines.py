@@ -34,10 +34,10 @@ def encoding_of(path: Path, name: str | None = None) -> Encoding:
     """
     with _unpacked(path) as source:
         if name is not None:
-            known = encodings.known(name)
-            if known is None:
+            codec = encodings.known(name)
+            if codec is None:
                 raise UsageError(f"'{name}' is no encoding", hint=_NAMES)
-            return encodings.named(known, source.read(4))
+            return encodings.named(codec, source.read(4))
         size = None if isinstance(source.raw, _Unpacked) else os.fstat(source.fileno()).st_size
         sample = encodings.sampled(source, size)
     recognised = encodings.recognise(sample)
@@ -49,7 +49,11 @@ def encoding_of(path: Path, name: str | None = None) -> Encoding:
             hint="has its name the right suffix? else say format: parquet, for example",
         )
     where = _where(path, Encoding("utf-8"))
-    raise DataError(f"{path.name} is neither UTF-8 nor CP1252{where}", hint=f"say which it is: encoding: {_NAMES}")
+    readings = [f"{name} reads '{words}'" for name, words in encodings.others(sample[0])][:3]
+    hint = f"say which it is: encoding: {_NAMES}"
+    if readings:
+        hint = f"say which it is, encoding: NAME; {'; '.join(readings)}"
+    raise DataError(f"{path.name} is neither UTF-8 nor CP1252{where}", hint=hint)
 
 
 @contextlib.contextmanager
@@ -66,7 +70,7 @@ def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
             yield io.TextIOWrapper(source, encoding.name, newline="")
         except UnicodeDecodeError:
             where = _where(path, encoding)
-            said = f"{path.name} is not {encoding.title}{where}"
+            message = f"{path.name} is not {encoding.title}{where}"
             if "ends inside" in where:
                 hint = "was it cut?"
             elif encoding.mark:
@@ -77,7 +81,7 @@ def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
                 hint = "encoding: cp1252 if all of it is; single lines of another encoding must be corrected"
             else:
                 hint = f"say which it is: encoding: {_NAMES}"
-            raise DataError(said, hint=hint) from None
+            raise DataError(message, hint=hint) from None
 
 
 def lines(stream: TextIO) -> Iterator[str | None]:

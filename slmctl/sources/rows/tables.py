@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from slmctl import child_environment
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows.cells import LOOK, Cell, Row, Table, column_names, header_place, listed, without_tail
+from slmctl.sources.rows.cells import LOOK, Cell, RawTable, Row, column_names, header_place, listed, without_tail
 from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY
 
 _Reply = list[Cell] | dict[str, Any]  # the cells of a row, or an object as `tables_child` says
@@ -32,22 +32,8 @@ _REMEDY = {
 }
 
 
-class SeveralTablesError(UsageError):
-    """A database has several tables, and none is named.
-
-    Attributes:
-        tables: Tables and views, in order.
-    """
-
-    def __init__(self, path: Path, tables: Sequence[str]) -> None:
-        super().__init__(
-            f"{path.name} has {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}"
-        )
-        self.tables = tuple(tables)
-
-
 @contextlib.contextmanager
-def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[Table]:
+def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | None = None) -> Iterator[RawTable]:
     """The rows of a Parquet file, of one sheet of a workbook, or of one table of an SQLite database, in order.
 
     A child process reads it, within limits of memory and time: a file of a kilobyte can stand for gigabytes of cells,
@@ -62,7 +48,7 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
 
     Raises:
         DataError: It is damaged, names a column twice, or cannot be read within the limits.
-        UsageError: It has no such sheet or table, or several tables and none is named (SeveralTablesError).
+        UsageError: It has no such sheet or table. When rows are read: it has several tables, and none is named.
     """
     if kind == "workbook":
         _require_bounded(path)
@@ -72,7 +58,9 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
         head = next(replies, {})
         assert isinstance(head, dict)
         sheets = tuple(head.get("sheets", ()))
-        if kind == "workbook":
+        if "lacking" in head:
+            yield RawTable(_without_choice(path.name, sheets), sheets=sheets)
+        elif kind == "workbook":
             yield _sheet(replies, path.name, header_row)._replace(sheets=sheets)
         else:
             names = column_names(head.get("columns", []), f"{path.name}: the schema")
@@ -80,10 +68,17 @@ def opened(path: Path, kind: str, sheet: str | None = None, header_row: int | No
                 Row(number, {}, cells) if isinstance(cells, str) else Row(number, dict(zip(names, cells, strict=True)))
                 for number, cells in enumerate(map(_cells, replies), 1)
             )
-            yield Table(rows, sheets=sheets)
+            yield RawTable(rows, sheets=sheets)
 
 
-def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> Table:
+def _without_choice(file: str, tables: Sequence[str]) -> Iterator[Row]:
+    if not tables:
+        raise DataError(f"{file} holds no table", hint="is it the right file?")
+    raise UsageError(f"{file} holds {len(tables)} tables: {listed(tables)}", hint=f"name one: sheet: {tables[0]}")
+    yield  # the rows are asked for before this is said
+
+
+def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> RawTable:
     """The rows of a sheet below its header; wholly empty rows are no rows."""
     rows = ((number, cells) for number, cells in enumerate(map(_cells, replies), 1) if _is_filled(cells))
     ahead = list(itertools.islice(rows, 1 if header_row else LOOK + 1))
@@ -96,12 +91,12 @@ def _sheet(replies: Iterator[_Reply], file: str, header_row: int | None) -> Tabl
         usable = list(itertools.takewhile(lambda cells: not isinstance(cells, str), (cells for _, cells in ahead)))
         at = header_place([cells for cells in usable if not isinstance(cells, str)])
     if not ahead:
-        return Table(iter(()))
+        return RawTable(iter(()))
     number, header = ahead[at]
     if isinstance(header, str):
         raise DataError(f"{file}: the header {header}")
     names = column_names(without_tail(header), f"{file}: the header")
-    return Table(_rows_below(names, itertools.chain(ahead[at + 1 :], rows)), number)
+    return RawTable(_rows_below(names, itertools.chain(ahead[at + 1 :], rows)), number)
 
 
 def _rows_below(names: list[str], rows: Iterable[tuple[int, Sequence[Cell] | str]]) -> Iterator[Row]:
@@ -138,8 +133,8 @@ def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, N
             with child.stdout as lines:
                 for line in lines:
                     reply: _Reply = json.loads(line)
-                    if isinstance(reply, dict) and {"error", "lacking"} & reply.keys():
-                        _refuse(path, kind, reply, *sheet)
+                    if isinstance(reply, dict) and ("error" in reply or reply.get("lacking")):
+                        _refuse(path, kind, reply)
                     yield reply
             if child.wait() != 0:
                 log.seek(0)
@@ -149,15 +144,13 @@ def _replies_of(path: Path, kind: str, *sheet: str) -> Generator[_Reply, None, N
             child.wait()
 
 
-def _refuse(path: Path, kind: str, reply: Mapping[str, Any], *sheet: str) -> NoReturn:
+def _refuse(path: Path, kind: str, reply: Mapping[str, Any]) -> NoReturn:
     if "error" in reply:
         raise DataError(f"{path.name} {_CANNOT[kind]}: {reply['error']}", hint=_REMEDY[kind])
-    names, what = list(reply["lacking"]), "table" if kind == "sqlite" else "sheet"
-    if sheet:
-        raise UsageError(f"{path.name} has no {what} '{sheet[0]}'", hint=f"its {what}s: {listed(names) or 'none'}")
-    if not names:
-        raise DataError(f"{path.name} has no {what}", hint="is it the right file?")
-    raise SeveralTablesError(path, names)
+    what = "table" if kind == "sqlite" else "sheet"
+    raise UsageError(
+        f"{path.name} has no {what} '{reply['lacking']}'", hint=f"its {what}s: {listed(reply['sheets']) or 'none'}"
+    )
 
 
 def _explain(path: Path, kind: str, code: int, log: str) -> None:

@@ -5,8 +5,8 @@
     python -m slmctl.sources.rows.tables_child sqlite FILE [TABLE]
 
 First comes an object, `{"columns": …, "sheets": …}`, as far as there are such. Then an array holds the cells of a row.
-Another object is `{"fault": …}` for a row that cannot be used, `{"error": …}` for a file that cannot be read on, or
-`{"lacking": …}`, the names there are, where the sheet or table is not one of them.
+Another object is `{"fault": …}` for a row that cannot be used, or `{"error": …}` for a file that cannot be read on.
+`lacking` in the first one is the name of a sheet or table that is not there; empty where a table must be named.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _of_workbook(path: str, sheet: str | None = None) -> Iterator[_Reply]:
         with CalamineWorkbook.from_path(path) as book:
             names = book.sheet_names
             if sheet is not None and sheet not in names:
-                yield {"lacking": names}
+                yield {"lacking": sheet, "sheets": names}
             elif not names:
                 yield {"error": "it has no sheet"}
             else:
@@ -150,11 +150,11 @@ def _of_sqlite(path: str, table: str | None = None) -> Iterator[_Reply]:
             tables = [name for name, kind in kinds.items() if kind == b"table"] or list(kinds)
             chosen = table if table is not None else tables[0] if len(tables) == 1 else ""
             if chosen not in kinds:
-                yield {"lacking": list(kinds)}
+                yield {"lacking": chosen, "sheets": tables}
                 return
             quoted = chosen.replace('"', '""')
             rows = base.execute(f'SELECT * FROM "{quoted}"')  # noqa: S608  the database itself gave the name
-            yield {"columns": [name for name, *_ in rows.description], "sheets": list(kinds)}
+            yield {"columns": [name for name, *_ in rows.description], "sheets": tables}
             for cells in rows:
                 yield [plain(cell) for cell in cells]
     except sqlite3.Error as error:

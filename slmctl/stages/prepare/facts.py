@@ -122,9 +122,10 @@ class SplitFacts(TypedDict, total=False):
 
 
 class SourceFacts(TypedDict, total=False):
-    """One source: its hash, its rows, and the conversation format (`shape`) that was recognised."""
+    """One source: its hash, its rows, the form of its file, and the conversation format (`shape`) of its rows."""
 
     file: str
+    form: str
     sha256: str
     rows_in: int
     rejected: int
@@ -301,6 +302,7 @@ def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: Readi
     return [
         {
             "file": source.title,
+            "form": plan.forms[k],
             "sha256": sha256_file(source.local).removeprefix("sha256:"),
             "rows_in": read[k] + unusable[k],
             "rejected": left_out[k] + unusable[k],

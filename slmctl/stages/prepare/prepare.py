@@ -21,7 +21,7 @@ from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
-from slmctl.sources.rows import columns_of, read_rows, require_file
+from slmctl.sources.rows import read_rows, require_file
 from slmctl.stages.prepare import (
     conversation_formats,
     data_set_files,
@@ -31,6 +31,7 @@ from slmctl.stages.prepare import (
     linear_model,
     report_findings,
     report_page,
+    source_forms,
 )
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
@@ -127,12 +128,13 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
             special_tokens=model.special_tokens,
             normal_form=model.normal_form,
         )
-    columns = [tuple(columns_of(s.local, sheet=s.sheet, format=s.format)) for s in config.sources]
+    forms, columns = source_forms.forms_and_columns(config.sources)
     key_file = config.sensitive.pseudonym_key
     key = stand_ins.make_key(key_file) if key_file is not None else b""
     plan = ReadingPlan(
         sources=tuple(config.sources),
-        columns=tuple(columns),
+        columns=columns,
+        forms=tuple(form.words for form in forms),
         task=task,
         labels=config.task.label_names,
         label_map=config.task.label_map,
@@ -154,9 +156,9 @@ def check(config: PrepareConfig) -> None:
         DataError: One of them cannot be used.
     """
     _schema(config.task)
-    for source in config.sources:
-        columns = columns_of(source.local, sheet=source.sheet, format=source.format)
-        conversation_formats.recognise(source, tuple(columns))
+    _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
+    for source, named in zip(config.sources, columns, strict=True):
+        conversation_formats.recognise(source, named)
 
 
 def _schema(config: TaskConfig) -> dict[str, Any] | None:
@@ -225,7 +227,7 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
     """The lines of `explain` on the first rows of a source."""
     plan = reader.plan
     origin = plan.sources[source]
-    rows = read_rows(origin.local, sheet=origin.sheet, format=origin.format)
+    rows = read_rows(origin.local, **origin.reading)
     raw: list[RawRow] = [(row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)]
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.numbers)} are records"

@@ -109,6 +109,7 @@ class ReadingPlan:
         policy: The action on personal data and secrets, by kind.
         tokenizer: The base's `tokenizer.json`; without one, no tokens are counted.
         label_map: Labels of rows that mean another, with that other.
+        forms: The form of each source's file, in words.
     """
 
     sources: tuple[Source, ...]
@@ -119,6 +120,7 @@ class ReadingPlan:
     policy: SensitivePolicy
     tokenizer: Path | None
     label_map: Mapping[str, str] = field(default_factory=dict)
+    forms: tuple[str, ...] = ()
 
     def formats(self) -> list[ConversationFormat]:
         """The conversation format of each source.
@@ -450,7 +452,7 @@ def _raw_batches(sources: Iterable[Source]) -> Iterator[tuple[int, list[RawRow]]
     for index, source in enumerate(sources):
         rows: list[RawRow] = []
         size = 0
-        for row in read_rows(source.local, sheet=source.sheet, format=source.format):
+        for row in read_rows(source.local, **source.reading):
             rows.append((row.number, row.columns, row.fault))
             size += sum(CELL_COST + len(cell if isinstance(cell, str) else str(cell)) for cell in row.columns.values())
             if len(rows) == BATCH or size > BATCH_SIZE:

@@ -71,7 +71,7 @@ class RecordTable:
         self._lines.writelines(batch.lines)
         for name, kind in COLUMNS.items():
             self._parts[name].append(np.asarray(getattr(batch, name), dtype=kind))
-        self._parts["sources"].append(np.full(len(batch.numbers), batch.source, dtype=np.int16))
+        self._parts["sources"].append(np.full(len(batch.numbers), batch.source, dtype=np.int32))
         self._parts["sizes"].append(np.array([len(line) for line in batch.lines], dtype=np.int64))
         self._parts["label_of"].append(np.array([self._code(label) for label in batch.labels], dtype=np.int32))
 

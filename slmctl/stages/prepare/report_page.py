@@ -167,9 +167,10 @@ def _sources(facts: PrepareFacts) -> PageSection:
         many, left_out = source.get("rows_in", 0), source.get("rejected", 0)
         figures = [f"{many:,}", f"{left_out:,}", percent(left_out / many)] if many else ["", "", ""]
         digest = Cell(source["sha256"][:12], title=source["sha256"])
-        rows.append([source["file"], source.get("shape") or "", source.get("split") or "by rule", digest, *figures])
-    head = ["file", "format", "split", "sha256", "rows", "left out", "share"]
-    return PageSection("Sources", [Table("Sources", head, rows, 4)] if rows else [])
+        form, shape = source.get("form") or "", source.get("shape") or ""
+        rows.append([source["file"], form, shape, source.get("split") or "by rule", digest, *figures])
+    head = ["file", "read as", "format", "split", "sha256", "rows", "left out", "share"]
+    return PageSection("Sources", [Table("Sources", head, rows[:SHOWN], 5, total=len(rows))] if rows else [])
 
 
 def _cleaning(facts: PrepareFacts) -> PageSection:

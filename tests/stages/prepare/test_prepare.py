@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from support import reported, tiny
+from support import reported, tiny, workbooks
 
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, Source
 from slmctl.deduplication import minhash
-from slmctl.errors import DataError, GateError
+from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics.statistics import wilson
+from slmctl.sources import snapshot
 from slmctl.stages.prepare import linear_model, prepare, record_reader, report_findings
 from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
 from slmctl.task.contract import Task
@@ -64,7 +65,7 @@ def test_rows_in_are_rows_out_and_rejected(run: Any) -> None:
     kept = sum(len(records) for records in found.sides.values())
     assert found.metrics["rows_in"] == 204 == kept + len(found.rejected)
     places = [record.source["row"] for records in found.sides.values() for record in records]
-    assert sorted([*places, *(row["source"]["row"] for row in found.rejected)]) == list(range(1, 205))
+    assert sorted([*places, *(row["source"]["row"] for row in found.rejected)]) == list(range(2, 206))
 
 
 def test_each_reason_is_named(run: Any) -> None:
@@ -72,12 +73,12 @@ def test_each_reason_is_named(run: Any) -> None:
     text, label = pairs[0]
     other = next(name for name in tiny.WORDS if name != label)
     found = run([*pairs, ("", "billing"), ("no category", ""), (text, label), (text.upper() + " !", other)])
-    rules = {row["source"]["row"]: (row["rule"], row["reason"]) for row in found.rejected if row["source"]["row"] > 200}
+    rules = {row["source"]["row"]: (row["rule"], row["reason"]) for row in found.rejected if row["source"]["row"] > 201}
     assert rules == {
-        201: ("empty input", "'text' is empty"),
-        202: ("empty answer", "'category' is empty"),
-        203: ("duplicate", "same input as tickets.csv row 1"),
-        204: ("conflicting duplicate", f"same input as tickets.csv row 1, which has the answer '{label}'"),
+        202: ("empty input", "'text' is empty"),
+        203: ("empty answer", "'category' is empty"),
+        204: ("duplicate", "same input as tickets.csv row 2"),
+        205: ("conflicting duplicate", f"same input as tickets.csv row 2, which has the answer '{label}'"),
     }
     assert found.metrics["conflicts"]["pairs"] == 1
     assert found.metrics["conflicts"]["examples"][0]["answers"] == [label, other]
@@ -189,9 +190,9 @@ def test_duplicates_can_be_kept_each_under_its_own_id(run: Any) -> None:
     ids = [record.id for records in found.sides.values() for record in records]
     assert len(set(ids)) == len(ids) == 202
     listed = [json.loads(line) for line in (found.out / "repeated.jsonl").read_text().splitlines()]
-    first = {"file": "tickets.csv", "row": 1}
+    first = {"file": "tickets.csv", "row": 2}
     assert [(line["rule"], line["source"]["row"], line["repeats"]) for line in listed] == [
-        ("duplicate", 201, first), ("duplicate", 202, first),
+        ("duplicate", 202, first), ("duplicate", 203, first),
     ]  # fmt: skip
     assert len({found.side_of[text] for text, _ in pairs[:1]}) == 1
 
@@ -293,7 +294,7 @@ def test_what_is_kept_marks_its_record(run: Any) -> None:
 def test_rows_can_be_dropped_and_a_run_refused(run: Any) -> None:
     pairs = [*tiny.rows(200), ("write to kim.doe@" + "brindlecove.test", "billing")]
     assert run(pairs, sensitive={"email": "drop"}).metrics["rejected_by_reason"] == {"sensitive": 1}
-    with pytest.raises(DataError, match=r"tickets.csv row 201 holds what the config refuses: email"):
+    with pytest.raises(DataError, match=r"tickets.csv row 202 holds what the config refuses: email"):
         run(pairs, sensitive={"email": "refuse"})
 
 
@@ -316,7 +317,7 @@ def test_texts_are_cleaned_and_counted_and_stay_in_their_splits(run: Any) -> Non
     task = Task.read(found.out)
     assert (task.clean, task.cleaning_steps[-1]) == (("signatures", "html"), "replace shop")
     record = found.sides["train"][0]
-    text = raw[record.source["row"] - 1][0]
+    text = raw[record.source["row"] - 2][0]
     assert task.prompt(task.messages(task.cleaned_text(text)[0])) == task.prompt(record.prompt_messages)
     assert "replace shop" in (found.out / "report.html").read_text()
 
@@ -460,6 +461,69 @@ def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) ->
     assert lines[3] == "! 7 more things to look at, in the report"
     assert lines[4].startswith("A linear model (TF-IDF), trained on 100 of the 213 training rows, gets 74.1 %")
     assert lines[-1] == "With 30 test rows, a score of 90 % means 74.4 % to 96.5 % (95 % interval)."
+
+
+# Several files and sheets as one source
+
+
+def prepared(base: Artifact, folder: Path, **source: Any) -> Prepared:
+    """prepare on one source of the config, which may be several files."""
+    asked = Source.model_validate({"input": "text", "output": "category", **source})
+    sources = snapshot.gathered([asked], folder / "runs" / ".sources")
+    config = PrepareConfig.model_validate({"task": CLASSIFY, "sources": sources})
+    out = folder / f"out{len(list(folder.iterdir()))}"
+    out.mkdir()
+    return Prepared(out, prepare.run(config, base=base, out=out))
+
+
+def test_a_folder_is_one_source(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, exports = tiny.rows(200), tmp_path / "exports"
+    (exports / "may").mkdir(parents=True)
+    tiny.write_csv(exports / "b.csv", pairs[:100])
+    tiny.write_csv(exports / "may" / "a.csv", [*pairs[100:], ("", "billing")])
+    (exports / "may" / "c.csv").write_bytes("category;text\r\nbilling;Ihre größte Frage – 5 €\r\n".encode("cp1252"))
+    (exports / "none.csv").write_text("text,category\n")
+    found = prepared(artifacts["base"], tmp_path, path=exports)
+    assert [row["source"] for row in found.rejected] == [{"file": "may/a.csv", "row": 102}]
+    plain, guessed = "CSV in UTF-8, separated by commas", "CSV in CP1252 (a guess), separated by semicolons"
+    assert [(one["file"], one["form"], one["rows_in"]) for one in found.metrics["sources"]] == [
+        ("b.csv", plain, 100), ("may/a.csv", plain, 101), ("may/c.csv", guessed, 1), ("none.csv", plain, 0),
+    ]  # fmt: skip
+    assert "Ihre größte Frage – 5 €" in found.side_of
+    said = capsys.readouterr().err
+    assert "may/c.csv is taken for CP1252; to be certain: encoding: cp1252" in said
+    (exports / "c.csv").write_text("text,kind\na,b\n")
+    with pytest.raises(DataError, match=r"c\.csv lacks the column 'category', unlike b\.csv") as caught:
+        prepared(artifacts["base"], tmp_path, path=exports)
+    assert caught.value.hint.endswith("the columns of c.csv: text, kind")
+    (exports / "c.csv").write_text("text,category,kind\na,b,c\n")
+    with pytest.raises(DataError, match=r"c\.csv has a column 'kind', unlike b\.csv"):
+        prepared(artifacts["base"], tmp_path, path=exports)
+
+
+def test_rows_of_several_sheets_keep_their_sheet_and_row(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tiny.rows(200)
+
+    def sheet(start: int, pairs: list[tuple[str, str]]) -> str:
+        cells = [("text", "category"), *pairs]
+        return "".join(workbooks.row(start + k, *pair) for k, pair in enumerate(cells))
+
+    sheets = {"May": workbooks.row(1, "Tickets of May") + sheet(3, [*pairs[:100], ("", "billing")]),
+              "June": sheet(1, [*pairs[100:], ("no category", "")]), "Notes": ""}  # fmt: skip
+    book = workbooks.write_xlsx(tmp_path / "book.xlsx", sheets)
+    found = prepared(artifacts["base"], tmp_path, path=book, sheet="*")
+    places = [{"file": "book.xlsx:May", "row": 104}, {"file": "book.xlsx:June", "row": 102}]
+    assert [row["source"] for row in found.rejected] == places
+    assert "book.xlsx:May has its header in row 3; what is above it is no row" in capsys.readouterr().err
+    assert [one["rows_in"] for one in found.metrics["sources"]] == [101, 101, 0]
+    named = prepared(artifacts["base"], tmp_path, path=book, sheet=["June"], name="crm", header_row=1)
+    assert [row["source"] for row in named.rejected] == [{"file": "crm:June", "row": 102}]
+    with pytest.raises(UsageError, match=r"book\.xlsx has no sheet 'July'"):
+        prepared(artifacts["base"], tmp_path, path=book, sheet=["June", "July"])
 
 
 # Conversations

@@ -1,0 +1,137 @@
+"""The files of a source: one, those of a folder, or those that a pattern matches; and the format of each."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from slmctl.errors import DataError, UsageError
+
+FORMATS = {
+    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet",
+    ".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "ods", ".sqlite": "sqlite",
+    ".sqlite3": "sqlite", ".db": "sqlite",
+}  # fmt: skip
+TEXTS = ("csv", "tsv", "jsonl", "json")  # these have an encoding, and may be packed with gzip
+MAX_FILES = 10_000  # of one source
+_MAX_ENTRIES = 50_000  # names that are looked at to find them
+
+
+def format_of(path: Path) -> str:
+    """The format of a file, by its name: one of the values of FORMATS.
+
+    Raises:
+        DataError: The name ends in no known suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower()
+        if FORMATS.get(suffix) in TEXTS:
+            return FORMATS[suffix]
+        suffix += ".gz"
+    if suffix not in FORMATS:
+        suffixes = ", ".join(FORMATS)
+        raise DataError(f"{path.name} has an unknown kind '{suffix}'", hint=f"known: {suffixes}; texts also as .gz")
+    return FORMATS[suffix]
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that is not a regular file: reading a pipe would wait, and reading a device would not end.
+
+    Raises:
+        DataError: Something else is there, or nothing.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} is not a file: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # a NUL in a name
+        raise DataError(f"{str(path)!r} is not a file: its name holds a NUL") from None
+    if stat.S_ISREG(mode):
+        return
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise DataError(f"{path} is not a file: it is {what}", hint="a source may be a pipe: it is copied to a file first")
+
+
+def is_several(path: Path) -> bool:
+    """True for a folder, and for a pattern such as `exports/*.parquet` under whose own name nothing is."""
+    try:
+        return path.is_dir() or (glob.has_magic(str(path)) and not os.path.lexists(path))
+    except (OSError, ValueError):
+        return False
+
+
+def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
+    """The files of a folder, at any depth, or those that a pattern matches: each name and path, sorted by name.
+
+    A name begins at the folder, or at the part of the pattern that is no pattern. Files whose names begin with a dot
+    or an underscore, and in a folder those of unknown kinds, are none of the source.
+
+    Args:
+        path: A folder or a pattern (`is_several`).
+        format: The format of the files, by default that of their names.
+
+    Raises:
+        DataError: They are none, too many, or of several kinds.
+        UsageError: The pattern matches nothing.
+    """
+    is_folder = path.is_dir()
+    root = path if is_folder else _root(path)
+    seen = list(itertools.islice(_below(path) if is_folder else _matching(path), _MAX_ENTRIES + 1))
+    files = {file.relative_to(root).as_posix(): file for file in seen if file.is_file() and _is_visible(file, root)}
+    kinds: dict[str, str | None] = {name: format or _kind(file) for name, file in files.items()}
+    names = sorted(name for name, kind in kinds.items() if kind or not is_folder)
+    if len(seen) > _MAX_ENTRIES or len(names) > MAX_FILES:
+        raise DataError(
+            f"{path} has more than {MAX_FILES:,} files", hint="join them, or name fewer: path: FOLDER/*.csv"
+        )
+    if not names:
+        if is_folder:
+            raise DataError(f"{path} is a folder without a data file", hint=f"known: {', '.join(FORMATS)}")
+        raise UsageError(f"{path} matches no file", hint="paths are relative to the folder of slmctl.yaml")
+    for name in names:
+        if kinds[name] is None:
+            format_of(files[name])  # says which kinds are known
+    counted = Counter(kinds[name] for name in names).most_common()
+    if len(counted) > 1:
+        first = next(name for name in names if kinds[name] == counted[0][0])
+        pattern = f"{root.name}/{'**/' if '/' in first else ''}*{Path(first).suffix}"
+        raise DataError(
+            f"{path} has files of several kinds: {', '.join(f'{count} {kind}' for kind, count in counted)}",
+            hint=f"name those of one, such as path: {pattern}",
+        )
+    return [(name, files[name]) for name in names]
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return format_of(path)
+    except DataError:
+        return None
+
+
+def _root(pattern: Path) -> Path:
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
+    return Path(*parts)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders.sort()
+        yield from (Path(place) / name for name in [*folders, *names])
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207  pathlib's wants its root apart
+
+
+def _is_visible(file: Path, root: Path) -> bool:
+    return not any(part.startswith((".", "_")) for part in file.relative_to(root).parts)

@@ -1,0 +1,71 @@
+"""The form and the columns of each source, before its rows are read; what was recognised without certainty is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmctl import console
+from slmctl.config import Source
+from slmctl.errors import DataError
+from slmctl.sources.rows import FileForm, form_and_columns, listed
+from slmctl.sources.rows.encodings import Encoding
+
+
+def forms_and_columns(
+    sources: Sequence[Source], *, quiet: bool = False
+) -> tuple[list[FileForm], tuple[tuple[str, ...], ...]]:
+    """The form and the columns of each source; with `quiet` nothing is said of them.
+
+    Raises:
+        DataError: A source cannot be read or holds no rows, or parts of one have not the same columns.
+        UsageError: A source has no such sheet or encoding.
+    """
+    forms: list[FileForm] = []
+    all_columns: list[Sequence[str]] = []
+    first: dict[str, tuple[Source, list[str]]] = {}  # of the parts of one source, the first with rows
+    remarked: set[tuple[str, str]] = set()
+    for source in sources:
+        form, columns = form_and_columns(source.local, **source.reading)
+        if not quiet:
+            console.detail(f"{source.title}: {form.words}")
+            _say_guesses(source, form, remarked)
+        if columns and source.whole:
+            other, expected = first.setdefault(source.whole, (source, columns))
+            if form.format not in ("jsonl", "json"):  # there each row has its own
+                _require_same(source, columns, other, expected)
+        forms.append(form)
+        all_columns.append(columns)
+    for k, source in enumerate(sources):
+        if not all_columns[k] and source.whole not in first:
+            what = source.whole or source.title
+            raise DataError(f"{what} holds no rows", hint="a header and at least one row are needed")
+        if not all_columns[k]:
+            all_columns[k] = first[source.whole][1]  # a part without rows
+    return forms, tuple(map(tuple, all_columns))
+
+
+def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]]) -> None:
+    """Say the encoding that was guessed and the title that was passed over, once for all parts of a source."""
+    remarks = {}
+    if not form.certain:
+        title = Encoding(form.encoding or "").title
+        remarks["encoding"] = f"is taken for {title}; to be certain: encoding: {form.encoding}"
+    if form.header_row > 1 and source.header_row is None:
+        where = f"{'line' if form.delimiter else 'row'} {form.header_row}"
+        remarks["header"] = f"has its header in {where}; what is above it is no row"
+    for kind, remark in remarks.items():
+        if (source.whole or source.title, kind) not in remarked:
+            remarked.add((source.whole or source.title, kind))
+            console.say(f"  {source.title} {remark}")
+
+
+def _require_same(source: Source, columns: Sequence[str], other: Source, expected: Sequence[str]) -> None:
+    lacking, more = [c for c in expected if c not in columns], [c for c in columns if c not in expected]
+    if not lacking and not more:
+        return
+    column = console.shown((lacking or more)[0], 60)
+    what = f"lacks the column '{column}'" if lacking else f"has a column '{column}'"
+    raise DataError(
+        f"{source.title} {what}, unlike {other.title}: files and sheets of one source have the same columns",
+        hint=f"name them as sources of their own; the columns of {source.title}: {listed(columns)}",
+    )
