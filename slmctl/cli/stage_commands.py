@@ -14,9 +14,9 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
-    from slmctl.pipeline.model_lookup import FileModel
     from slmctl.pipeline.resolve import Project
     from slmctl.pipeline.runner import Outcome
+from slmctl.cli import file_answers
 from slmctl.cli.group import (
     CHAIN,
     Options,
@@ -24,13 +24,11 @@ from slmctl.cli.group import (
     config_options,
     import_trainer_first,
     key_option,
-    make_workspace,
     offline_option,
     open_project,
     override,
     print_artifact,
     print_result,
-    read_settings,
     say_outcome,
     stage_options,
     terminal,
@@ -138,9 +136,16 @@ def quantize(
     "target",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, or - for stdout).",
+    help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, .xlsx, or - for stdout).",
 )
 @click.option("--column", metavar="NAME", help="Input column of the file; the config's by default.")
+@click.option(
+    "--sheet", metavar="NAME", help="Sheet of a workbook or table of a database; the first or only one by default."
+)
+@click.option("--encoding", metavar="NAME", help="Encoding of the file, such as cp1252; recognised by default.")
+@click.option(
+    "--plain", is_flag=True, help="Write UTF-8, commas and LF, and not the encoding and delimiter of the file."
+)
 @click.option(
     "--format", "format_name", metavar="FORMAT", help="Format of the file, such as csv; jsonl by default for -."
 )
@@ -176,6 +181,9 @@ def predict(
     source: Path | None,
     target: Path | None,
     column: str | None,
+    sheet: str | None,
+    encoding: str | None,
+    plain: bool,
     format_name: str | None,
     shard: str | None,
     urls: tuple[str, ...],
@@ -193,34 +201,22 @@ def predict(
     if source is not None or target is not None:
         if source is None or target is None:
             raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
-        if split or prepared:
-            raise UsageError(
-                "--split and --prepared select records of a data set, and --input names a file", hint="leave them out"
-            )
-        if bool(urls) != bool(engine_model):
-            hint = "--engine-url https://host/v1 --engine-model NAME"
-            raise UsageError("--engine-url and --engine-model come together", hint=hint)
-        if urls:
-            guard.require(f"--engine-url {urls[0]}", hint="leave --engine-url out to answer on this machine")
-        from slmctl.pipeline import model_lookup, resolve, runner, system_errors
-
-        with system_errors.spoken("predict", target.parent):
-            from slmctl.stages.predict import file_prediction, row_snapshot
-
-            part, most = file_prediction.shard(shard or "1/1"), read_settings(options).predict.max_tokens
-            request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
-            with row_snapshot.opened(source, target, format_name) as (path, format_name):
-                work = {"source": path, "target": target, "column": column, "format": format_name, "shard": part}
-                if urls:
-                    _predict_at_endpoints(request, work, urls, engine_model or "", engine_key_env, concurrency)
-                else:
-                    _predict_here(request, work)
-        return
-    if shard or urls or format_name or column:
-        raise UsageError(
-            "--shard, --format, --column and --engine-url are for a file", hint="--input FILE --output FILE"
+        file_answers.require_fitting(urls, engine_model, records=bool(split or prepared))
+        work = {
+            "source": source, "target": target, "column": column, "format": format_name, "sheet": sheet,
+            "encoding": encoding, "plain": plain,
+        }  # fmt: skip
+        endpoints = (
+            file_answers.EndpointOptions(urls, engine_model or "", engine_key_env, concurrency) if urls else None
         )
-    from slmctl.pipeline import resolve, runner, system_errors
+        file_answers.answer(options, model, type_name, work, shard=shard or "1/1", endpoints=endpoints)
+        return
+    if shard or urls or format_name or column or sheet or encoding or plain:
+        raise UsageError(
+            "--shard, --format, --column, --sheet, --encoding, --plain and --engine-url are for a file",
+            hint="--input FILE --output FILE",
+        )
+    from slmctl.pipeline import resolve, runner
 
     project = open_project(options, prepared=prepared)
     for step in resolve.predictions_of(project, model or "gguf", split, type_name):
@@ -541,50 +537,6 @@ def _show_policy(policy: Artifact) -> None:
         terminal().say(
             f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
         )
-
-
-def _predict_here(request: FileModel, work: dict[str, Any]) -> None:
-    """Answer a file with a model on this machine."""
-    from slmctl.artifacts import artifact
-    from slmctl.pipeline import resolve
-    from slmctl.stages.predict import file_prediction, predict
-
-    base = resolve.base_of(request.project, request.model) if request.model.kind == "adapter" else None
-    if base is not None:
-        artifact.require_whole(base)
-    work["column"] = work["column"] or request.column
-    identity: dict[str, Any] = {
-        "model": request.model.digest,
-        "base": base.digest if base else None,
-        "type": request.type,
-    }
-    identity["max_tokens"] = request.max_tokens
-    job = file_prediction.Job(**work, list_labels=request.model.kind == "base", identity=identity)
-    with predict.opened(
-        request.model, request.task, base=base, type=request.type, max_tokens=request.max_tokens
-    ) as opened:
-        _say_written(job.target, *file_prediction.answer_file(opened[0], request.task, job))
-
-
-def _predict_at_endpoints(
-    request: FileModel, work: dict[str, Any], urls: tuple[str, ...], name: str, key_env: str | None, concurrency: int
-) -> None:
-    """Answer a file with a model behind endpoints."""
-    from slmctl.network.endpoint_pool import EndpointPool
-    from slmctl.stages.predict import endpoint_answerer, file_prediction
-
-    work["column"] = work["column"] or request.column
-    untuned = request.model.kind == "base"
-    job = file_prediction.Job(
-        **work, list_labels=untuned, withhold=True, identity={"served": name, "max_tokens": request.max_tokens}
-    )
-    pool = EndpointPool(urls, name, key_env, concurrency)
-    answerer = endpoint_answerer.EndpointAnswerer(pool, request.task, request.max_tokens)
-    _say_written(job.target, *file_prediction.answer_file(answerer, request.task, job))
-
-
-def _say_written(target: Path, written: int, wrong: int) -> None:
-    terminal().say(f"{written} rows written to {target}, {wrong} with an error")
 
 
 COMMANDS = (pull, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish, promote, fetch, run)

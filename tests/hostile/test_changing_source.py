@@ -151,8 +151,8 @@ def test_a_change_while_rows_are_read_is_refused(
 ) -> None:
     source, out = write(tmp_path / name, TEXTS), tmp_path / "out.jsonl"
 
-    def reading(path: Path, *, format: str | None) -> Iterator[Row]:
-        for number, row in enumerate(read_rows(path, format=format)):
+    def reading(path: Path, **options: Any) -> Iterator[Row]:
+        for number, row in enumerate(read_rows(path, **options)):
             if number == ROWS // 2:
                 change(source)
             yield row

@@ -26,7 +26,7 @@ from slmctl.errors import DataError, LockedError, StageError, UsageError
 from slmctl.inference import engine
 from slmctl.sources.rows import listed
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import row_snapshot, table_writer
+from slmctl.stages.predict import row_snapshot, table_writer, workbook_writer
 from slmctl.stages.predict.prompts import Answerer, prompt
 from slmctl.stages.predict.row_snapshot import STREAM, RowSnapshot
 from slmctl.task.contract import Task
@@ -44,6 +44,9 @@ class Job:
         target: The file to write; `-` for JSON Lines on stdout.
         column: The column that holds the input.
         format: The format of the source, when its name does not tell.
+        sheet: The sheet of a workbook, the table of a database, or the array of a JSON object.
+        encoding: The encoding of the source, when it does not show.
+        plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the source has.
         shard: (k, n): only the k-th of n runs of rows; the outputs in order are the whole.
         list_labels: Name the labels in the prompt, for a model that was not trained on them.
         withhold: Send no row that a column `sensitive` marks, since an endpoint answers.
@@ -54,6 +57,9 @@ class Job:
     target: Path
     column: str
     format: str | None = None
+    sheet: str | None = None
+    encoding: str | None = None
+    plain: bool = False
     shard: tuple[int, int] = (1, 1)
     list_labels: bool = False
     withhold: bool = False
@@ -92,11 +98,17 @@ def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
         table_writer.format_of(job.target)
     added = ["answer", "confidence", *(["valid"] if task.kind == "extract" else []), "error"]
     with row_snapshot.snapshot(
-        job.source, format=job.format, folder=None if streamed else job.target.parent
+        job.source,
+        format=job.format,
+        folder=None if streamed else job.target.parent,
+        sheet=job.sheet,
+        encoding=job.encoding,
     ) as snapshot:
         _check_columns(job, snapshot.survey, added)
         part, parts = job.shard
         first, last = snapshot.survey.rows * (part - 1) // parts, snapshot.survey.rows * part // parts
+        if not streamed and table_writer.format_of(job.target) == "xlsx":
+            workbook_writer.require_fits(snapshot.rows(first, last), len(snapshot.survey.columns) + len(added))
         with console.progress("predict", last - first, "rows") as meter:
             if streamed:
                 errors = _stream(answerer, task, job, snapshot.rows(first, last), meter)
@@ -268,21 +280,28 @@ def canonical_line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
+def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """The columns that each answer adds to its row, from the first on; one iteration at a time."""
+    journal.seek(0)
+    journal.readline()
+    yield from map(json.loads, journal)
+
+
 def _write_target(job: Job, snapshot: RowSnapshot, first: int, last: int, added: list[str], journal: IO[bytes]) -> int:
     """Rows and answers as the target; returns the number of rows with an error.
 
     Raises:
         DataError: There are more or fewer answers than rows; nothing is written.
     """
-    journal.seek(0)
-    journal.readline()
+    form = table_writer.form_for(job.target, snapshot.format, None if job.plain else snapshot.form)
+    form = table_writer.encodable(form, _answers(journal))
     written = errors = 0
     with (
         atomic.file(job.target) as draft,
         draft.open("wb") as raw,
-        table_writer.writer(raw, job.target, snapshot.survey, added) as write,
+        table_writer.writer(raw, job.target, snapshot.survey, added, form) as write,
     ):
-        pairs = itertools.zip_longest(snapshot.rows(first, last), map(json.loads, journal))
+        pairs = itertools.zip_longest(snapshot.rows(first, last), _answers(journal))
         while block := list(itertools.islice(pairs, CHUNK)):
             if any(row is None or answer is None for row, answer in block):
                 raise DataError(f"the journal of {job.target} does not hold one answer a row", hint="run it again")

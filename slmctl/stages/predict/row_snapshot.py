@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows import FORMATS, format_of, read_rows
+from slmctl.sources.rows import FORMATS, TextForm, format_of, read_rows, text_form
 from slmctl.sources.rows.cells import Row
+from slmctl.sources.rows.encodings import Encoding
 from slmctl.stages.predict import table_writer
 
 STREAM = Path("-")  # stdin as a source, stdout as a target
@@ -38,11 +40,15 @@ class RowSnapshot:
         survey: Their number and their columns.
         digest: `sha256:…` of the rows, which binds answers to them.
         spool: Packed JSON Lines, `[number, columns, fault]` a row.
+        format: The format of the source.
+        form: The form of the source, if it is a text.
     """
 
     survey: table_writer.SourceSurvey
     digest: str
     spool: IO[bytes]
+    format: str
+    form: TextForm | None
 
     def rows(self, first: int, last: int) -> Iterator[Row]:
         """Rows `first` to before `last`, in order; one iteration at a time."""
@@ -53,12 +59,21 @@ class RowSnapshot:
 
 
 @contextlib.contextmanager
-def snapshot(source: Path, *, format: str | None, folder: Path | None) -> Iterator[RowSnapshot]:
+def snapshot(
+    source: Path,
+    *,
+    format: str | None,
+    folder: Path | None,
+    sheet: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[RowSnapshot]:
     """Read a source once, and keep its rows until the context ends.
 
     Args:
         source: A file.
         format: The format of the file, when its name does not tell.
+        sheet: The sheet of a workbook, the table of a database, or the array of a JSON object.
+        encoding: The encoding of a text, when it does not show.
         folder: Where the rows are kept, packed; the system's folder for temporary files by default.
 
     Raises:
@@ -66,10 +81,15 @@ def snapshot(source: Path, *, format: str | None, folder: Path | None) -> Iterat
     """
     with tempfile.TemporaryFile(dir=folder) as spool:
         before, digest = _state(source), hashlib.sha256()
+        kind = format or format_of(source)
+        form = text_form(source, format=format, encoding=encoding) if kind in ("csv", "tsv", "jsonl") else None
+        if form is not None and not form.certain:
+            title = Encoding(form.encoding).title
+            console.say(f"  {source.name} is taken for {title}; to be certain: --encoding {form.encoding}")
         with gzip.GzipFile(fileobj=spool, mode="wb", compresslevel=1, mtime=0) as packed:
 
             def kept() -> Iterator[Row]:
-                for row in read_rows(source, format=format):
+                for row in read_rows(source, format=format, sheet=sheet, encoding=encoding):
                     line = json.dumps(row).encode() + b"\n"
                     digest.update(line)
                     packed.write(line)
@@ -78,7 +98,7 @@ def snapshot(source: Path, *, format: str | None, folder: Path | None) -> Iterat
             survey = table_writer.survey(kept())
         if _state(source) != before:
             raise DataError(f"{source.name} has changed while it was read", hint="run it again when it is complete")
-        yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool)
+        yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool, kind, form)
 
 
 def _state(path: Path) -> tuple[int, ...]:

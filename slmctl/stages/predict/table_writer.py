@@ -1,7 +1,8 @@
-"""Rows -> CSV, TSV or JSON Lines, each also packed with gzip, or Parquet, written block by block."""
+"""Rows -> CSV, TSV or JSON Lines, each also packed with gzip, Parquet or Excel, written block by block."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import json
@@ -10,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from slmctl import console
 from slmctl.errors import DataError, UsageError
 from slmctl.sources import rows
+from slmctl.sources.rows import TextForm
 from slmctl.sources.rows.cells import Row
+from slmctl.sources.rows.encodings import Encoding
+from slmctl.stages.predict import workbook_writer
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "xlsx")
 Write = Callable[[list[dict[str, Any]]], None]
 
 
@@ -41,10 +46,10 @@ def format_of(path: Path) -> str:
         kind = rows.format_of(path)
     except DataError:
         kind = ""
-    if kind not in FORMATS:
+    if kind not in FORMATS or (kind == "xlsx" and path.suffix.lower() != ".xlsx"):
         raise UsageError(
             f"the suffix of the output '{path.name}' names no format that can be written",
-            hint=".csv, .tsv, .jsonl (each also .gz), .parquet, or - for JSON Lines on stdout",
+            hint=".csv, .tsv, .jsonl (each also .gz), .parquet, .xlsx, or - for JSON Lines on stdout",
         )
     return kind
 
@@ -62,28 +67,58 @@ def survey(source_rows: Iterable[Row]) -> SourceSurvey:
     return SourceSurvey(count, {column: frozenset(types - {"none"}) for column, types in kinds.items()})
 
 
+def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
+    """The form of a text that is written: that of the source where both are CSV or TSV, or both JSON Lines.
+
+    Args:
+        target: The file that is written.
+        source: The format of the source.
+        form: The form of the source, if it is a text, and its form is to be kept.
+    """
+    kind = format_of(target)
+    if form is None or not (kind == source or {kind, source} == {"csv", "tsv"}):
+        form, source = TextForm(), ""
+    return form if kind == source else form._replace(delimiter="\t" if kind == "tsv" else ",")
+
+
+def encodable(form: TextForm, answers: Iterable[dict[str, Any]]) -> TextForm:
+    """The form, or UTF-8 with a mark in it where an answer holds a character that its encoding has not."""
+    if form.encoding.startswith("utf"):
+        return form
+    for answer in answers:
+        text = "".join(value for value in answer.values() if isinstance(value, str))
+        try:
+            text.encode(form.encoding)
+        except UnicodeEncodeError as error:
+            name = Encoding(form.encoding).title
+            console.say(f"  written as UTF-8: an answer holds '{text[error.start]}', which {name} has not")
+            return form._replace(encoding="utf-8", mark=codecs.BOM_UTF8)
+    return form
+
+
 @contextlib.contextmanager
-def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str]) -> Iterator[Write]:
+def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str], form: TextForm) -> Iterator[Write]:
     """A function that writes a block of rows to `raw`, in the format of `target`: the source's columns and `added`."""
     columns, kind = [*survey.columns, *added], format_of(target)
-    if kind == "parquet":
-        with _parquet(raw, columns, survey) as write:
+    if kind in ("parquet", "xlsx"):
+        with _parquet(raw, columns, survey) if kind == "parquet" else workbook_writer.writer(raw, columns) as write:
             yield write
         return
     packed = target.suffix.lower() == ".gz"
     # no time and no name in the header: equal rows give equal bytes
     with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else contextlib.nullcontext(raw) as stream:
-        separator = "\t" if kind == "tsv" else ","
-        if kind != "jsonl":  # at once: a part without rows has its header too
-            stream.write(rows.as_csv([], columns=columns, separator=separator).encode())
+        stream.write(form.mark)
 
-        def write_text(block: list[dict[str, Any]]) -> None:
+        def write_text(block: list[dict[str, Any]], *, header: bool = False) -> None:
             if kind == "jsonl":
-                text = "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in block)
+                text = "".join(json.dumps(fields, ensure_ascii=False) + form.line_end for fields in block)
             else:
-                text = rows.as_csv(block, columns=columns, header=False, separator=separator)
-            stream.write(text.encode())
+                text = rows.as_csv(
+                    block, columns=columns, header=header, separator=form.delimiter, line_end=form.line_end
+                )
+            stream.write(text.encode(form.encoding))
 
+        write_text([], header=True)  # at once: a part without rows has its header too
         yield write_text
 
 

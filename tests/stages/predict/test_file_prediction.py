@@ -13,23 +13,25 @@ import resource
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from support import tiny
+from support import tiny, workbooks
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
 from slmctl.inference.engine import Answer, EngineDiedError, EngineError
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
-from slmctl.stages.predict import endpoint_answerer, file_prediction
+from slmctl.stages.predict import endpoint_answerer, file_prediction, workbook_writer
 from slmctl.stages.predict.file_prediction import Job, answer_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -79,7 +81,7 @@ def hidden(folder: Path) -> list[str]:
 # Formats
 
 
-TARGETS = ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.gz"]
+TARGETS = ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.gz", "out.xlsx"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -100,12 +102,119 @@ def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> No
             writer.writerows(wanted)
     assert answer_file(Echo(), TASK, Job(path, out, "text")) == (7, 0)
     given, found = read(path), read(out)
+    if target == "out.xlsx":
+        given = [{name: "" if cell is None else cell for name, cell in row.items()} for row in given]
     if ".csv" in target or target == "out.tsv":  # these hold texts alone
         given = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in given]
     assert [{name: row[name] for name in given[0]} for row in found] == given
     assert [row["answer"] for row in found] == [f"<say {k}>" for k in range(7)]
     assert [float(row["confidence"]) for row in found] == [0.5] * 7
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark", "delimiter", "end"),
+    [("cp1252", "", ";", "\r\n"), ("utf-8", "\ufeff", ";", "\r\n"), ("utf-16-le", "\ufeff", "\t", "\n"),
+     ("utf-16-be", "", ",", "\n"), ("utf-8", "", ",", "\n"), ("utf-8", "", ",", "\r")],
+)  # fmt: skip
+def test_csv_comes_back_in_its_form(tmp_path: Path, encoding: str, mark: str, delimiter: str, end: str) -> None:
+    path, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    lines = [delimiter.join(cells) for cells in (("id", "text"), ("1", "größer – 5 €"), ("2", '"zwei; drei\nvier"'))]
+    path.write_bytes((mark + end.join(lines) + end).encode(encoding))
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (2, 0)
+    wanted = [delimiter.join(cells) for cells in (
+        (lines[0], "answer", "confidence", "error"), (lines[1], "<größer – 5 €>", "0.5", ""),
+        (lines[2], '"<zwei; drei\nvier>"', "0.5", ""))]  # fmt: skip
+    assert out.read_bytes().decode(encoding) == mark + end.join(wanted) + end
+    assert answer_file(Echo(), TASK, Job(path, tmp_path / "plain.csv", "text", plain=True)) == (2, 0)
+    assert (tmp_path / "plain.csv").read_text("utf-8").startswith("id,text,answer,confidence,error\n1,größer – 5 €,")
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.tsv", "text"))
+    assert (tmp_path / "out.tsv").read_bytes().decode(encoding).startswith(f"{mark}id\ttext\tanswer")
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", "text"))  # which is UTF-8, whatever comes in
+    assert next(row["answer"] for row in read(tmp_path / "out.jsonl")) == "<größer – 5 €>"
+
+
+def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Arrow(Echo):
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
+            for index, answer in super().answer(prompts):
+                assert isinstance(answer, Answer)
+                yield index, Answer(f"→ {answer.text}", "stop", 0.5, 1, 1)
+
+    path, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    path.write_bytes("id;text\r\n1;größer\r\n".encode("cp1252"))
+    answer_file(Arrow(), TASK, Job(path, out, "text"))
+    assert out.read_bytes() == b"\xef\xbb\xbf" + (
+        "id;text;answer;confidence;error\r\n1;größer;→ <größer>;0.5;\r\n".encode()
+    )
+    said = capsys.readouterr().err
+    assert "in.csv is taken for CP1252; to be certain: --encoding cp1252" in said
+    assert "written as UTF-8: an answer holds '→', which CP1252 has not" in said
+
+
+def test_json_lines_come_back_in_their_form(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_bytes('\ufeff{"text": "größer"}\r\n'.encode("utf-16-le"))
+    answer_file(Echo(), TASK, Job(path, out, "text"))
+    assert out.read_bytes().decode("utf-16-le") == (
+        '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "error": null}\r\n'
+    )
+
+
+def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
+    odd = ["=1+1", "007", " a ", "two\nlines\r\n", "a\x00\x0bb\ud7ff\ufffe", "_x0041_ <&>]]>", "größe 😀", "x" * 32_000]
+    given = [{"text": text, "n": k, "big": 10**18, "share": k / 3, "yes": k > 2, "none": None, "list": [1, {"a": "ö"}]}
+             for k, text in enumerate(odd)]  # fmt: skip
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.xlsx"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    assert answer_file(Echo(), TASK, Job(path, out, "text")) == (8, 0)
+    with zipfile.ZipFile(out) as archive:
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+        assert archive.testzip() is None
+    name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    cells = {cell.get("r"): "".join(cell.itertext()) for cell in sheet.iter(f"{name}c")}
+    assert [cells[f"A{k}"] for k in (2, 3, 4, 5, 6, 7)] == [
+        "=1+1", "007", " a ", "two\nlines_x000D_\n", "a_x0000__x000B_b\ud7ff_xFFFE_", "_x005F_x0041_ <&>]]>",
+    ]  # fmt: skip
+    assert not list(sheet.iter(f"{name}f"))
+    found = read(out)
+    assert list(found[0]) == ["text", "n", "big", "share", "yes", "none", "list", "answer", "confidence", "error"]
+    assert [(row["n"], row["big"], row["yes"], row["list"]) for row in found] == [
+        (k, str(10**18), k > 2, '[1, {"a": "ö"}]') for k in range(8)
+    ]
+    assert [row["share"] for row in found] == [k / 3 for k in range(8)]
+    assert [row["text"] for row in found][6:] == odd[6:]
+    assert found[7]["answer"] == f"<{odd[7]}>"
+    first = out.read_bytes()
+    answer_file(Echo(), TASK, Job(path, out, "text"))
+    assert out.read_bytes() == first
+
+
+def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, echo = tmp_path / "in.jsonl", tmp_path / "out.xlsx", Echo()
+    path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "x" * 32_768}) + "\n")
+    with pytest.raises(DataError, match=r"cannot hold 32,768 characters in 'text' of row 2: at most 32,767") as caught:
+        answer_file(echo, TASK, Job(path, out, "text"))
+    assert caught.value.hint.startswith("--output answers.csv")
+    path.write_text("".join(json.dumps({"text": "a"}) + "\n" for _ in range(4)))
+    monkeypatch.setattr(workbook_writer, "MAX_ROWS", 4)
+    with pytest.raises(DataError, match="cannot hold more than 3 rows"):
+        answer_file(echo, TASK, Job(path, out, "text"))
+    monkeypatch.setattr(workbook_writer, "MAX_COLUMNS", 3)
+    with pytest.raises(DataError, match="cannot hold 4 columns"):
+        answer_file(echo, TASK, Job(path, out, "text"))
+    assert echo.asked == []
+    assert not out.exists()
+    assert [workbook_writer._letters(k) for k in (0, 25, 26, 701, 702, 16_383)] == ["A", "Z", "AA", "ZZ", "AAA", "XFD"]
+
+
+def test_a_sheet_can_be_named(tmp_path: Path) -> None:
+    sheet = workbooks.row(1, "text") + workbooks.row(2, "b")
+    path = workbooks.write_xlsx(tmp_path / "in.xlsx", {"One": workbooks.row(1, "x"), "Two": sheet})
+    assert answer_file(Echo(), TASK, Job(path, tmp_path / "out.xlsx", "text", sheet="Two")) == (1, 0)
+    assert read(tmp_path / "out.xlsx")[0]["answer"] == "<b>"
 
 
 def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
@@ -201,7 +310,7 @@ def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, colu
 def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
     source = lines(tmp_path / "in.jsonl", ["a"])
     with pytest.raises(UsageError, match="names no format"):
-        answer_file(Echo(), TASK, Job(source, tmp_path / "out.xlsx", "text"))
+        answer_file(Echo(), TASK, Job(source, tmp_path / "out.xls", "text"))
 
 
 # Going on
