@@ -1,5 +1,6 @@
 # make demo   installs and runs the whole pipeline on the example data
 # make test   installs and runs the tests; make slow runs those that take longer
+# make image    builds a container image for the processor (needs docker)
 # make check     lint, types, and the tests that need neither torch nor llama-cpp-python
 # make torture   promises and hostile inputs at full size: every instant, every corruption, every form (hours)
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
@@ -14,14 +15,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 UNSLOTH := .venv-unsloth
 DEMO := demo
+IMAGE ?= slmctl
 NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once
 PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo check test slow torture test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo image check test slow torture test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
+
+image:
+	docker build $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) --tag $(IMAGE) .
 
 test: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"

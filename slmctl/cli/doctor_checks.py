@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from slmctl import __version__, hardware
 from slmctl.cli import matmul_rates
@@ -27,6 +28,11 @@ DISTRIBUTIONS = {
     "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",
     "OpenSSL": "pyOpenSSL",
 }  # fmt: skip
+COMPLETION = {  # by shell: the file, and the line that goes into it
+    "bash": ("~/.bashrc", 'eval "$(_SLMCTL_COMPLETE=bash_source slmctl)"'),
+    "zsh": ("~/.zshrc", 'eval "$(_SLMCTL_COMPLETE=zsh_source slmctl)"'),
+    "fish": ("~/.config/fish/completions/slmctl.fish", "_SLMCTL_COMPLETE=fish_source slmctl | source"),
+}
 CPU_TORCH = "install torch from the CPU index that pytorch.org's install page names, before slmctl (see README)"
 
 
@@ -42,7 +48,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Run all checks. Nothing is downloaded; torch is imported in a child process alone."""
-    return [*_machine(), *_matmul(), *_packages(), *_tools()]
+    return [*_machine(), *_matmul(), *_packages(), *_tools(), _completion()]
 
 
 def examine_base(base: Base) -> list[Check]:
@@ -161,6 +167,13 @@ def _tools() -> list[Check]:
     except MissingError as error:
         findings.append(Check("GGUF converter", error.message, False, error.hint))
     return findings
+
+
+def _completion() -> Check:
+    """The line that makes the user's shell complete commands and options."""
+    shell = Path(os.environ.get("SHELL", "")).name
+    place, line = COMPLETION.get(shell, COMPLETION["bash"])
+    return Check("shell completion", f"in {place}: {line}")
 
 
 def _version(distribution: str) -> str:

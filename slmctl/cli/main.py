@@ -79,6 +79,8 @@ def _run_command() -> int:
             return cli.main(standalone_mode=False) or 0
         finally:
             _say_what_left()
+    except SystemExit:  # of shell completion, which is to come at once: the last clause below imports the console
+        raise
     except SlmctlError as error:
         terminal().complain(error.message, error.hint)
         return error.code

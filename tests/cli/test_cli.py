@@ -21,6 +21,7 @@ from support import TESTS
 from slmctl import __version__, config
 from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import Manifest
+from slmctl.cli import doctor_checks
 from slmctl.cli.group import CHAIN, NAMES_ELSEWHERE, SECTIONS
 from slmctl.cli.init_command import TEMPLATES
 from slmctl.cli.main import cli
@@ -107,6 +108,23 @@ def test_every_command_stands_in_one_section_of_the_help_and_every_near_name_lea
     for answers in NAMES_ELSEWHERE.values():
         for name, *flags in map(str.split, answers):
             assert set(flags) <= {flag for parameter in cli.commands[name].params for flag in parameter.opts}
+
+
+@pytest.mark.parametrize("shell", doctor_checks.COMPLETION)
+def test_the_line_that_doctor_prints_completes_at_once(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    place, line = doctor_checks.COMPLETION[shell]
+    assert doctor_checks._completion().result == f"in {place}: {line}"
+    assert line in (TESTS.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    code = (
+        "import sys\nfrom slmctl.cli.main import main\nsys.argv = ['slmctl']\n"
+        "try:\n    main()\nfinally:\n    sys.stderr.write(' '.join(sys.modules))\n"
+    )
+    asked = {"COMP_WORDS": "slmctl evalu", "COMP_CWORD": "evalu" if shell == "fish" else "1"}
+    env = os.environ | asked | {"_SLMCTL_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert "evaluate" in done.stdout
+    assert not {"pydantic", "rich", "numpy", "torch"} & set(done.stderr.split())  # else each tab would wait
 
 
 def test_no_golden_text_is_left_over() -> None:

@@ -1,0 +1,164 @@
+"""What users install: the wheel and the sdist, and the image."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from slmctl import __version__
+from slmctl.cli.project_template import templates
+from slmctl.config import ServeConfig
+
+PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples")
+
+
+# The image
+
+
+def steps(path: Path = ROOT / "Dockerfile") -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile with their arguments, comments left out."""
+    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    return [(line.split(None, 1)[0], " ".join(line.split(None, 1)[1].split())) for line in lines]
+
+
+def faults(instructions: list[tuple[str, str]]) -> list[str]:
+    """What hadolint would say, by its rules' numbers, as far as it applies here."""
+    last = max(place for place, (name, _) in enumerate(instructions) if name == "FROM")
+    final = instructions[last:]
+    found = []
+    defaults = {value.partition("=")[0]: value.partition("=")[2] for name, value in instructions if name == "ARG"}
+    for name, value in instructions:
+        if name == "FROM":
+            tag = re.sub(r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), value.split()[0]).partition(":")[2]
+            found += ["DL3006/7: an image without a tag, or the latest"] * (tag in ("", "latest"))
+        if name == "RUN" and "apt-get install" in value:
+            found += ["DL3015: recommends are installed"] * ("--no-install-recommends" not in value)
+            found += ["DL3009: the lists of apt stay"] * ("rm -rf /var/lib/apt/lists/*" not in value)
+            found += ["DL3014: apt asks"] * ("--yes" not in value)
+        if name == "RUN":
+            found += ["DL3042: pip keeps its cache"] * ("pip install" in value and "--no-cache-dir" not in value)
+            found += ["DL3003: cd in place of WORKDIR"] * bool(re.search(r"(^|&& )cd ", value))
+            found += ["DL4006: a pipe whose first failure is lost"] * ("| " in value.replace("||", ""))
+            found += ["DL3004: sudo"] * ("sudo" in value)
+        if name in ("CMD", "ENTRYPOINT"):
+            found += ["DL3025: a shell around the program"] * (not isinstance(json.loads(value), list))
+        found += ["DL3020: ADD in place of COPY"] * (name == "ADD")
+    users = [value for name, value in final if name == "USER"]
+    found += ["DL3002: it runs as root"] * (not users or users[-1].split(":")[0] in ("root", "0"))
+    found += ["DL3057: no HEALTHCHECK"] * all(name != "HEALTHCHECK" for name, _ in final)
+    return found
+
+
+def test_the_image_is_as_it_should_be() -> None:
+    instructions = steps()
+    assert {name for name, _ in instructions} <= {
+        "ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"
+    }  # fmt: skip
+    assert faults(instructions) == []
+    assert [value for name, value in instructions if name == "USER"] == ["10001:10001"]
+    assert sum(name == "FROM" for name, _ in instructions) == 2
+    assert dict(instructions)["ENTRYPOINT"] == '["slmctl"]'
+
+
+def test_each_fault_of_an_image_is_seen() -> None:
+    bad = [
+        ("FROM", "python"), ("ADD", "a b"), ("RUN", "apt-get install g++"), ("RUN", "pip install torch"),
+        ("RUN", "cd /tmp && sudo ls | sort"), ("CMD", '"slmctl"'), ("USER", "root"),
+    ]  # fmt: skip
+    assert {fault.split(":")[0] for fault in faults(bad)} == {
+        "DL3006/7", "DL3015", "DL3009", "DL3014", "DL3042", "DL3003", "DL4006", "DL3004", "DL3025", "DL3020", "DL3002",
+        "DL3057",
+    }  # fmt: skip
+
+
+def test_the_image_copies_what_is_there_and_what_the_build_context_lets_in() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[0] == "*"  # nothing goes to the builder that is not named: no data, no runs, no keys
+    let_in = {line[1:] for line in ignored if line.startswith("!")}
+    assert let_in == set(PACKAGED)
+    copied = [source for name, value in steps() if name == "COPY" and "--from" not in value
+              for source in shlex.split(value)[:-1]]  # fmt: skip
+    assert {source.rstrip("/") for source in copied} == let_in
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_health_check_asks_the_port_that_serve_has() -> None:
+    parts = dict(steps())
+    port = ServeConfig().port
+    assert parts["EXPOSE"] == str(port)
+    command = json.loads(parts["HEALTHCHECK"].partition("CMD ")[2])
+    assert f"http://127.0.0.1:{port}/healthz" in command[-1]
+    compile(command[-1], "HEALTHCHECK", "exec")
+
+
+def test_make_builds_the_image() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "image", "TORCH_INDEX=https://x.invalid/cpu"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "docker build --build-arg TORCH_INDEX=https://x.invalid/cpu --tag slmctl" in done.stdout
+
+
+# The wheel
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_install_and_start_a_project(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in PACKAGED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=source, check=True, capture_output=True, text=True)  # the wheel is made of the sdist
+    (wheel,), (sdist,) = (list((tmp_path / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    assert wheel.name == f"slmctl-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as packed_wheel, tarfile.open(sdist) as packed_sdist:
+        packed, plain = set(packed_wheel.namelist()), set(packed_sdist.getnames())
+    for name in subprocess.run(
+        ["git", "ls-files", "slmctl", "templates", "examples/data"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines():  # fmt: skip
+        inside = name if name.startswith("slmctl/") else f"slmctl/{name}"
+        assert inside in packed, name
+        assert f"slmctl-{__version__}/{name}" in plain, name
+
+    environment = tmp_path / "venv"  # as pipx makes one; the dependencies are those of this environment
+    venv.create(environment, with_pip=False, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "dependencies.pth").write_text("\n".join(here))
+
+    def slmctl(*words: str) -> str:
+        done = subprocess.run(
+            [environment / "bin" / "slmctl", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert slmctl("--version") == f"slmctl {__version__}\n"
+    where = "import slmctl; print(slmctl.__file__)"
+    python = environment / "bin" / "python"
+    imported = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert imported.startswith(str(site))
+    for template in templates():
+        folder = Path(slmctl("init", template, f"of-{template}").strip())
+        assert (tmp_path / folder / "slmctl.yaml").is_file()
+        assert "project:" in slmctl("-C", str(folder), "config", "show")
+    assert json.loads(slmctl("config", "schema"))["properties"]["finetune"]
+    assert "SmolLM2" in slmctl("bases", "--json")
