@@ -1,4 +1,4 @@
-"""`make demo`: what a user types, from an example data set to an answer over HTTP."""
+"""`make demo`: what a user types, from an example data set to an answer over HTTP, and what that showed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 SLMCTL = [str(Path(sys.executable).parent / "slmctl")]
-QUESTION = "the parcel was due on friday and there is still no sign of it, where is it??"
+QUESTION = "you already sent me a new kettle, thanks for that. but it leaks too, now I just want my money back"
 
 
 def say(text: str) -> None:
@@ -23,6 +25,12 @@ def slmctl(folder: Path, *args: str) -> None:
     done = subprocess.run([*SLMCTL, "-C", str(folder), *args], check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)
+
+
+def figures(folder: Path, stage: str) -> dict[str, Any]:
+    """The metrics of a stage that is current, from the manifest that `--json` prints."""
+    command = [*SLMCTL, "-C", str(folder), "--quiet", stage, "--json"]
+    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["metrics"])
 
 
 def ask(folder: Path) -> None:
@@ -44,24 +52,73 @@ def ask(folder: Path) -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
-    say(f"  {answer['choices'][0]['message']['content']}   (confidence {answer['slmctl']['confidence']:.2f})\n")
+    say(f"  {answer['choices'][0]['message']['content']}   (confidence {answer['slmctl']['confidence']:.2f})")
+
+
+def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) -> list[str]:
+    """What the demo showed, in four sentences, as it was measured.
+
+    Args:
+        report: Metrics of the evaluation.
+        policy: Metrics of the calibration.
+        sent: Bytes that the stages after `pull` sent over the network.
+        made: Number of artifacts whose manifests say so.
+    """
+    entries = report["models"] | report["baselines"]
+    focus, linear = entries[report["focus"]], entries["tfidf_logistic"]
+    base = entries["base"]
+    few_shot = next((entry for name, entry in entries.items() if name.startswith("base (")), base)
+
+    def right(entry: dict[str, Any]) -> str:
+        low, high = entry["intervals"]["accuracy"]
+        return f"{entry['metrics']['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+    beaten = min(focus["intervals"]["accuracy"]) > max(
+        linear["intervals"]["accuracy"][1], few_shot["intervals"]["accuracy"][1]
+    )
+    speed = few_shot["latency_ms"]["median"] / focus["latency_ms"]["median"]
+    return [
+        f"{'More precise' if beaten else 'Measured'}: of {report['n']} held-out tickets {report['focus']} sorts "
+        f"{right(focus)} correctly, the linear baseline {right(linear)}, and the untuned base with "
+        f"{few_shot.get('shots') or 0} examples in its prompt {right(few_shot)}.",
+        f"Smaller and faster: {focus['size'] / 1e6:.0f} MB in place of the base's {base['size'] / 1e6:.0f} MB, and "
+        f"{focus['latency_ms']['median']:.0f} ms for an answer on this processor, {speed:.1f} times as fast as the "
+        f"base with its examples.",
+        f"Private: all after the download of the base ran with --offline, and the manifests of its {made} artifacts "
+        f"add up to {sent} bytes sent.",
+        f"Sure of itself: it keeps {policy['kept']:.0%} of the answers, at least {1 - policy['max_error']:.0%} of them "
+        f"right (with {policy['confidence']:.0%} confidence), and says which ones a person should see.",
+    ]
+
+
+def network(folder: Path) -> tuple[int, int]:
+    """Bytes that the stages after `pull` sent, and the number of artifacts whose manifests were read."""
+    paths = [path for path in folder.glob("runs/[!.]*/*/manifest.json") if path.parts[-3] != "base"]
+    return sum(json.loads(path.read_bytes())["environment"]["bytes_out"] for path in paths), len(paths)
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, begun = Path(sys.argv[1]), time.monotonic()
     if not (folder / "slmctl.yaml").exists():
         say(f"$ slmctl init support-triage {folder}")
         subprocess.run([*SLMCTL, "init", "support-triage", str(folder)], check=True, stdout=subprocess.DEVNULL)
-    slmctl(folder, "run")
+    slmctl(folder, "pull")
+    slmctl(folder, "run", "--offline")
     ask(folder)
     slmctl(folder, "--quiet", "show")
-    slmctl(folder, "evaluate")
+    slmctl(folder, "evaluate", "--offline")
+    report, policy = figures(folder, "evaluate"), figures(folder, "calibrate")
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    say(f"\nWhat this showed, in {minutes} min {seconds:02d} s:\n")
+    for sentence in shown(report, policy, *network(folder)):
+        say(f"  {sentence}")
     say(
         f"""
 Try next (with {Path(sys.executable).parent}/slmctl, or after: . {Path(sys.executable).parent}/activate)
-  echo "I was charged twice this month" | slmctl -C {folder} chat
+  echo "where is my parcel? not the refund, just the parcel" | slmctl -C {folder} chat
   slmctl -C {folder} predict --input {folder}/support_tickets.csv --output answers.csv
-  slmctl -C {folder} serve"""
+  slmctl -C {folder} serve
+  slmctl init field-extraction orders && slmctl -C orders run     # e-mails to JSON, where no linear baseline exists"""
     )
 
 

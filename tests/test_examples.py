@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jsonschema
 
+from examples import demo
+
 DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
 FILES = ("support_tickets.csv", "order_emails.jsonl", "order_emails.schema.json", "replies.jsonl")
 
@@ -48,9 +50,35 @@ def test_generator_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_enough_rows_and_categories() -> None:
     rows = usable()
+    counts = Counter(row["category"] for row in rows)
     assert len(rows) >= 2400
-    assert len({row["category"] for row in rows}) >= 12
-    assert min(Counter(row["category"] for row in rows).values()) >= 100
+    assert len(counts) == 11
+    assert [name for name, count in counts.items() if count < 150] == ["privacy_request"]  # the rare one
+    assert counts["privacy_request"] >= 60
+    german = [row for row in rows if re.search(r"\b(ich|bitte|können|könnten|nicht)\b", row["text"], re.IGNORECASE)]
+    assert 0.07 < len(german) / len(rows) < 0.15
+    assert sum("\n>" in row["text"] for row in rows) > 30  # a quoted mail
+
+
+def test_the_demo_claims_what_was_measured() -> None:
+    def entry(low: float, accuracy: float, high: float, **facts: object) -> dict[str, object]:
+        measured = {"metrics": {"accuracy": accuracy}, "intervals": {"accuracy": [low, high]}}
+        return measured | {"size": 269_100_000, "latency_ms": {"median": 80.0}} | facts
+
+    baselines = {"tfidf_logistic": entry(0.74, 0.77, 0.80)}
+    models = {"base": entry(0.1, 0.1, 0.1), "base (11-shot)": entry(0.1, 0.2, 0.3, shots=11),
+              "Q8_0": entry(0.88, 0.9, 0.92, size=144_800_000, latency_ms={"median": 40.0})}  # fmt: skip
+    report = {"n": 600, "focus": "Q8_0", "models": models, "baselines": baselines}
+    policy = {"kept": 0.7, "max_error": 0.05, "confidence": 0.95}
+    precise, smaller, private, sure = demo.shown(report, policy, sent=0, made=9)
+    assert precise.startswith("More precise: of 600 held-out tickets Q8_0 sorts 90.0% (88.0% to 92.0%) correctly")
+    assert "with 11 examples in its prompt 20.0%" in precise
+    assert "145 MB in place of the base's 269 MB" in smaller
+    assert "2.0 times as fast" in smaller
+    assert "9 artifacts add up to 0 bytes sent" in private
+    assert "keeps 70% of the answers, at least 95% of them right" in sure
+    models["Q8_0"] = entry(0.79, 0.82, 0.85)  # no longer above the interval of the baseline
+    assert demo.shown(report, policy, sent=0, made=9)[0].startswith("Measured: ")
 
 
 def test_readme_counts_the_rows() -> None:

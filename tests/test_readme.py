@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from slmctl import config
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
@@ -51,6 +53,16 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert found.exists(), target
             heads = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
             assert not anchor or anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_the_config_of_the_readme_is_whole(tmp_path: Path) -> None:
+    (block,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert block.count("\n") == 12  # as the page says
+    (tmp_path / "slmctl.yaml").write_text(block, encoding="utf-8")
+    (tmp_path / "tickets.csv").write_text("text,category\na,b\n", encoding="utf-8")
+    assert config.load(tmp_path / "slmctl.yaml").gates
 
 
 def test_every_page_is_in_the_index() -> None:

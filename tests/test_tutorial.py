@@ -50,9 +50,10 @@ def shrink(config: Path, base: Path) -> None:
     text = config.read_text(encoding="utf-8")
     text = re.sub(r"(?m)^base: .*$", f"base: {base}", text)
     text = re.sub(r"(?m)^pull:\n  sha256: .*\n", "", text)
-    text = text.replace("  epochs: 3\n", "  max_steps: 30\n  learning_rate: 1e-2\n")
+    text = re.sub(r"(?m)^  epochs: .*\n  learning_rate: .*$", "  max_steps: 30\n  learning_rate: 1e-2", text)
+    text = re.sub(r"(?m)^  - .*min_gain: .*\n|^calibrate:\n  max_error: .*\n", "", text)
     config.write_text(
-        re.sub(r"min: 0\.88", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)), encoding="utf-8"
+        re.sub(r"min: 0\.80", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)), encoding="utf-8"
     )
 
 

@@ -21,14 +21,22 @@ from pathlib import Path
 
 import phrases_letters as letters
 import phrases_support as support
+import phrases_tickets as phrases
 import phrases_words as words
 
 SEED = 4127
 NEAR = 82.0  # two fresh tickets are never as alike as this, in percent (indel ratio)
-NEAR_DUPLICATES = 106
+NEAR_DUPLICATES = 60
 EXACT_DUPLICATES = 26
 USUAL = 1  # the smaller, the more often the first phrases of a list are chosen
-MISSPELT = 0.13  # share of tickets with typos
+MISSPELT = 0.15  # share of tickets with typos
+GERMAN = 0.11  # share of tickets in German
+MENTIONS = (50, 38, 12)  # of a hundred tickets: how many name no, one or two requests beside their own
+CONTRAST = 0.35  # share of these mentions that stand in the sentence that asks
+THREAD = 0.12  # share of the others that stand in a quoted mail
+DEVICE_SITUATIONS = ("faulty", "damaged", "unpacked")
+DEVICE_REQUESTS = ("repair", "setup_help", "product_question")
+SITUATIONS = (14, 62, 24)  # of a hundred tickets: how many tell nothing, one thing or two of what happened
 SLOT = re.compile(r"\[(\w+)\]")
 
 
@@ -64,7 +72,14 @@ class Slots:
 
     def __post_init__(self) -> None:
         """Choose who writes."""
-        self.person = (self.rng.choice(words.FIRST_NAMES), self.rng.choice(words.SURNAMES))
+        self.person = (
+            self.person if any(self.person) else (self.rng.choice(words.FIRST_NAMES), self.rng.choice(words.SURNAMES))
+        )
+
+    def aside(self) -> Slots:
+        """Give the slots of a passing mention: of the same goods, with numbers, dates and addresses of its own."""
+        goods = {name: self.kept[name] for name in ("thing", "device", "plan", "ding") if name in self.kept}
+        return Slots(self.rng, goods, self.person)
 
     def fill(self, phrase: str, *, keep: bool = True) -> str:
         """Fill every slot of a phrase; a slot that occurs twice in it gets two different values."""
@@ -118,6 +133,10 @@ class Slots:
                 return " ".join(self.person)
             case "agent":
                 return rng.choice([name for name in words.FIRST_NAMES if name != self.person[0]])
+            case "betrag":
+                return f"{rng.randrange(9, 240)},{rng.choice(('00', '50', '90', '95', '99'))} Euro"
+            case "nr":
+                return f"BC-{rng.randrange(20000, 99999)}"
             case "email":
                 return self.email()
             case "phone":
@@ -183,7 +202,7 @@ class Seen:
             shorter, longer = sorted((len(plain), len(other)))
             if 200.0 * shorter < self.limit * (shorter + longer):
                 continue
-            if len(bag & other_bag) * 10 < min(len(bag), len(other_bag)) * 3:
+            if len(bag & other_bag) * 10 < min(len(bag), len(other_bag)) * 5:
                 continue
             if indel_ratio(plain, other) >= self.limit:
                 return False
@@ -224,21 +243,6 @@ PLAIN_FORMS = (
     ("can't", "can not"), ("isn't", "is not"), ("I've", "I have"), ("I'm", "I am"), ("it's", "it is"),
     ("won't", "will not"), ("wasn't", "was not"), ("I'd like", "I would like"), ("didn't", "did not"),
 )  # fmt: skip
-
-
-def mention(category: str, slots: Slots) -> str:
-    """Write a sentence that only touches, settles or declines the topic of another category."""
-    rng = slots.rng
-    kind = rng.random()
-    if kind < 0.14:
-        topic = rng.choice(support.GOOD_FITS[category])
-        return slots.fill(rng.choice(support.GOOD[topic]))
-    topic = rng.choice([name for name in support.COUNTS if name != category])
-    frames, contents = (
-        (support.TOPIC_FRAMES, support.TOPICS) if kind < 0.62 else (support.ACTION_FRAMES, support.ACTIONS)
-    )
-    content = slots.fill(usual(contents[topic], rng), keep=False)
-    return slots.fill(usual(frames, rng)).replace("@", content)
 
 
 def typo(word: str, rng: random.Random) -> str:
@@ -292,31 +296,116 @@ def join(parts: Sequence[str], voice: str, rng: random.Random) -> str:
     return text
 
 
+def about(frame: str, slots: Slots, action: str, other: str = "") -> str:
+    """Fill a frame: @ is its action, ~ the one that it excludes."""
+    return slots.fill(frame).replace("~", other).replace("@", action)
+
+
+def noun(wants: Sequence[str], slots: Slots) -> str:
+    """Choose what a sender wants, as a noun: what begins with a verb cannot stand in every sentence."""
+    while True:
+        text = slots.fill(usual(wants, slots.rng))
+        if not text.startswith(("to ", "out of ", "my parcels to ")):
+            return text
+
+
+def request(category: str, slots: Slots, excluded: str) -> str:
+    """Write the sentence that asks; with ``excluded`` it names that category too, to say that it is not meant."""
+    rng, mine = slots.rng, phrases.REQUESTS[category]
+    form = rng.choices(("say", "do", "want"), (0 if excluded else 36, 40, 24))[0]
+    if form == "say":
+        return slots.fill(usual(mine.say, rng))
+    if excluded:
+        other = phrases.REQUESTS[excluded]
+        if form == "do":
+            named = slots.aside().fill(usual(other.do, rng))
+            return about(rng.choice(phrases.CONTRAST_DO), slots, slots.fill(usual(mine.do, rng)), named)
+        named = noun(other.want, slots.aside())
+        return about(rng.choice(phrases.CONTRAST_WANT), slots, noun(mine.want, slots), named)
+    if form == "do":
+        return about(usual(phrases.ASK_DO, rng), slots, slots.fill(usual(mine.do, rng)))
+    wanted = slots.fill(usual(mine.want, rng))
+    frames = phrases.ASK_WANT[:1] if wanted.startswith(("to ", "out of ")) else phrases.ASK_WANT
+    return about(usual(frames, rng), slots, wanted)
+
+
+def mention(category: str, slots: Slots) -> str:
+    """Write a sentence that only excludes, settles, declines or quotes another category's request."""
+    rng, other = slots.rng, phrases.REQUESTS[category]
+    kind = rng.choices(("do", "want", "offer", "done", "matter", "quote"), (20, 20, 16, 20, 16, 8))[0]
+    if kind == "want":
+        return about(rng.choice(phrases.EXCLUDE_WANT), slots, noun(other.want, slots))
+    frames, actions = {
+        "do": (phrases.EXCLUDE_DO, other.do),
+        "offer": (phrases.OFFER_DO, other.do),
+        "done": (phrases.DONE, other.done),
+        "matter": (phrases.MATTER, other.matter),
+        "quote": (phrases.QUOTES, other.notes),
+    }[kind]
+    return about(rng.choice(frames), slots, slots.fill(usual(actions, rng)).rstrip("."))
+
+
+def german_request(category: str, slots: Slots, excluded: str) -> str:
+    """Write the sentence that asks, in German."""
+    rng, mine = slots.rng, phrases.GERMAN[category]
+    if excluded:
+        named = slots.aside().fill(rng.choice(phrases.GERMAN[excluded].want))
+        return about(rng.choice(phrases.GERMAN_CONTRAST), slots, slots.fill(rng.choice(mine.want)), named)
+    form = rng.choices(("say", "do", "want"), (36, 40, 24))[0]
+    if form == "say":
+        return slots.fill(rng.choice(mine.say))
+    frames, actions = (phrases.GERMAN_ASK_DO, mine.do) if form == "do" else (phrases.GERMAN_ASK_WANT, mine.want)
+    return about(rng.choice(frames), slots, slots.fill(rng.choice(actions)))
+
+
+def german_mention(category: str, slots: Slots) -> str:
+    """Write a German sentence that only excludes or declines another category's request."""
+    rng, other = slots.rng, phrases.GERMAN[category]
+    offered = rng.random() < 0.4
+    named = slots.fill(rng.choice(other.do if offered else other.want))
+    return about(rng.choice(phrases.GERMAN_OFFER if offered else phrases.GERMAN_EXCLUDE), slots, "", named)
+
+
 def write_ticket(category: str, rng: random.Random) -> str:
     """Write the text of one ticket."""
     voice = rng.choices(list(VOICES), weights=list(VOICES.values()))[0]
-    opening, filler, aside, ask, closing = HABITS[voice]
+    opening, filler, _, _, closing = HABITS[voice]
+    german = rng.random() < GERMAN
     slots = Slots(rng)
-    cores = support.CORES[category]  # the first of them are the usual ones, the rest the long tail
-    parts = [slots.fill(usual(cores, rng))]
-    if rng.random() < aside:
-        parts.insert(0 if rng.random() < 0.75 else 1, mention(category, slots))
-    if rng.random() < filler:
-        for phrase in rng.sample(support.FILLERS, rng.choice((1, 2, 3)) if voice == "rambling" else 1):
+    mine = phrases.REQUESTS[category]
+    others = rng.sample(mine.near.split(), rng.choices((0, 1, 2), MENTIONS)[0])
+    excluded = others.pop() if others and rng.random() < CONTRAST else ""
+    situation = rng.choice(mine.fits.split())
+    device = category in DEVICE_REQUESTS or situation in DEVICE_SITUATIONS
+    product = rng.choice(words.DEVICES if device or rng.random() < 0.6 else words.GOODS)
+    slots.kept |= {"thing": product, "device": product}
+    situations = (phrases.GERMAN_SITUATIONS if german else phrases.SITUATIONS)[situation]
+    asked = (german_request if german else request)(category, slots, excluded)
+    parts = [slots.fill(phrase) for phrase in rng.sample(situations, rng.choices((0, 1, 2), SITUATIONS)[0])]
+    if not german and rng.random() < filler:
+        for phrase in rng.sample(support.FILLERS, rng.choice((1, 2)) if voice == "rambling" else 1):
             parts.insert(rng.randrange(len(parts) + 1), slots.fill(phrase))
-    if rng.random() < ask:
-        asks = support.ASKS["*" if rng.random() < 0.45 else category]
-        parts.append(slots.fill(rng.choice(asks)))
+    parts.insert(len(parts) if rng.random() < 0.8 else rng.randrange(len(parts) + 1), asked)
+    place = parts.index(asked)
+    thread = ""
+    for other in others:
+        if not german and rng.random() < THREAD:
+            note = slots.aside().fill(rng.choice(phrases.REQUESTS[other].notes))
+            thread = about(rng.choice(phrases.THREADS), slots, note).replace("\\n", "\n")
+        else:
+            said = (german_mention if german else mention)(other, slots.aside())
+            parts.insert(rng.randrange(place + 1) if rng.random() < 0.6 else len(parts), said)
+            place = parts.index(asked)
     if rng.random() < opening:
-        parts.insert(0, slots.fill(rng.choice(support.OPENINGS[voice])))
+        parts.insert(0, slots.fill(rng.choice(phrases.GERMAN_OPENINGS if german else support.OPENINGS[voice])))
     if rng.random() < closing:
-        parts.append(slots.fill(rng.choice(support.CLOSINGS[voice])))
-    if voice == "nonnative":
+        parts.append(slots.fill(rng.choice(phrases.GERMAN_CLOSINGS if german else support.CLOSINGS[voice])))
+    if voice == "nonnative" and not german:
         parts = [nonnative(part, rng) for part in parts]
     text = join(parts, voice, rng)
     if rng.random() < MISSPELT:
         text = with_typos(text, rng.choice((1, 1, 2, 3)), rng)
-    return text
+    return f"{text}\n{thread}" if thread else text
 
 
 def resent(text: str, rng: random.Random) -> str:
@@ -347,11 +436,8 @@ def build_tickets(rng: random.Random) -> list[Ticket]:
         channel = rng.choices(("web_form", "email", "chat", "app"), weights=(38, 30, 20, 12))[0]
         return Ticket(moment, channel, f"C-{rng.randrange(10000, 99999)}", text, category, origin)
 
-    for text, category in support.AMBIGUOUS:
-        seen.add(text)
-        tickets.append(envelope(text, category, "ambiguous"))
-    for category, count in support.COUNTS.items():
-        for _ in range(count):
+    for category, wanted in phrases.REQUESTS.items():
+        for _ in range(wanted.count):
             text = write_ticket(category, rng)
             while not 4 <= len(text.split()) <= 60 or not seen.add(text):
                 text = write_ticket(category, rng)
@@ -385,7 +471,7 @@ def tickets_csv(tickets: Iterable[Ticket]) -> str:
 
 # --- order e-mails ---------------------------------------------------------------------------------------
 
-ORDER_COUNT = 420
+ORDER_COUNT = 900
 NUMBER_WORDS = ("", "one", "two", "three", "four", "five", "six")
 Fields = dict[str, object]
 
@@ -564,23 +650,25 @@ def json_lines(rows: Iterable[Fields]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def build_all() -> dict[str, str]:
+def build_all(seed: int = SEED) -> dict[str, str]:
     """Give the text of every data file by its name."""
     return {
-        "support_tickets.csv": tickets_csv(build_tickets(random.Random(SEED))),
-        "order_emails.jsonl": json_lines(build_orders(random.Random(SEED + 1))),
+        "support_tickets.csv": tickets_csv(build_tickets(random.Random(seed))),
+        "order_emails.jsonl": json_lines(build_orders(random.Random(seed + 1))),
         "order_emails.schema.json": json.dumps(order_schema(), indent=2) + "\n",
-        "replies.jsonl": json_lines(build_replies(random.Random(SEED + 2))),
+        "replies.jsonl": json_lines(build_replies(random.Random(seed + 2))),
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the data files and say which."""
     parser = argparse.ArgumentParser(description="Write the example data of slmctl.")
+    parser.add_argument("--seed", type=int, default=SEED, help="start of all chances (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
-    folder: Path = parser.parse_args(arguments).out
+    options = parser.parse_args(arguments)
+    folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in build_all().items():
+    for name, text in build_all(options.seed).items():
         (folder / name).write_bytes(text.encode("utf-8"))
         sys.stdout.write(f"{folder / name}: {text.count(chr(10))} lines\n")
     return 0

@@ -47,6 +47,13 @@ LISTS: dict[str, tuple[str, ...]] = {
         "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
         "November", "December",
     ),
+    "ding": (
+        "die Kaffeemühle", "das Waffeleisen", "die Küchenwaage", "die Pflanzenlampe", "das Thermometer",
+        "die Teekanne", "die Pfanne", "das Schneidebrett", "die Kaffeemaschine", "das Brotbackgerät",
+        "die Eismaschine", "die Saftpresse",
+    ),
+    "tag": ("Montag", "Dienstag", "Mittwoch", "Donnerstag", "Freitag", "Samstag"),
+    "vor": ("vor zwei Wochen", "vor zehn Tagen", "vor einem Monat", "letzte Woche", "Anfang des Monats"),
     "ago": (
         "two weeks ago", "ten days ago", "three weeks ago", "a month ago", "last week", "a fortnight ago",
         "eleven days ago", "5 weeks ago", "at the start of the month", "ages ago", "16 days ago",
