@@ -264,13 +264,11 @@ def write(project: DataProject, folder: Path) -> list[Path]:
 
 
 def _proposal(project: DataProject, folder: Path, schema: str) -> ProjectProposal:
-    origins = [
-        {key: _relative(value, folder) if isinstance(value, Path) else value for key, value in origin.items()}
-        for origin in project.data.origins
-    ]
+    keys = project.data.origin.items()
+    origin = {key: _relative(value, folder) if isinstance(value, Path) else value for key, value in keys}
     return ProjectProposal(
         project=project_name(folder),
-        sources=origins,
+        origin=origin,
         task=project.task,
         base=project.base,
         rows=project.rows,

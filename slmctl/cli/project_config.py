@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import yaml
@@ -46,7 +46,7 @@ class ProjectProposal:
 
     Attributes:
         project: Name of the project.
-        sources: Keys of each source that say where its rows are, such as `path` and `sheet`.
+        origin: The keys of the source that say where its rows are, such as `path` and `sheet`.
         rows: Usable rows.
         language: Code of the texts' language; empty if it is not known.
         schema: Name of the JSON Schema file; empty for none.
@@ -54,11 +54,11 @@ class ProjectProposal:
         clean: Share of the texts that a step of cleaning changes, by step.
         label_map: Labels that look misspelt, with the likely ones.
         rare_labels: Number of labels with so few rows that none may be left for training.
-        about_source: A few words on the first source for a comment.
+        about_source: A few words on it for a comment.
     """
 
     project: str
-    sources: Sequence[Mapping[str, object]]
+    origin: Mapping[str, object]
     task: TaskProposal
     base: BaseProposal
     rows: int
@@ -123,16 +123,11 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
         ("group", task.group, "rows with the same value stay in one split"),
         ("time", task.time, "for splits.time"),
     )
-    for number, origin in enumerate(proposal.sources):
-        about = {"sheet": "the sheet, table or array"} | {next(iter(origin)): proposal.about_source}
-        keys = [(key, value, about.get(key, "")) for key, value in origin.items()]
-        keys += [(key, value, comment) for key, value, comment in columns if value]
-        if len(proposal.sources) > 1:
-            together = {key: value for key, value, _ in keys}
-            yield _line("    -", together, proposal.about_source if number == 0 else "the same columns")
-            continue
-        for place, (key, value, comment) in enumerate(keys):
-            yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
+    about = {"sheet": "the sheet, table or array"} | {next(iter(proposal.origin)): proposal.about_source}
+    keys = [(key, value, about.get(key, "")) for key, value in proposal.origin.items()]
+    keys += [(key, value, comment) for key, value, comment in columns if value]
+    for place, (key, value, comment) in enumerate(keys):
+        yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
     if proposal.clean:
         shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
         yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")

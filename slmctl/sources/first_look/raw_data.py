@@ -27,7 +27,7 @@ class RawData:
     Attributes:
         title: Its name for people.
         form: Format, encoding and the like, in words.
-        origins: For each source of the config, its keys but for columns; a `path` is absolute.
+        origin: The keys of the source in slmctl.yaml, but for columns; a `path` is absolute.
         look: What the rows hold; those of several sheets with the same columns together.
         rows: Reads all rows once more.
         notes: Sentences on the source.
@@ -36,7 +36,7 @@ class RawData:
 
     title: str
     form: str
-    origins: tuple[Mapping[str, object], ...]
+    origin: Mapping[str, object]
     look: FirstLook
     rows: Rows = field(repr=False)
     notes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:
     looked = look(rows())
     _require_header(path, looked)
     origin = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
-    return RawData(path.name, form.words, (origin,), looked, rows)
+    return RawData(path.name, form.words, origin, looked, rows)
 
 
 def _reader(path: Path, sheet: str | None) -> Rows:
@@ -106,7 +106,7 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
     return RawData(
         title=path.name,
         form=form_of(path, sheet=largest).words,
-        origins=tuple({"path": path, "sheet": sheet} for sheet in alike),
+        origin={"path": path, "sheet": alike[0] if len(alike) == 1 else alike},
         look=looks[largest] if len(alike) == 1 else look(rows()),
         rows=rows,
         notes=(note,),
@@ -131,7 +131,7 @@ def _of_query(url: str, query: str | None, root: Path) -> RawData:
         rows = list(read_rows(copy))
     origin = {"sql": {"url": url, "query": query}}
     return RawData(
-        f"the query on {sql.place(url).removeprefix('the ')}", "SQL", (origin,), look(iter(rows)), lambda: iter(rows)
+        f"the query on {sql.place(url).removeprefix('the ')}", "SQL", origin, look(iter(rows)), lambda: iter(rows)
     )
 
 
