@@ -141,6 +141,8 @@ def config(name: str, *, vocabulary: int, bos: int = 1, eos: int = 2, small: boo
     tokens = {"vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
     whole = CONFIG_MAPPING[entry.kind](**entry.fields)
     text = whole.get_text_config()
+    if hasattr(text, "eod_token_id"):  # by which the converter knows the end of an answer
+        tokens["eod_token_id"] = eos
     for key, value in tokens.items():
         setattr(text, key, value)
     if hasattr(text, "vocab_size_per_layer_input"):

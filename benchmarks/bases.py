@@ -78,7 +78,7 @@ FAMILIES = {
     "glm": Family("llama3_1", "<|{role}|>\n{text}<|endoftext|>", "<|endoftext|>", "[gMASK]<sop>"),
     "command": Family("llama3_1", "<|START_OF_TURN_TOKEN|><|{role}|>{text}<|END_OF_TURN_TOKEN|>",
                       "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
-    "ernie": Family("llama3_1", "{role}: {text}<|end_of_sentence|>\n", "<|end_of_sentence|>", "<|begin_of_sentence|>"),
+    "ernie": Family("llama2", "{role}: {text}<|end_of_sentence|>\n", "<|end_of_sentence|>", "<|begin_of_sentence|>"),
     "smollm3": Family("llama3_1", "<|im_start|>{role}\n{text}<|im_end|>\n", "<|im_end|>",
                       "{{{{ 'Today is ' + strftime_now('%d %B %Y') }}}}\n"),
     "none": Family("llama3_1", "", "<|endoftext|>"),

@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from slmctl.console import percent
+
 SLMCTL = [str(Path(sys.executable).parent / "slmctl")]
 QUESTION = "you already sent me a new kettle, thanks for that. but it leaks too, now I just want my money back"
 
@@ -71,7 +73,7 @@ def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) 
 
     def right(entry: dict[str, Any]) -> str:
         low, high = entry["intervals"]["accuracy"]
-        return f"{entry['metrics']['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        return f"{percent(entry['metrics']['accuracy'])} ({percent(low)} to {percent(high)})"
 
     beaten = min(focus["intervals"]["accuracy"]) > max(
         linear["intervals"]["accuracy"][1], few_shot["intervals"]["accuracy"][1]
@@ -86,8 +88,9 @@ def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) 
         f"base with its examples.",
         f"Private: all after the download of the base ran with --offline, and the manifests of its {made} artifacts "
         f"add up to {sent} bytes sent.",
-        f"Sure of itself: it keeps {policy['kept']:.0%} of the answers, at least {1 - policy['max_error']:.0%} of them "
-        f"right (with {policy['confidence']:.0%} confidence), and says which ones a person should see.",
+        f"Sure of itself: it keeps {percent(policy['kept'], 0)} of the answers, at least "
+        f"{percent(1 - policy['max_error'], 0)} of them right (with {percent(policy['confidence'], 0)} confidence), "
+        f"and says which ones a person should see.",
     ]
 
 

@@ -71,12 +71,12 @@ def test_the_demo_claims_what_was_measured() -> None:
     report = {"n": 600, "focus": "Q8_0", "models": models, "baselines": baselines}
     policy = {"kept": 0.7, "max_error": 0.05, "confidence": 0.95}
     precise, smaller, private, sure = demo.shown(report, policy, sent=0, made=9)
-    assert precise.startswith("More precise: of 600 held-out tickets Q8_0 sorts 90.0% (88.0% to 92.0%) correctly")
-    assert "with 11 examples in its prompt 20.0%" in precise
+    assert precise.startswith("More precise: of 600 held-out tickets Q8_0 sorts 90.0 % (88.0 % to 92.0 %) correctly")
+    assert "with 11 examples in its prompt 20.0 %" in precise
     assert "145 MB in place of the base's 269 MB" in smaller
     assert "2.0 times as fast" in smaller
     assert "9 artifacts add up to 0 bytes sent" in private
-    assert "keeps 70% of the answers, at least 95% of them right" in sure
+    assert "keeps 70 % of the answers, at least 95 % of them right" in sure
     models["Q8_0"] = entry(0.79, 0.82, 0.85)  # no longer above the interval of the baseline
     assert demo.shown(report, policy, sent=0, made=9)[0].startswith("Measured: ")
 
