@@ -18,7 +18,10 @@ from support.browser import Browser  # noqa: E402
 
 from examples.demo import QUESTION, SLMCTL  # noqa: E402
 
-SHOTS = (("prepared", "prepare", False, 1180), ("report", "evaluate", True, 1330))  # folder, image, dark, height
+SHOTS = (  # page below runs/, image, dark, height
+    ("prepared/[!.]*/report.html", "prepare", False, 1180),
+    ("report.html", "evaluate", True, 1330),
+)
 WIDTH, COLOURS = 1120, 64
 PAGE = (900, 690)  # pixels, of the server's page
 
@@ -30,8 +33,8 @@ def save(name: str, image: bytes) -> None:
 
 
 def reports(browser: Browser, project: Path) -> None:
-    for noun, name, dark, height in SHOTS:
-        pages = list(project.glob(f"runs/{noun}/[!.]*/report.html"))
+    for place, name, dark, height in SHOTS:
+        pages = list(project.glob(f"runs/{place}"))
         if pages:
             browser.open(max(pages, key=lambda path: path.stat().st_mtime), dark=dark, width=WIDTH, height=height)
             save(name, browser.image())

@@ -181,7 +181,10 @@ def fitted(
     for place in places:
         column = columns[place]
         drawn.add_column(
-            Text(column), justify="left" if place < texts else "right", no_wrap=column != wrapped, overflow="fold"
+            Text(column),
+            justify="left" if place < texts or column == wrapped else "right",
+            no_wrap=column != wrapped,
+            overflow="fold",
         )
     for row in rows:
         drawn.add_row(*(Text(row[place]) for place in places))

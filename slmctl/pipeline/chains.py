@@ -257,7 +257,7 @@ def gate_results(project: Project, report: Artifact, *, only_measured: bool = Fa
         try:
             results += gates.check([gate], figures)
         except (GateError, UsageError) as error:
-            results.append(gates.GateResult(False, error.message))
+            results.append(gates.GateResult(False, f"{error.message} ({error.hint})"))
     return results
 
 

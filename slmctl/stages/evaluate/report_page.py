@@ -105,6 +105,8 @@ def _did(view: ReportView, name: str) -> str:
 
 def _lead(view: ReportView) -> str:
     """The focus, and the best model where that is another one."""
+    if len(view.models) == 1:
+        return f"{view.focus} is the model to release."
     if view.best == view.focus:
         return f"{view.focus} is the model to release, and the best of {count(len(view.models), 'model')} measured."
     difference = view.difference(view.focus, view.best)
