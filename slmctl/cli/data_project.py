@@ -30,6 +30,7 @@ SEARCHED = 400  # texts of the sample that are searched for personal data
 FEW = 10  # rows of a label, of which fewer teach little
 WORTH_CLEANING = 0.02  # share of texts that a step of cleaning changes, from which it is proposed
 CLEANED = {"html": "HTML", "quoted_mail": "quoted mails", "signatures": "signatures"}
+KINDS = {"email": "e-mail addresses", "phone": "phone numbers"}
 MAPPED = 40  # misspelt labels that slmctl.yaml maps
 LISTED = 5  # labels that are named
 NAME, EXAMPLE = 28, 60  # characters of a column's name and of its example
@@ -37,13 +38,21 @@ NAME, EXAMPLE = 28, 60  # characters of a column's name and of its example
 
 @dataclass(frozen=True)
 class DataProject:
-    """Rows with their task and their base."""
+    """Rows with their task and their base.
+
+    Attributes:
+        sensitive: Share of the texts with personal data that is redacted, by kind.
+        kept: Kinds of personal data that stay, since answers hold them.
+        clean: Share of the texts that a step of cleaning changes, by step.
+        label_map: Labels that look misspelt, with the likely ones.
+    """
 
     data: RawData
     task: TaskProposal
     base: BaseProposal
     languages: Languages
     sensitive: Mapping[str, float]
+    kept: tuple[str, ...]
     clean: Mapping[str, float]
     label_map: Mapping[str, str]
 
@@ -90,7 +99,19 @@ def make(
     )
     texts = [text for text, _ in task.pairs]
     texts = texts[:: max(1, len(texts) // SEARCHED)]
-    return DataProject(data, task, chosen, languages, _sensitive(texts), _cleaning(texts), _label_map(task))
+    # what the answers hold must be there to be read
+    held = _sensitive([answer for _, answer in task.pairs[:SEARCHED]]) if task.kind != "classify" else {}
+    shares = _sensitive(texts)
+    return DataProject(
+        data,
+        task,
+        chosen,
+        languages,
+        sensitive={kind: share for kind, share in shares.items() if kind not in held},
+        kept=tuple(kind for kind in shares if kind in held),
+        clean=_cleaning(texts, task.kind),
+        label_map=_label_map(task),
+    )
 
 
 def undecided(source: str, task: TaskProposal) -> UsageError:
@@ -108,9 +129,13 @@ def _sensitive(texts: Sequence[str]) -> dict[str, float]:
     return {kind: count / len(texts) for kind, count in counts.items()}
 
 
-def _cleaning(texts: Sequence[str]) -> dict[str, float]:
-    """Share of the texts that a step of cleaning changes, by step; none where few are marked up, quoted or signed."""
-    shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in STEPS}
+def _cleaning(texts: Sequence[str], kind: TaskKind) -> dict[str, float]:
+    """Share of the texts that a step of cleaning changes, by step; none where few are marked up, quoted or signed.
+
+    Fields and answers may stand in a quoted mail or a signature, so for those tasks only HTML is taken off.
+    """
+    steps = STEPS if kind == "classify" else ("html", "whitespace")
+    shares = {step: sum(clean(text, (step,), ())[0] != text for text in texts) / len(texts) for step in steps}
     worth = {step: share for step, share in shares.items() if share >= WORTH_CLEANING and step != "whitespace"}
     return {**worth, "whitespace": 0.0} if worth else {}
 
@@ -182,10 +207,10 @@ def _notes(project: DataProject) -> Iterator[str]:
         yield f"{shares} of the texts: cut out by prepare.clean, also when the model is used"
     if task.kind == "classify":
         yield from _labels(project)
-    kinds = ", ".join(
-        f"{'e-mail addresses' if kind == 'email' else 'phone numbers'} in {percent(share, 0)}"
-        for kind, share in sorted(project.sensitive.items())
-    )
+    if project.kept:
+        names = " and ".join(KINDS[kind] for kind in project.kept)
+        yield f"{names} stand in texts and answers, so they are not redacted: see prepare.sensitive"
+    kinds = ", ".join(f"{KINDS[kind]} in {percent(share, 0)}" for kind, share in sorted(project.sensitive.items()))
     if kinds:
         yield f"{kinds} of the texts: they are redacted before anything learns from them"
 
@@ -217,7 +242,7 @@ def _repeated(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 def _labels(project: DataProject) -> Iterator[str]:
     """Notes on labels that look misspelt, or have too few rows."""
-    labels, slips = labels_of(project.task), project.label_map
+    slips = project.label_map
     if slips:
         pairs = ", ".join(
             f"{shown(label, 40)} for {shown(likely, 40)}" for label, likely in list(slips.items())[:LISTED]
@@ -228,8 +253,7 @@ def _labels(project: DataProject) -> Iterator[str]:
     if rare:
         names = ", ".join(shown(label, 40) for label in rare[:LISTED]) + (" …" if len(rare) > LISTED else "")
         have = "1 label has" if len(rare) == 1 else f"{len(rare)} labels have"
-        more = f" ({min(labels[label] for label in rare)} to {max(labels[label] for label in rare)})"
-        yield f"{have} fewer than {FEW} rows{more}: {names}; collect more, or map them to others"
+        yield f"{have} fewer than {FEW} rows: {names}; collect more, or map them to others"
 
 
 def rare_labels(project: DataProject) -> list[str]:

@@ -130,6 +130,9 @@ def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
         "email",
         "fields",
     )
+    assert written()["prepare"]["sensitive"] == {"phone": "redact"}
+    assert "note: e-mail addresses stand in texts and answers, so they are not redacted" in said
+    assert "clean" not in written()["prepare"]  # and some of them stand in signatures
     schema = json.loads(Path("orders.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     for line in Path("orders.jsonl").read_text(encoding="utf-8").splitlines():
