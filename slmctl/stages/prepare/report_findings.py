@@ -1,4 +1,4 @@
-"""What prepare found, a sentence each: the notices of the page with their sections, and the lines of the terminal."""
+"""Findings of prepare, a sentence each: the notices of the page with their sections, and the lines of the terminal."""
 
 from __future__ import annotations
 
