@@ -83,9 +83,9 @@ def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) 
         f"{'More precise' if beaten else 'Measured'}: of {report['n']} held-out tickets {report['focus']} sorts "
         f"{right(focus)} correctly, the linear baseline {right(linear)}, and the untuned base with "
         f"{few_shot.get('shots') or 0} examples in its prompt {right(few_shot)}.",
-        f"Smaller and faster: {focus['size'] / 1e6:.0f} MB in place of the base's {base['size'] / 1e6:.0f} MB, and "
-        f"{focus['latency_ms']['median']:.0f} ms for an answer on this processor, {speed:.1f} times as fast as the "
-        f"base with its examples.",
+        f"{'Smaller and faster' if speed > 1 else 'Smaller'}: {focus['size'] / 1e6:.0f} MB in place of the base's "
+        f"{base['size'] / 1e6:.0f} MB, and {focus['latency_ms']['median']:.0f} ms for an answer on this processor, "
+        f"where the base with its examples takes {few_shot['latency_ms']['median']:.0f} ms.",
         f"Private: all after the download of the base ran with --offline, and the manifests of its {made} artifacts "
         f"add up to {sent} bytes sent.",
         f"Sure of itself: it keeps {percent(policy['kept'], 0)} of the answers, at least "
