@@ -33,7 +33,10 @@ project: rehearsal
 version: "0.1"
 base: ./copy
 task: {kind: classify, labels: from-data, system: Name the category of the message.}
-prepare: {sources: [{path: rows.csv, input: text, output: label}], splits: {validation: 0.25, test: 0.25}}
+prepare:
+  sources: [{path: rows.csv, input: text, output: label}]
+  splits: {validation: 0.25, test: 0.25}
+  min_rows: {train: 1, validation: 1, test: 1}
 finetune: {max_steps: 1, batch_size: 4, backend: transformers}
 quantize: {types: [Q8_0]}
 """

@@ -49,7 +49,7 @@ def only(folder: Path, kind: str) -> Path:
 
 def test_a_run_leaves_every_kind_and_nothing_else(tiny_run: Path) -> None:
     assert sorted(path.name for path in (tiny_run / "runs").iterdir()) == sorted(
-        [".deliveries", ".locks", ".logs", *KINDS]
+        [".deliveries", ".locks", ".logs", "report.html", *KINDS]
     )
     assert len(list((tiny_run / "runs" / ".deliveries").iterdir())) == 1  # the receipt of the release
     assert not list(tiny_run.glob("runs/*/.*/*")), "a draft was left behind"
