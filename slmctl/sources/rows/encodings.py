@@ -12,6 +12,7 @@ import codecs
 import io
 import itertools
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
@@ -39,6 +40,8 @@ _ODD = re.compile(
     r"|(?<=[a-zß-öø-ÿ])[À-ÖØ-ÞŠŒŽŸ]"
     r"|[À-ÖØ-öø-ÿŠŒŽšœžŸ]{3,}"
 )
+_BEYOND_ASCII = re.compile(r"[^\s,;\"\x00-\x1f\x7f]*[^\x00-\x7f][^\s,;\"\x00-\x1f\x7f]*")  # a word with such a letter
+_EDGES = string.punctuation + "„“”‚‘’«»‹›–—…¿¡"  # what stands before and after words
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1b-\x1f\x7f]")  # 0x1a ends files of DOS
 
 
@@ -98,14 +101,14 @@ def others(head: bytes) -> Iterator[tuple[str, str]]:
     """Encodings in which the start of a text reads as text, each with a few words as it has them."""
     for name in _MORE:
         text = codecs.getincrementaldecoder(name)("replace").decode(head)
-        words = [word for word in re.findall(r"\S*[^\x00-\x7f]\S*", text[:_WORDS]) if not word.isspace()]
+        words = [word for word in _BEYOND_ASCII.findall(text[:_WORDS]) if not word.isspace()]
         if words and sum(map(_is_odd, words)) * 10 <= len(words):
             yield name, " ".join(word.strip("\"';,") for word in words[:3])[:40]
 
 
 def _is_odd(word: str) -> bool:
     """True for a word of two scripts, with a symbol inside or with a capital after a small letter."""
-    inner = re.sub(r"^\W+|\W+$", "", word)
+    inner = word.strip(_EDGES)
     if "\ufffd" in word or any(unicodedata.category(char) in ("Cc", "Cn", "Co") for char in word):
         return True
     if any(ord(char) > 127 and unicodedata.category(char)[0] in "SPN" and char not in "’‘´`–—·" for char in inner):

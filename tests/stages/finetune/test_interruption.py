@@ -6,12 +6,21 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slmctl.stages.finetune import distributed
 from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Python's own handler, which a process that a shell started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_asks_and_the_second_interrupts() -> None:

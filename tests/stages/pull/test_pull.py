@@ -109,7 +109,7 @@ def test_a_template_without_end_of_turn_is_refused(tmp_path: Path, out: Path) ->
 
 def test_the_pin_is_compared(tiny_base: Path, out: Path) -> None:
     right = hashlib.sha256((tiny_base / "model.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(IntegrityError, match=f"expected sha256 {'0' * 64}, found model.safetensors {right}"):
+    with pytest.raises(IntegrityError, match=f"pins: expected {'0' * 64}, found model.safetensors {right}"):
         run(tiny_base, out, sha256="0" * 64)
     assert run(tiny_base, out, sha256=right)["source_sha256"] == {"model.safetensors": right}
 
