@@ -302,8 +302,9 @@ def followed(desk: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
 
 
 def served(url: str) -> str:
-    name: str = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
-    return name
+    """The file that answers; the model's name outlives releases."""
+    file: str = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["slmctl"]["file"]
+    return file
 
 
 def await_event(child: subprocess.Popen[str], name: str) -> dict[str, Any]:
