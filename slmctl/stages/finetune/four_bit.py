@@ -12,7 +12,6 @@ import functools
 import torch
 
 BLOCK = 64  # weights that share a scale
-BYTES = 0.5 + 2 / BLOCK  # of a weight, with its share of a scale
 AT_ONCE = 1 << 20  # weights made whole at a time: what is looked up stays in the processor's caches
 VALUES = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,

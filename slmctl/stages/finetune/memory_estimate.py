@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slmctl.config import FinetuneConfig
-from slmctl.model_files import memory, model_size
-from slmctl.stages.finetune import four_bit
+from slmctl.model_files import catalogue, memory, model_size
 
 TOO_LARGE = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
 IN_4BIT = "--set finetune.load_in_4bit=true, "
@@ -34,7 +33,7 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int 
     mapped = model.halves == "BF16" and width == 2  # embeddings and head stay in the file
     weights = width * (model.linear + (0 if mapped else model.lookup)) + 4 * model.other
     if config.load_in_4bit:  # and one matrix made whole: the widest, with its neighbour of the same input
-        weights += int((four_bit.BYTES - width) * model.linear) + width * 2 * model.widest * model.hidden
+        weights += int((catalogue.BYTES_IN_4BIT - width) * model.linear) + width * 2 * model.widest * model.hidden
     # a layer keeps the residual stream and the inputs of its norms in float32, and what its products read and give
     saved = 4 * 4 * model.hidden * model.layers + width * DISTINCT * model.channels
     activations = tokens * (saved + 8 * (4 * model.widest + 4 * model.hidden))
