@@ -19,6 +19,7 @@ from slmctl.config import FILENAME
 from slmctl.console import percent, shown
 from slmctl.errors import UsageError
 from slmctl.metrics.statistics import wilson
+from slmctl.reports.html_page import count
 from slmctl.sources.first_look import json_answers, language
 from slmctl.sources.first_look.answer_schema import SchemaBuilder
 from slmctl.sources.first_look.columns import json_value
@@ -156,7 +157,7 @@ def about_data(data: RawData) -> Iterator[str]:
     """Lines on the source and its columns."""
     look = data.look
     more = "" if look.complete else "more than "
-    yield f"{data.title}: {data.form}, {more}{look.rows:,} rows, {len(look.columns)} columns"
+    yield f"{data.title}: {data.form}, {more}{count(look.rows, 'row')}, {count(len(look.columns), 'column')}"
     names = [shown(column.name, NAME) for column in look.columns]
     reasons = [column.reason for column in look.columns]
     widths = [max(map(len, cells), default=0) for cells in (names, reasons)]
@@ -164,7 +165,7 @@ def about_data(data: RawData) -> Iterator[str]:
         line = f"  {name:<{widths[0]}}  {column.kind:<8}  {reason:<{widths[1]}}  {shown(column.example, EXAMPLE)}"
         yield line.rstrip()
     if look.unusable:
-        yield f"note: {look.unusable:,} rows cannot be read; {shown(look.fault)}"
+        yield f"note: {count(look.unusable, 'row')} cannot be read; {shown(look.fault)}"
     for note in data.notes:
         yield f"note: {note}"
 
@@ -299,7 +300,7 @@ def _proposal(project: DataProject, folder: Path, schema: str) -> ProjectProposa
         language=project.languages.main,
         schema=schema,
         sensitive=project.sensitive,
-        about_source=f"{project.data.look.rows:,} rows",
+        about_source=count(project.data.look.rows, "row"),
         clean=project.clean,
         label_map=project.label_map,
         rare_labels=len(rare_labels(project)),
