@@ -49,9 +49,10 @@ def main() -> None:
     parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
     parser.add_argument("--repeat", type=int, default=REPEAT)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each side; the first {WARM} are not timed")
+    parser.add_argument("--validation", type=int, default=VALIDATION, help="records that both sides' loss is taken on")
     options = parser.parse_args()
     if options.one:
-        sys.stdout.write(json.dumps(one(options.one, options.projects[0], options.steps)) + "\n")
+        sys.stdout.write(json.dumps(one(options.one, options.projects[0], options.steps, options.validation)) + "\n")
         return
     rows, raw = [], {}
     with contextlib.ExitStack() as scratch:
@@ -63,7 +64,7 @@ def main() -> None:
             runs: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
             for _ in range(options.repeat):
                 for side in runs:
-                    runs[side].append(measured(side, project, options.steps))
+                    runs[side].append(measured(side, project, options.steps, options.validation))
             rows += rows_of(project.name, runs)
             raw[project.name] = runs
     name, arguments = "finetune", "PROJECT..."
@@ -148,13 +149,14 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
     ]  # fmt: skip
 
 
-def measured(side: str, project: Path, steps: int) -> dict[str, float]:
+def measured(side: str, project: Path, steps: int, validation: int) -> dict[str, float]:
     """One side in a process of its own, with the environment that it would have."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     if side == "slmctl":
         environment["GOMP_SPINCOUNT"] = "10000"  # as the program sets it
     command = [sys.executable, "-m", "benchmarks.finetune", "--one", side, str(project), "--steps", str(steps)]
+    command += ["--validation", str(validation)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -163,7 +165,7 @@ def measured(side: str, project: Path, steps: int) -> dict[str, float]:
     return found
 
 
-def one(side: str, project: Path, steps: int) -> dict[str, Any]:
+def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]:
     """Train for some steps, then measure the loss of the same validation records the same way."""
     from datasets import Dataset
     from peft import get_peft_model
@@ -195,7 +197,7 @@ def one(side: str, project: Path, steps: int) -> dict[str, Any]:
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
     task = Task.read(prepared.path)
     rows, _ = encoding.encode(read_records(prepared.file("train.jsonl")), task, tokenizer, recipe)
-    held, _ = encoding.encode(read_records(prepared.file("validation.jsonl"))[:VALIDATION], task, tokenizer, recipe)
+    held, _ = encoding.encode(read_records(prepared.file("validation.jsonl"))[:validation], task, tokenizer, recipe)
     times: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]

@@ -158,7 +158,7 @@ class QuantizeConfig(Section):
     importance_matrix: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1)], Formerly("importance")] = Field(
         "auto",
         description="number of training records for the importance matrix of types below 6 bits. off: none. auto: 128, "
-        "kept only if it lowers KL divergence",
+        "kept only if it lowers KL divergence; of a base of a billion weights and more 64, and kept",
     )
     lora_gguf: Annotated[bool, Formerly("lora")] = Field(
         False, description="write the adapter as a GGUF file too, to load on the base's GGUF"

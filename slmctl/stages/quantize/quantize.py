@@ -32,7 +32,8 @@ ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
 REPACKED_BYTES = 0.6  # a weight in 4 bits, which llama.cpp copies into the order of its kernels
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
-AUTO_RECORDS = 128  # training records for `importance: auto`
+AUTO_RECORDS = 128  # training records for `importance_matrix: auto`
+LARGE = 10**9  # weights from which on `auto` takes half of them, and writes a type once: minutes each on a processor
 
 
 def run(
@@ -59,14 +60,16 @@ def run(
     held_out = read_records(prepared.file("validation.jsonl"))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         lossless = gguf_files.convert(config, merged, base, Path(scratch))
-        reference, matrix, records = _compute_reference(config, merged, prepared, task, held_out, lossless)
+        count = _importance_records(config, base)
+        reference, matrix, records = _compute_reference(count, merged, prepared, task, held_out, lossless)
         checked = parity.check(lossless.path, lossless.head, reference, scratch=Path(scratch))
         parity.check_lossless(checked, lossless.path.name)
         if "kl_mean" not in checked:
             limit = parity.MAX_RECORD_TOKENS
             console.say(f"  note: no held-out record has under {limit} tokens, so next tokens were not compared")
         targets = gguf_files.plan(config, base, out, weighted=bool(matrix))
-        unweighted = _unweighted_twins(config, targets, Path(scratch))
+        both_ways = config.importance_matrix == "auto" and base.parameters < LARGE
+        unweighted = _unweighted_twins(targets, Path(scratch)) if both_ways else {}
         gguf_files.write(lossless, [*targets, *unweighted.values()], matrix, rows=records)
         files = {}
         for target in targets:
@@ -95,30 +98,39 @@ def _estimate_bytes(folder: Path) -> int:
     return max(reference, memory.held_bytes() + max(converter, answers))
 
 
-def _unweighted_twins(
-    config: QuantizeConfig, targets: Sequence[QuantizedFile], scratch: Path
-) -> dict[str, QuantizedFile]:
-    """Under `importance_matrix: auto`, a second file without the matrix for every type that can go without, by type."""
-    both = [t for t in targets if config.importance_matrix == "auto" and gguf_files.can_go_unweighted(t)]
-    return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in both}
+def _importance_records(config: QuantizeConfig, base: Base) -> int:
+    """Number of training records that the importance matrix is measured on; 0 where no type takes one."""
+    if not any(WEIGHTED_TYPES.match(name) for name in config.types):
+        return 0
+    auto = AUTO_RECORDS // 2 if base.parameters >= LARGE else AUTO_RECORDS
+    return int({"auto": auto, "off": 0}.get(str(config.importance_matrix), config.importance_matrix))
+
+
+def _unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[str, QuantizedFile]:
+    """A second file without the matrix for every type that can go without, by type."""
+    able = filter(gguf_files.can_go_unweighted, targets)
+    return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
 
 def _compute_reference(
-    config: QuantizeConfig,
+    count: int,
     merged: Artifact,
     prepared: Artifact,
     task: Task,
     held_out: Sequence[Record],
     lossless: LosslessFile,
 ) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
-    """Load the merged model in transformers once: the reference of all files, the importance matrix, its records."""
+    """Load the merged model in transformers once: the reference of all files, the importance matrix, its records.
+
+    Args:
+        count: Training records to measure the matrix on.
+    """
     tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path, dtype="stored")
     reference = parity.reference(model, tokenizer, task, held_out)
     parity.check_head(lossless.path.name, lossless.head, reference)
-    count = {"auto": AUTO_RECORDS, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)
-    if not count or not any(WEIGHTED_TYPES.match(name) for name in config.types):
+    if not count:
         return reference, {}, 0
-    texts = texts_of(read_records(prepared.file("train.jsonl")), task, int(count))
+    texts = texts_of(read_records(prepared.file("train.jsonl")), task, count)
     if resolve_matmul_dtype("auto") == "bfloat16":  # mean squares need no more, and it takes half the time
         stored_weights.multiply_in(model, torch.bfloat16)
     matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)

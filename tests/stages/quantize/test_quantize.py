@@ -326,6 +326,17 @@ def test_a_ladder_says_what_each_file_is(
     assert "nats from the merged model" in said
 
 
+def test_a_type_of_a_large_base_is_written_once(
+    merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LARGE", 1)
+    monkeypatch.setattr(quantize, "AUTO_RECORDS", 6)
+    files = run(config("Q4_0"), merged, artifacts, tmp_path / "out" / "made")
+    assert files["Q4_0"]["importance"] and "kl_plain" not in files["Q4_0"]
+    kept = gguf_header.read(tmp_path / "out" / "made" / str(files["Q4_0"]["file"])).metadata
+    assert kept["quantize.imatrix.chunks_count"] == 3
+
+
 def test_a_file_that_is_larger_and_no_better_is_named() -> None:
     files = {
         "Q8_0": {"size": 900, "kl_mean": 0.001},
