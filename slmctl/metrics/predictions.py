@@ -14,7 +14,7 @@ class PredictionFacts(TypedDict):
     """The model that answered, and the speed of its answers: the metrics of a predictions artifact.
 
     `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
-    resumed from an earlier run.
+    resumed from an earlier run. `matmul_dtype` is the type in which an HF model's layers were multiplied.
     """
 
     model: str
@@ -25,6 +25,7 @@ class PredictionFacts(TypedDict):
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]
     engine: NotRequired[str | None]
+    matmul_dtype: NotRequired[str | None]
     prompt_lists_labels: NotRequired[bool]
     shots: NotRequired[int]
     not_sent: NotRequired[int]

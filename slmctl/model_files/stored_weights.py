@@ -84,11 +84,24 @@ def _recompute_buffers(model: Any) -> None:
             model.get_submodule(place)._buffers[own] = buffer
 
 
-def multiply_in(model: Any, products: torch.dtype) -> None:
-    """Choose the type of the matrix products of a model that was widened."""
+def multiply_in(model: Any, products: torch.dtype) -> bool:
+    """Choose the type of the matrix products of a model that computes in float32, but for its output head's.
+
+    The weights of a float32 copy are rounded to it for good; those that stay in their file are not.
+
+    Returns:
+        False where the model's code allows no other type than float32, and nothing was changed.
+    """
+    if getattr(model.config.get_text_config(), "model_type", "") in UNSUPPORTED_MODELS:
+        return False
+    head, copied = model.get_output_embeddings(), not is_widened(model)
     for module in model.modules():
-        if isinstance(module, StoredLinear):
+        if copied and type(module) is torch.nn.Linear and module is not head:
+            module.__class__ = StoredLinear
+            module.weight = torch.nn.Parameter(module.weight.to(products), requires_grad=False)
+        if isinstance(module, StoredLinear) and module is not head:
             module.products = products
+    return True
 
 
 def is_widened(model: Any) -> bool:

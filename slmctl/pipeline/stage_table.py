@@ -61,7 +61,7 @@ STAGES = {
                 PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=6,
+            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
         ),
         Stage(
             "evaluate",
@@ -70,7 +70,7 @@ STAGES = {
                 PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
-            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=5,
+            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=6,
         ),
         Stage(
             "calibrate",

@@ -68,6 +68,7 @@ class ModelFacts(TypedDict):
     size: NotRequired[int | None]
     sha256: NotRequired[str | None]
     engine: NotRequired[str | None]
+    matmul_dtype: NotRequired[str | None]
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]
     prompt_lists_labels: NotRequired[bool | None]

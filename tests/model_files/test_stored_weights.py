@@ -74,3 +74,23 @@ def test_products_can_be_narrow_and_wide_again(tmp_path: Path) -> None:
         assert torch.equal(model(IDS).logits, exact)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+
+
+def test_a_copy_is_rounded_to_the_type_of_its_products_but_for_the_head(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(**SHAPES["LlamaConfig"])
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    copied, stored = hf_folder.load_model(tmp_path), hf_folder.load_model(tmp_path, dtype="stored")
+    assert stored_weights.multiply_in(copied, torch.bfloat16)
+    assert stored_weights.multiply_in(stored, torch.bfloat16)
+    assert copied.get_output_embeddings().weight.dtype == torch.float32
+    assert copied.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        assert torch.equal(copied(IDS).logits, stored(IDS).logits)
+
+
+def test_a_model_that_reads_the_type_of_its_weights_keeps_float32(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(**SHAPES["MambaConfig"])
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model = hf_folder.load_model(tmp_path)
+    assert not stored_weights.multiply_in(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -445,7 +445,8 @@ class Recomputed:
 
     def facts(self, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         rows = lines_of(path / "predictions.jsonl")
-        keys = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "engine")
+        keys = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "engine",
+                "matmul_dtype")  # fmt: skip
         kept = {key: facts.get(key) for key in keys}
         kept["predictions"] = next(digest for digest, place in self.there.items() if place == path)
         kept["not_sent"] = sum(bool(row.get("not_sent")) for row in rows)

@@ -209,6 +209,7 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
         "size": metrics.get("size"),
         "sha256": metrics["sha256"],
         "engine": metrics.get("engine"),
+        "matmul_dtype": metrics.get("matmul_dtype"),
         "latency_ms": metrics.get("latency_ms"),
         "rows_per_s": rate,
         "prompt_lists_labels": metrics.get("prompt_lists_labels"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from slmctl import console
 from slmctl.console import percent
 from slmctl.reports import svg_chart
-from slmctl.reports.evaluation_report import BreakEven, CostEntry
+from slmctl.reports.evaluation_report import BreakEven, CostEntry, ParticipantEntry
 from slmctl.reports.html_page import Block, Chart, Notice, PageSection, Table
 from slmctl.reports.svg_chart import Bar, LineSeries, Point
 from slmctl.stages.evaluate.report_data import ReportView
@@ -29,7 +29,7 @@ def _measured(view: ReportView) -> Iterator[Block]:
         yield Chart(
             "Latency, one row at a time",
             svg_chart.bars(bars, title="Median latency"),
-            "Median over rows sent one at a time, on the machine that measured.",
+            f"Median over rows sent one at a time, on the machine that measured.{_products(entries)}",
         )
     bars = [
         Bar(name, size, console.size(size), _colour(view, name))
@@ -38,6 +38,12 @@ def _measured(view: ReportView) -> Iterator[Block]:
     ]
     if bars:
         yield Chart("Size", svg_chart.bars(bars, title="Size of the files"))
+
+
+def _products(entries: Mapping[str, ParticipantEntry]) -> str:
+    """The sentence that names the type in which HF models were multiplied."""
+    types = sorted({str(dtype) for entry in entries.values() if (dtype := entry.get("matmul_dtype"))})
+    return f" HF models multiplied their layers in {' and '.join(types)}." if types else ""
 
 
 def _break_even(view: ReportView) -> Iterator[Block]:

@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact, FileEntry, canonical
-from slmctl.config import PredictConfig
+from slmctl.config import PredictConfig, resolve_matmul_dtype
 from slmctl.errors import StageError
 from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
@@ -21,6 +21,9 @@ from slmctl.stages.predict.prompts import Answerer, Prompt, asked, few_shot
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records, write_jsonl
+
+if TYPE_CHECKING:
+    from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
 LATENCY_ROWS = 32  # answered one at a time, to measure the latency of one caller
 
@@ -87,6 +90,7 @@ def _run(
         **({"shots": len(examples)} if examples else {}),
         "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
         "engine": answerer.model.info["build"] if isinstance(answerer, GgufAnswerer) else None,
+        "matmul_dtype": answerer.matmul_dtype,
         "latency_ms": latency,
         "rows_per_s": round(len(records) / max(seconds, 1e-9), 2),
     }
@@ -111,7 +115,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
         self.type, self.max_tokens = type, max_tokens
         self._engine: engine.Engine | None = None
 
-    def __enter__(self) -> tuple[Answerer, FileEntry]:
+    def __enter__(self) -> tuple[GgufAnswerer | HfAnswerer, FileEntry]:
         """Raises DataError where the answers cannot be held to the task's schema."""
         if self.task.kind == "extract":
             json_grammar.require(self.task.schema or {})
@@ -123,7 +127,9 @@ class opened:  # noqa: N801 - reads as a verb in `with`
             return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
-        answerer = HfAnswerer(self.model, self.task, base=self.base, max_tokens=self.max_tokens)
+        answerer = HfAnswerer(
+            self.model, self.task, base=self.base, max_tokens=self.max_tokens, matmul_dtype=resolve_matmul_dtype("auto")
+        )
         return answerer, _whole(self.model, self.base)
 
     def __exit__(self, *exc: object) -> None:
@@ -133,6 +139,8 @@ class opened:  # noqa: N801 - reads as a verb in `with`
 
 class GgufAnswerer:
     """Answers through the engine."""
+
+    matmul_dtype = None  # the file's own types
 
     def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
         self.model, self.task, self.max_tokens = model, task, max_tokens

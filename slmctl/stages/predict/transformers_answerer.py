@@ -108,11 +108,22 @@ class Alphabet(torch.nn.Module):
 
 
 class HfAnswerer:
-    """Answers with transformers, in float32 on a CPU and bfloat16 on a GPU."""
+    """Answers with transformers: in float32 on a CPU, in bfloat16 on a GPU.
 
-    def __init__(self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int) -> None:
+    Args:
+        matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
+            all that lies between the products are computed in float32.
+
+    Attributes:
+        matmul_dtype: The same, as far as the model allows it; on a GPU `bfloat16`.
+    """
+
+    def __init__(
+        self, model: Artifact, task: Task, *, base: Artifact | None, max_tokens: int, matmul_dtype: str = "float32"
+    ) -> None:
         self.task, self.max_tokens = task, max_tokens
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
         folder = (base or model).path
         self.tokenizer: Any = hf_folder.load_tokenizer(folder)
         self.model: Any = hf_folder.load_model(folder, dtype=self._dtype(folder))
@@ -124,6 +135,9 @@ class HfAnswerer:
             self.model = _with_adapter(self.model, model)
             if self.device == "cpu" and not stored_weights.is_widened(self.model):
                 self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
+        narrow = self.device == "cpu" and matmul_dtype == "bfloat16"
+        if narrow and not stored_weights.multiply_in(self.model, torch.bfloat16):
+            self.matmul_dtype = "float32"
         self.alphabet: list[int] = []  # the tokens of the labels, in the order of their logits
         self.trie = self._trie() if task.labels else None
         self.model.to(self.device)
@@ -136,6 +150,8 @@ class HfAnswerer:
     def _dtype(self, folder: Path) -> torch.dtype | str:
         """The type to load weights in: on a CPU a float32 copy where it fits, since each step then casts nothing.
 
+        An adapter is merged into that copy, before `matmul_dtype` rounds it.
+
         Raises:
             StageError: Not even the weights as they are stored fit.
         """
@@ -143,7 +159,8 @@ class HfAnswerer:
             return torch.bfloat16
         size = model_size.read(folder)
         kept = 2 * ROWS * (TOKENS // ROWS) * size.cache * 4  # keys and values of a batch, and a copy
-        if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept))):
+        rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
+        if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept + rounded))):
             return torch.float32
         needed = size.stored_bytes(TOKENS, kept=ROWS) + kept
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")

@@ -151,6 +151,13 @@ def changes(rows: list[dict[str, Any]], report: dict[str, Any], names: tuple[str
     return report_row_changes.table(rows, report["participants"], names, LABELS)
 
 
+def test_the_type_of_an_hf_models_products_stands_by_the_latency(tmp_path: Path) -> None:
+    report = evaluate_report()
+    assert "multiplied" not in words(tmp_path, report)
+    report["models"]["adapter"]["matmul_dtype"] = "bfloat16"
+    assert "HF models multiplied their layers in bfloat16." in words(tmp_path, report)
+
+
 def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_row_changes, "ROWS", 20)
     report = evaluate_report()

@@ -30,10 +30,14 @@ def folder(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: py
     return architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
 
 
-def answered(folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "") -> list[Answer]:
+def answered(
+    folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "", matmul: str = "float32"
+) -> list[Answer]:
     model: Any = SimpleNamespace(path=folder, kind="base")
     task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema)
-    found = dict(HfAnswerer(model, task, base=None, max_tokens=8).answer(prompts))
+    answerer = HfAnswerer(model, task, base=None, max_tokens=8, matmul_dtype=matmul)
+    assert answerer.matmul_dtype == ("float32" if "mamba" in folder.name else matmul)  # it allows no other
+    found = dict(answerer.answer(prompts))
     answers = [found[k] for k in range(len(prompts))]
     assert all(isinstance(answer, Answer) for answer in answers)
     return answers  # type: ignore[return-value]  # none is an error
@@ -65,6 +69,13 @@ def test_answers_are_those_of_the_whole_text(folder: Path) -> None:
             logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
         assert tokenizer.decode(tokens[-count:], skip_special_tokens=True) == spoken.text
+
+
+def test_products_in_bfloat16_give_nearly_the_same_probabilities(folder: Path) -> None:
+    exact = answered(folder, PROMPTS, labels=LABELS)
+    for narrow, wide in zip(answered(folder, PROMPTS, labels=LABELS, matmul="bfloat16"), exact, strict=True):
+        for label in narrow.labels.keys() & wide.labels.keys():
+            assert narrow.labels[label] == pytest.approx(wide.labels[label], abs=0.02)
 
 
 def test_json_does_not_depend_on_company(folder: Path) -> None:
