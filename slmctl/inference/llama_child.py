@@ -26,8 +26,10 @@ import llguidance.llamacpp
 import numpy as np
 
 from slmctl.errors import DataError
+from slmctl.inference import kept_prefixes
+from slmctl.inference.decoding_model import BATCH, Item, Logits
 from slmctl.inference.grammar_pool import Grammars
-from slmctl.inference.scheduler import BATCH, Item, Logits, Scheduler
+from slmctl.inference.scheduler import Scheduler
 
 GRAMMAR_WAIT_S = 0.003
 Message = dict[str, Any]  # a line of stdin, or {"grammar": id, "state": its state or the sentence that ends it}
@@ -61,7 +63,7 @@ class LlamaModel:
         self.cells = context * sequences
         settings = lc.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
-        settings.n_seq_max = self.sequences + 1 + len(adapters)
+        settings.n_seq_max = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
         # The fused attention sums in float16. Without it a file that is not quantized gives the same logits to 1e-6

@@ -1,8 +1,8 @@
 """Requests in, events out: decodes all requests together with a loaded model, batch by batch.
 
 Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together
-(continuous batching). Sequence 0 keeps the prompt prefix that requests have in common: a new request
-copies it instead of computing it. A recurrent model has one state a sequence, which is copied whole or not at all.
+(continuous batching). Prefixes that prompts have in common are kept in sequences of their own (`kept_prefixes`): a
+request copies one instead of computing it. A recurrent model has one state a sequence, copied whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl.errors import DataError
+from slmctl.inference import kept_prefixes
+from slmctl.inference.decoding_model import BATCH, DecodingModel, Item, Logits, common
 from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
 from slmctl.inference.grammar_pool import GrammarState
 from slmctl.inference.label_search import LabelSearch, LabelTrie
@@ -25,25 +27,6 @@ KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
 TURN = 8  # batches in a row for the requests of one adapter, while others wait
-BATCH = 512  # tokens that one decode call takes at most
-MERGED = 4  # tokens by which prefixes differ whose last ones merge with the text that follows
-Logits = npt.NDArray[np.float32]
-Item = tuple[int, int, int, bool]  # token, position, sequence, True where its logits are needed
-
-
-class DecodingModel(Protocol):
-    """A loaded model, as the scheduler uses it."""
-
-    cells: int  # tokens that all sequences together may hold
-    recurrent: bool  # a sequence can be copied and forgotten as a whole only
-
-    def tokenize(self, text: str) -> list[int]: ...
-    def piece(self, token: int) -> bytes: ...
-    def ends(self, token: int) -> bool: ...
-    def decode(self, items: list[Item]) -> list[tuple[int, Logits]]: ...
-    def copy(self, source: int, target: int, length: int) -> None: ...
-    def forget(self, sequence: int, start: int = 0) -> None: ...
-    def use(self, adapter: str) -> None: ...
 
 
 class GrammarSource(Protocol):
@@ -86,7 +69,7 @@ class Sequence:
 
     id: str
     prompt: list[int]
-    shared: int  # the first tokens of the prompt that sequence 0 holds too
+    shared: int  # the first tokens of the prompt that it has in common with others
     max_tokens: int
     temperature: float
     top_p: float
@@ -131,10 +114,11 @@ class Scheduler:
         self.free = list(range(slots, 0, -1))
         self.unread: list[Sequence] = []  # their schemas have not been compiled yet
         self.compiling: dict[str, Sequence] = {}
-        self.heads = {name: k for k, name in enumerate(adapters, start=slots + 1)} | {"": 0}  # which sequence it is
+        self.adapters = [*adapters, ""]
+        prefixes = kept_prefixes.count_of(model.recurrent, len(self.adapters) - 1)
+        self.prefixes = kept_prefixes.KeptPrefixes(model, [0, *range(slots + 1, slots + prefixes)])
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
-        self.prefixes: dict[str, list[int]] = {name: [] for name in self.heads}  # the tokens that it holds
         self._turn, self._left = "", TURN
         self._tries: dict[tuple[str, ...], LabelTrie] = {}
 
@@ -242,7 +226,7 @@ class Scheduler:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
         names = list(dict.fromkeys(sequence.adapter for sequence in self.active if sequence.pending))
         if self._turn not in names or (self._left <= 0 and len(names) > 1):
-            order = list(self.heads)
+            order = self.adapters
             later = order[order.index(self._turn) + 1 :] + order
             self._turn, self._left = next((name for name in later if name in names), ""), TURN
         self._left -= 1
@@ -291,17 +275,18 @@ class Scheduler:
     def _admit(self) -> None:
         while self._has_place:
             sequence = self.waiting[0]
-            used = sum(map(len, self.prefixes.values())) + sum(other.room for other in self.active)
-            if used + sequence.room > self.model.cells:
+            prefix = sequence.prompt[: sequence.shared]
+            free = self.model.cells - sequence.room - sum(other.room for other in self.active)
+            if not self.prefixes.make_room(free, sequence.adapter, prefix):
                 if self.active:
                     return
-                self._forget_prefixes()
+                self.prefixes.clear()
             self.waiting.pop(0)
-            self._share(sequence)
+            source, sequence.shared = self.prefixes.share(sequence.adapter, prefix)
             sequence.slot = self.free.pop()
             sequence.kept = self.free.pop() if self._keeps_state(sequence) else 0
             if sequence.shared:
-                self.model.copy(self.heads[sequence.adapter], sequence.slot, sequence.shared)
+                self.model.copy(source, sequence.slot, sequence.shared)
             sequence.position = sequence.shared
             sequence.pending = sequence.prompt[sequence.shared :]
             self.active.append(sequence)
@@ -312,28 +297,6 @@ class Scheduler:
             elif sequence.search is not None and sequence.search.path:  # all labels begin with these tokens
                 sequence.path = list(sequence.search.path)
                 sequence.pending = [*sequence.pending, *sequence.path]
-
-    def _share(self, sequence: Sequence) -> None:
-        """Have the adapter's own sequence hold the prefix of this request, computing it when it is a new one."""
-        prefix, head = sequence.prompt[: sequence.shared], self.heads[sequence.adapter]
-        held = self.prefixes[sequence.adapter]
-        same = common(held, prefix)
-        if not prefix or (same == len(prefix) and (same == len(held) or not self.model.recurrent)):
-            return
-        if self.model.recurrent and same >= max(len(held), len(prefix)) - MERGED:  # it stays, for the others' sake
-            sequence.shared = same if same == len(held) else 0
-            return
-        self.model.forget(head)
-        self.model.use(sequence.adapter)
-        for start in range(0, len(prefix), BATCH):
-            part = prefix[start : start + BATCH]
-            self.model.decode([(token, start + k, head, False) for k, token in enumerate(part)])
-        self.prefixes[sequence.adapter] = prefix
-
-    def _forget_prefixes(self) -> None:
-        for name, head in self.heads.items():
-            self.model.forget(head)
-            self.prefixes[name] = []
 
     def _heard(self, sequence: Sequence, logits: Logits) -> None:
         """Go on with the logits of what follows a sequence so far."""
@@ -534,12 +497,6 @@ class Scheduler:
                 self._tries.clear()
             self._tries[key] = trie
         return self._tries[key]
-
-
-def common(tokens: list[int], others: list[int]) -> int:
-    """Number of tokens at the beginning that are the same."""
-    length = min(len(tokens), len(others))
-    return next((k for k in range(length) if tokens[k] != others[k]), length)
 
 
 def log_sum(logits: Logits) -> float:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from support import tiny
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.decoding_model import Item, Logits
 from slmctl.inference.engine import Answer, Engine, EngineError, Request, answer_of
-from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Item, Logits, Scheduler, Text
+from slmctl.inference.scheduler import KEPT, KEPT_TOKENS, Scheduler, Text
 from slmctl.model_files import gguf_converter
 from slmctl.task.contract import Task
 

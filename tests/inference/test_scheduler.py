@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmctl.inference import kept_prefixes
+from slmctl.inference.decoding_model import Item, Logits
 from slmctl.inference.engine import Request
-from slmctl.inference.scheduler import Item, Logits, Scheduler
+from slmctl.inference.scheduler import Scheduler
 
 HEADS = ("", "one long prefix: ", "one long prefix!! ", "one long", "another one: ")
 LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
@@ -143,3 +145,28 @@ def test_a_recurrent_model_goes_back_to_the_first_choice_of_a_label() -> None:
     model = Remembering(recurrent=True)
     answers(model, [Request("hello", labels=LABELS, end="\0", every_label=True)], slots=2)
     assert model.decoded < len("hello") + sum(map(len, LABELS)) + len(LABELS)
+
+
+def test_clients_with_different_system_prompts_do_not_displace_each_other() -> None:
+    heads = [f"client {client} has this system prompt: " for client in range(kept_prefixes.PREFIXES)]
+    requests = [Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1) for k in range(40)]
+    model = Remembering(recurrent=False)
+    answers(model, requests, slots=4)
+    assert model.decoded == sum(map(len, heads)) + 40 * len("hello")
+
+
+def test_a_prefix_that_nobody_asks_for_is_forgotten() -> None:
+    model = Remembering(recurrent=False)
+    once = Request("a system prompt that comes once: hello", prefix="a system prompt that comes once: ", max_tokens=1)
+    answers(model, [once, *[Request("hello", max_tokens=1)] * (kept_prefixes.IDLE + 1)], slots=2)
+    assert not any(model.held.values())
+
+
+def test_prefixes_make_room_for_a_request_that_needs_it() -> None:
+    model = Remembering(recurrent=False)
+    model.cells = 160
+    heads = [f"{client}: {'x' * 40}" for client in range(kept_prefixes.PREFIXES)]
+    requests = [Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1) for k in range(12)]
+    alone = [answers(Remembering(recurrent=False), [one], slots=2)[0] for one in requests]
+    assert answers(model, requests, slots=4) == alone
+    assert sum(map(len, model.held.values())) <= model.cells
