@@ -40,12 +40,13 @@ class GrammarState:
     Attributes:
         forced: The tokens that must come next, whatever the model would choose.
         finished: True where nothing but the end of the turn may follow them.
-        allowed: The token ids that may follow them, in order; the end of the turn is one where the answer may end.
+        allowed: True for every token id that may follow them, and the end of the turn where the answer may end;
+            (n_vocab rounded up to a multiple of 8,), or empty where the answer is finished.
     """
 
     forced: tuple[int, ...]
     finished: bool
-    allowed: npt.NDArray[np.intp]
+    allowed: npt.NDArray[np.bool_]
 
 
 class _Nursery:
@@ -132,7 +133,7 @@ class _Grammar:
         if "fault" in state:
             raise DataError(state["fault"])
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
-        return GrammarState(tuple(state["forced"]), state["finished"], np.flatnonzero(bits))
+        return GrammarState(tuple(state["forced"]), state["finished"], bits.view(np.bool_))
 
     @property
     def alive(self) -> bool:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from slmctl.errors import DataError
 from slmctl.inference import kept_prefixes
@@ -23,6 +22,7 @@ from slmctl.inference.events import TokenAlternative, TokenInfo, TokenText
 from slmctl.inference.grammar_pool import GrammarState
 from slmctl.inference.label_search import LabelSearch, LabelTrie
 
+NEVER = np.float32(-np.inf)  # the logit of a token that may not come
 KEPT = 64  # tries of labels
 COMPILING = 4  # schemas at the same time
 KEPT_TOKENS = 1 << 16  # of all tries together, beside the last one: some dozen MB
@@ -361,10 +361,10 @@ class Scheduler:
 
     def _json(self, sequence: Sequence, grammar: GrammarState, logits: Logits) -> None:
         """Choose among what the grammar allows; its state then says what it forces, which is not asked for."""
-        if not len(grammar.allowed):
+        if not grammar.allowed.any():
             self._fail(sequence, "the grammar allows nothing more")
             return
-        token = self._choose(sequence, logits[grammar.allowed], grammar.allowed)
+        token = self._choose(sequence, np.where(grammar.allowed[: len(logits)], logits, NEVER))
         if self.model.ends(token):
             sequence.answered += 1
             self._end_text(sequence, "stop")
@@ -380,17 +380,16 @@ class Scheduler:
         else:
             self._append(sequence, [token])
 
-    def _choose(self, sequence: Sequence, logits: Logits, allowed: npt.NDArray[np.intp] | None = None) -> int:
-        """The next token, among those that are allowed; how likely it was is kept."""
-        place, probability = self._sample(sequence, logits)
-        token = place if allowed is None else int(allowed[place])
+    def _choose(self, sequence: Sequence, logits: Logits) -> int:
+        """The next token, none whose logit is NEVER; how likely it was is kept."""
+        token, probability = self._sample(sequence, logits)
         sequence.probability *= probability
         sequence.logprobs.append(log(probability))
         if sequence.alternatives >= 0 and not self.model.ends(token):
-            count = min(sequence.alternatives, len(logits))
+            count = min(sequence.alternatives, int(np.isfinite(logits).sum()))
             best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.intp)
             total = log_sum(logits)
-            others = [(int(k if allowed is None else allowed[k]), rounded(float(logits[k]) - total)) for k in best]
+            others = [(int(k), rounded(float(logits[k]) - total)) for k in best]
             self._tell(sequence, token, sequence.logprobs[-1], others)
         return token
 
@@ -423,17 +422,15 @@ class Scheduler:
             sequence.pending += tokens
 
     def _sample(self, sequence: Sequence, logits: Logits) -> tuple[int, float]:
-        """The place of the next token in `logits`, and its probability at temperature 1.
+        """The next token, and its probability at temperature 1.
 
         A draw goes through the tokens in the order of the vocabulary: with a seed it then hardly depends on
         the last bits of the logits, which differ with the company that a sequence is decoded in.
         """
-        scores = logits - logits.max()
-        weights = np.exp(scores)
-        total = float(weights.sum(dtype=np.float64))
-        if sequence.temperature <= 0:
-            token = int(scores.argmax())
-        else:
+        token = int(logits.argmax())
+        scores = logits - logits[token]
+        total = float(np.exp(scores).sum(dtype=np.float64))
+        if sequence.temperature > 0:
             shares = np.exp(scores.astype(np.float64) / sequence.temperature)
             if sequence.top_p < 1:
                 order = np.argsort(-shares, kind="stable")
@@ -441,7 +438,7 @@ class Scheduler:
                 shares[order[kept:]] = 0
             sums = np.cumsum(shares)
             token = int(np.searchsorted(sums, sequence.random.random() * sums[-1], side="right"))
-            token = min(token, len(scores) - 1)
+            token = min(token, int(np.searchsorted(sums, sums[-1])))  # the last one that has a share
         return token, math.exp(float(scores[token])) / total
 
     def _emit(self, sequence: Sequence, text: str) -> None:
