@@ -70,9 +70,9 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
 
     table = []
     for kind, ours, peer, words, goal in (
-        ("GGUF", "gguf-slmctl", "gguf-llama", "a loop over llama_cpp.Llama", ">= 4"),
+        ("GGUF", "gguf-slmctl", "gguf-llama", "a loop over llama_cpp.Llama", ">= 5"),
         ("GGUF, one at a time", "gguf-alone", "gguf-llama", "a loop over llama_cpp.Llama", ""),
-        ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 10"),
+        ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 20"),
     ):
         table.append(result.compared(f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2))
     for kind, ours, peer in (("GGUF", "gguf-slmctl", "gguf-llama"), ("HF adapter", "hf-slmctl", "hf-generate")):

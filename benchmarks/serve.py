@@ -4,7 +4,8 @@
 
 FOLDER is a gguf artifact or a release of a task of kind `classify`, RECORDS the `test.jsonl` of its data set. Each
 server is a process of its own, and one runs at a time. A classify request is the task's system prompt and a
-record's text, with at most 8 answer tokens; free text is a bare file's answer of up to 64 tokens at temperature 0.
+record's text, with at most 8 answer tokens; free text is a bare file's answer of up to 64 tokens at temperature 0, and
+an extract request one under a JSON Schema with the labels, which `llama_cpp.server` is not asked for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from slmctl.task.contract import Task
 from slmctl.task.records import read_records
 
 SEQUENCES, CONTEXT = 8, 1024
-ANSWER, FREE = 8, 64  # tokens
+ANSWER, FREE, JSON = 8, 64, 128  # tokens
+TEXTS = 100  # stories that must be the same at concurrency 1 and 8
 XLLAMACPP = """
 import sys, threading, xllamacpp
 p = xllamacpp.CommonParams()
@@ -107,11 +109,12 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[
 
     table = []
     for name, words, goals in (
-        ("classify_8", "classify, concurrency 8: requests/s", (">= 4", ">= 2.5")),
-        ("classify_1", "classify, concurrency 1: requests/s", ("", "")),
-        ("free_8", "free text, concurrency 8: tokens/s", ("", ">= 1")),
+        ("classify_8", "classify, concurrency 8: requests/s", {"llama_cpp.server": ">= 6", "xllamacpp": ">= 2.7"}),
+        ("classify_1", "classify, concurrency 1: requests/s", {"llama_cpp.server": "", "xllamacpp": ">= 1.5"}),
+        ("free_8", "free text, concurrency 8: tokens/s", {"llama_cpp.server": "", "xllamacpp": ">= 1.2"}),
+        ("extract_8", "JSON under a schema, concurrency 8: requests/s", {"xllamacpp": ">= 1.5"}),
     ):
-        for peer, goal in zip(("llama_cpp.server", "xllamacpp"), goals, strict=True):
+        for peer, goal in goals.items():
             table.append(result.compared(words, rate("slmctl", name), rate(peer, name), peer=peer, goal=goal, digits=2))
 
     def bound(metric: str, value: float, against: float, goal: str, peer: str = "bound") -> None:
@@ -149,6 +152,14 @@ async def beside(
             said = await closed(client, asks, 8)
             require_good(side, said)
             found["free_8"] = sum(one.tokens for one in said) / (time.perf_counter() - begun)
+            if side != "llama_cpp.server":
+                asks = [Asked(extract(task, text)) for text in texts[: max(16, options.requests // 4)]]
+                await closed(client, asks[:8], 8)
+                begun = time.perf_counter()
+                said = await closed(client, asks, 8)
+                require_good(side, said)
+                require_whole(side, said)
+                found["extract_8"] = len(said) / (time.perf_counter() - begun)
     return found
 
 
@@ -186,7 +197,7 @@ async def alone(options: argparse.Namespace, file: Path, task: Task, texts: Sequ
             found["growth_mb"] = (memory(pid) + memory(engine) - held) / 1e6
     with server("slmctl", file, options.type) as (url, _):
         async with asking(url) as client:
-            frees = [Asked(free(text)) for text in texts[: max(16, options.requests // 8)]]
+            frees = [Asked(free(text)) for text in texts[:TEXTS]]
             one, many = await closed(client, frees, 1), await closed(client, frees, 8)
             found["differ"] = sum(a.text != b.text for a, b in zip(one, many, strict=True))
             # every second client hangs up while its text is being written; the others get theirs whole
@@ -212,6 +223,20 @@ def classify(task: Task, text: str) -> dict[str, Any]:
 
 def free(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"Tell a story: {text}"}], "max_tokens": FREE, "temperature": 0}
+
+
+def extract(task: Task, text: str) -> dict[str, Any]:
+    """A request for JSON whose strings are bounded, so that an answer ends whatever the model has learned."""
+    properties = {
+        "category": {"enum": sorted(task.labels)},
+        "quote": {"type": "string", "maxLength": 40},
+        "urgent": {"type": "boolean"},
+    }
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    return {
+        "messages": [{"role": "user", "content": f"Answer as JSON. {text}"}], "max_tokens": JSON, "temperature": 0,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "record", "schema": schema}},
+    }  # fmt: skip
 
 
 async def closed(client: httpx.AsyncClient, asks: Sequence[Asked], width: int) -> list[Said]:
@@ -266,6 +291,17 @@ def require_good(side: str, said: Sequence[Said]) -> None:
     bad = Counter(one.status for one in said if one.status != 200)
     if bad:
         sys.exit(f"{side}: {dict(bad)}")
+
+
+def require_whole(side: str, said: Sequence[Said]) -> None:
+    """End where an answer is no JSON with every key: it was cut, or the schema was not held."""
+    for one in said:
+        try:
+            whole = json.loads(one.text).keys() == {"category", "quote", "urgent"}
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            sys.exit(f"{side} answers {one.text!r} under the schema")
 
 
 def waits(said: Sequence[Said]) -> dict[str, float]:
