@@ -4,7 +4,8 @@
 
 The weights are random and in bfloat16, and are written shard by shard. A stage runs in a process of its own; its peak
 is the highest sum of anonymous memory over it and its children, 20 times a second. Pages of mapped files are left out:
-the kernel drops them when memory runs short. A 7B needs 60 GB of free disk.
+the kernel drops them when memory runs short. But llama.cpp reads the whole GGUF for every token, so where it answers
+the file counts. A 7B needs 60 GB of free disk.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ def stage_in_child(stage: str, folder: Path, settings: list[str]) -> dict[str, A
             sys.exit(f"{stage} ended with exit {child.returncode}")
         out.seek(0)
         found: dict[str, Any] = json.loads(out.read().splitlines()[-1])
+    peak += found.get("mapped_bytes", 0)
     found |= {"peak_gb": round(peak / 1e9, 2), "seconds": round(time.monotonic() - begun, 1)}
     sys.stderr.write(f"{stage}: {json.dumps(found)}\n")
     return found
@@ -217,7 +219,11 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     found = importlib.import_module(f"slmctl.stages.{name}.{name}").run(config, out=out, **sources, **more)
     shutil.copyfile(folder / "prepared" / "task.json", out / "task.json")
     kept = ("tokens_per_s", "rows_per_s", "lossless", "files", "memory_estimate", "memory_peak")
-    return {"estimate_gb": round(max(estimates), 2), **{key: found[key] for key in kept if key in found}}
+    mapped = {}
+    if stage == "predict-gguf":
+        (file,) = (folder / "gguf").glob(f"*-{TYPES[0]}.gguf")
+        mapped = {"mapped_bytes": file.stat().st_size}
+    return {"estimate_gb": round(max(estimates), 2), **mapped, **{key: found[key] for key in kept if key in found}}
 
 
 if __name__ == "__main__":

@@ -43,6 +43,14 @@ def test_heads_keep_their_size_and_grouping() -> None:
     assert (small.num_attention_heads, small.num_key_value_heads) == (2, 1)
 
 
+def test_heads_that_fill_the_stream_fill_it_in_the_copy() -> None:
+    shape = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    small: Any = tiny_copy.small_config(LlamaConfig(**shape, head_dim=128))
+    assert (small.hidden_size, small.num_attention_heads, small.head_dim) == (256, 2, 128)
+    wide: Any = tiny_copy.small_config(LlamaConfig(**shape, head_dim=64))
+    assert (wide.hidden_size, wide.num_attention_heads, wide.head_dim) == (128, 2, 64)
+
+
 def test_a_copy_of_a_copy_is_the_same() -> None:
     once = tiny_copy.small_config(architectures.config("gemma4-text", vocabulary=640))
     assert tiny_copy.small_config(once).to_dict() == once.to_dict()
