@@ -105,6 +105,7 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
     settings = lc.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
     settings.n_threads = settings.n_threads_batch = order["threads"]
+    settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it sums in float16, and here a file is compared
     context = lc.llama_init_from_model(model, settings)
     if not context:
         raise SystemExit(f"llama.cpp cannot make a context of {longest} tokens: out of memory")

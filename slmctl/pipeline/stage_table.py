@@ -51,7 +51,7 @@ STAGES = {
         Stage(
             "quantize",
             (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
-            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=4,
+            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=5,
             options=("must_end",),
         ),
         Stage(
