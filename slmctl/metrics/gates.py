@@ -64,25 +64,20 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.model == gate.against:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
     drop, most = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
-    passed, sure = most <= gate.allowed_drop, f"with {percent(gate.confidence, 0)} confidence"
-    if gate.max_drop is None:
-        assert gate.min_gain is not None
-        text, least = _apart(gate.metric, 0.0 - most, gate.min_gain, show=_unsigned)
-        gain = scoreboard.difference(gate.metric, 0.0 - drop)
-        return GateResult(
-            passed,
-            f"{gate.metric} of {model} lies {gain} above {other}, at least {text} {sure}, the gate requires {least}",
-        )
-    text, allowed = _apart(gate.metric, most, gate.max_drop, show=_unsigned)
-    return GateResult(
-        passed,
-        f"{gate.metric} of {model} lies {scoreboard.difference(gate.metric, drop)} below {other}, at most {text} "
-        f"{sure}, the gate allows {allowed}",
+    bound, limit = _apart(gate.metric, most, gate.allowed_drop, show=_compared)
+    amount = limit.rpartition(" ")[0]
+    text = (
+        f"{gate.metric} of {model} is {f'{_compared(gate.metric, drop)} than' if drop else 'as good as'} that of "
+        f"{other}, with {percent(gate.confidence, 0)} confidence at {'least' if most < 0 else 'most'} {bound}, "
+        f"the gate {f'requires a gain of {amount}' if gate.max_drop is None else f'allows a loss of {amount}'}"
     )
+    return GateResult(most <= gate.allowed_drop, text)
 
 
-def _unsigned(metric: str, value: float, digits: int) -> str:
-    return scoreboard.difference(metric, value, digits).lstrip("+")
+def _compared(metric: str, loss: float, digits: int = 1) -> str:
+    """`1.6 points worse`, or `better` where the loss of the second model to the first is negative."""
+    amount = scoreboard.difference(metric, abs(loss), digits).lstrip("+")
+    return f"{amount} {'better' if loss < 0 else 'worse'}"
 
 
 def _apart(

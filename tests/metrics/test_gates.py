@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def test_max_drop_tests_the_bound_not_the_drop() -> None:
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False), (0.011, False)):
         (verdict,) = check([Gate(**DROP, max_drop=allowed)], REPORT)
         assert verdict.passed is passed, allowed  # the drop that was seen, 0.01, is within all three
-    assert f"lies +1.0 points below adapter, at most {100 * bound:.1f} points with 95 % confidence" in verdict.text
+    assert "is 1.0 points worse than that of adapter, with 95 % confidence at most" in verdict.text
+    assert f"at most {100 * bound:.1f} points worse, the gate allows a loss of 1.1 points" in verdict.text
 
 
 def test_more_confidence_asks_for_more() -> None:
@@ -97,7 +99,7 @@ def test_equal_models_still_leave_doubt() -> None:
         pair["metrics"]["accuracy"] |= {"only_first": 0, "only_second": 0}
         (verdict,) = check([Gate(**DROP, max_drop=0.01)], same)
         assert verdict.passed is passed
-        assert "lies +0.0 points below" in verdict.text
+        assert "accuracy of Q4_K_M is as good as that of adapter, with 95 % confidence at most" in verdict.text
 
 
 def test_direction_of_the_comparison() -> None:
@@ -106,7 +108,7 @@ def test_direction_of_the_comparison() -> None:
     one_sided["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"only_first": 4, "only_second": 0}
     forth, reverse = check([Gate(**DROP, max_drop=0.01), Gate(**back, max_drop=0.01)], one_sided)
     assert (forth.passed, reverse.passed) == (False, True)
-    assert "lies -1.0 points below" in reverse.text
+    assert "accuracy of adapter is 1.0 points better than that of Q4_K_M" in reverse.text
 
 
 @pytest.mark.parametrize(
@@ -126,13 +128,15 @@ def test_max_drop_of_other_figures_is_a_percentile(
     for allowed, passed in ((bound + 1e-6, True), (bound - 1e-6, False)):
         (verdict,) = check([Gate(metric=metric, model=model, against=against, max_drop=allowed)], REPORT)
         assert verdict.passed is passed
-    assert f"lies {100 * drop:+.1f} points below {against}, at most {100 * bound:.1f}" in verdict.text
+    side = "worse" if drop > 0 else "better"
+    assert f"is {100 * abs(drop):.1f} points {side} than that of {against}, " in verdict.text
+    assert re.search(rf"at most {100 * bound:.1f}0* points worse", verdict.text)
 
 
 def test_between_two_levels_of_the_bootstrap_the_stricter_one_counts() -> None:
     asked = Gate(metric="macro_f1", model="Q4_K_M", against="adapter", max_drop=0.055, confidence=0.96)
     (verdict,) = check([asked], REPORT)
-    assert "at most 6.0 points" in verdict.text
+    assert "at most 6.0 points worse" in verdict.text
     assert not verdict.passed
 
 
@@ -148,7 +152,10 @@ def test_a_gate_can_name_the_file_that_was_chosen() -> None:
     ]
     verdicts = enforce(gates, chosen("Q4_K_M"))
     assert verdicts[0].text.startswith("accuracy of Q4_K_M is")
-    assert "lies +0.0 points below Q4_K_M, at most 0.0 points" in verdicts[2].text  # it is that very file
+    assert verdicts[2].text == (  # it is that very file
+        "accuracy of Q4_K_M is as good as that of Q4_K_M, with 95 % confidence at most 0.0 points worse, "
+        "the gate allows a loss of 0.0 points"
+    )
 
 
 def test_nothing_chosen_fails_the_gate() -> None:
@@ -199,8 +206,8 @@ def test_min_gain_tests_the_bound_not_the_gain() -> None:
     (verdict,) = check([Gate(**GAIN, min_gain=0)], beside)
     assert not verdict.passed  # 0.01 was seen, and no gain at all is as likely as not
     assert verdict.text == (
-        f"accuracy of adapter lies +1.0 points above tfidf_logistic, at least {100 * least:.1f} points "
-        "with 95 % confidence, the gate requires 0.0 points"
+        "accuracy of adapter is 1.0 points better than that of tfidf_logistic, with 95 % confidence at most "
+        f"{-100 * least:.1f} points worse, the gate requires a gain of 0.0 points"
     )
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"only_first": 2, "only_second": 26}
     beside["pairs"]["tfidf_logistic|adapter"]["metrics"]["accuracy"] |= {"difference": 0.06}
