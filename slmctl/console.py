@@ -303,6 +303,13 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def place(file: object, *numbers: int) -> str:
+    """Rows as people find them: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; texts are counted by line."""
+    name = str(file).lower().removesuffix(".gz")
+    noun = "line" if name.endswith((".csv", ".tsv", ".jsonl", ".ndjson")) else "row"
+    return f"{file} {noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
 def write_json(text: str) -> None:
     """A result in JSON. On a terminal its control characters become escapes, which read as the same JSON."""
     write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout and sys.stdout.isatty() else text)

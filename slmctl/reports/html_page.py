@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import jinja2
 from markupsafe import Markup
 
+from slmctl import console
 from slmctl.console import shown
 from slmctl.reports import svg_chart
 
@@ -188,8 +189,8 @@ def either(number: int, singular: str, plural: str) -> str:
 
 
 def place(entry: Mapping[str, Any]) -> str:
-    """The place of a row: `tickets.csv row 17`."""
-    return f"{entry['file']} row {entry['row']}"
+    """The place of a row: `tickets.csv line 17`."""
+    return console.place(entry["file"], entry["row"])
 
 
 def _plain(value: Any) -> Any:

@@ -194,7 +194,7 @@ def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file
     facts["examples"]["duplicate"] = [{"file": "a.csv", "row": 3}, {"file": "a.csv", "row": 5}, {"file": "b", "row": 1}]
     text = written(tmp_path, facts).read_text()
     assert "fewer than 10 test rows (" not in text
-    assert "a.csv rows 3, 5; b row 1" in text
+    assert "a.csv lines 3, 5; b row 1" in text
 
 
 def test_the_same_facts_make_the_same_bytes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from slmctl import console
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import RowAnswer, RowEntry
 from slmctl.reports.html_page import Cell, Table, count
@@ -43,7 +44,7 @@ def table(
     kept = _fair(pairs, len(differing))
     texts = any("texts" in differing[index] for index in kept)
     files = {row["source"][0] for row in differing}
-    where = f"row of {files.pop()}" if len(files) == 1 else "row"
+    where = console.place(min(files)).strip() if len(files) == 1 else "row"
     lines = [_line(differing[index], places, labels, texts=texts, named=where == "row") for index in kept]
     here = {index: place for place, index in enumerate(kept)}
     choices = []
@@ -95,7 +96,7 @@ def _fair(pairs: Sequence[_Changes], total: int) -> list[int]:
 
 def _line(row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[str | Cell]:
     shown, (file, number) = row.get("texts"), row["source"]
-    line: list[str | Cell] = [f"{file} row {number}" if named else f"{number:,}"]
+    line: list[str | Cell] = [console.place(file, number) if named else f"{number:,}"]
     if texts:
         hidden = "(sensitive)" if row["sensitive"] else ""
         line.append(shown["input"] if shown else hidden)

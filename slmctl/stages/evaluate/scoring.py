@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slmctl import console
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
 from slmctl.metrics.statistics import resamples
@@ -258,4 +259,4 @@ def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored
 
 
 def _where(record: Record) -> str:
-    return f"{record.source['file']} row {record.source['row']}: "
+    return f"{console.place(record.source['file'], record.source['row'])}: "

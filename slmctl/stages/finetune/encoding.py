@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError
@@ -39,7 +40,7 @@ def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count
 
 
 def _place(record: Record) -> str:
-    return f"{record.id} ({record.source['file']} row {record.source['row']})"
+    return f"{record.id} ({console.place(record.source['file'], record.source['row'])})"
 
 
 def _token_lines(row: EncodedRecord, tokenizer: Any) -> list[str]:
@@ -81,7 +82,7 @@ def encode(
             row = _truncated(record, task, tokenizer, config.max_length, where)
             cut["truncated"] += 1
         if all(label == IGNORED for label in row["labels"]):
-            empty.append(f"{record.source['file']} row {record.source['row']}")
+            empty.append(console.place(record.source["file"], record.source["row"]))
         rows.append(row)
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from slmctl import console
 from slmctl.config import PrepareConfig
 from slmctl.deduplication import ngram_overlap
 from slmctl.deduplication.ngram_overlap import Overlap
@@ -117,9 +118,9 @@ def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
 
 
 def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
-    """The place of a record's row as errors name it: `tickets.csv row 17`."""
+    """The place of a record's row as errors name it: `tickets.csv line 17`."""
     where = place_of(config, rows, index)
-    return f"{where['file']} row {where['row']}"
+    return console.place(where["file"], where["row"])
 
 
 def rejected_rows(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[RejectedEntry]:

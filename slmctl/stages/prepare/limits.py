@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from slmctl import console
 from slmctl.config import PrepareConfig
 from slmctl.console import percent
 from slmctl.deduplication import minhash
@@ -114,7 +115,7 @@ def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:
     yield DataError(
         f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
         + ", ".join(f"{n} {rule}" for rule, n in counts)
-        + f"; first {config.sources[source].title} row {first.number}: {first.reason}",
+        + f"; first {console.place(config.sources[source].title, first.number)}: {first.reason}",
         hint="correct the rows, or --set prepare.max_rejected=SHARE",
     )
 

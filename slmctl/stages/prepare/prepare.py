@@ -232,10 +232,11 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.numbers)} are records"
     for rejected in batch.rejected[:3]:
-        yield f"  row {rejected.number}: {rejected.rule}: {rejected.reason}"
+        yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
     for number, line in list(zip(batch.numbers, batch.lines, strict=True))[:count]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.defused(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
         parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
-        yield from ("", f"  row {number}, record {record.id}:", *(f"  | {part}" for part in parts))
+        where = console.place(origin.title, number)
+        yield from ("", f"  {where}, record {record.id}:", *(f"  | {part}" for part in parts))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from rapidfuzz import process
 
-from slmctl import child_environment, sensitive
+from slmctl import child_environment, console, sensitive
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.config import Source, moment
 from slmctl.deduplication import minhash, row_fingerprints
@@ -288,7 +288,7 @@ class RecordReader:
             tally.add(names.get(role, role), applied, self.plan.policy)
             kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
             if applied.action == "refuse":
-                where = f"{record.source['file']} row {record.source['row']}"
+                where = console.place(record.source["file"], record.source["row"])
                 raise DataRefusedError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
             if applied.action == "drop":
                 raise RowRejectedError("sensitive", f"holds personal data or a secret: {kinds}")

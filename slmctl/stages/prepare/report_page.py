@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slmctl import console
 from slmctl.console import percent
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.html_page import (
@@ -131,11 +132,11 @@ def _rows(facts: PrepareFacts) -> PageSection:
 
 
 def _places(entries: Sequence[RowPlace]) -> str:
-    """`tickets.csv rows 17, 90; more.csv row 3`."""
-    rows: dict[str, list[str]] = {}
+    """`tickets.csv lines 17, 90; more.xlsx row 3`."""
+    rows: dict[str, list[int]] = {}
     for entry in entries:
-        rows.setdefault(entry["file"], []).append(str(entry["row"]))
-    return "; ".join(f"{file} {either(len(some), 'row', 'rows')} {', '.join(some)}" for file, some in rows.items())
+        rows.setdefault(entry["file"], []).append(entry["row"])
+    return "; ".join(console.place(file, *some) for file, some in rows.items())
 
 
 def _sum(facts: PrepareFacts) -> str:

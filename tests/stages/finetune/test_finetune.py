@@ -100,7 +100,7 @@ def test_a_control_token_in_an_answer_is_learned_as_text(task: Task, tokenizer: 
 def test_a_record_that_is_too_long_is_named(artifacts: dict[str, Artifact], tokenizer: Any) -> None:
     prepared = artifacts["prepared"]
     records = read_records(prepared.file("train.jsonl"))
-    with pytest.raises(DataError, match=rf"record {records[0].id} \(tickets\.csv row \d+\) has \d+ tokens"):
+    with pytest.raises(DataError, match=rf"record {records[0].id} \(tickets\.csv line \d+\) has \d+ tokens"):
         encoding.encode(records, Task.read(prepared.path), tokenizer, FinetuneConfig(max_length=16))
 
 
@@ -502,7 +502,7 @@ def test_what_became_of_long_records_is_in_the_metrics(
 def test_a_record_that_cannot_be_cut_to_fit_is_named(task: Task, tokenizer: Any) -> None:
     record = conversation(("user", "please help"), ("assistant", "billing " * 40))
     settings = FinetuneConfig(max_length=16, too_long="truncate")
-    with pytest.raises(DataError, match=r"record abc \(chats\.jsonl row 7\) is longer than max_length 16 whatever"):
+    with pytest.raises(DataError, match=r"record abc \(chats\.jsonl line 7\) is longer than max_length 16 whatever"):
         encoding.encode([record], task, tokenizer, settings)
     settings = FinetuneConfig(max_length=16, too_long="drop")
     with pytest.raises(DataError, match="no record is left: all 1 are longer than max_length 16"):
@@ -566,7 +566,7 @@ def test_an_answer_of_weight_one_half_counts_half(model: Any, task: Task, tokeni
 
 def test_records_without_anything_to_learn_are_named(task: Task, tokenizer: Any) -> None:
     record = conversation(("user", "card price"), ("assistant", "billing", 0))
-    with pytest.raises(DataError, match=r"nothing to learn in chats\.jsonl row 7, .*, chats\.jsonl row 7 and 2 more"):
+    with pytest.raises(DataError, match=r"nothing to learn in chats\.jsonl line 7, .*, chats\.jsonl line 7 and 2 more"):
         encoding.encode([record] * 5, task, tokenizer, FinetuneConfig())
 
 
@@ -578,7 +578,7 @@ def test_a_preview_shows_what_the_model_sees(tiny_run: Path, artifacts: dict[str
     for head, record, end in zip(heads, records, [heads[1], len(lines)], strict=True):
         body = lines[head + 1 : end]
         marked = [line for line in body if line.startswith("*")]
-        place = f"{record.id} (tickets.csv row {record.source['row']})"
+        place = f"{record.id} (tickets.csv line {record.source['row']})"
         assert lines[head] == f"{place}: {len(body)} tokens, {len(marked)} to learn"
         assert body[0].endswith("'<|im_start|>'")
         assert marked == body[-len(marked) :]

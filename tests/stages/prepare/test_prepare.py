@@ -77,8 +77,8 @@ def test_each_reason_is_named(run: Any) -> None:
     assert rules == {
         202: ("empty input", "'text' is empty"),
         203: ("empty answer", "'category' is empty"),
-        204: ("duplicate", "same input as tickets.csv row 2"),
-        205: ("conflicting duplicate", f"same input as tickets.csv row 2, which has the answer '{label}'"),
+        204: ("duplicate", "same input as tickets.csv line 2"),
+        205: ("conflicting duplicate", f"same input as tickets.csv line 2, which has the answer '{label}'"),
     }
     assert found.metrics["conflicts"]["pairs"] == 1
     assert found.metrics["conflicts"]["examples"][0]["answers"] == [label, other]
@@ -294,7 +294,7 @@ def test_what_is_kept_marks_its_record(run: Any) -> None:
 def test_rows_can_be_dropped_and_a_run_refused(run: Any) -> None:
     pairs = [*tiny.rows(200), ("write to kim.doe@" + "brindlecove.test", "billing")]
     assert run(pairs, sensitive={"email": "drop"}).metrics["rejected_by_reason"] == {"sensitive": 1}
-    with pytest.raises(DataError, match=r"tickets.csv row 202 holds what the config refuses: email"):
+    with pytest.raises(DataError, match=r"tickets.csv line 202 holds what the config refuses: email"):
         run(pairs, sensitive={"email": "refuse"})
 
 
