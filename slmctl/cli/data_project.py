@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmctl import config, sensitive
@@ -25,6 +25,7 @@ from slmctl.sources.first_look.answer_schema import SchemaBuilder
 from slmctl.sources.first_look.columns import json_value
 from slmctl.sources.first_look.language import Languages
 from slmctl.sources.first_look.raw_data import RawData
+from slmctl.sources.sql_address import with_file
 from slmctl.task.cleaning import STEPS, clean
 
 SEARCHED = 400  # texts of the sample that are searched for personal data
@@ -289,13 +290,15 @@ def write(project: DataProject, folder: Path) -> list[Path]:
 
 
 def _proposal(project: DataProject, folder: Path, schema: str) -> ProjectProposal:
-    keys = project.data.origin.items()
-    origin = {key: _relative(value, folder) if isinstance(value, Path) else value for key, value in keys}
+    origin = {key: _placed(value, folder) for key, value in project.data.origin.items()}
+    base = project.base
+    if not config.is_remote(base.source):
+        base = replace(base, source=str(_placed(Path(base.source).expanduser(), folder)))
     return ProjectProposal(
         project=project_name(folder),
         origin=origin,
         task=project.task,
-        base=project.base,
+        base=base,
         rows=project.rows,
         language=project.languages.main,
         schema=schema,
@@ -307,8 +310,15 @@ def _proposal(project: DataProject, folder: Path, schema: str) -> ProjectProposa
     )
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(path.resolve(), folder.resolve())
+def _placed(value: object, folder: Path) -> object:
+    """A value of a source as a config in the folder has it: paths relative to that."""
+
+    def relative(path: str | Path) -> str:
+        return os.path.relpath(Path(path).resolve(), folder.resolve())
+
+    if isinstance(value, Mapping) and "url" in value:
+        return {**value, "url": with_file(value["url"], relative)}
+    return relative(value) if isinstance(value, Path) else value
 
 
 def _schema(project: DataProject) -> dict[str, object]:

@@ -123,7 +123,8 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
         ("group", task.group, "rows with the same value stay in one split"),
         ("time", task.time, "for splits.time"),
     )
-    about = {"sheet": "the sheet, table or array"} | {next(iter(proposal.origin)): proposal.about_source}
+    about = {"sheet": "the sheet, table or array", "encoding": "a guess: see that accents and signs read right"}
+    about |= {next(iter(proposal.origin)): proposal.about_source}
     keys = [(key, value, about.get(key, "")) for key, value in proposal.origin.items()]
     keys += [(key, value, comment) for key, value, comment in columns if value]
     for place, (key, value, comment) in enumerate(keys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,14 @@ class DatabaseAddress:
             query={**kept, "mode": "ro", "uri": "true"},
         )
         return DatabaseAddress(url, self.written)
+
+
+def with_file(written: str, change: Callable[[str], str]) -> str:
+    """An address whose SQLite file has another path; those of servers, and with variables, stay as they are."""
+    parts = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^?$]+)(\?.*)?", written)
+    if parts is None or parts[2].startswith(("file:", ":memory:", "~")):
+        return written
+    return f"{parts[1]}{change(parts[2])}{parts[3] or ''}"
 
 
 def parse(written: str) -> DatabaseAddress:

@@ -327,6 +327,17 @@ def test_a_query_is_a_source(run: Run) -> None:
         "the sqlite", "sqlite"
     )
     assert source()["sql"] == {"url": "sqlite:///crm.sqlite", "query": query}
+    assert run("init", "sql:sqlite:///crm.sqlite?timeout=5", "desks/crm", "--query", query)[0] == 0
+    assert source(Path("desks/crm"))["sql"]["url"] == "sqlite:///../../crm.sqlite?timeout=5"  # relative to slmctl.yaml
+
+
+def test_the_path_of_a_base_is_relative_to_the_project(run: Run) -> None:
+    # ../base stayed ../base in another folder, where run then did not find it
+    messy.semicolons(Path())
+    shutil.copytree(TESTS / "fixtures" / "0.1.0" / "base", "base")
+    (path,) = Path().glob("*.csv")
+    assert run("init", path.name, "desks/two", "--base", "./base")[0] == 0
+    assert (Path("desks/two") / written(Path("desks/two"))["base"]).samefile("base")
 
 
 def test_a_password_is_not_written_down(run: Run) -> None:

@@ -152,7 +152,9 @@ def _group(values: Sequence[str], distinct: int) -> tuple[Kind, str]:
     largest = Counter(values).most_common(1)[0][1] / len(values)
     if largest > LARGEST_GROUP:
         return "value", f"{distinct} different codes, one of them in {percent(largest, 0)} of the rows"
-    return "group", f"{distinct} different codes, each in {len(values) / distinct:.1f} rows on average"
+    each = f"{len(values) / distinct:.1f}"
+    spread = f", each in {each} rows on average" if each != "1.0" else f" in {len(values)} rows"
+    return "group", f"{distinct} different codes{spread}"
 
 
 def _share(values: Sequence[Any], fits: Callable[[Any], object]) -> float:

@@ -13,6 +13,7 @@ from slmctl.errors import DataError, UsageError
 from slmctl.sources import sql
 from slmctl.sources.first_look import FirstLook, look
 from slmctl.sources.rows import FileForm, Row, files_of, form_of, is_several, listed, read_rows
+from slmctl.sources.sql_address import with_file
 
 MAX_SHEETS = 20  # of a workbook or database that are looked at
 LEAST_ROWS = 10  # of a sheet that can be the one with the data
@@ -27,7 +28,7 @@ class RawData:
     Attributes:
         title: Its name for people.
         form: Format, encoding and the like, in words.
-        origin: The keys of the source in slmctl.yaml, but for columns; a `path` is absolute.
+        origin: The keys of the source in slmctl.yaml, but for columns; a `path` and a database file are absolute.
         look: What the rows hold; those of several sheets with the same columns together.
         rows: Reads all rows once more.
         notes: Sentences on the source.
@@ -71,7 +72,9 @@ def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:
     rows = _reader(path, sheet)
     looked = look(rows())
     _require_header(path, looked)
-    origin = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
+    origin: dict[str, object] = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
+    if not form.certain and form.files == 1:
+        origin["encoding"] = form.encoding  # so that later rows of the file are read as these were
     return RawData(path.name, form.words, origin, looked, rows)
 
 
@@ -129,7 +132,8 @@ def _of_query(url: str, query: str | None, root: Path) -> RawData:
         with copy.open("wb") as out:
             sql.write_rows(Sql(url=url, query=query), out, root=root, limits=QUERY_LIMITS)
         rows = list(read_rows(copy))
-    origin = {"sql": {"url": url, "query": query}}
+    here = with_file(url, lambda path: str((root / path).resolve()))
+    origin = {"sql": {"url": here, "query": query}}
     return RawData(
         f"the query on {sql.place(url).removeprefix('the ')}", "SQL", origin, look(iter(rows)), lambda: iter(rows)
     )
