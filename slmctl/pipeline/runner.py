@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -76,11 +76,25 @@ def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) ->
         if request.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
-        with stage_log.kept(request):
+        with stage_log.kept(request), _interruption(request):
             for source in flatten(request.inputs):
                 require_whole(source)
             made = _make(request, options)
     return Outcome(made, False, time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def _interruption(request: StageRequest) -> Iterator[None]:
+    """Say what is kept when Ctrl-C ends a stage; one that resumes tells how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        resumes = resume_folder(request).is_dir() and any(resume_folder(request).iterdir())
+        kept = "its last checkpoint and the finished stages" if resumes else "the finished stages"
+        console.say(f"  interrupted {str(stop) or f'in {request.stage.name}; {kept} are kept'}")
+        anew = "; with other settings a training begins anew" if resumes else ""
+        console.say(f"  the same command goes on from there{anew}")
+        raise
 
 
 def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from slmctl import console
+from slmctl import config, console
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, IntegrityError
-from slmctl.pipeline import stage_log
+from slmctl.pipeline import resolve, runner, stage_log
 from slmctl.pipeline.resolve import StageRequest
 from slmctl.pipeline.stage_table import STAGES
 
@@ -62,6 +62,25 @@ def test_how_a_stage_ended_is_kept_and_its_next_run_is_added(
     at = lines.index(kept[0])
     assert lines[at : at + len(kept)] == kept
     assert lines[-2] == "again"
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    request_: StageRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # outside of a training's steps it ended without a word
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_make", stop)
+    project = resolve.Project(tmp_path, config.parse("{project: desk, base: ./base}", root=tmp_path))
+    for kept in ("the finished stages", "its last checkpoint and the finished stages"):
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(project, request_)
+        said = capsys.readouterr().err
+        assert f"interrupted in finetune; {kept} are kept" in said
+        assert "the same command goes on from there" in said
+        (runner.resume_folder(request_) / "step-00000002").mkdir(parents=True, exist_ok=True)
+    assert "interrupted in finetune" in stage_log.path_of(request_.path).read_text()
 
 
 def test_a_log_is_bounded(request_: StageRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
     if leads:
         answer.unlink(missing_ok=True)
     if "interrupted" in outcome:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(outcome["interrupted"])
     if "error" in outcome:
         kind, message, hint = outcome["error"]
         raise getattr(errors, kind)(message, hint=hint)

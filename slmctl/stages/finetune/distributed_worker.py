@@ -55,9 +55,9 @@ def work(job: Path) -> int:
                 config, base=_opened(order["base"], "merged"),
                 prepared=_opened(order["prepared"], "prepared"), out=Path(order["out"]), keep=Path(order["keep"]),
             )  # fmt: skip
-    except KeyboardInterrupt:  # it has saved a checkpoint
+    except KeyboardInterrupt as stop:  # it has saved a checkpoint
         with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
-            json.dump({"interrupted": True}, stream)
+            json.dump({"interrupted": str(stop)}, stream)
         return 130
     except SlmctlError as error:
         failure = [type(error).__name__, error.message, error.hint]

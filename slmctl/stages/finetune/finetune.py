@@ -262,16 +262,13 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
 
 
 def _end_interrupted(trainer: AnswerTrainer, keep: Path) -> NoReturn:
-    """Say what is kept of an interrupted training, and end it.
+    """End an interrupted training.
 
     Raises:
-        KeyboardInterrupt: Always.
+        KeyboardInterrupt: Always, with the step and the checkpoint that is kept.
     """
-    if trainer.is_world_process_zero():
-        state, kept = trainer.state, checkpoint.newest(keep)
-        console.say(f"  interrupted at step {state.global_step} of {state.max_steps}; kept is {kept}")
-        console.say("  the same command goes on from there; with other settings a training begins anew")
-    raise KeyboardInterrupt
+    state, kept = trainer.state, checkpoint.newest(keep)
+    raise KeyboardInterrupt(f"at step {state.global_step} of {state.max_steps}; kept is {kept}")
 
 
 def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingResult) -> dict[str, Any]:

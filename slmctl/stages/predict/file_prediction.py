@@ -113,8 +113,19 @@ def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
             if streamed:
                 errors = _stream(answerer, task, job, snapshot.rows(first, last), meter)
             else:
-                errors = _write(answerer, task, job, snapshot, first, last, added, meter)
+                with _interruption():
+                    errors = _write(answerer, task, job, snapshot, first, last, added, meter)
     return last - first, errors
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[None]:
+    """Say that the journal is kept when Ctrl-C ends the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.say("  interrupted; the answers so far are kept, and the same command goes on from there")
+        raise
 
 
 def _stream(answerer: Answerer, task: Task, job: Job, rows: Iterator[Row], meter: console.Meter) -> int:
