@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from support import light, tiny
+from support import light, shared, tiny
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -18,6 +20,10 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline import resolve
+
+if TYPE_CHECKING:
+    from support.forks import Forks
+    from support.load_checks import LoadChecks
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
@@ -39,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An HF folder with a tiny random Llama, its tokenizer and a ChatML template."""
-    return tiny.build_base(tmp_path_factory.mktemp("tiny") / "base")
+    return shared.made_once(tmp_path_factory, "base", tiny.build_base)
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +61,12 @@ def tiny_project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def tiny_run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after `slmctl run`, once for all tests: read it, copy it to change it."""
-    folder = tmp_path_factory.mktemp("run") / "desk"
-    shutil.copytree(tiny_project, folder)
-    tiny.ok(tiny.slmctl(folder, "run"))
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_project, folder)
+        tiny.ok(tiny.slmctl(folder, "run"))
+
+    return shared.made_once(tmp_path_factory, "desk", make)
 
 
 @pytest.fixture
@@ -82,10 +90,41 @@ def project(tiny_run: Path) -> resolve.Project:
 
 
 @pytest.fixture(scope="session")
+def stages() -> Iterator[Forks]:
+    """Forks of a process that has imported what every stage needs."""
+    from support.forks import Forks
+
+    from slmctl.pipeline.stage_table import STAGES
+
+    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values())) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def load_checks() -> Iterator[LoadChecks]:
+    """The children of `load_check`, from a process that has imported transformers once."""
+    from support.load_checks import LoadChecks
+
+    checks = LoadChecks()
+    yield checks
+    checks.close()
+
+
+@pytest.fixture
+def forked_load_check(load_checks: LoadChecks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `pull` in this process check a base in a forked child."""
+    from slmctl.stages.pull import load_check
+
+    monkeypatch.setattr(load_check, "_ended", load_checks.ended)
+
+
+@pytest.fixture(scope="session")
 def endless(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
     from slmctl.model_files import gguf_converter
 
-    target = tmp_path_factory.mktemp("endless") / "endless-F16.gguf"
-    gguf_converter.convert(tiny_base, target, dtype="f16", metadata={})
-    return target
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        gguf_converter.convert(tiny_base, folder / "endless-F16.gguf", dtype="f16", metadata={})
+
+    return shared.made_once(tmp_path_factory, "endless", make) / "endless-F16.gguf"

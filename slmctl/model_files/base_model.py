@@ -11,6 +11,12 @@ from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
+# Files that are copied from a model folder: weights, settings, vocabulary, and those that licences require.
+ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+           "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
+           "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+
 FILENAME = "base.json"
 NormalForm = Literal["", "NFC", "NFD", "NFKC", "NFKD"]  # of Unicode
 

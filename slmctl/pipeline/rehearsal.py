@@ -113,7 +113,8 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
 
 
 def _chain(project: resolve.Project, attention: str) -> Rehearsal:
-    made = {name: _stage(project, name) for name in ("pull", "prepare", "finetune", "merge")}
+    made = {"pull": _stage(project, "pull", foreign=False)}
+    made |= {name: _stage(project, name) for name in ("prepare", "finetune", "merge")}
     training = made["finetune"].metrics
     left_out: list[str] = []
     try:

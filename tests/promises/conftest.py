@@ -21,13 +21,6 @@ def preparing() -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
-def stages() -> Iterator[Forks]:
-    """Forks that have what every stage needs."""
-    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values())) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="session")
 def calibrated_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after `slmctl calibrate`, with data enough for it; read it, copy it to change it."""
     return tiny.calibrated(tmp_path_factory.mktemp("calibrated") / "desk", tiny_base)

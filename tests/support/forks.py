@@ -40,6 +40,11 @@ class Done:
     stderr: str
     calls: list[Call] = field(default_factory=list)  # where it was traced
 
+    @property
+    def returncode(self) -> int:
+        """The code under the name that `subprocess` gives it, for `tiny.ok`."""
+        return self.code
+
 
 @dataclass(frozen=True)
 class Call:
@@ -82,18 +87,22 @@ class Forks:
         self.server.stdout.close()
         shutil.rmtree(self.place, ignore_errors=True)
 
-    def start(self, folder: Path, *args: str, held: bool = False, env: dict[str, str] | None = None) -> Child:
+    def start(
+        self, folder: Path, *args: str, held: bool = False, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> Child:
         """Start `slmctl -C folder args…`; a child that is held waits for `Child.go`."""
         place = self.place / str(next(self._numbers))
         place.mkdir()
         if held:
             os.mkfifo(place / "go")
-        told = self._ask(do="start", folder=str(folder), args=args, place=str(place), held=held, env=env or {})
+        told = self._ask(
+            do="start", folder=str(folder), args=args, place=str(place), held=held, env=env or {}, cwd=str(cwd or "")
+        )
         return Child(self, told["pid"], place)
 
-    def run(self, folder: Path, *args: str, env: dict[str, str] | None = None) -> Done:
+    def run(self, folder: Path, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
         """Run a command to its end."""
-        return self.start(folder, *args, env=env).wait()
+        return self.start(folder, *args, env=env, cwd=cwd).wait()
 
     def traced(self, folder: Path, *args: str, follow: bool = False, options: Sequence[str] = ()) -> Done:
         """Run a command under strace, with the calls that write, and what else `options` ask of strace."""
@@ -212,6 +221,7 @@ def be(told: dict[str, Any]) -> None:
         os.close(opened)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # a fresh one, as a process starts with
     os.environ.update(told["env"])
+    os.chdir(told["cwd"] or ".")
     tempfile._name_sequence = names()  # type: ignore[attr-defined]  # the same names in every run
     if told["held"]:
         (place / "go").read_text()

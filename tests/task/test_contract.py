@@ -37,13 +37,13 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 
 def plain_template() -> str:
     """The template that `pull` gives a base without one, read from its source since it imports torch."""
-    source = (Path(slmctl.__file__).parent / "stages" / "pull" / "pull.py").read_text(encoding="utf-8")
+    source = (Path(slmctl.__file__).parent / "stages" / "pull" / "base_folder.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CHAT_TEMPLATE":
             value = ast.literal_eval(node.value)
             assert isinstance(value, str)
             return value
-    pytest.fail("slmctl.stages.pull.pull has no CHAT_TEMPLATE")
+    pytest.fail("slmctl.stages.pull.base_folder has no CHAT_TEMPLATE")
 
 
 def task(kind: str = "generate", **fields: Any) -> Task:

@@ -14,7 +14,7 @@ from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import MergeConfig
 from slmctl.errors import StageError
-from slmctl.model_files import hf_folder, lora_adapter, weight_names
+from slmctl.model_files import lora_adapter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
 from slmctl.model_files.safetensors_stream import INDEX, PlannedTensor, ShardWriter, StoredTensor, stored_tensors
@@ -69,6 +69,8 @@ def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor
     stored = {tensor.name for tensor in tensors}
     if adapter.names <= stored:
         return adapter
+    from slmctl.model_files import hf_folder, weight_names  # seconds of imports that most bases do not need
+
     names = {name: file for file, name in weight_names.loaded(hf_folder.empty_model(base), stored).items()}
     return LoraAdapter(
         {names.get(name, name): change for name, change in adapter.changes.items()},

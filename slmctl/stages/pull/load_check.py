@@ -37,12 +37,8 @@ def require_loadable(folder: Path, gguf: str = "") -> None:
         DataError: transformers cannot load it, or it needs more memory or time than its size explains.
         ModuleNotFoundError: A package is missing that its files need.
     """
-    command = [sys.executable, "-P", "-m", __name__, str(folder), *([gguf] if gguf else [])]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=LIMIT_S,
-            env=child_environment.bare(**guard.SWITCHES),
-        )  # fmt: skip
+        done = _ended([str(folder), *([gguf] if gguf else [])])
     except subprocess.TimeoutExpired:
         raise DataError(f"loading the base takes longer than {LIMIT_S} s", hint=HINT) from None
     lines = done.stdout.splitlines()
@@ -57,6 +53,14 @@ def require_loadable(folder: Path, gguf: str = "") -> None:
         raise ModuleNotFoundError(f"No module named {answer['missing']!r}", name=answer["missing"])
     if "error" in answer:
         raise DataError(answer["error"], hint=HINT)
+
+
+def _ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The child, at its end; it has no secrets in its environment."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", __name__, *arguments], capture_output=True, text=True, errors="replace",
+        timeout=LIMIT_S, env=child_environment.bare(**guard.SWITCHES),
+    )  # fmt: skip
 
 
 def _check(folder: Path, gguf: str) -> None:

@@ -20,7 +20,9 @@ from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, NetworkError, StageError, UsageError
 from slmctl.model_files import hf_folder, memory
 from slmctl.model_files.base_model import Base
-from slmctl.stages.pull import package_index_weights, pull
+from slmctl.stages.pull import base_folder, package_index_weights, pull
+
+pytestmark = pytest.mark.usefixtures("forked_load_check")
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_no_weights_are_refused(base: Path, out: Path) -> None:
 def test_a_base_without_template_gets_slmctls_own(tmp_path: Path, out: Path) -> None:
     run(tiny.build_base(tmp_path / "plain", template=None), out)
     described = Base.read(out)
-    assert (described.template_origin, described.chat_template) == ("slmctl", pull.CHAT_TEMPLATE)
+    assert (described.template_origin, described.chat_template) == ("slmctl", base_folder.CHAT_TEMPLATE)
     assert "Answer:" in (out / "chat_template.jinja").read_text()
 
 
@@ -268,7 +270,7 @@ def hub(base: Path) -> Iterator[hub_server.Hub]:
 
 
 def _pull_from(url: str, folder: Path, name: str) -> tuple[int, str, str]:
-    (folder / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:{name}'}}")
+    (folder / "slmctl.yaml").write_text(f"{{project: desk, base: 'hf:{name}', pull: {{rehearse: false}}}}")
     done = tiny.slmctl(folder, "pull", env=hub_server.environment(url, folder))
     return done.returncode, done.stdout.strip(), done.stderr
 
@@ -324,8 +326,8 @@ def test_a_malformed_hub_name_is_refused(out: Path) -> None:
 
 def test_digits_are_split_as_the_vocabulary_of_the_gguf_does() -> None:
     # transformers gave SmolLM's vocabulary the rules of GPT-2, and the check of `quantize` found the difference
-    split = pull._pre_tokenizer("smollm")
+    split = base_folder._pre_tokenizer("smollm")
     assert split is not None
     pieces = [text[start:end] for text in ["a\n 20½ x"] for _, (start, end) in split.pre_tokenize_str(text)]
     assert pieces == ["a", "\n ", "2", "0", "½", " x"]
-    assert pull._pre_tokenizer("gpt-2") is None
+    assert base_folder._pre_tokenizer("gpt-2") is None
