@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from support import tiny
+from support.forks import LONG_S, Forks
 
 from slmctl import config
 from slmctl.artifacts import artifact, lineage
@@ -187,19 +189,21 @@ def test_a_folder_without_a_manifest_is_no_artifact(desk: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adapter", "gguf"])
-def test_a_killed_stage_leaves_nothing_that_looks_whole(desk: Path, kind: str) -> None:
+def test_a_killed_stage_leaves_nothing_that_looks_whole(stages: Forks, desk: Path, kind: str) -> None:
     final = only(desk, kind)
     shutil.rmtree(final)
-    child = tiny.start(desk, "run", "--until", stage_table.BY_KIND[kind].name)
+    child = stages.start(desk, "run", "--until", stage_table.BY_KIND[kind].name)
+    ends = time.monotonic() + LONG_S
     while not list(final.parent.glob(".draft-*")):  # the stage is at work
-        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < ends
         time.sleep(0.01)
     time.sleep(1)
-    tiny.kill_group(child)
+    child.kill()
+    assert child.wait().code == -signal.SIGKILL
     assert not final.exists()
     for manifest in desk.glob("runs/**/manifest.json"):
         assert not artifact.verify_folder(manifest.parent)
-    assert Path(tiny.ok(tiny.slmctl(desk, "run", "--until", stage_table.BY_KIND[kind].name))) == final
+    assert Path(tiny.ok(stages.run(desk, "run", "--until", stage_table.BY_KIND[kind].name))) == final
     assert not artifact.verify_folder(final)
     assert not [path for path in final.parent.iterdir() if path != final], "a draft was left behind"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.forks import Forks
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from slmctl.errors import FullError
@@ -14,12 +15,12 @@ from slmctl.model_files.base_model import Base
 from slmctl.pipeline import rehearsal
 
 
-def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, tiny_base: Path, stages: Forks) -> None:
     folder = tmp_path / "desk"
     shutil.copytree(tiny_base, folder / "base")
     settings = tiny.CONFIG.replace("pull: {rehearse: false}\n", "")
     (folder / "slmctl.yaml").write_text(settings, encoding="utf-8")
-    done = tiny.slmctl(folder, "pull")
+    done = stages.run(folder, "pull")
     tiny.ok(done)
     assert "rehearsing every stage on a small random copy" in done.stderr
     (made,) = folder.glob("runs/base/*")
@@ -30,7 +31,7 @@ def test_a_base_that_works_passes_and_its_description_says_so(tmp_path: Path, ti
     assert outcome["remarks"] == []
 
 
-def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, tiny_base: Path, stages: Forks) -> None:
     """transformers trains a GPT-Neo, and the converter has no such architecture."""
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
@@ -41,7 +42,7 @@ def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, 
     )  # fmt: skip
     GPTNeoForCausalLM(shape).save_pretrained(base)
     (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}")
-    done = tiny.slmctl(tmp_path, "pull")
+    done = stages.run(tmp_path, "pull")
     assert done.returncode == 3
     assert "this base cannot go through quantize: " in done.stderr
     assert "GPTNeoForCausalLM" in done.stderr
@@ -49,13 +50,13 @@ def test_a_base_that_llama_cpp_does_not_know_is_refused_at_pull(tmp_path: Path, 
 
 
 def test_lora_targets_that_cannot_be_converted_are_refused_before_the_training(
-    tmp_path: Path, tiny_project: Path
+    tmp_path: Path, tiny_project: Path, stages: Forks
 ) -> None:
     folder = tmp_path / "desk"
     shutil.copytree(tiny_project, folder)
-    tiny.ok(tiny.slmctl(folder, "run", "--until", "prepare"))
+    tiny.ok(stages.run(folder, "run", "--until", "prepare"))
     targets = "finetune.lora.target_modules=[no_such_layer]"
-    done = tiny.slmctl(folder, "finetune", "--set", targets, "--set", "pull.rehearse=true")
+    done = stages.run(folder, "finetune", "--set", targets, "--set", "pull.rehearse=true")
     assert done.returncode in (2, 3), done.stderr
     assert "no_such_layer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.forks import Forks
 from support.reported import small_report
 
 from slmctl.artifacts import artifact
@@ -177,19 +178,19 @@ def test_a_part_that_one_lacks_is_data_and_no_change_of_config(tmp_path: Path) -
     assert changed(found, "metrics") == {"loss": (0.5, 0.25)}
 
 
-def test_the_command_on_releases(desk: Path, tmp_path: Path) -> None:
+def test_the_command_on_releases(stages: Forks, desk: Path, tmp_path: Path) -> None:
     """A release made twice with another rule: its manifest, its report and all that led to it."""
     (first,) = (desk / "runs" / "published").iterdir()
     rule = ("--set", "evaluate.confidence=0.9", "--set", 'version="1.1"')
-    second = tiny.ok(tiny.slmctl(desk, "run", *rule))
-    found = json.loads(tiny.ok(tiny.slmctl(desk, "diff", str(first), second, "--json")))
+    second = tiny.ok(stages.run(desk, "run", *rule))
+    found = json.loads(tiny.ok(stages.run(desk, "diff", str(first), second, "--json")))
     assert found["kind"] == "published"
     assert changed(found, "config")["evaluate.confidence"] == (0.95, 0.9)
     assert changed(found, "config")["publish.version"] == ("1.0", "1.1")
     assert all(model["paired"]["p"] == 1.0 for model in found["models"])
-    text = tiny.ok(tiny.slmctl(desk, "diff", str(desk), str(first)))
+    text = tiny.ok(stages.run(desk, "diff", str(desk), str(first)))
     assert "evaluate.confidence: 0.9 -> 0.95" in text
     registry = desk / "registry" / "tiny-desk"  # a release by itself: nothing of what it came from is here
-    alone = json.loads(tiny.ok(tiny.slmctl(tmp_path, "diff", str(registry / "1.0"), str(registry / "1.1"), "--json")))
+    alone = json.loads(tiny.ok(stages.run(tmp_path, "diff", str(registry / "1.0"), str(registry / "1.1"), "--json")))
     assert changed(alone, "config") == {"publish.version": ("1.0", "1.1")}
     assert len(alone["models"]) == len(found["models"]) == 6

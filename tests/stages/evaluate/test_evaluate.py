@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
 from slmctl.config import Choose, EvaluateConfig, Prices
@@ -344,34 +345,34 @@ def test_choosing_looks_at_validation_rows_alone(report: Any) -> None:
     assert found["choice"]["model"] == "Q4_0"
 
 
-def test_a_release_holds_the_chosen_file_alone(tiny_run: Path, tmp_path: Path, desk: Path) -> None:
+def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> None:
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")
     rule = "evaluate.choose={smallest_within: 0.5, of: F16}"
-    folder = Path(tiny.ok(tiny.slmctl(desk, "run", "--set", rule, "--set", 'version="1.1"')))
+    folder = Path(tiny.ok(stages.run(desk, "run", "--set", rule, "--set", 'version="1.1"')))
     release = load(folder)
     (shipped,) = release.metrics["files"]
     assert shipped == "Q8_0"
     assert [path.name for path in folder.glob("*.gguf")] == [path.name for path in folder.glob("*Q8_0.gguf")]
     assert "F16.gguf" not in (folder / "Modelfile").read_text()
-    asked = tiny.slmctl(desk, "evaluate", "--model", "gguf", "--set", rule)
+    asked = stages.run(desk, "evaluate", "--model", "gguf", "--set", rule)
     assert "gate passed: accuracy of Q8_0 is" in asked.stderr
-    again = tiny.slmctl(desk, "publish", "--set", rule, "--set", 'version="1.1"')
+    again = stages.run(desk, "publish", "--set", rule, "--set", 'version="1.1"')
     assert tiny.ok(again) == str(folder)
 
 
-def test_compare_sets_models_and_reports_side_by_side(desk: Path) -> None:
+def test_compare_sets_models_and_reports_side_by_side(stages: Forks, desk: Path) -> None:
     (report,) = [load(path) for path in (desk / "runs" / "report").iterdir()]
-    both = tiny.ok(tiny.slmctl(desk, "evaluate", "--compare", "gguf", "adapter"))
+    both = tiny.ok(stages.run(desk, "evaluate", "--compare", "gguf", "adapter"))
     made = load(Path(both.strip()))
     assert "adapter" in made.metrics["models"]
     assert any(set(pair.split("|")) >= {"adapter"} for pair in made.metrics["pairs"])
     # reports, by id, stand for the models that they measured, each model once
-    again = tiny.ok(tiny.slmctl(desk, "evaluate", "--compare", report.short_id, made.short_id))
+    again = tiny.ok(stages.run(desk, "evaluate", "--compare", report.short_id, made.short_id))
     merged = load(Path(again.strip())).metrics["models"]
     assert set(merged) == {*report.metrics["models"], *made.metrics["models"]}
     assert (desk / "runs" / "report.html").read_text().count("<h1>") == 1
-    refused = tiny.slmctl(desk, "evaluate", "gguf", "adapter")
+    refused = stages.run(desk, "evaluate", "gguf", "adapter")
     assert refused.returncode == 2
     assert "hint: slmctl evaluate --compare gguf adapter" in refused.stderr
 
@@ -451,7 +452,7 @@ def test_generation_counts_words(report: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "wanted", "said"),
     [
-        ("classify", ["z"], r"x\.csv row 1: the reference answer 'z' is not one of the labels"),
+        ("classify", ["z"], r"x\.csv line 1: the reference answer 'z' is not one of the labels"),
         ("extract", ["{"], "the reference answer is not JSON"),
     ],
 )

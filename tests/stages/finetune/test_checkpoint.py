@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.forks import LONG_S, Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is depr
 
 # 40 steps that end inside an epoch of 22, validated and saved every third; dropout, so that random states count
 SHORT = ("finetune.max_steps=40", "finetune.validate_every=3", "finetune.patience=null", "finetune.lora.dropout=0.2")
+
+LONGER = ("finetune.max_steps=120", *SHORT[1:])  # enough that a signal comes before the end
 
 
 def sets(*given: str) -> list[str]:
@@ -54,40 +57,55 @@ def flip(path: Path) -> None:
 # Killed
 
 
-def test_a_killed_training_goes_on_to_the_same_adapter(desk: Path, artifacts: dict[str, Artifact]) -> None:
-    folder = untrained(desk) / "runs" / "adapter"
-    child = tiny.start(desk, "finetune")
-    while len(list(folder.glob(".resume-*/step-*"))) < 2:
-        assert child.poll() is None, child.communicate()
+def until_saved(folder: Path, count: int) -> None:
+    """Wait until a training has saved so many checkpoints."""
+    ends = time.monotonic() + LONG_S
+    while len(list(folder.glob(".resume-*/step-*"))) < count:
+        assert time.monotonic() < ends
         time.sleep(0.005)
-    tiny.kill_group(child)
+
+
+@pytest.fixture(scope="module")
+def digest(stages: Forks, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of an adapter whose training nothing disturbed."""
+    desk = untrained(Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("undisturbed") / "desk")))
+    tiny.ok(stages.run(desk, "finetune", *sets(*LONGER)))
+    return whole(desk).digest
+
+
+def test_a_killed_training_goes_on_to_the_same_adapter(stages: Forks, desk: Path, digest: str) -> None:
+    folder = untrained(desk) / "runs" / "adapter"
+    child = stages.start(desk, "finetune", *sets(*LONGER))
+    until_saved(folder, 2)
+    child.kill()
+    assert child.wait().code == -signal.SIGKILL
     (keep,) = folder.glob(".resume-*")
     (keep / ".draft-step-99999999").mkdir()  # one that was being written
     (keep / ".draft-step-99999999" / "weights.safetensors").write_bytes(b"half")
-    done = tiny.slmctl(desk, "finetune")
+    done = stages.run(desk, "finetune", *sets(*LONGER))
     tiny.ok(done)
     assert "going on from step-" in done.stderr
-    assert whole(desk).digest == artifacts["adapter"].digest
+    assert whole(desk).digest == digest
 
 
-def test_an_interrupted_training_says_what_it_kept_and_goes_on(desk: Path, artifacts: dict[str, Artifact]) -> None:
+def test_an_interrupted_training_says_what_it_kept_and_goes_on(stages: Forks, desk: Path, digest: str) -> None:
     folder = untrained(desk) / "runs" / "adapter"
-    child = tiny.start(desk, "finetune")
-    while not list(folder.glob(".resume-*/step-*")):
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.005)
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate()
-    assert child.returncode == 130, said
+    child = stages.start(desk, "finetune", *sets(*LONGER))
+    until_saved(folder, 1)
+    child.kill(signal.SIGINT)
+    done = child.wait()
+    said = done.stderr
+    assert done.code == 130, said
     assert "ending after this step; Ctrl-C again ends at once" in said
     step = re.search(r"interrupted at step (\d+) of \d+; kept is (.*/step-(\d+))", said)
     assert step and int(step[1]) == int(step[3]) and checkpoint.is_whole(Path(step[2]))
+    assert "the same command goes on from there; with other settings a training begins anew" in said
     assert "Traceback" not in said
     assert not list(folder.glob(".draft-*"))
-    done = tiny.slmctl(desk, "finetune")
+    done = stages.run(desk, "finetune", *sets(*LONGER))
     tiny.ok(done)
     assert f"going on from {Path(step[2]).name}" in done.stderr
-    assert whole(desk).digest == artifacts["adapter"].digest  # whatever the step, and the log entries of every step
+    assert whole(desk).digest == digest  # whatever the step, and the log entries of every step
 
 
 @pytest.mark.slow
@@ -252,12 +270,12 @@ def test_a_training_cut_off_after_it_stopped_early_stops_there_again(
 
 @pytest.mark.parametrize(("seed", "zone", "place"), [("17", "Asia/Kathmandu", "another place"), ("4711", "UTC", "x")])
 def test_a_run_elsewhere_at_another_hour_gives_the_same_digest(
-    desk: Path, artifacts: dict[str, Artifact], seed: str, zone: str, place: str
+    desk: Path, digest: str, seed: str, zone: str, place: str
 ) -> None:
     moved = untrained(desk).rename(desk.with_name(place))
     settings = tiny.environment(PYTHONHASHSEED=seed, TZ=zone, LC_ALL="C")
-    done = tiny.slmctl(moved, "finetune", "--json", env=settings, cwd="/")
-    assert json.loads(tiny.ok(done))["digest"] == artifacts["adapter"].digest
+    done = tiny.slmctl(moved, "finetune", "--json", *sets(*LONGER), env=settings, cwd="/")
+    assert json.loads(tiny.ok(done))["digest"] == digest
 
 
 def test_an_adapter_is_tensors_and_text_without_a_path(artifacts: dict[str, Artifact], tiny_run: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -52,11 +53,11 @@ def untrained(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def alone(stages: Forks, untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The log of a training in one process."""
     folder = tmp_path_factory.mktemp("alone") / "desk"
     shutil.copytree(untrained, folder)
-    tiny.ok(tiny.slmctl(folder, "finetune", *sets(*SHORT)))
+    tiny.ok(stages.run(folder, "finetune", *sets(*SHORT)))
     return log_of(made(folder))
 
 
@@ -82,9 +83,9 @@ def assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> No
         assert entry == pytest.approx(own, rel=1e-3)
 
 
-def test_two_processes_train_as_one_does(desk: Path, alone: list[dict[str, Any]]) -> None:
+def test_two_processes_train_as_one_does(stages: Forks, desk: Path, alone: list[dict[str, Any]]) -> None:
     args = sets(*SHORT, "finetune.processes=2", f"finetune.main_port={free_port()}")
-    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    done = stages.run(desk, "finetune", *args)
     assert tiny.ok(done) == str(made(desk).path)
     assert made(desk).metrics["processes"] == 2
     assert made(desk).metrics["record_tokens"] > 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.forks import Forks
 
 from slmctl.stages.finetune import answer_loss, cpu_kernels, four_bit, layer_replacement, packing_check
 from slmctl.stages.finetune.batches import PaddedBatches
@@ -94,12 +95,10 @@ def test_a_matrix_made_for_one_product_is_not_read_by_the_next(monkeypatch: pyte
     assert made == 2 * held
 
 
-def test_a_training_learns_with_weights_in_4_bits(tiny_project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "desk"
-    shutil.copytree(tiny_project, folder)
-    done = tiny.slmctl(folder, "run", "--until", "finetune", "--set", "finetune.load_in_4bit=true")
-    tiny.ok(done)
-    (manifest,) = folder.glob("runs/adapter/*/manifest.json")
+def test_a_training_learns_with_weights_in_4_bits(stages: Forks, desk: Path) -> None:
+    shutil.rmtree(desk / "runs" / "adapter")
+    tiny.ok(stages.run(desk, "finetune", "--set", "finetune.load_in_4bit=true"))
+    (manifest,) = desk.glob("runs/adapter/*/manifest.json")
     metrics = json.loads(manifest.read_bytes())["metrics"]
     assert metrics["learned"]
     assert metrics["fast_layers"] == metrics["layers"] == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -18,11 +19,10 @@ from slmctl.errors import MissingError
 pytest.importorskip("torch")
 
 
-def trained(desk: Path, tracker: str, **settings: str) -> Artifact:
+def trained(stages: Forks, desk: Path, tracker: str, **settings: str) -> Artifact:
     """The adapter of `desk` made again, watched by a tracker."""
     shutil.rmtree(desk / "runs" / "adapter")
-    environment = tiny.environment(**settings)
-    done = tiny.slmctl(desk, "finetune", "--set", f"finetune.report_to=[{tracker}]", env=environment, cwd=desk)
+    done = stages.run(desk, "finetune", "--set", f"finetune.report_to=[{tracker}]", env=settings, cwd=desk)
     made = artifact.load(Path(tiny.ok(done)))
     assert made.manifest.environment["hosts_contacted"] == []
     return made
@@ -34,10 +34,12 @@ def losses(adapter: Artifact) -> list[float]:
     return [adapter.metrics["validation_loss_before"], *(e["eval_loss"] for e in entries if "eval_loss" in e)]
 
 
-def test_tensorboard_follows_a_run_without_changing_it(desk: Path, artifacts: dict[str, Artifact]) -> None:
+def test_tensorboard_follows_a_run_without_changing_it(
+    stages: Forks, desk: Path, artifacts: dict[str, Artifact]
+) -> None:
     # its files once went into the folder of checkpoints, which is removed when the training ends
     protocol = pytest.importorskip("tensorboardX.proto.event_pb2")
-    adapter = trained(desk, "tensorboard")
+    adapter = trained(stages, desk, "tensorboard")
     assert adapter.digest == artifacts["adapter"].digest
     (written,) = desk.glob(f"tensorboard/{adapter.path.name}/events.out.tfevents.*")
     raw, seen, at = written.read_bytes(), [], 0
@@ -49,20 +51,20 @@ def test_tensorboard_follows_a_run_without_changing_it(desk: Path, artifacts: di
     assert seen == pytest.approx(losses(adapter), rel=1e-5)
 
 
-def test_mlflow_follows_a_run_in_a_folder(desk: Path, artifacts: dict[str, Artifact]) -> None:
+def test_mlflow_follows_a_run_in_a_folder(stages: Forks, desk: Path, artifacts: dict[str, Artifact]) -> None:
     pytest.importorskip("mlflow")
     store = desk / "mlruns"
-    adapter = trained(desk, "mlflow", MLFLOW_TRACKING_URI=store.as_uri(), MLFLOW_ALLOW_FILE_STORE="true")
+    adapter = trained(stages, desk, "mlflow", MLFLOW_TRACKING_URI=store.as_uri(), MLFLOW_ALLOW_FILE_STORE="true")
     assert adapter.digest == artifacts["adapter"].digest
     (written,) = store.glob("*/*/metrics/eval_loss")  # a line holds time, value and step
     seen = [float(line.split()[1]) for line in written.read_text().splitlines()]
     assert seen == pytest.approx(losses(adapter), rel=1e-5)
 
 
-def test_a_tracker_that_nobody_knows_is_refused(desk: Path) -> None:
+def test_a_tracker_that_nobody_knows_is_refused(stages: Forks, desk: Path) -> None:
     # it was once a ValueError, after the base had been loaded
     shutil.rmtree(desk / "runs" / "adapter")
-    done = tiny.slmctl(desk, "finetune", "--set", "finetune.report_to=[mlfow]")
+    done = stages.run(desk, "finetune", "--set", "finetune.report_to=[mlfow]")
     assert done.returncode == 2, done.stderr
     assert "error: finetune.report_to: 'mlfow' is no tracker that transformers knows" in done.stderr
     assert "mlflow" in done.stderr
