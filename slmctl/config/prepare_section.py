@@ -212,9 +212,14 @@ class Source(Section):
 
     def part(self, path: Path, name: str | None, *, sheet: str | None = None) -> Source:
         """One file or sheet of this source, under a name of its own; all parts must have the same columns."""
-        part = self.model_copy(update={"path": path, "hf": None, "file": None, "sheet": sheet, "name": name})
-        part._whole = self.name or self.hf or str(self.path)
-        return part
+        part = self.model_copy(update={"hf": None, "file": None, "sheet": sheet, "name": name})
+        return part.at(path, whole=self.name or self.hf or str(self.path))
+
+    def at(self, path: Path, *, whole: str) -> Source:
+        """This source at another path, as a part of `whole`."""
+        source = self.model_copy(update={"path": path})
+        source._whole = whole
+        return source
 
 
 class SourceLimits(Section):

@@ -140,9 +140,11 @@ def _section(project: resolve.Project, made: Artifact, name: str, named: Sequenc
     sources = _Sources(project, named)
     section = config.restored(model, made.manifest.config, sources.find)
     if isinstance(section, config.PrepareConfig):
+        wholes = {part.local: part.whole for part in _parts(project)}
         renamed = [
-            source.model_copy(
-                update={"path": _renamed(source.local, place / f"source-{k}", _file_name(source, listed))}
+            source.at(
+                _renamed(source.local, place / f"source-{k}", _file_name(source, listed)),
+                whole=wholes.get(source.local, ""),
             )
             for k, (source, listed) in enumerate(zip(section.sources, made.metrics["sources"], strict=True))
         ]
@@ -181,7 +183,7 @@ class _Sources:
     """Files and folders by the hash of their content; hashed one by one until the hash is found."""
 
     def __init__(self, project: resolve.Project, named: Sequence[Path]) -> None:
-        parts = _parts(project)
+        parts = [part.local for part in _parts(project)]
         held = [*named, *_files(project.sources), *parts, *config.contents(project.config)]
         self._left = iter([*held, *(file for path in named for file in _files(path))])
         self._by_hash: dict[str, Path] = {}
@@ -205,11 +207,11 @@ class _Sources:
         return self._by_hash[sha256]
 
 
-def _parts(project: resolve.Project) -> Iterator[Path]:
+def _parts(project: resolve.Project) -> Iterator[config.Source]:
     """The files that the sources of the config name now, as far as they are there."""
     for source in project.config.prepare.sources:
         with contextlib.suppress(SlmctlError):  # what is not found is said by its hash
-            yield from (part.local for part in snapshot.gathered([source], project.sources))
+            yield from snapshot.gathered([source], project.sources)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact
@@ -33,17 +34,17 @@ def falsified(one: Artifact, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prepared", "merged"])
-def test_it_comes_out_the_same(desk: Path, kind: str) -> None:
+def test_it_comes_out_the_same(stages: Forks, desk: Path, kind: str) -> None:
     before = sorted(path.name for path in (desk / "runs" / kind).iterdir())
-    done = tiny.slmctl(desk, "reproduce", str(made(desk, kind).path))
+    done = stages.run(desk, "reproduce", str(made(desk, kind).path))
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (desk / "runs" / kind).iterdir()) == before, "what was built for it is gone"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "gguf"])
-def test_training_and_quantizing_come_out_the_same(desk: Path, kind: str) -> None:
-    done = tiny.slmctl(desk, "reproduce", str(made(desk, kind).path))
+def test_training_and_quantizing_come_out_the_same(stages: Forks, desk: Path, kind: str) -> None:
+    done = stages.run(desk, "reproduce", str(made(desk, kind).path))
     assert done.returncode == 0, done.stderr
 
 
@@ -57,24 +58,24 @@ def test_training_and_quantizing_come_out_the_same(desk: Path, kind: str) -> Non
         pytest.param("report", "rows.jsonl", marks=pytest.mark.slow),
     ],
 )
-def test_what_differs_is_said_with_104(desk: Path, kind: str, name: str) -> None:
+def test_what_differs_is_said_with_104(stages: Forks, desk: Path, kind: str, name: str) -> None:
     one = made(desk, kind)
     name = next(one.path.glob(name)).name
     falsified(one, name)
     assert artifact.verify(artifact.load(one.path)) == []
-    done = tiny.slmctl(desk, "reproduce", str(one.path), "--json")
+    done = stages.run(desk, "reproduce", str(one.path), "--json")
     assert done.returncode == 104, done.stderr
     told = json.loads(done.stdout)
     assert not told["same"]
     assert [entry["key"] for entry in told["files"]] == [name]
 
 
-def test_a_source_that_is_gone_is_named(desk: Path) -> None:
+def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
     (desk / "tickets.csv").rename(desk.parent / "moved.csv")
-    done = tiny.slmctl(desk, "reproduce", str(made(desk, "prepared").path))
+    done = stages.run(desk, "reproduce", str(made(desk, "prepared").path))
     assert done.returncode == 7
     assert "--source" in done.stderr
-    again = tiny.slmctl(desk, "reproduce", str(made(desk, "prepared").path), "--source", str(desk.parent / "moved.csv"))
+    again = stages.run(desk, "reproduce", str(made(desk, "prepared").path), "--source", str(desk.parent / "moved.csv"))
     assert again.returncode == 0, again.stderr
 
 
@@ -103,3 +104,17 @@ def test_other_seeds_zones_homes_and_folders_change_no_byte(tiny_project: Path, 
         assert done.returncode == 0, done.stderr
         digests.append({kind: made(desk, kind).digest for kind in ("base", "prepared", "adapter", "merged", "gguf")})
     assert digests[0] == digests[1] == digests[2]
+
+
+def test_a_folder_with_a_file_without_rows_comes_out_the_same(stages: Forks, desk: Path) -> None:
+    # one without rows is read with the columns of the others, which reproduce did not know
+    export = desk / "export"
+    export.mkdir()
+    (desk / "tickets.csv").rename(export / "a.csv")
+    (export / "b.csv").write_text("text,category\n")
+    settings = (desk / "slmctl.yaml").read_text().replace("path: tickets.csv", "path: export")
+    (desk / "slmctl.yaml").write_text(settings)
+    folder = tiny.ok(stages.run(desk, "prepare"))
+    done = stages.run(desk, "reproduce", folder)
+    assert done.code == 0, done.stderr
+    assert done.stdout.startswith("the same: prepared")

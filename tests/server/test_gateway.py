@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.forks import Forks
 from support.serving import ENDLESS, ROOM, begin, chat, end, figure, post
 
 from slmctl.artifacts import artifact
@@ -403,8 +404,8 @@ def base_file(desk: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_adapters_are_chosen_by_name(desk: Path) -> None:
-    tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora_gguf=true"))
+def test_adapters_are_chosen_by_name(stages: Forks, desk: Path) -> None:
+    tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true"))
     (lora,) = desk.glob("runs/gguf/*/*-LoRA.gguf")
     base = base_file(desk)
     child, url = begin(desk, str(base), "--adapter", f"desk={lora.parent}")
@@ -422,11 +423,11 @@ def test_adapters_are_chosen_by_name(desk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(desk: Path) -> None:
+def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(stages: Forks, desk: Path) -> None:
     """Requests for all three come together; each gets what its adapter says when nobody else is there."""
     for steps in (30, 90):
         train = ("--set", f"finetune.max_steps={steps}", "--set", "quantize.lora_gguf=true")
-        tiny.ok(tiny.slmctl(desk, "run", "--until", "quantize", *train))
+        tiny.ok(stages.run(desk, "run", "--until", "quantize", *train))
     first, second = sorted(desk.glob("runs/gguf/*/*-LoRA.gguf"), key=lambda path: path.stat().st_mtime)
     adapters = ("--adapter", f"early={first.parent}", "--adapter", f"late={second.parent}")
     child, url = begin(desk, str(base_file(desk)), *adapters)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support import recompute, tiny
+from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -214,10 +215,10 @@ def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["extract", "generate"])
-def test_the_whole_chain_of_a_tiny_project(kind: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_the_whole_chain_of_a_tiny_project(stages: Forks, kind: str, tiny_base: Path, tmp_path: Path) -> None:
     extra = "evaluate: {models: [base, adapter, gguf], choose: {smallest_within: 0.5}}\n"
     folder = tiny.project(tmp_path / "desk", tiny_base, kind, extra=extra)
-    tiny.ok(tiny.slmctl(folder, "run"))
+    tiny.ok(stages.run(folder, "run"))
     (report,) = (folder / "runs" / "report").iterdir()
     assert recompute.main(report) == 0
     (release,) = (folder / "runs" / "published").iterdir()

@@ -216,9 +216,9 @@ def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) ->
 
 
 @pytest.mark.slow
-def test_what_a_process_refuses_is_said_once_and_leaves_nothing(desk: Path) -> None:
+def test_what_a_process_refuses_is_said_once_and_leaves_nothing(stages: Forks, desk: Path) -> None:
     args = sets("finetune.max_length=16", "finetune.processes=2", f"finetune.main_port={free_port()}")
-    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    done = stages.run(desk, "finetune", *args)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("error: record ") == 1
     assert "max_length is 16" in done.stderr
@@ -228,10 +228,10 @@ def test_what_a_process_refuses_is_said_once_and_leaves_nothing(desk: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_training_that_diverges_in_two_processes_names_the_step(desk: Path) -> None:
+def test_a_training_that_diverges_in_two_processes_names_the_step(stages: Forks, desk: Path) -> None:
     wild = ("finetune.learning_rate=0.99", "finetune.max_grad_norm=1e30", "finetune.lora.alpha=1e25")
     args = sets(*wild, "finetune.processes=2", f"finetune.main_port={free_port()}")
-    done = tiny.slmctl(desk, "finetune", *args, timeout=120)
+    done = stages.run(desk, "finetune", *args)
     assert done.returncode == 6, done.stderr
     assert "training diverged: the gradient is" in done.stderr
     assert "at step 1" in done.stderr

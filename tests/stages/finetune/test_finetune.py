@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts.artifact import Artifact
@@ -570,8 +571,8 @@ def test_records_without_anything_to_learn_are_named(task: Task, tokenizer: Any)
         encoding.encode([record] * 5, task, tokenizer, FinetuneConfig())
 
 
-def test_a_preview_shows_what_the_model_sees(tiny_run: Path, artifacts: dict[str, Artifact]) -> None:
-    lines = tiny.ok(tiny.slmctl(tiny_run, "finetune", "--preview", "2")).splitlines()
+def test_a_preview_shows_what_the_model_sees(stages: Forks, tiny_run: Path, artifacts: dict[str, Artifact]) -> None:
+    lines = tiny.ok(stages.run(tiny_run, "finetune", "--preview", "2")).splitlines()
     records = read_records(artifacts["prepared"].file("train.jsonl"))[:2]
     heads = [k for k, line in enumerate(lines) if line.startswith(tuple(record.id for record in records))]
     assert len(heads) == 2

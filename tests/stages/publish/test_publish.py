@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 from support import tiny
+from support.forks import Forks
 from support.released import contents
 
 from slmctl import config
@@ -43,16 +44,16 @@ def open_project(folder: Path, *sets: str) -> resolve.Project:
     return resolve.Project(root=folder, config=config.load(folder / config.FILENAME, sets))
 
 
-def plan(folder: Path, *args: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(tiny.ok(tiny.slmctl(folder, "publish", "--plan", "--json", *args)))
+def plan(stages: Forks, folder: Path, *args: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(tiny.ok(stages.run(folder, "publish", "--plan", "--json", *args)))
     return found
 
 
-def test_what_is_planned_is_what_leaves(fresh: Path) -> None:
-    told = plan(fresh)
+def test_what_is_planned_is_what_leaves(stages: Forks, fresh: Path) -> None:
+    told = plan(stages, fresh)
     assert not (fresh / "registry").exists()
     assert (told["visibility"], told["license"], told["hosts"]) == ("who may read the folder", "apache-2.0", [])
-    done = tiny.slmctl(fresh, "publish")
+    done = stages.run(fresh, "publish")
     release = fresh / "registry" / "tiny-desk" / "1.0"
     sent = contents(release)
     assert tiny.ok(done)
@@ -62,16 +63,16 @@ def test_what_is_planned_is_what_leaves(fresh: Path) -> None:
     models = {name for name in sent if name.endswith(".gguf")}
     assert models == {"base-115K-tiny-desk-v1.0-F16.gguf", "base-115K-tiny-desk-v1.0-Q8_0.gguf"}
     assert set(sent) == RELEASE | models
-    again = plan(fresh)
+    again = plan(stages, fresh)
     assert (again["there"], again["bytes_to_send"]) == (True, 0)
-    assert "already in" in tiny.slmctl(fresh, "publish").stderr
-    text = tiny.ok(tiny.slmctl(fresh, "publish", "--plan"))
+    assert "already in" in stages.run(fresh, "publish").stderr
+    text = tiny.ok(stages.run(fresh, "publish", "--plan"))
     assert "license     apache-2.0" in text
     assert "bytes       0 to send" in text
 
 
-def test_adapter_and_merged_weights_go_out_on_request(fresh: Path) -> None:
-    told = plan(fresh, "--set", "publish.include=[adapter, merged]")
+def test_adapter_and_merged_weights_go_out_on_request(stages: Forks, fresh: Path) -> None:
+    told = plan(stages, fresh, "--set", "publish.include=[adapter, merged]")
     more = {one["file"] for one in told["files"] if "/" in one["file"]}
     assert more == {
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "merged/config.json",
@@ -173,15 +174,15 @@ def test_a_base_without_license_stays_on_this_machine(fresh: Path, tmp_path: Pat
         publish.require_allowed(silent, elsewhere)
 
 
-def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path, tmp_path: Path) -> None:
+def test_a_release_is_signed_fetched_and_verified_by_its_public_key(stages: Forks, fresh: Path, tmp_path: Path) -> None:
     pytest.importorskip("model_signing")
     private, public = tmp_path / "release.pem", tmp_path / "release.pub"
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
     subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
     signs = ("--set", f"publish.signing_key={private}")
-    assert plan(fresh, *signs)["signed"]
-    tiny.ok(tiny.slmctl(fresh, "publish", *signs))
-    assert plan(fresh, *signs)["bytes_to_send"] == 0
+    assert plan(stages, fresh, *signs)["signed"]
+    tiny.ok(stages.run(fresh, "publish", *signs))
+    assert plan(stages, fresh, *signs)["bytes_to_send"] == 0
     private.unlink()
     other = tmp_path / "other.pub"
     made = subprocess.run(
@@ -189,39 +190,39 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(fresh: Path,
     )
     subprocess.run(["openssl", "ec", "-pubout", "-out", other], input=made.stdout, check=True, stderr=subprocess.PIPE)
     address = f"dir:{fresh}/registry#1.0"
-    refused = tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
+    refused = stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other))
     assert refused.returncode == 7
     assert f"the signature of {address}" in refused.stderr
     assert not (tmp_path / "got").exists()  # what is not signed by this key never has the name
-    told = tiny.ok(again := tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(public)))
+    told = tiny.ok(again := stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(public)))
     assert "fetching" not in again.stderr  # it was brought, and is looked at again
-    assert tiny.slmctl(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other)).returncode == 7
+    assert stages.run(tmp_path, "fetch", address, str(tmp_path / "got"), "--key", str(other)).returncode == 7
     assert Path(told) == tmp_path / "got"
     assert contents(tmp_path / "got") == contents(fresh / "registry" / "tiny-desk" / "1.0")
     assert "signed by the holder of release.pub" in tiny.ok(
-        tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
+        stages.run(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
     )
     (tmp_path / "got" / "NOTICE").write_text("Mine.\n")
-    done = tiny.slmctl(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
+    done = stages.run(tmp_path, "verify", str(tmp_path / "got"), "--key", str(public))
     assert done.returncode == 7
-    unsigned = tiny.slmctl(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
+    unsigned = stages.run(fresh, "verify", *map(str, (fresh / "runs" / "published").iterdir()), "--key", str(public))
     assert unsigned.returncode == 7
     assert "is not signed" in unsigned.stderr
 
 
-def test_a_release_that_was_made_again_is_not_taken_for_signed(fresh: Path, tmp_path: Path) -> None:
+def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fresh: Path, tmp_path: Path) -> None:
     """The registry has the same files, and a manifest of another time: a signature of today would not hold there."""
     pytest.importorskip("model_signing")
     private = tmp_path / "release.pem"
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
-    tiny.ok(tiny.slmctl(fresh, "publish"))
+    tiny.ok(stages.run(fresh, "publish"))
     shutil.rmtree(fresh / "runs" / "published")
-    done = tiny.slmctl(fresh, "publish", "--set", f"publish.signing_key={private}")
+    done = stages.run(fresh, "publish", "--set", f"publish.signing_key={private}")
     assert done.returncode == 7, done.stderr
     assert "already holds tiny-desk 1.0 with the manifest of another run" in done.stderr
     assert "hint: increase 'version'" in done.stderr
     assert not (fresh / "registry" / "tiny-desk" / "1.0" / "model.sig").exists()
-    assert "already in" in tiny.slmctl(fresh, "publish").stderr
+    assert "already in" in stages.run(fresh, "publish").stderr
 
 
 def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
@@ -268,19 +269,19 @@ def second_version(desk: Path) -> None:
     targets.deliver(local, targets.plan(local, "dir:", targets.shipment(artifact.load(final))))
 
 
-def test_promote_and_roll_back_from_the_command_line(desk: Path) -> None:
+def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) -> None:
     second_version(desk)
     for release, said in (("1.0", "production is 1.0"), ("1.1", "1.1, before that 1.0"), ("1.0", "before that 1.1")):
-        done = tiny.slmctl(desk, "promote", release, "--tag", "production")
+        done = stages.run(desk, "promote", release, "--tag", "production")
         assert Path(tiny.ok(done)) == desk / "registry" / "tiny-desk" / release
         assert said in done.stderr
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: Q8_0, min: 1.0}]\n")
-    refused = tiny.slmctl(desk, "promote", "1.1", "--tag", "production")
+    refused = stages.run(desk, "promote", "1.1", "--tag", "production")
     assert refused.returncode == 5
     assert "the gate requires at least 1" in refused.stderr
     assert registry.find(desk / "registry", "production").metrics["version"] == "1.0"
-    alone = tiny.slmctl(desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry"))
+    alone = stages.run(desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry"))
     assert tiny.ok(alone)  # without a config its own gates count, and it had none
 
 
@@ -333,20 +334,20 @@ def follow(child: subprocess.Popen[str], url: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_server_follows_its_tag(followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+def test_a_server_follows_its_tag(stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]) -> None:
     desk, child, url = followed
     assert "v1.0" in served(url)
-    tiny.ok(tiny.slmctl(desk, "promote", "1.1", "--tag", "production"))
+    tiny.ok(stages.run(desk, "promote", "1.1", "--tag", "production"))
     assert "v1.0" in served(url)  # until it is told
     assert "v1.1" in follow(child, url)
-    tiny.ok(tiny.slmctl(desk, "promote", "1.0", "--tag", "production"))
+    tiny.ok(stages.run(desk, "promote", "1.0", "--tag", "production"))
     assert "v1.0" in follow(child, url)
 
 
 @pytest.mark.slow
-def test_a_server_stays_with_what_is_whole(followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+def test_a_server_stays_with_what_is_whole(stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]) -> None:
     desk, child, url = followed
-    tiny.ok(tiny.slmctl(desk, "promote", "1.1", "--tag", "production"))
+    tiny.ok(stages.run(desk, "promote", "1.1", "--tag", "production"))
     path = next((desk / "registry" / "tiny-desk" / "1.1").glob("*Q8_0.gguf"))
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
@@ -417,8 +418,8 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
 
 
 @pytest.mark.slow
-def test_the_stage_writes_the_adapter_where_it_is_asked_to(desk: Path) -> None:
-    made = Path(tiny.ok(tiny.slmctl(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0")))
+def test_the_stage_writes_the_adapter_where_it_is_asked_to(stages: Forks, desk: Path) -> None:
+    made = Path(tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0")))
     manifest = artifact.load(made)
     assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter"}
     assert manifest.file(manifest.metrics["lora"]["file"]).name.endswith("-F16-LoRA.gguf")
