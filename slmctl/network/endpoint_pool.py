@@ -1,7 +1,8 @@
 """Many questions -> answers of one or several endpoints, from code that is not asynchronous.
 
 Each question is tried again while that may help, at another endpoint where there is one; an endpoint that refuses
-the key or the model is asked no more. The requests run in an event loop in a thread of its own.
+the key or the model is asked no more. One that says that it is asked too much gets half as many requests at once, none
+before the time that it names, and step by step more again. The requests run in an event loop in a thread of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from slmctl import console
@@ -26,6 +29,10 @@ LONGEST_WAIT_S = 30.0  # also where the endpoint asks for more
 AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may pass; 0 is no reply, 200 a bad one
 HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
 GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
+TOO_MUCH = (429, 503, 529)  # statuses of an endpoint that is asked too much
+EASED_S = 1.0  # in which further refusals of requests that were out with the first one ease it no more
+LONGEST_PAUSE_S = 600.0  # that an endpoint may ask for, for all requests
+NOT_SENT = -1  # the status of a request that its watch did not let out
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,18 @@ class Refusal:
 
     message: str
     status: int = 0
+
+
+class RequestWatch(Protocol):
+    """Asked before each attempt, and told of those that fail; both in threads of the pool."""
+
+    def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
+        """Let an attempt of a request out, have it ask again in a moment, or end the request without it."""
+        ...
+
+    def failed(self, index: int, error: EndpointError) -> None:
+        """Take note of an attempt without an answer."""
+        ...
 
 
 class EndpointPool:
@@ -77,10 +96,13 @@ class EndpointPool:
         """Attempts beyond the first, over all requests."""
         return sum(endpoint.attempts for endpoint in self._endpoints) - self._first_attempts
 
-    def ask_all(self, requests: Iterable[EndpointRequest]) -> Iterator[tuple[int, Reply | Refusal]]:
+    def ask_all(
+        self, requests: Iterable[EndpointRequest], *, watch: RequestWatch | None = None
+    ) -> Iterator[tuple[int, Reply | Refusal]]:
         """Answer every request, in any order: its index, and the answer or the reason why there is none.
 
-        Leaving the iteration early ends the requests in flight.
+        Leaving the iteration early ends the requests in flight. A request that its watch does not let out is a
+        `Refusal` with the status NOT_SENT.
 
         Raises:
             NetworkError: No endpoint can be reached at all, or each refuses the key or the model.
@@ -96,7 +118,7 @@ class EndpointPool:
             running: dict[Future[Reply | Refusal], int] = {}
             try:
                 for index, request in enumerate(requests):
-                    running[asyncio.run_coroutine_threadsafe(self._ask(request, places), loop)] = index
+                    running[asyncio.run_coroutine_threadsafe(self._ask(index, request, places, watch), loop)] = index
                     if len(running) >= most:
                         yield from self._finished(running)
                 while running:
@@ -126,7 +148,7 @@ class EndpointPool:
         if isinstance(outcome, Reply):
             self._failed_in_a_row, self._has_answered = 0, True
             return None
-        if outcome.status == 400 and self._has_answered:
+        if outcome.status == NOT_SENT or (outcome.status == 400 and self._has_answered):
             return None
         self._failed_in_a_row += 1
         if self._failed_in_a_row < GIVE_UP_AFTER * (4 if outcome.status == 400 else 1):
@@ -136,17 +158,28 @@ class EndpointPool:
             f"{outcome.message}"
         )
 
-    async def _ask(self, request: EndpointRequest, places: _Places) -> Reply | Refusal:
+    async def _ask(
+        self, index: int, request: EndpointRequest, places: _Places, watch: RequestWatch | None
+    ) -> Reply | Refusal:
         """One request with all its attempts."""
         failed_at: EndpointClient | None = None
         failures = 0
         self._first_attempts += 1
         while True:
             async with places.take(failed_at) as endpoint:
+                if watch is not None and not await _is_let_out(watch, index):
+                    return Refusal("it was not sent", NOT_SENT)
                 try:
-                    return await endpoint.ask(request)
+                    reply = await endpoint.ask(request)
                 except EndpointError as caught:
                     error = caught
+                else:
+                    places.asked_well(endpoint)
+                    return reply
+                if watch is not None:
+                    await asyncio.to_thread(watch.failed, index, error)
+                if error.status in TOO_MUCH:
+                    places.ease(endpoint, error.pause_s)
             if error.status in HOPELESS:
                 places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
                 continue
@@ -169,11 +202,20 @@ class EndpointPool:
             await endpoint.close()
 
 
+async def _is_let_out(watch: RequestWatch, index: int) -> bool:
+    while (verdict := await asyncio.to_thread(watch.may_send, index)) == "wait":
+        await asyncio.sleep(0.05)
+    return verdict == "send"
+
+
 class _Places:
-    """The places for requests in flight, `each` at every endpoint that is still asked."""
+    """The places for requests in flight: `each` at most at every endpoint that is still asked."""
 
     def __init__(self, endpoints: Sequence[EndpointClient], each: int) -> None:
         self._each = each
+        self._most = dict.fromkeys(endpoints, float(each))  # places of each by what it has said
+        self._eased = dict.fromkeys(endpoints, float("-inf"))  # when it last said that it is too much
+        self._closed_until = dict.fromkeys(endpoints, float("-inf"))
         self._running = dict.fromkeys(endpoints, 0)  # requests in flight, the next endpoint first
         self._failing: set[EndpointClient] = set()  # asked again only where the others have no place
         self._changed = asyncio.Condition()
@@ -185,7 +227,8 @@ class _Places:
             if failed_at in self._running:
                 self._failing.add(failed_at)
             while (endpoint := self._free(failed_at)) is None:
-                await self._changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), self._until_opened())
             self._failing.discard(endpoint)
             self._running[endpoint] = self._running.pop(endpoint) + 1  # the last of those with as few requests
         try:
@@ -207,10 +250,32 @@ class _Places:
         if self._running.pop(endpoint, None) is not None:
             console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
 
+    def ease(self, endpoint: EndpointClient, pause_s: float) -> None:
+        """Ask an endpoint half as much, and nothing for so many seconds."""
+        now = time.monotonic()
+        if now - self._eased[endpoint] > EASED_S:
+            self._most[endpoint], self._eased[endpoint] = max(1.0, self._most[endpoint] / 2), now
+        until = now + min(pause_s, LONGEST_PAUSE_S)
+        self._closed_until[endpoint] = max(self._closed_until[endpoint], until)
+
+    def asked_well(self, endpoint: EndpointClient) -> None:
+        """Ask an endpoint a little more: one place more after as many answers as it has places."""
+        self._most[endpoint] = min(float(self._each), self._most[endpoint] + 1 / self._most[endpoint])
+
+    def _until_opened(self) -> float | None:
+        """Seconds until the first endpoint that is closed for now is open; None where none is closed."""
+        now = time.monotonic()
+        return min((until - now for until in self._closed_until.values() if until > now), default=None)
+
     def _free(self, failed_at: EndpointClient | None) -> EndpointClient | None:
         """The endpoint with a free place and the fewest requests; the one that failed only where it is the last."""
         others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
-        free = [endpoint for endpoint in others if self._running[endpoint] < self._each]
+        now = time.monotonic()
+        free = [
+            endpoint
+            for endpoint in others
+            if self._running[endpoint] < int(self._most[endpoint]) and self._closed_until[endpoint] <= now
+        ]
         return min(free, key=lambda endpoint: (endpoint in self._failing, self._running[endpoint]), default=None)
 
 

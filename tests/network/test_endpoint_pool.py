@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from support import endpoint, tiny
@@ -15,7 +15,7 @@ from support.endpoint import fails, says
 from slmctl.errors import NetworkError, UsageError
 from slmctl.network import endpoint_pool, openai_client
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
-from slmctl.network.openai_client import EndpointRequest, Reply
+from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply
 
 pytest.importorskip("httpx")
 
@@ -284,3 +284,52 @@ def test_slmctls_own_server(tiny_run: Path) -> None:
     finally:
         child.terminate()
         child.communicate(timeout=60)
+
+
+def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_again() -> None:
+    """It takes 3 at once: what goes beyond is refused. The client comes down to that, and not to one for ever."""
+    now, lock, seen = [0], threading.Lock(), list[int]()
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        with lock:
+            now[0] += 1
+            mine = now[0]
+        time.sleep(0.005)
+        with lock:
+            now[0] -= 1
+            seen.append(mine)
+        return fails(429, "too many", **{"retry-after": "0.02"}) if mine > 3 else echo(body, before)
+
+    with endpoint.serving(manners) as fake:
+        found = answers(EndpointPool([fake.url], "large", concurrency=16), [f"t{k}" for k in range(120)])
+    assert all(isinstance(reply, Reply) for reply in found)
+    assert max(seen[:16]) > 3
+    late = seen[len(seen) // 2 :]
+    assert sum(count > 3 for count in late) < 0.3 * len(late)  # most of what it is asked then is taken
+    assert max(late) > 1
+
+
+def test_a_watch_lets_requests_out_and_hears_of_those_that_fail() -> None:
+    class Watch:
+        out, lost = list[int](), list[tuple[int, int]]()
+
+        def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
+            if index == 2:
+                return "stop"
+            self.out.append(index)
+            return "wait" if self.out.count(index) == 1 else "send"
+
+        def failed(self, index: int, error: EndpointError) -> None:
+            self.lost.append((index, error.status))
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        return fails(500) if before == 0 and body["messages"][0]["content"] == "b" else echo(body, before)
+
+    watch = Watch()
+    with endpoint.serving(manners) as fake:
+        one = EndpointPool([fake.url], "large", concurrency=2)
+        found = dict(one.ask_all([ask("a"), ask("b"), ask("c")], watch=watch))
+    assert [getattr(found[k], "text", None) for k in range(3)] == ["A", "B", None]
+    assert found[2] == Refusal("it was not sent", endpoint_pool.NOT_SENT)
+    assert len(fake.bodies) == 3
+    assert watch.lost == [(1, 500)]
