@@ -29,11 +29,12 @@ from slmctl import config
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
+from slmctl.metrics import error_threshold
+from slmctl.metrics.error_threshold import CalibrationRows
 from slmctl.pipeline import resolve, runner, stage_table
 from slmctl.reports import svg_chart
 from slmctl.reports.svg_chart import LineSeries, Point
 from slmctl.stages.calibrate import calibrate
-from slmctl.stages.calibrate.calibrate import CalibrationRows
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
@@ -176,7 +177,9 @@ def modelled(
 ) -> Model:
     """A model's answers under the score that calibrate fits on its calibration rows."""
     known = calibrate.read(calibration, task, settings)
-    weights, bias = calibrate.logistic(known.signals[known.fits], known.right[known.fits] & ~known.outside[known.fits])
+    weights, bias = error_threshold.logistic(
+        known.signals[known.fits], known.right[known.fits] & ~known.outside[known.fits]
+    )
     sides = [known, calibrate.read(test, task, settings)]
     return Model(*(Side(rows, rows.signals @ np.array(weights) + bias) for rows in sides))
 
@@ -251,7 +254,7 @@ def resplits(lines: Sequence[dict[str, Any]], size: int, task: Task, count: int)
         part = np.isin(np.arange(len(lines)), draw.permutation(len(lines))[:size])
         rows = every.only(~part)
         try:
-            found = calibrate.fit(every.only(part), PROMISE)
+            found = error_threshold.fit(every.only(part), PROMISE)
         except GateError:
             failed += 1
             continue

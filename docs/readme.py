@@ -24,6 +24,7 @@ def stages() -> str:
     for stage in stage_table.STAGES.values():
         takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
         takes += " + sources" if stage.name == "prepare" else ""
+        takes = "sources + teachers" if stage.name == "label" else takes
         about = cli.commands[stage.name].get_short_help_str(200)
         lines.append(f"| `{stage.name}` | {takes} | `runs/{stage.leaves}/` | {about} |")
     return "\n".join(lines)

@@ -96,3 +96,16 @@ class DifferentError(SlmctlError):
     """An artifact was rebuilt from what is recorded, and is not the same."""
 
     code = 104
+
+
+class PausedError(Exception):
+    """A stage stopped at a ceiling that the user set: no failure (exit code 0), but nothing after it runs.
+
+    Args:
+        message: One sentence with what is left.
+        hint: How to go on.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint

@@ -161,6 +161,7 @@ def _title(node: LineageNode) -> str:
     manifest = node.source.manifest
     about = {
         "base": ("name", "source", "license"),
+        "labelled": ("accepted", "review", "error_bound"),
         "prepared": ("train", "validation", "calibration", "test"),
         "adapter": ("backend", "steps", "validation_loss"),
         "predictions": ("model", "split", "n"),

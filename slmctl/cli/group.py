@@ -131,16 +131,18 @@ def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Call
 
 SECTIONS = {
     "Make": (
-        "init", "run", "pull", "prepare", "finetune", "merge", "quantize", "predict", "evaluate", "calibrate",
+        "init", "run", "pull", "label", "prepare", "finetune", "merge", "quantize", "predict", "evaluate", "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "serve", "keys"),
     "Keep house": ("doctor", "verify", "reproduce", "gc"),
 }  # fmt: skip
 NAMES_ELSEWHERE = {  # of other tools, for what a command here does
-    "ask": ("chat",), "artifacts": ("ls",), "benchmark": ("evaluate",), "check": ("verify", "doctor"),
+    "annotate": ("label",), "ask": ("chat",), "artifacts": ("ls",),
+    "benchmark": ("evaluate",), "check": ("verify", "doctor"),
     "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
-    "data": ("prepare",), "deploy": ("serve", "publish"), "download": ("pull", "fetch"), "eval": ("evaluate",),
+    "data": ("prepare",), "deploy": ("serve", "publish"),
+    "distill": ("label",), "download": ("pull", "fetch"), "eval": ("evaluate",),
     "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
     "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),
     "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "new": ("init",),

@@ -17,7 +17,7 @@ import click
 
 from slmctl.cli import inspect_commands, serve_commands, stage_commands
 from slmctl.cli.group import cli, terminal
-from slmctl.errors import SlmctlError, StageError
+from slmctl.errors import PausedError, SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (stage_commands.COMMANDS, serve_commands.COMMANDS, inspect_commands.COMMANDS):
@@ -81,6 +81,10 @@ def _run_command() -> int:
             _say_what_left()
     except SystemExit:  # of shell completion, which is to come at once: the last clause below imports the console
         raise
+    except PausedError as pause:
+        terminal().say(pause.message)
+        terminal().say(f"  {pause.hint}")
+        return 0
     except SlmctlError as error:
         terminal().complain(error.message, error.hint)
         return error.code

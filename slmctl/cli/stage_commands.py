@@ -44,11 +44,38 @@ def pull(options: Options) -> None:
 
 
 @click.command()
-@click.option("--explain", is_flag=True, help="Print the format of each source and three of its records, and stop.")
-@artifact_option("base", "A base to use in place of the config's.")
+@click.option("--plan", "plan_only", is_flag=True,
+              help="Ask for 20 rows, print what all of them will cost and take, and stop.")  # fmt: skip
+@key_option("--max-cost", type=float, key="label.max_cost")
+@key_option("--max-rows", type=int, key="label.max_rows")
+@key_option("--max-error", metavar="SHARE", key="label.max_error")
 @stage_options
 @click.pass_obj
-def prepare(options: Options, explain: bool, base: Path | None) -> None:
+def label(
+    options: Options, plan_only: bool, max_cost: float | None, max_rows: int | None, max_error: str | None
+) -> None:
+    """Label rows that have no answer, by a larger model, with a price before and a bound after.
+
+    Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is never asked
+    again: a run that was killed, or that stopped at a ceiling, goes on with the same command.
+    """
+    from slmctl.pipeline import chains
+
+    override(options, "label", max_cost=max_cost, max_rows=max_rows, max_error=max_error)
+    if not plan_only:
+        _run_stage(options, "label")
+        return
+    project = open_project(options)
+    print_result(options, *chains.plan_of_label(project))
+
+
+@click.command()
+@click.option("--explain", is_flag=True, help="Print the format of each source and three of its records, and stop.")
+@artifact_option("base", "A base to use in place of the config's.")
+@artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def prepare(options: Options, explain: bool, base: Path | None, labelled: Path | None) -> None:
     """Turn raw rows into training, validation, calibration and test records."""
     if explain:
         from slmctl.pipeline import chains, resolve
@@ -58,7 +85,7 @@ def prepare(options: Options, explain: bool, base: Path | None) -> None:
         section, model = resolve.reading(project)
         _inspect("prepare", "prepare", "explain", section, {"base": model})
         return
-    _run_stage(options, "prepare", base=base)
+    _run_stage(options, "prepare", base=base, labelled=labelled)
 
 
 @click.command()
@@ -320,9 +347,12 @@ def calibrate(
 @click.option("--plan", "plan_only", is_flag=True, help="Print the files and their target, and send nothing.")
 @artifact_option("gguf", "A gguf artifact to use in place of the config's.")
 @artifact_option("report", "A report to use in place of the config's.")
+@artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
 @stage_options
 @click.pass_obj
-def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None) -> None:
+def publish(
+    options: Options, to: str | None, plan_only: bool, gguf: Path | None, report: Path | None, labelled: Path | None
+) -> None:
     """Build a release and send it to its target, after the checks for leaks and gates.
 
     Refused are files that no passing report measured, secrets and personal data in any text of the
@@ -334,7 +364,7 @@ def publish(options: Options, to: str | None, plan_only: bool, gguf: Path | None
     from slmctl.reports import scoreboard
 
     override(options, "publish", to=to)
-    project = open_project(options, gguf=gguf, report=report)
+    project = open_project(options, gguf=gguf, report=report, labelled=labelled)
     chains.require_no_network(project, ["publish"])
     preflight.require(project, ["publish"])
     if not plan_only:
@@ -460,8 +490,10 @@ def run(options: Options, until: str, plan_only: bool) -> None:
                 outcome = say_outcome(name, chains.calibrate(project))
                 _show_policy(outcome.artifact)
                 report_view.write(project, report)  # which says now what the policy keeps
+        elif name == "label" and project.config.label is None and until != name:
+            continue
         else:
-            if name == "prepare":
+            if name in ("prepare", "label"):
                 chains.gather_sources(project)
             outcome = say_outcome(name, chains.run_stage(project, name))
     print_artifact(options, outcome.artifact)
@@ -473,7 +505,7 @@ def _run_stage(options: Options, name: str, **inputs: Path | None) -> None:
     project = open_project(options, **inputs)
     chains.require_no_network(project, [name])
     preflight.require(project, [name])
-    if name == "prepare":
+    if name in ("prepare", "label"):
         chains.gather_sources(project)
     print_artifact(options, say_outcome(name, chains.run_stage(project, name)).artifact)
 
@@ -539,4 +571,6 @@ def _show_policy(policy: Artifact) -> None:
         )
 
 
-COMMANDS = (pull, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish, promote, fetch, run)
+COMMANDS = (
+    pull, label, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish, promote, fetch, run,
+)  # fmt: skip

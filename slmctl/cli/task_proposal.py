@@ -89,7 +89,7 @@ def propose(
 
 def _conversation_format(look: FirstLook) -> str:
     """The layout of conversations that the columns name; empty for none."""
-    from slmctl.stages.prepare.conversation_formats import NEEDS
+    from slmctl.task.conversation_formats import NEEDS
 
     columns = {column.name for column in look.columns}
     return next((name for name, needs in NEEDS.items() if set(needs) <= columns), "")
@@ -99,7 +99,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     from pathlib import Path
 
     from slmctl.config import Source
-    from slmctl.stages.prepare import conversation_formats
+    from slmctl.task import conversation_formats
     from slmctl.task.records import RowRejectedError
 
     layout = conversation_formats.recognise(Source(path=Path("rows")), [column.name for column in look.columns])

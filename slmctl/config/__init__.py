@@ -2,6 +2,7 @@
 
 from slmctl.config.fields import STDIN, Section, is_remote, mask, moment
 from slmctl.config.json_schema import description, schema, table
+from slmctl.config.label_section import LabelConfig, RowReading, Teacher, TeacherPrices
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     Duplicates,
@@ -49,6 +50,7 @@ __all__ = [
     "FinetuneConfig",
     "Gate",
     "GeneralistConfig",
+    "LabelConfig",
     "Labels",
     "Lora",
     "MergeConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "PullConfig",
     "QuantizeConfig",
     "Replace",
+    "RowReading",
     "Section",
     "Sensitive",
     "ServeConfig",
@@ -68,6 +71,8 @@ __all__ = [
     "Splits",
     "Sql",
     "TaskConfig",
+    "Teacher",
+    "TeacherPrices",
     "changed_keys",
     "contents",
     "description",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
     Discriminator,
@@ -77,6 +79,11 @@ class TaskConfig(Section):
         None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
     )
     system: Text = Field("", description="the system prompt, the same in training and in use")
+    descriptions: Annotated[dict[Text, Text], WhenSet()] = Field(
+        default_factory=dict,
+        description="classify: a sentence for each label, such as {refund: The customer wants money back}; read by "
+        "models that were not trained for the task (label, evaluate --against)",
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> TaskConfig:
@@ -86,7 +93,23 @@ class TaskConfig(Section):
             raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
         if self.kind != "classify" and self.labels != "from-data":
             raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
+        if self.kind != "classify" and self.descriptions:
+            raise ValueError(f"'descriptions' belongs to classify, and the kind is {self.kind}")
+        if self.label_names is not None:
+            self.require_described(self.label_names)
         return self
+
+    def require_described(self, labels: Collection[str]) -> None:
+        """Refuse a description of what is no label.
+
+        Raises:
+            ValueError: There is one; it names the label that was probably meant.
+        """
+        for name in self.descriptions:
+            if name not in labels:
+                near = difflib.get_close_matches(name, labels, n=1)
+                suggestion = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -167,6 +190,9 @@ class Source(Section):
     id: Text | None = Field(None, description="column of a row's own id, by which slmctl trace --id finds it")
     group: Text | None = Field(None, description="column whose equal values stay in one split")
     time: Text | None = Field(None, description="column of a row's date or time, for splits.time")
+    weight: Annotated[Text | None, WhenSet()] = Field(
+        None, description="column of a row's weight in training, from 0 to 100; 1 when left out"
+    )
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
         None, description="put every row of this source into one split"
     )
@@ -353,6 +379,7 @@ class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
     task: Annotated[TaskConfig, Inherited()] = TaskConfig()
+    label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are one more source
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the sources to read, in order", validate_default=False
     )

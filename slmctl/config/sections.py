@@ -29,6 +29,7 @@ from slmctl.config.fields import (
     is_inherited,
     section_in,
 )
+from slmctl.config.label_section import LabelConfig
 from slmctl.config.prepare_section import PrepareConfig, TaskConfig
 from slmctl.config.serve_section import Prices, ServeConfig
 
@@ -297,6 +298,7 @@ class PublishConfig(Section):
 
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
+    label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are part of the release
     to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
         "dir:./registry",
         description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
@@ -339,6 +341,7 @@ class Config(Section):
     base: Text = Field(description="pypi:NAME==VERSION, hf:ORG/NAME@COMMIT, an HF folder, or a .gguf file")
     task: TaskConfig = Field(default_factory=TaskConfig, description="task of the model")
     pull: PullConfig = Field(default_factory=PullConfig, description="stage pull")
+    label: LabelConfig | None = Field(None, description="stage label; run skips it without this section")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="stage prepare")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="stage finetune")
     merge: MergeConfig = Field(default_factory=MergeConfig, description="stage merge")
@@ -354,13 +357,14 @@ class Config(Section):
         """The config as `slmctl.yaml` would say it, every default filled in."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for section, key in inherited_keys():
-            values[section].pop(key, None)
+            values.get(section, {}).pop(key, None)
         return values
 
 
 def stage_config(config: Config, stage: str) -> Section:
     """The section of one stage, with what it inherits from the top."""
-    section: Section = getattr(config, stage) or CalibrateConfig()  # the one section that may be left out
+    empty = {"calibrate": CalibrateConfig, "label": LabelConfig}  # the sections that may be left out
+    section: Section = getattr(config, stage) or empty[stage]()
     return section
 
 

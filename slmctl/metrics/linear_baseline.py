@@ -31,6 +31,7 @@ class LinearModel:
     most_frequent: str
     vectorizer: Any = None
     classifier: Any = None
+    strength: float = STRENGTHS[0]  # the one that was chosen
 
     def answers(self, texts: Sequence[str]) -> tuple[list[str], list[float] | None]:
         """The label of each text, and the model's probability of it where it has one."""
@@ -39,6 +40,14 @@ class LinearModel:
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
         labels = [str(self.classifier.classes_[k]) for k in chances.argmax(axis=1)]
         return labels, [float(value) for value in chances.max(axis=1)]
+
+    def chances(self, texts: Sequence[str], labels: Sequence[str]) -> list[float]:
+        """The model's probability that each text has this label; 0 for a label that it never saw."""
+        if self.classifier is None:
+            return [float(label == self.most_frequent) for label in labels]
+        table = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
+        columns = {str(name): k for k, name in enumerate(self.classifier.classes_)}
+        return [float(table[row, columns[label]]) if label in columns else 0.0 for row, label in enumerate(labels)]
 
 
 def is_installed() -> bool:
@@ -52,7 +61,10 @@ def most_frequent(labels: Sequence[str]) -> str:
     return min(counts, key=lambda name: (-counts[name], name))
 
 
-def fit(texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str]) -> LinearModel:
+def fit(
+    texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
+    strengths: Sequence[float] = STRENGTHS,
+) -> LinearModel:  # fmt: skip
     """TF-IDF of words and word pairs with logistic regression, its regularisation chosen on other rows.
 
     The solver lbfgs always converges, but slowly on many weights: on Banking77 (10,003 rows,
@@ -63,6 +75,7 @@ def fit(texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str],
         labels: The label of each.
         choosing: The texts of the rows that choose the regularisation.
         chosen: The label of each of these.
+        strengths: Inverse regularisations to choose from.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -84,10 +97,10 @@ def fit(texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str],
     others, references = vectorizer.transform(choosing), np.array(chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 passes are enough to predict with
-        best, most = None, -1
-        for strength in STRENGTHS:  # one after the other, since many labels make a model of a GB
+        best, most = (strengths[0], None), -1
+        for strength in strengths:  # one after the other, since many labels make a model of a GB
             model = LogisticRegression(C=strength, **solver).fit(rows, labels)
             right = int((model.predict(others) == references).sum())
             if right > most:  # of equals the first
-                best, most = model, right
-    return LinearModel(common, vectorizer, best)
+                best, most = (strength, model), right
+    return LinearModel(common, vectorizer, best[1], best[0])

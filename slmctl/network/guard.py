@@ -226,7 +226,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
+            hint="only `slmctl pull`, `label`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
             "`predict --engine-url URL`, `serve --generalist URL` and sources that name a host use the network",
         )
     if not _may(host):

@@ -8,10 +8,12 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from slmctl import config, console
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
@@ -33,7 +35,8 @@ def gather_sources(project: Project) -> None:
         NetworkError: A host could not be reached.
         And what `gather.gather` raises.
     """
-    sources = project.config.prepare.sources
+    sources, labelling = list(project.config.prepare.sources), project.config.label
+    sources += [*labelling.sources, *labelling.gold] if labelling is not None else []
     if all(snapshot.is_file(source) for source in sources):
         return
     lock = project.runs / ".locks" / "sources"
@@ -56,6 +59,9 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
     for source in settings.prepare.sources if "prepare" in stages else []:
         if host := snapshot.host_of(source, project.sources):
             guard.require(f"a source on {host}", hint="export it once, and name the file as path")
+    for teacher in settings.label.teachers if "label" in stages and settings.label is not None else []:
+        if teacher.url and not guard.is_local(urlsplit(teacher.url).hostname or ""):
+            guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
     if "finetune" in stages and settings.finetune.report_to:
         guard.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
     if "finetune" in stages and settings.finetune.machines > 1:
@@ -81,12 +87,30 @@ def run_stage(project: Project, name: str) -> Outcome:
 
             console.say("  rehearsing the stages after finetune with finetune.lora.target_modules on a small copy")
             rehearsal.rehearse(base.path, section.lora)
-    outcome = run(project, request)
+    more = {"journals": project.journals} if name == "label" else {}
+    outcome = run(project, request, **more)
+    if name == "label" and not outcome.current:
+        console.say(f"  report: {outcome.artifact.file('report.html')}")
     if name == "prepare":
         _tell_gates_out_of_reach(project, outcome.artifact)
         if not outcome.current:
             console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
+
+
+def plan_of_label(project: Project) -> tuple[JsonObject, list[str]]:
+    """The cost of labelling, as JSON values and as lines; some rows are asked for it, and their answers kept.
+
+    Raises:
+        What the stage `label` raises.
+    """
+    require_no_network(project, ["label"])
+    gather_sources(project)
+    section = resolve_stage(project, "label").section
+    with spoken("label", project.runs), guard.written_down(project.root, "label --plan"):
+        module = importlib.import_module(STAGES["label"].module)
+        made = module.plan(section, journals=project.journals)
+    return made.to_json(), list(made.lines())
 
 
 def _tell_gates_out_of_reach(project: Project, prepared: Artifact) -> None:

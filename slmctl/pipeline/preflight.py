@@ -162,7 +162,7 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
     """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
     waiting: set[str] = set()  # kinds that a stage before will make anew
     for name in names:
-        if name == "calibrate" and project.config.calibrate is None and len(names) > 1:
+        if name in ("calibrate", "label") and getattr(project.config, name) is None and len(names) > 1:
             continue
         stage = STAGES[name]
         needs = {role.kinds[0] for role in stage.takes if role.name not in project.named}
@@ -241,11 +241,15 @@ def _files(project: Project, names: Sequence[str]) -> str:
             if section.sensitive.pseudonym_key == project.root.resolve() / config.PSEUDONYM_KEY:
                 own = section.sensitive.model_copy(update={"pseudonym_key": None})  # made by the first run
                 section = section.model_copy(update={"sensitive": own})
+        if isinstance(section, config.LabelConfig):
+            if not all(map(snapshot.is_file, [*section.sources, *section.gold, *project.config.prepare.sources])):
+                continue  # a query or a pipe is read when the stage runs
+            section = resolve.with_files(project, section)
         if isinstance(section, config.PublishConfig) and section.signing_key is not None:
             config.require_path(section.signing_key)
         for path in config.contents(section):
             config.require_path(path)
-        if isinstance(section, config.PrepareConfig):
+        if isinstance(section, config.PrepareConfig | config.LabelConfig):
             with contextlib.suppress(ModuleNotFoundError):  # which `packages` tells
                 importlib.import_module(STAGES[name].module).check(section)
     if "prepare" not in names:

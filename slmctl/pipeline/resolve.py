@@ -44,6 +44,11 @@ class Project:
         """The folder of copies of sources that are no files."""
         return self.runs / ".sources"
 
+    @property
+    def journals(self) -> Path:
+        """The folder of what teachers were asked and answered, which outlasts every artifact: it was paid for."""
+        return self.runs / ".teachers"
+
     def forget(self) -> None:
         """Look for artifacts anew."""
         self._found.clear()
@@ -84,12 +89,11 @@ def resolve_stage(
         UsageError: A source file does not exist.
     """
     stage = STAGES[name]
-    section = _with_files(project, section or config.stage_config(project.config, name))
+    section = with_files(project, section or config.stage_config(project.config, name))
     filled = dict(inputs or {})
     for role in stage.takes:
-        if role.name not in filled and not (
-            role.optional or role.many or (role.when and not getattr(section, role.when))
-        ):
+        asked_for = not role.when or getattr(section, role.when) or role.name in project.named
+        if role.name not in filled and asked_for and not (role.optional or role.many):
             filled[role.name] = find(project, role)
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
@@ -97,8 +101,13 @@ def resolve_stage(
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
 
 
-def _with_files(project: Project, section: config.Section) -> config.Section:
-    """A section with the files that stand for its sources, its key and its base."""
+def with_files(project: Project, section: config.Section) -> config.Section:
+    """A section with the files that stand for its sources, its key and its base.
+
+    Raises:
+        IntegrityError: There is no copy of a source that is not a file.
+        UsageError: A source or the base cannot be used.
+    """
     if isinstance(section, config.PullConfig):
         catalogue.require_source(project.config.base, Path(section.base))
         catalogue.require_own_hash(section.base, section.sha256)
@@ -108,7 +117,21 @@ def _with_files(project: Project, section: config.Section) -> config.Section:
             stand_ins.make_key(
                 section.sensitive.pseudonym_key
             )  # its hash is part of the recipe: another key, other stand-ins
+    if isinstance(section, config.LabelConfig):
+        section = _with_gold(project, section)
     return section
+
+
+def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelConfig:
+    """The section `label` with its files, and rows read as `prepare` reads them; its gold rows by default."""
+    prepare, folder = project.config.prepare, project.sources
+    gold = section.gold or prepare.sources
+    own = {source.path for source in prepare.sources} & {source.path for source in gold}
+    reading = config.RowReading(
+        clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, own_gold=bool(own) or not section.gold
+    )
+    files = {"sources": snapshot.gathered(section.sources, folder), "gold": snapshot.gathered(gold, folder)}
+    return section.model_copy(update={**files, "reading": reading})
 
 
 def reading(project: Project) -> tuple[config.Section, Artifact | None]:
@@ -118,7 +141,7 @@ def reading(project: Project) -> tuple[config.Section, Artifact | None]:
         IntegrityError: The base that the user named does not exist.
         UsageError: A source file does not exist.
     """
-    section = _with_files(project, config.stage_config(project.config, "prepare"))
+    section = with_files(project, config.stage_config(project.config, "prepare"))
     config.recipe(section)
     try:
         return section, find(project, STAGES["prepare"].takes[0])

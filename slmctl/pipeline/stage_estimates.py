@@ -64,6 +64,8 @@ def estimate(
     """
     if name == "prepare":
         return _prepare(rows)
+    if name == "label":
+        return StageEstimate(disk_bytes=0)  # its time and cost are told by `slmctl label --plan`
     if shape is None:
         return StageEstimate(disk_bytes=0) if name == "calibrate" else StageEstimate()
     sizes = _Sizes(settings, shape)

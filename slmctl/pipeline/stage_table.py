@@ -36,12 +36,15 @@ class Stage:
 
 
 BASE, PREPARED = Role("base", ("base",)), Role("prepared", ("prepared",))
+LABELLED = Role("labelled", ("labelled",), when="label")
 _HF = ("torch", "transformers", "tokenizers")
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("pull", (), "base", "slmctl.stages.pull.pull", _HF, (*_HF, "gguf"), version=3, options=("foreign",)),
-        Stage("prepare", (BASE,), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
+        Stage("label", (), "labelled", "slmctl.stages.label.label", ("sklearn", "httpx"),
+              ("scikit-learn", "httpx", "llama_cpp_python"), options=("journals",)),
+        Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=6),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
@@ -85,7 +88,7 @@ STAGES = {
             "publish",
             (
                 BASE, PREPARED, Role("adapter", ("adapter",)), Role("merged", ("merged",)),
-                Role("gguf", ("gguf",)), Role("report", ("report",)),
+                Role("gguf", ("gguf",)), Role("report", ("report",)), LABELLED,
             ),
             "published", "slmctl.stages.publish.publish", ("llama_cpp", "gguf"),
             ("llama_cpp_python", "gguf"), version=4,

@@ -72,6 +72,8 @@ def reproduce(project: resolve.Project, made: Artifact, sources: Sequence[Path] 
     name = made.manifest.stage.partition("/")[0]
     if name not in stage_table.STAGES:
         raise UsageError(f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl")
+    if name == "label":
+        raise UsageError(f"{made.path} holds labels of teachers, which are not asked again", hint="slmctl verify")
     inputs = _inputs(project, made, sources)
     project.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
@@ -141,12 +143,12 @@ def _section(project: resolve.Project, made: Artifact, name: str, named: Sequenc
     section = config.restored(model, made.manifest.config, sources.find)
     if isinstance(section, config.PrepareConfig):
         wholes = {part.local: part.whole for part in _parts(project)}
-        renamed = [
+        renamed = [  # the last source that is listed may be a teacher's labels, which are an input
             source.at(
                 _renamed(source.local, place / f"source-{k}", _file_name(source, listed)),
                 whole=wholes.get(source.local, ""),
             )
-            for k, (source, listed) in enumerate(zip(section.sources, made.metrics["sources"], strict=True))
+            for k, (source, listed) in enumerate(zip(section.sources, made.metrics["sources"], strict=False))
         ]
         section = section.model_copy(update={"sources": renamed})
     if isinstance(section, config.PullConfig) and not config.is_remote(section.base):

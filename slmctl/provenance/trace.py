@@ -31,7 +31,9 @@ SHOWN = 5  # rows of a data set that are printed; --json has all
 
 # The splits of its data set that an artifact took something from; of a kind that is not here, all of them.
 # A report trains its baselines on the training rows, and keeps none. Predictions name their split.
-_READS = {"adapter": {"train", "validation"}, "report": {"validation"}}
+# A data set says by its own rows what it took of a teacher's labels; the gold rows (calibration) set their threshold.
+_READS = {"adapter": {"train", "validation"}, "report": {"validation"}, "prepared": {"calibration"}}
+_HOLD_ROWS = ("prepared", "labelled")
 
 
 class Standing(StrEnum):
@@ -117,7 +119,7 @@ def trace(
     """
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
-    answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind == "prepared"}
+    answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind in _HOLD_ROWS}
     readable = {path: prints for path, prints in answers.items() if isinstance(prints, Fingerprints)}
     probes: list[QueryFingerprint] = [] if text is None else [query_fingerprint(text)]
     if id is not None:
@@ -126,7 +128,7 @@ def trace(
     data_sets = tuple(
         DataSet(_shown(entry.path, root), entry.digest, rows.get(entry.path, ()), _fault(answers[entry.path]))
         for entry in here
-        if entry.kind == "prepared"
+        if entry.kind in _HOLD_ROWS
     )
     released = [
         lineage.opened(folder)
@@ -195,6 +197,8 @@ class _Exposures:
                 for digest in value if isinstance(value, list) else [value]:
                     if digest not in self._by_digest:
                         missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
+                    elif same.kind == "published" and role == "labelled":
+                        continue  # its data set says what was taken of it
                     elif digest in self._splits:
                         splits |= _taken(same, self._splits[digest])
                         missing |= {fault for fault in [self._faults[digest]] if fault}
@@ -210,7 +214,7 @@ class _Exposures:
 
     def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
         """The same of an artifact without its inputs: a data set holds rows, a base may be a model made here."""
-        if entry.kind == "prepared":
+        if entry.kind in _HOLD_ROWS:
             fault = self._faults.get(entry.digest, "")
             return set(self._splits.get(entry.digest, ())), {fault} if fault else set()
         splits, missing = set[str](), set[str]()
@@ -237,7 +241,7 @@ def _is_remote(entry: Artifact, role: str) -> bool:
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:
     """The fingerprints of a data set, or the reason why they cannot be read."""
-    name = f"prepared {data_set.digest[:19]}"
+    name = f"{data_set.kind} {data_set.digest[:19]}"
     entries = [file for file in data_set.manifest.files if file.path == FILENAME]
     if not entries:
         return f"{name} has no {FILENAME}: it was made before rows could be traced"

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
-from slmctl.server.sensitive_veto import unread_fields
+from slmctl.sensitive.conversation_veto import unread_fields
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
 

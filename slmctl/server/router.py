@@ -1,8 +1,8 @@
 """The router: keeps the local answer or escalates to the generalist; a sensitive question never leaves.
 
-In this order: the veto (`sensitive_veto`), the local answer, the policy, the circuit breaker, the generalist. A doubt
-or a failure ends with the local answer, which is there before a question leaves, so no answer is made of two models'
-texts.
+In this order: the veto (`conversation_veto`), the local answer, the policy, the circuit breaker, the generalist. A
+doubt or a failure ends with the local answer, which is there before a question leaves, so no answer is made of two
+models' texts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.inference.events import Event
 from slmctl.network import guard
 from slmctl.network.openai_client import Reply
-from slmctl.sensitive import search_process
-from slmctl.server import sensitive_veto
+from slmctl.sensitive import conversation_veto, search_process
 from slmctl.server.generalist import Generalist, GeneralistError
 from slmctl.server.log import Log
 from slmctl.task import untuned_prompt
@@ -209,7 +208,7 @@ class Router:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = sensitive_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
+        cleared = conversation_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
         looked = time.monotonic()
         event = await local()
         answered = time.monotonic()
@@ -232,14 +231,14 @@ class Router:
         self._note(routed, times, cleared, fault, request, log)
         return routed
 
-    async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> sensitive_veto.Cleared:
+    async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt."""
-        if sensitive_veto.is_marked(headers):
-            return sensitive_veto.Cleared(reason="sensitive")
+        if conversation_veto.is_marked(headers):
+            return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
-        look = functools.partial(sensitive_veto.clear, messages, engine=self.detector, redact=redact)
+        look = functools.partial(conversation_veto.clear, messages, engine=self.detector, redact=redact)
         cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
-        return cleared if cleared is not None else sensitive_veto.Cleared(reason="doubt")
+        return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
     def _judged(self, event: LocalAnswer) -> Decision | None:
         """The policy's decision on the local answer; None where it has none."""
@@ -250,7 +249,7 @@ class Router:
 
     async def _decided(
         self,
-        cleared: sensitive_veto.Cleared,
+        cleared: conversation_veto.Cleared,
         verdict: Decision | None,
         options: Mapping[str, Any],
         ends_at: float | None,
@@ -298,7 +297,7 @@ class Router:
             limit_s = min(limit_s, ends_at - asyncio.get_running_loop().time() - CUT_S)
         return max(0.0, limit_s)
 
-    async def _escalated(self, cleared: sensitive_veto.Cleared, options: Mapping[str, Any]) -> tuple[Reply, str]:
+    async def _escalated(self, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> tuple[Reply, str]:
         """The general model's reply, and its text as the task allows it.
 
         Raises:
@@ -308,7 +307,7 @@ class Router:
         reply = await self.generalist.ask(self._asked(cleared.messages), self._options(options))
         return reply, await asyncio.to_thread(self._read, reply, cleared, options)
 
-    def _read(self, reply: Reply, cleared: sensitive_veto.Cleared, options: Mapping[str, Any]) -> str:
+    def _read(self, reply: Reply, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> str:
         """The text of a reply as the task allows it; apart from the loop, since it is another's and may be long.
 
         Raises:
@@ -317,7 +316,7 @@ class Router:
         text = untuned_prompt.read(self.task, reply.text)
         is_json = self.task.kind == "extract"
         try:
-            text = sensitive_veto.restore(text, cleared.marks, is_json=is_json)
+            text = conversation_veto.restore(text, cleared.marks, is_json=is_json)
         except (ValueError, RecursionError):
             raise GeneralistError("generalist-garbage") from None
         if not self.task.accepts(text):
@@ -350,7 +349,7 @@ class Router:
         self,
         routed: Routed,
         times: dict[str, float],
-        cleared: sensitive_veto.Cleared,
+        cleared: conversation_veto.Cleared,
         fault: str,
         request: str,
         log: Log | None,

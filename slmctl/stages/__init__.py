@@ -1,1 +1,2 @@
-"""The nine stages, a folder each: pull, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish."""
+"""The ten stages, a folder each: pull, label, prepare, finetune, merge, quantize, predict, evaluate, calibrate,
+publish."""

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -50,6 +50,7 @@ class Task:
         normal_form: Unicode's normal form to which its tokenizer brings every text, which llama.cpp does not.
         clean: Steps of `cleaning` that a user's raw text takes before it is asked, as those of the records did.
         replace: Replacements after these steps.
+        descriptions: A sentence for each label that has one, for models that were not trained for the task.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -66,6 +67,7 @@ class Task:
     normal_form: NormalForm = ""
     clean: tuple[Literal["html", "quoted_mail", "signatures", "whitespace"], ...] = ()
     replace: tuple[Replacement, ...] = ()
+    descriptions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -102,9 +104,10 @@ class Task:
         return sha256_bytes(canonical(self._fields()))
 
     def _fields(self) -> dict[str, Any]:
-        """The fields as JSON; those of cleaning only where there is some, so that other contracts stay as they are."""
+        """The fields as JSON; some only where they say something, so that contracts from before them stay the same."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if value or name not in ("clean", "replace")}
+        later = ("clean", "replace", "descriptions")
+        return {name: value for name, value in fields.items() if value or name not in later}
 
     @property
     def cleans(self) -> bool:

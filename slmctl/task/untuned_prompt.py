@@ -22,10 +22,11 @@ INSTRUCTIONS = {  # added to the task's own system prompt
 
 
 def brief(task: Task) -> str:
-    """The system prompt: the task's own, and the form of the answer."""
+    """The system prompt: the task's own, the form of the answer, and the labels that are described, a line each."""
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
     instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema)
-    return f"{task.system}\n{instruction}".strip()
+    described = [f"{label}: {task.descriptions[label]}" for label in task.labels if label in task.descriptions]
+    return "\n".join([task.system, instruction, *described]).strip()
 
 
 def shots(task: Task, train: Sequence[Record], count: int | None) -> list[Record]:

@@ -274,7 +274,7 @@ def test_templates_are_those_that_ship() -> None:
         (["train"], "no command 'train': slmctl finetune\n"),
         (["export"], "no command 'export': slmctl quantize or slmctl publish\n"),
         (["list"], "no command 'list': slmctl ls\n"),
-        (["run", "--until", "nonsense"], "is not one of 'pull', 'prepare'"),
+        (["run", "--until", "nonsense"], "is not one of 'pull', 'label'"),
         (["-C", "no/such/folder", "run"], "does not exist"),
         (["finetune", "--epochs", "many"], "is not a valid float"),
         (["init", "nonsense"], "no file and no template 'nonsense'"),

@@ -8,8 +8,7 @@ import time
 import pytest
 from support import hostile
 
-from slmctl.sensitive import SensitivePolicy, find, search_process
-from slmctl.server import sensitive_veto
+from slmctl.sensitive import SensitivePolicy, conversation_veto, find, search_process
 
 pytest.importorskip("httpx")
 
@@ -29,7 +28,7 @@ def test_conversation_is_decided_in_time(name: str) -> None:
     messages = [{"role": "system", "content": QUESTIONS[name]}, {"role": "user", "content": "What is due?"}]
     for redact in ((), ("email",)):
         begun = time.process_time()  # of this process: the search itself is elsewhere
-        cleared = sensitive_veto.clear(messages, redact=redact, timeout_s=120)
+        cleared = conversation_veto.clear(messages, redact=redact, timeout_s=120)
         assert time.process_time() - begun < SECONDS
         assert cleared.reason in ("", "sensitive")
 
@@ -45,19 +44,19 @@ def test_policy_on_a_row_takes_bounded_time(name: str) -> None:
 
 
 def test_conversation_too_long_to_be_searched_is_a_doubt() -> None:
-    text = "a word " * (sensitive_veto.LONGEST // 7)
-    fits = [{"role": "user", "content": text[: sensitive_veto.LONGEST]}]
-    assert sensitive_veto.clear(fits, timeout_s=60).reason == ""
-    assert sensitive_veto.clear([*fits, {"role": "user", "content": "aaaaaaaa"}], timeout_s=60).reason == "doubt"
+    text = "a word " * (conversation_veto.LONGEST // 7)
+    fits = [{"role": "user", "content": text[: conversation_veto.LONGEST]}]
+    assert conversation_veto.clear(fits, timeout_s=60).reason == ""
+    assert conversation_veto.clear([*fits, {"role": "user", "content": "aaaaaaaa"}], timeout_s=60).reason == "doubt"
 
 
 def test_event_loop_goes_on_while_a_search_is_late() -> None:
     """`/healthz` answered after 13 s where a pattern ran in the loop's own process."""
-    slow = [{"role": "user", "content": hostile.HEAVY[: sensitive_veto.LONGEST]}]
+    slow = [{"role": "user", "content": hostile.HEAVY[: conversation_veto.LONGEST]}]
 
     async def work() -> float:
         loop, longest = asyncio.get_running_loop(), 0.0
-        search = loop.run_in_executor(None, lambda: sensitive_veto.clear(slow, timeout_s=0.3))
+        search = loop.run_in_executor(None, lambda: conversation_veto.clear(slow, timeout_s=0.3))
         while not search.done():
             begun = loop.time()
             await asyncio.sleep(0.01)

@@ -30,7 +30,7 @@ from support.workbooks import cell, row, write_ods, write_xlsx
 
 from slmctl.config import PrepareConfig, Source, recipe
 from slmctl.errors import DataError, UsageError
-from slmctl.stages.prepare import conversation_formats
+from slmctl.task import conversation_formats
 
 TORTURE = os.environ.get("SLMCTL_TORTURE") == "1"
 SCALE = 10 if TORTURE else 1

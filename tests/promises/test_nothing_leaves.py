@@ -107,7 +107,7 @@ def test_every_stage_alone(tiny_project: Path, tmp_path: Path) -> None:
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     (desk / "in.csv").write_text("text\nhello\n")
     short = ("--set", "finetune.max_steps=8", "--set", "evaluate.models=[gguf]", "--set", "quantize.types=[Q8_0]")
-    stages = [name for name in stage_table.STAGES if name not in ("predict", "calibrate")]
+    stages = [name for name in stage_table.STAGES if name not in ("label", "predict", "calibrate")]
     steps = [step(desk, name, *short) for name in stages]
     steps.append(step(desk, "predict", "gguf", *short))
     steps.append(step(desk, "predict", "gguf", "--input", str(desk / "in.csv"), "--output", "-", *short))

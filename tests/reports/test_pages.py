@@ -12,12 +12,13 @@ from xml.etree import ElementTree
 
 import pytest
 from support.browser import CHROMIUM, Browser
-from support.reported import HOSTILE, evaluate_opening, evaluate_report, evaluate_rows, prepare_facts
+from support.reported import HOSTILE, evaluate_opening, evaluate_report, evaluate_rows, label_facts, prepare_facts
 
 from slmctl.console import shown
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate import report_page as model_report
+from slmctl.stages.label import report_page as teacher_report
 from slmctl.stages.prepare import report_page as data_report
 
 
@@ -45,8 +46,13 @@ def of_evaluate(out: Path, names: tuple[str, ...] = ("billing", "delivery", "ret
     return out / "report.html"
 
 
+def of_label(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "big") -> Path:
+    teacher_report.write(out, label_facts(names, text), {"hosts_contacted": [text], "bytes_out": 1_000_000})
+    return out / "report.html"
+
+
 Make = Callable[..., Path]
-BOTH = pytest.mark.parametrize("make", [of_prepare, of_evaluate])
+BOTH = pytest.mark.parametrize("make", [of_prepare, of_evaluate, of_label])
 
 
 # Charts
@@ -161,6 +167,8 @@ PAGES = {
     "hardly a fact": lambda out: written(out, {"rows_in": 3, "train": 3}),
     "evaluate": of_evaluate,
     "evaluate, hostile": lambda out: of_evaluate(out, HOSTILE, HOSTILE[1]),
+    "label": of_label,
+    "label, hostile": lambda out: of_label(out, HOSTILE, HOSTILE[1]),
 }
 
 

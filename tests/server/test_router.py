@@ -25,8 +25,9 @@ from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.escalation_policy import Policy
 from slmctl.network import guard, openai_client
 from slmctl.network.openai_client import MAX_BYTES
+from slmctl.sensitive import conversation_veto
 from slmctl.server import generalist as module
-from slmctl.server import router, sensitive_veto
+from slmctl.server import router
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
 from slmctl.server.router import Routed, Router
@@ -186,9 +187,9 @@ def test_the_callers_header_keeps_it_here(value: str) -> None:
 def test_the_veto_comes_before_the_local_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(
-        sensitive_veto,
+        conversation_veto,
         "clear",
-        lambda *args, **named: order.append("veto") or sensitive_veto.Cleared(reason="sensitive"),
+        lambda *args, **named: order.append("veto") or conversation_veto.Cleared(reason="sensitive"),
     )
 
     async def local() -> dict[str, Any]:
@@ -206,7 +207,7 @@ def test_a_detector_that_fails_keeps_it_here(error: type[Exception], monkeypatch
 
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url)
-        monkeypatch.setattr(sensitive_veto.search_process, "find", fail)
+        monkeypatch.setattr(conversation_veto.search_process, "find", fail)
         assert told(one(found)) == ("local", "doubt", "billing")
         assert fake.bodies == []
 
@@ -218,7 +219,7 @@ def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) ->
     with endpoint.serving(lambda body, before: says("delivery")) as fake:
         found = routing(fake.url)
         monkeypatch.setattr(
-            sensitive_veto, "clear", lambda *args, **named: go_on.wait(20) and sensitive_veto.Cleared(ASK)
+            conversation_veto, "clear", lambda *args, **named: go_on.wait(20) and conversation_veto.Cleared(ASK)
         )
         threading.Timer(0.5, go_on.set).start()
         assert told(one(found)) == ("local", "doubt", "billing")

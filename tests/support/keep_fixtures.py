@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from slmctl import __version__
-from support import tiny
+from support import endpoint, teacher, tiny
 
 PLACE = Path(__file__).parents[1] / "fixtures"
 CONFIG = """\
@@ -86,6 +86,15 @@ def main() -> None:
             "runs/policy/[!.]*"
         )
         shutil.copytree(policy, target / "policy")
+        shutil.copytree(labelled(Path(place) / "labels"), target / "labelled")
+
+
+def labelled(folder: Path) -> Path:
+    """The labels of a teacher for few rows: all for review, since so few gold rows bound nothing."""
+    with endpoint.serving(teacher.manners()) as fake:
+        teacher.project(folder, fake.url, rows=12, gold=20, more="  votes: 1\n")
+        subprocess.run(tiny.command(folder, "label"), env=tiny.environment(), check=True)
+    return teacher.labelled(folder)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from slmctl.stages.evaluate.report_opening import Opening, PolicyShares, Training
+from slmctl.stages.label.report_facts import LabelFacts, TeacherFacts
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
@@ -173,3 +175,22 @@ def small_report(models: dict[str, dict[str, Any]], **more: Any) -> dict[str, An
         "models": {name: entry | stated for name, stated in models.items()}, "baselines": {}, "pairs": {},
         "slices": [], "choice": None, "cut": 0, "break_even": None, "remarks": [],
     } | more  # fmt: skip
+
+
+def label_facts(names: Sequence[str] = ("billing", "delivery", "returns"), text: str = "big") -> LabelFacts:
+    """Figures of a labelling by a teacher called `text`, and by one on this machine."""
+    teacher: TeacherFacts = {
+        "name": text, "where": "endpoint", "terms": "", "prompt": "efe6f728882c", "gold": 300, "right": 270,
+        "interval": (0.86, 0.93), "sent": 3090, "answered": 3000, "failed": 80, "doubtful": 10,
+        "prompt_tokens": 1_200_000, "completion_tokens": 6000, "cost": 1.21, "doubt": 0.01,
+    }  # fmt: skip
+    own: TeacherFacts = {**teacher, "name": "desk-1b/2.0", "where": "release", "cost": None, "doubt": None}
+    pairs = [(names[k % len(names)], text, 9 - k) for k in range(4)]
+    return {
+        "task": "classify", "sources": [{"file": f"{text}.csv", "sha256": "0" * 64}], "rows": 1000, "gold": 300,
+        "accepted": 812, "review": 150, "refused": 38, "not_drawn": 20, "left_out": {f"gold: {text}": 3},
+        "bound": f"at most 4.8 % are wrong, says {text}", "error_bound": 0.048, "max_error": 0.05, "confidence": 0.95,
+        "kept_gold": 0.8, "teachers": [teacher, own], "currency": text, "labels": dict.fromkeys(names, 270),
+        "never": [text], "confusion": pairs, "disagreements": pairs, "fields": dict.fromkeys(names, 0.01),
+        "curve": [(k / 20, 0.002 * k, 0.01 + 0.003 * k) for k in range(3, 20)],
+    }  # fmt: skip

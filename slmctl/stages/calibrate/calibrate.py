@@ -3,81 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
-from slmctl.errors import DataError, GateError, UsageError
-from slmctl.inference.escalation_policy import CurvePoint, Policy, PolicyFigures, linear, signals
-from slmctl.metrics import answer_metrics
+from slmctl.errors import DataError, UsageError
+from slmctl.inference.escalation_policy import Policy, PolicyFigures, signals
+from slmctl.metrics import answer_metrics, error_threshold
+from slmctl.metrics.error_threshold import FIT_SHARE, MIN_ROWS, CalibrationRows, place_of
 from slmctl.metrics.predictions import Prediction, facts_of, read_predictions
-from slmctl.metrics.statistics import error_bound
 from slmctl.reports import svg_chart
 from slmctl.task.contract import Task
-
-MIN_ROWS = 200  # fewer cannot bound an error of a few percent
-FIT_SHARE = 0.3  # of the rows fit the score; the others, held out from the fit, test the thresholds
-RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
-STEPS = 100  # thresholds that are tested, about
-CURVE = 50  # points of the curve
-
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class CalibrationRows:
-    """Answers to n calibration rows.
-
-    Attributes:
-        names: Names of the k signals.
-        signals: (n, k), see `escalation_policy.signals`.
-        right: (n,) answers that are right in the sense of `correctness`.
-        outside: (n,) rows whose reference answer is the out-of-scope label.
-        says_outside: (n,) answers that are the out-of-scope label, so they are never kept.
-        fits: (n,) rows that fit the score and test no threshold.
-    """
-
-    names: tuple[str, ...]
-    signals: Floats
-    right: Mask
-    outside: Mask
-    says_outside: Mask
-    fits: Mask
-
-    def only(self, mask: Mask) -> CalibrationRows:
-        """The rows of a mask."""
-        masks = (self.right, self.outside, self.says_outside, self.fits)
-        return CalibrationRows(self.names, self.signals[mask], *(values[mask] for values in masks))
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A threshold on the rows that test it.
-
-    Attributes:
-        threshold: Score from which on an answer is kept.
-        kept: Number of answers that are kept.
-        expected: Number of wrong ones among them that their scores predict.
-        wrong: Number of wrong ones among them.
-        outside_kept: Number of out-of-scope rows among them.
-    """
-
-    threshold: float
-    kept: int
-    expected: float
-    wrong: int
-    outside_kept: int
 
 
 def run(
@@ -100,7 +42,7 @@ def run(
     if outside is not None:
         lines += [line for line in read_predictions(outside) if line["expected"] == config.out_of_scope]
     rows = read(lines, task, config)
-    fitted = fit(rows, config)
+    fitted = error_threshold.fit(rows, config)
     policy = Policy(
         gguf=facts_of(predictions)["sha256"], task=task.digest, kind=task.kind, correct=correctness(task, config),
         out_of_scope=config.out_of_scope or "", **fitted,
@@ -161,173 +103,8 @@ def read(lines: Sequence[Prediction], task: Task, config: CalibrateConfig) -> Ca
         np.array([is_right(task, config, a, b) for a, b in zip(answers, expected, strict=True)]),
         np.array([bool(outside) and reference == outside for reference in expected]),
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
-        np.array([_place(line["id"]) < FIT_SHARE for line in lines]),
+        np.array([place_of(line["id"]) < FIT_SHARE for line in lines]),
     )
-
-
-def fit(rows: CalibrationRows, config: CalibrateConfig) -> dict[str, Any]:
-    """Score, P(correct), threshold and figures of a policy: the fields of `Policy` by name.
-
-    Raises:
-        GateError: No threshold keeps the error low enough.
-    """
-    good = rows.right & ~rows.outside  # an out-of-scope row is never right to keep
-    weights, bias = logistic(rows.signals[rows.fits], good[rows.fits])
-    named = dict(zip(rows.names, weights, strict=True))
-    scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
-    tests = rows.only(~rows.fits)
-    cuts = list(_cuts(scores[~rows.fits], tests))
-    chosen = choose(cuts, int(tests.outside.sum()), config)
-    if chosen is None:
-        raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")
-    figures = _figures(chosen, cuts, tests, config)
-    figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
-    return {
-        "weights": named, "bias": bias, "threshold": chosen.threshold,
-        "knots": isotonic(scores, good), "figures": figures,
-    }  # fmt: skip
-
-
-def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
-    """The loosest threshold with a low enough error bound, by fixed-sequence testing from the strictest one; or None.
-
-    The order of the tests follows from the scores alone and the first failure ends them, so each is made at the full
-    level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
-    the bound should be lowest: on fewer rows one wrong answer would fail the test by chance. That start is predicted
-    from the scores, not from the rows that test it.
-
-    Args:
-        cuts: Thresholds from the strictest to the loosest.
-        outside: Number of out-of-scope rows.
-        config: The largest error, its confidence, and the largest share of out-of-scope rows that may be kept.
-    """
-    tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
-    if not tried:
-        return None
-    first = min(tried, key=lambda cut: error_bound(math.ceil(cut.expected), cut.kept, config.confidence))
-    chosen = None
-    for cut in tried[tried.index(first) :]:
-        if error_bound(cut.wrong, cut.kept, config.confidence) > config.max_error:
-            break
-        limit = config.max_out_of_scope_kept
-        if limit is not None and error_bound(cut.outside_kept, outside, config.confidence) > limit:
-            break
-        chosen = cut
-    return chosen
-
-
-def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
-    """Weights (k,) and bias of a logistic regression with a slight L2 penalty, by Newton's method; x: (n, k)."""
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-9, scale, 1.0)  # a constant signal carries no information
-    z = np.hstack([(x - mean) / scale, np.ones((len(x), 1))])
-    pull = np.full(z.shape[1], RIDGE)
-    w = np.zeros(z.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
-        gradient = z.T @ (p - good) + pull * w
-        step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(pull), gradient)
-        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))  # no step overshoots where all is separable
-        if np.abs(step).max() < 1e-8:
-            break
-    weights = w[:-1] / scale
-    return [float(value) for value in weights], float(w[-1] - weights @ mean)
-
-
-def isotonic(scores: Floats, good: Mask) -> tuple[tuple[float, float], ...]:
-    """Isotonic regression of correctness on the score: pool adjacent violators (Ayer et al. 1955).
-
-    Returns:
-        (mean score, P(correct)) of each block, both rising, to be interpolated.
-    """
-    blocks: list[list[float]] = []  # rows, right rows, sum of scores
-    for score, right in sorted(zip(scores.tolist(), good.tolist(), strict=True)):
-        if blocks and blocks[-1][2] == score * blocks[-1][0]:  # rows of one score are one block from the start
-            blocks[-1] = [blocks[-1][0] + 1, blocks[-1][1] + right, blocks[-1][2] + score]
-        else:
-            blocks.append([1.0, float(right), score])
-        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
-            last = blocks.pop()
-            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
-    return tuple((total / n, right / n) for n, right, total in blocks)
-
-
-def _cuts(scores: Floats, rows: CalibrationRows) -> Iterator[Cut]:
-    """Every distinct threshold, from the strictest to the loosest; rows of equal score go together."""
-    usable = np.flatnonzero(~rows.says_outside)
-    order = usable[np.argsort(-scores[usable], kind="stable")]
-    wrong = np.cumsum(~rows.right[order] | rows.outside[order])
-    outside = np.cumsum(rows.outside[order])
-    expected = np.cumsum(1 / (1 + np.exp(np.clip(scores[order], -30, 30))))
-    for k, at in enumerate(order):
-        if k + 1 == len(order) or scores[order[k + 1]] < scores[at]:
-            yield Cut(float(scores[at]), k + 1, float(expected[k]), int(wrong[k]), int(outside[k]))
-
-
-def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
-    """About STEPS cuts: the strictest, each that keeps a step more rows than the one before, and the loosest."""
-    step = max(1, (cuts[-1].kept if cuts else 0) // STEPS)
-    kept: list[Cut] = []
-    for cut in cuts:
-        if not kept or cut.kept >= kept[-1].kept + step or cut is cuts[-1]:
-            kept.append(cut)
-    return kept
-
-
-def _least(config: CalibrateConfig) -> int:
-    """Smallest number of rows that bounds the error low enough when none of them is wrong."""
-    n = math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
-    return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
-
-
-def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> PolicyFigures:
-    n, outside = len(rows.right), int(rows.outside.sum())
-    inside = n - outside
-    bound = error_bound(chosen.wrong, chosen.kept, config.confidence)
-    figures: PolicyFigures = {
-        "tested_on": n,
-        "kept": chosen.kept / n,
-        "error": chosen.wrong / chosen.kept,
-        "error_bound": bound,
-        "max_error": config.max_error,
-        "confidence": config.confidence,
-        "accuracy": float((rows.right & ~rows.outside).sum() / max(inside, 1)),
-        "curve": [_point(cut, n, outside, config) for cut in _spread(cuts)],
-    }
-    if outside:
-        figures |= {
-            "out_of_scope_rows": outside,
-            "out_of_scope_kept": chosen.outside_kept / outside,
-            "out_of_scope_bound": error_bound(chosen.outside_kept, outside, config.confidence),
-            "in_scope_kept": (chosen.kept - chosen.outside_kept) / max(inside, 1),
-        }
-    return figures
-
-
-def _point(cut: Cut, n: int, outside: int, config: CalibrateConfig) -> CurvePoint:
-    """One point of the curve, over the rows that tested it."""
-    point: CurvePoint = {
-        "threshold": cut.threshold,
-        "kept": cut.kept / n,
-        "error": cut.wrong / cut.kept,
-        "error_bound": error_bound(cut.wrong, cut.kept, config.confidence),
-    }
-    if outside:
-        point["out_of_scope_away"] = 1 - cut.outside_kept / outside
-    return point
-
-
-def _spread(cuts: Sequence[Cut]) -> list[Cut]:
-    """About CURVE cuts, evenly spread over the kept rows, the loosest among them."""
-    shares = [cuts[-1].kept * k / CURVE for k in range(1, CURVE + 1)]
-    spread: list[Cut] = []
-    for cut in cuts:
-        if cut.kept >= shares[0]:
-            spread.append(cut)
-            shares = [share for share in shares if share > cut.kept]
-            if not shares:
-                break
-    return spread
 
 
 def picture(figures: PolicyFigures) -> Markup:
@@ -364,21 +141,6 @@ def picture(figures: PolicyFigures) -> Markup:
     )
 
 
-def _unreachable(cuts: Sequence[Cut], config: CalibrateConfig) -> str:
-    least = _least(config)
-    first = next((cut for cut in cuts if cut.kept >= least), None)
-    if first is None:
-        return (
-            f"an error of at most {percent(config.max_error)} cannot be shown: {cuts[-1].kept if cuts else 0} rows "
-            f"test it, and at least {least} rows without a wrong answer are needed"
-        )
-    return (
-        f"no threshold keeps the error at or below {percent(config.max_error)} with "
-        f"{percent(config.confidence, 0)} confidence: "
-        f"of the {first.kept} most confident answers {first.wrong} are wrong"
-    )
-
-
 def _require(predictions: Artifact, outside: Artifact | None) -> None:
     """Check that the predictions are of the right split and of one GGUF file.
 
@@ -410,8 +172,3 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
             f"({facts['sha256'][:12]}, {other['sha256'][:12]})",
             hint="slmctl predict gguf --type TYPE --split calibration, then the same with --split validation",
         )
-
-
-def _place(id: str) -> float:
-    """A number from 0 to 1 that follows from a row's id, so that it is the same in every run."""
-    return int.from_bytes(hashlib.sha256(f"calibrate/{id}".encode()).digest()[:8]) / 2**64

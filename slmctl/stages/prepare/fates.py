@@ -14,8 +14,9 @@ from slmctl import console
 from slmctl.config import PrepareConfig
 from slmctl.deduplication import ngram_overlap
 from slmctl.deduplication.ngram_overlap import Overlap
-from slmctl.stages.prepare import duplicates, split
+from slmctl.stages.prepare import duplicates
 from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task import split
 from slmctl.task.records import SPLITS
 
 HELD_OUT = SPLITS[1:]

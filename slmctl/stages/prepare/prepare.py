@@ -16,14 +16,13 @@ import jsonschema
 
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import PrepareConfig, TaskConfig
+from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
 from slmctl.model_files.base_model import Base
 from slmctl.sensitive import stand_ins
 from slmctl.sources.rows import read_rows, require_file
 from slmctl.stages.prepare import (
-    conversation_formats,
     data_set_files,
     facts,
     fates,
@@ -36,10 +35,12 @@ from slmctl.stages.prepare import (
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.task import conversation_formats
 from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, end_of_turn
 from slmctl.task.records import Record
 
+ACCEPTED = "accepted.jsonl"  # of a labelled artifact
 MAX_SCHEMA = 1 << 20  # bytes of a JSON Schema
 SAMPLE = 200  # rows of a source that `explain` reads
 # Shows a record where there is no base: a turn a line, tool calls as JSON.
@@ -49,12 +50,14 @@ PLAIN = (
 )
 
 
-def run(config: PrepareConfig, *, base: Artifact, out: Path) -> PrepareFacts:
+def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact | None = None) -> PrepareFacts:
     """Write `train.jsonl`, `validation.jsonl`, `calibration.jsonl`, `test.jsonl`, `rejected.jsonl`, `task.json`.
 
     Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl` lists
     records that are nearly the same or contradict each other, `overlap.jsonl` held-out records that share a run of
     words with training, `rows.bin` holds the hashes that `trace` looks up.
+
+    The accepted rows of `labelled` are one more source, all for training: what is measured with is people's alone.
 
     Returns:
         Counts and places for the manifest.
@@ -64,6 +67,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> PrepareFacts:
         GateError: A split or a label has fewer rows than `min_rows`, or the held-out splits have more in common with
             training than `max_overlap` allows.
     """
+    if labelled is not None:
+        config = _with_labels(config, labelled)
     plan = _plan(config, Base.read(base.path), base.path / "tokenizer.json")
     workers = config.workers or len(os.sched_getaffinity(0))
     with RecordTable(out / ".rows") as rows:
@@ -98,6 +103,18 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path) -> PrepareFacts:
     for line in report_findings.lines(collected):
         console.say(f"  {line}")
     return collected
+
+
+def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
+    """The config with the labels of a teacher as its last source: of rows that are the same, those of people stay."""
+    if not labelled.metrics["accepted"]:
+        console.say("  label accepted no row, so there is nothing of a teacher to train on")
+        return config
+    source = Source(
+        path=labelled.file(ACCEPTED), name="labelled", input="input", output="output", id="id", weight="weight",
+        split="train",
+    )  # fmt: skip
+    return config.model_copy(update={"sources": [*config.sources, source]})
 
 
 def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> ReadingPlan:
@@ -192,8 +209,12 @@ def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
     labels: tuple[str, ...] = ()
     if config.kind == "classify":
         labels = config.label_names or tuple(sorted(rows.labels))
+        try:
+            config.require_described(labels)
+        except ValueError as error:
+            raise DataError(f"task.{error}", hint="task.descriptions") from None
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
-    return dataclasses.replace(task, labels=labels, system=system)
+    return dataclasses.replace(task, labels=labels, system=system, descriptions=dict(config.descriptions))
 
 
 def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> str:

@@ -28,12 +28,12 @@ from slmctl.network import guard
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH
-from slmctl.stages.prepare import conversation_formats
-from slmctl.stages.prepare.conversation_formats import ConversationFormat, Messages
-from slmctl.stages.prepare.split import position_of
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
+from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
+from slmctl.task.conversation_formats import ConversationFormat, Messages
 from slmctl.task.records import Message, Record, RowRejectedError
+from slmctl.task.split import position_of
 
 BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many

@@ -42,6 +42,7 @@ def run(
     gguf: Artifact,
     report: Artifact,
     out: Path,
+    labelled: Artifact | None = None,
 ) -> dict[str, Any]:
     """Lay out the release.
 
@@ -51,7 +52,8 @@ def run(
         IntegrityError: The inputs were not made from each other.
     """
     steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
-    _require_chain(steps)
+    # its config names the teachers' addresses, so the lineage that is published cites it by its digest alone
+    _require_chain(steps | ({"labelled": labelled} if labelled is not None else {}))
     figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
     files = _chosen(gguf.metrics["files"], figures)
     _require_measured(files, figures)
@@ -66,7 +68,8 @@ def run(
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
-    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation)
+    teaching = _teaching(labelled)
+    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
@@ -76,11 +79,13 @@ def run(
         "license": label,
         "files": {name: entry["sha256"] for name, entry in files.items()},
         "memorisation": memorisation,
+        **({"teachers": teaching["teachers"]} if teaching else {}),
     }
 
 
 def require_allowed(release: Artifact, config: PublishConfig) -> None:
-    """Check a release that is laid out: its manifest is clean, and outside this machine it has a license.
+    """Check a release that is laid out: its manifest is clean; outside this machine it has a license, and for the
+    public the terms of its teachers are declared.
 
     Raises:
         GateError: It must not be sent to `publish.to`.
@@ -91,11 +96,22 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
             "the base states no license, so the release must not leave this machine",
             hint="publish.license: the license of the base",
         )
+    is_public = config.to.startswith("ollama:") or (config.to.startswith("hf:") and config.public)
+    for teacher in release.metrics.get("teachers", []) if is_public else ():
+        if teacher["terms"] != "permitted":
+            what = "are declared private" if teacher["terms"] else "are not declared"
+            raise GateError(
+                f"the terms of the teacher {teacher['name']}, whose labels are in this model, {what}, and {config.to} "
+                "is public",
+                hint="label.teachers[].terms: permitted, if the terms of its provider permit it",
+            )
 
 
 def _require_chain(steps: Mapping[str, Artifact]) -> None:
     """Check that gguf was made from merged, merged from adapter and base, and adapter from prepared."""
-    for later, earlier in (("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared")):
+    links = [("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared")]
+    links += [("prepared", "labelled")] if "labelled" in steps else []
+    for later, earlier in links:
         recorded = steps[later].manifest.inputs.get(earlier)
         if recorded != steps[earlier].digest:
             raise IntegrityError(
@@ -166,6 +182,7 @@ def _write_texts(
     files: dict[str, Any],
     prepared: Artifact,
     memorisation: dict[str, Any],
+    teaching: dict[str, Any],
 ) -> None:
     """The model card and Ollama's Modelfile."""
     if '"""' in task.system:
@@ -187,11 +204,21 @@ def _write_texts(
         size=console.size,
         data=_summary(prepared),
         memorisation=memorisation,
+        teaching=teaching,
         context=CONTEXT,
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     modelfile = _render("Modelfile", file=smallest, task=task, context=CONTEXT)
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
+
+
+def _teaching(labelled: Artifact | None) -> dict[str, Any]:
+    """The teachers whose labels were trained on, with their number and bound; empty where there are none."""
+    if labelled is None or not labelled.metrics["accepted"]:
+        return {}
+    facts = labelled.metrics
+    names = [{"name": entry["name"], "terms": entry["terms"]} for entry in facts["teachers"]]
+    return {"rows": facts["accepted"], "bound": facts["bound"], "teachers": names}
 
 
 def _summary(prepared: Artifact) -> dict[str, Any]:

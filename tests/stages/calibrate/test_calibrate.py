@@ -20,6 +20,7 @@ from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.config import CalibrateConfig
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.inference.escalation_policy import Policy
+from slmctl.metrics import error_threshold
 from slmctl.metrics.statistics import error_bound
 from slmctl.stages.calibrate import calibrate
 from slmctl.task.contract import Task
@@ -86,7 +87,7 @@ def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
 def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: Path) -> None:
     rows = lines(1500, outside=100)
     policy, metrics = fitted(tmp_path, rows, out_of_scope="oos")
-    tested = [row for row in rows if calibrate._place(row["id"]) >= calibrate.FIT_SHARE]
+    tested = [row for row in rows if error_threshold.place_of(row["id"]) >= error_threshold.FIT_SHARE]
     kept = [row for row in tested if policy.judge(row, row["answer"]).keep]
     wrong = sum(row["answer"] != row["expected"] for row in kept)
     assert metrics["tested_on"] == len(tested)
@@ -109,7 +110,7 @@ def promise_kept(seeds: int) -> tuple[int, int]:
     new = calibrate.read(lines(8000, seed=10_000), LABELS, config)
     for seed in range(seeds):
         try:
-            fields = calibrate.fit(calibrate.read(lines(600, seed=seed), LABELS, config), config)
+            fields = error_threshold.fit(calibrate.read(lines(600, seed=seed), LABELS, config), config)
         except GateError:
             continue
         scores = new.signals @ [fields["weights"][name] for name in new.names] + fields["bias"]
@@ -247,7 +248,7 @@ def test_the_exact_bound_agrees_with_published_values() -> None:
 @given(st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=1, max_size=60))
 def test_isotonic_rises_and_keeps_the_mean(rows: list[tuple[int, bool]]) -> None:
     scores, good = np.array([float(score) for score, _ in rows]), np.array([right for _, right in rows])
-    knots = calibrate.isotonic(scores, good)
+    knots = error_threshold.isotonic(scores, good)
     assert [score for score, _ in knots] == sorted({score for score, _ in knots})
     assert [p for _, p in knots] == sorted(p for _, p in knots)
     assert all(0 <= p <= 1 for _, p in knots)
@@ -259,7 +260,7 @@ def test_isotonic_agrees_with_scikit_learn() -> None:
     scores = draw.normal(size=400)
     good = draw.random(400) < 1 / (1 + np.exp(-2 * scores))
     theirs = isotonic.IsotonicRegression().fit_transform(scores, good.astype(float))
-    ours = calibrate.isotonic(scores, good)
+    ours = error_threshold.isotonic(scores, good)
     assert sorted({round(p, 9) for _, p in ours}) == sorted({round(float(p), 9) for p in theirs})
 
 
@@ -269,12 +270,12 @@ def test_logistic_agrees_with_scikit_learn() -> None:
     x = draw.normal(size=(500, 3))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     good = draw.random(500) < 1 / (1 + np.exp(-(x @ [1.5, -0.7, 0.0] + 0.4)))
-    weights, bias = calibrate.logistic(np.hstack([x, np.full((500, 1), 7.0)]), good)
+    weights, bias = error_threshold.logistic(np.hstack([x, np.full((500, 1), 7.0)]), good)
     theirs = linear_model.LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(x, good)
     assert weights[:3] == pytest.approx(theirs.coef_[0].tolist(), abs=0.01)
     assert bias == pytest.approx(float(theirs.intercept_[0]), abs=0.02)
     assert weights[3] == pytest.approx(0.0)
-    separable, _ = calibrate.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
+    separable, _ = error_threshold.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
     assert math.isfinite(separable[0]) and separable[0] > 0
 
 

@@ -684,3 +684,11 @@ def test_rows_that_are_longer_than_common_limits_are_counted_and_shown(run: Any)
     longer = found.metrics["tokens"]["longer_than"]
     assert longer["256"] > 0
     assert f"{longer['256']} over 256" in (found.out / "report.html").read_text()
+
+
+def test_descriptions_travel_in_the_contract_and_describe_labels_of_the_data(run: Any) -> None:
+    task = {**CLASSIFY, "descriptions": {"billing": "Money that was asked or taken."}}
+    made = run(tiny.rows(120), task=task)
+    assert Task.read(made.out).descriptions == task["descriptions"]
+    with pytest.raises(DataError, match="describes 'biling', which is no label; did you mean 'billing'"):
+        run(tiny.rows(120), task={**CLASSIFY, "descriptions": {"biling": "x"}})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from slmctl.config import Splits
-from slmctl.stages.prepare import split
+from slmctl.task import split
 from slmctl.task.records import SPLITS
 
 PLACES = np.array([split.position_of(f"text {k}") for k in range(20_000)])

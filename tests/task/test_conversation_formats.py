@@ -9,7 +9,7 @@ import pytest
 
 from slmctl.config import Source
 from slmctl.errors import DataError
-from slmctl.stages.prepare import conversation_formats
+from slmctl.task import conversation_formats
 from slmctl.task.records import RowRejectedError
 
 USER, ANSWER = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}

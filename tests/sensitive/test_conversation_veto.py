@@ -13,7 +13,8 @@ from support.endpoint import Fake, says
 
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import openai_requests, router, sensitive_veto
+from slmctl.sensitive import conversation_veto
+from slmctl.server import openai_requests, router
 from slmctl.server.generalist import Generalist
 from slmctl.server.router import Router
 from slmctl.task.contract import Task
@@ -77,7 +78,7 @@ def test_of_a_thousand_sensitive_prompts_in_every_mutation_none_reaches_it(fake:
 
 
 def test_a_conversation_without_a_message_is_a_doubt() -> None:
-    assert sensitive_veto.clear([]).reason == "doubt"
+    assert conversation_veto.clear([]).reason == "doubt"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_conversation_without_a_message_is_a_doubt() -> None:
 )  # fmt: skip
 def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> None:
     turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
-    assert sensitive_veto.clear(turns).reason == "doubt"
+    assert conversation_veto.clear(turns).reason == "doubt"
     body = json.dumps({"messages": turns}).encode()
     model = openai_requests.ServedModel("small", TASK)
     checked = openai_requests.check(openai_requests.read(body), "chat", {"small": model}, CEILINGS)
@@ -100,7 +101,7 @@ def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> No
 def test_fields_that_hold_nothing_are_no_doubt() -> None:
     turns = [{"role": "assistant", "content": "Yes?", "tool_calls": None, "refusal": None, "annotations": []}]
     turns.append({"role": "user", "content": "go on", "name": "jane"})
-    assert sensitive_veto.clear(turns).messages == [
+    assert conversation_veto.clear(turns).messages == [
         {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "go on"},
     ]  # fmt: skip
 
@@ -169,7 +170,7 @@ def test_every_mutation_of_a_redacted_value_is_marked_or_stays(fake: Fake) -> No
     for _, _, value in cases:
         assert value not in sent
     for body in fake.bodies:
-        assert sensitive_veto.clear(body["messages"]).reason == ""
+        assert conversation_veto.clear(body["messages"]).reason == ""
 
 
 def test_a_mark_that_the_conversation_itself_holds_is_not_used(fake: Fake) -> None:
@@ -182,13 +183,13 @@ def test_a_mark_that_the_conversation_itself_holds_is_not_used(fake: Fake) -> No
 def test_marks_are_restored_in_any_case_and_inside_json() -> None:
     marks = {"[EMAIL_1]": MAIL, "[EMAIL_10]": 'a "quoted"\\name', "[PHONE_1]": CALL}
     assert (
-        sensitive_veto.restore("To [email_1]; [EMAIL_10]; [PHONE_2]", marks)
+        conversation_veto.restore("To [email_1]; [EMAIL_10]; [PHONE_2]", marks)
         == f'To {MAIL}; a "quoted"\\name; [PHONE_2]'
     )
     found = json.loads(
-        sensitive_veto.restore('{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True)
+        conversation_veto.restore('{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True)
     )
     assert found == {"to": [MAIL, {"cc": '<a "quoted"\\name>'}], "n": 1}
     with pytest.raises(ValueError, match="Expecting"):
-        sensitive_veto.restore("no json", marks, is_json=True)
-    assert sensitive_veto.restore("[EMAIL_1]", {}) == "[EMAIL_1]"
+        conversation_veto.restore("no json", marks, is_json=True)
+    assert conversation_veto.restore("[EMAIL_1]", {}) == "[EMAIL_1]"

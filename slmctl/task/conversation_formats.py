@@ -9,6 +9,7 @@ columns            any columns; `input` and `output` name two of them, or are te
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -88,14 +89,14 @@ def recognise(source: Source, columns: Sequence[str]) -> ConversationFormat:
         conversation_format = _from_columns(source, columns, reason)
     else:
         for column in NEEDS[name]:
-            _require(source, columns, column)
+            require_column(source, columns, column)
         optional = [column for column in ("system", "tools", "input", "history") if column in columns]
         used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
         fields = [*NEEDS[name], *(column for column in optional if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
         conversation_format = ConversationFormat(name, reason, mapping, _READERS[name], ("user", "assistant"))
-    for column in filter(None, (source.id, source.group, source.time)):
-        _require(source, columns, column)
+    for column in filter(None, (source.id, source.group, source.time, source.weight)):
+        require_column(source, columns, column)
     return conversation_format
 
 
@@ -111,7 +112,12 @@ def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
     return "columns", "it has no columns of another format"
 
 
-def _require(source: Source, columns: Sequence[str], column: str) -> None:
+def require_column(source: Source, columns: Sequence[str], column: str) -> None:
+    """Check that a source has a column.
+
+    Raises:
+        DataError: It has not; the near name is suggested.
+    """
     if column not in columns:
         near = difflib.get_close_matches(column, columns, n=1)
         suggestion = f"; did you mean '{listed(near)}'?" if near else ""
@@ -122,7 +128,7 @@ def _require(source: Source, columns: Sequence[str], column: str) -> None:
 
 
 def _from_columns(source: Source, columns: Sequence[str], reason: str) -> ConversationFormat:
-    make_input, make_answer = _text_maker(source, source.input, columns), _text_maker(source, source.output, columns)
+    make_input, make_answer = text_maker(source, source.input, columns), text_maker(source, source.output, columns)
 
     def read(row: Columns) -> Conversation:
         text, answer = make_input(row), make_answer(row)
@@ -130,7 +136,10 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str) -> Conver
             raise RowRejectedError("empty input", f"'{source.input}' is empty")
         if not answer:
             raise RowRejectedError("empty answer", f"'{source.output}' is empty")
-        return Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": answer}])
+        reply: Message = {"role": "assistant", "content": answer}
+        if source.weight is not None:
+            reply["weight"] = _weight(row.get(source.weight), f"'{source.weight}'")
+        return Conversation([{"role": "user", "content": text}, reply])
 
     mapping = tuple((part, _description(spec)) for part, spec in (("input", source.input), ("output", source.output)))
     names = ("input" if _is_template(source.input) else source.input,
@@ -146,18 +155,18 @@ def _description(spec: str) -> str:
     return f"template {spec!r}" if _is_template(spec) else f"column '{spec}'"
 
 
-def _text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
+def text_maker(source: Source, spec: str, columns: Sequence[str]) -> Callable[[Columns], str]:
     """A function that makes a text of a row: the cell of a column, or a template filled with the row's cells.
 
     A template is rendered in the bounded process that renders chat templates. The function raises DataError where one
     takes more time or memory than it may: it would for other rows, too.
     """
     if not _is_template(spec):
-        _require(source, columns, spec)
+        require_column(source, columns, spec)
         return lambda row: cell(row.get(spec))
     names = _names_in(source, spec)
     for name in sorted(names.required):
-        _require(source, columns, name)
+        require_column(source, columns, name)
     used = names.loaded & set(columns)
 
     def fill(row: Columns) -> str:
@@ -316,10 +325,17 @@ def _message(turn: Any, at: int) -> Message:
         message["name"] = turn["name"]
     weight = turn.get("weight")
     if weight is not None and role == "assistant":
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 100:
-            raise RowRejectedError("bad weight", f"message {at} has the weight {str(weight)[:20]!r}, not 0 to 100")
-        message["weight"] = weight
+        message["weight"] = _weight(weight, f"message {at}")
     return message
+
+
+def _weight(value: Any, where: str) -> float:
+    """The weight of an answer in the loss, 0 to 100; a table's cell may spell it."""
+    with contextlib.suppress(ValueError):
+        weight = float(value) if isinstance(value, str) else value
+        if not isinstance(weight, bool) and isinstance(weight, int | float) and 0 <= weight <= 100:
+            return weight
+    raise RowRejectedError("bad weight", f"{where} has the weight {str(value)[:20]!r}, not 0 to 100")
 
 
 def _text(content: Any, at: int) -> str:

@@ -1,0 +1,309 @@
+"""Labels of a teacher on Banking77: whether the bound holds, what a plan foretells, what leaves, what a student wins.
+
+    python -m benchmarks.label bound DATA [--labelled FOLDER] [--quick]
+    python -m benchmarks.label plan DATA [--quick]
+    python -m benchmarks.label private [--rows 1000]
+    python -m benchmarks.label students DATA BASE RELEASE [--folder FOLDER]
+
+DATA is a folder with `train.csv` and `test.csv` (columns text, category). `bound` draws 300 gold rows 100 times from
+recorded answers: of teacher B, whose labels are the true ones with 12 % seeded errors of the nearest label, and with
+--labelled of the artifact that `slmctl label` left for all training rows. `plan` asks teacher B behind an endpoint of
+this process. `students` trains three models with BASE: on 300 rows that people labelled, on these and the accepted
+labels of RELEASE (a release that was trained on the half of the training rows that no student gets, behind
+`slmctl serve`), and on all of them; the test rows are scored once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support import disguises, endpoint
+
+from benchmarks import result
+from slmctl.config import LabelConfig
+from slmctl.console import percent
+from slmctl.metrics.error_threshold import FIT_SHARE, place_of
+from slmctl.stages.label import acceptance
+from slmctl.stages.label.acceptance import LabelledRow
+from slmctl.stages.label.rows import LabelRow
+from slmctl.stages.label.teachers import Vote
+
+WRONG = 0.12  # of teacher B's labels
+GOLD, SEEDS, QUICK_ROWS = 300, 100, 2000
+MAX_ERROR, HELD, WON, NEAR = 0.05, ">= 0.95", ">= 0.6", "<= 0.1"
+PACKAGES = ("numpy", "scikit-learn", "httpx")
+HEAD = (
+    'project: banking77\nversion: "1.0"\nbase: {base}\npull: {{rehearse: false}}\n'
+    "task: {{kind: classify, labels: {labels}, system: Name the intent.}}\n"
+)
+STUDENT = """\
+prepare:
+  sources:
+    - {{path: {gold}, input: text, output: category}}
+    - {{path: {data}/test.csv, input: text, output: category, split: test}}
+  splits: {{validation: 0.03, calibration: 0, test: 0}}
+  min_rows: {{validation: 0, label: 0}}
+  max_overlap: 100%
+finetune: {{epochs: 4, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
+quantize: {{types: [Q8_0]}}
+evaluate: {{models: [gguf]}}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("bound", "plan"):
+        one = commands.add_parser(name)
+        one.add_argument("data", type=Path)
+        one.add_argument("--quick", action="store_true")
+    commands.choices["bound"].add_argument("--labelled", type=Path, action="append", default=[])
+    commands.add_parser("private").add_argument("--rows", type=int, default=1000)
+    students = commands.add_parser("students")
+    students.add_argument("data", type=Path)
+    students.add_argument("base")
+    students.add_argument("release", type=Path)
+    students.add_argument("--folder", type=Path, default=Path("label-students"))
+    options = parser.parse_args()
+    rows = {"bound": bounds, "plan": plans, "private": private, "students": learn}[options.command](options)
+    for row in rows:
+        print(f"{row.metric}: {row.ours:g} ({row.peer}: {row.theirs:g}) {row.goal} {row.met}")  # noqa: T201
+    if not getattr(options, "quick", False):
+        command = f"python -m benchmarks.label {' '.join(sys.argv[1:2])} ..."
+        print(result.write(f"label-{options.command}", command, rows, PACKAGES))  # noqa: T201
+
+
+def read(path: Path) -> list[tuple[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [(row["text"], row["category"]) for row in csv.DictReader(stream)]
+
+
+# The bound
+
+
+def bounds(options: argparse.Namespace) -> list[result.Row]:
+    pairs = read(options.data / "train.csv")
+    random.Random(0).shuffle(pairs)
+    pairs = pairs[:QUICK_ROWS] if options.quick else pairs
+    rows = held("teacher B (12 % wrong)", teacher_b(pairs))
+    for folder in options.labelled:
+        rows += held(folder.parent.name, recorded(folder, dict(pairs)))
+    return rows
+
+
+def teacher_b(pairs: Sequence[tuple[str, str]]) -> list[LabelledRow]:
+    """The true labels with seeded errors: the label whose texts are most like those of the right one."""
+    nearest = nearest_labels(pairs)
+    choose, rows = random.Random(1), []
+    for k, (text, label) in enumerate(pairs):
+        said = nearest[label] if choose.random() < WRONG else label
+        row = LabelRow(f"{k:016x}", text, text, "train.csv", k, label)
+        rows.append(LabelledRow(row, [Vote(0, said, True, None)], said))
+    return rows
+
+
+def nearest_labels(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    names = sorted({label for _, label in pairs})
+    texts = [" ".join(text for text, label in pairs if label == name) for name in names]
+    table = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    alike = (table @ table.T).toarray()
+    np.fill_diagonal(alike, -1)
+    return {name: names[int(alike[k].argmax())] for k, name in enumerate(names)}
+
+
+def recorded(folder: Path, truth: dict[str, str]) -> list[LabelledRow]:
+    """The answers in a labelled artifact, with the true labels."""
+    rows = []
+    for name in ("accepted", "review"):
+        for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            fields = json.loads(line)
+            if fields["input"] in truth:
+                votes = [Vote(0, vote["answer"], vote["valid"], vote.get("confidence")) for vote in fields["votes"]]
+                row = LabelRow(fields["id"], fields["input"], fields["input"], "", len(rows), truth[fields["input"]])
+                rows.append(LabelledRow(row, votes, fields["output"]))
+    return rows
+
+
+def held(name: str, every: list[LabelledRow]) -> list[result.Row]:
+    """The share of draws of gold rows whose accepted labels are wrong in at most MAX_ERROR."""
+    config = LabelConfig.model_validate({"task": {"kind": "classify"}, "max_error": MAX_ERROR, "votes": 1})
+    pool = [with_gold(entry, is_pool=True) for entry in every[:GOLD]]
+    chances = acceptance.linear_chances(every[GOLD:], pool)  # the same whichever rows are gold
+    fine, kept, errors = 0, [], []
+    for seed in range(SEEDS):
+        drawn = set(random.Random(seed).sample(range(len(every)), GOLD))
+        gold = [with_gold(every[k], is_pool=place_of(f"{seed}/{every[k].row.id}") < FIT_SHARE) for k in sorted(drawn)]
+        rows = [LabelledRow(entry.row, entry.votes, entry.answer) for k, entry in enumerate(every) if k not in drawn]
+        acceptance.accept(config, rows, gold, chances)
+        accepted = [entry for entry in rows if entry.accepted]
+        wrong = sum(entry.answer != entry.row.gold for entry in accepted) / max(len(accepted), 1)
+        fine += wrong <= MAX_ERROR
+        kept.append(len(accepted) / len(rows))
+        errors.append(wrong)
+    of_all = sum(entry.answer != entry.row.gold for entry in every) / len(every)
+    median = float(np.median(kept))
+    print(f"{name}: {percent(median)} accepted in the median, {percent(of_all)} of all wrong")  # noqa: T201
+    return [
+        single(f"{name}: draws of 300 gold rows whose accepted labels are wrong in at most 5 %", fine / SEEDS,
+               "promised", 0.95, HELD),
+        single(f"{name}: share of wrong labels among the accepted, median", float(np.median(errors)), "of all labels",
+               of_all),
+        single(f"{name}: share of labels accepted, median", median, "of all labels", 1.0),
+    ]  # fmt: skip
+
+
+def with_gold(entry: LabelledRow, *, is_pool: bool) -> LabelledRow:
+    row = entry.row
+    gold = LabelRow(row.id, row.raw, row.text, row.file, row.number, row.gold, is_pool)
+    return LabelledRow(gold, entry.votes, entry.answer)
+
+
+def single(metric: str, ours: float, peer: str, theirs: float, goal: str = "") -> result.Row:
+    """A figure that is measured once."""
+    ratio = round(ours / theirs, 4) if theirs else 0.0
+    return result.Row(metric, round(ours, 5), peer, round(theirs, 5), ratio, (ratio, ratio), goal,
+                      result.meets(ours, goal))  # fmt: skip
+
+
+# Plans and privacy
+
+
+@contextmanager
+def teacher_at_an_endpoint(pairs: Sequence[tuple[str, str]]) -> Iterator[endpoint.Fake]:
+    """Teacher B behind an endpoint of this process; a token is four characters."""
+    said = {entry.row.text: entry.answer for entry in teacher_b(pairs)} if pairs else {}
+
+    def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
+        text = said.get(body["messages"][-1]["content"], "none")
+        prompt = sum(len(turn["content"]) for turn in body["messages"]) // 4
+        return endpoint.says(text, usage={"prompt_tokens": prompt, "completion_tokens": max(1, len(text) // 4)})
+
+    with endpoint.serving(manners) as fake:
+        yield fake
+
+
+def project(folder: Path, url: str, gold: Sequence[tuple[str, str]], texts: Sequence[str], more: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "gold.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "category"), *gold])
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "slmctl.yaml").write_text(
+        HEAD.format(base="none", labels="from-data") + "label:\n  sources: [{path: new.jsonl, input: text}]\n"
+        "  gold: {path: gold.csv, input: text, output: category}\n  votes: 1\n"
+        f"  teachers: [{{url: {url}, model: large, prices: {{input: 1.0, output: 4.0}}, concurrency: 32}}]\n{more}",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def slmctl(folder: Path, *args: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "slmctl", "-C", str(folder), *args], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def plans(options: argparse.Namespace) -> list[result.Row]:
+    pairs = read(options.data / "train.csv")
+    random.Random(0).shuffle(pairs)
+    pairs = pairs[:400] if options.quick else pairs[:2000]
+    planned, paid = [], []
+    for seed in range(2 if options.quick else 5):
+        folder = Path(f"label-plan-{int(time.time())}-{seed}")
+        with teacher_at_an_endpoint(pairs) as fake:
+            project(folder, fake.url, pairs[:GOLD], [text for text, _ in pairs[GOLD:]], f"  seed: {seed}\n")
+            planned.append(json.loads(slmctl(folder, "label", "--plan", "--json"))["cost"])
+            made = json.loads(slmctl(folder, "label", "--json"))
+            paid.append(made["metrics"]["teachers"][0]["cost"])
+    off = [abs(plan - bill) / bill for plan, bill in zip(planned, paid, strict=True)]
+    return [
+        result.compared("cost: planned from 20 rows, and billed", planned, paid, peer="the bill"),
+        single("largest distance of a plan from its bill, a share of it", max(off), "allowed", 0.1, NEAR),
+    ]
+
+
+def private(options: argparse.Namespace) -> list[result.Row]:
+    ways = [*(disguises.MUTATIONS | disguises.MORE).values()]
+    cases = disguises.prompts(options.rows, seed=5)
+    texts = [
+        " \n".join(turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user")
+        for k, (_, text, value) in enumerate(cases)
+    ]
+    folder = Path(f"label-private-{int(time.time())}")
+    with teacher_at_an_endpoint([]) as fake:
+        project(
+            folder, fake.url, [(f"a plain question about a lamp, number {'i' * k}", "lamp") for k in range(9)], texts
+        )
+        slmctl(folder, "label")
+    asked = {body["messages"][-1]["content"] for body in fake.bodies}
+    left = [text for text in texts if text in asked]
+    sent = json.dumps(fake.bodies)
+    values = sum(len(value.encode()) for _, _, value in cases if value in sent)
+    return [
+        single(f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}", len(left), "allowed", 0),
+        single("bytes of personal data at the endpoint", values, "allowed", 0, "<= 0"),
+    ]
+
+
+# Students
+
+
+def learn(options: argparse.Namespace) -> list[result.Row]:
+    """Accuracy on the full test set of three students; the test rows are scored once."""
+    pairs, folder = read(options.data / "train.csv"), options.folder.resolve()
+    random.Random(0).shuffle(pairs)
+    mine = pairs[: len(pairs) // 2]  # the teacher was trained on the other half
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    for name in ("300", "accepted", "all"):
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        gold = mine if name == "all" else mine[:GOLD]
+        with (place / "gold.csv").open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([("text", "category"), *gold])
+        (place / "new.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text, _ in mine[GOLD:]), encoding="utf-8"
+        )
+        labels = json.dumps(sorted({label for _, label in pairs}))
+        text = HEAD.format(base=options.base, labels=labels) + STUDENT.format(
+            gold=place / "gold.csv", data=options.data.resolve()
+        )
+        if name == "accepted":
+            text += (
+                f"label:\n  sources: [{{path: new.jsonl, input: text}}]\n"
+                f"  gold: {{path: gold.csv, input: text, output: category}}\n"
+                f"  teachers: [{{release: {options.release.resolve()}}}]\n"
+            )
+        (place / "slmctl.yaml").write_text(text, encoding="utf-8")
+        made = json.loads(slmctl(place, "run", "--until", "evaluate", "--json"))
+        model = made["metrics"]["models"]["Q8_0"]
+        figures[name] = model["metrics"]["accuracy"]
+        print(f"{name}: {percent(figures[name])} {model['interval']}")  # noqa: T201
+    won = (figures["accepted"] - figures["300"]) / (figures["all"] - figures["300"])
+    return [
+        single(
+            "accuracy on the test set: 300 rows and accepted labels", figures["accepted"], "300 rows", figures["300"]
+        ),
+        single("accuracy on the test set: all rows", figures["all"], "300 rows", figures["300"]),
+        single("share of the distance from 300 rows to all that is won", won, "all rows", 1.0, WON),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""rows without an answer -> labelled."""

@@ -1,0 +1,282 @@
+"""Votes and gold rows -> which labels are accepted, with an exact bound on how many of them are wrong.
+
+Signals of a row (agreement of votes and of teachers, token probabilities, a linear model) become a score, and a
+threshold on it is tested on gold rows by the code of `calibrate`. Rows to label and gold rows that test it are treated
+alike: the linear model learns from the teachers' labels of both, never from the row that it judges, and never from a
+gold answer that tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slmctl import console
+from slmctl.config import CalibrateConfig, LabelConfig
+from slmctl.console import percent
+from slmctl.errors import GateError
+from slmctl.inference.escalation_policy import linear
+from slmctl.metrics import answer_metrics, error_threshold, linear_baseline
+from slmctl.metrics.error_threshold import MIN_ROWS, CalibrationRows, FittedThreshold
+from slmctl.metrics.statistics import error_bound
+from slmctl.stages.label.rows import LabelRow
+from slmctl.stages.label.teachers import Vote
+
+FOLDS = 5  # of the linear model that judges the teachers' labels
+FLOOR = 1e-4  # a share or probability below it is taken for it
+
+
+@dataclass
+class LabelledRow:
+    """A row with what the teachers make of it.
+
+    Attributes:
+        votes: Every answer, of all teachers.
+        answer: The one with the most votes, of equals the first teacher's; empty where no vote is valid.
+        score: The linear score of its signals; None before one is fitted.
+        p_correct: How likely it is right.
+        accepted: It is among the accepted ones.
+    """
+
+    row: LabelRow
+    votes: list[Vote]
+    answer: str = ""
+    signals: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    p_correct: float | None = None
+    accepted: bool = False
+
+    @property
+    def agreement(self) -> float:
+        """Share of the votes that the answer has."""
+        return sum(same(vote.answer, self.answer) for vote in self.votes if vote.is_valid) / max(len(self.votes), 1)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound on accepted labels; shares, unless they are numbers of rows.
+
+    Attributes:
+        reason: Why there is none, and nothing is accepted for it; empty where there is one.
+        tested_on: Gold rows that tested the threshold.
+        kept, error, error_bound: Of these rows at the threshold.
+        fields: Of an object, the bound of each of its keys by itself, at the same threshold.
+        curve: (kept, error, error_bound) of stricter and looser thresholds.
+    """
+
+    max_error: float
+    confidence: float
+    reason: str = ""
+    tested_on: int = 0
+    kept: float = 0.0
+    error: float = 0.0
+    error_bound: float = 1.0
+    threshold: float = 0.0
+    fields: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[tuple[float, float, float]] = ()
+
+
+def same(answer: str, other: str) -> bool:
+    """True for equal labels or texts, and for equal JSON values."""
+    if answer == other:
+        return True
+    first, second = answer_metrics.parse(answer), answer_metrics.parse(other)
+    is_json = answer_metrics.INVALID not in (first, second) and isinstance(first, dict | list)
+    return is_json and answer_metrics.equal(first, second)
+
+
+def choose(kind: str, votes: Sequence[Vote]) -> str:
+    """The answer of a row; empty where no vote is valid. Of free texts it is the one that is most like the others."""
+    valid = [vote.answer for vote in votes if vote.is_valid]
+    if not valid:
+        return ""
+    if kind == "generate":
+        return max(valid, key=lambda text: sum(_likeness(text, other) for other in valid))
+    return max(valid, key=lambda answer: sum(same(answer, other) for other in valid))
+
+
+def likeness(votes: Sequence[Vote]) -> float:
+    """Mean token F1 of the valid votes with each other, times their share; 0 for one vote alone."""
+    texts = [vote.answer for vote in votes if vote.is_valid]
+    pairs = [(a, b) for k, a in enumerate(texts) for b in texts[k + 1 :]]
+    if not pairs:
+        return 0.0
+    return sum(_likeness(a, b) for a, b in pairs) / len(pairs) * len(texts) / len(votes)
+
+
+def _likeness(text: str, other: str) -> float:
+    return answer_metrics.token_f1(answer_metrics.words(text), answer_metrics.words(other))
+
+
+def accept(
+    config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow],
+    chances: Mapping[str, float] | None = None,
+) -> Bound:  # fmt: skip
+    """Score every row, and accept those above the threshold that the gold rows bound.
+
+    Args:
+        config: The section.
+        rows: Rows to label; `score`, `p_correct` and `accepted` are set.
+        gold: Gold rows, answered in the same way; `score` and `p_correct` are set.
+        chances: Of `linear_chances`, where they are known; they follow from the answers, not from which rows are gold.
+    """
+    promise = CalibrateConfig(max_error=config.max_error, confidence=config.confidence)
+    nothing = Bound(config.max_error, config.confidence)
+    if config.task.kind == "generate":
+        for entry in rows:
+            entry.accepted = bool(entry.answer) and likeness(entry.votes) >= config.min_agreement
+        return Bound(
+            config.max_error, config.confidence,
+            "two good free texts may share few words, so without a judge no text can be counted as right",
+        )  # fmt: skip
+    _measure(config, rows, gold, chances)
+    if len(gold) < MIN_ROWS:
+        return _without(nothing, f"{len(gold)} gold rows are too few for a bound: at least {MIN_ROWS} are needed")
+    table = _table(gold)
+    try:
+        fitted = error_threshold.fit(table, promise)
+    except GateError as error:
+        return _without(nothing, error.message)
+    _score([*rows, *gold], fitted)
+    for entry in (*rows, *gold):
+        entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= fitted["threshold"]
+    figures = fitted["figures"]
+    return Bound(
+        config.max_error, config.confidence, "", figures["tested_on"], figures["kept"], figures["error"],
+        figures["error_bound"], fitted["threshold"], _fields(config, gold),
+        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
+    )  # fmt: skip
+
+
+def _without(nothing: Bound, reason: str) -> Bound:
+    return Bound(nothing.max_error, nothing.confidence, reason)
+
+
+def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
+    """Gold rows as the code of calibrate reads them; one without an answer is never kept."""
+    names = tuple(gold[0].signals)
+    none = np.zeros(len(gold), dtype=bool)
+    return CalibrationRows(
+        names,
+        np.array([[entry.signals[name] for name in names] for entry in gold]),
+        np.array([is_right(entry) for entry in gold]),
+        none,
+        np.array([not entry.answer for entry in gold]),
+        np.array([entry.row.is_pool for entry in gold]),
+    )
+
+
+def is_right(entry: LabelledRow) -> bool:
+    """True for a gold row whose answer is that of the people; of objects the whole one."""
+    return bool(entry.answer) and same(entry.answer, entry.row.gold)
+
+
+def _score(entries: Sequence[LabelledRow], fitted: FittedThreshold) -> None:
+    scores = [knot[0] for knot in fitted["knots"]]
+    chances = [knot[1] for knot in fitted["knots"]]
+    for entry in entries:
+        entry.score = linear(fitted["weights"], fitted["bias"], entry.signals)
+        entry.p_correct = round(float(np.interp(entry.score, scores, chances)), 4)
+
+
+def _fields(config: LabelConfig, gold: Sequence[LabelledRow]) -> dict[str, float]:
+    """Upper bound of the error of each key among the accepted objects; a key that both lack is right."""
+    if config.task.kind != "extract":
+        return {}
+    tested = [entry for entry in gold if entry.accepted and not entry.row.is_pool]
+    pairs = [(json.loads(entry.row.gold), json.loads(entry.answer)) for entry in tested]
+    keys = sorted({key for pair in pairs for value in pair if isinstance(value, dict) for key in value})
+    wrong = {key: sum(not answer_metrics.equal(_field(a, key), _field(b, key)) for a, b in pairs) for key in keys}
+    return {key: error_bound(count, len(pairs), config.confidence) for key, count in wrong.items()}
+
+
+def _field(value: Any, key: str) -> Any:
+    return value.get(key, "\x00absent") if isinstance(value, dict) else "\x00absent"
+
+
+# Signals
+
+
+def _measure(
+    config: LabelConfig, rows: Sequence[LabelledRow], gold: Sequence[LabelledRow], chances: Mapping[str, float] | None
+) -> None:
+    """Set the signals of every row: the same ones for all."""
+    every = [*rows, *gold]
+    several = len(config.teachers) > 1
+    has_probabilities = any(vote.confidence is not None for entry in every for vote in entry.votes)
+    if chances is None and config.task.kind == "classify":
+        chances = linear_chances(rows, gold)
+    for entry in every:
+        values = {"votes": _log_odds(entry.agreement)}
+        if several:
+            values["teachers"] = _teachers(entry)
+        if has_probabilities:
+            sure = [vote.confidence for vote in entry.votes if vote.is_valid and vote.confidence is not None
+                    and same(vote.answer, entry.answer)]  # fmt: skip
+            values["tokens"] = _log_odds(sum(sure) / len(sure)) if sure else 0.0
+        if chances:
+            values["linear"] = _log_odds(chances[entry.row.id])
+        entry.signals = values
+
+
+def _teachers(entry: LabelledRow) -> float:
+    """Share of the teachers that answered whose own choice is the answer."""
+    by_teacher: dict[int, Counter[bool]] = {}
+    for vote in entry.votes:
+        by_teacher.setdefault(vote.teacher, Counter())[vote.is_valid and same(vote.answer, entry.answer)] += 1
+    agreeing = sum(votes[True] > votes[False] for votes in by_teacher.values())
+    return agreeing / max(len(by_teacher), 1) + 0.1 * (len(by_teacher) - 1)  # two that agree tell more than one alone
+
+
+def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> dict[str, float]:
+    """For each row by its id, the probability of its label by a linear model of the teachers' labels of other rows.
+
+    Empty where there is no gold row to choose its strength by, or no scikit-learn.
+    """
+    every = [*rows, *gold]
+    folds = [_fold(entry.row.id) for entry in every]
+    chosen = [entry for entry in gold if entry.row.is_pool]
+    if not chosen or not linear_baseline.is_installed():
+        return {}
+    chances = {entry.row.id: 0.0 for entry in every}
+    strengths: Sequence[float] = linear_baseline.STRENGTHS
+    with console.progress("linear model of the labels", FOLDS, "parts") as meter:
+        for fold in range(FOLDS):
+            inside = [k for k, entry in enumerate(every) if folds[k] == fold and entry.answer]
+            others = [entry for k, entry in enumerate(every) if folds[k] != fold and entry.answer]
+            if inside and others:
+                model = linear_baseline.fit(
+                    [entry.row.text for entry in others], [entry.answer for entry in others],
+                    choosing=[entry.row.text for entry in chosen], chosen=[entry.row.gold for entry in chosen],
+                    strengths=strengths,
+                )  # fmt: skip
+                strengths = (model.strength,)  # chosen once, on the first part
+                probabilities = model.chances([every[k].row.text for k in inside], [every[k].answer for k in inside])
+                chances |= {every[k].row.id: chance for k, chance in zip(inside, probabilities, strict=True)}
+            meter.advance()
+    return chances
+
+
+def _fold(id: str) -> int:
+    return hashlib.sha256(f"fold/{id}".encode()).digest()[0] % FOLDS
+
+
+def _log_odds(share: float) -> float:
+    return math.log(max(share, FLOOR) / max(1 - share, FLOOR))
+
+
+def sentence(bound: Bound) -> str:
+    """The bound in words."""
+    if bound.reason:
+        return f"no bound: {bound.reason}"
+    return (
+        f"of the accepted labels at most {percent(bound.error_bound)} are wrong, with {percent(bound.confidence, 0)} "
+        f"confidence ({percent(bound.error)} of those that {bound.tested_on} gold rows tested)"
+    )

@@ -1,0 +1,131 @@
+"""The cost of labelling, from a sample of the real rows: tokens, money with an interval, and time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmctl import console
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import LabelConfig
+from slmctl.metrics import statistics
+from slmctl.stages.label.rows import LabelRow
+from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
+
+SAMPLE = 20  # rows that are asked for a plan
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """The plan of one teacher.
+
+    Attributes:
+        name: The teacher.
+        answers: Answers that all rows need of it; `answered` of them are in the journal.
+        prompt_tokens, completion_tokens: Mean of an answer in the sample; None where none came.
+        cost: Of all answers, those in the journal included; None without prices or without an answer.
+        interval: The 95 % bootstrap interval of the cost over the sampled rows.
+        seconds: Time for the answers that are not there yet.
+    """
+
+    name: str
+    answers: int
+    answered: int
+    prompt_tokens: float | None
+    completion_tokens: float | None
+    cost: float | None
+    interval: tuple[float, float] | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """The plan of a run.
+
+    Attributes:
+        rows, gold: Rows to label, and gold rows.
+        not_drawn: Rows beyond `label.max_rows`.
+        sample: Rows that were asked for the plan.
+        stays: Rows that no teacher may see.
+        left_out: Rows that are not asked for, by reason.
+        spent: What the journals hold already, the sample included.
+    """
+
+    rows: int
+    gold: int
+    not_drawn: int
+    sample: int
+    parts: tuple[TeacherPlan, ...]
+    stays: int
+    left_out: Mapping[str, int]
+    currency: str
+    max_cost: float | None
+    spent: float
+
+    @property
+    def cost(self) -> float | None:
+        """Of all teachers; None where no price is answered."""
+        answered = [part.cost for part in self.parts if part.cost is not None]
+        return sum(answered) if answered else None
+
+    def to_json(self) -> JsonObject:
+        """The plan as JSON values."""
+        return {**dataclasses.asdict(self), "cost": self.cost}
+
+    def lines(self) -> Iterator[str]:
+        """The plan for people."""
+        more = f"; {self.not_drawn} more are beyond label.max_rows" if self.not_drawn else ""
+        yield f"{self.rows:,} rows to label and {self.gold:,} gold rows; {self.sample} of them were asked{more}"
+        for teacher in self.parts:
+            yield f"{teacher.name}: {teacher.answers:,} answers, {teacher.answered:,} of them are here"
+            if teacher.prompt_tokens is None or teacher.completion_tokens is None:
+                yield "  no row of the sample has an answer of it"
+                continue
+            yield f"  tokens an answer: {teacher.prompt_tokens:,.0f} in, {teacher.completion_tokens:,.1f} out"
+            if teacher.cost is not None and teacher.interval is not None:
+                low, high = teacher.interval
+                yield f"  cost: {teacher.cost:,.2f} {self.currency} ({low:,.2f} to {high:,.2f}, 95 %)"
+            else:
+                yield "  cost: none is answered (prices of the teacher)"
+            if teacher.seconds:
+                yield f"  time: {console.duration(teacher.seconds)} at the rate of the sample"
+        if self.stays:
+            yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
+        for reason, count in self.left_out.items():
+            if count:
+                yield f"{count:,} left out: {reason}"
+        if self.cost is not None:
+            yield f"in all: {self.cost:,.2f} {self.currency}, of which {self.spent:,.2f} are spent"
+            if self.max_cost is not None and self.cost > self.max_cost:
+                share = self.max_cost / self.cost
+                yield f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} rows will be labelled"
+
+
+def part(
+    teacher: EndpointTeacher | ReleaseTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow],
+    config: LabelConfig,
+) -> TeacherPlan:  # fmt: skip
+    """The plan of a teacher, from its answers to the sample."""
+    seen = [row for row in sample if teacher.may_see(row)]
+    by_row = [answers for row in seen if (answers := teacher.answers(row))]
+    flat = [answer for answers in by_row for answer in answers]
+    needed, answered = teacher.asked_for(every), len(flat)
+    if not flat:
+        return TeacherPlan(teacher.name, needed, 0, None, None, None, None, None)
+    prompt, completion = (
+        sum(answer.prompt_tokens for answer in flat) / answered,
+        sum(answer.completion_tokens for answer in flat) / answered,
+    )
+    cost, interval = None, None
+    if teacher.journal.prices is not None:
+        costs = np.array([sum(answer.cost for answer in answers) for answers in by_row])
+        rows = sum(map(teacher.may_see, every))
+        drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs), seed=config.seed)])
+        low, high = statistics.percentiles(drawn / len(costs) * rows)
+        cost, interval = float(costs.mean() * rows), (low, high)
+    at_once = teacher.concurrency
+    seconds = sum(answer.seconds for answer in flat) / answered * max(0, needed - answered) / at_once
+    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None)

@@ -1,0 +1,256 @@
+"""Requests to a teacher, its answers and their cost: append-only, on the disk before anything goes on.
+
+A line says that a request goes out, with the most that it may cost; a second one what came of it. After a kill the
+first lines without a second are in doubt: these requests are sent again, and their most counts as spent. An answer
+that is here is never asked for again, whatever was killed and whatever changed in the config beside the request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from slmctl.config import TeacherPrices
+from slmctl.errors import LockedError
+
+MILLION = 1_000_000
+CHARGED_UNTOLD = (0, 200)  # statuses of attempts whose tokens may be charged though no count came: broken off, or torn
+Permission = Literal["send", "wait", "stop"]
+
+
+@dataclass(frozen=True)
+class TeacherAnswer:
+    """One answer of a teacher.
+
+    Attributes:
+        cost: By the prices of its day; where the endpoint told no tokens (`counted` false), the most it may be.
+    """
+
+    text: str
+    finish: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    confidence: float | None = None
+    cost: float = 0.0
+    counted: bool = True
+
+
+@dataclass
+class Ledger:
+    """The account of a teacher.
+
+    Attributes:
+        sent: Requests that went out, those of killed runs included.
+        answered: Answers that came.
+        failed: Attempts that brought none.
+        doubtful: Requests of killed runs of which nothing is known.
+        prompt_tokens, completion_tokens: Of the answers, as the endpoint counted them.
+        cost: Of the answers.
+        doubt: The most that attempts without a count may have cost beside it.
+    """
+
+    sent: int = 0
+    answered: int = 0
+    failed: int = 0
+    doubtful: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    doubt: float = 0.0
+
+
+def cost_of(prices: TeacherPrices | None, prompt_tokens: int, completion_tokens: int) -> float:
+    """The price of so many tokens; 0 without prices."""
+    if prices is None:
+        return 0.0
+    return (prompt_tokens * prices.input + completion_tokens * prices.output) / MILLION
+
+
+class Journal:
+    """The journal of one teacher, held against other processes.
+
+    Raises:
+        LockedError: Another process has it open.
+    """
+
+    def __init__(self, path: Path, prices: TeacherPrices | None = None) -> None:
+        self.path, self.prices = path, prices
+        self.ledger = Ledger()
+        self.answers: dict[str, TeacherAnswer] = {}
+        self.batches: dict[str, list[str]] = {}  # open ones by id, with the keys of their requests
+        self._out: dict[str, float] = {}  # the most that each request that is out may cost
+        self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("ab")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._stream.close()
+            raise LockedError(f"another process asks this teacher ({path.name})", hint="wait for it to end") from None
+        self._read()
+        self._append({})  # ends a line that was torn
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._stream.close()
+
+    @property
+    def reserved(self) -> float:
+        """The most that the requests that are out may cost."""
+        return sum(self._out.values())
+
+    def send(self, key: str, most: float) -> None:
+        """Write down that a request goes out."""
+        with self._writing:
+            self._append({"sent": key, "most": most})
+            self._out[key] = most
+            self.ledger.sent += 1
+
+    def answer(self, key: str, answer: TeacherAnswer) -> None:
+        """Write down an answer; a second one to the same request changes nothing but the account."""
+        with self._writing:
+            if not answer.counted:
+                answer = dataclasses.replace(answer, cost=self._out.get(key, 0.0))
+            self._append({"answered": key, **dataclasses.asdict(answer)})
+            self._out.pop(key, None)
+            self._count(key, answer)
+
+    def fail(self, key: str, status: int) -> None:
+        """Write down that an attempt brought no answer."""
+        with self._writing:
+            most = self._out.pop(key, 0.0) if status in CHARGED_UNTOLD else 0.0
+            self._append({"failed": key, "status": status, "most": most})
+            self._out.pop(key, None)
+            self.ledger.failed += 1
+            self.ledger.doubt += most
+
+    def open_batch(self, id: str, keys: Sequence[str]) -> None:
+        """Write down that requests that went out are in a batch, by whose id their answers can be had."""
+        with self._writing:
+            self._append({"batch": id, "keys": list(keys)})
+            self.batches[id] = list(keys)
+
+    def close_batch(self, id: str) -> None:
+        """Write down that a batch is over and that all it brought is here."""
+        with self._writing:
+            self._append({"closed": id})
+            self.batches.pop(id, None)
+
+    def _count(self, key: str, answer: TeacherAnswer) -> None:
+        self.answers.setdefault(key, answer)
+        self.ledger.answered += 1
+        self.ledger.prompt_tokens += answer.prompt_tokens
+        self.ledger.completion_tokens += answer.completion_tokens
+        self.ledger.cost += answer.cost
+
+    def _append(self, fields: Mapping[str, Any]) -> None:
+        self._stream.write((json.dumps(fields) + "\n" if fields else "\n").encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def _read(self) -> None:
+        out: dict[str, float] = {}
+        for fields in _lines(self.path):
+            if "sent" in fields:
+                self.ledger.doubtful += fields["sent"] in out  # sent again: nothing is known of the first time
+                self.ledger.doubt += out.get(fields["sent"], 0.0)
+                self.ledger.sent += 1
+                out[fields["sent"]] = fields["most"]
+            elif "answered" in fields:
+                key = fields.pop("answered")
+                out.pop(key, None)
+                self._count(key, TeacherAnswer(**fields))
+            elif "failed" in fields:
+                out.pop(fields["failed"], None)
+                self.ledger.failed += 1
+                self.ledger.doubt += fields["most"]
+            elif "batch" in fields:
+                self.batches[fields["batch"]] = fields["keys"]
+            elif "closed" in fields:
+                self.batches.pop(fields["closed"], None)
+        for key in itertools.chain.from_iterable(self.batches.values()):
+            if key in out:
+                self._out[key] = out.pop(key)
+        self.ledger.doubtful += len(out)
+        self.ledger.doubt += sum(out.values())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal; a kill may have torn the last one of each run."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fields, dict):
+                yield fields
+
+
+class Budget:
+    """Ceilings over all journals, asked before each request.
+
+    Args:
+        max_cost: What all answers may cost; None for no ceiling.
+        max_seconds: What this run may last; None for no ceiling.
+    """
+
+    def __init__(self, journals: Sequence[Journal], max_cost: float | None, max_seconds: float | None) -> None:
+        self._journals, self._max_cost = journals, max_cost
+        self._end = None if max_seconds is None else time.monotonic() + max_seconds
+        self._taking = threading.Lock()
+        self.reached = ""  # the ceiling that ended the run
+
+    @property
+    def spent(self) -> float:
+        """The cost of the answers, and the most that is in doubt."""
+        return sum(journal.ledger.cost + journal.ledger.doubt for journal in self._journals)
+
+    def seconds_left(self, most: float) -> float:
+        """Seconds until the time is up, at most so many."""
+        return most if self._end is None else max(0.0, min(most, self._end - time.monotonic()))
+
+    def out_of_time(self) -> bool:
+        """True when the time is up; it ends the run."""
+        if not self.reached and self._end is not None and time.monotonic() > self._end:
+            self.reached = "max_time"
+        return self.reached == "max_time"
+
+    def take(self, journal: Journal, key: str, most: float) -> Permission:
+        """Let a request out, written down, if its most fits beside all that was spent and is out.
+
+        Returns: `wait` where it may fit when what is out has come back.
+        """
+        with self._taking:
+            if self.reached or self.out_of_time():
+                return "stop"
+            if self._max_cost is not None:
+                out = sum(journal.reserved for journal in self._journals)
+                if self.spent + out + most > self._max_cost:
+                    if out:
+                        return "wait"
+                    self.reached = "max_cost"
+                    return "stop"
+            journal.send(key, most)
+            return "send"
+
+
+@contextmanager
+def opened(journals: Sequence[Journal]) -> Iterator[None]:
+    """Close the journals at the end of a block."""
+    try:
+        yield
+    finally:
+        for journal in journals:
+            journal.close()

@@ -1,0 +1,319 @@
+"""rows without an answer -> labelled: a teacher's labels, with what they cost and a bound on how many are wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from slmctl import console, sensitive
+from slmctl.config import LabelConfig
+from slmctl.deduplication import minhash
+from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
+from slmctl.errors import DataError, PausedError, UsageError
+from slmctl.metrics.error_threshold import MIN_ROWS
+from slmctl.network import guard
+from slmctl.sensitive.conversation_veto import Cleared
+from slmctl.sources.rows import columns_of
+from slmctl.stages.label import acceptance, cost_plan, report_facts, report_page, rows
+from slmctl.stages.label.acceptance import Bound, LabelledRow
+from slmctl.stages.label.cost_plan import CostPlan
+from slmctl.stages.label.journal import Budget, Journal, opened
+from slmctl.stages.label.rows import LabelRow, LabelRows
+from slmctl.stages.label.teachers import (
+    EndpointTeacher,
+    NearestExamples,
+    ReleaseTeacher,
+    journal_path,
+    open_teacher,
+    task_of,
+    votes_of,
+)
+from slmctl.task import conversation_formats
+from slmctl.task.contract import Task
+from slmctl.task.records import write_jsonl
+
+REVIEWED = 50  # rows of a uniform sample that people are to look at, where there is no bound
+STAYS = "sensitive, and no teacher on this machine may read it"
+NO_ANSWER = "no teacher gave an answer that the task allows"
+NOTHING_CAME = "no answer came, however often it was asked"
+Teachers = Sequence[EndpointTeacher | ReleaseTeacher]
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """All that a run works on."""
+
+    config: LabelConfig
+    task: Task
+    all_rows: LabelRows
+    cleared: Mapping[str, Cleared]
+    teachers: Teachers
+    budget: Budget
+
+    @property
+    def seen(self) -> list[LabelRow]:
+        """Gold rows and rows to label that a teacher may see, the gold ones first."""
+        every = (*self.all_rows.gold, *self.all_rows.rows)
+        return [row for row in every if any(teacher.may_see(row) for teacher in self.teachers)]
+
+
+def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
+    """Ask the teachers, and write `accepted.jsonl`, `review.jsonl`, `refused.jsonl`, `rows.bin` and `report.html`.
+
+    Args:
+        config: The section.
+        out: The folder to fill.
+        journals: The folder of the teachers' journals, which outlasts the run.
+
+    Raises:
+        DataError: A source cannot be used.
+        NetworkError: An endpoint cannot be reached, or refuses the key or the model; what it answered is kept.
+        PausedError: A ceiling was reached; the same command goes on.
+        UsageError: There is no section, or a teacher cannot be used.
+    """
+    with _job(config, journals) as job:
+        _say_before(job)
+        for teacher in job.teachers:
+            teacher.ask([*job.all_rows.gold, *job.all_rows.rows])
+        _require_done(job)
+        labelled, gold = _labelled(job, job.all_rows.rows), _labelled(job, job.all_rows.gold)
+        bound = acceptance.accept(config, labelled, gold)
+        files = _write(job, labelled, gold, bound, out)
+        figures = report_facts.collect(job.teachers, job.all_rows, labelled, gold, bound, files, job.config)
+    report_page.write(out, figures, guard.receipt())
+    console.say(f"  {files['accepted']} accepted, {files['review']} to review, {files['refused']} refused")
+    console.say(f"  {acceptance.sentence(bound)}")
+    console.say(f"  {report_facts.cost_sentence(figures)}")
+    return dict(figures)
+
+
+def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
+    """Ask for a sample of the real rows, and say what all of them will cost; the answers are kept.
+
+    Raises:
+        What `run` raises but for PausedError.
+    """
+    with _job(config, journals) as job:
+        sample = list(job.seen)
+        random.Random(config.seed).shuffle(sample)  # noqa: S311 - draws rows, hides nothing
+        sample = sample[: cost_plan.SAMPLE]
+        for teacher in job.teachers:
+            teacher.ask(sample, in_batches=False)
+        stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
+        every = [*job.all_rows.gold, *job.all_rows.rows]
+        parts = [cost_plan.part(teacher, sample, every, config) for teacher in job.teachers]
+        return CostPlan(
+            rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
+            sample=len(sample),
+            parts=tuple(parts), stays=len(stays), left_out=dict(job.all_rows.left_out), currency=config.currency,
+            max_cost=config.max_cost, spent=job.budget.spent,
+        )  # fmt: skip
+
+
+def check(config: LabelConfig) -> None:
+    """Check what can be known for nothing: columns, schema, keys and releases.
+
+    Raises:
+        DataError: A source lacks a column.
+        IntegrityError: A release is damaged, or carries no contract.
+        MissingError: A package is missing.
+        UsageError: A teacher cannot be used.
+    """
+    if not config.sources or not config.teachers:
+        raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
+    sensitive.require(config.detector)
+    for source in config.sources:
+        conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
+    for source in config.gold:
+        conversation_formats.recognise(source, columns_of(source.local, **source.reading))
+    _schema(config)
+
+
+@contextmanager
+def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
+    """Rows read and searched, and teachers that were checked, for the length of a block."""
+    check(config)
+    all_rows = rows.read(config)
+    task = _task(config, all_rows)
+    releases = [teacher.release for teacher in config.teachers if teacher.release is not None]
+    for folder in releases:
+        task_of(folder, task)
+    all_rows = rows.without_trained(all_rows, releases, journals.parent)
+    every = [*all_rows.gold, *all_rows.rows]
+    leaves = any(teacher.url for teacher in config.teachers)
+    cleared = rows.clearances(config, every, len(every)) if leaves else {}
+    examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
+    files = [Journal(journal_path(journals, teacher), teacher.prices) for teacher in config.teachers]
+    with opened(files):
+        budget = Budget(files, config.max_cost, config.max_time and config.max_time * 60)
+        teachers = [
+            open_teacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
+            for teacher, journal in zip(config.teachers, files, strict=True)
+        ]
+        yield LabelJob(config, task, all_rows, cleared, teachers, budget)
+
+
+def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
+    """The task as the teachers are told it; its labels are those of the config, else of the gold rows."""
+    labels: tuple[str, ...] = ()
+    if config.task.kind == "classify":
+        labels = config.task.label_names or tuple(sorted({row.gold for row in all_rows.gold}))
+        try:
+            config.task.require_described(labels)
+        except ValueError as error:
+            raise DataError(f"task.{error}", hint="task.descriptions") from None
+    return Task(
+        config.task.kind, "", "", labels=labels, schema=_schema(config), system=config.task.system,
+        descriptions=dict(config.task.descriptions),
+    )  # fmt: skip
+
+
+def _schema(config: LabelConfig) -> dict[str, Any] | None:
+    path = config.task.json_schema
+    if path is None:
+        return None
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except (OSError, ValueError, RecursionError, jsonschema.SchemaError) as error:
+        raise DataError(f"{path.name} is not a JSON Schema: {str(error)[:200]}") from None
+    return dict(schema)
+
+
+def _say_before(job: LabelJob) -> None:
+    all_rows = job.all_rows
+    console.say(
+        f"  {len(all_rows.rows)} rows to label, {len(all_rows.gold)} gold rows ({len(all_rows.pool)} of them examples)"
+    )
+    for reason, count in all_rows.left_out.items():
+        if count:
+            console.say(f"  {count} left out: {reason}")
+    if stays := len(all_rows.gold) + len(all_rows.rows) - len(job.seen):
+        console.say(f"  {stays} stay here: {STAYS}")
+    if job.task.kind != "generate" and len(all_rows.gold) < MIN_ROWS:
+        console.say(
+            f"  note: {len(all_rows.gold)} gold rows give no bound ({MIN_ROWS} are needed): every label will be for "
+            "review"
+        )
+
+
+def _require_done(job: LabelJob) -> None:
+    """Stop at a ceiling: what was answered is kept, and the run ends well.
+
+    Raises:
+        PausedError: One was reached.
+    """
+    if not job.budget.reached:
+        return
+    left = sum(not _is_answered(job, row) for row in job.seen)
+    whole = 0 if any(not _is_answered(job, row) for row in job.all_rows.gold) else _answered_first(job)
+    spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
+    goes_on = "the same command goes on" if job.budget.reached == "max_time" else "a larger label.max_cost goes on"
+    ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
+    raise PausedError(
+        f"label stopped at label.{job.budget.reached}: {left} rows are left{spent}", hint=f"{goes_on}{ends}"
+    )
+
+
+def _is_answered(job: LabelJob, row: LabelRow) -> bool:
+    """True for a row that needs no further answer."""
+    return all(
+        len(teacher.answers(row)) == teacher.asked_for([row]) for teacher in job.teachers if teacher.may_see(row)
+    )
+
+
+def _answered_first(job: LabelJob) -> int:
+    """Number of rows, from the first one on, that are answered."""
+    return next((k for k, row in enumerate(job.all_rows.rows) if not _is_answered(job, row)), len(job.all_rows.rows))
+
+
+def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
+    result = []
+    for row in some:
+        marks = job.cleared[row.id].marks if row.id in job.cleared else {}
+        votes = votes_of(job.teachers, job.task, row, marks)
+        result.append(LabelledRow(row, votes, acceptance.choose(job.task.kind, votes)))
+    return result
+
+
+# What it leaves
+
+
+def _write(
+    job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound, out: Path
+) -> dict[str, int]:
+    """The three files and the fingerprints; how many rows are in each."""
+    in_order = sorted(labelled, key=lambda entry: (entry.row.file, entry.row.number))
+    accepted = [entry for entry in in_order if entry.accepted]
+    review = [entry for entry in in_order if entry.answer and not entry.accepted]
+    refused = [entry for entry in in_order if not entry.answer]
+    sampled = _sample(job, accepted) if bound.reason else []
+    counts = {
+        "accepted": write_jsonl(out / "accepted.jsonl", (_line(job, entry, weight=True) for entry in accepted)),
+        "review": write_jsonl(
+            out / "review.jsonl",
+            [
+                *({**_line(job, entry), "reason": "not sure enough"} for entry in review),
+                *({**_line(job, entry), "reason": "uniform sample of the accepted"} for entry in sampled),
+            ],
+        ),
+        "refused": write_jsonl(
+            out / "refused.jsonl",
+            ({**_line(job, entry), "reason": _refusal(job, entry)} for entry in refused),
+        ),
+    }
+    with FingerprintWriter(out / FILENAME) as prints:
+        for split, entries in (("train", accepted), ("calibration", gold), ("rejected", [*review, *refused])):
+            texts = [minhash.normalise(entry.row.raw) or entry.row.raw for entry in entries]
+            if texts:
+                prints.add(
+                    split,
+                    [entry.row.id for entry in entries],
+                    b"".join(map(minhash.digest, texts)),
+                    minhash.compact(minhash.sketch(texts)),
+                )
+    return counts
+
+
+def _refusal(job: LabelJob, entry: LabelledRow) -> str:
+    if entry.votes:
+        return NO_ANSWER
+    return NOTHING_CAME if any(teacher.may_see(entry.row) for teacher in job.teachers) else STAYS
+
+
+def _sample(job: LabelJob, accepted: Sequence[LabelledRow]) -> list[LabelledRow]:
+    drawn = random.Random(job.config.seed).sample(range(len(accepted)), min(REVIEWED, len(accepted)))  # noqa: S311
+    return [accepted[k] for k in sorted(drawn)]
+
+
+def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[str, Any]:
+    """One row as it is written; its input is the text as it came in, since `prepare` cleans it itself."""
+    votes = [
+        {"teacher": job.teachers[vote.teacher].name, "answer": vote.answer, "valid": vote.is_valid}
+        | ({} if vote.confidence is None else {"confidence": round(vote.confidence, 6)})
+        for vote in entry.votes
+    ]
+    agreeing_teachers = sorted(
+        {vote.teacher for vote in entry.votes if vote.is_valid and acceptance.same(vote.answer, entry.answer)}
+    )
+    line: dict[str, Any] = {
+        "id": entry.row.id,
+        "input": entry.row.raw,
+        "output": entry.answer,
+        "teacher": [job.teachers[number].name for number in agreeing_teachers],
+        "prompt": [job.teachers[number].prompt_hash for number in agreeing_teachers],
+        "votes": votes,
+        "score": entry.score,
+        "p_correct": entry.p_correct,
+        "source": {"file": entry.row.file, "row": entry.row.number},
+    }
+    if weight:
+        line["weight"] = 1.0 if entry.p_correct is None else max(entry.p_correct, 0.01)
+    return line

@@ -1,0 +1,281 @@
+"""sources -> the rows to label, and gold rows: cleaned as `prepare` cleans them, and searched before any may leave.
+
+The gold rows are split once, by their ids. The pool fits the score, and its rows are the examples in the prompts; the
+others test the threshold, so that they meet a teacher exactly as a row without an answer does. Gold rows that `prepare`
+will measure with are neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from slmctl import console
+from slmctl.artifacts import artifact, lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import LabelConfig, Source, moment
+from slmctl.deduplication import minhash, row_fingerprints
+from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints
+from slmctl.errors import DataError
+from slmctl.metrics import answer_metrics
+from slmctl.metrics.error_threshold import FIT_SHARE, place_of
+from slmctl.sensitive import conversation_veto, search_process
+from slmctl.sensitive.conversation_veto import Cleared
+from slmctl.sources.rows import columns_of, read_rows
+from slmctl.sources.rows.cells import Row
+from slmctl.task import cleaning, conversation_formats, split
+from slmctl.task.cleaning import Replacement
+from slmctl.task.records import SPLITS, RowRejectedError
+
+TEST = SPLITS.index("test")
+SEARCH_S = 30.0  # for the detectors on one row, on a busy machine
+TAUGHT = ("train", "validation")  # splits whose answers a model may know by heart
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One row.
+
+    Attributes:
+        id: 16 hexadecimal digits: of the row's own id, else of its text.
+        raw: The input as it came in.
+        text: The same, cleaned as the records are.
+        file, number: Its place.
+        gold: The answer that people gave; empty for a row to label.
+        is_pool: A gold row that fits the score and may be an example.
+    """
+
+    id: str
+    raw: str = field(repr=False)
+    text: str = field(repr=False)
+    file: str
+    number: int
+    gold: str = field(default="", repr=False)
+    is_pool: bool = False
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """All rows of a run.
+
+    Attributes:
+        rows: The rows to label, in an order that the seed decides.
+        gold: The gold rows.
+        left_out: Number of rows that are not asked for, by the reason.
+        not_drawn: Rows beyond `max_rows`.
+    """
+
+    rows: tuple[LabelRow, ...]
+    gold: tuple[LabelRow, ...]
+    left_out: Counter[str]
+    not_drawn: int
+
+    @property
+    def pool(self) -> list[LabelRow]:
+        """The gold rows that fit the score."""
+        return [row for row in self.gold if row.is_pool]
+
+
+def read(config: LabelConfig) -> LabelRows:
+    """Every row, a text once: what is gold or came before is not labelled again.
+
+    Raises:
+        DataError: A source cannot be read, lacks a column, or holds nothing to label; or there is no gold row.
+    """
+    left_out: Counter[str] = Counter()
+    gold = _gold(config, left_out)
+    taken, ids = {minhash.normalise(row.text) for row in gold}, set[str]()
+    gold = [_with_own_id(row, ids) for row in gold]
+    rows: list[LabelRow] = []
+    for source in config.sources:
+        for row in _unlabelled(config, source, left_out):
+            key = minhash.normalise(row.text)
+            if key in taken:
+                left_out["the same as another row"] += 1
+                continue
+            taken.add(key)
+            rows.append(_with_own_id(row, ids))
+    if not rows:
+        raise DataError("label.sources hold no row to label", hint="each is gold, empty, or the same as another one")
+    random.Random(config.seed).shuffle(rows)  # noqa: S311 - draws rows, hides nothing
+    drawn = rows[: config.max_rows]
+    return LabelRows(tuple(drawn), tuple(gold), left_out, len(rows) - len(drawn))
+
+
+def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
+    """The row, by the hash of its text where another row has its id already; adds its id to `ids`."""
+    if row.id in ids:
+        row = dataclasses.replace(row, id=hashlib.sha256(f"again/{row.raw}".encode()).hexdigest()[:16])
+    ids.add(row.id)
+    return row
+
+
+def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[LabelRow]:
+    columns = columns_of(source.local, **source.reading)
+    for column in filter(None, (source.id,)):
+        conversation_formats.require_column(source, columns, column)
+    make_text = conversation_formats.text_maker(source, source.input, columns)
+    for raw in read_rows(source.local, **source.reading):
+        try:
+            if raw.fault:
+                raise RowRejectedError("unreadable", raw.fault)
+            text = make_text(raw.columns)
+            if not text:
+                raise RowRejectedError("empty input", f"'{source.input}' is empty")
+        except RowRejectedError as error:
+            left_out[error.rule] += 1
+            continue
+        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number)
+
+
+def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
+    """The gold rows with an answer of the task, without those that `prepare` measures with."""
+    rows: list[LabelRow] = []
+    positions: list[float] = []
+    moments: list[float] = []
+    forced: list[str | None] = []
+    for source in config.gold:
+        for row, position, time in _gold_of(config, source, left_out):
+            rows.append(row)
+            positions.append(position)
+            moments.append(time)
+            forced.append(source.split)
+    if not rows:
+        raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
+    if config.reading.own_gold:
+        assigned = _splits(config, rows, np.array(positions), np.array(moments))
+        kept = [
+            row
+            for row, by_rule, bound in zip(rows, assigned, forced, strict=True)
+            if (SPLITS.index(bound) if bound else by_rule) != TEST
+        ]
+        left_out["gold rows that prepare measures with"] += len(rows) - len(kept)
+        rows = kept
+    return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]  # of equals the first
+
+
+def _splits(config: LabelConfig, rows: Sequence[LabelRow], positions: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The split of each gold row, as `prepare` assigns it."""
+    names = sorted({row.gold for row in rows}) if config.task.kind == "classify" else []
+    index = {name: k for k, name in enumerate(names)}
+    labels = np.array([index.get(row.gold, -1) for row in rows])
+    return split.assign(config.reading.splits, positions, moments, labels, names)
+
+
+def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[tuple[LabelRow, float, float]]:
+    """The gold rows of a source, each with the position and the moment by which it is split."""
+    columns = columns_of(source.local, **source.reading)
+    form = conversation_formats.recognise(source, columns)
+    names, renamed = config.task.label_names, config.task.label_map
+    for raw in read_rows(source.local, **source.reading):
+        try:
+            if raw.fault:
+                raise RowRejectedError("unreadable", raw.fault)
+            conversation = form.read(raw.columns)
+            turns = [message for message in conversation.messages if message["role"] != "system"]
+            if [turn["role"] for turn in turns] != ["user", "assistant"] or conversation.tools:
+                raise RowRejectedError("several turns", "a gold row is one question with one answer")
+            text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
+            if names is not None and answer not in names:
+                raise RowRejectedError("unknown label", "it is none of task.labels")
+            if config.task.kind == "extract" and answer_metrics.parse(answer) is answer_metrics.INVALID:
+                raise RowRejectedError("answer is not JSON", "the answer is not JSON")
+        except RowRejectedError as error:
+            left_out[f"gold: {error.rule}"] += 1
+            continue
+        id = _id(source, raw, text)
+        group = conversation_formats.cell(raw.columns.get(source.group)) if source.group else ""
+        key = hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else minhash.normalise(text) or text
+        row = LabelRow(
+            id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
+        )
+        yield row, split.position_of(key), _moment(config, source, raw)
+
+
+def _moment(config: LabelConfig, source: Source, raw: Row) -> float:
+    """The time of a row in seconds since 1970; NaN where the split does not need it or it cannot be read."""
+    if config.reading.splits.time is None or source.time is None:
+        return float("nan")
+    try:
+        return moment(conversation_formats.cell(raw.columns.get(source.time))).timestamp()
+    except (ValueError, OverflowError):
+        return float("nan")
+
+
+def _id(source: Source, raw: Row, text: str) -> str:
+    own = conversation_formats.cell(raw.columns.get(source.id)) if source.id else ""
+    return row_fingerprints.id_digits(own) if own else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
+
+
+def _cleaned(config: LabelConfig, text: str) -> str:
+    reading = config.reading
+    if not reading.clean and not reading.replace:
+        return text
+    replace = tuple(Replacement(entry.pattern, entry.replacement) for entry in reading.replace)
+    return cleaning.clean(text, tuple(reading.clean), replace)[0]
+
+
+def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> LabelRows:
+    """The same without the gold rows that a release was trained on: it knows their answers, so they tell nothing.
+
+    Args:
+        rows: All rows.
+        releases: The folders of releases that teach.
+        runs: The project's folder of artifacts, where their data sets may lie.
+    """
+    gold, left_out = list(rows.gold), rows.left_out.copy()
+    for folder in releases:
+        name = "/".join(folder.parts[-2:])
+        prints = _data_set_of(folder, runs)
+        if prints is None:
+            console.say(f"  note: the data set of {name} is not here: no gold row may be in it, or the bound is void")
+            continue
+        kept = [row for row in gold if not _is_in(prints, row.raw)]
+        left_out[f"gold rows that {name} was trained on"] += len(gold) - len(kept)
+        gold = kept
+    return dataclasses.replace(rows, gold=tuple(gold), left_out=left_out)
+
+
+def _data_set_of(folder: Path, runs: Path) -> Fingerprints | None:
+    """The rows of the data set that a release was made of; None where it is not below `runs`."""
+    digest = artifact.load(folder).manifest.inputs.get("prepared")
+    for path in sorted(runs.glob("prepared/[!.]*")):
+        entry = lineage.opened(path)
+        if isinstance(entry, Artifact) and entry.digest == digest and (path / FILENAME).is_file():
+            return Fingerprints(path / FILENAME)
+    return None
+
+
+def _is_in(prints: Fingerprints, text: str) -> bool:
+    matches = prints.look_up([row_fingerprints.query_fingerprint(text)], threshold=1.0)
+    return any(match.split in TAUGHT for match in matches)
+
+
+# What may leave
+
+
+def clearances(config: LabelConfig, rows: Iterable[LabelRow], total: int) -> dict[str, Cleared]:
+    """The part of each row that may leave, by its id; a gold row leaves as an example too, so with its answer."""
+    cleared: dict[str, Cleared] = {}
+    with console.progress("searching for personal data", total, "rows") as meter:
+        for row in rows:
+            cleared[row.id] = _clear(config, row)
+            meter.advance()
+    return cleared
+
+
+def _clear(config: LabelConfig, row: LabelRow) -> Cleared:
+    messages = [{"role": "user", "content": row.text}]
+    if row.is_pool and config.task.kind != "classify":
+        messages.append({"role": "assistant", "content": row.gold})
+    try:
+        return conversation_veto.clear(messages, engine=config.detector, redact=config.redact, timeout_s=SEARCH_S)
+    except search_process.SearchError:
+        return Cleared(reason="doubt")

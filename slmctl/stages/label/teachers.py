@@ -1,0 +1,336 @@
+"""rows -> answers of a teacher in its journal: an endpoint, told the task in its prompt, or a release on this machine.
+
+An endpoint is sent what `rows.clearances` let out and nothing else. A release answers as it was trained, held to the
+labels or the schema, and sees every row.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl import console
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import canonical, sha256_bytes
+from slmctl.config import LabelConfig, Teacher
+from slmctl.errors import UsageError
+from slmctl.inference.engine import CONTEXT, SEQUENCES, Engine, EngineError, Request
+from slmctl.model_files import memory
+from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.network.endpoint_pool import EndpointPool
+from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply, constraint
+from slmctl.sensitive.conversation_veto import Cleared, restore
+from slmctl.stages.label import batches
+from slmctl.stages.label.batches import PaidRequest
+from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnswer, cost_of
+from slmctl.stages.label.rows import LabelRow
+from slmctl.task import untuned_prompt
+from slmctl.task.contract import Task
+
+REFUSED = 400  # the status of a request that the engine does not take
+WARM = 0.7  # temperature of every vote but the first
+PASSES = 3  # over the rows without an answer, since what failed may have passed
+A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
+KINDS = ("published", "gguf")  # of a release that may teach
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One answer of a teacher to a row: as it is read, and whether the task allows it."""
+
+    teacher: int
+    answer: str
+    is_valid: bool
+    confidence: float | None
+
+
+class NearestExamples:
+    """The gold rows of a pool that are nearest to a text, by TF-IDF of words and word pairs."""
+
+    def __init__(self, pool: Sequence[LabelRow], count: int) -> None:
+        self._pool, self._count = pool, min(count, len(pool))
+        if self._count:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+
+            words = r"(?u)\b\w+\b|[^\w\s]"  # signs too, so that no text is without a word
+            self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=words)
+            self._matrix = self._vectorizer.fit_transform([row.text for row in pool])
+
+    def of(self, row: LabelRow) -> list[LabelRow]:
+        """The nearest ones, the nearest last; never the row itself."""
+        if not self._count:
+            return []
+        alike = (self._matrix @ self._vectorizer.transform([row.text]).T).toarray().ravel()
+        order = sorted(range(len(self._pool)), key=lambda k: (-alike[k], self._pool[k].id))
+        nearest = [self._pool[k] for k in order[: self._count + 1] if self._pool[k].id != row.id][: self._count]
+        return nearest[::-1]
+
+
+class EndpointTeacher:
+    """A model behind an endpoint, asked `votes` times a row."""
+
+    def __init__(
+        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task,
+        examples: NearestExamples, cleared: Mapping[str, Cleared],
+    ) -> None:  # fmt: skip
+        assert teacher.url is not None and teacher.model is not None
+        self.name, self.journal, self.concurrency = teacher.name, journal, teacher.concurrency
+        self._config, self._teacher, self._budget = config, teacher, budget
+        self._task, self._examples, self._cleared = task, examples, cleared
+        self._pool = EndpointPool([teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s)
+        self._keys: dict[tuple[str, int], str] = {}
+        self._options = {"logprobs": True, **constraint(task.labels, task.constraint)}
+
+    @property
+    def prompt_hash(self) -> str:
+        """The hash of the part of its prompts that all rows share, with the settings of the request."""
+        config = self._config
+        settings = [untuned_prompt.brief(self._task), config.examples, config.votes, config.max_tokens]
+        return sha256_bytes(canonical(settings))[7:19]
+
+    def may_see(self, row: LabelRow) -> bool:
+        """True for a row that may be sent."""
+        return not self._cleared[row.id].reason
+
+    def asked_for(self, rows: Sequence[LabelRow]) -> int:
+        """Number of answers that these rows need of it."""
+        return sum(map(self.may_see, rows)) * self._config.votes
+
+    def answers(self, row: LabelRow) -> list[TeacherAnswer]:
+        """The answers to a row that are there."""
+        keys = (self._keys.get((row.id, vote), "") for vote in range(self._config.votes))
+        return [self.journal.answers[key] for key in keys if key in self.journal.answers]
+
+    def ask(self, rows: Sequence[LabelRow], *, in_batches: bool = True) -> None:
+        """Ask for every answer that is not in the journal, as far as the budget goes.
+
+        Args:
+            rows: The rows to ask for.
+            in_batches: False for answers at once, also of a teacher with `batch`.
+
+        Raises:
+            NetworkError: The endpoint cannot be reached, or refuses the key or the model.
+        """
+        pairs = [(row, vote) for row in rows if self.may_see(row) for vote in range(self._config.votes)]
+        with console.progress(f"label {self.name}", len(pairs), "answers") as meter:
+            for _ in range(PASSES):
+                left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
+                if not left or self._budget.reached:
+                    break
+                requests = self._unanswered(left, meter)
+                if self._teacher.batch and in_batches:
+                    batches.ask(self._config, self._teacher, self.journal, self._budget, requests, self._answer)
+                else:
+                    self._ask_one_by_one(requests, meter)
+
+    def _ask_one_by_one(self, requests: Iterator[PaidRequest], meter: console.Meter) -> None:
+        watch = _PaidRequests(self.journal, self._budget)
+        for index, reply in self._pool.ask_all(watch.noted(requests), watch=watch):
+            if isinstance(reply, Reply):
+                self.journal.answer(watch.keys[index], self._answer(reply))
+                meter.advance()
+
+    def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
+        """The requests that the journal does not answer, until a ceiling is reached."""
+        out = set(itertools.chain.from_iterable(self.journal.batches.values()))
+        shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
+        for row, vote in pairs:
+            if self._budget.reached:
+                return
+            request = EndpointRequest(
+                shown(row), self._config.max_tokens, WARM if vote else 0.0,
+                options=self._options | ({"seed": self._config.seed + vote} if vote else {}),
+            )  # fmt: skip
+            key = self._key(request, vote)
+            self._keys[row.id, vote] = key
+            if key in self.journal.answers or key in out:
+                meter.resume(meter.done + 1)
+                continue
+            out.add(key)
+            yield key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens)
+
+    def _messages(self, row: LabelRow) -> tuple[dict[str, str], ...]:
+        turns = [{"role": "system", "content": untuned_prompt.brief(self._task)}]
+        for example in self._examples.of(row):
+            shown = self._cleared[example.id].messages
+            answer = example.gold if self._task.kind == "classify" else shown[1]["content"]
+            turns += [shown[0], {"role": "assistant", "content": answer}]
+        return (*turns, self._cleared[row.id].messages[0])
+
+    def _key(self, request: EndpointRequest, vote: int) -> str:
+        seed = self._config.seed if vote else 0
+        content = [list(request.messages), request.max_tokens, request.temperature, vote, seed]
+        return sha256_bytes(canonical(content))[7:39]
+
+    def _answer(self, reply: Reply) -> TeacherAnswer:
+        counted = reply.prompt_tokens is not None and reply.completion_tokens is not None
+        prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
+        cost = cost_of(self._teacher.prices, prompt, completion)
+        return TeacherAnswer(
+            reply.text, reply.finish, prompt, completion, round(reply.seconds, 3), reply.confidence, cost, counted
+        )
+
+
+def _most_prompt_tokens(request: EndpointRequest) -> int:
+    """More tokens than any tokenizer makes of a prompt: one a byte, and those of the chat template."""
+    return A_PROMPT + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in request.messages)
+
+
+class _PaidRequests:
+    """Lets the requests of a pool out as the budget allows, and writes down those that fail."""
+
+    def __init__(self, journal: Journal, budget: Budget) -> None:
+        self._journal, self._budget = journal, budget
+        self.keys: dict[int, str] = {}
+        self._most: dict[int, float] = {}
+
+    def noted(self, requests: Iterator[PaidRequest]) -> Iterator[EndpointRequest]:
+        """The requests, with their keys and the most that each may cost kept by index."""
+        for index, (key, request, most) in enumerate(requests):
+            self.keys[index], self._most[index] = key, most
+            yield request
+
+    def may_send(self, index: int) -> Permission:
+        """Let an attempt out if its most fits the budget."""
+        return self._budget.take(self._journal, self.keys[index], self._most[index])
+
+    def failed(self, index: int, error: EndpointError) -> None:
+        """Write down an attempt without an answer."""
+        self._journal.fail(self.keys[index], error.status)
+
+
+class ReleaseTeacher:
+    """A GGUF file on this machine, asked as it was trained: once a row, and for free texts `votes` times."""
+
+    def __init__(self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task) -> None:
+        assert teacher.release is not None
+        self.name, self.journal, self.concurrency = teacher.name, journal, 1
+        self._config, self._budget, self._folder = config, budget, teacher.release
+        self._task = task_of(teacher.release, task)
+        self._entry = gguf_file(artifact.load(teacher.release))
+        self._keys: dict[tuple[str, int], str] = {}
+        self._votes = config.votes if task.kind == "generate" else 1
+
+    @property
+    def prompt_hash(self) -> str:
+        """The hash of its task contract, by which every prompt is made, and of its file."""
+        return sha256_bytes(canonical([self._task.digest, self._entry.sha256]))[7:19]
+
+    def may_see(self, row: LabelRow) -> bool:
+        """True: nothing leaves this machine."""
+        return True
+
+    def asked_for(self, rows: Sequence[LabelRow]) -> int:
+        """Number of answers that these rows need of it."""
+        return len(rows) * self._votes
+
+    def answers(self, row: LabelRow) -> list[TeacherAnswer]:
+        """The answers to a row that are there."""
+        keys = (self._keys.get((row.id, vote), "") for vote in range(self._votes))
+        return [self.journal.answers[key] for key in keys if key in self.journal.answers]
+
+    def ask(self, rows: Sequence[LabelRow], *, in_batches: bool = True) -> None:
+        """Ask for every answer that is not in the journal, as far as the budget goes.
+
+        Raises:
+            StageError: The file cannot be loaded.
+        """
+        for row in rows:
+            for vote in range(self._votes):
+                content = [self._entry.sha256, self._task.digest, row.text, vote, self._config.seed if vote else 0]
+                self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
+        left = [
+            (row, vote) for row in rows for vote in range(self._votes)
+            if self._keys[row.id, vote] not in self.journal.answers
+        ]  # fmt: skip
+        if not left:
+            return
+        path = self._folder / self._entry.path
+        memory.require_engine(path, sequences=SEQUENCES, context=CONTEXT)
+        with Engine(path) as engine, console.progress(f"label {self.name}", len(left), "answers") as meter:
+            for index, answer in engine.ask_all(self._requests(left), widen=True):
+                row, vote = left[index]
+                if isinstance(answer, EngineError):
+                    console.detail(f"{row.file} row {row.number}: {answer.message}")
+                    self.journal.fail(self._keys[row.id, vote], REFUSED)
+                    continue
+                self.journal.answer(
+                    self._keys[row.id, vote],
+                    TeacherAnswer(
+                        answer.text, answer.finish, answer.prompt_tokens, answer.completion_tokens,
+                        confidence=answer.confidence,
+                    ),
+                )  # fmt: skip
+                meter.advance()
+
+    def _requests(self, pairs: Sequence[tuple[LabelRow, int]]) -> Iterator[Request]:
+        task, mark = self._task, "\x00"
+        prefix = task.prompt(task.messages(mark)).partition(mark)[0]
+        for row, vote in pairs:
+            if self._budget.take(self.journal, self._keys[row.id, vote], 0.0) == "stop":
+                return
+            text = task.prompt(task.messages(row.text))
+            yield Request(
+                text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, stop=(task.end,),
+                max_tokens=self._config.max_tokens, schema=task.constraint, temperature=WARM if vote else 0.0,
+                seed=self._config.seed + vote,
+            )  # fmt: skip
+
+
+def task_of(folder: Path, task: Task) -> Task:
+    """The contract of a release that may teach a task.
+
+    Raises:
+        IntegrityError: The folder is no artifact, or carries no contract.
+        UsageError: It is of another kind, or of another task.
+    """
+    made = artifact.load(folder)
+    if made.kind not in KINDS:
+        raise UsageError(f"{folder} is of kind '{made.kind}', and a teacher is a release", hint=" or ".join(KINDS))
+    own = Task.read(folder)
+    if own.kind != task.kind:
+        raise UsageError(f"the teacher {folder} is of a {own.kind} task, and this one is {task.kind}")
+    if foreign := sorted(set(own.labels) - set(task.labels)):
+        raise UsageError(
+            f"the teacher {folder} answers with labels that this task has not: {', '.join(foreign[:5])}",
+            hint="task.labels and the gold rows name the labels of this task",
+        )
+    return own
+
+
+def votes_of(
+    teachers: Sequence[EndpointTeacher | ReleaseTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]
+) -> list[Vote]:
+    """The votes of all teachers on a row, with the values of marks put back."""
+    votes = []
+    for number, teacher in enumerate(teachers):
+        for answer in teacher.answers(row):
+            text = untuned_prompt.read(task, answer.text)
+            is_valid = task.accepts(text) and (task.kind == "classify" or answer.finish != "length") and bool(text)
+            if is_valid and task.kind != "classify":
+                text = restore(text, marks, is_json=task.kind == "extract")
+            votes.append(Vote(number, text, is_valid, answer.confidence))
+    return votes
+
+
+def open_teacher(
+    config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task,
+    examples: NearestExamples, cleared: Mapping[str, Cleared],
+) -> EndpointTeacher | ReleaseTeacher:  # fmt: skip
+    """A teacher of the config, checked before it is asked.
+
+    Raises:
+        UsageError: Its address, key or release cannot be used.
+    """
+    if teacher.release is not None:
+        return ReleaseTeacher(config, teacher, journal, budget, task=task)
+    return EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
+
+
+def journal_path(folder: Path, teacher: Teacher) -> Path:
+    """The journal of a teacher: one file for each address and model, or each release."""
+    named = [artifact.load(teacher.release).digest] if teacher.release else [teacher.url, teacher.model]
+    return folder / f"{sha256_bytes(canonical(named))[7:19]}.jsonl"

@@ -1,0 +1,164 @@
+"""A teacher's labels in later stages: train side only, weighted, traced, and declared before the public sees them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import endpoint, released, teacher, tiny
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.config import PrepareConfig, PublishConfig
+from slmctl.deduplication import minhash
+from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
+from slmctl.errors import GateError, IntegrityError, UsageError
+from slmctl.provenance.trace import Standing, trace
+from slmctl.stages.prepare import prepare
+from slmctl.stages.publish import publish
+from slmctl.task.records import read_records, write_jsonl
+
+TASK = {"kind": "classify", "labels": "from-data", "system": "Name the category."}
+
+
+def labelled(folder: Path, rows: list[dict[str, Any]]) -> Artifact:
+    """A labelled artifact by hand."""
+    path = folder / "runs" / "labelled" / "one"
+    with artifact.draft(path) as place:
+        write_jsonl(place / "accepted.jsonl", rows)
+        with FingerprintWriter(place / FILENAME) as prints:
+            gold = [{"id": "f" * 16, "input": "a gold row of the threshold"}]
+            for split, some in (("train", rows), ("calibration", gold)):
+                texts = [minhash.normalise(row["input"]) for row in some]
+                prints.add(split, [row["id"] for row in some], b"".join(map(minhash.digest, texts)),
+                           minhash.compact(minhash.sketch(texts)))  # fmt: skip
+        return artifact.seal(
+            place, path, lambda files, digest: Manifest(
+                "labelled", "label/1", digest, "sha256:0", {}, {}, files, {"accepted": len(rows)}
+            ),
+        )  # fmt: skip
+
+
+def row(k: int, text: str, label: str, weight: float = 0.9) -> dict[str, Any]:
+    return {"id": f"{k:016x}", "input": text, "output": label, "weight": weight}
+
+
+def test_accepted_rows_are_trained_on_and_nothing_is_measured_with_them(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    pairs = tiny.rows(400, seed=5)
+    path = tiny.write_csv(tmp_path / "tickets.csv", pairs[:300])
+    config = PrepareConfig.model_validate(
+        {"task": TASK, "sources": [{"path": path, "input": "text", "output": "category"}]}
+    )
+    (tmp_path / "before").mkdir()
+    prepare.run(config, base=artifacts["base"], out=tmp_path / "before")
+    held_out = read_records(tmp_path / "before" / "test.jsonl")[0]
+    known = {text for text, _ in pairs[:300]}
+    rows = [row(k, text, label, 0.5 + k / 1000) for k, (text, label) in enumerate(pairs[300:])]
+    rows.append(row(900, held_out.input + " please", held_out.answer))  # near a test row
+    rows.append(row(901, pairs[0][0], "delivery"))  # a gold row with another label: the people's stays
+    (tmp_path / "after").mkdir()
+    facts = prepare.run(config, base=artifacts["base"], out=tmp_path / "after", labelled=labelled(tmp_path, rows))
+    for name in ("validation", "calibration", "test"):
+        after, before = (tmp_path / when / f"{name}.jsonl" for when in ("after", "before"))
+        assert after.read_bytes() == before.read_bytes()
+    records = {record.id: record for record in read_records(tmp_path / "after" / "train.jsonl")}
+    assert {record.input for record in records.values() if record.input not in known} == {
+        text for text, _ in pairs[300:]
+    }
+    assert records[f"{7:016x}"].messages[-1]["weight"] == 0.507
+    assert records[f"{7:016x}"].source["file"] == "labelled"
+    assert f"{900:016x}" not in records
+    assert f"{901:016x}" not in records
+    assert [source["file"] for source in facts["sources"]] == ["tickets.csv", "labelled"]
+
+
+def test_nothing_accepted_is_nothing_more(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    path = tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(200, seed=5))
+    config = PrepareConfig.model_validate(
+        {"task": TASK, "sources": [{"path": path, "input": "text", "output": "category"}]}
+    )
+    (tmp_path / "out").mkdir()
+    facts = prepare.run(config, base=artifacts["base"], out=tmp_path / "out", labelled=labelled(tmp_path, []))
+    assert len(facts["sources"]) == 1
+
+
+def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path: Path) -> None:
+    kettle = row(1, "the kettle that i bought is broken", "delivery")
+    one = labelled(tmp_path, [kettle, row(2, "my bank card", "billing")])
+    texts = [minhash.normalise("the kettle that i bought is broken")]
+
+    def build(kind: str, name: str, inputs: dict[str, str]) -> Artifact:
+        path = tmp_path / "runs" / kind / name
+        with artifact.draft(path) as place:
+            (place / "content").write_text(f"{kind} {name}")
+            if kind == "prepared":
+                with FingerprintWriter(place / FILENAME) as prints:
+                    prints.add("train", ["1" * 16], minhash.digest(texts[0]), minhash.compact(minhash.sketch(texts)))
+            return artifact.seal(
+                place, path, lambda files, digest: Manifest(kind, f"{kind}/1", digest, "", {}, inputs, files, {})
+            )
+
+    data = build("prepared", "data", {"labelled": one.digest})
+    build("adapter", "model", {"prepared": data.digest})
+
+    def standings(text: str) -> dict[str, Standing]:
+        return {Path(entry.path).name: entry.standing for entry in trace(tmp_path, text=text).artifacts}
+
+    used = standings("the kettle that i bought is broken")
+    assert used == {"one": Standing.TRAINED, "data": Standing.TRAINED, "model": Standing.TRAINED}
+    unused = standings("my bank card")  # accepted, and left out of the data set
+    assert unused == {"one": Standing.TRAINED, "data": Standing.CLEAR, "model": Standing.CLEAR}
+    gold = standings("a gold row of the threshold")
+    assert gold == {"one": Standing.HELD_OUT, "data": Standing.HELD_OUT, "model": Standing.CLEAR}
+
+
+@pytest.mark.parametrize(
+    ("terms", "to", "said"),
+    [
+        ("", {"to": "hf:acme/desk", "public": True}, "are not declared"),
+        ("private", {"to": "hf:acme/desk", "public": True}, "are declared private"),
+        ("", {"to": "ollama:acme/desk"}, "are not declared"),
+        ("permitted", {"to": "hf:acme/desk", "public": True}, ""),
+        ("", {"to": "hf:acme/desk"}, ""),
+        ("", {"to": "dir:./registry"}, ""),
+    ],
+)
+def test_the_public_gets_no_model_of_a_teacher_whose_terms_are_not_declared(
+    terms: str, to: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    made = released.release(tmp_path)
+    metrics = made.metrics | {"teachers": [{"name": "large", "terms": terms}]}
+    release = Artifact(made.path, Manifest(**made.manifest.__dict__ | {"metrics": metrics}))
+    section = PublishConfig.model_validate(to)
+    if said:
+        with pytest.raises(GateError, match=f"the terms of the teacher large.*{said}"):
+            publish.require_allowed(release, section)
+    else:
+        publish.require_allowed(release, section)
+
+
+def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    with endpoint.serving(teacher.manners()) as fake:
+        folder = teacher.project(tmp_path / "desk", fake.url, rows=40, gold=240, more="  votes: 1\n")
+        shutil.copytree(tiny_base, folder / "base")
+        with pytest.raises(IntegrityError, match="no current artifact 'labelled'"):
+            teacher.slmctl(folder, "pull")
+            teacher.slmctl(folder, "prepare")
+        teacher.slmctl(folder, "run", "--until", "prepare")
+        asked = len(fake.bodies)
+        teacher.slmctl(folder, "run", "--until", "prepare")
+        assert len(fake.bodies) == asked > 200
+    accepted = teacher.lines(teacher.labelled(folder) / "accepted.jsonl")
+    (data,) = (folder / "runs" / "prepared").glob("[!.]*")
+    train = [record for record in read_records(data / "train.jsonl") if record.source["file"] == "labelled"]
+    assert {record.input for record in train} == {entry["input"] for entry in accepted}
+    with pytest.raises(UsageError, match="are not asked again"):
+        teacher.slmctl(folder, "reproduce", str(teacher.labelled(folder)))
+    teacher.slmctl(folder, "gc", "--yes")
+    assert teacher.labelled(folder)
+    assert list((folder / "runs" / ".teachers").glob("*.jsonl"))

@@ -1,0 +1,94 @@
+"""Models of slmctl as teachers: a release on this machine, which may read what must not leave, and its server."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from support import serving, teacher, tiny
+
+from slmctl.artifacts import artifact
+from slmctl.errors import UsageError
+from slmctl.task.records import read_records
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("llguidance")
+
+
+def taught_by(folder: Path, teachers: str, *, rows: int = 12, gold: int = 20) -> Path:
+    teacher.project(folder, "http://127.0.0.1:9/v1", rows=rows, gold=gold, more="  votes: 1\n  examples: 0\n")
+    text = (folder / "slmctl.yaml").read_text()
+    head, _, tail = text.partition("  teachers:")
+    (folder / "slmctl.yaml").write_text(f"{head}  teachers: [{teachers}]\n" + tail.partition("\n")[2], encoding="utf-8")
+    return folder
+
+
+def release_of(run: Path) -> Path:
+    (found,) = (run / "registry" / "tiny-desk").glob("1.0")
+    return found
+
+
+def test_a_release_teaches_and_reads_sensitive_rows(tiny_run: Path, tmp_path: Path) -> None:
+    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}")
+    with (folder / "new.csv").open("a", encoding="utf-8") as stream:
+        stream.write("charged twice write to jane.doe@example.org please\n")
+    teacher.slmctl(folder, "label")
+    found = teacher.labelled(folder)
+    rows = teacher.lines(found / "review.jsonl")
+    assert len(rows) == 13
+    assert not teacher.lines(found / "refused.jsonl")
+    assert "jane.doe@example.org" in " ".join(row["input"] for row in rows)
+    assert all(row["output"] in tiny.WORDS and 0 < row["votes"][0]["confidence"] <= 1 for row in rows)
+    out = tmp_path / "out.csv"
+    teacher.slmctl(folder, "predict", str(release_of(tiny_run)), "--input", str(folder / "new.csv"),
+                   "--column", "text", "--output", str(out))  # fmt: skip
+    with out.open(encoding="utf-8", newline="") as stream:
+        predicted = {line["text"]: line["answer"] for line in csv.DictReader(stream)}
+    assert {row["input"]: row["output"] for row in rows} == predicted  # it is asked as predict asks it
+    (facts,) = artifact.load(found).metrics["teachers"]
+    assert (facts["where"], facts["cost"], facts["doubt"], facts["doubtful"]) == ("release", None, None, 0)
+    environment = artifact.load(found).manifest.environment
+    assert (environment["hosts_contacted"], environment["bytes_out"]) == ([], 0)
+    before = found.stat().st_mtime_ns
+    teacher.slmctl(folder, "label")
+    assert teacher.labelled(folder).stat().st_mtime_ns == before
+
+
+def test_a_release_of_another_task_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}")
+    text = (folder / "slmctl.yaml").read_text().replace("labels: from-data", "labels: [billing, delivery]")
+    (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="answers with labels that this task has not: account"):
+        teacher.slmctl(folder, "label")
+
+
+def test_the_own_server_teaches_with_probabilities(tiny_run: Path, tmp_path: Path) -> None:
+    child, url = serving.begin(tiny_run)
+    try:
+        folder = taught_by(tmp_path, f"{{url: {url}/v1, model: tiny-desk}}")
+        teacher.slmctl(folder, "label")
+    finally:
+        serving.end(child)
+    rows = teacher.lines(teacher.labelled(folder) / "review.jsonl")
+    assert len(rows) == 12
+    assert all(0 < row["votes"][0]["confidence"] <= 1 for row in rows)
+    assert all(row["output"] in tiny.WORDS for row in rows)
+
+
+def test_gold_rows_that_a_release_was_trained_on_tell_nothing(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}", gold=10)
+    trained = read_records(next((tiny_run / "runs" / "prepared").glob("[!.]*")) / "train.jsonl")[:6]
+    with (folder / "gold.csv").open("a", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows((record.input, record.answer) for record in trained)
+    teacher.slmctl(folder, "label")
+    assert "the data set of tiny-desk/1.0 is not here" in capsys.readouterr().err
+    shutil.copytree(tiny_run / "runs" / "prepared", folder / "runs" / "prepared")
+    shutil.rmtree(folder / "runs" / "labelled")
+    teacher.slmctl(folder, "label")
+    left_out = artifact.load(teacher.labelled(folder)).metrics["left_out"]
+    assert left_out["gold rows that tiny-desk/1.0 was trained on"] >= 5  # prepare may measure with one of them
+    assert "is not here" not in capsys.readouterr().err
