@@ -90,7 +90,8 @@ def collect(
     classify = config.task.kind == "classify"
     names = config.task.label_names or sorted({entry.row.gold for entry in gold}) if classify else []
     by_label = Counter(entry.answer for entry in labelled if entry.accepted) if classify else Counter[str]()
-    confused = Counter((entry.row.gold, entry.answer) for entry in gold if entry.answer != entry.row.gold)
+    answered = [entry for entry in gold if entry.votes]  # a sensitive one may have been shown to nobody
+    confused = Counter((entry.row.gold, entry.answer) for entry in answered if entry.answer != entry.row.gold)
     return {
         "task": config.task.kind, "sources": [
             {"file": source.title, "sha256": sha256_file(source.local).removeprefix("sha256:")}

@@ -144,10 +144,12 @@ def _confusions(facts: LabelFacts) -> PageSection:
     blocks: list[Block] = []
     if facts["confusion"]:
         rows = [[gold, answer or "no valid answer", f"{many:,}"] for gold, answer, many in facts["confusion"]]
-        blocks.append(Table("Gold rows that the teachers answer otherwise", ["people", "teachers", "rows"], rows, 2))
+        blocks.append(
+            Table("Gold rows that the teachers answer otherwise", ["people", "teachers", "rows"], rows, 2, half=True)
+        )
     if facts["disagreements"]:
         rows = [[first, second, f"{many:,}"] for first, second, many in facts["disagreements"]]
-        blocks.append(Table("Where the answers to a row disagree", ["one", "another", "rows"], rows, 2))
+        blocks.append(Table("Where the answers to a row disagree", ["one", "another", "rows"], rows, 2, half=True))
     return PageSection("Differences", blocks)
 
 
