@@ -242,7 +242,7 @@ def private(options: argparse.Namespace) -> list[result.Row]:
     ways = [*(disguises.MUTATIONS | disguises.MORE).values()]
     cases = disguises.prompts(options.rows, seed=5)
     texts = [
-        " \n".join(turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user")
+        "\n".join(turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user")
         for k, (_, text, value) in enumerate(cases)
     ]
     folder = Path(f"label-private-{int(time.time())}")

@@ -23,6 +23,7 @@ ROLES = ("system", "user", "assistant")
 # Fields of a message that hold a part of the conversation beside its text. No other field but role and content is sent.
 UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls")
 LONGEST = 1 << 18  # characters of a conversation that is searched
+LETTERS = 4  # lines of one character, from which a text may be spelled a character a line
 SEARCH_S = 2.0  # for the detectors, which take a millisecond
 _MARK = re.compile(r"\[[a-z]{1,20}_[0-9]{1,9}\]", re.IGNORECASE)
 
@@ -119,7 +120,21 @@ def _readings(messages: Messages) -> Iterator[str]:
         if len(part) > 1:
             yield from ("".join(part), " ".join(part))
     yield from (text[::-1] for text in texts)
-    yield from ("".join(lines) for lines in (text.splitlines() for text in texts) if len(lines) > 1)
+    for text in texts:
+        yield from _over_lines(text)
+
+
+def _over_lines(text: str) -> Iterator[str]:
+    """The ways to spell a value over the lines of one text: broken anywhere, or a character a line."""
+    lines = text.splitlines()
+    if len(lines) < 2:
+        return
+    bare = [line.strip() for line in lines]
+    yield "".join(lines)
+    if bare != lines:
+        yield "".join(bare)
+    if sum(len(line) == 1 for line in bare) >= LETTERS:
+        yield " ".join(bare)
 
 
 def _redacted(

@@ -111,6 +111,17 @@ def test_fields_that_the_server_did_not_read_keep_a_conversation_here(fake: Fake
     assert (one.reason, fake.bodies) == ("doubt", [])
 
 
+@pytest.mark.parametrize("seed", [5, 11])
+@pytest.mark.parametrize("between", ["\n", " \n"])
+def test_a_value_spelled_over_the_lines_of_one_text_stays(between: str, seed: int) -> None:
+    """An IP address that was broken after a space at the end of a line, or had a line a character, went out."""
+    ways = [*ALL.values()]
+    for k, (_, text, value) in enumerate(disguises.prompts(66, seed=seed)):
+        parts = [turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user"]
+        row = [{"role": "user", "content": between.join(parts)}]
+        assert conversation_veto.clear(row, timeout_s=30).reason == "sensitive", row
+
+
 def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:
     """The same prompts with a word for the value, in the same mutations: what is held back above is the value."""
     plain = {

@@ -321,7 +321,7 @@ def planted(folder: Path, url: str, count: int, **more: Any) -> list[str]:
     assert len(ways) == 22
     teacher.project(folder, url, rows=6, gold=8, **more)
     rows = [
-        " \n".join(message["content"] for message in ways[k % 22](text, value) if message["role"] == "user")
+        "\n".join(message["content"] for message in ways[k % 22](text, value) if message["role"] == "user")
         for k, (_, text, value) in enumerate(disguises.prompts(count, seed=11))
     ]
     plain = (folder / "new.csv").read_text().splitlines()[1:]
