@@ -1,6 +1,6 @@
 """Training on records that open with the same long prompt: pieces cut by the tokens they compute, and by whole lengths.
 
-    python -m benchmarks.shared_prefix [--layers N] [--repetitions N]
+    python -m benchmarks.shared_prefix [--prefixes TOKENS...] [--layers N] [--repetitions N]
 
 A step is 16 records of 60 tokens of their own on a random model of SmolLM2-135M's shape. `theirs` cuts the same step
 into pieces by the records' whole lengths, so that a piece has at most 768 tokens with the prefix counted every time.
@@ -31,12 +31,13 @@ GOAL = "<= 1.1"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--prefixes", nargs="+", type=int, default=PREFIXES, help="tokens that all records share")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     model = small_model(options.layers)
     rows, everything = [], {}
-    for prefix in PREFIXES:
+    for prefix in options.prefixes:
         records = some_records(prefix)
         sides = {"ours": batches.PackedBatches()(records), "theirs": [BatchPacker()(part) for part in whole(records)]}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
