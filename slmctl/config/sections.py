@@ -79,6 +79,9 @@ class FinetuneConfig(Section):
     max_steps: Annotated[int | None, Formerly("steps")] = Field(
         None, ge=1, description="optimizer steps, in place of epochs"
     )
+    train_share: Annotated[Percent, WhenSet()] = Field(
+        1.0, gt=0, description="share of the training records that is used, drawn by a hash of their content"
+    )
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
     lr_scheduler: Annotated[Literal["cosine", "linear", "constant"], Formerly("schedule")] = Field(
         "cosine", description="course of the learning rate after the warm-up"

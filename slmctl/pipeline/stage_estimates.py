@@ -129,9 +129,32 @@ def _finetune(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     rate = rates.get(section.matmul_dtype)
     if rate is None or rows is None or not rows.train or not rows.tokens:
         return StageEstimate(disk, peak)
-    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(rows.train * section.epochs)
+    train = rows.train * section.train_share
+    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(train * section.epochs)
     seconds = sizes.shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
     return StageEstimate(disk, peak, seconds)
+
+
+@dataclass(frozen=True)
+class TrainingRate:
+    """Time and disk of a training on this machine, as far as they are known before one ran.
+
+    Attributes:
+        row_seconds: Time of a training record; None on a GPU, and where the products of this machine are not measured.
+        rank_bytes: Bytes of an adapter of rank 1; None where the shape of the base is not known.
+    """
+
+    row_seconds: float | None
+    rank_bytes: int | None
+
+
+def training_rate(settings: Config, shape: ModelShape | None, tokens: int, rates: Mapping[str, float]) -> TrainingRate:
+    """The rate of a training on records of so many tokens; the other arguments are those of `estimate`."""
+    rate = None if hardware.accelerator() else rates.get(settings.finetune.matmul_dtype)
+    return TrainingRate(
+        shape.training_seconds(rate, usable_cores(), rows=1, tokens=tokens) if shape and rate and tokens else None,
+        4 * shape.channels if shape else None,
+    )
 
 
 def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> StageEstimate:

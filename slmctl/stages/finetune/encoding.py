@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slmctl import console
-from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError
 from slmctl.model_files import hf_folder
@@ -93,6 +94,21 @@ def encode(
     if not rows:
         raise DataError(f"no record is left: all {len(records)} are longer than max_length {config.max_length}")
     return rows, cut
+
+
+def share_of(records: Sequence[Record], share: float) -> list[Record]:
+    """The records whose content hashes to a place below `share`, at least one; a smaller share is part of a larger."""
+    if share >= 1:
+        return list(records)
+    places = [_place_of(record) for record in records]
+    limit = max(share, min(places))
+    return [record for record, place in zip(records, places, strict=True) if place <= limit]
+
+
+def _place_of(record: Record) -> float:
+    """A number between 0 and 1 that follows from a record's messages alone."""
+    raw = hashlib.sha256(canonical(["train_share", record.messages])).digest()
+    return float(int.from_bytes(raw[:8]) / 2**64)
 
 
 def _conversations(messages: Sequence[Message]) -> list[list[Message]]:

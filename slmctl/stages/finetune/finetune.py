@@ -42,7 +42,7 @@ from slmctl.stages.finetune import (
 )
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.device_plan import DevicePlan
-from slmctl.stages.finetune.encoding import encode
+from slmctl.stages.finetune.encoding import encode, share_of
 from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
@@ -172,7 +172,8 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
     if config.load_in_4bit and gpu is not None and library != "unsloth":
         raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
-    train, train_overlong = encode(_require_records(prepared, "train"), task, tokenizer, config)
+    records = share_of(_require_records(prepared, "train"), config.train_share)
+    train, train_overlong = encode(records, task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
     if gpu is None:
         plan = device_plan.for_cpu(config, *_require_memory(config, base.path, train))
@@ -283,6 +284,7 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "validation_loss": round(result.loss_best, 6),
         "validation_loss_last": round(result.loss_last, 6),
         "validation_loss_before": round(result.loss_before, 6),
+        "validation_blocks": [list(block) for block in progress.best_blocks],
         "learned": result.learned,
         "overfitted": result.overfitted,
         "too_long": inputs.overlong,

@@ -13,11 +13,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
 
@@ -42,6 +43,7 @@ class Progress:
     Attributes:
         before: Validation loss of the base, nats a token.
         best: Lowest validation loss since.
+        best_blocks: That validation by blocks of records: records, answer tokens and nats of each, see `evaluate`.
         worse: Validations since the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
@@ -52,6 +54,7 @@ class Progress:
     before: float | None = None
     best: float = math.inf
     best_step: int = 0
+    best_blocks: list[tuple[int, int, float]] = field(default_factory=list)
     worse: int = 0
     real: int = 0
     computed: int = 0
@@ -82,6 +85,7 @@ class AnswerTrainer(SFTTrainer):
         self.interrupted = False  # the step that is computed is the last one
         self._running_loss = torch.zeros(())  # transformers' sum since its last log entry
         self.progress = Progress()
+        self.blocks: list[tuple[int, int, float]] = []  # of the last validation
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
         with _hidden_head(kwargs["model"]):
@@ -184,18 +188,29 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss of an answer token over all validation records, in nats."""
+        """Mean loss of an answer token over all validation records, in nats.
+
+        `blocks` then holds the same by blocks: records of like length, in the same order in every training on these
+        records, so that two trainings can be compared block by block.
+        """
         self.check()
         self.model.eval()
         share = sorted(self.validation, key=lambda record: len(record["input_ids"]))
         share = share[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         size = 2 * self.args.per_device_train_batch_size
+        ends = [sums.clone()]  # the sums at the end of each block
         for start in range(0, len(share), size):
             for piece in self.batches(share[start : start + size]):
                 piece = self._prepare_inputs(piece)
                 sums[0] += self.compute_loss(self.model, piece).double()
                 sums[1] += len(piece["labels"])
+            ends.append(sums.clone())
+        counts = [len(share[start : start + size]) for start in range(0, len(share), size)]
+        parts = torch.stack(ends).diff(dim=0).tolist()
+        self.blocks = gather_object(
+            [(count, int(tokens), round(nats, 6)) for count, (nats, tokens) in zip(counts, parts, strict=True)]
+        )
         sums = self.accelerator.reduce(sums, reduction="sum")
         metrics = {"eval_loss": float(sums[0] / sums[1])}
         if not math.isfinite(metrics["eval_loss"]):
@@ -364,6 +379,7 @@ class TrainingMonitor(TrainerCallback):
             return
         if loss < progress.best:
             progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
+            progress.best_blocks = self.trainer.blocks
             self.trainer.keep_best()
             return
         progress.worse += 1

@@ -46,6 +46,7 @@ from slmctl.stages.finetune import (  # noqa: E402
     trainer,
 )
 from slmctl.stages.finetune.batches import PaddedBatches  # noqa: E402
+from slmctl.stages.finetune.encoding import share_of  # noqa: E402
 from slmctl.stages.finetune.packing import IGNORED, BatchPacker  # noqa: E402
 
 # TRL's own config still names `gradient_checkpointing`; ends when it takes transformers' new name
@@ -223,6 +224,19 @@ def test_two_runs_give_the_same_bytes(artifacts: dict[str, Artifact], tmp_path: 
     run({"seed": 1}, artifacts, tmp_path / "three")
     other = (tmp_path / "three" / "adapter_model.safetensors").read_bytes()
     assert other != (tmp_path / "one" / "adapter_model.safetensors").read_bytes()
+    records, tokens, nats = (sum(column) for column in zip(*metrics[0]["validation_blocks"], strict=True))
+    assert records == len(read_records(artifacts["prepared"].file("validation.jsonl")))
+    assert nats / tokens == pytest.approx(metrics[0]["validation_loss"], abs=1e-5)  # so the blocks are of the best step
+
+
+def test_a_share_of_the_records_follows_from_their_content(artifacts: dict[str, Artifact]) -> None:
+    records = read_records(artifacts["prepared"].file("train.jsonl"))
+    shares = {share: share_of(records, share) for share in (1.0, 0.5, 0.25, 0.0001)}
+    assert shares[1.0] == records
+    assert 0.35 < len(shares[0.5]) / len(records) < 0.65
+    assert all(record in shares[0.5] for record in shares[0.25])
+    assert len(shares[0.0001]) == 1
+    assert share_of(records[::-1], 0.25) == shares[0.25][::-1]
 
 
 def test_an_adapter_holds_no_path_and_no_secret(artifacts: dict[str, Artifact], tiny_run: Path) -> None:
