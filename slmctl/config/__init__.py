@@ -37,6 +37,7 @@ from slmctl.config.sections import (
     stage_config,
 )
 from slmctl.config.serve_section import GeneralistConfig, Prices, ServeConfig
+from slmctl.config.yaml_text import listed, write_values
 
 __all__ = [
     "FILENAME",
@@ -78,6 +79,7 @@ __all__ = [
     "description",
     "inherited_keys",
     "is_remote",
+    "listed",
     "load",
     "mask",
     "moment",
@@ -89,4 +91,5 @@ __all__ = [
     "schema",
     "stage_config",
     "table",
+    "write_values",
 ]
