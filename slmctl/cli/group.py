@@ -131,7 +131,8 @@ def artifact_option(name: str, help: str) -> Callable[[Callable[..., Any]], Call
 
 SECTIONS = {
     "Make": (
-        "init", "run", "pull", "label", "prepare", "finetune", "merge", "quantize", "predict", "evaluate", "calibrate",
+        "init", "run", "pull", "label", "prepare", "finetune", "sweep", "merge", "quantize", "predict", "evaluate",
+        "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "serve", "keys"),
@@ -148,7 +149,8 @@ NAMES_ELSEWHERE = {  # of other tools, for what a command here does
     "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "new": ("init",),
     "pipeline": ("run",), "preprocess": ("prepare",), "prune": ("gc",), "push": ("publish",),
     "release": ("publish",), "rollback": ("promote",), "score": ("evaluate",), "start": ("serve",),
-    "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",), "tune": ("finetune",),
+    "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",),
+    "hyperparameters": ("sweep",), "optuna": ("sweep",), "search": ("sweep",), "tune": ("finetune", "sweep"),
     "upload": ("publish",),
 }  # fmt: skip
 

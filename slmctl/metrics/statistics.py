@@ -149,6 +149,18 @@ def detectable(deviation: float, confidence: float = 0.95, power: float = POWER)
     return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)) * deviation
 
 
+def t_quantile(share: float, freedom: float) -> float:
+    """The value below which Student's t lies with a chance of `share`, 0.5 to 1 (Student 1908).
+
+    With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
+    """
+    freedom = min(freedom, 1e5)  # above, the density is narrower than the steps below, and t is normal
+    angles = np.linspace(0, math.pi / 2, 10_001)
+    density = np.cos(angles) ** (freedom - 1)
+    grown = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(2 * share - 1, grown / grown[-1], angles)))
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """p-values of several tests, raised so that the chance of any false alarm stays at the level (Holm 1979)."""
     result, least = [0.0] * len(values), 0.0

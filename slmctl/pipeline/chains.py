@@ -71,14 +71,19 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
             targets.require_reachable(settings.publish.to, _settings(project))
 
 
-def run_stage(project: Project, name: str) -> Outcome:
+def run_stage(project: Project, name: str, section: config.Section | None = None) -> Outcome:
     """Run a stage of the pipeline; before a training whose LoRA targets are set, try them on a small copy of the base.
+
+    Args:
+        project: Where.
+        name: Which stage.
+        section: A config to use in place of the project's.
 
     Raises:
         DataError: An adapter of these targets could not go through the stages after the training.
         And what `run` raises.
     """
-    request = resolve_stage(project, name)
+    request = resolve_stage(project, name, section=section)
     section = request.section
     if isinstance(section, config.FinetuneConfig) and section.lora.target_modules != "all-linear":
         base = request.inputs["base"]

@@ -22,10 +22,10 @@ from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter, memory
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
-from slmctl.pipeline import resolve, row_estimate, runner
+from slmctl.pipeline import resolve, row_estimate, runner, stage_estimates
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
-from slmctl.pipeline.stage_estimates import estimate
+from slmctl.pipeline.stage_estimates import TrainingRate, estimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
@@ -153,6 +153,11 @@ def require(project: Project, names: Sequence[str]) -> None:
         SlmctlError: See `RunPlan.require`.
     """
     plan(project, names).require()
+
+
+def training_rate(project: Project, tokens: int, rates: Mapping[str, float]) -> TrainingRate:
+    """The rate of trainings on records of so many tokens; `rates` as in `plan`."""
+    return stage_estimates.training_rate(project.config, _shape(project), tokens, rates)
 
 
 # Stages

@@ -29,6 +29,7 @@ class RowEstimate:
     Attributes:
         rows: All rows that came in.
         train: Training rows.
+        validation: Held-out rows that choose checkpoint and settings.
         test: Held-out rows for reports.
         most_test: The most test rows that there can be; None where a part of them is not known.
         tokens: Mean tokens of a training record.
@@ -38,6 +39,7 @@ class RowEstimate:
 
     rows: int
     train: int
+    validation: int
     test: int
     most_test: int | None
     tokens: int
@@ -65,12 +67,12 @@ def of(project: Project) -> RowEstimate | None:
 def _of_data_set(project: Project) -> RowEstimate | None:
     facts = resolve.find(project, PREPARED).metrics
     try:
-        train, test = int(facts["train"]), int(facts["test"])
+        train, validation, test = (int(facts[name]) for name in ("train", "validation", "test"))
         tokens = int(facts["tokens"]["total"]) // max(train, 1)
         rows = sum(int(facts[name]) for name in ("train", "validation", "calibration", "test", "rejected"))
     except (LookupError, TypeError, ValueError):  # of another release
         return None
-    return RowEstimate(rows, train, test, test, tokens, 0, exact=True)
+    return RowEstimate(rows, train, validation, test, test, tokens, 0, exact=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def _split(section: PrepareConfig, sources: list[Source], counts: list[_Counted]
         return None
     rows = [count.rows or 0 for count in counts]
     placed = {
-        split: sum(n for n, s in zip(rows, sources, strict=True) if s.split == split) for split in ("train", "test")
+        split: sum(n for n, s in zip(rows, sources, strict=True) if s.split == split)
+        for split in ("train", "validation", "test")
     }
     free = sum(n for n, s in zip(rows, sources, strict=True) if s.split is None)
     held_out = section.splits.validation + section.splits.calibration + section.splits.test
@@ -133,6 +136,7 @@ def _split(section: PrepareConfig, sources: list[Source], counts: list[_Counted]
     tokens = sum(n * count.tokens for n, count in zip(rows, counts, strict=True)) / max(total, 1)
     exact = all(count.exact for count in counts)
     return RowEstimate(
-        rows=total, train=placed["train"] + round((1 - held_out) * free), test=test, most_test=most if exact else None,
-        tokens=round(tokens), size=sum(count.size for count in counts), exact=False,
+        rows=total, train=placed["train"] + round((1 - held_out) * free),
+        validation=placed["validation"] + round(section.splits.validation * free), test=test,
+        most_test=most if exact else None, tokens=round(tokens), size=sum(count.size for count in counts), exact=False,
     )  # fmt: skip

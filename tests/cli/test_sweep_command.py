@@ -1,0 +1,141 @@
+"""`slmctl sweep` as people run it: real trainings of a tiny model, the config that it writes, its page and its plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support import tiny
+
+from slmctl import config
+from slmctl.cli import base_table
+from slmctl.cli.main import cli
+from slmctl.pipeline import resolve
+from slmctl.provenance import listing
+
+CONFIG = tiny.CONFIG.replace(
+    "epochs: 14, learning_rate: 1e-2, batch_size: 8", "epochs: 1, learning_rate: 1e-5, batch_size: 4"
+)
+CONFIG += "# a learning rate that is far too low\n"
+OPENED: list[set[str]] | None = None  # names of the functions that open test.jsonl, while a test looks
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook, which nothing can open a file without; it cannot be removed, so it only looks when asked."""
+    if event == "open" and OPENED is not None and str(arguments[0]).endswith("test.jsonl"):
+        frame: FrameType | None = sys._getframe()
+        names = set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        OPENED.append(names)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A project after a sweep: its folder, what was printed, and who opened the test rows."""
+
+    folder: Path
+    result: dict[str, Any]
+    opened: list[set[str]]
+
+
+@pytest.fixture(scope="module")
+def rates() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_table, "measured_rates", lambda: {"float32": 100.0, "bfloat16": 400.0})
+        yield
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_run: Path, rates: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A project whose base and data set are current, after a sweep of two learning rates."""
+    global OPENED
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("sweep") / "desk"))
+    shutil.rmtree(folder / "runs" / "adapter")
+    (folder / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
+    sys.addaudithook(watch)
+    OPENED = []
+    done = invoke(folder, "--json", "--budget", "1h", "finetune.learning_rate=1e-5,1e-2")
+    opened, OPENED = OPENED, None
+    return Swept(folder, json.loads(done.stdout), opened)
+
+
+def invoke(folder: Path, *words: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(cli, ["-C", str(folder), "sweep", *words])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def test_the_better_settings_stand_in_the_config_and_their_adapter_is_current(swept: Swept) -> None:
+    assert swept.result["chosen"] == {"finetune.learning_rate": "1e-2"}
+    assert (swept.folder / "slmctl.yaml").read_text() == CONFIG.replace("1e-5", "1e-2")
+    project = resolve.Project(swept.folder, config.load(swept.folder / "slmctl.yaml"))
+    assert resolve.resolve_stage(project, "finetune").path.exists()
+
+
+def test_every_trial_is_an_adapter_that_ls_shows(swept: Swept) -> None:
+    entries = listing.survey(swept.folder, ["adapter"])
+    assert len(entries) == 4 == len(swept.result["trials"])
+    settings = sorted((entry.changed["learning_rate"], entry.changed["seed"]) for entry in entries)
+    assert settings == [("0.01", "0"), ("0.01", "1"), ("1e-05", "0"), ("1e-05", "1")]
+
+
+def test_the_test_rows_are_hashed_with_their_artifact_and_never_read(swept: Swept) -> None:
+    assert swept.opened  # so the hook sees them
+    assert [names for names in swept.opened if "sha256_file" not in names] == []
+
+
+def test_the_page_holds_every_trial_in_light_and_dark(swept: Swept) -> None:
+    page = (swept.folder / "runs" / "sweep.html").read_text(encoding="utf-8")
+    assert swept.result["page"].endswith("runs/sweep.html")
+    assert "learning_rate=1e-2 lowers validation loss by" in page
+    assert "prefers-color-scheme:dark" in page
+    for trial in swept.result["trials"]:
+        assert trial["path"].rpartition("/")[2][:8] in page
+
+
+def test_the_same_sweep_again_is_one_of_new_settings_with_trials_that_exist(swept: Swept) -> None:
+    done = invoke(swept.folder, "--json", "--budget", "1h", "finetune.learning_rate=1e-5,1e-2")
+    result = json.loads(done.stdout)
+    assert result["seconds"] == 0
+    assert result["chosen"] == {}
+
+
+def test_a_plan_costs_nothing_and_counts_the_trials(swept: Swept, rates: None) -> None:
+    before = sorted((swept.folder / "runs").rglob("*"))
+    done = invoke(
+        swept.folder, "--plan", "--budget", "90m", "finetune.learning_rate=1e-3,5e-3", "finetune.lora.rank=8,16"
+    )
+    assert "rung 1" in done.stdout
+    assert "finalists" in done.stdout
+    assert "of 1 h 30 min" in done.stdout
+    plan = json.loads(invoke(swept.folder, "--plan", "--json", "--budget", "1h30m").stdout)
+    assert plan["budget_s"] == 5400
+    assert [(rung["candidates"], rung["seeds"]) for rung in plan["rungs"]] == [(12, 1), (4, 1), (3, 2)]
+    assert plan["seconds"] == pytest.approx(sum(rung["seconds"] for rung in plan["rungs"]))
+    assert sorted((swept.folder / "runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["--budget", "fast"], "'fast' is no time such as 2h", 2),
+        (["--budget", "10 s"], "the smallest sweep of 12 candidates takes about", 2),
+        (["--budget", "1h", "finetune.seed=1,2"], "finetune.seed cannot be swept", 2),
+        ([], "Missing option '--budget'", 2),
+    ],
+)
+def test_what_cannot_work_is_said_before_it_costs(swept: Swept, words: list[str], message: str, code: int) -> None:
+    done = CliRunner().invoke(cli, ["-C", str(swept.folder), "sweep", *words])
+    error = done.exception
+    assert message in done.output + getattr(error, "message", "")
+    assert getattr(error, "code", done.exit_code) == code
