@@ -108,7 +108,7 @@ def row(name: str, variant: str, runs: dict[str, Any]) -> result.Row:
 def make(folder: Path, name: str, task: str, options: argparse.Namespace) -> Path:
     """A project with a sample of one data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = sorted(rows_of(options.data, name), key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())
+    rows = list(rows_of(options.data, name))
     parts = {"held.jsonl": rows[:VALIDATION], "rows.jsonl": rows[VALIDATION : VALIDATION + TRAIN]}
     for file, part in parts.items():
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in part)
@@ -118,22 +118,21 @@ def make(folder: Path, name: str, task: str, options: argparse.Namespace) -> Pat
     return folder
 
 
-def rows_of(data: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The training rows of a data set, each text once."""
-    seen: set[str] = set()
+def rows_of(data: Path, name: str, part: str = "train") -> list[dict[str, Any]]:
+    """The rows of a data set, each text once, in the order of a hash of their texts."""
+    found = {one["text"]: one for one in reversed(list(_read(data, name, part)))}  # the first one of each text stays
+    return sorted(found.values(), key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())
+
+
+def _read(data: Path, name: str, part: str) -> Iterator[dict[str, Any]]:
+    """The rows of a part of a data set as text and answer."""
     if name == "banking77":
-        with (data / name / "train.csv").open(encoding="utf-8", newline="") as stream:
-            found = [{"text": one["text"], "answer": one["category"]} for one in csv.DictReader(stream)]
-    else:
-        lines = (data / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [
-            {"text": one["utterance"], "answer": json.dumps({"intent": one["intent"], "slots": one["slots"]})}
-            for one in map(json.loads, lines)
-        ]
-    for one in found:
-        if one["text"] not in seen:
-            seen.add(one["text"])
-            yield one
+        with (data / name / f"{part}.csv").open(encoding="utf-8", newline="") as stream:
+            yield from ({"text": one["text"], "answer": one["category"]} for one in csv.DictReader(stream))
+        return
+    for line in (data / name / f"{part}.jsonl").read_text(encoding="utf-8").splitlines():
+        one = json.loads(line)
+        yield {"text": one["utterance"], "answer": json.dumps({"intent": one["intent"], "slots": one["slots"]})}
 
 
 if __name__ == "__main__":
