@@ -21,6 +21,8 @@ CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itse
 PREPARED_SHARE = 3  # of the sources' bytes: records, left-out rows, hashes, the page
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
 
+OF_WEIGHTS = ("pull", "finetune", "merge", "quantize", "evaluate", "publish")  # what they take follows from the base
+
 PLAIN_BYTES, ROW_BYTES = 0.25e9, 460  # of a process without torch, and of a row that `prepare` holds
 LOADED_BYTES = 0.45e9  # of a process that has loaded torch and transformers
 MERGE_BYTES = 0.4e9  # blocks of rows pass through it, whatever the model's size
@@ -67,7 +69,7 @@ def estimate(
     if name == "label":
         return StageEstimate(disk_bytes=0)  # its time and cost are told by `slmctl label --plan`
     if shape is None:
-        return StageEstimate(disk_bytes=0) if name == "calibrate" else StageEstimate()
+        return StageEstimate() if name in OF_WEIGHTS else StageEstimate(disk_bytes=0)
     sizes = _Sizes(settings, shape)
     match name:
         case "pull":
@@ -75,7 +77,7 @@ def estimate(
         case "finetune":
             return _finetune(settings, sizes, rows, rates)
         case "merge":
-            return StageEstimate(sizes.weights, int(MERGE_BYTES), sizes.weights / BYTES_A_SECOND)
+            return StageEstimate(sizes.weights, int(MERGE_BYTES), 1 + sizes.weights / BYTES_A_SECOND)
         case "quantize":
             return _quantize(settings, sizes, rates)
         case "evaluate":
@@ -83,9 +85,11 @@ def estimate(
         case "calibrate":
             seen = round(rows.rows * settings.prepare.splits.calibration) if rows else None
             return StageEstimate(0, sizes.answering, _answering_seconds(settings, sizes, rows, seen, rates))
-    more = {"merged": sizes.weights, "adapter": 4 * sizes.trained}
-    disk = 2 * (sizes.files + sum(more[kind] for kind in settings.publish.include))
-    return StageEstimate(disk, sizes.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
+        case "publish":
+            more = {"merged": sizes.weights, "adapter": 4 * sizes.trained}
+            disk = 2 * (sizes.files + sum(more[kind] for kind in settings.publish.include))
+            return StageEstimate(disk, sizes.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
+    return StageEstimate(disk_bytes=0)
 
 
 class _Sizes:
