@@ -1,4 +1,4 @@
-"""The accelerator and the processor of this machine, detected without importing torch."""
+"""The accelerator, the processor and the free memory of this machine, detected without importing torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 # The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
 DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 
 def accelerator() -> str:
@@ -24,3 +26,20 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
     return frozenset(next(lines, "").partition(":")[2].split())
+
+
+def available_bytes() -> int:
+    """Bytes that this process can still take: free on the machine, or in its control group where that is less."""
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in MEMINFO.read_text(encoding="ascii").splitlines()
+        if line.startswith("MemAvailable")
+    )
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return free
+    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory runs short
+    return free if limit == "max" else min(free, int(limit) - used)

@@ -309,7 +309,11 @@ def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("llama_cpp", {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child"}),  # each a child process
+        # two child processes, and what both of them do
+        (
+            "llama_cpp",
+            {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child", "slmctl.inference.expansion"},
+        ),
         ("unsloth", {"slmctl.stages.finetune.finetune"}),
     ],
 )

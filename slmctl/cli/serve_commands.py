@@ -207,7 +207,7 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
 
     path, task, name = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
-    with Engine(path, sequences=1) as engine:
+    with Engine(path, sequences=1, classifier=bool(task.labels)) as engine:
         if interactive:
             terminal().say(f"{name} ({task.kind}); Ctrl-D ends")
         talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive)

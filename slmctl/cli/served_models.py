@@ -82,7 +82,13 @@ class ServedModels:
         memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
-                Engine(path, sequences=settings.sequences, context=settings.context_length, adapters=paths)
+                Engine(
+                    path,
+                    sequences=settings.sequences,
+                    context=settings.context_length,
+                    adapters=paths,
+                    classifier=model_lookup.is_classifier(artifact),
+                )
             )
             own, bare, opening = model_lookup.task_in(artifact, path, engine)
             named = model_lookup.served_name(artifact, path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+EXPANDED = ", weights as BF16"  # after a build: what was measured with expanded weights is to be served with them
+
 
 class TokenText(TypedDict):
     """A token of the vocabulary: its text, with half characters replaced, and its bytes."""
@@ -51,13 +53,19 @@ class Event(TypedDict, total=False):
 
 
 class EngineInfo(TypedDict):
-    """The loaded model, as its process describes it."""
+    """The loaded model, as its process describes it.
+
+    Attributes:
+        build: llama.cpp's, with EXPANDED where the file was expanded.
+        expanded: The weights are held as BF16 (`expansion`).
+    """
 
     n_vocab: int
     chat_template: str
     name: str
     trained_context: int
     build: str
+    expanded: bool
     system: str
 
 

@@ -2,7 +2,8 @@
 
     python -m slmctl.inference.llama_child serve MODEL.gguf SETTINGS     requests as JSON lines in, events out
 
-Only this module and `model_files.quantizer_child` import llama_cpp; `scheduler` decides what is decoded next.
+Only this module, `expansion` and `model_files.quantizer_child` import llama_cpp; `scheduler` decides what is decoded
+next.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import llguidance.llamacpp
 import numpy as np
 
 from slmctl.errors import DataError
-from slmctl.inference import kept_prefixes
+from slmctl.inference import expansion, kept_prefixes
 from slmctl.inference.decoding_model import BATCH, Item, Logits
+from slmctl.inference.events import EXPANDED
 from slmctl.inference.grammar_pool import Grammars
 from slmctl.inference.scheduler import Scheduler
 
@@ -47,7 +49,10 @@ class Pulse:
 class LlamaModel:
     """A loaded GGUF with its context."""
 
-    def __init__(self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str]) -> None:
+    def __init__(
+        self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str],
+        classifier: bool = False, timings: str = "",
+    ) -> None:  # fmt: skip
         params = lc.llama_model_default_params()
         params.n_gpu_layers = -1
         self.model = lc.llama_model_load_from_file(path.encode(), params)
@@ -55,6 +60,11 @@ class LlamaModel:
             raise SystemExit(f"llama.cpp cannot load {path}")
         if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
             raise SystemExit("error: the model does not generate its text token by token from a prompt")
+        larger = expansion.faster(self.model, path, threads=threads, cache=timings) if classifier else None
+        self.expanded = larger is not None
+        if larger is not None:
+            lc.llama_model_free(self.model)
+            self.model = larger
         self.recurrent = bool(lc.llama_model_is_recurrent(self.model) or lc.llama_model_is_hybrid(self.model))
         # A label takes two sequences of a recurrent model, see `scheduler`.
         self.sequences = max(2, sequences) if self.recurrent else sequences
@@ -66,9 +76,9 @@ class LlamaModel:
         settings.n_seq_max = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
-        # The fused attention sums in float16. Without it a file that is not quantized gives the same logits to 1e-6
-        # whatever is decoded beside a sequence; a quantized one does not either way, and is 20 % faster with it.
-        if self.metadata("general.file_type") in NOT_QUANTIZED:
+        # The fused attention sums in float16, and is 20 % faster. Without it a file that is not quantized gives the
+        # same logits to 1e-6 whatever is decoded beside a sequence, so the same texts; a quantized one does not anyway.
+        if self.metadata("general.file_type") in NOT_QUANTIZED and not classifier:
             settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = lc.llama_init_from_model(self.model, settings)
         if not self.context:
@@ -220,7 +230,8 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         chat_template=model.chat_template(),
         name=model.metadata("general.name"),
         trained_context=lc.llama_model_n_ctx_train(model.model),
-        build=lc.__version__,
+        build=lc.__version__ + (EXPANDED if model.expanded else ""),
+        expanded=model.expanded,
         system=lc.llama_print_system_info().decode(),
     )
     while True:

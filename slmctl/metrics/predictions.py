@@ -14,7 +14,8 @@ class PredictionFacts(TypedDict):
     """The model that answered, and the speed of its answers: the metrics of a predictions artifact.
 
     `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
-    resumed from an earlier run. `matmul_dtype` is the type in which an HF model's layers were multiplied.
+    resumed from an earlier run. `matmul_dtype` is the type in which layers were multiplied, None for the
+    types of a GGUF file.
     """
 
     model: str

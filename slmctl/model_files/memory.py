@@ -13,9 +13,9 @@ from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import FullError
+from slmctl.hardware import available_bytes
 from slmctl.model_files import gguf_header
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 SAMPLE_S = 0.05
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 
@@ -68,23 +68,6 @@ def _cell_bytes(head: gguf_header.GgufHeader) -> int:
     each = width // query if isinstance(width, int) and isinstance(query, int) and query else 0
     sizes = [head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")]
     return 2 * sum(pair for pair in pairs if isinstance(pair, int)) * sum(one for one in sizes if isinstance(one, int))
-
-
-def available_bytes() -> int:
-    """Bytes that this process can still take: free on the machine, or in its control group where that is less."""
-    free = next(
-        int(line.split()[1]) * 1024
-        for line in MEMINFO.read_text(encoding="ascii").splitlines()
-        if line.startswith("MemAvailable")
-    )
-    try:
-        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:
-        return free
-    used -= int(counts.get("inactive_file", 0))  # pages of files, which the kernel drops when memory runs short
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def held_bytes() -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from slmctl import child_environment
 from slmctl.errors import MissingError, StageError
-from slmctl.inference.engine import usable_cores
+from slmctl.inference.engine import expansion_timings, usable_cores
 from slmctl.installation import pip_line
 
 
@@ -49,6 +49,7 @@ class ProbeResult:
         end_of_turn: Token ids of the text that ends a turn.
         ends: That text's first token stops generation.
         tokens: Token ids of every text.
+        expanded: The weights were held as BF16.
     """
 
     vocabulary: int
@@ -56,6 +57,7 @@ class ProbeResult:
     end_of_turn: list[int]
     ends: bool
     tokens: list[list[int]]
+    expanded: bool
 
 
 def quantize_all(
@@ -93,6 +95,7 @@ def probe(
     rows: Sequence[LogitRequest] = (),
     logits: Path,
     lora: Path | None = None,
+    classifier: bool = False,
 ) -> ProbeResult:
     """Tokenize texts with a GGUF file, and compute logits with it.
 
@@ -102,13 +105,15 @@ def probe(
         rows: Token ids to compute.
         logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
         lora: An adapter to put on the model.
+        classifier: Hold the weights as the engine of a classifier does.
 
     Raises:
         StageError: The file cannot be loaded or computed.
     """
     order = {
         "model": str(model), "lora": str(lora) if lora else None, "threads": usable_cores(), "texts": list(texts),
-        "end": end, "rows": [row.__dict__ for row in rows], "logits": str(logits),
+        "timings": expansion_timings() if classifier else None, "end": end, "rows": [row.__dict__ for row in rows],
+        "logits": str(logits),
     }  # fmt: skip
     fields: dict[str, Any] = {}
     try:

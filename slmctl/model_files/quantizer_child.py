@@ -20,6 +20,8 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
+from slmctl.inference import expansion
+
 MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own limit is 8 GiB
 
 
@@ -72,7 +74,7 @@ def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int)
 
 
 def probe(order: dict[str, Any], send: Any) -> None:
-    """Answer `{"model", "lora", "threads", "texts", "end", "rows": [{"tokens", "positions"}], "logits"}`.
+    """Answer `{"model", "timings", "lora", "threads", "texts", "end", "rows": [{"tokens", "positions"}], "logits"}`.
 
     The logits of the positions of all rows go to the file `logits`, (positions, vocabulary) in float32.
     """
@@ -80,6 +82,12 @@ def probe(order: dict[str, Any], send: Any) -> None:
     model = lc.llama_model_load_from_file(order["model"].encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {order['model']}")
+    larger = None
+    if order["timings"] is not None:
+        larger = expansion.faster(model, order["model"], threads=order["threads"], cache=order["timings"])
+    if larger is not None:
+        lc.llama_model_free(model)
+        model = larger
     vocab = lc.llama_model_get_vocab(model)
     end = _tokens(vocab, order["end"])
     send(
@@ -88,6 +96,7 @@ def probe(order: dict[str, Any], send: Any) -> None:
         end_of_turn=end,
         ends=bool(end) and bool(lc.llama_vocab_is_eog(vocab, end[0])),
         tokens=[_tokens(vocab, text) for text in order["texts"]],
+        expanded=larger is not None,
     )
     rows = order["rows"]
     if rows:

@@ -12,6 +12,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
+from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import gguf_file, is_lora
 from slmctl.pipeline import resolve, stage_table
 from slmctl.pipeline.resolve import Project, Workspace, find_model
@@ -57,6 +58,11 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
         special_tokens=tuple(controls["tokens"]),
     )  # fmt: skip
     return task, True, controls["bos"] if controls["adds_bos"] else ""
+
+
+def is_classifier(source: Artifact) -> bool:
+    """True for a model whose task has labels."""
+    return _has_task(source) and bool(Task.read(source.path).labels)
 
 
 DEFAULT = "default"  # a name of every served model, for clients that name none of their own
@@ -123,16 +129,16 @@ def lora(place: Path) -> tuple[Path, Task | None]:
 
 def other_build(source: Artifact, path: Path, build: str) -> str:
     """A note where the engine is another build than the one that measured this file; empty where it is the same."""
-    measured = source.manifest.environment.get("llama_cpp_python")
+    measured, used = source.manifest.environment.get("llama_cpp_python"), build.removesuffix(EXPANDED)
     report = source.path / "report.json"
     if report.is_file():
         models = json.loads(report.read_bytes())["models"].values()
         listed = {entry.path: entry.sha256 for entry in source.files(".gguf")}
         builds = [entry.get("engine") for entry in models if entry.get("sha256") == listed.get(path.name)]
-        measured = builds[0] if builds else None
-    if not measured or measured == build:
+        measured, used = builds[0] if builds else None, build
+    if not measured or measured == used:
         return ""
-    return f"this engine is llama-cpp-python {build}, and {path.name} was measured with {measured}: measure it again"
+    return f"this engine is llama-cpp-python {used}, and {path.name} was measured with {measured}: measure it again"
 
 
 class FileModel:

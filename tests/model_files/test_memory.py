@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slmctl import hardware
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import StageError
 from slmctl.model_files import memory
@@ -24,15 +25,15 @@ def test_processes_need_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pages_of_files_are_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a base that was read a moment ago lies in the page cache, which counted as memory in use
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   16000000 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.available_bytes() == 16_000_000 * 1024
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert hardware.available_bytes() == 16_000_000 * 1024
     (tmp_path / "memory.max").write_text("8000000000\n")
     (tmp_path / "memory.current").write_text("7000000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000000\nactive_file 1000000000\ninactive_file 4000000000\n")
-    assert memory.available_bytes() == 5_000_000_000
+    assert hardware.available_bytes() == 5_000_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes() == 16_000_000 * 1024
+    assert hardware.available_bytes() == 16_000_000 * 1024
 
 
 def test_the_peak_is_seen_after_it_is_over() -> None:

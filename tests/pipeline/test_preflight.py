@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 from support import tiny
 
-from slmctl import config
+from slmctl import config, hardware
 from slmctl.cli import base_table, run_plan
 from slmctl.cli.group import CHAIN
 from slmctl.cli.main import cli
 from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
-from slmctl.model_files import catalogue, gguf_converter, memory
+from slmctl.model_files import catalogue, gguf_converter
 from slmctl.pipeline import preflight, resolve, row_estimate
 
 REMOTE = """\
@@ -174,7 +174,7 @@ def test_a_gate_may_name_whatever_is_measured(fresh: Path, model: str) -> None:
 
 
 def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
+    monkeypatch.setattr(hardware, "available_bytes", lambda: 10**9)
     (fresh / "registry" / "acme" / "0.1").mkdir(parents=True)
     plan = preflight.plan(opened(fresh), CHAIN)
     plan.require()

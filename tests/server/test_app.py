@@ -18,6 +18,7 @@ import pytest
 from support import tiny
 
 from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.events import EXPANDED
 from slmctl.pipeline import model_lookup
 
 LONG = "hello " * 3000
@@ -297,6 +298,10 @@ def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> 
         assert model_lookup.other_build(found, path, own) == ""
         said = model_lookup.other_build(found, path, "0.1.2")
         assert said.startswith("this engine is llama-cpp-python 0.1.2, and ") and f"measured with {own}" in said
+    # a report says with which weights the file was measured; before there is one, nothing was
+    expanded = f"{own}{EXPANDED}"
+    assert model_lookup.other_build(artifacts["gguf"], path, expanded) == ""
+    assert f"llama-cpp-python {expanded}, and" in model_lookup.other_build(found, path, expanded)
 
 
 def test_a_damaged_release_is_not_served(desk: Path) -> None:

@@ -41,9 +41,12 @@ def _measured(view: ReportView) -> Iterator[Block]:
 
 
 def _products(entries: Mapping[str, ParticipantEntry]) -> str:
-    """The sentence that names the type in which HF models were multiplied."""
-    types = sorted({str(dtype) for entry in entries.values() if (dtype := entry.get("matmul_dtype"))})
-    return f" HF models multiplied their layers in {' and '.join(types)}." if types else ""
+    """The sentence on the types of the matrix products, where a file's name does not say it."""
+    models: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        if dtype := entry.get("matmul_dtype"):
+            models.setdefault(dtype, []).append(name)
+    return "".join(f" Multiplied in {dtype}: {', '.join(names)}." for dtype, names in models.items())
 
 
 def _break_even(view: ReportView) -> Iterator[Block]:

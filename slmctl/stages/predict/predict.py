@@ -123,7 +123,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
             entry = gguf_file(self.model, self.type)
             path = self.model.file(entry.path)
             memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-            self._engine = engine.Engine(path)
+            self._engine = engine.Engine(path, classifier=bool(self.task.labels))
             return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
@@ -140,10 +140,9 @@ class opened:  # noqa: N801 - reads as a verb in `with`
 class GgufAnswerer:
     """Answers through the engine."""
 
-    matmul_dtype = None  # the file's own types
-
     def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
         self.model, self.task, self.max_tokens = model, task, max_tokens
+        self.matmul_dtype = "bfloat16" if model.info["expanded"] else None  # None: by the types of the file
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
         requests = (request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)

@@ -219,14 +219,18 @@ def check(path: Path, head: GgufHeader, reference: MergedModelReference, *, scra
     """Compare a file, as llama.cpp computes it, with the merged model.
 
     Returns:
-        `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts).
+        `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts); `weights` where they
+        were held in another type than the file's, as they are when its answers are measured and served.
 
     Raises:
         StageError: It differs; the message names the difference.
     """
     check_head(path.name, head, reference)
     logits = scratch / "logits.npy"
-    probe = quantizer.probe(path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits)
+    probe = quantizer.probe(
+        path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits,
+        classifier=bool(reference.task.labels),
+    )  # fmt: skip
     for text, theirs, own in zip(reference.texts, reference.tokens, probe.tokens, strict=True):
         if own != theirs and MARKS in text:
             console.say(f"  note: {path.name} tokenizes Hindi and scripts like it otherwise than the merged model")
@@ -243,7 +247,7 @@ def check(path: Path, head: GgufHeader, reference: MergedModelReference, *, scra
     logits.unlink(missing_ok=True)
     if distance and not np.isfinite(distance["kl_mean"]):
         raise StageError(f"{path.name} computes next-token probabilities that are not finite")
-    return {**distance, "texts": len(reference.texts)}
+    return {**distance, "texts": len(reference.texts), **({"weights": "BF16"} if probe.expanded else {})}
 
 
 def check_lossless(distances: dict[str, Any], name: str) -> None:

@@ -151,11 +151,12 @@ def changes(rows: list[dict[str, Any]], report: dict[str, Any], names: tuple[str
     return report_row_changes.table(rows, report["participants"], names, LABELS)
 
 
-def test_the_type_of_an_hf_models_products_stands_by_the_latency(tmp_path: Path) -> None:
+def test_the_type_of_a_models_products_stands_by_the_latency(tmp_path: Path) -> None:
     report = evaluate_report()
-    assert "multiplied" not in words(tmp_path, report)
-    report["models"]["adapter"]["matmul_dtype"] = "bfloat16"
-    assert "HF models multiplied their layers in bfloat16." in words(tmp_path, report)
+    assert "Multiplied in" not in words(tmp_path, report)
+    for name in ("adapter", "Q8_0"):
+        report["models"][name]["matmul_dtype"] = "bfloat16"
+    assert "Multiplied in bfloat16: adapter, Q8_0." in words(tmp_path, report)
 
 
 def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:

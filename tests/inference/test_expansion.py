@@ -1,0 +1,134 @@
+"""A quantized file is held as BF16 where that was timed to be faster, and is else left as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+import llama_cpp as lc
+
+from slmctl import hardware
+from slmctl.artifacts.artifact import Artifact
+from slmctl.inference import expansion
+from slmctl.inference.llama_child import LlamaModel
+
+
+@pytest.fixture
+def path(artifacts: dict[str, Artifact]) -> str:
+    made = artifacts["gguf"]
+    return str(made.file(made.metrics["files"]["Q8_0"]["file"]))
+
+
+@pytest.fixture
+def model(path: str) -> Iterator[Any]:
+    loaded = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
+    yield loaded
+    lc.llama_model_free(loaded)
+
+
+@pytest.fixture(autouse=True)
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with BF16, for which the tiny file is large enough."""
+    monkeypatch.setattr(expansion, "LEAST_BYTES", 0)
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, gain: float) -> list[int]:
+    """Have the timing give this gain; returns a list that grows with each timing."""
+    calls: list[int] = []
+
+    def seconds(models: tuple[Any, Any], threads: int) -> list[list[float]]:
+        calls.append(threads)
+        return [[gain] * len(expansion.BATCHES), [1.0] * len(expansion.BATCHES)]
+
+    monkeypatch.setattr(expansion, "_seconds_by_turns", seconds)
+    return calls
+
+
+def test_the_expanded_weights_are_as_close_to_the_lossless_file(
+    artifacts: dict[str, Artifact], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, 2.0)
+    made = artifacts["gguf"]
+    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
+    sizes: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
+    whole, quantized = LlamaModel(lossless, **sizes), LlamaModel(path, **sizes)
+    expanded = LlamaModel(path, **sizes, classifier=True, timings=str(tmp_path))
+    assert [model.expanded for model in (whole, quantized, expanded)] == [False, False, True]
+    assert expanded.chat_template() == whole.chat_template()
+    items = [(token, k, 1, True) for k, token in enumerate(whole.tokenize("hello please invoice"))]
+    exact, own, larger = (
+        np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (whole, quantized, expanded)
+    )
+    assert not np.array_equal(own, larger)
+    assert 0 < np.square(larger - exact).mean() < 1.2 * np.square(own - exact).mean()
+
+
+def test_a_timing_is_kept_for_the_file_and_the_processor(
+    path: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = timed(monkeypatch, 2.0)
+    for _ in range(2):
+        lc.llama_model_free(expansion.faster(model, path, threads=1, cache=str(tmp_path)))
+    assert calls == [1]
+    (kept,) = tmp_path.iterdir()
+    assert json.loads(kept.read_bytes()) == {"gain": 2.0}
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512_bf16", "amx_int8"}))
+    timed(monkeypatch, 0.7)
+    assert expansion.faster(model, path, threads=1, cache=str(tmp_path)) is None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"gain": null}', b'{"gain": "x"}'])
+def test_a_timing_that_cannot_be_read_is_made_again(
+    content: bytes, path: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = timed(monkeypatch, 1.0)
+    assert expansion.faster(model, path, threads=1, cache=str(tmp_path)) is None
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(content)
+    assert expansion.faster(model, path, threads=1, cache=str(tmp_path)) is None
+    assert calls == [1, 1]
+
+
+def test_without_a_place_to_keep_it_a_timing_is_made_each_time(
+    path: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = timed(monkeypatch, 1.0)
+    for cache in ("", "", "/proc/nowhere"):
+        assert expansion.faster(model, path, threads=1, cache=cache) is None
+    assert calls == [1, 1, 1]
+
+
+def test_what_cannot_gain_is_not_timed(
+    artifacts: dict[str, Artifact], path: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "expand", None)  # called, it would raise
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "available_bytes", lambda: 3 * lc.llama_model_n_params(model))
+        assert expansion.faster(model, path, threads=1, cache="") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2"}))
+        assert expansion.faster(model, path, threads=1, cache="") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(expansion, "LEAST_BYTES", 32 << 20)
+        assert expansion.faster(model, path, threads=1, cache="") is None
+    made = artifacts["gguf"]
+    lossless = str(made.file(made.metrics["files"]["F16"]["file"]))
+    loaded = lc.llama_model_load_from_file(lossless.encode(), lc.llama_model_default_params())
+    assert expansion.faster(loaded, lossless, threads=1, cache="") is None
+    lc.llama_model_free(loaded)
+
+
+def test_both_are_timed_by_turns(path: str, model: Any) -> None:
+    larger = expansion.expand(path, threads=1)
+    own, expanded = expansion._seconds_by_turns((model, larger), 1)
+    lc.llama_model_free(larger)
+    assert all(0 < seconds < 10 for seconds in (*own, *expanded))
