@@ -44,10 +44,14 @@ class Refusal:
 
 
 class RequestWatch(Protocol):
-    """Asked before each attempt, and told of those that fail; both in threads of the pool."""
+    """Asked before each attempt, and told what came of it before another takes its place; in threads of the pool."""
 
     def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
         """Let an attempt of a request out, have it ask again in a moment, or end the request without it."""
+        ...
+
+    def answered(self, index: int, reply: Reply) -> None:
+        """Take note of an answer."""
         ...
 
     def failed(self, index: int, error: EndpointError) -> None:
@@ -175,6 +179,8 @@ class EndpointPool:
                     error = caught
                 else:
                     places.asked_well(endpoint)
+                    if watch is not None:
+                        await asyncio.to_thread(watch.answered, index, reply)
                     return reply
                 if watch is not None:
                     await asyncio.to_thread(watch.failed, index, error)

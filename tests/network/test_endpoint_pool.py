@@ -311,13 +311,16 @@ def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_ag
 
 def test_a_watch_lets_requests_out_and_hears_of_those_that_fail() -> None:
     class Watch:
-        out, lost = list[int](), list[tuple[int, int]]()
+        out, kept, lost = list[int](), list[tuple[int, str]](), list[tuple[int, int]]()
 
         def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
             if index == 2:
                 return "stop"
             self.out.append(index)
             return "wait" if self.out.count(index) == 1 else "send"
+
+        def answered(self, index: int, reply: Reply) -> None:
+            self.kept.append((index, reply.text))
 
         def failed(self, index: int, error: EndpointError) -> None:
             self.lost.append((index, error.status))
@@ -332,4 +335,5 @@ def test_a_watch_lets_requests_out_and_hears_of_those_that_fail() -> None:
     assert [getattr(found[k], "text", None) for k in range(3)] == ["A", "B", None]
     assert found[2] == Refusal("it was not sent", endpoint_pool.NOT_SENT)
     assert len(fake.bodies) == 3
+    assert sorted(watch.kept) == [(0, "A"), (1, "B")]
     assert watch.lost == [(1, 500)]

@@ -24,7 +24,7 @@ from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply, constraint
 from slmctl.sensitive.conversation_veto import Cleared, restore
 from slmctl.stages.label import batches
-from slmctl.stages.label.batches import PaidRequest
+from slmctl.stages.label.batches import PaidRequest, ReadAnswer
 from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnswer, cost_of
 from slmctl.stages.label.rows import LabelRow
 from slmctl.task import untuned_prompt
@@ -127,11 +127,9 @@ class EndpointTeacher:
                     self._ask_one_by_one(requests, meter)
 
     def _ask_one_by_one(self, requests: Iterator[PaidRequest], meter: console.Meter) -> None:
-        watch = _PaidRequests(self.journal, self._budget)
-        for index, reply in self._pool.ask_all(watch.noted(requests), watch=watch):
-            if isinstance(reply, Reply):
-                self.journal.answer(watch.keys[index], self._answer(reply))
-                meter.advance()
+        watch = _PaidRequests(self.journal, self._budget, self._answer)
+        for _, reply in self._pool.ask_all(watch.noted(requests), watch=watch):
+            meter.advance(isinstance(reply, Reply))
 
     def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
         """The requests that the journal does not answer, until a ceiling is reached."""
@@ -180,26 +178,30 @@ def _most_prompt_tokens(request: EndpointRequest) -> int:
 
 
 class _PaidRequests:
-    """Lets the requests of a pool out as the budget allows, and writes down those that fail."""
+    """Lets the requests of a pool out as the budget allows, and writes down what comes of them."""
 
-    def __init__(self, journal: Journal, budget: Budget) -> None:
-        self._journal, self._budget = journal, budget
-        self.keys: dict[int, str] = {}
+    def __init__(self, journal: Journal, budget: Budget, read: ReadAnswer) -> None:
+        self._journal, self._budget, self._read = journal, budget, read
+        self._keys: dict[int, str] = {}
         self._most: dict[int, float] = {}
 
     def noted(self, requests: Iterator[PaidRequest]) -> Iterator[EndpointRequest]:
         """The requests, with their keys and the most that each may cost kept by index."""
         for index, (key, request, most) in enumerate(requests):
-            self.keys[index], self._most[index] = key, most
+            self._keys[index], self._most[index] = key, most
             yield request
 
     def may_send(self, index: int) -> Permission:
         """Let an attempt out if its most fits the budget."""
-        return self._budget.take(self._journal, self.keys[index], self._most[index])
+        return self._budget.take(self._journal, self._keys[index], self._most[index])
+
+    def answered(self, index: int, reply: Reply) -> None:
+        """Write down an answer."""
+        self._journal.answer(self._keys[index], self._read(reply))
 
     def failed(self, index: int, error: EndpointError) -> None:
         """Write down an attempt without an answer."""
-        self._journal.fail(self.keys[index], error.status)
+        self._journal.fail(self._keys[index], error.status)
 
 
 class ReleaseTeacher:

@@ -320,16 +320,17 @@ def planted(folder: Path, url: str, count: int, **more: Any) -> list[str]:
     ways = [*(disguises.MUTATIONS | disguises.MORE).values()]
     assert len(ways) == 22
     teacher.project(folder, url, rows=6, gold=8, **more)
+    cases = [case for case in disguises.prompts(count, seed=11) if not case[2].startswith("127.")]  # nobody's address
     rows = [
         "\n".join(message["content"] for message in ways[k % 22](text, value) if message["role"] == "user")
-        for k, (_, text, value) in enumerate(disguises.prompts(count, seed=11))
+        for k, (_, text, value) in enumerate(cases)
     ]
     plain = (folder / "new.csv").read_text().splitlines()[1:]
     lines = [json.dumps({"text": text}) for text in (*plain, *rows)]
     (folder / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = (folder / "slmctl.yaml").read_text().replace("new.csv", "new.jsonl")
     (folder / "slmctl.yaml").write_text(config, encoding="utf-8")
-    return [value for _, _, value in disguises.prompts(count, seed=11)]
+    return [value for _, _, value in cases]
 
 
 def nothing_sensitive_left(folder: Path, count: int, **more: Any) -> None:
@@ -342,10 +343,9 @@ def nothing_sensitive_left(folder: Path, count: int, **more: Any) -> None:
     sent = json.dumps(fake.bodies)
     assert not [value for value in values if value in sent]
     refused = teacher.lines(teacher.labelled(folder) / "refused.jsonl")
-    assert (
-        len(refused) + artifact.load(teacher.labelled(folder)).metrics["left_out"].get("the same as another row", 0)
-        == count
-    )
+    assert len(refused) + artifact.load(teacher.labelled(folder)).metrics["left_out"].get(
+        "the same as another row", 0
+    ) == len(values)
     assert {row["reason"] for row in refused} == {"sensitive, and no teacher on this machine may read it"}
 
 
