@@ -203,6 +203,6 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
     if stopped == 0 and must_end:
         raise StageError(
             f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {MAX_PROBE_TOKENS} tokens",
-            hint="train longer: --set finetune.epochs=4",
+            hint="train longer: more finetune.epochs, or finetune.max_steps where it is set",
         )
     return {"probes": len(answers), "probes_stopped": stopped}
