@@ -30,7 +30,6 @@ AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that m
 HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
 GIVE_UP_AFTER = 16  # requests in a row that failed in every attempt
 TOO_MUCH = (429, 503, 529)  # statuses of an endpoint that is asked too much
-EASED_S = 1.0  # in which further refusals of requests that were out with the first one ease it no more
 LONGEST_PAUSE_S = 600.0  # that an endpoint may ask for, for all requests
 NOT_SENT = -1  # the status of a request that its watch did not let out
 
@@ -173,6 +172,7 @@ class EndpointPool:
             async with places.take(failed_at) as endpoint:
                 if watch is not None and not await _is_let_out(watch, index):
                     return Refusal("it was not sent", NOT_SENT)
+                begun = time.monotonic()
                 try:
                     reply = await endpoint.ask(request)
                 except EndpointError as caught:
@@ -185,7 +185,7 @@ class EndpointPool:
                 if watch is not None:
                     await asyncio.to_thread(watch.failed, index, error)
                 if error.status in TOO_MUCH:
-                    places.ease(endpoint, error.pause_s)
+                    places.ease(endpoint, error.pause_s, begun=begun)
             if error.status in HOPELESS:
                 places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
                 continue
@@ -256,10 +256,14 @@ class _Places:
         if self._running.pop(endpoint, None) is not None:
             console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
 
-    def ease(self, endpoint: EndpointClient, pause_s: float) -> None:
-        """Ask an endpoint half as much, and nothing for so many seconds."""
+    def ease(self, endpoint: EndpointClient, pause_s: float, *, begun: float) -> None:
+        """Ask an endpoint half as much, and nothing for so many seconds.
+
+        Args:
+            begun: When the refused request was sent: one that was out when another was refused eases it no more.
+        """
         now = time.monotonic()
-        if now - self._eased[endpoint] > EASED_S:
+        if begun > self._eased[endpoint]:
             self._most[endpoint], self._eased[endpoint] = max(1.0, self._most[endpoint] / 2), now
         until = now + min(pause_s, LONGEST_PAUSE_S)
         self._closed_until[endpoint] = max(self._closed_until[endpoint], until)

@@ -116,7 +116,17 @@ def names_in_library(library: Path) -> Iterator[str]:
             yield text
 
 
-def test_the_names_are_those_of_the_installed_llama_cpp(tmp_path: Path) -> None:
+@pytest.fixture
+def silent() -> Iterator[None]:
+    """llama.cpp without its log, which is cut within letters here; the package's own afterwards."""
+    lc = pytest.importorskip("llama_cpp")
+    nothing = lc.llama_log_callback(lambda level, text, data: None)
+    lc.llama_log_set(nothing, None)
+    yield
+    lc.llama_log_set(lc._logger.llama_log_callback, None)
+
+
+def test_the_names_are_those_of_the_installed_llama_cpp(tmp_path: Path, silent: None) -> None:
     gguf = pytest.importorskip("gguf")
     lc = pytest.importorskip("llama_cpp")
     settings = lc.llama_model_default_params()
