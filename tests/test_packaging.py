@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -21,6 +22,12 @@ from slmctl.cli.project_template import templates
 from slmctl.config import ServeConfig
 
 PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "examples")
+
+
+def test_every_package_is_named_in_pyproject() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    held = {".".join(path.relative_to(ROOT).parent.parts) for path in (ROOT / "slmctl").rglob("__init__.py")}
+    assert held | {"slmctl.templates", "slmctl.examples"} == set(named)
 
 
 # The image
