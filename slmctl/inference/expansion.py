@@ -36,7 +36,7 @@ def faster(model: Any, path: str, *, threads: int, cache: str) -> Any:
 
     Args:
         model: The file, loaded by llama.cpp.
-        cache: Folder for timings, by file and processor; empty for none.
+        cache: Folder for timings, by shapes, types and processor; empty for none.
     """
     size, weights = lc.llama_model_size(model), lc.llama_model_n_params(model)
     quantized = LEAST_BYTES <= size < 1.9 * weights

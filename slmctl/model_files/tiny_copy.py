@@ -72,12 +72,12 @@ def _heads(old: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     if not heads or not hidden:
         return WIDTH, {}
     few, size = min(heads, HEADS), old.get("head_dim") or hidden // heads  # rotations are made for this size
-    # Where all heads together are as wide as the stream, engines may take them to be (Command R in llama.cpp).
     new: dict[str, Any] = {key: few for key in _HEADS if isinstance(old.get(key), int)}
     if isinstance(kv := old.get("num_key_value_heads"), int):
         new["num_key_value_heads"] = max(1, few * kv // heads)
     if isinstance(old.get("num_global_key_value_heads"), int):
         new["num_global_key_value_heads"] = 1
+    # Where all heads together are as wide as the stream, engines may take them to be (Command R in llama.cpp).
     if heads * size != hidden:
         return WIDTH, new
     return few * size, new | ({"head_dim": size} if "head_dim" in old else {})
