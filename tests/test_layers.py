@@ -18,12 +18,13 @@ PACKAGE = Path(slmctl.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("stages", "provenance"),
-    ("server", "pipeline", "deduplication"),
+    ("stages", "provenance", "review", "watch"),
+    ("server", "pipeline"),
+    ("deduplication",),
     ("releases", "task"),
     ("sources", "model_files", "metrics"),
     ("config", "inference"),
-    ("network", "reports", "sensitive"),
+    ("network", "reports", "sensitive", "production"),
     ("artifacts",),
     ("errors", "console", "child_environment", "hardware", "installation"),
 )

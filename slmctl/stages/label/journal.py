@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import itertools
-import json
-import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from slmctl.artifacts import json_lines
+from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import TeacherPrices
 from slmctl.errors import LockedError
 
@@ -92,18 +92,17 @@ class Journal:
         self._out: dict[str, float] = {}  # the most that each request that is out may cost
         self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab")
+        self._lines = JsonLines(path)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lines.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._stream.close()
+            self._lines.close()
             raise LockedError(f"another process asks this teacher ({path.name})", hint="wait for it to end") from None
         self._read()
-        self._append({})  # ends a line that was torn
 
     def close(self) -> None:
         """Give the file back."""
-        self._stream.close()
+        self._lines.close()
 
     @property
     def reserved(self) -> float:
@@ -113,7 +112,7 @@ class Journal:
     def send(self, key: str, most: float) -> None:
         """Write down that a request goes out."""
         with self._writing:
-            self._append({"sent": key, "most": most})
+            self._lines.append({"sent": key, "most": most})
             self._out[key] = most
             self.ledger.sent += 1
 
@@ -122,7 +121,7 @@ class Journal:
         with self._writing:
             if not answer.counted:
                 answer = dataclasses.replace(answer, cost=self._out.get(key, 0.0))
-            self._append({"answered": key, **dataclasses.asdict(answer)})
+            self._lines.append({"answered": key, **dataclasses.asdict(answer)})
             self._out.pop(key, None)
             self._count(key, answer)
 
@@ -130,7 +129,7 @@ class Journal:
         """Write down that an attempt brought no answer."""
         with self._writing:
             most = self._out.pop(key, 0.0) if status in CHARGED_UNTOLD else 0.0
-            self._append({"failed": key, "status": status, "most": most})
+            self._lines.append({"failed": key, "status": status, "most": most})
             self._out.pop(key, None)
             self.ledger.failed += 1
             self.ledger.doubt += most
@@ -138,13 +137,13 @@ class Journal:
     def open_batch(self, id: str, keys: Sequence[str]) -> None:
         """Write down that requests that went out are in a batch, by whose id their answers can be had."""
         with self._writing:
-            self._append({"batch": id, "keys": list(keys)})
+            self._lines.append({"batch": id, "keys": list(keys)})
             self.batches[id] = list(keys)
 
     def close_batch(self, id: str) -> None:
         """Write down that a batch is over and that all it brought is here."""
         with self._writing:
-            self._append({"closed": id})
+            self._lines.append({"closed": id})
             self.batches.pop(id, None)
 
     def _count(self, key: str, answer: TeacherAnswer) -> None:
@@ -154,14 +153,9 @@ class Journal:
         self.ledger.completion_tokens += answer.completion_tokens
         self.ledger.cost += answer.cost
 
-    def _append(self, fields: Mapping[str, Any]) -> None:
-        self._stream.write((json.dumps(fields) + "\n" if fields else "\n").encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
     def _read(self) -> None:
         out: dict[str, float] = {}
-        for fields in _lines(self.path):
+        for fields in json_lines.read(self.path):
             if "sent" in fields:
                 self.ledger.doubtful += fields["sent"] in out  # sent again: nothing is known of the first time
                 self.ledger.doubt += out.get(fields["sent"], 0.0)
@@ -184,18 +178,6 @@ class Journal:
                 self._out[key] = out.pop(key)
         self.ledger.doubtful += len(out)
         self.ledger.doubt += sum(out.values())
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal; a kill may have torn the last one of each run."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(fields, dict):
-                yield fields
 
 
 class Budget:

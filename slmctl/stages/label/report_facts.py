@@ -15,7 +15,7 @@ from slmctl.stages.label.acceptance import Bound, LabelledRow
 from slmctl.stages.label.rows import LabelRows
 from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
 
-PAIRS = 30  # pairs of labels that are summary
+PAIRS = 30  # pairs of labels that are shown
 
 
 class TeacherFacts(TypedDict):
@@ -23,7 +23,7 @@ class TeacherFacts(TypedDict):
 
     Attributes:
         where: `endpoint` or `release`.
-        terms: The user's word on its terms; empty where none was answers.
+        terms: The user's word on its terms; empty where none was given.
         gold: Gold rows that it answered; `right` of them as the people did, with the Wilson interval of the share.
         sent, answered, failed, doubtful: Of its journal, over all runs; see `journal.Ledger`.
         cost, doubt: The same in money; None without prices.
@@ -52,7 +52,7 @@ class LabelFacts(TypedDict):
     Attributes:
         bound: The bound in words; `error_bound` None where there is none.
         confusion: (gold label, label of the teachers, rows) of gold rows that differ.
-        disagreements: (entry label, another, rows) of rows whose teachers differ.
+        disagreements: (one label, another, rows) of rows whose teachers differ.
         never: Labels that no accepted row has.
         fields: Upper bound of the error of each key of an object.
         curve: (kept, error, error_bound) of thresholds.
@@ -133,7 +133,7 @@ def _teacher(
 
 
 def _disagreements(labelled: Sequence[LabelledRow]) -> list[tuple[str, str, int]]:
-    """Pairs of labels that the teachers, or the votes of entry, give to the same row."""
+    """Pairs of labels that the teachers, or the votes of one, give to the same row."""
     pairs: Counter[tuple[str, str]] = Counter()
     for entry in labelled:
         answers = sorted({vote.answer for vote in entry.votes if vote.is_valid})

@@ -1,0 +1,1 @@
+"""Is a served model still as good as it was measured? Estimates, verified shares, drift."""
