@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -79,7 +79,7 @@ class CollectedRow(_Line):
 
     id: str
     time: str
-    messages: list[dict[str, Any]]
+    messages: list[JsonObject]
     answer: str
     digest: str = ""
     model: str = ""
@@ -153,7 +153,7 @@ class Review(_Line):
     time: str
     reviewer: str
     decision: Literal["accepted", "corrected", "skipped", "undone"]
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[JsonObject] = field(default_factory=list)
     before: str = ""
     after: str = ""
     chosen: Choice = "uniform"
@@ -168,7 +168,7 @@ class Review(_Line):
         return self.chosen == UNIFORM
 
 
-def text_of(messages: Iterable[Mapping[str, Any]]) -> str:
+def text_of(messages: Iterable[Mapping[str, object]]) -> str:
     """The texts of the user's messages, a paragraph each."""
     return "\n\n".join(str(message.get("content", "")) for message in messages if message.get("role") == "user")
 
