@@ -24,7 +24,7 @@ from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, signing, targets
 from slmctl.reports.evaluation_report import EvaluationReport, measured_names, parse_report
 from slmctl.reports.scoreboard import PlannedFile, PublishPlan
-from slmctl.sources import snapshot
+from slmctl.sources import reviewed, snapshot
 
 
 def gather_sources(project: Project) -> None:
@@ -37,6 +37,8 @@ def gather_sources(project: Project) -> None:
     """
     sources, labelling = list(project.config.prepare.sources), project.config.label
     sources += [*labelling.sources, *labelling.gold] if labelling is not None else []
+    for path in snapshot.reviews_among(project.config.prepare.sources):
+        console.say(f"  {reviewed.note(path)}")
     if all(snapshot.is_file(source) for source in sources):
         return
     lock = project.runs / ".locks" / "sources"

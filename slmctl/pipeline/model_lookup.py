@@ -160,10 +160,10 @@ class FileModel:
 
     @property
     def column(self) -> str:
-        """The column that the config's first source asks."""
+        """The column that the config's sources ask: that of the first one that names it."""
         sources = self.project.config.prepare.sources
-        column: str = sources[0].input if sources and isinstance(sources[0].input, str) else "input"
-        return column
+        named = [source.input for source in sources if "input" in source.model_fields_set]
+        return named[0] if named else "input"
 
 
 def handed_over(where: Workspace, model: str | None, weights: str | None) -> tuple[Artifact, Artifact, Artifact | None]:

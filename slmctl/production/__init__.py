@@ -1,1 +1,1 @@
-"""What production teaches, as files: answers that a server collected, feedback on them, decisions of reviewers."""
+"""The files that production leaves: answers that a server collected, feedback on them, decisions of reviewers."""

@@ -308,7 +308,9 @@ def _left(project: resolve.Project, used: set[str]) -> Iterator[Unneeded]:
 def _copies(project: resolve.Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     """Copies of sources, endpoints and signatures that belong to no artifact that is kept."""
     if locks.read_holder(project.runs / ".locks" / "sources") is None:
-        named = {snapshot.copy_of(source, project.sources) for source in project.config.prepare.sources}
+        named = {
+            path for source in project.config.prepare.sources for path in snapshot.copies_of(source, project.sources)
+        }
         hashes = {entry["sha256"] for made in needed for entry in made.metrics.get("sources", []) if "sha256" in entry}
         for path in sorted(project.sources.glob("[!.]*")):
             files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]

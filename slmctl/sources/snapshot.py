@@ -1,11 +1,12 @@
 """Sources that are not files, copied into files: queries, data sets of the hub, pipes, standard input.
 
 Everything after this reads local files and hashes their content. A copy lies in `runs/.sources/` under a name
-made from the source, without passwords.
+made from the source, without passwords. A file of reviews has its two parts there (`reviewed.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -21,9 +22,9 @@ from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical
 from slmctl.config import STDIN, Source, SourceLimits, mask
-from slmctl.errors import DataError, IntegrityError, UsageError
+from slmctl.errors import DataError, IntegrityError, SlmctlError, UsageError
 from slmctl.network import hub
-from slmctl.sources import bounded_copy, sql
+from slmctl.sources import bounded_copy, reviewed, sql
 from slmctl.sources.rows import FORMATS, files_of, form_of, format_of, is_several, require_file
 
 
@@ -88,11 +89,11 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
     if is_file(source) and is_several(source.local):
         for name, path in files_of(source.local, source.format):
             written = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written)
+            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written, folder)
         return
     if is_file(source) and _is_there(source.local):
         require_file(source.local)
-        yield from _sheets(source, source.local, source.name)
+        yield from _sheets(source, source.local, source.name, folder)
         return
     copy = copy_of(source, folder)
     if is_file(source) and not copy.exists():
@@ -101,15 +102,18 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
     if not copy.exists():
         raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
     if source.hf is None:
-        yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name)
+        yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name, folder)
         return
     title = source.name or source.hf.partition("@")[0]
     for path in sorted(path for path in copy.rglob("*") if path.is_file()):
-        yield from _sheets(source, path, f"{title}/{path.relative_to(copy).as_posix()}")
+        yield from _sheets(source, path, f"{title}/{path.relative_to(copy).as_posix()}", folder)
 
 
-def _sheets(source: Source, path: Path, name: str | None) -> Iterator[Source]:
-    """A file as one source, or as one for each sheet that is named."""
+def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Iterator[Source]:
+    """A file as one source, as one for each sheet that is named, or as the two parts of a file of reviews."""
+    if reviewed.is_reviewed(path, source.format):
+        yield from reviewed.parts(source, path, name, folder)
+        return
     sheet = source.sheet
     if sheet == "*" and (source.format or format_of(path)) not in ("xlsx", "ods", "sqlite"):
         raise UsageError(f"{path.name} is no workbook and no database, and has no sheets", hint="leave 'sheet' out")
@@ -140,6 +144,24 @@ def copy_of(source: Source, folder: Path) -> Path:
     named = path.relative_to(root) if path.is_relative_to(root) else path
     suffix = f".{source.format}" if source.format else "".join(path.suffixes[-2 if path.suffix == ".gz" else -1 :])
     return folder / f"pipe-{_key(str(named), source.format)}{suffix}"
+
+
+def copies_of(source: Source, folder: Path) -> set[Path]:
+    """The files and folders in `folder` that stand for a source as it is now."""
+    places = {copy_of(source, folder)}
+    with contextlib.suppress(SlmctlError, OSError):
+        places |= {part.local.parent for part in _local(source, folder) if part.local.parent.parent == folder}
+    return places
+
+
+def reviews_among(sources: Sequence[Source]) -> Iterator[Path]:
+    """The files of reviews among the sources that are files."""
+    for source in sources:
+        if is_file(source):
+            with contextlib.suppress(SlmctlError):
+                several = is_several(source.local)
+                files = [path for _, path in files_of(source.local, source.format)] if several else [source.local]
+                yield from (path for path in files if reviewed.is_reviewed(path, source.format))
 
 
 def _key(*parts: str | None) -> str:

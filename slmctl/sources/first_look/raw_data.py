@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slmctl.config import SourceLimits, Sql, mask
 from slmctl.errors import DataError, UsageError
-from slmctl.sources import sql
+from slmctl.sources import reviewed, sql
 from slmctl.sources.first_look import FirstLook, look
 from slmctl.sources.rows import FileForm, Row, files_of, form_of, is_several, listed, read_rows
 from slmctl.sources.sql_address import with_file
@@ -62,10 +62,18 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if query is not None:
         raise UsageError("--query is for a database", hint="slmctl init sql:postgresql://HOST/DATABASE --query SELECT…")
     path = root / Path(source).expanduser()
+    if reviewed.is_reviewed(path):
+        return _of_reviews(path)
     form = form_of(path, sheet=sheet)
     if sheet is None and len(form.sheets) > 1:
         return _of_sheets(path, form.sheets)
     return _of_sheet(path, form, sheet)
+
+
+def _of_reviews(path: Path) -> RawData:
+    """The rows of a file of reviews, as `prepare` reads them: conversations with the answers that are right."""
+    rows = [Row(number, fields) for number, fields in enumerate(reviewed.rows_of(path), 1)]
+    return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(iter(rows)), lambda: iter(rows))
 
 
 def _of_sheet(path: Path, form: FileForm, sheet: str | None) -> RawData:

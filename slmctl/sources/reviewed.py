@@ -1,0 +1,189 @@
+"""A file of reviews as two sources: uniform rows, which are split as always, and targeted ones, for training alone.
+
+Rows that were picked since they looked difficult say nothing about all traffic, so no model may be measured on them.
+The two parts are copies below `runs/.sources/`, a row a decision, in a folder named by the content of the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import atomic
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import Source
+from slmctl.errors import SlmctlError, UsageError
+from slmctl.production.records import Review, agreed, standing
+from slmctl.sources.rows import format_of
+
+PREFIX = "reviewed-"  # of the folders of the parts
+DECISIONS = ("accepted", "corrected", "skipped", "undone")
+_HEAD = 1 << 20  # bytes at the start of a file among which its first whole line is looked for
+
+
+@dataclass(frozen=True)
+class ReviewedRows:
+    """The decisions of a file, one a row.
+
+    Attributes:
+        uniform, targeted: The rows that were drawn by chance, and the others, in the order of their first decisions.
+        skipped: Rows that every reviewer skipped.
+        undone: Decisions that were taken back.
+        disputed: Rows on which as many reviewers gave one answer as another.
+    """
+
+    uniform: tuple[JsonObject, ...]
+    targeted: tuple[JsonObject, ...]
+    skipped: int
+    undone: int
+    disputed: int
+
+
+def is_reviewed(path: Path, format: str | None = None) -> bool:
+    """True for a file that `slmctl review` wrote, by its first whole line."""
+    try:
+        if (format or format_of(path)) != "jsonl" or path.suffix == ".gz":
+            return False
+        status = path.stat()
+        return _begins_with_review(path, status.st_mtime_ns, status.st_size)
+    except (SlmctlError, OSError):
+        return False
+
+
+@functools.lru_cache(maxsize=64)
+def _begins_with_review(path: Path, mtime_ns: int, size: int) -> bool:
+    """The same of a file as it stood at one time; kept, since a project's files are listed often."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    for line in head.split(b"\n"):
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # torn, or cut
+        return isinstance(fields, dict) and "reviewer" in fields and fields.get("decision") in DECISIONS
+    return False
+
+
+def read(path: Path) -> ReviewedRows:
+    """The decisions that stand, one a row: what most reviewers of a row gave.
+
+    A row counts as uniform only if each of its decisions was made through the uniform queue.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    undone = 0
+
+    def lines() -> Iterator[Review]:
+        nonlocal undone
+        for review in Review.read(path):
+            undone += review.decision == "undone"
+            yield review
+
+    stands = standing(lines())
+    uniform: list[JsonObject] = []
+    targeted: list[JsonObject] = []
+    decisions = agreed(stands)
+    for review in decisions:
+        by_chance = all(each.uniform for each in stands[review.id].values() if each.decision != "skipped")
+        (uniform if by_chance else targeted).append(_row(review))
+    skipped = sum(all(each.decision == "skipped" for each in row.values()) for row in stands.values())
+    disputed = len(stands) - len(decisions) - skipped
+    return ReviewedRows(tuple(uniform), tuple(targeted), skipped, undone, disputed)
+
+
+def _row(review: Review) -> JsonObject:
+    """A decision as a row: the conversation with the answer that is right."""
+    answer = {"role": "assistant", "content": review.after}
+    return {"id": review.id, "time": review.seen or review.time, "messages": [*review.messages, answer]}
+
+
+def rows_of(path: Path) -> Iterator[JsonObject]:
+    """The rows of both parts, without a copy.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    decided = read(path)
+    yield from decided.uniform
+    yield from decided.targeted
+
+
+def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[Source]:
+    """The parts of a reviewed file as sources of their own; one without rows is left out where the other has some.
+
+    Args:
+        source: The source as the config has it.
+        path: Its file.
+        name: Its name in records; None for that of the file.
+        folder: The folder of the copies, below `runs/`.
+
+    Raises:
+        OSError: The file cannot be read, or a copy not be written.
+        UsageError: The source puts targeted rows into a held-out split.
+    """
+    place = folder_of(path, folder)
+    files = {kind: place / f"{path.stem}.{kind}.jsonl" for kind in ("uniform", "targeted")}
+    if not all(file.exists() for file in files.values()):
+        decided = read(path)
+        place.mkdir(parents=True, exist_ok=True)
+        for kind, rows in (("uniform", decided.uniform), ("targeted", decided.targeted)):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with atomic.file(files[kind], 0o600) as draft:
+                draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+    has_rows = {kind: file.stat().st_size > 0 for kind, file in files.items()}
+    if has_rows["targeted"] and source.split not in (None, "train"):
+        raise UsageError(
+            f"{path.name} holds rows that were picked, not drawn by chance, and its source says split: {source.split}",
+            hint="leave 'split' out: rows drawn by chance are split as always, and picked ones are for training alone",
+        )
+    kinds = [kind for kind in files if has_rows[kind]] or ["uniform"]
+    return [_part(source, files[kind], name and f"{name} ({kind})", kind) for kind in kinds]
+
+
+def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
+    """One part, whose columns are known and of which nothing targeted can be held out."""
+    update = {
+        "sheet": None, "format": "jsonl", "encoding": None, "header_row": None, "conversation_format": "messages",
+        "id": "id", "time": "time", "group": None, "weight": None, "hf": None, "file": None, "sql": None, "name": name,
+        "split": "train" if kind == "targeted" else source.split,
+    }  # fmt: skip
+    return source.model_copy(update=update).at(file, whole=source.name or source.hf or str(source.path))
+
+
+def folder_of(path: Path, folder: Path) -> Path:
+    """The folder of the parts of a reviewed file as it stands now.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    status = path.stat()
+    return folder / (PREFIX + _digest(path, status.st_mtime_ns, status.st_size)[:16])
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def note(path: Path) -> str:
+    """The counts of a reviewed file in one line, for a person.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    decided = read(path)
+    left_out = Counter(
+        {"skipped": decided.skipped, "taken back": decided.undone, "on which reviewers differ": decided.disputed}
+    )
+    left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
+    return (
+        f"{path.name}: {len(decided.uniform)} rows drawn by chance, {len(decided.targeted)} picked for training alone"
+        + (f"; left out: {left}" if left else "")
+    )
