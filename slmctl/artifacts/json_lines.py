@@ -1,15 +1,23 @@
-"""Append-only files of JSON objects, a line each: what a kill tears is one line, which readers pass over."""
+"""Append-only files of JSON objects, a line each: what a kill tears is one line, which readers pass over.
+
+Writers take turns by a lock on the open file. `rewrite` takes lines out while others append: it replaces the file
+under that lock, and a writer that finds another file under its name goes on there, so no line is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
+from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
 
 
@@ -17,19 +25,17 @@ class JsonLines:
     """A file that lines are added to; each is on the disk when `append` returns.
 
     Args:
-        path: The file; it is created where there is none.
+        path: The file; it is created where there is none, and again where it was removed since.
         mode: Permissions of a new file.
-        sync: Wait for the disk after each line.
+        sync: Wait for the disk after each line; else when `flush` is called.
 
     Raises:
         OSError: It cannot be opened.
     """
 
     def __init__(self, path: Path, *, mode: int = 0o666, sync: bool = True) -> None:
-        self._sync = sync
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
-        self._stream = os.fdopen(descriptor, "ab", buffering=0)
-        self._torn = _is_torn(descriptor)
+        self._path, self._mode, self._sync = path, mode, sync
+        self._stream = self._opened()
 
     def __enter__(self) -> Self:
         return self
@@ -44,21 +50,47 @@ class JsonLines:
             OSError: It could not be written, or not wholly; readers pass over what there is of it.
         """
         text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")  # a lone surrogate: \\udc80
-        line = (b"\n" if self._torn else b"") + text + b"\n"
-        self._torn = True
-        if self._stream.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part and says no more
-        self._torn = False
-        if self._sync:
-            os.fsync(self._stream.fileno())
+        with self._held() as stream:
+            line = (b"\n" if _is_torn(stream.fileno()) else b"") + text + b"\n"
+            if stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part and says no more
+            if self._sync:
+                os.fsync(stream.fileno())
+
+    def flush(self) -> None:
+        """Have every line on the disk.
+
+        Raises:
+            OSError: The disk could not take them.
+        """
+        os.fsync(self._stream.fileno())
 
     def fileno(self) -> int:
-        """The open file, to lock it."""
+        """The open file."""
         return self._stream.fileno()
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+    def _opened(self) -> IO[bytes]:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.fdopen(os.open(self._path, flags, self._mode), "ab", buffering=0)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[IO[bytes]]:
+        """The file that has the name now, locked."""
+        while True:
+            if self._stream.closed:
+                self._stream = self._opened()
+            fcntl.flock(self._stream, fcntl.LOCK_EX)
+            if _has_name(self._stream, self._path):
+                break
+            self._stream.close()  # it was rewritten or removed
+        try:
+            yield self._stream
+        finally:
+            fcntl.flock(self._stream, fcntl.LOCK_UN)
 
 
 def read(path: Path) -> Iterator[JsonObject]:
@@ -67,14 +99,62 @@ def read(path: Path) -> Iterator[JsonObject]:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open("rb") as stream:
         for line in stream:
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(fields, dict):
+            if (fields := _read_line(line)) is not None:
                 yield fields
+
+
+def rewrite(path: Path, keep: Callable[[JsonObject], bool]) -> int:
+    """Take the lines out that are not to be kept, and with them torn ones, which nobody can judge.
+
+    The file is replaced at once, with its owner and permissions; those who append meanwhile lose no line. A file of
+    which every line is kept stays as it is, torn lines too.
+
+    Args:
+        path: The file.
+        keep: False for a line to take out; it is called twice for each.
+
+    Returns:
+        Number of whole lines that were taken out.
+
+    Raises:
+        OSError: The file cannot be read, or the new one not be written; then the old one is as it was.
+    """
+    while True:
+        with path.open("rb") as old:
+            fcntl.flock(old, fcntl.LOCK_EX)
+            if not _has_name(old, path):
+                continue
+            removed = sum((fields := _read_line(line)) is not None and not keep(fields) for line in old)
+            if removed:
+                status = os.fstat(old.fileno())
+                old.seek(0)
+                with atomic.file(path, stat.S_IMODE(status.st_mode)) as draft, draft.open("wb") as new:
+                    draft.chmod(stat.S_IMODE(status.st_mode))
+                    if (status.st_uid, status.st_gid) != (os.getuid(), os.getgid()):
+                        os.chown(draft, status.st_uid, status.st_gid)  # else its server could not go on in it
+                    for line in old:
+                        if (fields := _read_line(line)) is not None and keep(fields):
+                            new.write(line if line.endswith(b"\n") else line + b"\n")
+            return removed
+
+
+def _read_line(line: bytes) -> JsonObject | None:
+    """The object of a line; None where it is no whole one."""
+    try:
+        fields = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _has_name(stream: IO[bytes], path: Path) -> bool:
+    """True where an open file is the one that others find under a name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _is_torn(descriptor: int) -> bool:
