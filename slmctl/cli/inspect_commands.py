@@ -28,6 +28,8 @@ from slmctl.cli.group import (
 )
 from slmctl.cli.init_command import init
 
+REVIEWED = "reviewed.jsonl"  # the file of slmctl review
+
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
@@ -111,15 +113,30 @@ def ls(options: Options, kinds: tuple[str, ...], models: bool) -> None:
     metavar="DIR",
     help="A further registry to search; repeatable.",
 )
+@click.option(
+    "--collected",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="A further file or folder of collected answers, feedback or reviews to search; repeatable.",
+)
+@click.option("--forget", is_flag=True, help="Remove the row's lines from these files; models are only listed.")
 @option("--json", store="json", is_flag=True, help="Print the result as JSON.")
 @common_options
 @click.pass_obj
 def trace(
-    options: Options, text: str | None, record: str | None, similarity: float, registries: tuple[Path, ...]
+    options: Options,
+    text: str | None,
+    record: str | None,
+    similarity: float,
+    registries: tuple[Path, ...],
+    collected: tuple[Path, ...],
+    forget: bool,
 ) -> None:
     """List the data sets, models and releases that saw a row.
 
-    A near-duplicate of the row counts. Searches the data sets below runs/ by hashes; prints no text.
+    A near-duplicate of the row counts. Searches the data sets below runs/ by hashes, and by their texts the
+    answers that serve.collect wrote, reviewed.jsonl and --collected; prints no text. A server may run meanwhile.
     Exits with 0 if none held the row, with 105 if one did, with 106 if none is known to have held it, but
     some artifact is missing, and with 2 or 7 where there is no project or no data set to search.
     """
@@ -133,8 +150,17 @@ def trace(
     if text is not None and not text.strip():
         raise UsageError("the text to trace is empty")
     root = options.directory.resolve()
+    files = [*_collected(root), *collected]
+    if forget and not files:
+        raise UsageError("there is no file to forget it in", hint="--collected PATH names one")
     sightings = module.trace(
-        root, text=text, id=record, similarity=similarity, registries=[*_registry(root), *registries]
+        root,
+        text=text,
+        id=record,
+        similarity=similarity,
+        registries=[*_registry(root), *registries],
+        collected=files,
+        forget=forget,
     )
     print_result(options, sightings.to_json(), module.lines(sightings))
     sys.exit(105 if sightings.found else 0 if sightings.sure else 106)
@@ -383,6 +409,18 @@ def _registry(root: Path) -> list[Path]:
         terminal().say(f"note: the registry {folder} is missing, so its releases are not searched")
         return []
     return [folder]
+
+
+def _collected(root: Path) -> list[Path]:
+    """The folder of the config's collected answers and the reviewed files that there are."""
+    from slmctl import config
+
+    paths = [root / REVIEWED]
+    if (root / config.FILENAME).exists():
+        settings = config.load(root / config.FILENAME)
+        paths += [settings.serve.collect.to] if settings.serve.collect is not None else []
+        paths += [path for source in settings.prepare.sources if (path := Path(source.path or "")).name == REVIEWED]
+    return list(dict.fromkeys(path for path in paths if path.exists()))
 
 
 def _require_signed(folders: list[Path], key: Path) -> None:

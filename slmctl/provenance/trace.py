@@ -6,6 +6,7 @@ artifact is only said to be clear when all it was made of is here and could be a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -24,6 +25,8 @@ from slmctl.deduplication.row_fingerprints import (
     query_fingerprint,
 )
 from slmctl.errors import IntegrityError, UsageError
+from slmctl.provenance import collected_lines
+from slmctl.provenance.collected_lines import CollectedFile
 from slmctl.releases import registry
 
 HELD_OUT = frozenset(("validation", "calibration", "test"))
@@ -72,21 +75,29 @@ class Holding:
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole answer. It holds no text."""
+    """The whole answer. It holds no text.
+
+    Attributes:
+        collected: Files of collected answers, feedback and reviews that were searched.
+    """
 
     data_sets: tuple[DataSet, ...]
     artifacts: tuple[Holding, ...]
     releases: tuple[Holding, ...]
+    collected: tuple[CollectedFile, ...] = ()
 
     @property
     def found(self) -> bool:
-        """True if any data set holds the row, or nearly the same."""
-        return any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
+        """True if any data set or collected file holds the row, or nearly the same."""
+        in_files = any(file.lines > file.forgotten for file in self.collected)
+        return in_files or any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
 
     @property
     def sure(self) -> bool:
-        """True if nothing is unknown."""
-        return all(entry.standing != Standing.UNKNOWN for entry in (*self.artifacts, *self.releases))
+        """True if nothing is unknown; files alone say nothing of a model."""
+        holdings = (*self.artifacts, *self.releases)
+        searched = bool(self.data_sets or self.releases)
+        return searched and all(entry.standing != Standing.UNKNOWN for entry in holdings)
 
     def to_json(self) -> dict[str, Any]:
         """This answer as JSON values."""
@@ -103,6 +114,8 @@ def trace(
     id: str | None = None,
     similarity: float = 0.6,
     registries: Sequence[Path] = (),
+    collected: Sequence[Path] = (),
+    forget: bool = False,
 ) -> Trace:
     """Ask every data set below `root/runs/` for a row, and follow it into everything made of them.
 
@@ -112,11 +125,16 @@ def trace(
         id: A record's id; rows that are like a record of that id in any data set are found too.
         similarity: Estimated similarity (0 to 1) from which another row counts as nearly the same.
         registries: Folders of releases, `PROJECT/VERSION/` each.
+        collected: Files of collected answers, feedback and reviews, or folders of them, to search too.
+        forget: Take the lines of the row out of these files.
 
     Raises:
-        IntegrityError: There is no data set and nothing made of one, so that no answer says anything about the row.
+        IntegrityError: There is no data set, nothing made of one and no collected file, so that no answer says
+            anything about the row.
+        OSError: A collected file cannot be read or rewritten.
         UsageError: The folder is no project.
     """
+    files = tuple(collected_lines.search(collected, text=text, id=id, similarity=similarity, forget=forget))
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
     answers = {entry.path: _fingerprints(entry) for entry in here if entry.kind in _HOLD_ROWS}
@@ -130,20 +148,22 @@ def trace(
         for entry in here
         if entry.kind in _HOLD_ROWS
     )
-    released = [
-        lineage.opened(folder)
-        for place in registries
-        for folder in registry.folders(place)
-        if (folder / MANIFEST).exists()
-    ]
-    if not data_sets and not released and all(isinstance(entry, Artifact) and entry.kind == "base" for entry in whole):
+    released = _released(registries)
+    if not (files or data_sets or released) and all(isinstance(e, Artifact) and e.kind == "base" for e in whole):
         _refuse(root)
     exposures = _Exposures([*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets)
     return Trace(
         data_sets,
         tuple(exposures.holding(entry, root) for entry in whole),
         tuple(exposures.holding(entry, root) for entry in released),
+        tuple(dataclasses.replace(file, path=_shown(Path(file.path), root)) for file in files),
     )
+
+
+def _released(registries: Sequence[Path]) -> list[Artifact | Path]:
+    """The releases in registries, whole or not."""
+    folders = [folder for place in registries for folder in registry.folders(place)]
+    return [lineage.opened(folder) for folder in folders if (folder / MANIFEST).exists()]
 
 
 def _refuse(root: Path) -> NoReturn:
@@ -265,7 +285,7 @@ def _shown(path: Path, root: Path) -> str:
 def lines(trace: Trace) -> Iterator[str]:
     """The answer for people, a line each."""
     listed = [data_set for data_set in trace.data_sets if data_set.rows]
-    if trace.found:
+    if any(row.split != "rejected" for data_set in listed for row in data_set.rows):
         yield "data sets that hold it or nearly the same:"
     else:
         yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")
@@ -276,6 +296,7 @@ def lines(trace: Trace) -> Iterator[str]:
             yield f"    {row.split:<11}  {row.id}  {how}{', as trained' if row.as_trained else ''}"
         if len(data_set.rows) > SHOWN:
             yield f"    and {len(data_set.rows) - SHOWN} more (--json lists all)"
+    yield from collected_lines.lines(trace.collected)
     titles = {
         Standing.TRAINED: "trained on it:",
         Standing.HELD_OUT: "not trained on it, but measured, chosen, set or prompted by it:",

@@ -1,0 +1,129 @@
+"""The lines of collected answers, feedback and reviews that hold a row or nearly the same one, and their removal.
+
+Unlike a data set's hashes these files hold texts, so a text is also found inside a longer one. What belongs to a row
+goes with it: feedback and decisions name it by its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmctl.artifacts import json_lines
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.deduplication import minhash, row_fingerprints
+from slmctl.deduplication.row_fingerprints import QueryFingerprint
+
+SHORTEST = 8  # characters of a text that is looked for inside others: a shorter one stands in half of them
+AT_ONCE = 1024  # lines that are compared together
+_TEXTS = ("answer", "local_answer", "general_answer", "shadow", "before", "after")  # beside the messages
+
+
+@dataclass(frozen=True)
+class CollectedFile:
+    """A file of collected answers, feedback or reviews, and the number of its lines that belong to the row.
+
+    Attributes:
+        lines: Lines that held the row when it was searched.
+        forgotten: Of them, those that were taken out since.
+    """
+
+    path: str
+    lines: int
+    forgotten: int = 0
+
+
+@dataclass
+class _Sought:
+    """A row that is looked for: its text, and the ids of the lines that hold it."""
+
+    text: str
+    similarity: float
+    ids: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.inside = _plain(self.text) if len(_plain(self.text)) >= SHORTEST else ""
+        self.print: QueryFingerprint | None = row_fingerprints.query_fingerprint(self.text) if self.text else None
+
+    def collect(self, lines: Sequence[JsonObject]) -> None:
+        """Keep the ids of the lines that hold the row."""
+        texts = [_texts(line) for line in lines]
+        questions = [minhash.normalise(own[0]) for own in texts]
+        alike = [False] * len(lines)
+        if self.print is not None:
+            sketches = minhash.compact(minhash.sketch(questions))
+            estimates = minhash.estimate(sketches, self.print.sketch) >= self.similarity
+            equal = [minhash.digest(text) == self.print.digest for text in questions]
+            alike = [bool(near) or same for near, same in zip(estimates, equal, strict=True)]
+        for line, own, near in zip(lines, texts, alike, strict=True):
+            if (near or (self.inside and any(self.inside in _plain(text) for text in own))) and line.get("id"):
+                self.ids.add(str(line["id"]))
+
+
+def search(
+    paths: Sequence[Path], *, text: str | None, id: str | None, similarity: float, forget: bool
+) -> Iterator[CollectedFile]:
+    """The files with the number of their lines that hold the row, or hung on a line that does.
+
+    A line holds it if its question is the row or nearly the same, or if the row stands in one of its texts.
+
+    Args:
+        paths: Files, and folders of them.
+        text: The row's text.
+        id: The id of a request.
+        similarity: Estimated similarity from which a question counts as nearly the same, 0 to 1.
+        forget: Take these lines out. A server or a reviewer may go on adding lines meanwhile.
+
+    Raises:
+        OSError: A file cannot be read or rewritten.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    files = list(dict.fromkeys(file.resolve() for file in files))
+    sought = _Sought(text or "", similarity, {id} if id is not None else set())
+    if text is not None:
+        for file in files:
+            for lines in _batches(file):
+                sought.collect(lines)
+    for file in files:
+        count = sum(str(line.get("id", "")) in sought.ids for line in json_lines.read(file))
+        gone = 0
+        if forget and count:
+            gone = json_lines.rewrite(file, lambda line: str(line.get("id", "")) not in sought.ids)
+        yield CollectedFile(str(file), max(count, gone), gone)
+
+
+def lines(files: Sequence[CollectedFile]) -> Iterator[str]:
+    """The answer for people, a line each."""
+    holding = [file for file in files if file.lines]
+    if files:
+        yield "collected and reviewed files that hold it:" if holding else "no collected or reviewed file holds it"
+    for file in holding:
+        gone = f", {file.forgotten} of them removed" if file.forgotten else ""
+        yield f"  {file.lines:>11}  {'line' if file.lines == 1 else 'lines'} of {file.path}{gone}"
+
+
+def _batches(path: Path) -> Iterator[list[JsonObject]]:
+    batch: list[JsonObject] = []
+    for line in json_lines.read(path):
+        batch.append(line)
+        if len(batch) == AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _texts(line: JsonObject) -> list[str]:
+    """The question of a line, as a data set would have it, then every text of it."""
+    listed: Any = line.get("messages")
+    messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+    contents = [str(m.get("content", "")) for m in messages if m.get("role") != "system"]
+    more = [value for name in _TEXTS if isinstance(value := line.get(name), str)]
+    return ["\n".join(contents), *contents, *more]
+
+
+def _plain(text: str) -> str:
+    """A text without case and repeated spaces."""
+    return " ".join(text.casefold().split())
