@@ -251,7 +251,7 @@ def read_settings(options: Options) -> Config:
     path = options.directory / config.FILENAME
     if path.exists():
         return config.load(path, options.sets)
-    return config.parse("{project: served, base: none}", options.sets)
+    return config.parse("{project: served, base: none}", options.sets, root=options.directory)
 
 
 def import_trainer_first(project: Project) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmctl.console import percent
 from slmctl.network import guard
 
 if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
     from slmctl.server.app import Served
+    from slmctl.server.collector import Collector
+    from slmctl.server.novelty import Novelty
+    from slmctl.server.shadow import Shadow
 from slmctl.cli.group import Options, make_workspace, terminal
 
 
@@ -26,19 +33,44 @@ class ServedModels:
         self._keys = KeyRing(settings.keys) if keys else None
         self._stack = contextlib.ExitStack()
         self._digest = ""
+        self._collector: Collector | None = None
+        self._shadow: Shadow | None = None
 
     def __enter__(self) -> ServedModels:
-        self.served = self._open_endpoint() if self._settings.engine_url is not None else self._open_engine()
+        from slmctl.server.collector import Collector
+
+        settings = self._settings
+        with contextlib.ExitStack() as opened:
+            if settings.collect is not None:
+                self._collector = Collector(settings.collect, detector=settings.detector)
+                opened.callback(self._collector.close)
+            self.served = self._open_endpoint() if settings.engine_url is not None else self._open_engine()
+            opened.callback(lambda: self.served.close())
+            if settings.shadow is not None:
+                self._shadow = self._open_shadow(settings.shadow)
+                opened.callback(self._shadow.close_engine)
+                self.served = dataclasses.replace(self.served, shadow=self._shadow)
+            self._stack.enter_context(opened.pop_all())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.served.close()
         self._stack.close()
 
     @property
     def follow(self) -> Callable[[], Served | None] | None:
         """The function that opens a tag's new release (None if it is the same one); None without a tag."""
         return self._moved if (self._model or "").startswith("dir:") and self._settings.engine_url is None else None
+
+    def facts(self) -> Iterator[str]:
+        """Say what is written down of the answers, and who else answers."""
+        collect, shadow = self._settings.collect, self._shadow
+        if collect is not None:
+            new = "known" if self.served.questions is not None else "not known here, so nobody says which are new"
+            yield f"  answers are collected in {collect.to}: {percent(collect.kept, 1)} of all and what is not sure"
+            yield f"  questions of the training rows: {new}"
+        if shadow is not None:
+            named = f"{shadow.model.name} {shadow.model.version}".strip()
+            yield f"  {named} answers the same in the background ({shadow.model.file})"
 
     def _moved(self) -> Served | None:
         from slmctl.pipeline import resolve
@@ -63,7 +95,7 @@ class ServedModels:
         )
         self._stack.enter_context(guard.network(f"answering through {settings.engine_url}", hosts=backend.hosts))
         model = ServedModel(named.name, task, aliases=named.aliases, version=named.version)
-        return Served(backend, {model.name: model}, settings, keys=self._keys)
+        return Served(backend, {model.name: model}, settings, keys=self._keys, collector=self._collector)
 
     def _open_engine(self) -> Served:
         from slmctl.artifacts.artifact import sha256_file
@@ -74,6 +106,7 @@ class ServedModels:
         from slmctl.server.backends import LocalEngine
         from slmctl.server.openai_requests import ServedModel
         from slmctl.server.router import Router
+        from slmctl.server.shadow import require_comparable
 
         settings = self._settings
         artifact, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
@@ -100,6 +133,7 @@ class ServedModels:
                 aliases=tuple(name for name in named.aliases if name not in loras),
                 version=named.version,
                 file=named.file,
+                digest=_digest_of(artifact, path),
             )
             models = {main.name: main}
             for name, (file, task) in loras.items():
@@ -113,6 +147,56 @@ class ServedModels:
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             for note in notes:
                 terminal().say(f"warning: {note}")
+            if self._shadow is not None:  # the tag has moved to a release of another task
+                require_comparable(self._shadow.model, main)
+            questions = self._questions(artifact)
             self._digest = artifact.digest
             end = stack.pop_all().close
-        return Served(LocalEngine(engine), models, settings, keys=self._keys, router=router, notes=notes, close=end)
+        return Served(
+            LocalEngine(engine), models, settings, keys=self._keys, router=router, collector=self._collector,
+            shadow=self._shadow, questions=questions, notes=notes, close=end,
+        )  # fmt: skip
+
+    def _open_shadow(self, name: str) -> Shadow:
+        from slmctl.inference.engine import Engine
+        from slmctl.model_files import memory
+        from slmctl.pipeline import model_lookup
+        from slmctl.server.backends import LocalEngine
+        from slmctl.server.openai_requests import ServedModel
+        from slmctl.server.shadow import HANG_S, Shadow, require_comparable
+
+        settings = self._settings
+        artifact, path = model_lookup.gguf(make_workspace(self._options), name, self._type)
+        memory.require_engine(path, sequences=1, context=settings.context_length)
+        classifier = model_lookup.is_classifier(artifact)
+        with contextlib.ExitStack() as stack:
+            engine = Engine(
+                path, sequences=1, context=settings.context_length, classifier=classifier, hang_s=HANG_S,
+                background=True,
+            )  # fmt: skip
+            stack.enter_context(engine)
+            task, bare, opening = model_lookup.task_in(artifact, path, engine)
+            named = model_lookup.served_name(artifact, path)
+            model = ServedModel(
+                named.name, task, bare=bare, opening=opening, version=named.version, file=named.file,
+                digest=_digest_of(artifact, path),
+            )  # fmt: skip
+            require_comparable(model, next(iter(self.served.models.values())))
+            return Shadow(LocalEngine(engine), model, stack.pop_all().close)
+
+    def _questions(self, artifact: Artifact) -> Novelty | None:
+        """The training rows of a release, where answers or decisions are written down and the rows are known here."""
+        settings = self._settings
+        if settings.collect is None and settings.policy is None:
+            return None
+        from slmctl.pipeline import model_lookup
+        from slmctl.server import novelty
+
+        root = model_lookup.root_of(self._options.directory, artifact.path).resolve()
+        return novelty.of_model(root, artifact, settings.training_rows)
+
+
+def _digest_of(artifact: Artifact, path: Path) -> str:
+    """`sha256:…` of a file of an artifact, as its manifest says."""
+    digests = [entry.sha256 for entry in artifact.files(".gguf") if artifact.file(entry.path) == path]
+    return f"sha256:{digests[0].removeprefix('sha256:')}" if digests else ""

@@ -36,7 +36,7 @@ from slmctl.config.sections import (
     inherited_keys,
     stage_config,
 )
-from slmctl.config.serve_section import GeneralistConfig, Prices, ServeConfig
+from slmctl.config.serve_section import CollectConfig, GeneralistConfig, Prices, ServeConfig
 from slmctl.config.yaml_text import listed, write_values
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "STDIN",
     "CalibrateConfig",
     "Choose",
+    "CollectConfig",
     "Config",
     "Duplicates",
     "EvaluateConfig",

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import Formerly, Section, SourcePath, Text
+from slmctl.config.fields import Formerly, Percent, Section, SourcePath, Text
 
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
@@ -48,6 +48,22 @@ class GeneralistConfig(Section):
     )
 
 
+class CollectConfig(Section):
+    """Keep a share of the answers, with their questions, as files for people to review."""
+
+    to: Path = Field(Path("collected"), description="folder of the collected answers, a file a day in UTC")
+    kept: Percent = Field(
+        0.02, description="share of all answers that is collected, drawn by chance; it stands for all traffic"
+    )
+    escalated: Percent = Field(1.0, description="share of the answers that the general model gave")
+    unsure: Percent = Field(1.0, description="share of the local answers that the policy would escalate")
+    disagreeing: Percent = Field(1.0, description="share of the answers that the shadow release answers otherwise")
+    days: int = Field(30, ge=1, le=3660, description="days that a collected answer is kept; older ones are removed")
+    sensitive: Literal["drop", "redact"] = Field(
+        "drop", description="answers with personal data or secrets: left out, or collected with marks in their place"
+    )
+
+
 class ServeConfig(Section):
     """Serve a model over HTTP."""
 
@@ -76,6 +92,15 @@ class ServeConfig(Section):
     decision_log: Annotated[Path | None, Formerly("decisions")] = Field(
         None,
         description="file for a line about each routed request, without its content; the server's log when left out",
+    )
+    collect: CollectConfig | None = Field(
+        None, description="answers that are written down with their questions, for review; none when left out"
+    )
+    shadow: Text | None = Field(
+        None, description="release that answers the same questions after the client has its answer, to compare the two"
+    )
+    training_rows: Path | None = Field(
+        None, description="rows.bin of the data set, to tell which questions are new; found below runs/ when left out"
     )
 
     max_prompt_tokens: Annotated[int | None, Formerly("max_prompt")] = Field(
@@ -130,4 +155,8 @@ class ServeConfig(Section):
             )
         if self.generalist is not None and self.policy is None:
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
+        if self.shadow is not None and self.collect is None:
+            raise ValueError("'shadow' needs 'collect', which keeps both answers")
+        if self.shadow is not None and self.engine_url is not None:
+            raise ValueError("'shadow' belongs to the own engine, and 'engine_url' names another engine")
         return self

@@ -127,6 +127,7 @@ class Engine:
         hang_s: Seconds without a sign of life after which the process is killed.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
+        background: The child gives way to every other process of this machine.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
@@ -143,6 +144,7 @@ class Engine:
         adapters: Mapping[str, Path] | None = None,
         hang_s: float = HANG_S,
         classifier: bool = False,
+        background: bool = False,
     ) -> None:
         for package in ("llama_cpp", "llguidance"):
             if importlib.util.find_spec(package) is None:
@@ -168,6 +170,7 @@ class Engine:
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.on_death: Callable[[], None] = lambda: None  # called from another thread, when the child has died
         self._listener: threading.Thread | None = None
+        self._background = background
         self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
         self._start()
 
@@ -372,6 +375,8 @@ class Engine:
             log = undo.enter_context(tempfile.TemporaryFile())
             child = _python("serve", str(self.gguf), json.dumps(self._settings), stderr=log)
             undo.callback(_end, child)
+            if self._background:  # before it has any thread but its first, which the others inherit it from
+                _put_last(child.pid)
             info = self._loaded(child, log)
             outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
             threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
@@ -464,6 +469,13 @@ class Engine:
 
     def _write(self, message: dict[str, Any]) -> None:
         self._outbox.put(json.dumps(message) + "\n")
+
+
+def _put_last(pid: int) -> None:
+    """Have a process run where no other one of this machine wants the processor."""
+    os.setpriority(os.PRIO_PROCESS, pid, 19)
+    with contextlib.suppress(OSError):  # a container may forbid it; then the above alone
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -234,6 +234,7 @@ def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator
     """Artifacts that the server's section names, as a folder or as a file in one."""
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
+    named += [project.root / section.shadow] if section.shadow else []
     places = [path.resolve() for path in named]
     yield from (
         entry.path for entry in artifacts if entry.path.resolve() in {*places, *(place.parent for place in places)}

@@ -24,23 +24,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.config import ServeConfig
 from slmctl.inference.events import Event
-from slmctl.server import openai_replies, openai_requests, page
+from slmctl.sensitive import conversation_veto
+from slmctl.server import collecting, collector, feedback, openai_replies, openai_requests, page, refusals
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
+from slmctl.server.collecting import NO_POLICY
+from slmctl.server.collector import Collector, Questions
+from slmctl.server.event_stream import EventStream
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
-from slmctl.server.rate_limits import ANYBODY, BusyError, Limits
+from slmctl.server.rate_limits import ANYBODY, Limits
+from slmctl.server.refusals import QUESTIONS, ROUTE, route_header, unanswered
 from slmctl.server.request_run import Exchange, RequestFailedError
-from slmctl.server.router import FAMILIES, LocalAnswer, Router
+from slmctl.server.router import FAMILIES, LocalAnswer, Routed, Router
+from slmctl.server.shadow import Shadow
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
-COUNTED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics")
-LONGEST_ERROR = 1000  # characters of an error's message
+COUNTED = (*QUESTIONS, "/v1/models", "/v1/feedback", "/healthz", "/readyz", "/metrics")
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
-ROUTE, REQUEST_ID = "x-slmctl-route", "x-request-id"
-NO_POLICY = "no-policy"  # the reason where nothing decides who answers
+REQUEST_ID = "x-request-id"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Served:
 
     Attributes:
         router: Decides for the default model; None keeps every answer local.
+        collector: Writes answers down; None for none.
+        shadow: Answers after the default model; None for none.
+        questions: Tells which questions to the default model are new; None where nobody knows.
         notes: Warnings for the operator, logged at the start.
         close: Ends who answers.
     """
@@ -58,6 +65,9 @@ class Served:
     settings: ServeConfig
     keys: KeyRing | None = None
     router: Router | None = None
+    collector: Collector | None = None
+    shadow: Shadow | None = None
+    questions: Questions | None = None
     notes: Sequence[str] = ()
     close: Callable[[], None] = lambda: None
 
@@ -91,6 +101,8 @@ class Gateway:
         self.stopping = False
         if served.router is not None:
             self.metrics.include(FAMILIES, lambda: self.served.router.figures() if self.served.router else {})
+        if served.collector is not None:
+            self.metrics.include(collector.FAMILIES, served.collector.figures)
         self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
 
     @property
@@ -131,7 +143,7 @@ class Gateway:
         self.limits.count(key)
         if self.stopping:
             raise RequestFailedError("the server is being stopped", "server_stopping", 503)
-        body = openai_requests.read(await self._body(http))
+        body = openai_requests.read(await self.body_of(http))
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
             # in a thread: the release's chat template renders the prompt
@@ -145,7 +157,7 @@ class Gateway:
         self.limits.enter(key, len(checked.requests))
         exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s)
         self.running.add(exchange)
-        run = _Run(self, served, exchange, note, key)
+        run = _Run(self, served, exchange, note, key, is_marked=conversation_veto.is_marked(http.headers))
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
@@ -157,7 +169,8 @@ class Gateway:
             otherwise.pop_all()
         return response
 
-    async def _body(self, http: HttpRequest) -> bytes:
+    async def body_of(self, http: HttpRequest) -> bytes:
+        """The body of a request, within the limits on its size and time."""
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page of another origin can send any other type without asking
             raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
@@ -190,17 +203,22 @@ class Gateway:
 class _Run:
     """One accepted request: its response, and its lines in figures and log."""
 
-    def __init__(self, gateway: Gateway, served: Served, exchange: Exchange, note: Note, key: Key) -> None:
+    def __init__(
+        self, gateway: Gateway, served: Served, exchange: Exchange, note: Note, key: Key, *, is_marked: bool
+    ) -> None:
+        self.is_marked = is_marked  # as sensitive, by the client
         self.gateway, self.served, self.exchange, self.note, self.key = gateway, served, exchange, note, key
         self.checked = exchange.checked
         self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
+        self.routed: Routed | None = None
+        self.is_default = self.checked.model is next(iter(served.models.values()))
         self._closed = False
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
         router = self.served.router
-        if router is not None and self.checked.model is next(iter(self.served.models.values())):
+        if router is not None and self.is_default:
             return await self._routed(router, headers)
         self.exchange.begin()
         if self.checked.stream:
@@ -227,8 +245,9 @@ class _Run:
         work = router.route(
             self.checked.sent, self.checked.options, headers, local,
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
+            is_novel=self._is_novel if self.served.questions else None,
         )  # fmt: skip
-        routed = await self.exchange.beside(_as_coroutine(work))
+        self.routed = routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         self.p_correct = routed.p_correct
         if routed.route != "local":
@@ -247,7 +266,7 @@ class _Run:
         return JSONResponse(body, headers=self._headers())
 
     def _streaming(self, parts: AsyncGenerator[bytes, None]) -> Response:
-        return _EventStream(parts, self.exchange.deadline + SLACK_S, self._headers(), self.close)
+        return EventStream(parts, self.exchange.deadline + SLACK_S, self._headers(), self.close)
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
@@ -341,42 +360,20 @@ class _Run:
         }  # fmt: skip
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
+        if self.served.collector is not None:
+            collecting.hand_over(
+                self.checked, self.exchange.choices, self.routed, id=self.note.id, is_marked=self.is_marked,
+                collector=self.served.collector, shadow=self.served.shadow if self.is_default else None,
+                questions=self.served.questions if self.is_default else None,
+            )  # fmt: skip
+
+    def _is_novel(self) -> bool:
+        assert self.served.questions is not None
+        return self.served.questions.is_novel(self.checked.question)
 
 
 async def _as_coroutine(work: Awaitable[Any]) -> Any:
     return await work
-
-
-def route_header(route: str, reason: str) -> str:
-    """`local; reason=no-policy`."""
-    return f"{route}; reason={reason}"
-
-
-class _EventStream(Response):
-    """Server-sent events; a client that does not read until the deadline is cut off."""
-
-    def __init__(
-        self,
-        parts: AsyncGenerator[bytes, None],
-        deadline: float,
-        headers: Mapping[str, str],
-        close: Callable[[RequestFailedError], None],
-    ) -> None:
-        super().__init__(None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
-        del self.headers["content-length"]
-        self._parts, self._deadline, self._close = parts, deadline, close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout_at(self._deadline), contextlib.aclosing(self._parts) as parts:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for part in parts:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            return  # without an end of the body, so the connection is closed
-        finally:
-            self._close(RequestFailedError("", "client_gone", 499))
 
 
 # Routes
@@ -394,6 +391,7 @@ def application(served: Served, log: Log) -> Starlette:
         routes=[
             Route("/v1/chat/completions", _chat, methods=["POST"]),
             Route("/v1/completions", _text, methods=["POST"]),
+            Route("/v1/feedback", feedback.take, methods=["POST"]),
             Route("/v1/models", _models),
             Route("/v1/models/{name:path}", _model),
             Route("/healthz", _health),
@@ -402,14 +400,13 @@ def application(served: Served, log: Log) -> Starlette:
             *page.routes(),
         ],
         middleware=[
-            Middleware(_Observed, gateway=gateway), *([cors] if origins else []),
+            Middleware(_Observed, gateway=gateway),
+            *([cors] if origins else []),
             # inside _Observed: Starlette's own would stand around it, and its answers would not be counted
-            Middleware(ServerErrorMiddleware, handler=_bug),
+            Middleware(ServerErrorMiddleware, handler=refusals.bug),
         ],
-        exception_handlers={
-            BadRequestError: _bad_request, BusyError: _busy, RequestFailedError: _failed, HTTPException: _http_error,
-        },
-    )  # fmt: skip
+        exception_handlers=refusals.HANDLERS,
+    )
     app.state.gateway = gateway
     return app
 
@@ -469,64 +466,6 @@ async def _metrics(http: HttpRequest) -> Response:
     return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-# Errors, each in OpenAI's form
-
-
-async def _bad_request(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, BadRequestError)
-    return _refusal(http, error.status, error.message, param=error.param, code=error.code)
-
-
-async def _busy(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, BusyError)
-    gateway: Gateway = http.app.state.gateway
-    gateway.metrics.refused.labels(error.reason).inc()
-    http.state.note.fields["refused"] = error.reason
-    wait = {"retry-after": str(error.retry_after_s)}
-    return _refusal(http, 429, error.message, kind="rate_limit_error", code=error.reason, headers=wait)
-
-
-async def _failed(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestFailedError)
-    wait = {"retry-after": "1"} if error.status == 503 else {}
-    param = "messages" if error.code == "refused" else ""
-    code = "" if error.code == "refused" else error.code
-    return _refusal(http, error.status, error.message, param=param, code=code, headers=wait)
-
-
-async def _http_error(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _refusal(http, error.status_code, error.detail, headers=dict(error.headers or {}))
-
-
-async def _bug(http: HttpRequest, error: Exception) -> Response:
-    return _refusal(http, 500, "the server has met a fault of its own; its log says more")
-
-
-def _refusal(
-    http: HttpRequest,
-    status: int,
-    message: str,
-    *,
-    kind: str = "",
-    param: str = "",
-    code: str = "",
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    message = message[:LONGEST_ERROR]  # it may name what the client has sent
-    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
-    http.state.note.fields["error"] = message
-    body = openai_replies.error(message, kind, param, code, http.state.note.id)
-    route = _unanswered(http.scope["path"], status)
-    return JSONResponse(body, status_code=status, headers={**route, **(headers or {})})
-
-
-def _unanswered(path: str, status: int) -> dict[str, str]:
-    """The header that says of a question that it was refused or failed; nothing for other paths."""
-    reason = "failed" if status >= 500 else "refused"
-    return {ROUTE: route_header("local", reason)} if path in COUNTED[:2] else {}
-
-
 class _Observed:
     """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""
 
@@ -557,7 +496,7 @@ class _Observed:
                     "this server is asked without a key, and so by the names of the loopback alone",
                     "invalid_request_error", request_id=note.id,
                 )  # fmt: skip
-                route = _unanswered(scope["path"], 403)
+                route = unanswered(scope["path"], 403)
                 await JSONResponse(body, status_code=403, headers=route)(scope, receive, observed)
             else:
                 await self.app(scope, receive, observed)

@@ -61,6 +61,7 @@ class ServedModel:
         aliases: Other names that mean it, such as `default`.
         version: The release's; empty where none is known.
         file: The name of the file that answers; empty where another server answers.
+        digest: `sha256:…` of that file; empty where it is not known.
         task: The task contract of the release.
         adapter: The engine's LoRA adapter that answers; empty for the model itself.
         bare: It is a `.gguf` that carries no task: any system prompt, and completions of raw text.
@@ -75,6 +76,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()
     version: str = ""
     file: str = ""
+    digest: str = ""
 
     @property
     def held(self) -> bool:
@@ -123,8 +125,14 @@ class CheckedRequest:
         return self.requests[0].alternatives >= 0
 
     @property
+    def question(self) -> str:
+        """The text by which a data set would know the conversation: its messages without the system prompt, cleaned."""
+        turns = self.turns[0] or self.sent
+        return "\n".join(message["content"] for message in turns if message["role"] != "system")
+
+    @property
     def text(self) -> str:
-        """The question, for a log that is to hold it."""
+        """The whole request, for a log that is to hold it."""
         return "\n".join(message["content"] for message in self.sent) or "\n".join(
             request.prompt for request in self.requests
         )
@@ -200,6 +208,16 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         with_usage=_stream_options(body),
         schema=schema,
     )
+
+
+def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -> CheckedRequest:
+    """A request of one choice as another model is asked: the same conversation and options in its own template.
+
+    Raises:
+        BadRequestError: Its template refuses the conversation, or the prompt does not fit.
+    """
+    body = {**checked.options, "messages": [dict(message) for message in checked.sent]}
+    return check(body, "chat", {model.name: model}, ceilings)
 
 
 def _asks_nothing(name: str, value: Any) -> bool:

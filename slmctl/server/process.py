@@ -136,6 +136,9 @@ class _Server(uvicorn.Server):
         if served.keys is not None or self._follow is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         served.backend.start(self._log, self._gateway.metrics)
+        if served.shadow is not None:
+            limits = self._gateway.limits
+            served.shadow.start(self._log, self._gateway.metrics, self._gateway.ceilings, lambda: limits.waiting > 0)
         host, port = sock.getsockname()[:2]
         models = {name: model.task.kind for name, model in served.models.items()}
         self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=served.backend.build)
@@ -147,6 +150,8 @@ class _Server(uvicorn.Server):
             await self.serve(sockets=[sock])
         if self._moving is not None:
             self._moving.cancel()
+        if served.shadow is not None:
+            await served.shadow.close()
         await self._gateway.served.backend.close()
         if self._gateway.served.router is not None:
             await self._gateway.served.router.close()

@@ -77,6 +77,8 @@ class Routed:
         local: The local model's last event.
         finish: Why it ended: `stop` or `length`.
         p_correct: How likely the local answer is right, by the policy; None where that is unknown.
+        sure: False where the policy would escalate the local answer.
+        novel: No training row is like the question; None where that is unknown.
         prompt_tokens, completion_tokens: Of the answer given; of the general model as far as it says.
     """
 
@@ -87,6 +89,8 @@ class Routed:
     local: LocalAnswer = field(repr=False)
     finish: str = "stop"
     p_correct: float | None = None
+    sure: bool = True
+    novel: bool | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -190,6 +194,7 @@ class Router:
         request: str = "",
         log: Log | None = None,
         unread: Sequence[str] = (),
+        is_novel: Callable[[], bool] | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -203,6 +208,7 @@ class Router:
             request: The id that the answer carries, for the log of decisions.
             log: Gets the decision where no file is named for it.
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
+            is_novel: Tells whether the question is new; called in a thread beside the local model.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
@@ -210,21 +216,25 @@ class Router:
         begun = time.monotonic()
         cleared = conversation_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
         looked = time.monotonic()
-        event = await local()
+        compared = asyncio.ensure_future(asyncio.to_thread(is_novel)) if is_novel is not None else None
+        try:
+            event = await local()
+        finally:
+            novel = await compared if compared is not None else None
         answered = time.monotonic()
         verdict = self._judged(event)
         reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at)
         if reply is None:
             routed = Routed(
                 event["text"], self.name, "local", reason, event, event.get("finish", "stop"),
-                None if verdict is None else verdict.p_correct,
+                None if verdict is None else verdict.p_correct, verdict is None or verdict.keep, novel,
                 event.get("prompt_tokens", 0), event.get("completion_tokens", 0),
             )  # fmt: skip
         else:
             assert self.generalist is not None and verdict is not None
             routed = Routed(
                 text, self.generalist.name, "generalist", reason, event, reply.finish or "stop", verdict.p_correct,
-                reply.prompt_tokens or 0, reply.completion_tokens or 0,
+                verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
         self._count(routed, event, reply)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
@@ -363,6 +373,7 @@ class Router:
             **{name: round(1000 * seconds, 1) for name, seconds in times.items()},
             "prompt_tokens": routed.prompt_tokens,
             "completion_tokens": routed.completion_tokens,
+            **({"novel": routed.novel} if routed.novel is not None else {}),
             **({"redacted": len(cleared.marks)} if cleared.marks else {}),
             **({"fault": fault} if fault else {}),
         }

@@ -2,7 +2,8 @@
 
 One document that needs nothing beside itself. Style and script are inline and allowed by their hashes
 alone, markup cannot be made from text (trusted types), and the page may ask this server and no other.
-It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client.
+It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client; where answers are
+collected, `/v1/feedback` gets what a reader says of one.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ async def _task(request: Request) -> Response:
             "name": model.name,
             "version": model.version or None,
             "max_tokens": gateway.served.settings.max_tokens,
+            "feedback": gateway.served.settings.collect is not None,
         }
     )
 

@@ -91,7 +91,7 @@ async function ask(messages, onPiece) {
   if (task.kind === "generate") body.temperature = Number(at("temperature").value) || 0;
   const begun = performance.now();
   const response = await send("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: running.signal });
-  const found = { text: "", extra: {}, usage: null, finish: null, model: "", header: response.headers.get("x-slmctl-route") || "" };
+  const found = { text: "", extra: {}, usage: null, finish: null, model: "", header: response.headers.get("x-slmctl-route") || "", id: response.headers.get("x-request-id") || "" };
   let whole = false;
   try {
     for await (const data of events(response)) {
@@ -224,6 +224,63 @@ function copyButton(text) {
   return button;
 }
 
+// A reader's word on an answer: right, or wrong and what would have been right.
+function verdict(found) {
+  const right = make("button", "quiet", "Right"), wrong = make("button", "quiet", "Wrong");
+  const said = make("p", "note");
+  said.setAttribute("role", "status");
+  const group = make("div", "verdict", make("span", "", "Is this answer right?"), right, wrong, said);
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", "Is this answer right?");
+  const tell = async (word, button) => {
+    try {
+      await send("/v1/feedback", { method: "POST", body: JSON.stringify({ request_id: found.id, ...word }) });
+      for (const other of [right, wrong]) other.setAttribute("aria-pressed", String(other === button));
+      said.textContent = word.answer === undefined ? "Thank you, this is noted." : "Thank you, the right answer is noted.";
+      return true;
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error;
+      said.textContent = clean(error.message);
+      return false;
+    }
+  };
+  for (const button of [right, wrong]) {
+    button.type = "button";
+    button.setAttribute("aria-pressed", "false");
+  }
+  right.addEventListener("click", async () => {
+    if (await tell({ ok: true }, right)) group.querySelector("form")?.remove();
+  });
+  wrong.addEventListener("click", async () => {
+    if (!(await tell({ ok: false }, wrong)) || group.querySelector("form")) return;
+    const better = correction(found, (answer) => tell({ ok: false, answer }, wrong));
+    said.before(better);
+    better.querySelector("select, textarea").focus();
+  });
+  return group;
+}
+
+// The field for the right answer: the labels, or the answer to correct.
+function correction(found, tell) {
+  const field = make(task.kind === "classify" ? "select" : "textarea", "");
+  if (task.kind === "classify") {
+    for (const label of task.labels.filter((one) => one !== found.text)) {
+      const option = make("option", "", label);
+      option.value = label;
+      field.append(option);
+    }
+  } else {
+    field.rows = 4;
+    field.value = found.text;
+  }
+  const better = make("form", "better", make("label", "", "What would be right? ", field), make("button", "quiet", "Send the right answer"));
+  better.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (field.value.trim() && (await tell(field.value))) better.remove();
+  });
+  return better;
+}
+
 const TASKS = {
   classify(found) {
     return [make("h2", "note", "Category"), make("p", "best", found.text), bars(scores(found))];
@@ -299,6 +356,7 @@ async function answer(question) {
     if (chat) turns.push(asked, { role: "assistant", content: found.text });
     else text.replaceWith(...TASKS[task.kind](found));
     shown.append(facts(found));
+    if (task.feedback && found.id) shown.append(verdict(found));
     done = "Answered.";
   } catch (error) {
     if (chat && !text.textContent) { // nothing was answered: give the question back

@@ -1,0 +1,84 @@
+"""Handing the answers of a request over to the collector, by way of the shadow where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from slmctl.production.records import CollectedRow
+from slmctl.server.collector import Collector, Draw, Questions, stamp
+from slmctl.server.openai_replies import LABELS, ReplyChoice
+from slmctl.server.openai_requests import CheckedRequest
+from slmctl.server.router import Routed
+from slmctl.server.shadow import Shadow
+
+NO_POLICY = "no-policy"  # the reason where nothing decides who answers
+
+
+def hand_over(
+    checked: CheckedRequest,
+    choices: Sequence[ReplyChoice],
+    routed: Routed | None,
+    *,
+    id: str,
+    is_marked: bool,
+    collector: Collector,
+    shadow: Shadow | None = None,
+    questions: Questions | None = None,
+) -> None:
+    """Remember the answers for feedback, and have those written down that chance draws; none waits for it.
+
+    Args:
+        checked: The request.
+        choices: Its answers, each ended.
+        routed: The router's decision; None where no policy decides.
+        id: The request's; further answers of one request get `ID-2` and so on.
+        is_marked: The client has marked it as sensitive, so nothing of it is written down.
+        collector: Where they go.
+        shadow: Answers it once more, and an answer that differs is one more reason to collect it.
+        questions: The training rows, where they are known.
+    """
+    for index, choice in enumerate(choices):
+        name = id if index == 0 else f"{id}-{index + 1}"
+        row = _row(checked, index, choice, routed, collector.answered(name, checked.model.name))
+        draw = collector.draw(escalated=row.route != "local", unsure=routed is not None and not routed.sure)
+        if is_marked or checked.unread:  # what is not searched is not written down
+            if draw.chosen is not None:
+                collector.drop("sensitive" if is_marked else "doubt")
+            continue
+
+        def collect(answer: str | None, row: CollectedRow = row, draw: Draw = draw, name: str = name) -> None:
+            if answer is not None and shadow is not None:
+                row = dataclasses.replace(row, shadow=answer, shadow_digest=shadow.model.digest)
+                draw = collector.draw_disagreement(draw) if answer != row.local else draw
+            collector.take(row, draw, id=name, question=checked.question, questions=questions)
+
+        if shadow is not None and len(choices) == 1 and checked.turns[0]:
+            shadow.ask(checked, row.local, collect)
+        else:
+            collect(None)
+
+
+def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
+    """One answer as a line; how it was chosen is not known yet."""
+    sent = checked.sent
+    if checked.kind == "text":  # every prompt is a conversation of its own
+        sent = (sent[index * len(sent) // len(checked.requests)],)
+    escalated = routed is not None and routed.route != "local"
+    return CollectedRow(
+        id=id,
+        time=stamp(),
+        messages=[dict(message) for message in sent],
+        answer=choice.text,
+        digest=checked.model.digest,
+        model=checked.model.name,
+        version=checked.model.version,
+        local_answer=routed.local["text"] if routed is not None and escalated else "",
+        general_answer=choice.text if escalated else "",
+        route=routed.route if routed is not None else "local",
+        reason=routed.reason if routed is not None else NO_POLICY,
+        p_correct=routed.p_correct if routed is not None else None,
+        confidence=choice.last.get("confidence"),
+        labels=dict(list(choice.last.get("labels", {}).items())[:LABELS]),
+        novel=routed.novel if routed is not None else None,
+    )

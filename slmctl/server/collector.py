@@ -1,0 +1,419 @@
+"""Collected answers and feedback: lines of `serve.collect.to`, written by a thread that no answer waits for.
+
+An answer is drawn by chance (`draw`) and handed over (`take`). The thread searches it for personal data and secrets,
+leaves it out or puts marks in their place, and adds a line to the file of the day. A disk that is full or slow, or a
+detector that fails, costs lines and no answer; they are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import queue
+import random
+import secrets
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from slmctl import sensitive
+from slmctl.artifacts import json_lines
+from slmctl.artifacts.json_lines import JsonLines
+from slmctl.config import CollectConfig
+from slmctl.errors import SlmctlError, UsageError
+from slmctl.production.records import FEEDBACK, Choice, CollectedRow, Feedback, collected_files, last_feedback
+from slmctl.sensitive import conversation_veto
+from slmctl.server.metrics import Samples
+
+WAITING = 1000  # rows that wait to be written; more are lost, and counted
+WAITING_CHARACTERS = 1 << 25  # of their texts together
+IDS = 50_000  # of answers that feedback is taken for
+LOOK_S = 60.0  # between two looks at the calendar where nothing comes
+CLOSE_S = 5.0  # for the waiting lines when the server stops
+KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure", "shadow")
+DROPPED = ("sensitive", "doubt", "failed")  # what was found, what cannot be searched, a detector without a result
+FAMILIES = {  # name: kind, help
+    "slmctl_collected": ("counter", "Answers that were collected, by what chose them."),
+    "slmctl_collect_dropped": ("counter", "Answers that were left out: sensitive, or not to be searched."),
+    "slmctl_collect_lost": ("counter", "Lines of answers and feedback that the disk did not take, or not in time."),
+    "slmctl_feedback": ("counter", "Words of clients on answers: right, wrong, or with the right answer."),
+}
+_RANDOM = random.SystemRandom()
+
+
+class Questions(Protocol):
+    """Tells which questions are new; see `novelty.Novelty`."""
+
+    def is_novel(self, text: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The chance that an answer had to be collected.
+
+    Attributes:
+        chosen: What chose it; None where nothing did.
+        uniform: It is in the uniform share.
+        probability: With which an answer of its kind is collected, 0 to 1.
+    """
+
+    chosen: Choice | None
+    uniform: bool
+    probability: float
+
+
+@dataclass
+class Answered:
+    """An answer of this server, for feedback: its line's id, its model, and the last word on it."""
+
+    row: str
+    model: str
+    collected: bool = False
+    last: tuple[bool | None, str | None] | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    row: CollectedRow
+    question: str = field(repr=False)
+    questions: Questions | None = None
+
+    @property
+    def characters(self) -> int:
+        texts = [*(str(message.get("content", "")) for message in self.row.messages), self.row.answer]
+        return sum(map(len, texts)) + len(self.row.local_answer) + len(self.row.shadow or "")
+
+
+@dataclass(frozen=True)
+class _Word:
+    line: Feedback
+    written: Future[bool]
+
+
+class Collector:
+    """The files of one server's collected answers.
+
+    Args:
+        settings: The section `serve.collect`.
+        detector: The detector of sensitive data.
+        chance: Numbers from 0 to 1, one a call.
+        now: The time, in UTC.
+
+    Raises:
+        UsageError: The folder cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        settings: CollectConfig,
+        *,
+        detector: sensitive.Engine = "rules",
+        chance: Callable[[], float] = _RANDOM.random,
+        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
+        self.settings, self._detector, self._chance, self._now = settings, detector, chance, now
+        self._feedback = settings.to / FEEDBACK
+        try:
+            if not settings.to.exists():
+                settings.to.mkdir(mode=0o700, parents=True)
+                (settings.to / ".gitignore").write_text("*\n", encoding="utf-8")  # a question is nothing to publish
+            JsonLines(self._feedback, mode=0o600).close()
+        except OSError as error:
+            raise UsageError(
+                f"answers cannot be collected in {settings.to}: {error.strerror}",
+                hint="serve.collect.to names a folder",
+            ) from None
+        self._collected: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._words: Counter[str] = Counter()
+        self._lost = 0
+        self._lock = threading.Lock()  # around the counts and the ids
+        self._ids: OrderedDict[str, Answered] = OrderedDict()  # by the id that the client knows
+        self._characters = 0  # of the rows that wait
+        self._queue: queue.Queue[_Row | _Word | None] = queue.Queue(WAITING)
+        self._file: JsonLines | None = None
+        self._day = ""
+        self._remembered = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="collector")
+        self._thread.start()
+
+    def draw(self, *, escalated: bool = False, unsure: bool = False) -> Draw:
+        """Draw whether an answer is collected: for the uniform share, and apart from it for its kind."""
+        settings = self.settings
+        kind: Choice = "escalated" if escalated else "unsure" if unsure else "uniform"
+        share = settings.escalated if escalated else settings.unsure if unsure else 0.0
+        uniform, picked = self._chance() < settings.kept, self._chance() < share
+        chosen: Choice | None = kind if picked else "uniform" if uniform else None
+        return Draw(chosen, uniform, 1 - (1 - settings.kept) * (1 - share))
+
+    def draw_disagreement(self, draw: Draw) -> Draw:
+        """The draw of an answer that a shadow release answers otherwise: one more chance to be collected."""
+        share = self.settings.disagreeing
+        picked = self._chance() < share
+        return Draw(
+            draw.chosen or ("shadow" if picked else None), draw.uniform, 1 - (1 - draw.probability) * (1 - share)
+        )
+
+    def answered(self, id: str, model: str) -> str:
+        """Remember an answer, so that feedback on it is taken; the id that its line has.
+
+        A client may use an id twice: then it has another one in the files, and feedback goes to the last answer.
+        """
+        with self._lock:
+            row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id
+            self._remember(id, Answered(row, model))
+        return row
+
+    def take(
+        self, row: CollectedRow, draw: Draw, *, id: str, question: str = "", questions: Questions | None = None
+    ) -> None:
+        """Have an answer written down if it was drawn.
+
+        Args:
+            row: The answer; how it was chosen is filled in here.
+            draw: Its draw.
+            id: The id that the client knows.
+            question: The text to look for among the training rows.
+            questions: The training rows; None where they are not known.
+        """
+        if draw.chosen is None:
+            return
+        chosen = dataclasses.replace(
+            row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
+            uniform_probability=self.settings.kept,
+        )  # fmt: skip
+        item = _Row(chosen, question, questions)
+        with self._lock:
+            full = self._characters + item.characters > WAITING_CHARACTERS or not self._thread.is_alive()
+            if not full:
+                self._characters += item.characters
+        if full or not self._put(item):
+            self._lose()
+            return
+        with self._lock:
+            if (answered := self._ids.get(id)) is not None:
+                answered.collected = True
+
+    def drop(self, reason: str) -> None:
+        """Count an answer that is never collected, for one of DROPPED."""
+        with self._lock:
+            self._dropped[reason] += 1
+
+    def find(self, id: str) -> Answered | None:
+        """An answer that feedback may come for; it waits for the ids of the files to be read."""
+        self._remembered.wait(LOOK_S)
+        with self._lock:
+            return self._ids.get(id)
+
+    def cleared(self, text: str) -> str | None:
+        """A text of a client as it may be written down; None where it may not: it is searched as an answer is."""
+        messages, _ = self._search([{"role": "user", "content": text}])
+        cleared = messages[0]["content"] if messages is not None else None
+        return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
+
+    def say(self, id: str, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
+        """Write feedback down; the same word again is not written twice. False where it could not be written."""
+        written: Future[bool] = Future()
+        if answered.last == (ok, answer):
+            written.set_result(True)
+            return written
+        line = Feedback(answered.row, _stamp(self._now()), ok, answer, key)
+
+        def remember(done: Future[bool]) -> None:
+            if done.result():
+                with self._lock:
+                    answered.last = (ok, answer)
+                    self._words["answer" if answer is not None else "right" if ok else "wrong"] += 1
+            else:
+                self._lose()
+
+        written.add_done_callback(remember)
+        if not self._thread.is_alive() or not self._put(_Word(line, written)):
+            written.set_result(False)
+        return written
+
+    def figures(self) -> dict[str, Samples]:
+        """Every figure of FAMILIES."""
+        with self._lock:
+            return {
+                "slmctl_collected": [({"chosen": kind}, float(self._collected[kind])) for kind in KINDS],
+                "slmctl_collect_dropped": [({"reason": name}, float(self._dropped[name])) for name in DROPPED],
+                "slmctl_collect_lost": [({}, float(self._lost))],
+                "slmctl_feedback": [
+                    ({"verdict": name}, float(self._words[name])) for name in ("right", "wrong", "answer")
+                ],
+            }
+
+    def close(self) -> None:
+        """Write the waiting lines, within CLOSE_S."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=1)
+        self._thread.join(CLOSE_S)
+
+    # In any thread
+
+    def _put(self, item: _Row | _Word) -> bool:
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            return False
+        return True
+
+    def _lose(self) -> None:
+        with self._lock:
+            self._lost += 1
+
+    def _remember(self, id: str, answered: Answered) -> None:
+        self._ids[id] = answered
+        self._ids.move_to_end(id)
+        while len(self._ids) > IDS:
+            self._ids.popitem(last=False)
+
+    def _search(self, messages: conversation_veto.Messages) -> tuple[conversation_veto.Messages | None, str]:
+        """Messages as they may be written down, or None and why not."""
+        redact = sensitive.KINDS if self.settings.sensitive == "redact" else ()
+        try:
+            cleared = conversation_veto.clear(messages, engine=self._detector, redact=redact)
+        except (SlmctlError, ModuleNotFoundError, OSError, ValueError, RuntimeError):
+            return None, "failed"
+        return (None, cleared.reason) if cleared.reason else (cleared.messages, "")
+
+    # In the thread
+
+    def _work(self) -> None:
+        self._recall()
+        self._remembered.set()
+        self._turn_over()
+        while self._write_next():
+            pass
+        if self._file is not None:
+            self._file.close()
+
+    def _write_next(self) -> bool:
+        """Write the next line that comes; False at the end."""
+        try:
+            item = self._queue.get(timeout=LOOK_S)
+        except queue.Empty:
+            self._turn_over()
+            return True
+        self._turn_over()
+        if isinstance(item, _Word):
+            item.written.set_result(self._append_word(item.line))
+        elif item is not None:
+            self._append_row(item)
+        if self._queue.empty() and self._file is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take has been counted
+                self._file.flush()
+        return item is not None
+
+    def _append_row(self, item: _Row) -> None:
+        row, reason = self._cleared(item.row)
+        with self._lock:
+            self._characters -= item.characters
+        if row is None:
+            self.drop(reason)
+            return
+        if row.novel is None and item.questions is not None:
+            row = dataclasses.replace(row, novel=item.questions.is_novel(item.question))
+        try:
+            if self._file is None:
+                self._file = JsonLines(self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False)
+            self._file.append(row.to_json())
+        except OSError:
+            self._lose()
+            return
+        with self._lock:
+            self._collected[row.chosen] += 1
+
+    def _append_word(self, line: Feedback) -> bool:
+        try:
+            with JsonLines(self._feedback, mode=0o600) as lines:
+                lines.append(line.to_json())
+        except OSError:
+            return False
+        return True
+
+    def _cleared(self, row: CollectedRow) -> tuple[CollectedRow | None, str]:
+        """A row without sensitive data, or None and why there is none: the answers are searched as the messages are."""
+        answers = {
+            name: text
+            for name in ("answer", "local_answer", "general_answer", "shadow")
+            if (text := getattr(row, name))
+        }
+        texts = list(dict.fromkeys(answers.values()))  # one text once, or a value would be read across its copies
+        turns = [{"role": "assistant", "content": text} for text in texts]
+        messages, reason = self._search([*row.messages, *turns])
+        if messages is None:
+            return None, reason
+        cut = len(row.messages)
+        cleared = dict(zip(texts, (message["content"] for message in messages[cut:]), strict=True))
+        if any(_is_object(text) and not _is_object(cleared[text]) for text in texts):
+            return None, "sensitive"  # a mark in place of a number is no JSON
+        changed = {name: cleared[text] for name, text in answers.items()}
+        return dataclasses.replace(row, messages=list(messages[:cut]), **changed), ""
+
+    def _turn_over(self) -> None:
+        """Begin the file of a new day, and remove what is older than `days`."""
+        day = self._now().date()
+        if str(day) == self._day:
+            return
+        self._day = str(day)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        oldest = str(day - datetime.timedelta(days=self.settings.days))
+        for path in collected_files([self.settings.to]):
+            if _is_day(path.stem) and path.stem < oldest:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        with contextlib.suppress(OSError):
+            json_lines.rewrite(self._feedback, lambda fields: str(fields.get("time", oldest)) >= oldest)
+
+    def _recall(self) -> None:
+        """Read the ids of the last answers, and the last word on each, from the files."""
+        ids: OrderedDict[str, Answered] = OrderedDict()
+        with contextlib.suppress(OSError):
+            for path in reversed(collected_files([self.settings.to])):
+                if len(ids) >= IDS:
+                    break
+                rows = [(str(line.get("id", "")), str(line.get("model", ""))) for line in json_lines.read(path)]
+                for id, model in reversed(rows):
+                    ids.setdefault(id, Answered(id, model, collected=True))
+            for id, word in last_feedback([self.settings.to]).items():
+                if id in ids:
+                    ids[id].last = (word.ok, word.answer)
+        with self._lock:
+            for id, answered in list(ids.items())[:IDS]:
+                if id not in self._ids:  # it was answered meanwhile
+                    self._ids[id] = answered
+                    self._ids.move_to_end(id, last=False)
+            while len(self._ids) > IDS:
+                self._ids.popitem(last=False)
+
+
+def stamp() -> str:
+    """The time as lines have it."""
+    return _stamp(datetime.datetime.now(datetime.UTC))
+
+
+def _stamp(moment: datetime.datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return str(datetime.date.fromisoformat(text)) == text
+    except ValueError:
+        return False
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,108 @@
+"""`POST /v1/feedback`: a client's word on an answer, by the id of its request; the last one on an answer counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from slmctl.server import openai_requests
+from slmctl.server.api_keys import Key
+from slmctl.server.collector import Collector
+from slmctl.server.openai_requests import BadRequestError
+from slmctl.server.rate_limits import Limits
+from slmctl.task.contract import Task
+
+FIELDS = ("request_id", "ok", "answer")
+WRITE_S = 10.0  # for the disk
+
+
+class FeedbackModel(Protocol):
+    """A model that answered."""
+
+    @property
+    def task(self) -> Task: ...
+
+
+class FeedbackServed(Protocol):
+    """The models by name, the default first, and who writes."""
+
+    @property
+    def models(self) -> Any: ...
+    @property
+    def collector(self) -> Collector | None: ...
+
+
+class FeedbackGateway(Protocol):
+    """The part of the server, `app.state.gateway`, that takes feedback."""
+
+    @property
+    def served(self) -> FeedbackServed: ...
+    @property
+    def limits(self) -> Limits: ...
+    def key_of(self, http: HttpRequest) -> Key: ...
+    async def body_of(self, http: HttpRequest) -> bytes: ...
+
+
+async def take(http: HttpRequest) -> Response:
+    """Check a word on an answer and write it down; the reply comes when it is on the disk.
+
+    Raises:
+        BadRequestError: A field is missing or wrong, or the task does not allow the answer.
+        BusyError: The key has made too many requests.
+        HTTPException: The key is not known, no answers are collected, or this id was not answered here lately.
+    """
+    gateway: FeedbackGateway = http.app.state.gateway
+    key = gateway.key_of(http)
+    gateway.limits.count(key)
+    collector = gateway.served.collector
+    if collector is None:
+        raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
+    id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
+    answered = await asyncio.to_thread(collector.find, id)
+    if answered is None:
+        raise HTTPException(404, f"request '{id}' was not answered here lately")
+    models = gateway.served.models
+    task = (models.get(answered.model) or next(iter(models.values()))).task
+    if answer is not None and not await asyncio.to_thread(task.accepts, answer):
+        allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
+        raise BadRequestError(f"'answer' is not {allowed}", "answer")
+    if answer and task.kind != "classify":
+        answer = await asyncio.to_thread(collector.cleared, answer)
+        if answer is None:
+            raise BadRequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
+    written = collector.say(id, answered, ok=ok, answer=answer, key=key.name)
+    try:
+        done = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), WRITE_S)
+    except TimeoutError:
+        done = False
+    if not done:
+        raise HTTPException(503, "the feedback could not be written down", {"retry-after": "1"})
+    return JSONResponse({"request_id": id, "ok": ok, "answer": answer, "collected": answered.collected})
+
+
+def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
+    """The request's id, whether its answer was right, and what would have been.
+
+    Raises:
+        BadRequestError: A field is missing, unknown or of another type.
+    """
+    for name in body:
+        if name not in FIELDS:
+            raise BadRequestError(f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100])
+    id, ok, answer = (body.get(name) for name in FIELDS)
+    if not isinstance(id, str) or not 0 < len(id) <= 100:
+        raise BadRequestError("'request_id' must be the x-request-id of an answer", "request_id")
+    if ok is not None and not isinstance(ok, bool):
+        raise BadRequestError("'ok' must be true or false", "ok")
+    if isinstance(answer, dict):
+        answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
+    if answer is not None and not isinstance(answer, str):
+        raise BadRequestError("'answer' must be a text, or an object for a task of kind extract", "answer")
+    if ok is None and answer is None:
+        raise BadRequestError("feedback needs 'ok', 'answer' or both", "ok")
+    return id, ok, answer.strip() if isinstance(answer, str) else None

@@ -1,0 +1,195 @@
+"""Collected answers: chances, what is sensitive, days, full disks, and feedback over restarts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmctl.config import CollectConfig
+from slmctl.errors import UsageError
+from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files
+from slmctl.server import collector as module
+from slmctl.server.collector import Collector
+
+ASK = "where is my kettle"
+NOON = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)
+
+
+def collecting(folder: Path, **settings: Any) -> Collector:
+    more = {key: settings.pop(key) for key in ("chance", "now", "detector") if key in settings}
+    return Collector(CollectConfig(to=folder / "collected", **{"kept": 1.0, **settings}), **more)
+
+
+def give(found: Collector, id: str, text: str = ASK, answer: str = "delivery", **more: Any) -> None:
+    row = CollectedRow(found.answered(id, "desk"), module.stamp(), [{"role": "user", "content": text}], answer, **more)
+    found.take(row, found.draw(), id=id)
+
+
+def rows(folder: Path) -> list[CollectedRow]:
+    return [row for path in collected_files([folder / "collected"]) for row in CollectedRow.read(path)]
+
+
+def total(found: Collector, name: str, **labels: str) -> float:
+    return sum(value for have, value in found.figures()[name] if labels.items() <= have.items())
+
+
+def test_shares_are_drawn_apart_and_their_probability_is_what_it_says(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    found = collecting(tmp_path, kept=0.1, escalated=0.5, unsure=0.25, chance=chance.random)
+    found.close()
+    for kind, share in ((dict[str, bool](), 0.0), ({"escalated": True}, 0.5), ({"unsure": True}, 0.25)):
+        draws = [found.draw(**kind) for _ in range(20_000)]
+        assert sum(draw.uniform for draw in draws) / 20_000 == pytest.approx(0.1, abs=0.01)
+        chosen = [draw for draw in draws if draw.chosen]
+        (probability,) = {draw.probability for draw in draws}
+        assert probability == pytest.approx(1 - 0.9 * (1 - share))
+        assert len(chosen) / 20_000 == pytest.approx(probability, abs=0.015)
+        assert all(draw.uniform for draw in chosen if draw.chosen == "uniform")
+        # drawn for its kind and, apart from that, uniform too
+        assert {draw.uniform for draw in chosen if draw.chosen != "uniform"} == ({True, False} if share else set())
+
+
+def test_an_answer_that_the_shadow_gives_otherwise_has_one_more_chance(tmp_path: Path) -> None:
+    found = collecting(tmp_path, kept=0.0, unsure=0.0)
+    assert found.draw(unsure=True).chosen is None
+    again = found.draw_disagreement(found.draw())
+    assert (again.chosen, again.probability, again.uniform) == ("shadow", 1.0, False)
+    found.close()
+
+
+def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
+    found = collecting(tmp_path, kept=0.25, chance=lambda: 0.2)
+    give(found, "a", labels={"delivery": 0.75}, confidence=0.75)
+    found.close()
+    (row,) = rows(tmp_path)
+    assert (row.id, row.text, row.answer, row.labels) == ("a", ASK, "delivery", {"delivery": 0.75})
+    assert (row.chosen, row.probability, row.uniform, row.uniform_probability) == ("uniform", 0.25, True, 0.25)
+    folder = tmp_path / "collected"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.glob("*.jsonl")} == {0o600}
+    assert (folder / ".gitignore").read_text() == "*\n"
+
+
+MAIL = "write to jane.doe@gmail.com, the kettle is for jane.doe@gmail.com"
+
+
+def test_what_is_sensitive_is_left_out(tmp_path: Path) -> None:
+    found = collecting(tmp_path)
+    give(found, "question", MAIL)
+    give(found, "answer", answer="ask jane.doe@gmail.com")
+    give(found, "shadow", shadow="ask jane.doe@gmail.com")
+    give(found, "long", "kettle " * 50_000)
+    give(found, "clean")
+    found.close()
+    assert [row.id for row in rows(tmp_path)] == ["clean"]
+    assert (total(found, "slmctl_collect_dropped", reason="sensitive"), total(found, "slmctl_collected")) == (3, 1)
+    assert total(found, "slmctl_collect_dropped", reason="doubt") == 1
+
+
+def test_what_is_sensitive_is_redacted_in_every_text_alike(tmp_path: Path) -> None:
+    found = collecting(tmp_path, sensitive="redact")
+    give(found, "text", MAIL, "jane.doe@gmail.com it is", local_answer="jane.doe@gmail.com it is")
+    give(found, "number", "my card is 4111 1111 1111 1111", '{"card": 4111111111111111}')
+    found.close()
+    (row,) = rows(tmp_path)  # the other one would be no JSON any more
+    assert row.text == "write to [EMAIL_1], the kettle is for [EMAIL_1]"
+    assert row.answer == row.local_answer == "[EMAIL_1] it is"
+    assert found.cleared("ask jane.doe@gmail.com") == "ask [EMAIL_1]"
+
+
+def test_a_detector_that_fails_leaves_the_answer_out(tmp_path: Path) -> None:
+    try:
+        import presidio_analyzer  # noqa: F401
+    except ModuleNotFoundError:
+        found = collecting(tmp_path, detector="presidio")
+    else:
+        pytest.skip("presidio is installed, so this detector does not fail")
+    give(found, "a")
+    found.close()
+    assert (rows(tmp_path), total(found, "slmctl_collect_dropped", reason="failed")) == ([], 1)
+
+
+def test_a_new_day_has_a_file_of_its_own_and_old_ones_go(tmp_path: Path) -> None:
+    folder, day = tmp_path / "collected", [NOON]
+    folder.mkdir()
+    for name in ("2026-10-25", "2026-10-26", "notes"):
+        (folder / f"{name}.jsonl").write_text("{}\n")
+    (folder / FEEDBACK).write_text(
+        "".join(
+            json.dumps({"id": time, "time": f"{time}T01:00:00Z", "ok": True}) + "\n"
+            for time in ("2026-10-25", "2026-11-01")
+        )
+    )
+    found = collecting(tmp_path, days=30, now=lambda: day[0])
+    give(found, "a")
+    found.say("a", found.find("a"), ok=True, answer=None, key="").result(10)  # type: ignore[arg-type]
+    day[0] += datetime.timedelta(days=1)
+    give(found, "b")
+    found.close()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"2026-11-25.jsonl", "2026-11-26.jsonl", "notes.jsonl", FEEDBACK}
+    assert [line.id for line in Feedback.read(folder / FEEDBACK)] == ["2026-11-01", "a"]
+
+
+def test_a_full_disk_costs_lines_that_are_counted(tmp_path: Path) -> None:
+    found = collecting(tmp_path, now=lambda: NOON)
+    assert found.find("nobody") is None  # it has read the files: /dev/full never ends
+    day = tmp_path / "collected" / "2026-11-25.jsonl"
+    day.symlink_to("/dev/full")
+    give(found, "lost")
+    answered = found.find("lost")
+    assert answered is not None
+    found.say("lost", answered, ok=True, answer=None, key="").result(10)  # the line before it has been tried
+    assert (total(found, "slmctl_collect_lost"), total(found, "slmctl_collected")) == (1, 0)
+    day.unlink()
+    give(found, "kept")
+    (tmp_path / "collected" / FEEDBACK).unlink()
+    (tmp_path / "collected" / FEEDBACK).symlink_to("/dev/full")
+    assert found.say("lost", answered, ok=False, answer=None, key="").result(10) is False
+    found.close()
+    assert [row.id for row in rows(tmp_path)] == ["kept"]
+    assert (total(found, "slmctl_collect_lost"), total(found, "slmctl_collected")) == (2, 1)
+
+
+def test_rows_that_wait_are_bounded_by_their_size(tmp_path: Path) -> None:
+    found = collecting(tmp_path)
+    give(found, "huge", "x" * (module.WAITING_CHARACTERS + 1))
+    found.close()
+    assert total(found, "slmctl_collect_lost") == 1
+
+
+def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Path) -> None:
+    words: list[tuple[bool | None, str | None]] = [(True, None), (True, None), (None, "billing"), (False, None)]
+    for again in range(2):
+        found = collecting(tmp_path)
+        if not again:
+            give(found, "a")
+            give(found, "a", "another question under the same id")
+        answered = found.find("a")
+        assert answered is not None
+        assert found.find("nobody") is None
+        for ok, answer in words:
+            assert found.say("a", answered, ok=ok, answer=answer, key="crm").result(10)
+        assert found.say("a", answered, ok=False, answer=None, key="crm").result(10)
+        found.close()
+    first, second = rows(tmp_path)
+    assert (first.id, second.id.partition("-")[0]) == ("a", "a")
+    assert first.id != second.id
+    lines = list(Feedback.read(tmp_path / "collected" / FEEDBACK))
+    # in the first life to the last answer of this id, in the second to the one that the file knows it by
+    assert Counter(line.id for line in lines) == {second.id: 3, "a": 3}
+    assert [(line.ok, line.answer, line.key) for line in lines[:3]] == [
+        (True, None, "crm"), (None, "billing", "crm"), (False, None, "crm"),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "collected").write_text("a file")
+    with pytest.raises(UsageError, match=r"cannot be collected in .*collected: (File exists|Not a directory)"):
+        collecting(tmp_path)

@@ -1,0 +1,185 @@
+"""A server that collects, as its clients see it: what is written down of which answers, and what feedback is taken."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import endpoint, tiny
+from support.endpoint import says, streams
+from support.serving import begin, chat, end, settles
+
+from slmctl.production.records import CollectedRow, Feedback, collected_files
+from slmctl.task.contract import Task
+
+CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=("billing", "delivery", "returns"))
+MAIL = "my address is jane.doe@gmail.com"
+
+
+def label(body: dict[str, Any], before: int) -> endpoint.Turn:
+    return streams("delivery") if body.get("stream") else says("delivery")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A server of labels that collects everything, and the folder that it writes to."""
+
+    url: str
+    secret: str
+    folder: Path
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        sent = {"authorization": f"Bearer {self.secret}"} | headers
+        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=sent, timeout=60)
+
+    def ask(self, text: str, **more: Any) -> str:
+        """The id of an answer."""
+        response = self.post("chat/completions", {"messages": chat(text), **more})
+        assert response.status_code == 200, response.text
+        return response.headers["x-request-id"]
+
+    def say(self, id: str, **word: Any) -> httpx.Response:
+        return self.post("feedback", {"request_id": id, **word})
+
+    def row(self, id: str) -> CollectedRow:
+        """A line, as soon as it is there."""
+        assert settles(lambda: id in {row.id for row in self.rows()}, 100)
+        return next(row for row in self.rows() if row.id == id)
+
+    def rows(self) -> list[CollectedRow]:
+        return [row for path in collected_files([self.folder]) for row in CollectedRow.read(path)]
+
+    def figure(self, name: str) -> float:
+        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, timeout=60).text
+        return float(next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collecting")
+    CLASSIFY.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(place: Path) -> Iterator[Desk]:
+    keys = str(place / "keys.json")
+    secret = tiny.ok(tiny.slmctl(place, "keys", "add", "crm", "--keys", keys)).strip()
+    with endpoint.serving(label) as fake:
+        named = ("--engine-url", fake.url, "--engine-model", "large", "--keys", keys)
+        child, url = begin(place, str(place), *named, "--set=serve.collect={kept: 100%}")
+        yield Desk(url, secret, place / "collected")
+        end(child)
+
+
+def test_every_answer_is_written_down_as_the_client_got_it(desk: Desk) -> None:
+    whole = desk.row(desk.ask("where is my kettle"))
+    assert (whole.text, whole.answer, whole.route, whole.reason) == (
+        "where is my kettle",
+        "delivery",
+        "local",
+        "no-policy",
+    )
+    assert (whole.model, whole.uniform, whole.uniform_probability, whole.p_correct) == ("large", True, 1.0, None)
+    assert desk.row(desk.ask("and as a stream", stream=True)).answer == "delivery"
+    several = desk.ask("several answers", n=2)
+    assert {desk.row(several).text, desk.row(f"{several}-2").text} == {"several answers"}
+    text = desk.post("completions", {"prompt": ["first of two", "second of two"]}).headers["x-request-id"]
+    assert [desk.row(text).text, desk.row(f"{text}-2").text] == ["first of two", "second of two"]
+
+
+def test_what_is_sensitive_or_marked_so_is_never_written_down(desk: Desk) -> None:
+    desk.ask(MAIL)
+    desk.post("chat/completions", {"messages": chat("this stays with me")}, **{"x-slmctl-sensitive": "true"})
+    pictured = [{"role": "user", "content": "look at this", "tool_calls": [{"id": "x"}]}]
+    assert desk.post("chat/completions", {"messages": pictured}).status_code == 200
+    desk.row(desk.ask("and this one is written"))  # after the others
+    written = "".join(path.read_text() for path in desk.folder.iterdir())
+    for secret in ("jane.doe", "stays with me", "look at this"):
+        assert secret not in written
+    assert desk.figure('slmctl_collect_dropped_total{reason="sensitive"}') == 2
+    assert desk.figure('slmctl_collect_dropped_total{reason="doubt"}') == 1
+
+
+def test_feedback_is_taken_for_answers_of_this_server(desk: Desk) -> None:
+    id = desk.ask("is this right")
+    desk.row(id)
+    said = desk.say(id, ok=True)
+    assert (said.status_code, said.json()) == (200, {"request_id": id, "ok": True, "answer": None, "collected": True})
+    assert desk.say(id, ok=True).status_code == 200
+    assert desk.say(id, ok=False, answer="returns").status_code == 200
+    words = [
+        (word.ok, word.answer, word.key) for word in Feedback.read(desk.folder / "feedback.jsonl") if word.id == id
+    ]
+    assert words == [(True, None, "crm"), (False, "returns", "crm")]  # the same word twice is one line
+    assert desk.figure('slmctl_feedback_total{verdict="answer"}') == 1
+
+
+def test_feedback_that_says_nothing_is_refused_in_a_sentence(desk: Desk) -> None:
+    id = desk.ask("feedback on this")
+    for status, words, body in (
+        (400, "one of the task's labels", {"request_id": id, "answer": "weather"}),
+        (400, "'ok', 'answer' or both", {"request_id": id}),
+        (400, "true or false", {"request_id": id, "ok": "yes"}),
+        (400, "must be a text", {"request_id": id, "answer": 5}),
+        (400, "x-request-id", {"ok": True}),
+        (400, "'rating' is not known", {"request_id": id, "rating": 5}),
+        (404, "was not answered here lately", {"request_id": "nobody", "ok": True}),
+    ):
+        response = desk.post("feedback", body)
+        assert (response.status_code, words in response.json()["error"]["message"]) == (status, True), response.text
+    assert desk.post("feedback", {"request_id": id, "ok": True}, authorization="Bearer no").status_code == 401
+
+
+def test_the_page_is_told_that_feedback_is_taken(desk: Desk) -> None:
+    headers = {"authorization": f"Bearer {desk.secret}"}
+    assert httpx.get(f"{desk.url}/v1/task", headers=headers, timeout=60).json()["feedback"] is True
+
+
+def test_a_server_that_was_killed_goes_on_and_knows_its_answers(place: Path, tmp_path: Path) -> None:
+    with endpoint.serving(label) as fake:
+        named = (
+            "--engine-url",
+            fake.url,
+            "--engine-model",
+            "large",
+            f"--set=serve.collect={{kept: 100%, to: {tmp_path}}}",
+        )
+        child, url = begin(place, str(place), *named)
+        first = Desk(url, "none", tmp_path)
+        id = first.ask("before the kill")
+        first.row(id)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        (day,) = collected_files([tmp_path])
+        with day.open("a") as torn:
+            torn.write('{"id": "torn", "messages": [')
+        child, url = begin(place, str(place), *named)
+        second = Desk(url, "none", tmp_path)
+        assert second.say(id, ok=False).json()["collected"] is True
+        second.row(second.ask("after the kill"))
+        end(child)
+    assert [row.text for row in second.rows()] == ["before the kill", "after the kill"]
+    assert [len(line) > 0 and line[0] for line in day.read_text().splitlines()] == ["{"] * 3
+    assert json.loads((tmp_path / "feedback.jsonl").read_text())["ok"] is False
+
+
+def test_without_the_section_nothing_is_written_and_no_feedback_taken(place: Path, tmp_path: Path) -> None:
+    CLASSIFY.write(tmp_path)
+    with endpoint.serving(label) as fake:
+        child, url = begin(tmp_path, str(tmp_path), "--engine-url", fake.url, "--engine-model", "large")
+        plain = Desk(url, "none", tmp_path / "collected")
+        refused = plain.say(plain.ask("where is my kettle"), ok=True)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (
+            404, "feedback is not taken here: serve.collect is not set",
+        )  # fmt: skip
+        assert httpx.get(f"{url}/v1/task", timeout=60).json()["feedback"] is False
+        assert "slmctl_collect" not in httpx.get(f"{url}/metrics", timeout=60).text
+        end(child)
+    assert [path.name for path in tmp_path.iterdir()] == ["task.json"]
