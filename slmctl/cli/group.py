@@ -135,11 +135,11 @@ SECTIONS = {
         "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
-    "Ship": ("publish", "promote", "fetch", "serve", "keys"),
+    "Ship": ("publish", "promote", "fetch", "serve", "keys", "review"),
     "Keep house": ("doctor", "verify", "reproduce", "gc"),
 }  # fmt: skip
 NAMES_ELSEWHERE = {  # of other tools, for what a command here does
-    "annotate": ("label",), "ask": ("chat",), "artifacts": ("ls",),
+    "annotate": ("review", "label"), "ask": ("chat",), "artifacts": ("ls",),
     "benchmark": ("evaluate",), "check": ("verify", "doctor"),
     "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
     "data": ("prepare",), "deploy": ("serve", "publish"),

@@ -7,6 +7,7 @@ the same rows, which is what makes small differences visible.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -180,6 +181,24 @@ def _log_evidence(first: float, second: float) -> float:
     """The log of a binomial likelihood averaged over every share, against that of one half."""
     n = first + second
     return math.lgamma(first + 1) + math.lgamma(second + 1) - math.lgamma(n + 2) + n * math.log(2)
+
+
+def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
+    """The agreement of two people on the same rows beyond chance (Cohen 1960), -1 to 1.
+
+    Args:
+        pairs: The answers of the first and of the second to each row.
+
+    Returns:
+        1 where they always agree; NaN for no rows, and where both always gave one and the same answer, from which
+        nothing follows.
+    """
+    n = len(pairs)
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    by_chance = sum(count * second[answer] for answer, count in first.items()) / (n * n) if n else 1.0
+    if by_chance == 1:
+        return math.nan
+    return (sum(a == b for a, b in pairs) / n - by_chance) / (1 - by_chance)
 
 
 def detectable_share(discordant: int, total: int, confidence: float = 0.95, power: float = POWER) -> float:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from slmctl.metrics import statistics
 from slmctl.metrics.statistics import (
     _tango,
+    cohen_kappa,
     difference_interval,
     drop_bound,
     exact_interval,
@@ -311,3 +313,20 @@ def test_sign_test_looked_at_after_each_row_decides_seldom_between_equal_models(
     assert sum(any(sign_test_decision(*seen).better for seen in run) for run in looks) <= 10  # 5 % of 200
     # as often looked at, the test for one look names a better one far more often
     assert sum(any(mcnemar(*seen) < 0.05 for seen in run) for run in looks[:60]) > 6
+
+
+ratings = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(ratings)
+def test_kappa_is_that_of_scikit_learn(answers: list[tuple[str, str]]) -> None:
+    if len({answer for pair in answers for answer in pair}) == 1:
+        assert math.isnan(cohen_kappa(answers))
+    else:
+        theirs = cohen_kappa_score([a for a, _ in answers], [b for _, b in answers])
+        assert cohen_kappa(answers) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_kappa_of_no_rows_says_nothing() -> None:
+    assert math.isnan(cohen_kappa([]))

@@ -86,8 +86,9 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        """Press and release a key such as Enter, Tab or Space."""
-        code, text = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " ")}[key]
+        """Press and release a key such as Enter, Tab, Space or Escape, or that of a character."""
+        named = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " "), "Escape": (27, ""), "ArrowDown": (40, "")}
+        code, text = named.get(key, (ord(key[0].upper()), key))
         known = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
         modifiers = 8 if shift else 0
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, modifiers=modifiers, **known)

@@ -66,8 +66,14 @@ def routes() -> list[Route]:
     return [Route("/", _page), Route("/v1/task", _task)]
 
 
-async def _page(_: Request) -> Response:
-    html, policy = _document()
+def response(package: str = __name__) -> Response:
+    """The page of a package, `page.html`, as one document with its style and script, which alone may act.
+
+    Args:
+        package: The package whose `page.html`, `page.css` and `page.js` are taken; its style comes after that of this
+            package.
+    """
+    html, policy = _document(package)
     headers = {
         "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
@@ -76,6 +82,10 @@ async def _page(_: Request) -> Response:
         "X-Content-Type-Options": "nosniff",
     }
     return HTMLResponse(html, headers=headers)
+
+
+async def _page(_: Request) -> Response:
+    return response()
 
 
 async def _task(request: Request) -> Response:
@@ -101,10 +111,11 @@ async def _task(request: Request) -> Response:
 
 
 @functools.cache
-def _document() -> tuple[str, str]:
-    """The page, and the policy that lets its own style and script pass."""
-    style, script = f"{_read('page.css')}\n{svg_chart.style()}", _read("page.js")
-    html = _read("page.html").replace("/* style */", style).replace("/* script */", script)
+def _document(package: str) -> tuple[str, str]:
+    """A page, and the policy that lets its own style and script pass."""
+    styles = [_read(name, "page.css") for name in dict.fromkeys((__name__, package))]
+    style, script = "\n".join([*styles, svg_chart.style()]), _read(package, "page.js")
+    html = _read(package, "page.html").replace("/* style */", style).replace("/* script */", script)
     return html, POLICY.format(style=_hash(style), script=_hash(script))
 
 
@@ -112,5 +123,5 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _read(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8").strip()
+def _read(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8").strip()

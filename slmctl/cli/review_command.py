@@ -1,0 +1,257 @@
+"""`slmctl review`: the queue, the page, the spreadsheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slmctl.cli.group import Options, config_options, read_settings, terminal
+from slmctl.errors import DataError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
+    from slmctl.config import Config
+    from slmctl.review.review_rows import ReviewRow
+    from slmctl.review.session import ReviewSession
+    from slmctl.review.training_rows import TrainingRows
+    from slmctl.task.contract import Task
+
+COLLECTED = "collected"  # the folder of `serve.collect` where the config names no other
+OUTPUT = "reviewed.jsonl"
+LOOKED_UP = 5000  # collected rows of which the nearest training row is looked up before the page opens
+
+
+class _Share(click.ParamType):
+    """A share such as 30% or 0.3; its value is between 0 and 1."""
+
+    name = "SHARE"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = value.strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"'{value[:40]}' is no share such as 30% or 0.3", param, ctx)
+        return share
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILES]...", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The file that decisions are added to, a source of prepare; reviewed.jsonl by default.",
+)
+@click.option(
+    "--uniform",
+    type=_Share(),
+    default="30%",
+    show_default=True,
+    help="Share of rows drawn by chance; they alone may be held out.",
+)
+@click.option(
+    "--overlap", type=_Share(), default="10%", show_default=True, help="Share of the rows that two people look at."
+)
+@click.option(
+    "--disagreements",
+    is_flag=True,
+    help="Show only rows where the served model and its shadow differ, until a sign test says which is better.",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="A label beside those of the model that reviewers may give; repeatable.",
+)
+@click.option(
+    "--csv",
+    "sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the rows to FILE for a spreadsheet. A FILE that exists is read: the answers in its column "
+    "reviewed_answer are decisions (- skips a row).",
+)
+@click.option("--reviewer", metavar="NAME", help="Name beside decisions of --csv; that of the user by default.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the page; a free one by default.")
+@config_options
+@click.pass_obj
+def review(
+    options: Options, files: tuple[Path, ...], output: Path | None, uniform: float, overlap: float, disagreements: bool,
+    labels: tuple[str, ...], sheet: Path | None, reviewer: str | None, port: int,
+) -> None:  # fmt: skip
+    """Open a page on which people decide about collected answers, and add their decisions to a file.
+
+    FILES are collected files or folders; by default the folder of serve.collect, else collected/. First come rows
+    on which local and general model disagree, then unsure answers, suspected labels, new texts and one of each
+    cluster, and among them rows drawn by chance. Prints the page's address; Ctrl-C ends it.
+    """
+    from slmctl.pipeline.system_errors import missing, spoken
+    from slmctl.review.session import ReviewSession
+
+    settings = read_settings(options)
+    prepared = _prepared(options)
+    task = _with_labels(_task(options, prepared), labels, settings)
+    output = output or options.directory / OUTPUT
+    with spoken("review", output.parent):
+        training, queue = _queue(options, files, settings, prepared, task, uniform, shadow=disagreements)
+        with ReviewSession(queue, task=task, output=output, overlap=overlap) as session:
+            if sheet is not None:
+                _spreadsheet(sheet, session, reviewer)
+                return
+            try:
+                from slmctl.review import serving
+                from slmctl.review.page import ReviewDesk
+            except ModuleNotFoundError as error:
+                raise missing(error, "review") from error
+            desk = ReviewDesk(session, training, settings.project)
+            with serving.listen(port) as sock:
+                _announce(session)
+                terminal().write(serving.address(desk, sock) + "\n")
+                serving.run(desk, sock)
+            for line in session.summary():
+                terminal().say(line)
+            terminal().say(f"  decisions: {output}; to train on them: sources: [.., {{path: {output.name}}}]")
+
+
+def _announce(session: ReviewSession) -> None:
+    """Say what waits, before the address."""
+    from collections import Counter
+
+    counts = Counter(candidate.chosen for candidate in session.queue)
+    done = session.progress()
+    terminal().say(f"{done.total - done.decided:,} rows to review, {done.decided:,} done")
+    terminal().say("  " + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()))
+    terminal().say("  open the address below in a browser; Ctrl-C ends it")
+
+
+def _prepared(options: Options) -> Artifact | None:
+    """The newest data set below runs/, since that of a config changes with every review; None where there is none."""
+    from slmctl.artifacts import lineage
+
+    sets = [made for made in lineage.readable_artifacts(options.directory) if made.kind == "prepared"]
+    return max(sets, key=lambda made: made.manifest.started, default=None)
+
+
+def _task(options: Options, prepared: Artifact | None) -> Task:
+    """The contract that answers must meet: that of the data set, else of the release.
+
+    Raises:
+        IntegrityError: There is neither.
+    """
+    from slmctl.cli.group import make_workspace
+    from slmctl.pipeline.resolve import find_model
+    from slmctl.task.contract import Task
+
+    if prepared is not None:
+        return Task.read(prepared.path)
+    try:
+        return Task.read(find_model(make_workspace(options), None, ("published", "gguf"), default="published").path)
+    except (IntegrityError, UsageError):
+        raise IntegrityError(
+            "the task of the collected answers is not known: there is no data set and no release here",
+            hint="work in the folder of the project (-C DIR), or slmctl prepare",
+        ) from None
+
+
+def _with_labels(task: Task, more: Sequence[str], settings: Config) -> Task:
+    """The task with the labels that the config has by now, and those that reviewers may give beside them.
+
+    Raises:
+        UsageError: The task has no labels, or its config names all of them.
+    """
+    listed = settings.task.label_names if task.kind == "classify" else None
+    if more and task.kind != "classify":
+        raise UsageError(f"--label is for classify, and the task is {task.kind}", hint="leave --label out")
+    unlisted = [name for name in more if listed is not None and name not in listed]
+    if unlisted:
+        raise UsageError(f"task.labels does not list '{unlisted[0]}', so no model would learn it", hint="task.labels")
+    return dataclasses.replace(task, labels=tuple(dict.fromkeys([*task.labels, *(listed or ()), *more])))
+
+
+def _queue(
+    options: Options, files: Sequence[Path], settings: Config, prepared: Artifact | None, task: Task, uniform: float,
+    *, shadow: bool,
+) -> tuple[TrainingRows | None, list[ReviewRow]]:  # fmt: skip
+    """The near rows to look up, and the rows in the order in which they are looked at.
+
+    Raises:
+        DataError: There is nothing to look at.
+    """
+    from slmctl.review import order, review_rows
+    from slmctl.review.training_rows import TrainingRows
+
+    training = TrainingRows.of(prepared.path) if prepared is not None else None
+    suspects = review_rows.suspects_in(prepared.path) if prepared is not None and not shadow else []
+    paths = list(files) or [_collected(options, settings)]
+    rows, feedback = ([], {}) if suspects and not files and not paths[0].exists() else review_rows.collected_rows(paths)
+    if shadow:
+        queue = order.shadow_queue(rows, task=task)
+    else:
+        targeted = order.targeted_queue(
+            rows, feedback, task=task, suspects=suspects, similarity=_similarity(training, len(rows)),
+            held_out=review_rows.held_out_texts(prepared.path) if prepared is not None else frozenset(),
+        )  # fmt: skip
+        queue = order.interleaved(targeted, order.uniform_queue(rows, feedback) if uniform else [], uniform)
+    if not queue:
+        what = "no collected answer has one of a shadow release that differs" if shadow else "no row is collected yet"
+        raise DataError(
+            f"there is nothing to review: {what}", hint="slmctl serve --shadow" if shadow else "serve.collect"
+        )
+    return training, queue
+
+
+def _collected(options: Options, settings: Config) -> Path:
+    """The folder of the collected answers, by the config."""
+    collect = settings.serve.collect
+    return options.directory / (collect.to if collect is not None else COLLECTED)
+
+
+def _similarity(training: TrainingRows | None, rows: int) -> Callable[[str], float] | None:
+    """The look-up of the nearest training row; None where there is none, or too much to look up."""
+    return training.similarity if training is not None and rows <= LOOKED_UP else None
+
+
+def _spreadsheet(path: Path, session: ReviewSession, reviewer: str | None) -> None:
+    """Write the rows that are open to a new file, or take the decisions of one that exists.
+
+    Raises:
+        DataError: The file holds no decision, or some were refused.
+    """
+    from slmctl.review import spreadsheet
+
+    if not path.exists():
+        count = spreadsheet.write(path, session.open_rows())
+        terminal().say(f"{count:,} rows written; fill the column {spreadsheet.ANSWER}, then the same command reads it")
+        terminal().write(f"{path}\n")
+        return
+    done = spreadsheet.read(path, session, reviewer=reviewer or getpass.getuser())
+    terminal().say(
+        f"{path.name}: {done.accepted:,} right, {done.corrected:,} corrected, {done.skipped:,} skipped, "
+        f"{done.unchanged:,} read before, {done.empty:,} without a decision"
+    )
+    for sentence in done.refused[:20]:
+        terminal().say(f"  {path.name} {sentence}")
+    if done.refused:
+        raise DataError(
+            f"{len(done.refused):,} rows of {path.name} were refused; the others are in {session.output.name}",
+            hint=f"correct these rows, and the same command reads {path.name} once more",
+        )
+    if not any((done.accepted, done.corrected, done.skipped, done.unchanged)):
+        raise DataError(
+            f"{path.name} exists, and its column {spreadsheet.ANSWER} is empty",
+            hint="fill it, or name a new file to write the rows to",
+        )
+
+
+COMMANDS = (review,)

@@ -1,0 +1,55 @@
+"""The answers of people and models to one row: which are allowed, and which are the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+
+from slmctl.deduplication import minhash
+from slmctl.errors import DataError
+from slmctl.task.contract import Task
+
+ALIKE = 0.9  # similarity from which two free texts say the same
+
+
+def same_answer(task: Task, first: str, second: str) -> bool:
+    """True for answers between which nobody needs to decide: equal, equal as JSON, or free texts nearly the same."""
+    if first.strip() == second.strip():
+        return True
+    if task.kind == "extract":
+        a, b = _json(first), _json(second)
+        return a is not None and a == b
+    if task.kind == "generate":
+        return minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
+    return False
+
+
+def equal_answer(task: Task, first: str, second: str) -> bool:
+    """True for answers that are the same to the letter, or as JSON."""
+    return first.strip() == second.strip() or (task.kind == "extract" and same_answer(task, first, second))
+
+
+def _json(text: str) -> str | None:
+    """A JSON text in one form, in which 1 and true differ; None for what is no JSON."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except (ValueError, RecursionError):
+        return None
+
+
+def fault_of(task: Task, answer: str) -> str:
+    """The reason why the task does not allow an answer, in one sentence; empty for one that it allows."""
+    if not answer.strip():
+        return "the answer is empty"
+    try:
+        value: Any = task.read_answer(answer)
+    except DataError as error:
+        return error.message
+    if task.kind != "extract" or task.fits_schema(value):
+        return ""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
+    where = ".".join(map(str, error.absolute_path)) if error is not None else ""
+    reason = error.message[:200] if error is not None else "it does not fit the schema"
+    return f"the answer does not fit the schema: {f'{where}: ' if where else ''}{reason}"

@@ -1,0 +1,242 @@
+"""The web page of `slmctl review`, for people who decide row by row at the keyboard.
+
+One document that needs nothing beside itself, with the policy of the server's own page. The token in the printed
+address stands behind its `#`, so it is in no log and no referrer; the page sends it with every request.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.review.review_rows import ReviewRow
+from slmctl.review.session import DecisionRefusedError, ReviewSession
+from slmctl.review.training_rows import Neighbour, TrainingRows
+from slmctl.server import page as server_page
+from slmctl.task.contract import Task
+
+MAX_BODY = 16 << 20  # bytes of a request: an answer, and the names around it
+OPTIONS = 5  # labels that a digit takes
+
+
+class _NoTokenError(DecisionRefusedError):
+    """A request that does not show the token of the printed address."""
+
+
+class LikelyLabel(TypedDict):
+    """A label that a digit takes."""
+
+    label: str
+    probability: float | None
+
+
+class RowView(TypedDict):
+    """A row as the page shows it."""
+
+    id: str
+    chosen: str
+    seen: str
+    messages: list[JsonObject]
+    answer: str
+    confidence: float | None
+    p_correct: float | None
+    general: str
+    shadow: str | None
+    proposed: str
+    client: str
+    options: list[LikelyLabel]
+    near: list[dict[str, str | float]]
+
+
+class StateView(TypedDict):
+    """The answer to each request of the page."""
+
+    row: RowView | None
+    progress: dict[str, float | int | str | None]
+    done: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class ReviewDesk:
+    """Everything behind the page.
+
+    Attributes:
+        session: The queue and its reviewers.
+        training: The rows among which near ones are looked up; None where there is no data set.
+        project: Its name, for the title.
+        token: What a request must show.
+    """
+
+    session: ReviewSession
+    training: TrainingRows | None = None
+    project: str = ""
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    def app(self) -> Starlette:
+        """The application that serves the page and what it asks."""
+        app = Starlette(
+            routes=[
+                Route("/", _page),
+                Route("/v1/review/task", _task),
+                Route("/v1/review/next", _next, methods=["POST"]),
+                Route("/v1/review/decide", _decide, methods=["POST"]),
+                Route("/v1/review/undo", _undo, methods=["POST"]),
+            ],
+            exception_handlers={DecisionRefusedError: _refused, OSError: _not_written},
+        )
+        app.state.desk = self
+        return app
+
+    def view(self, candidate: ReviewRow | None) -> RowView | None:
+        """A row with everything that helps to decide."""
+        if candidate is None:
+            return None
+        row, heard = candidate.row, candidate.feedback
+        near = self.training.nearest(row.text) if self.training is not None else []
+        client = "" if heard is None else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
+        return {
+            "id": row.id, "chosen": candidate.chosen, "seen": row.time,
+            "messages": [turn for turn in row.messages if turn.get("role") != "system"],
+            "answer": candidate.before, "confidence": row.confidence, "p_correct": row.p_correct,
+            "general": row.general_answer, "shadow": row.shadow, "proposed": candidate.proposed, "client": client,
+            "options": likely_labels(self.session.task, candidate, near),
+            "near": [{"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near],
+        }  # fmt: skip
+
+    def state(self, reviewer: str, candidate: ReviewRow | None) -> StateView:
+        """A row and the figures around it."""
+        progress = self.session.progress(reviewer)
+        comparison = progress.comparison
+        return {
+            "row": self.view(candidate),
+            "progress": {
+                "decided": progress.decided, "total": progress.total, "own": progress.own,
+                "per_hour": progress.per_hour, "overlap": progress.overlap,
+                "kappa": None if math.isnan(progress.kappa) else progress.kappa,
+                "verdict": comparison.sentence if comparison is not None else None,
+            },
+        }  # fmt: skip
+
+
+def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[LikelyLabel]:
+    """The labels that digits take, the likeliest first: the model's, the proposals, those of near training rows."""
+    ranked = sorted(candidate.row.labels.items(), key=lambda item: -item[1])
+    names = [candidate.before, *(name for name, _ in ranked), *candidate.proposals, *(each.answer for each in near)]
+    chances = {candidate.before: candidate.row.confidence, **dict(ranked)}
+    allowed = [name for name in dict.fromkeys([*names, *task.labels]) if name in task.labels]
+    return [{"label": name, "probability": chances.get(name)} for name in allowed[:OPTIONS]]
+
+
+async def _page(_: Request) -> Response:
+    return server_page.response(__name__)
+
+
+def _desk(request: Request) -> ReviewDesk:
+    """The desk, for a request that shows its token.
+
+    Raises:
+        DecisionRefusedError: It shows none, or another one.
+    """
+    desk: ReviewDesk = request.app.state.desk
+    shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not secrets.compare_digest(shown.encode(), desk.token.encode()):
+        raise _NoTokenError("this address lacks its token: open the one that slmctl review has printed")
+    return desk
+
+
+async def _task(request: Request) -> Response:
+    desk = _desk(request)
+    task = desk.session.task
+    return JSONResponse(
+        {
+            "kind": task.kind, "labels": list(task.labels), "schema": task.schema, "project": desk.project,
+            "file": desk.session.output.name, "total": len(desk.session.queue),
+        }
+    )  # fmt: skip
+
+
+async def _next(request: Request) -> Response:
+    desk = _desk(request)
+    fields = await _fields(request)
+    return await _answer(desk, fields, lambda name: desk.session.next(name))
+
+
+async def _decide(request: Request) -> Response:
+    desk = _desk(request)
+    fields = await _fields(request)
+    id, answer = fields.get("id"), fields.get("answer")
+    if not isinstance(id, str) or not (answer is None or isinstance(answer, str)):
+        raise DecisionRefusedError("a decision has the id of a row, and an answer or null")
+
+    def decide(name: str) -> ReviewRow | None:
+        desk.session.decide(name, id, answer)
+        return desk.session.next(name)
+
+    return await _answer(desk, fields, decide)
+
+
+async def _undo(request: Request) -> Response:
+    desk = _desk(request)
+    fields = await _fields(request)
+
+    def undo(name: str) -> ReviewRow | None:
+        return desk.session.undo(name) or desk.session.next(name)
+
+    return await _answer(desk, fields, undo)
+
+
+async def _answer(desk: ReviewDesk, fields: JsonObject, act: Callable[[str], ReviewRow | None]) -> Response:
+    """Act for a reviewer, in a thread since it waits for the disk, and answer with the row that is next."""
+    name = fields.get("reviewer")
+    if not isinstance(name, str):
+        raise DecisionRefusedError("a request names its reviewer")
+
+    def state() -> StateView:
+        return desk.state(name, act(name))
+
+    return JSONResponse(await run_in_threadpool(state))
+
+
+async def _fields(request: Request) -> JsonObject:
+    """The JSON object in a request.
+
+    Raises:
+        DecisionRefusedError: There is none, or more than MAX_BODY.
+    """
+    raw = b""
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > MAX_BODY:
+            raise DecisionRefusedError(f"a request has at most {MAX_BODY >> 20} MiB")
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise DecisionRefusedError("a request is a JSON object")
+    return fields
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DecisionRefusedError)
+    status = 401 if "token" in error.message else 422
+    return JSONResponse(
+        {"error": {"message": f"{error.message}{error.hint and f'; {error.hint}'}"}}, status_code=status
+    )
+
+
+async def _not_written(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    words = f"the decision could not be written and does not count: {error.strerror or error}"
+    return JSONResponse({"error": {"message": words}}, status_code=507)

@@ -1,0 +1,139 @@
+"""The rows that a person can look at: collected answers of a server, and training rows whose labels look wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import json_lines
+from slmctl.deduplication import minhash
+from slmctl.errors import UsageError
+from slmctl.production.records import (
+    UNIFORM,
+    Choice,
+    CollectedRow,
+    Feedback,
+    collected_files,
+    last_feedback,
+)
+from slmctl.task.records import SPLITS, read_records
+
+SUSPECTS = "suspects.jsonl"  # of a prepared data set
+RESERVED = 0.5  # largest share of all traffic that the uniform queue keeps for itself
+
+
+@dataclass(frozen=True)
+class ReviewRow:
+    """A row with the reason for which it is looked at.
+
+    Attributes:
+        row: The answer as it was collected; of a suspect the record's.
+        chosen: The reason, as the review will say it.
+        feedback: The client's last word on the answer; None where there is none.
+        proposed: The label that a suspect probably should have; empty for other rows.
+    """
+
+    row: CollectedRow
+    chosen: Choice
+    feedback: Feedback | None = None
+    proposed: str = ""
+
+    @property
+    def id(self) -> str:
+        """The id of the request, or of the record."""
+        return self.row.id
+
+    @property
+    def before(self) -> str:
+        """The answer that a person judges: the local model's, or the record's label."""
+        return self.row.local
+
+    @property
+    def probability(self) -> float:
+        """The probability with which such a row is drawn from all traffic, 0 to 1."""
+        return reserved_probability(self.row) if self.chosen == UNIFORM else self.row.probability
+
+    @property
+    def proposals(self) -> list[str]:
+        """Other answers at hand: the client's, the general model's, the shadow's, the label proposed for a suspect."""
+        client = self.feedback.answer if self.feedback is not None else None
+        return [text for text in (client, self.row.general_answer, self.row.shadow, self.proposed) if text]
+
+    @property
+    def certainty(self) -> float:
+        """The probability that the answer is right as far as anything says so, 0 to 1; 1 where nothing does."""
+        stated = self.row.p_correct if self.row.p_correct is not None else self.row.confidence
+        return 1.0 if stated is None else stated
+
+
+def reserved_probability(row: CollectedRow) -> float:
+    """The probability with which the uniform queue holds a row like this one, of all traffic."""
+    return min(row.uniform_probability, RESERVED)
+
+
+def is_reserved(row: CollectedRow) -> bool:
+    """True for a row that only the uniform queue may take.
+
+    If the difficult ones among the uniform rows were picked first, those left over would be the easy ones. So the
+    uniform queue has rows of its own, drawn by a hash of their ids, the same in every session. Where a server keeps
+    more than RESERVED of its traffic, the rest of the uniform rows may be picked for other reasons.
+    """
+    if not row.uniform or row.uniform_probability <= 0:
+        return False
+    return position(row.id, "reserved") * row.uniform_probability < RESERVED
+
+
+def position(id: str, purpose: str) -> float:
+    """A number between 0 and 1 that follows from an id alone, another one for each purpose."""
+    raw = hashlib.sha256(f"review/{purpose}/{id}".encode("utf-8", "surrogatepass")).digest()
+    return float(int.from_bytes(raw[:8]) / 2**64)
+
+
+def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str, Feedback]]:
+    """The rows of collected files, an id once, and by id the last feedback.
+
+    Args:
+        paths: Files, or folders of `serve.collect`.
+
+    Raises:
+        OSError: A file cannot be read.
+        UsageError: A path does not exist.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UsageError(
+                f"there is nothing to review: {path} does not exist", hint="serve.collect: {to: collected, kept: 2%}"
+            )
+    rows: dict[str, CollectedRow] = {}
+    for file in collected_files(paths):
+        rows |= {row.id: row for row in CollectedRow.read(file)}
+    return list(rows.values()), last_feedback(paths)
+
+
+def suspects_in(folder: Path) -> list[ReviewRow]:
+    """The training records of a prepared data set whose labels look wrong, the likeliest error first.
+
+    Held-out records are left out: a test row that is picked and corrected would no longer be drawn by chance.
+    """
+    path = folder / SUSPECTS
+    if not path.is_file():
+        return []
+    return [_suspect(fields) for fields in json_lines.read(path) if fields.get("split") == "train"]
+
+
+def _suspect(fields: Mapping[str, object]) -> ReviewRow:
+    """A line of `suspects.jsonl` as a candidate: its label is what a person judges."""
+    messages = fields.get("messages")
+    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    if turns and turns[-1].get("role") == "assistant":
+        turns = turns[:-1]
+    row = CollectedRow(str(fields.get("id")), "", turns, str(fields.get("label")), chosen="suspect")
+    return ReviewRow(row, "suspect", proposed=str(fields.get("proposed") or ""))
+
+
+def held_out_texts(folder: Path) -> frozenset[str]:
+    """The normalised inputs of the held-out records of a prepared data set."""
+    files = (folder / f"{split}.jsonl" for split in SPLITS if split != "train")
+    return frozenset(minhash.normalise(record.input) for file in files for record in read_records(file))

@@ -1,0 +1,96 @@
+"""The queue as a file for a spreadsheet, and the decisions that come back in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import atomic
+from slmctl.console import percent
+from slmctl.errors import DataError
+from slmctl.review.review_rows import ReviewRow
+from slmctl.review.session import MODE, DecisionRefusedError, ReviewSession
+from slmctl.sources.rows import as_csv, columns_of, read_rows
+
+ANSWER = "reviewed_answer"
+COLUMNS = ("id", "chosen", "text", "answer", "confidence", "likeliest", "general_answer", "shadow_answer", ANSWER)
+SKIP = "-"  # in the column of the answer: the row is skipped
+_FORMULA = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # as `as_csv` writes what a spreadsheet would compute
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """The decisions of a spreadsheet.
+
+    Attributes:
+        accepted, corrected, skipped, unchanged: Rows of each decision; `unchanged` stood in the reviewed file before.
+        empty: Rows without a decision.
+        refused: A sentence for each row that was not taken.
+    """
+
+    accepted: int
+    corrected: int
+    skipped: int
+    unchanged: int
+    empty: int
+    refused: tuple[str, ...]
+
+
+def write(path: Path, queue: Sequence[ReviewRow]) -> int:
+    """Write a queue as CSV with a mark of UTF-8, which spreadsheets look for; returns the number of rows."""
+    text = as_csv([_cells(candidate) for candidate in queue], columns=COLUMNS, line_end="\r\n")
+    with atomic.file(path, MODE) as draft:
+        draft.write_bytes(text.encode("utf-8-sig", "replace"))
+    return len(queue)
+
+
+def _cells(candidate: ReviewRow) -> dict[str, str]:
+    row = candidate.row
+    ranked = sorted(row.labels.items(), key=lambda item: -item[1])[:5]
+    likeliest = [f"{label} {percent(share)}" for label, share in ranked] or [f for f in [candidate.proposed] if f]
+    return {
+        "id": candidate.id, "chosen": candidate.chosen, "text": row.text, "answer": candidate.before,
+        "confidence": "" if row.confidence is None else f"{row.confidence:.3f}", "likeliest": "; ".join(likeliest),
+        "general_answer": row.general_answer, "shadow_answer": row.shadow or "", ANSWER: "",
+    }  # fmt: skip
+
+
+def read(path: Path, session: ReviewSession, *, reviewer: str) -> ReadBack:
+    """Take the decisions of a spreadsheet, row by row; a row that is refused stops no other.
+
+    The column `reviewed_answer` holds the right answer, the model's own where that is right, or `-` to skip the row.
+
+    Args:
+        path: CSV or a workbook, as any source may be written.
+        session: The session that takes them.
+        reviewer: The name beside each.
+
+    Raises:
+        DataError: The file cannot be read, or lacks a column.
+        OSError: A decision could not be written.
+    """
+    missing = [name for name in ("id", ANSWER) if name not in columns_of(path)]
+    if missing:
+        raise DataError(
+            f"{path.name} has no column '{missing[0]}'", hint=f"slmctl review --csv {path.name}, in a new file"
+        )
+    counts = dict.fromkeys(("accepted", "corrected", "skipped", "unchanged"), 0)
+    empty, refused = 0, []
+    for row in read_rows(path):
+        id, answer = (str(row.columns.get(name) or "").strip() for name in ("id", ANSWER))
+        if row.fault:
+            refused.append(f"row {row.number}: {row.fault}")
+        elif not answer:
+            empty += 1
+        else:
+            try:
+                counts[session.decide(reviewer, _plain(id), None if answer == SKIP else _plain(answer))] += 1
+            except DecisionRefusedError as error:
+                refused.append(f"row {row.number}: {error.message}")
+    return ReadBack(**counts, empty=empty, refused=tuple(refused))
+
+
+def _plain(text: str) -> str:
+    """A cell without the apostrophe that keeps it from being computed."""
+    return text[1:] if text.startswith(_FORMULA) else text

@@ -1,0 +1,372 @@
+"""The page of slmctl review in Debian's chromium: by keyboard, for every kind of task, with real files behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from support import TESTS, production, tiny
+from support.browser import CHROMIUM, Browser
+from support.production import collected
+from support.reported import HOSTILE
+
+from slmctl.production.records import Review
+from slmctl.review.page import ReviewDesk
+from slmctl.review.review_rows import ReviewRow
+from slmctl.review.session import ReviewSession
+from slmctl.review.training_rows import TrainingRows
+from slmctl.task.contract import Task
+
+PREPARED = TESTS / "fixtures" / "0.1.0" / "prepared"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "order": {"type": "string", "title": "Order number", "description": "As on the invoice."},
+        "total": {"type": ["number", "null"]},
+        "paid": {"type": "boolean"},
+        "size": {"enum": ["small", "large"]},
+        "items": {"type": "array", "items": {"type": "object"}},
+    },
+    "required": ["order"],
+    "additionalProperties": False,
+}
+TASKS = {
+    "classify": Task("classify", "", "", labels=(*production.LABELS, "returns", "refund, other", "warranty", "praise")),
+    "extract": Task("extract", "", "", schema=SCHEMA),
+    "generate": Task("generate", "", ""),
+}
+ORDER = '{"items": [{"name": "kettle"}], "order": "A-17", "paid": false, "size": "small", "total": 12.5}'
+
+
+@contextmanager
+def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify", overlap: float = 0.0) -> Iterator[Any]:
+    """The page over a queue: its address with the token, and its session."""
+    with ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", overlap=overlap) as session:
+        desk = ReviewDesk(session, TrainingRows.of(PREPARED), "desk")
+        server = uvicorn.Server(uvicorn.Config(desk.app(), port=0, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            threading.Event().wait(0.01)
+        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        try:
+            yield f"{address}/#{desk.token}", session
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not CHROMIUM:
+        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+def visit(browser: Browser, url: str, name: str = "ann", **how: Any) -> None:
+    """Open the page as a new reviewer would: type a name, and wait for the first row."""
+    browser.open("about:blank")
+    browser.open(url, **how)
+    browser.ask("sessionStorage.clear()")
+    browser.open("about:blank")
+    browser.open(url, **how)
+    browser.wait("document.activeElement.id === 'reviewer'")
+    browser.type(name)
+    browser.press("Enter")
+    settle(browser)
+
+
+def settle(browser: Browser) -> None:
+    browser.wait("!document.body.hasAttribute('aria-busy') && !document.getElementById('desk').hidden")
+
+
+def press(browser: Browser, *keys: str) -> None:
+    """Press keys one after the other, each when the page has answered the last."""
+    for key in keys:
+        browser.press(key)
+        settle(browser)
+
+
+def text_of(browser: Browser, selector: str = "main") -> str:
+    return str(browser.ask(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+
+def lines(session: ReviewSession) -> list[Review]:
+    return list(Review.read(session.output))
+
+
+# What is asked and answered
+
+
+def test_nothing_is_said_without_the_token(tmp_path: Path) -> None:
+    with opened([ReviewRow(collected("a"), "unsure")], tmp_path) as (url, session):
+        address, _, token = url.partition("/#")
+        page = httpx.get(address)
+        assert "unsafe" not in page.headers["content-security-policy"]
+        assert "require-trusted-types-for 'script'" in page.headers["content-security-policy"]
+        assert token not in page.text and "parcel" not in page.text
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            for path in ("next", "decide", "undo"):
+                answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, json={"reviewer": "ann", "id": "a"})
+                assert (answer.status_code, "token" in answer.json()["error"]["message"]) == (401, True)
+            assert httpx.get(f"{address}/v1/review/task", headers=headers).status_code == 401
+        assert lines(session) == []
+
+
+def test_a_request_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with opened([ReviewRow(collected("a"), "unsure")], tmp_path) as (url, session):
+        address, _, token = url.partition("/#")
+        headers = {"Authorization": f"Bearer {token}"}
+        for path, body, words in (
+            ("decide", b"[]", "a request is a JSON object"),
+            ("undo", b"{", "a request is a JSON object"),
+            ("next", b"{}", "a request names its reviewer"),
+            ("decide", b'{"reviewer": "ann", "id": 1}', "a decision has the id of a row"),
+            ("decide", b'{"reviewer": "ann", "id": "a", "answer": "refunds"}', "'refunds' is not one of the 7 labels"),
+            ("decide", b'{"reviewer": "", "id": "a", "answer": "billing"}', "a reviewer has a name of 1 to 80"),
+        ):
+            answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, content=body)
+            assert (answer.status_code, words in answer.json()["error"]["message"]) == (422, True), answer.text
+        assert lines(session) == []
+
+
+# In the browser
+
+SCRIPT = """(async (count) => {
+  const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const settled = async () => {
+    while (document.body.hasAttribute("aria-busy")) await new Promise((next) => setTimeout(next, 0));
+  };
+  for (let k = 0; k < count; k++) {
+    press(k % 10 === 3 ? "2" : k % 10 === 7 ? "s" : "Enter");
+    await settled();
+  }
+  window.ended = true;
+})(200)"""
+
+
+def test_200_rows_are_decided_by_a_script_at_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+    queue = [
+        ReviewRow(collected(f"r{k}", f"where is my parcel {k}", labels={"billing": 0.7, "account": 0.2}), "unsure")
+        for k in range(200)
+    ]
+    with opened(queue, tmp_path) as (url, session):
+        visit(browser, url)
+        browser.ask(f"void {SCRIPT}")
+        browser.wait("window.ended")
+        assert "Nothing is left to decide." in text_of(browser)
+        assert "200 of 200 rows" in text_of(browser, "#figures")
+        assert browser.complaints == []
+        assert {request.split("/", 3)[3] for request in browser.requests if request.startswith("http")} <= {
+            "", "v1/review/task", "v1/review/next", "v1/review/decide",
+        }  # fmt: skip
+        reviews = lines(session)
+    assert [review.id for review in reviews] == [candidate.id for candidate in queue]
+    assert Counter(review.decision for review in reviews) == {"accepted": 160, "corrected": 20, "skipped": 20}
+    assert {review.after for review in reviews if review.decision == "corrected"} == {"account"}
+    assert {review.reviewer for review in reviews} == {"ann"}
+
+
+def test_every_key_does_what_it_says(browser: Browser, tmp_path: Path) -> None:
+    row = collected("r0", "my parcel tracking is broken", labels={"billing": 0.61, "account": 0.3}, confidence=0.61)
+    queue = [ReviewRow(row, "unsure")]
+    queue += [ReviewRow(collected(f"r{k}", general_answer="delivery"), "disagreement") for k in range(1, 8)]
+    with opened(queue, tmp_path) as (url, session):
+        visit(browser, url)
+        shown = text_of(browser)
+        for words in ("the model is unsure", "my parcel tracking is broken", "billing", "61.0 %", "0 of 8 rows",
+                      "Nearest training rows", "delivery"):  # fmt: skip
+            assert words in shown, words
+        press(browser, "2")
+        assert lines(session)[-1].after == "account"
+        assert "General model\ndelivery" in text_of(browser, ".answers")
+        press(browser, "u")
+        assert "my parcel tracking is broken" in text_of(browser, "#row")
+        press(browser, "Enter", "s", "/")
+        assert browser.ask("document.activeElement.id") == "query"
+        browser.type("re")
+        assert browser.ask("[...document.querySelectorAll('#hits li')].map(hit => hit.innerText)") == [
+            "returns", "refund, other",
+        ]  # fmt: skip
+        press(browser, "ArrowDown", "Enter")
+        press(browser, "/", "Escape")
+        assert browser.ask("document.getElementById('search').hidden && document.activeElement.id") == "row"
+        press(browser, "9")  # no such option
+        decided = [(review.id, review.decision, review.after) for review in lines(session)]
+        assert decided == [
+            ("r0", "corrected", "account"), ("r0", "undone", ""), ("r0", "accepted", "billing"), ("r1", "skipped", ""),
+            ("r2", "corrected", "refund, other"),
+        ]  # fmt: skip
+        browser.ask("location.reload()")
+        settle(browser)  # the name is kept in the tab
+        press(browser, "Enter")
+        assert lines(session)[-1].reviewer == "ann"
+        assert browser.complaints == []
+
+
+def test_fields_are_a_form_that_is_held_to_the_schema(browser: Browser, tmp_path: Path) -> None:
+    queue = [ReviewRow(collected(f"r{k}", "order A-17", answer=ORDER), "unsure") for k in range(3)]
+    with opened(queue, tmp_path, kind="extract") as (url, session):
+        visit(browser, url)
+        assert "Order number\nAs on the invoice." in text_of(browser, "#choice")
+        press(browser, "Enter")
+        assert lines(session)[-1].decision == "accepted"
+        press(browser, "e")
+        assert browser.ask("document.activeElement.id") == "field-order"
+        browser.ask("document.activeElement.select()")
+        browser.type("B-18")
+        browser.ask("document.getElementById('field-paid').value = 'true'")
+        browser.ask("document.getElementById('field-total').value = ''")
+        press(browser, "Enter")
+        assert json.loads(lines(session)[-1].after) == {
+            "order": "B-18", "total": None, "paid": True, "size": "small", "items": [{"name": "kettle"}],
+        }  # fmt: skip
+        for value, words in (("[{]", "The field items is not JSON."), ('["kettle"]', "does not fit the schema")):
+            browser.ask(f"document.getElementById('field-items').value = {json.dumps(value)}")
+            press(browser, "Enter")
+            assert words in text_of(browser, "#fault")
+        assert len(lines(session)) == 2
+        press(browser, "s")
+        assert browser.ask("document.getElementById('fault').hidden")
+
+
+def test_a_text_is_edited_beside_what_changed(browser: Browser, tmp_path: Path) -> None:
+    queue = [ReviewRow(collected(f"r{k}", answer="It left on Monday."), "unsure") for k in range(2)]
+    with opened(queue, tmp_path, kind="generate") as (url, session):
+        visit(browser, url)
+        press(browser, "e")
+        browser.ask("document.activeElement.select()")
+        browser.type("It left late on Tuesday.")
+        assert browser.ask("[...document.querySelectorAll('#changes del')].map(part => part.innerText)") == ["Monday."]
+        inserted = browser.ask("[...document.querySelectorAll('#changes ins')].map(part => part.innerText.trim())")
+        assert inserted == ["late", "Tuesday."]
+        press(browser, "Escape", "Enter", "Enter")
+        assert [review.after for review in lines(session)] == ["It left late on Tuesday.", "It left on Monday."]
+
+
+def test_two_reviewers_agree_or_not(browser: Browser, tmp_path: Path) -> None:
+    queue = [ReviewRow(collected(f"r{k}"), "unsure") for k in range(4)]
+    with opened(queue, tmp_path, overlap=1.0) as (url, session):
+        visit(browser, url, "ann")
+        press(browser, "Enter", "2", "Enter", "2")
+        visit(browser, url, "bob")
+        press(browser, "Enter", "2", "2", "2")
+        assert "agreement (Cohen's kappa) 0.50 on 4 rows" in text_of(browser, "#figures")
+        assert session.progress().kappa == pytest.approx(0.5)
+
+
+def test_the_verdict_on_a_shadow_stands_on_the_page(browser: Browser, tmp_path: Path) -> None:
+    queue = [ReviewRow(collected(f"r{k}", shadow="account"), "shadow") for k in range(20)]
+    with opened(queue, tmp_path) as (url, _):
+        visit(browser, url)
+        assert "No row is decided yet." in text_of(browser, "#verdict")
+        press(browser, *["2"] * 12)
+        assert "The shadow is better" in text_of(browser, "#verdict")
+
+
+def test_hostile_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
+    queue = [
+        ReviewRow(collected(f"r{k}", text, general_answer=text, shadow=text), "unsure")
+        for k, text in enumerate(HOSTILE)
+    ]
+    with opened(queue, tmp_path) as (url, session):
+        visit(browser, url, width=390)
+        for _ in HOSTILE:
+            assert browser.ask("document.documentElement.scrollWidth <= 390")
+            press(browser, "Enter")
+        assert browser.ask("document.title") == "Review · desk"
+        assert browser.complaints == []
+        assert len(lines(session)) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_page_that_lost_its_server_says_so(browser: Browser, tmp_path: Path, dark: bool) -> None:
+    with opened([ReviewRow(collected("a"), "unsure")], tmp_path) as (url, session):
+        visit(browser, url, dark=dark)
+        background = browser.ask("getComputedStyle(document.body).backgroundColor")
+        assert background == ("rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)")
+    press(browser, "Enter")
+    assert "the last decision does not count" in text_of(browser, "#fault")
+    assert lines(session) == []
+
+
+# The command
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a data set and collected answers, and nothing else of a project."""
+    shared_set = tmp_path / "runs" / "prepared" / "0123456789ab"
+    shared_set.parent.mkdir(parents=True)
+    shared_set.symlink_to(PREPARED)
+    rows = [
+        collected(f"r{k}", f"text {k} about {'parcels' if k % 2 else 'passwords'}", shadow="account", uniform=k < 4,
+                  uniform_probability=0.02) for k in range(20)
+    ]  # fmt: skip
+    production.written(tmp_path / "collected" / "2026-11-25.jsonl", rows)
+    return tmp_path
+
+
+def test_the_command_serves_until_it_is_told_to_end(project: Path) -> None:
+    child = tiny.start(project, "review")
+    assert child.stdout is not None
+    url = child.stdout.readline().strip()
+    address, _, token = url.partition("/#")
+    headers = {"Authorization": f"Bearer {token}"}
+    first = httpx.post(f"{address}/v1/review/next", headers=headers, json={"reviewer": "ann"}).json()
+    body = {"reviewer": "ann", "id": first["row"]["id"], "answer": "billing"}
+    second = httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).json()
+    assert (second["progress"]["decided"], second["progress"]["total"]) == (1, 20)
+    os.kill(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 0, errors
+    assert "20 rows to review, 0 done" in errors
+    assert "1 row reviewed: 1 right, 0 corrected, 0 skipped" in errors
+    (review,) = Review.read(project / "reviewed.jsonl")
+    assert (review.id, review.decision) == (first["row"]["id"], "accepted")
+
+
+def review(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where its files lie."""
+    return tiny.slmctl(folder, "review", *args, cwd=folder)
+
+
+def test_the_command_writes_and_reads_a_spreadsheet(project: Path) -> None:
+    assert tiny.ok(review(project, "--csv", "rows.csv")) == "rows.csv"
+    text = (project / "rows.csv").read_text(encoding="utf-8-sig")
+    assert text.count("\n") == 21
+    empty = review(project, "--csv", "rows.csv")
+    assert (empty.returncode, "its column reviewed_answer is empty" in empty.stderr) == (3, True)
+    (project / "rows.csv").write_text("id,reviewed_answer\nr1,account\nr2,nonsense\n")
+    some = review(project, "--csv", "rows.csv", "--reviewer", "ann")
+    assert (some.returncode, "row 3: 'nonsense' is not one of the 3 labels" in some.stderr) == (3, True)
+    (line,) = Review.read(project / "reviewed.jsonl")
+    assert (line.id, line.after, line.reviewer) == ("r1", "account", "ann")
+    (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
+    tiny.ok(review(project, "--csv", "rows.csv", "--label", "returns"))
+    assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
+
+
+def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
+    bare = project / "bare"
+    bare.mkdir()
+    for folder, args, words, code in (
+        (bare, [], "the task of the collected answers is not known", 7),
+        (project, ["none"], "there is nothing to review: none does not exist", 2),
+        (project, ["--label", "x", "--set", "task={kind: classify, labels: [account]}"], "does not list 'x'", 2),
+        (project, ["--uniform", "2"], "is no share such as 30% or 0.3", 2),
+    ):
+        done = review(folder, *args)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
