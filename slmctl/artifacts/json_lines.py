@@ -1,7 +1,8 @@
 """Append-only files of JSON objects, a line each: what a kill tears is one line, which readers pass over.
 
-Writers take turns by a lock on the open file. `rewrite` takes lines out while others append: it replaces the file
-under that lock, and a writer that finds another file under its name goes on there, so no line is lost.
+The next writer cuts it off. Writers take turns by a lock on the open file. `rewrite` takes lines out while others
+append: it replaces the file under that lock, and a writer that finds another file under its name goes on there, so no
+line is lost.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import IO, Self
 
 from slmctl.artifacts import atomic
 from slmctl.artifacts.bounded_json import JsonObject
+
+_BLOCK = 1 << 20  # bytes that are read at once to find where a torn line begins
 
 
 class JsonLines:
@@ -44,16 +47,22 @@ class JsonLines:
         self.close()
 
     def append(self, fields: Mapping[str, object]) -> None:
-        """Add a line. One that was torn, by a kill or a full disk, is ended first.
+        """Add a line. One that a kill has torn is cut off first.
 
         Raises:
-            OSError: It could not be written, or not wholly; readers pass over what there is of it.
+            OSError: It could not be written, or not wholly; then nothing of it is there.
         """
         text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")  # a lone surrogate: \\udc80
         with self._held() as stream:
-            line = (b"\n" if _is_torn(stream.fileno()) else b"") + text + b"\n"
-            if stream.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part and says no more
+            _mend(stream.fileno())
+            size = os.fstat(stream.fileno()).st_size
+            try:
+                if stream.write(text + b"\n") != len(text) + 1:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part and says no more
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(stream.fileno(), size)
+                raise
             if self._sync:
                 os.fsync(stream.fileno())
 
@@ -157,7 +166,18 @@ def _has_name(stream: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _is_torn(descriptor: int) -> bool:
-    """True where the last line of a file has no end."""
+def _mend(descriptor: int) -> None:
+    """Cut off a last line that was torn; one that lacks nothing but its end gets that."""
     size = os.fstat(descriptor).st_size
-    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        step = min(start, _BLOCK)
+        start -= step
+        tail = os.pread(descriptor, step, start) + tail
+    line = tail.rpartition(b"\n")[2]
+    if _read_line(line) is None:
+        os.ftruncate(descriptor, size - len(line))
+    else:
+        os.write(descriptor, b"\n")

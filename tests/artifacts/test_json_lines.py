@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,37 @@ def numbers(path: Path) -> list[int]:
     return [int(fields["n"]) for fields in json_lines.read(path)]
 
 
-def test_a_torn_line_is_ended_and_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 7])
+def test_a_torn_line_is_passed_over_and_cut_off_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(json_lines, "_BLOCK", block)
     path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 0, "text": "torn from the fir')
     with JsonLines(path) as lines:
         lines.append({"n": 1})
         with path.open("a") as torn:  # another writer, which a kill ended
             torn.write('{"n": 2, "text": "wh')
+        assert numbers(path) == [1]
         lines.append({"n": 3, "text": "\udc80"})
-    assert path.read_text().splitlines()[1:2] == ['{"n": 2, "text": "wh']
-    assert numbers(path) == [1, 3]
+        with path.open("a") as edited:  # by hand, without an end
+            edited.write('{"n": 4}')
+        lines.append({"n": 5})
+    assert numbers(path) == [1, 3, 4, 5]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_disk_that_takes_a_part_of_a_line_keeps_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    code = (
+        "import resource, sys; from pathlib import Path; from slmctl.artifacts.json_lines import JsonLines\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); lines = JsonLines(Path(sys.argv[1]))\n"
+        "lines.append({'n': 1})\n"
+        "try:\n    lines.append({'n': 2, 'text': 'x' * 200})\n"
+        "except OSError as error:\n    lines.append({'n': 3, 'error': error.errno})\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
 
 
 def test_a_full_disk_is_an_error_and_the_file_goes_on_after_it(tmp_path: Path) -> None:
