@@ -37,8 +37,11 @@ KEYS = "/run/keys"  # where the folder with the hashes of the clients' keys is m
 KEY_ENV = "VLLM_API_KEY"  # what vLLM reads its key from, and the gateway too
 GB = 1 << 30
 KINDS = ("compose", "kubernetes", "vllm")
-# Settings that stay here: a policy is fitted on one GGUF file, and the others are of no use without it.
-LEFT_OUT = ("policy", "generalist", "prices", "decision_log", "detector")
+# Settings that stay here: a policy is fitted on one GGUF file, others are of no use without it, and files of this
+# machine are none of another.
+LEFT_OUT = (
+    "policy", "generalist", "prices", "decision_log", "detector", "collect", "shadow", "training_rows",
+)  # fmt: skip
 STOP_S = 10  # that a process has to end beyond the time that its running answers get
 SHARED = ("README.md",)
 FILES = {
