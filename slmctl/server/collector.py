@@ -80,6 +80,7 @@ class Answered:
 @dataclass(frozen=True)
 class _Row:
     row: CollectedRow
+    id: str
     question: str = field(repr=False)
     questions: Questions | None = None
 
@@ -187,17 +188,17 @@ class Collector:
             row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
             uniform_probability=self.settings.kept,
         )  # fmt: skip
-        item = _Row(chosen, question, questions)
+        item = _Row(chosen, id, question, questions)
         with self._lock:
             full = self._characters + item.characters > WAITING_CHARACTERS or not self._thread.is_alive()
             if not full:
                 self._characters += item.characters
-        if full or not self._put(item):
+        if full:
             self._lose()
-            return
-        with self._lock:
-            if (answered := self._ids.get(id)) is not None:
-                answered.collected = True
+        elif not self._put(item):
+            with self._lock:
+                self._characters -= item.characters
+            self._lose()
 
     def drop(self, reason: str) -> None:
         """Count an answer that is never collected, for one of DROPPED."""
@@ -216,7 +217,7 @@ class Collector:
         cleared = messages[0]["content"] if messages is not None else None
         return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
 
-    def say(self, id: str, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
+    def say(self, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
         """Write feedback down; the same word again is not written twice. False where it could not be written."""
         written: Future[bool] = Future()
         if answered.last == (ok, answer):
@@ -329,6 +330,8 @@ class Collector:
             return
         with self._lock:
             self._collected[row.chosen] += 1
+            if (answered := self._ids.get(item.id)) is not None and answered.row == row.id:
+                answered.collected = True
 
     def _append_word(self, line: Feedback) -> bool:
         try:

@@ -75,7 +75,7 @@ async def take(http: HttpRequest) -> Response:
         answer = await asyncio.to_thread(collector.cleared, answer)
         if answer is None:
             raise BadRequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
-    written = collector.say(id, answered, ok=ok, answer=answer, key=key.name)
+    written = collector.say(answered, ok=ok, answer=answer, key=key.name)
     try:
         done = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), WRITE_S)
     except TimeoutError:
@@ -101,8 +101,10 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
         raise BadRequestError("'ok' must be true or false", "ok")
     if isinstance(answer, dict):
         answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
-    if answer is not None and not isinstance(answer, str):
-        raise BadRequestError("'answer' must be a text, or an object for a task of kind extract", "answer")
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise BadRequestError(
+            "'answer' must be a text that is not empty, or an object for a task of kind extract", "answer"
+        )
     if ok is None and answer is None:
         raise BadRequestError("feedback needs 'ok', 'answer' or both", "ok")
     return id, ok, answer.strip() if isinstance(answer, str) else None

@@ -138,13 +138,13 @@ def require_comparable(shadow: ServedModel, served: ServedModel) -> None:
     """
     mine, theirs = shadow.task, served.task
     for what, own, other in (
-        ("task", mine.kind, theirs.kind),
-        ("labels", sorted(mine.labels), sorted(theirs.labels)),
-        ("schema", mine.schema, theirs.schema),
+        ("another task", mine.kind, theirs.kind),
+        ("other labels", sorted(mine.labels), sorted(theirs.labels)),
+        ("another schema", mine.schema, theirs.schema),
     ):
         if own != other:
             raise UsageError(
-                f"the shadow {shadow.name} {shadow.version} has another {what} than {served.name} {served.version}, so "
+                f"the shadow {shadow.name} {shadow.version} has {what} than {served.name} {served.version}, so "
                 "their answers cannot be compared",
                 hint="name a release of the same task, or leave --shadow out",
             )

@@ -227,6 +227,46 @@ def test_the_command_ends_with_an_error_where_nothing_is_held(tmp_path: Path) ->
     assert "hint: slmctl -C PROJECT trace" in done.stderr
 
 
+# Collected and reviewed files, which hold texts
+
+KEPT = "my neighbour Jane Doe of Bristol got the parcel"
+CONFIG = "project: acme\nbase: ./base\nserve: {collect: {to: answers}}\n"
+
+
+def collected(folder: Path, *texts: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "2026-11-25.jsonl"
+    asked = [{"id": f"r{k}", "messages": [{"role": "user", "content": text}]} for k, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    return path
+
+
+def test_a_row_that_is_only_collected_is_found_and_forgotten(root: Path) -> None:
+    (root / "slmctl.yaml").write_text(CONFIG)
+    path = collected(root / "answers", KEPT, "where is my kettle")
+    found = tiny.slmctl(root, "trace", "--text", "Jane Doe of Bristol")
+    assert found.returncode == 105, found.stderr
+    assert "collected and reviewed files that hold it:\n" in found.stdout
+    assert "1  line of answers/2026-11-25.jsonl\n" in found.stdout
+    gone = tiny.slmctl(root, "trace", "--text", "Jane Doe of Bristol", "--forget", "--json")
+    assert gone.returncode == 0, gone.stderr  # no model saw it
+    assert json.loads(gone.stdout)["collected"] == [{"path": "answers/2026-11-25.jsonl", "lines": 1, "forgotten": 1}]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["r1"]
+
+
+def test_a_forgotten_row_that_models_saw_is_still_said_to_be_there(root: Path, tmp_path: Path) -> None:
+    path = collected(tmp_path / "answers", ROWS[0][2])
+    found = trace(root, text=ROWS[0][2], collected=[path.parent], forget=True)
+    assert (path.read_text(), found.found) == ("", True)
+    assert standings(found)["merged"] == Standing.TRAINED
+    assert any("1 of them removed" in line for line in lines(found))
+
+
+def test_files_alone_say_nothing_of_a_model(tmp_path: Path) -> None:
+    found = trace(tmp_path, text=STRANGER, collected=[collected(tmp_path / "answers", KEPT)])
+    assert (found.found, found.sure) == (False, False)
+
+
 # As users run it
 
 
@@ -296,6 +336,7 @@ def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
         (["--text", "  "], "the text to trace is empty"),
         (["--text", "-"], "the text to trace is empty"),
         (["--text", "a", "--registry", "nowhere"], "does not exist"),
+        (["--text", "a", "--forget"], "there is no file to forget it in"),
     ],
     ids=str,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,7 @@ def test_a_new_day_has_a_file_of_its_own_and_old_ones_go(tmp_path: Path) -> None
     )
     found = collecting(tmp_path, days=30, now=lambda: day[0])
     give(found, "a")
-    found.say("a", found.find("a"), ok=True, answer=None, key="").result(10)  # type: ignore[arg-type]
+    found.say(found.find("a"), ok=True, answer=None, key="").result(10)  # type: ignore[arg-type]
     day[0] += datetime.timedelta(days=1)
     give(found, "b")
     found.close()
@@ -145,13 +147,13 @@ def test_a_full_disk_costs_lines_that_are_counted(tmp_path: Path) -> None:
     give(found, "lost")
     answered = found.find("lost")
     assert answered is not None
-    found.say("lost", answered, ok=True, answer=None, key="").result(10)  # the line before it has been tried
+    found.say(answered, ok=True, answer=None, key="").result(10)  # the line before it has been tried
     assert (total(found, "slmctl_collect_lost"), total(found, "slmctl_collected")) == (1, 0)
     day.unlink()
     give(found, "kept")
     (tmp_path / "collected" / FEEDBACK).unlink()
     (tmp_path / "collected" / FEEDBACK).symlink_to("/dev/full")
-    assert found.say("lost", answered, ok=False, answer=None, key="").result(10) is False
+    assert found.say(answered, ok=False, answer=None, key="").result(10) is False
     found.close()
     assert [row.id for row in rows(tmp_path)] == ["kept"]
     assert (total(found, "slmctl_collect_lost"), total(found, "slmctl_collected")) == (2, 1)
@@ -162,6 +164,25 @@ def test_rows_that_wait_are_bounded_by_their_size(tmp_path: Path) -> None:
     give(found, "huge", "x" * (module.WAITING_CHARACTERS + 1))
     found.close()
     assert total(found, "slmctl_collect_lost") == 1
+
+
+def test_more_rows_than_may_wait_are_lost_and_leave_room_for_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITING", 5)
+    monkeypatch.setattr(module, "WAITING_CHARACTERS", 2500)
+    found = collecting(tmp_path, now=lambda: NOON)
+    with (tmp_path / "collected" / "2026-11-25.jsonl").open("w") as slow:
+        fcntl.flock(slow, fcntl.LOCK_EX)  # as a disk that does not answer
+        for k in range(50):
+            give(found, f"id-{k}", "kettle " * 14)
+        assert total(found, "slmctl_collect_lost") >= 50 - 6
+    while total(found, "slmctl_collect_lost") + total(found, "slmctl_collected") < 50:
+        time.sleep(0.001)  # pytest's own limit ends one that never comes true
+    give(found, "later")
+    found.close()
+    assert [row.id for row in rows(tmp_path)][-1] == "later"
+    assert total(found, "slmctl_collect_lost") + total(found, "slmctl_collected") == 51
 
 
 def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Path) -> None:
@@ -175,8 +196,8 @@ def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Pa
         assert answered is not None
         assert found.find("nobody") is None
         for ok, answer in words:
-            assert found.say("a", answered, ok=ok, answer=answer, key="crm").result(10)
-        assert found.say("a", answered, ok=False, answer=None, key="crm").result(10)
+            assert found.say(answered, ok=ok, answer=answer, key="crm").result(10)
+        assert found.say(answered, ok=False, answer=None, key="crm").result(10)
         found.close()
     first, second = rows(tmp_path)
     assert (first.id, second.id.partition("-")[0]) == ("a", "a")

@@ -15,12 +15,13 @@ import httpx
 import pytest
 from support import disguises, endpoint, tiny
 from support.endpoint import Fake, fails, says
-from support.serving import begin, end, figure
+from support.serving import begin, end, figure, settles
 
 from slmctl.artifacts import artifact
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Policy
 from slmctl.pipeline import model_lookup
+from slmctl.production.records import CollectedRow, collected_files
 from slmctl.task.contract import Task
 
 KEY = "sk-" + "of-the-generalist"
@@ -65,6 +66,7 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             tiny_run, "serve", "--port", "0", "--policy", str(policy), "--generalist", fake.url,
             "--generalist-model", "large", "--generalist-key-env", "THE_KEY",
             "--set", f"serve.decision_log={folder / 'decisions.jsonl'}", "--set", "serve.generalist.timeout_s=5",
+            "--set", f"serve.collect={{to: {folder / 'collected'}, kept: 0%}}",
             env=tiny.environment(THE_KEY=KEY),
         )  # fmt: skip
         assert child.stdout is not None
@@ -74,6 +76,25 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=60)
         assert (child.returncode, KEY in stderr) == (0, False), stderr
+
+
+def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid: Hybrid) -> None:
+    response = hybrid.ask("where is the parcel of my uncle")
+    id, own = response.headers["x-request-id"], response.json()["slmctl"]
+    assert settles(lambda: id in {row.id for row in collected(hybrid)}, 100)
+    row = next(row for row in collected(hybrid) if row.id == id)
+    assert (row.route, row.reason, row.chosen, row.uniform) == ("generalist", "unsure", "escalated", False)
+    assert (row.answer, row.general_answer, row.local_answer in tiny.WORDS) == ("delivery", "delivery", True)
+    assert (row.p_correct, row.local, row.probability) == (own["p_correct"], row.local_answer, 1.0)
+    assert row.novel is not None
+    assert settles(lambda: json.dumps(id) in hybrid.decisions.read_text(), 100)
+    (line,) = [line for line in hybrid.decisions.read_text().splitlines() if json.dumps(id) in line]
+    assert json.loads(line)["novel"] is row.novel
+
+
+def collected(hybrid: Hybrid) -> list[CollectedRow]:
+    files = collected_files([hybrid.decisions.parent / "collected"])
+    return [row for path in files for row in CollectedRow.read(path)]
 
 
 @pytest.fixture(scope="module")

@@ -593,6 +593,16 @@ def test_decisions_are_written_without_content(tmp_path: Path) -> None:
                              "beyond_ms", "prompt_tokens", "completion_tokens"}  # fmt: skip
 
 
+def test_a_decision_says_whether_its_question_is_new() -> None:
+    found = routing()
+
+    async def work(is_novel: Callable[[], bool] | None) -> Routed:
+        return await found.route(ASK, {}, {}, answers(event()), log=TOLD, is_novel=is_novel)
+
+    assert [run(work(lambda: True)).novel, run(work(lambda: False)).novel, run(work(None)).novel] == [True, False, None]
+    assert [line.get("novel") for line in TOLD.lines[-3:]] == [True, False, None]
+
+
 def test_a_full_disk_costs_decisions_and_no_answers() -> None:
     found = routing(decisions=Path("/dev/full"))
     with found.open():

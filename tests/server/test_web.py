@@ -29,7 +29,7 @@ from support.browser import CHROMIUM, Browser
 from support.reported import HOSTILE
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.config import ServeConfig
+from slmctl.config import CollectConfig, ServeConfig
 from slmctl.server import page, router
 from slmctl.task.contract import Task
 
@@ -64,7 +64,7 @@ class Model:
 @dataclass(frozen=True)
 class Served:
     models: dict[str, Model]
-    settings: ServeConfig = field(default_factory=lambda: ServeConfig(max_tokens=64))
+    settings: ServeConfig
 
 
 @dataclass
@@ -80,12 +80,15 @@ class Fake:
     key: str = ""
     finish: str = "stop"
     more: dict[str, str] = field(default_factory=dict)  # further models: name and kind
+    collects: bool = False
     asked: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    words: list[dict[str, Any]] = field(default_factory=list)  # feedback
     url: str = ""
 
     def app(self) -> Starlette:
         routes = [
             Route("/v1/chat/completions", self._answer, methods=["POST"]),
+            Route("/v1/feedback", self._feedback, methods=["POST"]),
             Route("/v1/models", self._models),
             *page.routes(),
         ]
@@ -95,7 +98,8 @@ class Fake:
 
     @property
     def served(self) -> Served:
-        return Served({name: Model(name, TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())})
+        models = {name: Model(name, TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())}
+        return Served(models, ServeConfig(max_tokens=64, collect=CollectConfig() if self.collects else None))
 
     def key_of(self, http: Request) -> None:
         if self.key and http.headers.get("authorization") != f"Bearer {self.key}":
@@ -110,8 +114,16 @@ class Fake:
         if self.refuse:
             status, headers, message = self.refuse
             return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
-        headers = {"x-slmctl-route": "local; reason=above_threshold"}
+        headers = {"x-slmctl-route": "local; reason=above_threshold", "x-request-id": f"id-{len(self.asked)}"}
         return StreamingResponse(self._stream(), media_type="text/event-stream", headers=headers)
+
+    async def _feedback(self, request: Request) -> Response:
+        self.key_of(request)
+        word = await request.json()
+        if word.get("answer") == "refused":
+            return JSONResponse({"error": {"message": "'answer' holds personal data"}}, status_code=400)
+        self.words.append(word)
+        return JSONResponse(word)
 
     async def _stream(self) -> AsyncIterator[str]:
         half = len(self.text) // 2
@@ -207,6 +219,7 @@ def test_the_task_is_told_as_json() -> None:
         told = httpx.get(f"{fake.url}v1/task").json()
         assert told == {
             "kind": "extract", "labels": [], "schema": SCHEMA, "name": NAME, "version": "1.0", "max_tokens": 64,
+            "feedback": False,
         }  # fmt: skip
         assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
         assert httpx.get(f"{fake.url}v1/task", params={"model": "default"}).json() == told
@@ -320,6 +333,53 @@ def test_a_category_has_its_confidence_and_what_came_next(browser: Browser, labe
         ask(browser, " once more")
         assert browser.ask("document.querySelectorAll('.best').length") == 1
         assert [len(body["messages"]) for body, _ in fake.asked] == [1, 1]
+
+
+def test_a_reader_says_by_the_keyboard_whether_an_answer_is_right(browser: Browser) -> None:
+    with faking("classify", text="delivery", collects=True) as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        group = "document.querySelector('.verdict')"
+        assert browser.ask(f"[{group}.role, {group}.ariaLabel]") == ["group", "Is this answer right?"]
+        browser.ask(f"{group}.querySelector('button').focus()")
+        browser.press("Space")  # right
+        browser.wait(f"{group}.querySelector('[aria-pressed=true]')?.textContent === 'Right'")
+        browser.press("Tab")
+        browser.press("Space")  # no, wrong
+        browser.wait(f"{group}.querySelector('select')")
+        assert browser.ask("document.activeElement.tagName") == "SELECT"
+        assert browser.ask(f"[...{group}.querySelectorAll('option')].map(o => o.value)") == ["billing", "returns"]
+        browser.ask(f"{group}.querySelector('select').value = 'returns'")
+        browser.press("Tab")
+        browser.press("Enter")
+        browser.wait(f"{group}.querySelector('[role=status]').textContent.includes('right answer')")
+        assert not browser.ask(f"!!{group}.querySelector('form')")
+        assert browser.ask(f"{group}.querySelector('[aria-pressed=true]').textContent") == "Wrong"
+        assert fake.words == [
+            {"request_id": "id-1", "ok": True},
+            {"request_id": "id-1", "ok": False},
+            {"request_id": "id-1", "ok": False, "answer": "returns"},
+        ]
+        assert browser.complaints == []
+
+
+def test_a_text_that_would_be_right_begins_with_the_answer_and_a_refusal_is_said(browser: Browser) -> None:
+    with faking("generate", text="It left.", collects=True) as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        browser.ask("document.querySelectorAll('.verdict button')[1].click()")
+        browser.wait("document.activeElement.value === 'It left.'")
+        browser.ask("document.activeElement.value = 'refused'")
+        browser.ask("document.querySelector('.better').requestSubmit()")
+        browser.wait("document.querySelector('.verdict [role=status]').textContent.includes('personal data')")
+        assert fake.words == [{"request_id": "id-1", "ok": False}]
+
+
+def test_where_nothing_is_collected_nobody_asks_for_a_word(browser: Browser) -> None:
+    with faking("classify", text="delivery") as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        assert not browser.ask("!!document.querySelector('.verdict')")
 
 
 def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
