@@ -324,7 +324,7 @@ class Collector:
         try:
             if self._file is None:
                 self._file = JsonLines(self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False)
-            self._file.append(row.to_json())
+            self._file.append({**row.to_json(), "answer": row.answer})  # an empty one is an answer too
         except OSError:
             self._lose()
             return

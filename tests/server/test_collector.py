@@ -81,6 +81,13 @@ def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
 MAIL = "write to jane.doe@gmail.com, the kettle is for jane.doe@gmail.com"
 
 
+def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
+    found = collecting(tmp_path)
+    give(found, "a", answer="")
+    found.close()
+    assert [(row.id, row.answer) for row in rows(tmp_path)] == [("a", "")]
+
+
 def test_what_is_sensitive_is_left_out(tmp_path: Path) -> None:
     found = collecting(tmp_path)
     give(found, "question", MAIL)
