@@ -1,0 +1,88 @@
+"""Rows that people decided -> the accuracy of all traffic, with an interval.
+
+A row that was drawn with probability p stands for 1 / p rows of the traffic (Horvitz and Thompson 1952); shares are
+ratios of such sums (Hajek 1971). Rows that were drawn by chance alone have an exact interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from slmctl.metrics.statistics import error_bound, exact_interval
+
+
+@dataclass(frozen=True)
+class WeightedShare:
+    """A share of all traffic, as rows that were drawn from it show it.
+
+    Attributes:
+        rows: Number of rows.
+        right: Number of right ones among them.
+        share: Of all traffic, the right ones, 0 to 1; NaN without rows.
+        low, high: The interval of the share; (0, 1) without rows.
+    """
+
+    rows: int
+    right: int
+    share: float
+    low: float
+    high: float
+
+
+def weighted_share(right: Sequence[bool], probabilities: Sequence[float], confidence: float = 0.95) -> WeightedShare:
+    """The share of right answers in the traffic that rows were drawn from by chance.
+
+    The interval is that of Clopper and Pearson (1934). It is exact where all rows were drawn with one probability.
+    Where that changed in between, it is taken at the number of equally drawn rows that would be as informative (Kish
+    1965; Korn and Graubard 1998, Survey Methodology 24), rounded to the safe side.
+
+    Args:
+        right: Which rows are right.
+        probabilities: With which each was drawn, above 0 and up to 1.
+        confidence: Of the interval.
+    """
+    n, hits = len(right), sum(right)
+    if n == 0:
+        return WeightedShare(0, 0, math.nan, 0.0, 1.0)
+    weights = 1 / np.array(probabilities, dtype=np.float64)
+    if np.ptp(weights) < 1e-9 * weights[0]:
+        return WeightedShare(n, hits, hits / n, *exact_interval(hits, n, confidence))
+    share = float(weights @ np.array(right, dtype=np.float64) / weights.sum())
+    as_many = max(1, math.floor(float(weights.sum() ** 2 / (weights**2).sum()) + 1e-9))
+    low, _ = exact_interval(math.floor(share * as_many), as_many, confidence)
+    _, high = exact_interval(math.ceil(share * as_many), as_many, confidence)
+    return WeightedShare(n, hits, share, low, high)
+
+
+def wrong_bound(right: Sequence[bool], confidence: float = 0.95) -> float:
+    """The exact upper bound of the share of wrong answers, of rows that were drawn with one probability."""
+    return error_bound(len(right) - sum(right), len(right), confidence)
+
+
+def post_stratified(right: Sequence[bool], strata: Sequence[int], sizes: Sequence[float]) -> float:
+    """The share of right answers in the traffic, from rows that were picked within strata.
+
+    Picked rows are taken for typical of their stratum, which leaves a bias where they were picked as difficult ones of
+    it; so this share has no interval. A stratum without a row is left out, and those that remain are its whole.
+
+    Args:
+        right: Which rows are right.
+        strata: The stratum of each row, from 0.
+        sizes: The size of each stratum in the traffic.
+
+    Returns:
+        0 to 1; NaN without rows.
+    """
+    size: npt.NDArray[np.float64] = np.array(sizes, dtype=np.float64)
+    places = np.array(strata, dtype=np.int64)
+    rows = np.bincount(places, minlength=len(size))
+    hits = np.bincount(places, weights=np.array(right, dtype=np.float64), minlength=len(size))
+    there = rows > 0
+    if not there.any() or size[there].sum() <= 0:
+        return math.nan
+    return float((size[there] * hits[there] / rows[there]).sum() / size[there].sum())
