@@ -1,0 +1,74 @@
+"""The figures that a served model had when it was measured: those of its policy and of the latest report on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.escalation_policy import Policy
+from slmctl.reports.evaluation_report import EvaluationReport, parse_report
+
+
+@dataclass(frozen=True)
+class MeasuredFigures:
+    """The figures that were measured before; each None where nobody did.
+
+    Attributes:
+        policy: Where the policy lies; empty without one.
+        accuracy: Of the calibration rows in scope.
+        kept: Of the calibration rows.
+        rows: Number of rows that tested the policy.
+        max_error: Largest share of wrong answers among kept ones that the policy was fitted for.
+        report: The task's primary metric on the test rows of the latest report.
+        report_metric: Its name.
+        report_rows: Number of its rows.
+    """
+
+    policy: str = ""
+    accuracy: float | None = None
+    kept: float | None = None
+    rows: int = 0
+    max_error: float | None = None
+    report: float | None = None
+    report_metric: str = ""
+    report_rows: int = 0
+
+
+def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
+    """The figures of a policy and of the latest report on the file that it is for.
+
+    Args:
+        root: The project's folder.
+        policy: A policy; the newest below `root/runs/` by default.
+
+    Raises:
+        IntegrityError: There is no policy at the path, or it is not valid.
+    """
+    made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
+    policies = [entry.path for entry in made if entry.kind == "policy"]
+    path = root / policy if policy is not None else policies[-1] if policies else None
+    fitted = Policy.read(path) if path is not None else None
+    name, figure, rows = _reported(made, fitted.gguf if fitted is not None else "")
+    if fitted is None:
+        return MeasuredFigures(report=figure, report_metric=name, report_rows=rows)
+    return MeasuredFigures(
+        str(path), fitted.figures.get("accuracy"), fitted.figures.get("kept"), fitted.figures.get("tested_on", 0),
+        fitted.figures.get("max_error"), figure, name, rows,
+    )  # fmt: skip
+
+
+def _reported(made: Sequence[Artifact], gguf: str) -> tuple[str, float | None, int]:
+    """The primary metric of the latest report, its value for a file (its best model without one), and its rows."""
+    for entry in reversed(made):
+        if entry.kind == "report":
+            report: EvaluationReport = parse_report(entry.metrics, where=f"the manifest of {entry.path}")
+            models = report["models"]
+            of_file = [name for name, model in models.items() if gguf and model.get("sha256") == gguf]
+            name = of_file[0] if of_file else "" if gguf else report["focus"]
+            if name in models:
+                metric = report["primary_metric"]
+                return metric, models[name]["metrics"][metric], models[name]["n"]
+    return "", None, 0
