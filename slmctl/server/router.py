@@ -53,6 +53,9 @@ FAMILIES = {  # name: kind, help
     "slmctl_generalist_cost": ("counter", "Price of the general model's answers that were used."),
     "slmctl_avoided_cost": ("counter", "What the general model would have cost for the answers given here."),
     "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
+    "slmctl_p_correct_sum": ("counter", "Sum of p_correct over judged answers: how many of them should be right."),
+    "slmctl_p_correct_count": ("counter", "Local answers that the policy judged."),
+    "slmctl_novelty": ("counter", "Questions by whether a training row is like them, where that is known."),
     "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
     "slmctl_decisions_dropped": ("counter", "Decisions that the file of decisions did not take."),
 }  # fmt: skip
@@ -132,6 +135,8 @@ class Router:
         self._routed: Counter[tuple[str, str]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._generalist_s = 0.0
+        self._p_correct_sum, self._p_correct_count = 0.0, 0
+        self._novelty: Counter[bool] = Counter()
         search_process.find([""], engine=detector, timeout_s=LOOK_S)  # a missing detector is named at the start
 
     @classmethod
@@ -354,6 +359,11 @@ class Router:
         self._tokens[routed.route, "prompt"] += routed.prompt_tokens
         self._tokens[routed.route, "completion"] += routed.completion_tokens
         self._generalist_s += reply.seconds if reply is not None else 0.0
+        if routed.p_correct is not None:
+            self._p_correct_sum += routed.p_correct
+            self._p_correct_count += 1
+        if routed.novel is not None:
+            self._novelty[routed.novel] += 1
 
     def _note(
         self,
@@ -393,6 +403,9 @@ class Router:
                 for route in ("local", "generalist") for kind in ("prompt", "completion")
             ],
             "slmctl_generalist_seconds": [({}, self._generalist_s)],
+            "slmctl_p_correct_sum": [({}, self._p_correct_sum)],
+            "slmctl_p_correct_count": [({}, float(self._p_correct_count))],
+            "slmctl_novelty": [({"novel": str(novel).lower()}, float(self._novelty[novel])) for novel in (False, True)],
             "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
             "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
         }  # fmt: skip

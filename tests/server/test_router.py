@@ -655,6 +655,10 @@ def test_figures_count_both_routes_and_the_savings() -> None:
     assert figures["slmctl_generalist_cost"] == [({"currency": "EUR"}, 11 + 2 * 3)]
     assert figures["slmctl_avoided_cost"] == [({"currency": "EUR"}, 2 * (20 + 2 * 3))]
     assert figures["slmctl_savings"][0][1] == pytest.approx(2 * (20 + 2 * 3))
+    assert figures["slmctl_p_correct_count"] == [({}, 3.0)]
+    judged = [found.policy.judge(event(sure=sure), "billing").p_correct for sure in (0.99, 0.99, 0.6)]
+    assert figures["slmctl_p_correct_sum"][0][1] == pytest.approx(sum(judged))
+    assert figures["slmctl_novelty"] == [({"novel": "false"}, 0.0), ({"novel": "true"}, 0.0)]
 
 
 def test_every_reason_is_of_the_closed_set() -> None:
