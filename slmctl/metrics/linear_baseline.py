@@ -5,14 +5,16 @@ scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 NAME = "tfidf_logistic"  # in reports and gates
 BASELINES = {  # of each task kind, by their names there
@@ -77,26 +79,18 @@ def fit(
         chosen: The label of each of these.
         strengths: Inverse regularisations to choose from.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     common = most_frequent(labels)
     if len(set(labels)) < 2:
         return LinearModel(common)
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    try:
-        rows = vectorizer.fit_transform(texts)  # (rows, features), sparse
-    except ValueError:  # no text has a word of two letters
+    made = _vectorized(texts)
+    if made is None:
         return LinearModel(common)
-    if rows.shape[1] * len(set(labels)) <= SMALL:
-        solver: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000}
-    else:
-        rows = rows.astype(np.float32)
-        solver = {"solver": "sag", "tol": 1e-3, "max_iter": 200, "random_state": 0}
+    vectorizer, rows = made
+    rows, solver = _solver(rows, len(set(labels)), tolerance=1e-3)
     others, references = vectorizer.transform(choosing), np.array(chosen)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 passes are enough to predict with
+    with _unconverged():
         best, most = (strengths[0], None), -1
         for strength in strengths:  # one after the other, since many labels make a model of a GB
             model = LogisticRegression(C=strength, **solver).fit(rows, labels)
@@ -104,3 +98,73 @@ def fit(
             if right > most:  # of equals the first
                 best, most = (strength, model), right
     return LinearModel(common, vectorizer, best[1], best[0])
+
+
+def out_of_fold(
+    texts: Sequence[str], labels: npt.NDArray[np.int64], *, folds: int, strength: float
+) -> npt.NDArray[np.float32] | None:
+    """The probability of every label for each text, by a model that was trained on the texts of the other folds.
+
+    The rows of a label are dealt out to the folds in order, so equal rows give equal folds.
+
+    Args:
+        texts: The texts.
+        labels: (n,) the label of each, numbered from 0 without a gap; each has at least `folds` rows.
+        folds: Number of models.
+        strength: Their inverse regularisation.
+
+    Returns:
+        (n, labels); None where no text has a word of two letters.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    made = _vectorized(texts)  # of all texts: the weight of a word follows from the texts alone, not from labels
+    if made is None:
+        return None
+    count = int(labels.max()) + 1
+    rows, solver = _solver(made[1], count, tolerance=1e-2)  # a third less time, and no other suspects come of it
+    chances = np.zeros((len(texts), count), np.float32)
+    fold = _dealt(labels, folds)
+    with _unconverged():
+        for k in range(folds):
+            model = LogisticRegression(C=strength, **solver).fit(rows[fold != k], labels[fold != k])
+            chances[fold == k] = model.predict_proba(rows[fold == k])
+    return chances
+
+
+def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
+    """The fold of each row, (n,): the rows of a label in turn, each label beginning with another fold."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    rank = np.empty(len(labels), np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turn: npt.NDArray[np.int64] = (rank + labels) % folds
+    return turn
+
+
+def _vectorized(texts: Sequence[str]) -> tuple[Any, Any] | None:
+    """TF-IDF of words and word pairs, with the sparse rows `(texts, features)`; None where no text has a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    try:
+        return vectorizer, vectorizer.fit_transform(texts)
+    except ValueError:  # no text has a word of two letters
+        return None
+
+
+def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str, Any]]:
+    """The rows in the type of the solver that takes least time, and its settings."""
+    if rows.shape[1] * labels <= SMALL:
+        return rows, {"solver": "lbfgs", "max_iter": 2000}
+    return rows.astype(np.float32), {"solver": "sag", "tol": tolerance, "max_iter": 200, "random_state": 0}
+
+
+@contextlib.contextmanager
+def _unconverged() -> Iterator[None]:
+    """Pass over the warning of a solver that stops early: 200 passes are enough to predict with."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield

@@ -42,6 +42,11 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
         "linear": {
             "rows": 27, "right": 20, "accuracy": 0.7407, "interval": [0.553, 0.868], "trained_on": 100, "train": 213,
         },
+        "suspects": {
+            "rows": 2, "measured": 200, "train": 213, "agreement": 0.9,
+            "pairs": [{"label": names[0], "proposed": text, "rows": 2}],
+            "examples": [{"row": place, "label": names[0], "proposed": text, "score": 0.912}] * 2,
+        },
         "odd_answers": {"empty": 0, text: 2},
         "sensitive": [{"kind": text, "rule": text, "column": text, "action": "keep", "count": 12}],
         "sensitive_rows": 11, "sensitive_searched": [text],

@@ -17,6 +17,7 @@ from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of
 from slmctl.stages.prepare.linear_model import LinearFacts
 from slmctl.stages.prepare.record_reader import ReadingPlan
 from slmctl.stages.prepare.record_table import RecordTable
+from slmctl.stages.prepare.suspects import SuspectFacts
 from slmctl.task.records import SPLITS
 
 OVERLAPS = 10  # examples of overlap in each split that the manifest names
@@ -151,6 +152,7 @@ class PrepareFacts(TypedDict, total=False):
     renamed_labels: list[RenamedLabel]
     swapped: Swapped | None
     linear: LinearFacts | None
+    suspects: SuspectFacts | None
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
     sensitive_rows: int

@@ -54,8 +54,8 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
         console.say("  no linear baseline: it needs scikit-learn, pip install 'slmctl[evaluate]'")
         return None
     most = max(1, min(ROWS, WORK // labels))
-    learned = _sample(out / "train.jsonl", train, most)
-    measured = _sample(out / "validation.jsonl", validation, MEASURED)
+    learned = sample(out / "train.jsonl", train, most)
+    measured = sample(out / "validation.jsonl", validation, MEASURED)
     references = [record.answer for record in measured]
     texts = [record.input for record in measured]
     model = linear_baseline.fit(
@@ -73,11 +73,18 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
     }
 
 
-def _sample(path: Path, count: int, most: int) -> Sequence[Record]:
-    """Records of a file at even distances, at most so many and so many characters; a long one costs others."""
+def sample(path: Path, count: int, most: int, characters: int = CHARACTERS) -> Sequence[Record]:
+    """Records of a file at even distances, at most so many and so many characters; a long one costs others.
+
+    Args:
+        path: A split.
+        count: Number of its records.
+        most: Largest number of records.
+        characters: Largest number of characters of their lines.
+    """
     places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     with path.open("rb") as stream:
         lines = [line for number, line in enumerate(stream) if number in places]
     size = sum(map(len, lines))
-    step = max(1, -(-size // CHARACTERS))
+    step = max(1, -(-size // characters))
     return [Record.from_json(json.loads(line)) for line in lines[::step]]

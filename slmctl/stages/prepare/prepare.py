@@ -31,6 +31,7 @@ from slmctl.stages.prepare import (
     report_findings,
     report_page,
     source_forms,
+    suspects,
 )
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
@@ -55,7 +56,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
 
     Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl` lists
     records that are nearly the same or contradict each other, `overlap.jsonl` held-out records that share a run of
-    words with training, `rows.bin` holds the hashes that `trace` looks up.
+    words with training, `rows.bin` holds the hashes that `trace` looks up, and of `classify` `suspects.jsonl` lists
+    training records whose label looks wrong.
 
     The accepted rows of `labelled` are one more source, all for training: what is measured with is people's alone.
 
@@ -93,6 +95,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
             collected["linear"] = linear_model.measure(
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
+            collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
         report_page.write(out, {**collected, "base": Base.read(base.path).name})
         if fault is not None:
             raise fault

@@ -26,6 +26,7 @@ def notices(facts: PrepareFacts) -> Iterator[Notice]:
     yield from _slips(facts)
     yield from _unusable(facts)
     yield from _conflicts(facts)
+    yield from _suspects(facts)
     yield from _overlap(facts)
     yield from _wide_interval(facts)
     yield from _few_test_rows(facts)
@@ -132,6 +133,22 @@ def _conflicts(facts: PrepareFacts) -> Iterator[Notice]:
             "Settling them is the cheapest way to a better model.",
             "warn",
             "Duplicates and conflicts",
+        )
+
+
+def _suspects(facts: PrepareFacts) -> Iterator[Notice]:
+    suspects = facts.get("suspects")
+    if suspects and suspects["rows"]:
+        named = "; ".join(
+            f"“{pair['label'][:60]}”, perhaps “{pair['proposed'][:60]}” ({pair['rows']:,})"
+            for pair in suspects["pairs"][:3]
+        )
+        more = "; …" if len(suspects["pairs"]) > 3 else ""
+        yield Notice(
+            f"{count(suspects['rows'], 'label')} {either(suspects['rows'], 'looks', 'look')} wrong: {named}{more}. "
+            "slmctl review shows them, the worst first.",
+            "warn",
+            "Suspected labels",
         )
 
 

@@ -29,6 +29,7 @@ from slmctl.reports.svg_chart import Bar
 from slmctl.stages.prepare import report_findings
 from slmctl.stages.prepare.facts import OverlapFacts, PrepareFacts, SplitFacts
 from slmctl.stages.prepare.fates import RowPlace
+from slmctl.stages.prepare.suspects import CREDIBLE
 from slmctl.task.records import SPLITS
 
 Cells = list[list[str | Cell]]
@@ -69,7 +70,7 @@ def _page(facts: PrepareFacts) -> html_page.Page:
         lead = f"{len(notices)} things to look at before training."
     else:
         lead = notices[0].text if notices else "Nothing in them asks for a decision before training."
-    sections = (_rows, _sources, _cleaning, _labels, _answers, _sensitive, _same, _held_out, _lengths)
+    sections = (_rows, _sources, _cleaning, _labels, _suspects, _answers, _sensitive, _same, _held_out, _lengths)
     return html_page.Page(
         kicker=" · ".join(["Data set", *([facts["task"]] if "task" in facts else [])]),
         headline=f"{_kept(facts):,} of {count(facts['rows_in'], 'row')} can be used: "
@@ -227,6 +228,29 @@ def _rows_in(rows: dict[str, int], split: str) -> Cell:
     return Cell(
         f"{rows.get(split, 0):,}", "warn" if few else "", f"fewer than {report_findings.FEW} rows" if few else ""
     )
+
+
+def _suspects(facts: PrepareFacts) -> PageSection:
+    suspects = facts.get("suspects")
+    if not suspects:
+        return PageSection("Suspected labels", [])
+    of = "" if suspects["measured"] == suspects["train"] else f" of {suspects['train']:,}"
+    lead = (
+        f"A linear model that was trained on the other rows agrees with {percent(suspects['agreement'])} of the labels "
+        f"of {count(suspects['measured'], 'training row')}{of}, and is surer of another label than of the given one "
+        f"for {suspects['rows']:,} (confident learning). It may be wrong: nothing was changed."
+    )
+    if not suspects["rows"]:
+        knows = suspects["agreement"] >= CREDIBLE
+        sentence = "No label looks wrong." if knows else "The linear model knows too little here to doubt a label."
+        return PageSection("Suspected labels", [Notice(sentence, "good" if knows else "")], lead)
+    rows = [[pair["label"], pair["proposed"], f"{pair['rows']:,}"] for pair in suspects["pairs"]]
+    blocks: list[Block] = [Table("Labels in doubt", ["label", "perhaps", "rows"], rows[: SHOWN // 3], 2)]
+    rows = [[place(e["row"]), e["label"], e["proposed"], f"{e['score']:.2f}"] for e in suspects["examples"]]
+    note = "suspects.jsonl names every row with its text; slmctl review shows them, the worst first."
+    head, total, folded = ["row", "label", "perhaps", "score"], suspects["rows"], len(rows) > SHOWN // 2
+    blocks.append(Table("Rows to look at, the worst first", head, rows, 3, total=total, note=note, folded=folded))
+    return PageSection("Suspected labels", blocks, lead)
 
 
 def _answers(facts: PrepareFacts) -> PageSection:

@@ -458,7 +458,7 @@ def test_the_terminal_has_six_lines_of_findings_and_the_worst_first(run: Any) ->
     assert lines[0] == "! The columns look swapped: 3 different inputs have 90 different answers."
     assert lines[1].startswith("! 12 findings of personal data")
     assert lines[2].startswith("! 1 label may be a misspelling: “email” (3 rows) of “billing” (80). task.labels.map")
-    assert lines[3] == "! 7 more things to look at, in the report"
+    assert lines[3] == "! 8 more things to look at, in the report"
     assert lines[4].startswith("A linear model (TF-IDF), trained on 100 of the 213 training rows, gets 74.1 %")
     assert lines[-1] == "With 30 test rows, a score of 90 % means 74.4 % to 96.5 % (95 % interval)."
 
