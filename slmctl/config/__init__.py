@@ -20,6 +20,7 @@ from slmctl.config.prepare_section import (
 from slmctl.config.recipes import changed_keys, contents, recipe, require_path, restored
 from slmctl.config.sections import (
     FILENAME,
+    PRODUCTION,
     PSEUDONYM_KEY,
     CalibrateConfig,
     Choose,
@@ -41,6 +42,7 @@ from slmctl.config.yaml_text import listed, write_values
 
 __all__ = [
     "FILENAME",
+    "PRODUCTION",
     "PSEUDONYM_KEY",
     "STDIN",
     "CalibrateConfig",

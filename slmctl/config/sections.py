@@ -185,6 +185,8 @@ class PredictConfig(Section):
     key_env: Annotated[Text | None, Outside()] = Field(
         None, description="environment variable that holds the key of an endpoint"
     )
+    # The name in the report of a release that gates compare with; it is asked by its own task contract.
+    release: Annotated[Text, Inherited(), WhenSet()] = ""
 
 
 class Choose(Section):
@@ -226,6 +228,9 @@ class EvaluateConfig(Section):
         return self
 
 
+PRODUCTION = "production"  # in a gate: the release of this tag, in the registry of publish.to
+
+
 class Gate(Section):
     """One condition that a release must meet."""
 
@@ -233,7 +238,16 @@ class Gate(Section):
     model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
     min: float | None = Field(None, description="smallest value that passes")
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
-    against: Text | None = Field(None, description="model or baseline to compare with")
+    against: Text | None = Field(
+        None,
+        description="model or baseline to compare with; production (the release of that tag in publish.to) or "
+        "dir:REGISTRY#TAG, whose own file answers the same rows",
+    )
+    rows: Literal["old", "new"] | None = Field(
+        None,
+        description="against a release: only the rows that were in its data set (old) or that were not (new); all rows "
+        "when left out",
+    )
     max_drop: float | None = Field(
         None, ge=0, lt=1, description="largest loss against the other model; the bound of the interval must meet it"
     )
@@ -250,7 +264,15 @@ class Gate(Section):
             raise ValueError("a gate has either 'min', or 'max', or 'max_drop' or 'min_gain' with 'against'")
         if (self.against is None) != (self.max_drop is None and self.min_gain is None):
             raise ValueError("'against' comes with 'max_drop' or 'min_gain'")
+        if self.rows is not None and self.release is None:
+            raise ValueError("'rows' belongs to a gate against a release: against: production")
         return self
+
+    @property
+    def release(self) -> str | None:
+        """The release that the gate compares with: `production`, or the address of a tag; None for a model."""
+        against = self.against or ""
+        return against if against == PRODUCTION or against.startswith("dir:") else None
 
     @property
     def allowed_drop(self) -> float:
@@ -355,6 +377,18 @@ class Config(Section):
     gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
     publish: PublishConfig = Field(default_factory=PublishConfig, description="stage publish")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="the server")
+
+    @model_validator(mode="after")
+    def _compares_with_one_release(self) -> Config:
+        named = sorted({gate.release for gate in self.gates if gate.release})
+        if len(named) > 1:
+            raise ValueError(f"gates compare with {len(named)} releases ({', '.join(named)}); one can be measured")
+        if named == [PRODUCTION] and not self.publish.to.startswith("dir:"):
+            raise ValueError(
+                f"a gate compares with production, and publish.to {self.publish.to} has no tags; "
+                f"'dir:REGISTRY#{self.project}@production' names a registry in a folder"
+            )
+        return self
 
     def as_written(self) -> dict[str, Any]:
         """The config as `slmctl.yaml` would say it, every default filled in."""

@@ -170,6 +170,17 @@ class Fingerprints:
             best.values(), key=lambda m: (SPLITS_AND_REJECTED.index(m.split), not m.exact, -m.similarity, m.id)
         )
 
+    def splits_of(self, digests: Sequence[bytes]) -> list[frozenset[str]]:
+        """The splits of the records whose normalised text has each `minhash.digest`; empty for a text that none has."""
+        held: dict[bytes, set[int]] = {digest: set() for digest in digests}
+        for entries in self._entries():
+            raw = entries["digest"].tobytes()
+            for at, split in enumerate(entries["split"].tolist()):
+                splits = held.get(raw[at * DIGEST : (at + 1) * DIGEST])
+                if splits is not None:
+                    splits.add(split)
+        return [frozenset(SPLITS_AND_REJECTED[split] for split in held[digest]) for digest in digests]
+
     def _entries(self) -> Iterator[npt.NDArray[Any]]:
         with self._path.open("rb") as stream:
             stream.seek(self._start)

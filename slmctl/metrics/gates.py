@@ -15,7 +15,7 @@ from slmctl.errors import GateError, UsageError
 from slmctl.metrics.answer_metrics import SHARES
 from slmctl.metrics.statistics import drop_bound
 from slmctl.reports import scoreboard
-from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry
+from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference, ParticipantEntry, ReleaseRows
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
 
 
 def _check(gate: Gate, report: EvaluationReport) -> GateResult:
+    if gate.release is not None and gate.release not in report["models"]:
+        return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
     model = _named(gate.model, report)
     value = _metric(model, gate.metric, report)
     if gate.min is not None:
@@ -63,12 +65,15 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     other = _named(gate.against, report)
     if gate.model == gate.against:
         raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
+    if gate.rows is not None and not _part(gate, report)["n"]:
+        return GateResult(True, f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with")
     drop, most = (0.0, 0.0) if model == other else _drop(other, model, gate, report)
     bound, limit = _apart(gate.metric, most, gate.allowed_drop, show=_compared)
     amount = limit.rpartition(" ")[0]
+    where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
     text = (
         f"{gate.metric} of {model} is {f'{_compared(gate.metric, drop)} than' if drop else 'as good as'} that of "
-        f"{other}, with {percent(gate.confidence, 0)} confidence at {'least' if most < 0 else 'most'} {bound}, "
+        f"{other}{where}, with {percent(gate.confidence, 0)} confidence at {'least' if most < 0 else 'most'} {bound}, "
         f"the gate {f'requires a gain of {amount}' if gate.max_drop is None else f'allows a loss of {amount}'}"
     )
     return GateResult(most <= gate.allowed_drop, text)
@@ -123,7 +128,8 @@ def out_of_reach(gates: Sequence[Gate], rows: int) -> list[str]:
 
 def _title(gate: Gate) -> str:
     limit = f"min_gain {gate.min_gain:g}" if gate.max_drop is None else f"max_drop {gate.max_drop:g}"
-    return f"{limit} in {gate.metric} of {gate.model} against {gate.against} at confidence {gate.confidence:g}"
+    rows = f" on {gate.rows} rows" if gate.rows is not None else ""
+    return f"{limit} in {gate.metric} of {gate.model} against {gate.against}{rows} at confidence {gate.confidence:g}"
 
 
 def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float]:
@@ -133,19 +139,18 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
     holds for some levels of confidence: the next level at or above the gate's.
     """
     _metric(first, gate.metric, report)
-    pair, reverse = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
-    either = pair or reverse
-    if either is None or gate.metric not in either["metrics"]:
+    metrics, n, in_order = _differences(first, second, gate, report)
+    if gate.metric not in metrics:
         raise UsageError(
             f"a gate cannot compare {gate.metric} of {second} against {first}",
             hint="they have no rows in common, or one of them has no such metric",
         )
-    difference = either["metrics"][gate.metric]
+    difference = metrics[gate.metric]
     # a pair's difference is its second model's metric less its first's; lower is better for an error
-    sign = (-1 if pair else 1) * (-1 if gate.metric in report["lower_is_better"] else 1)
+    sign = (-1 if in_order else 1) * (-1 if gate.metric in report["lower_is_better"] else 1)
     if difference["test"] == "mcnemar":
-        lost, won = (difference["only_first"], difference["only_second"])[:: 1 if pair else -1]
-        return sign * difference["difference"] + 0.0, drop_bound(lost, won, either["n"], gate.confidence)
+        lost, won = (difference["only_first"], difference["only_second"])[:: 1 if in_order else -1]
+        return sign * difference["difference"] + 0.0, drop_bound(lost, won, n, gate.confidence)
     bounds = {float(level): value for level, value in difference["quantiles"].items()}
     levels = [level for level in bounds if level >= gate.confidence - 1e-9]
     if not levels:
@@ -155,6 +160,33 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
         )
     level = min(levels)
     return sign * difference["difference"], sign * (bounds[level] if sign > 0 else bounds[_mirror(level, bounds)])
+
+
+def _differences(
+    first: str, second: str, gate: Gate, report: EvaluationReport
+) -> tuple[Mapping[str, MetricDifference], int, bool]:
+    """The differences of two models by metric, the number of rows, and True for the second less the first."""
+    if gate.rows is not None:
+        part = _part(gate, report)
+        return part["differences"].get(second, {}), part["n"], True
+    pair, reverse = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
+    either = pair or reverse
+    return (either["metrics"], either["n"], pair is not None) if either is not None else ({}, 0, True)
+
+
+def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
+    """The figures on the old or the new rows of a release.
+
+    Raises:
+        UsageError: The report does not tell them apart.
+    """
+    release = report.get("release")
+    if release is None or gate.rows not in release["rows"]:
+        raise UsageError(
+            f"a gate asks for the {gate.rows} rows of {gate.against}, and its data set is not below runs/",
+            hint="evaluate in the project that made the release, or leave out 'rows'",
+        )
+    return release["rows"][gate.rows]
 
 
 def _mirror(level: float, bounds: Mapping[float, float]) -> float:

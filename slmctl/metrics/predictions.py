@@ -15,7 +15,7 @@ class PredictionFacts(TypedDict):
 
     `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
     resumed from an earlier run. `matmul_dtype` is the type in which layers were multiplied, None for the
-    types of a GGUF file.
+    types of a GGUF file. `release` is the project and version of a release that gates compare with.
     """
 
     model: str
@@ -31,6 +31,7 @@ class PredictionFacts(TypedDict):
     shots: NotRequired[int]
     not_sent: NotRequired[int]
     failed: NotRequired[int]
+    release: NotRequired[str]
 
 
 class Prediction(TypedDict):

@@ -17,6 +17,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
+from slmctl.pipeline import released
 from slmctl.pipeline.resolve import Project, calibration_inputs, find, predict_section, report_inputs, resolve_stage
 from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
@@ -124,7 +125,7 @@ def _tell_gates_out_of_reach(project: Project, prepared: Artifact) -> None:
     """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
     split = project.config.predict.split
     if rows := prepared.metrics.get(split, 0):
-        for sentence in gates.out_of_reach(project.config.gates, rows):
+        for sentence in gates.out_of_reach(released.checked_gates(project.config, project.root), rows):
             console.say(f"  {sentence}")
 
 

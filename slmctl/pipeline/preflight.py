@@ -22,7 +22,7 @@ from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
-from slmctl.pipeline import resolve, row_estimate, runner, stage_estimates
+from slmctl.pipeline import released, resolve, row_estimate, runner, stage_estimates
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
 from slmctl.pipeline.stage_estimates import TrainingRate, estimate
@@ -215,7 +215,7 @@ def _downloads(project: Project, names: Sequence[str], shape: ModelShape | None)
 
 def _requirements(project: Project, names: Sequence[str]) -> Iterator[Requirement]:
     """Requirements of stages that will run: what they need of this machine and of the config."""
-    for check in (_files, _gates, _packages, _converter):
+    for check in (_files, _gates, _release, _packages, _converter):
         try:
             state = check(project, names)
         except SlmctlError as error:
@@ -276,7 +276,7 @@ def _gates(project: Project, names: Sequence[str]) -> str:
     if "gguf" in settings.evaluate.models:
         participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
     for gate in settings.gates:
-        for model in filter(None, (gate.model, gate.against)):
+        for model in filter(None, (gate.model, None if gate.release else gate.against)):
             if model == "chosen" and model not in participants:
                 raise UsageError(
                     "a gate names the model 'chosen', and evaluate.choose is not set",
@@ -289,6 +289,17 @@ def _gates(project: Project, names: Sequence[str]) -> str:
                 )
     count = len(settings.gates)
     return f"{count} gates name models that are measured" if count > 1 else "the gate names a model that is measured"
+
+
+def _release(project: Project, names: Sequence[str]) -> str:
+    """The release that gates compare with, or that there is none yet.
+
+    Raises:
+        IntegrityError: It cannot be read.
+        UsageError: Several projects have such a tag.
+    """
+    compared = released.reference(project.config, project.root) if "evaluate" in names else None
+    return compared.state if compared is not None else ""
 
 
 def _packages(project: Project, names: Sequence[str]) -> str:
@@ -360,7 +371,10 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
     """Limits that an estimate must keep within: the rows that gates need, and the disk."""
     measured = "evaluate" in names and project.config.predict.split == "test"
     most = made.rows.most_test if made.rows is not None and measured else None
-    short = gates.out_of_reach(project.config.gates, most) if most is not None else []
+    short: list[str] = []
+    with contextlib.suppress(SlmctlError):  # which `release` tells
+        if most is not None:
+            short = gates.out_of_reach(released.checked_gates(project.config, project.root), most)
     if short:
         text = "; ".join(short)
         yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))

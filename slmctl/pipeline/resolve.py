@@ -16,6 +16,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
 from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.pipeline import released
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
 from slmctl.sensitive import stand_ins
@@ -339,6 +340,7 @@ def report_inputs(
 ) -> dict[str, Any]:
     """Inputs of a report: the predictions of every model, and those of the GGUF files where one is to be chosen.
 
+    Of the models of the config, the release that a gate compares with is one more.
     A report among the models stands for the predictions that it was made of, on its own data set.
 
     Raises:
@@ -359,7 +361,25 @@ def report_inputs(
     inputs["predictions"] = list(predictions.values())
     if project.config.evaluate.choose is not None and "gguf" in models:
         inputs["validation"] = [answers(request) for request in predictions_of(project, "gguf", "validation")]
+    if [*models] == project.config.evaluate.models:  # the gates are about what the config measures
+        inputs |= _of_release(project, inputs["predictions"], answers, split)
     return inputs
+
+
+def _of_release(
+    project: Project, made: list[Artifact], answers: Callable[[StageRequest], Artifact], split: str | None
+) -> dict[str, Any]:
+    """The inputs of a report with the release that gates compare with: its answers and its data set."""
+    own: set[str] = set()
+    if "gguf" in project.config.evaluate.models and any(gate.release for gate in project.config.gates):
+        own = {entry["sha256"] for entry in find(project, Role("gguf", ("gguf",))).metrics["files"].values()}
+    compared = released.reference(project.config, project.root, own)
+    if compared is None or compared.release is None:
+        return {}
+    section = predict_section(project, split).model_copy(update={"release": compared.name})
+    answered = answers(resolve_stage(project, "predict", {"model": compared.release}, section))
+    data = released.data_set(project.root, compared.release)
+    return {"predictions": [*made, answered]} | ({"released": data} if data is not None else {})
 
 
 def _named_report(project: Project, spec: str | Path) -> Artifact | None:

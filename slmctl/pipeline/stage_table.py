@@ -75,6 +75,7 @@ STAGES = {
                 Role("predictions", ("predictions",), many=True),
                 PREPARED,
                 Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
+                Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
             ),
             "report", "slmctl.stages.evaluate.evaluate", ("sklearn", "llama_cpp", "llguidance"),
             ("scikit-learn",), version=6,

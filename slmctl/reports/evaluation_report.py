@@ -197,6 +197,27 @@ class BreakEven(TypedDict):
     models: dict[str, CostEntry]
 
 
+class ReleaseRows(TypedDict):
+    """The metrics of a release and of the models of this pipeline on some rows, and each model less the release."""
+
+    n: int
+    values: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, MetricDifference]]
+
+
+class ReleaseEntry(TypedDict):
+    """The release that gates compare with.
+
+    `rows` has the rows that were in its data set (`old`) and those that were not (`new`), and is empty where that data
+    set is not there; `trained_on` counts the old ones that it was trained on.
+    """
+
+    name: str
+    title: str
+    trained_on: int
+    rows: dict[str, ReleaseRows]
+
+
 class EvaluationReport(TypedDict):
     """`report.json`."""
 
@@ -218,6 +239,7 @@ class EvaluationReport(TypedDict):
     cut: int
     break_even: BreakEven | None
     remarks: list[str]
+    release: NotRequired[ReleaseEntry]
 
 
 RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]  # label, right, confidence, score

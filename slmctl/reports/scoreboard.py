@@ -9,7 +9,9 @@ from slmctl import console
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport, ParticipantEntry, entries_of
 
-ORDER = ("base", "adapter", "merged", "gguf", "published", "endpoint")  # kinds, in the order of the pipeline
+RELEASE = "release"  # kind of the release that gates compare with
+ORDER = ("base", "adapter", "merged", "gguf", "published", RELEASE, "endpoint")  # kinds, in the order of the pipeline
+UNTUNED = ("base", RELEASE, "endpoint")  # kinds that the training of this report did not make
 BESIDE = {  # metrics beside the primary one; the report holds all of them
     "classify": ("macro_f1", "ece"),
     "extract": ("valid_json", "valid_schema", "field_f1"),
@@ -64,6 +66,7 @@ def markdown(report: EvaluationReport) -> str:
     for title, section in (
         (f"{report['focus']} less each other model", _beside),
         (f"Weakest slices of {report['focus']}", _weakest),
+        ("Old and new rows", _release),
         ("Choice", _choice),
         ("Break-even", _break_even),
     ):
@@ -175,6 +178,32 @@ def _weakest(report: EvaluationReport) -> Iterator[str]:
     if worst:
         rows = [[entry["name"], entry["by"], str(entry["n"]), percent(entry["values"][focus])] for entry in worst]
         yield from _table(["slice", "by", "rows", report["primary_metric"]], rows)
+
+
+def _release(report: EvaluationReport) -> Iterator[str]:
+    """The focus and the release on the release's old rows and on new ones."""
+    release, focus, metric = report.get("release"), report["focus"], report["primary_metric"]
+    rows: list[list[str]] = []
+    if release is None:
+        return
+    for title, part in release["rows"].items():
+        if focus in part["differences"]:
+            entry, values = part["differences"][focus][metric], part["values"]
+            low, high = entry["interval"]
+            rows.append(
+                [
+                    title,
+                    str(part["n"]),
+                    percent(values[focus][metric]),
+                    percent(values[release["name"]][metric]),
+                    f"{100 * entry['difference']:+.1f}",
+                    f"{100 * low:+.1f} to {100 * high:+.1f}",
+                ]
+            )
+    if rows:
+        yield from _table(["rows", "n", focus, release["name"], "points", "interval"], rows)
+        yield ""
+        yield f"{release['name']} is {release['title']}; old rows were in its data set, new ones were not."
 
 
 def _choice(report: EvaluationReport) -> Iterator[str]:

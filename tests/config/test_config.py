@@ -99,6 +99,15 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {kind: classify, labels: {map: {a: b, b: c}}}", "'a' is mapped to 'b', which is mapped itself"),
         ("task: {kind: classify, labels: {names: [a], map: {x: b}}}", "'x' is mapped to 'b', which is none of 'names'"),
         ("gates: [{metric: a, model: b, max_drop: 0.1}]", "'against' comes with 'max_drop' or 'min_gain'"),
+        (
+            "gates: [{metric: a, model: b, against: c, max_drop: 0.1, rows: old}]",
+            "'rows' belongs to a gate against a release",
+        ),
+        (
+            "gates: [{metric: a, model: b, against: production, max_drop: 0.1}, "
+            "{metric: a, model: b, against: 'dir:r#t', max_drop: 0.1}]",
+            "gates compare with 2 releases (dir:r#t, production); one can be measured",
+        ),
         ("publish: {to: 'ftp://host'}", "slmctl.yaml:3: publish.to: found 'ftp://host'"),
         ("finetune: fast", "slmctl.yaml:3: finetune: found 'fast'"),
     ],

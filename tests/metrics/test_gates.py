@@ -254,3 +254,52 @@ def test_gates_out_of_reach_are_named_with_the_rows_that_they_take() -> None:
     assert out_of_reach(gates, 2)[1].endswith(
         "of adapter against tfidf_logistic at confidence 0.95: it takes at least 3"
     )
+
+
+AGAINST = {"metric": "accuracy", "model": "Q4_K_M", "against": "production", "max_drop": 0.01}
+
+
+def with_release(old: tuple[int, int, int], new: tuple[int, int, int], rows: int = 400) -> dict[str, Any]:
+    """A report with a release; (rows, only the release right, only the model right) of its old and of new rows."""
+    found = report(production=0.95, Q4_K_M=0.955)
+    parts = {}
+    for title, (n, lost, won) in (("old", old), ("new", new)):
+        accuracy = {"difference": (won - lost) / max(n, 1), "test": "mcnemar", "only_first": lost, "only_second": won}
+        parts[title] = {"n": n, "values": {}, "differences": {"Q4_K_M": {"accuracy": accuracy}} if n else {}}
+    lost, won = old[1] + new[1], old[2] + new[2]
+    found["pairs"]["production|Q4_K_M"]["n"] = old[0] + new[0]
+    found["pairs"]["production|Q4_K_M"]["metrics"]["accuracy"] |= {
+        "difference": (won - lost) / (old[0] + new[0]), "only_first": lost, "only_second": won,
+    }  # fmt: skip
+    return found | {"release": {"name": "production", "title": "desk 1.0", "trained_on": 0, "rows": parts}}
+
+
+def test_without_a_release_there_is_nothing_to_compare_and_the_first_one_can_go_out() -> None:
+    (verdict,) = check([Gate(**AGAINST)], REPORT)
+    assert verdict.passed
+    assert verdict.text == "no production release yet: nothing to compare accuracy of Q4_K_M with"
+
+
+def test_better_on_average_and_worse_on_old_rows_is_caught_by_rows_old() -> None:
+    found = with_release(old=(900, 45, 9), new=(100, 0, 80))
+    average, old, new = (Gate(**AGAINST | {"rows": rows}) for rows in (None, "old", "new"))
+    verdicts = check([average, old, new], found)
+    assert [verdict.passed for verdict in verdicts] == [True, False, True]
+    bound = drop_bound(45, 9, 900, 0.95)
+    assert verdicts[1].text == (
+        "accuracy of Q4_K_M is 4.0 points worse than that of production on the 900 old rows, with 95 % confidence at "
+        f"most {100 * bound:.1f} points worse, the gate allows a loss of 1.0 points"
+    )
+    with pytest.raises(GateError, match="on the 900 old rows"):
+        enforce([average, old], found)
+
+
+def test_rows_that_are_not_there_or_cannot_be_told_apart() -> None:
+    gate = Gate(**AGAINST | {"rows": "new"})
+    (verdict,) = check([gate], with_release(old=(900, 0, 9), new=(0, 0, 0)))
+    assert verdict.passed
+    assert verdict.text == "no row is new to production: nothing to compare accuracy of Q4_K_M with"
+    unknown = with_release(old=(900, 0, 9), new=(10, 0, 0))
+    unknown["release"]["rows"] = {}
+    with pytest.raises(UsageError, match="asks for the new rows of production, and its data set is not below runs/"):
+        check([gate], unknown)

@@ -12,6 +12,7 @@ fitted anew. Exits with 1 and a line for every figure that differs.
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ NO_JSON = ("no JSON",)
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
 SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema"}
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
-ORDER = ["base", "adapter", "merged", "gguf", "published", "endpoint"]
+ORDER = ["base", "adapter", "merged", "gguf", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
 NORMAL = statistics.NormalDist()
 
@@ -427,7 +428,7 @@ class Recomputed:
             "prepared": self.manifest["inputs"]["prepared"], "participants": list(self.people),
             "focus": self.focus(measured, choice), "models": measured, "baselines": baselines,
             "pairs": self.pairs(slices), "slices": [self.slice(*one) for one in slices], "choice": choice,
-            "break_even": self.money(measured), "cut": self.config["cut"],
+            "break_even": self.money(measured), "cut": self.config["cut"], **self.release(made),
         }  # fmt: skip
 
     def manifests(self, digests: list[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -533,25 +534,8 @@ class Recomputed:
             if not rows:
                 continue
             first, second = self.draw(rows)[one], self.draw(rows)[two]
-            exact = a.figures(dict.fromkeys(rows, 1)), b.figures(dict.fromkeys(rows, 1))
             counts = Counter((a.right[k], b.right[k]) for k in rows)
-            metrics: dict[str, Any] = {}
-            for name in a.names:
-                if name not in b.names:
-                    continue
-                if name in SHARES:
-                    metrics[name] = self.share(name, a, b, rows)
-                    continue
-                apart = [y[name] - x[name] for x, y in zip(first, second, strict=True)]
-                spread = statistics.stdev(apart)
-                z = NORMAL.inv_cdf((1 + self.confidence) / 2) + NORMAL.inv_cdf(0.8)
-                rough = 1e-3 if name in ("ece", "brier") else EXACT
-                metrics[name] = {
-                    "difference": About.of(exact[1][name] - exact[0][name], rough),
-                    "interval": [loosely(apart, (1 + sign * self.confidence) / 2) for sign in (-1, 1)],
-                    "p": chance_of_none(apart), "detectable": About.of(z * spread, 0.002 + 0.2 * z * spread),
-                    "test": "bootstrap", "quantiles": {f"{q:g}": loosely(apart, q) for q in QUANTILES},
-                }  # fmt: skip
+            metrics = self.apart(a, b, rows, first, second)
             tested = self.tested(a, b, rows, slices)
             table[f"{one}|{two}"] = {
                 "n": len(rows), "both": counts[True, True], "only_first": counts[True, False],
@@ -559,6 +543,71 @@ class Recomputed:
                 "slices": tested[:10] if self.primary in SHARES else tested, "slices_tested": len(tested),
             }  # fmt: skip
         return table
+
+    def apart(
+        self, a: Participant, b: Participant, rows: list[int], first: list[dict[str, float]],
+        second: list[dict[str, float]],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Every metric of the second less that of the first, on rows whose resamples are at hand."""
+        exact = a.figures(dict.fromkeys(rows, 1)), b.figures(dict.fromkeys(rows, 1))
+        metrics: dict[str, Any] = {}
+        for name in a.names:
+            if name not in b.names:
+                continue
+            if name in SHARES:
+                metrics[name] = self.share(name, a, b, rows)
+                continue
+            apart = [y[name] - x[name] for x, y in zip(first, second, strict=True)]
+            spread = statistics.stdev(apart)
+            z = NORMAL.inv_cdf((1 + self.confidence) / 2) + NORMAL.inv_cdf(0.8)
+            rough = 1e-3 if name in ("ece", "brier") else EXACT
+            metrics[name] = {
+                "difference": About.of(exact[1][name] - exact[0][name], rough),
+                "interval": [loosely(apart, (1 + sign * self.confidence) / 2) for sign in (-1, 1)],
+                "p": chance_of_none(apart), "detectable": About.of(z * spread, 0.002 + 0.2 * z * spread),
+                "test": "bootstrap", "quantiles": {f"{q:g}": loosely(apart, q) for q in QUANTILES},
+            }  # fmt: skip
+        return metrics
+
+    def release(self, made: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+        """The release that gates compare with, on the rows that were in its data set and on the others."""
+        found = [facts for _, facts in made if facts["kind"] == "release"]
+        if not found:
+            return {}
+        held = self.held_by(self.there[self.manifest["inputs"]["released"]] / "rows.bin")
+        names = [facts["model"] for _, facts in made if facts["kind"] not in ("base", "endpoint")]
+        parts = {
+            "old": [k for k, splits in enumerate(held) if splits & {0, 1, 2, 3}],
+            "new": [k for k, splits in enumerate(held) if not splits & {0, 1, 2, 3}],
+        }
+        own, rows = found[0]["model"], {}
+        for title, part in parts.items():
+            drawn = draws(part, 80)
+            figures = {name: [self.people[name].figures(weights) for weights in drawn] for name in names}
+            rows[title] = {
+                "n": len(part),
+                "values": {name: self.people[name].figures(dict.fromkeys(part, 1)) for name in names},
+                "differences": {
+                    name: self.apart(self.people[own], self.people[name], part, figures[own], figures[name])
+                    for name in names if name != own
+                },
+            }  # fmt: skip
+        trained = sum(0 in splits for splits in held)
+        return {"release": {"name": own, "title": found[0]["release"], "trained_on": trained, "rows": rows}}
+
+    def held_by(self, path: Path) -> list[set[int]]:
+        """The splits of a data set that hold the text of each record, from its hashes."""
+        raw = path.read_bytes()
+        head, _, body = raw.partition(b"\n")
+        size, held = json.loads(head)["entry_bytes"], defaultdict[bytes, set[int]](set)
+        for at in range(0, len(body), size):
+            held[body[at + 10 : at + 26]].add(body[at])
+        hashes = []
+        for record in self.records:
+            text = unicodedata.normalize("NFKC", record["messages"][-2]["content"]).casefold()
+            words = " ".join(re.findall(r"[^\W_]+", re.sub(r"\d", "0", text)))
+            hashes.append(hashlib.blake2b(words.encode(), digest_size=16).digest())
+        return [held[one] for one in hashes]
 
     def share(self, name: str, a: Participant, b: Participant, rows: list[int]) -> dict[str, Any]:
         values = {"valid_json": "valid", "valid_schema": "fits"}.get(name, "right")
@@ -675,7 +724,8 @@ class Recomputed:
         files = [name for name, model in models.items() if model["kind"] in ("gguf", "published")]
         if files:
             return min(files, key=lambda name: models[name]["size"])
-        return ([name for name, model in models.items() if model["kind"] != "endpoint"] or list(models))[-1]
+        own = [name for name, model in models.items() if model["kind"] not in ("release", "endpoint")]
+        return (own or list(models))[-1]
 
     def money(self, models: dict[str, Any]) -> dict[str, Any] | None:
         prices = self.config["prices"]

@@ -31,8 +31,8 @@ from slmctl.reports.evaluation_report import (
     SliceEntry,
     TokenCounts,
 )
-from slmctl.reports.scoreboard import ORDER, markdown
-from slmctl.stages.evaluate import report_page
+from slmctl.reports.scoreboard import ORDER, RELEASE, markdown
+from slmctl.stages.evaluate import release_rows, report_page
 from slmctl.stages.evaluate.baselines import baselines
 from slmctl.stages.evaluate.model_selection import break_even, choose
 from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
@@ -49,6 +49,7 @@ from slmctl.stages.evaluate.scoring import (
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records
 
+ASIDE = ("base", "endpoint")  # kinds that are not compared with a release on its old rows
 DIGITS = 6  # of a figure in the report
 FREE: ModelFacts = {"kind": "baseline", "not_sent": 0, "failed": 0}  # a baseline answers every row
 
@@ -68,6 +69,7 @@ def run(
     prepared: Artifact,
     out: Path,
     validation: list[Artifact] | None = None,
+    released: Artifact | None = None,
 ) -> dict[str, Any]:
     """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
 
@@ -77,6 +79,7 @@ def run(
         prepared: The data set that holds the rows.
         out: An empty folder.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
+        released: The data set of the release among the models; without it, its old rows are not known.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
@@ -99,6 +102,10 @@ def run(
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
     report = _measured(config, task, records, scored, facts, choice)
     report |= {"split": split, "prepared": prepared.digest}
+    if release := next((entry for entry in predictions if facts_of(entry)["kind"] == RELEASE), None):
+        compared = {each: scored[each] for each, model in models.items() if model.facts["kind"] not in ASIDE}
+        title = facts_of(release).get("release", "")
+        report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
     report = _rounded(report)
     report["remarks"] = remarks(report)
     rows = list(_rows(task, records, scored, answers, config.shown_characters))
@@ -282,7 +289,7 @@ def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -
     if choice is not None and choice["model"] in models:
         return str(choice["model"])
     sizes = {name: model.get("size") or 0 for name, model in models.items() if model["kind"] in ("gguf", "published")}
-    own = [name for name, model in models.items() if model["kind"] != "endpoint"]
+    own = [name for name, model in models.items() if model["kind"] not in ("endpoint", RELEASE)]
     return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
 
 

@@ -98,17 +98,36 @@ def compare(
             "only_first": only_first,
             "only_second": only_second,
             "neither": n - both - only_first - only_second,
-            "metrics": {
-                name: _share(first, second, name, mask, confidence)
-                if name in SHARES
-                else _figure(first, second, name, mask, drawn[key][one][name], drawn[key][two][name], confidence)
-                for name in first.metrics
-                if name in second.metrics
-            },
+            "metrics": compare_on(first, second, mask, (drawn[key][one], drawn[key][two]), confidence),
             "slices": tested[:MAX_SLICES],
             "slices_tested": len(tested),
         }
     return table
+
+
+def compare_on(
+    first: Scored,
+    second: Scored,
+    rows: Mask,
+    drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
+    confidence: float,
+) -> dict[str, MetricDifference]:
+    """Every metric that both have, second less first, on some rows that were sent to both.
+
+    Args:
+        first: A model.
+        second: Another one.
+        rows: (n,) the rows.
+        drawn: The `distributions` of both over these rows.
+        confidence: Coverage of the intervals.
+    """
+    return {
+        name: _share(first, second, name, rows, confidence)
+        if name in SHARES
+        else _figure(first, second, name, rows, drawn[0][name], drawn[1][name], confidence)
+        for name in first.metrics
+        if name in second.metrics
+    }
 
 
 def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: float) -> MetricDifference:

@@ -14,14 +14,15 @@ from slmctl.console import percent
 from slmctl.reports import html_page, svg_chart
 from slmctl.reports.evaluation_report import EvaluationReport, RowEntry
 from slmctl.reports.html_page import Block, Cell, Chart, Figure, Notice, PageSection, Table, count
-from slmctl.reports.scoreboard import figure
+from slmctl.reports.scoreboard import RELEASE, UNTUNED, figure
 from slmctl.reports.svg_chart import Dot
-from slmctl.stages.evaluate import report_costs, report_errors, report_opening, report_row_changes
+from slmctl.stages.evaluate import report_costs, report_errors, report_opening, report_release, report_row_changes
 from slmctl.stages.evaluate.report_data import IN_WORDS, ReportView, points, tone
 from slmctl.stages.evaluate.report_opening import Opening
 
 SLICES = 30  # slices that are listed
-COLOURS = {"baseline": "c5", "base": "c5", "endpoint": "c4"}  # by kind; the models of this pipeline have c1 and c3
+# by kind; the models of this pipeline have c1 and c3
+COLOURS = {"baseline": "c5", "base": "c5", "endpoint": "c4", RELEASE: "c2"}
 
 
 def write(
@@ -50,6 +51,7 @@ def _page(view: ReportView, rows: Iterable[RowEntry], labels: Sequence[str], ope
         report_opening.section(view, opening),
         _scoreboard(view),
         _differences(view),
+        report_release.section(view),
         _choice(view),
         _rows(view, rows, labels),
         *report_errors.sections(view),
@@ -119,7 +121,7 @@ def _lead(view: ReportView) -> str:
 
 def _notices(view: ReportView) -> Iterator[Notice]:
     """The remarks of the report; a baseline that wins stands first among them."""
-    tuned = [name for name in view.models if view.entries[name]["kind"] not in ("base", "endpoint")]
+    tuned = [name for name in view.models if view.entries[name]["kind"] not in UNTUNED]
     top = max(map(view.score, tuned), default=0.0)
     winners = sum(view.score(name) >= top for name in view.entries if name not in view.report["models"])
     for number, remark in enumerate(view.report["remarks"]):

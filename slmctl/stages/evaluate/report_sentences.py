@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport
+from slmctl.reports.scoreboard import RELEASE, UNTUNED
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
@@ -14,11 +15,11 @@ FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 def remarks(report: EvaluationReport) -> list[str]:
     """Sentences, the most important first: a baseline that wins always comes before all others."""
     view = ReportView(report)
-    return [*_baselines(view), *_choice(view), *_focus(view), *_slices(view), *_rows(view)]
+    return [*_baselines(view), *_release(view), *_choice(view), *_focus(view), *_slices(view), *_rows(view)]
 
 
 def _baselines(view: ReportView) -> Iterator[str]:
-    tuned = [name for name in view.models if view.entries[name]["kind"] not in ("base", "endpoint")]
+    tuned = [name for name in view.models if view.entries[name]["kind"] not in UNTUNED]
     if not tuned:
         return
     best = max(tuned, key=view.score)
@@ -38,6 +39,27 @@ def _baselines(view: ReportView) -> Iterator[str]:
                 f"({_range(difference)}) may be chance; {_detectable(view, difference)}."
             )
     yield from uncertain
+
+
+def _release(view: ReportView) -> Iterator[str]:
+    """The focus beside the release in production, where it lost on old rows and where these say too little."""
+    release = view.report.get("release")
+    if release is None:
+        return
+    name, old = release["name"], release["rows"].get("old")
+    difference = old["differences"].get(view.focus, {}).get(view.metric) if old else None
+    if old and difference is not None and difference["interval"][1] < 0:
+        overall = view.difference(name, view.focus)
+        average = " although it is better on average" if overall is not None and overall.value > 0 else ""
+        low, high = difference["interval"]
+        yield (
+            f"On the {old['n']} rows that {name} already had {view.focus} scores "
+            f"{_points(abs(difference['difference']))} below it ({100 * low:+.1f} to {100 * high:+.1f}){average}."
+        )
+    if release["trained_on"]:
+        yield f"{name} was trained on {release['trained_on']} of these rows, which favours it."
+    if not release["rows"]:
+        yield f"The data set of {name} ({release['title']}) is not here: its old rows are not told from new ones."
 
 
 def _choice(view: ReportView) -> Iterator[str]:
@@ -61,7 +83,7 @@ def _choice(view: ReportView) -> Iterator[str]:
 def _focus(view: ReportView) -> Iterator[str]:
     """The focus compared with the model that it was made from, and with each general model."""
     for name in view.models:
-        if name == view.focus or view.entries[name]["kind"] not in ("adapter", "merged", "endpoint"):
+        if name == view.focus or view.entries[name]["kind"] not in ("adapter", "merged", RELEASE, "endpoint"):
             continue
         difference = view.difference(name, view.focus)
         if difference is None:

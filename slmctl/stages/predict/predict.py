@@ -17,6 +17,7 @@ from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.stages.predict import released
 from slmctl.stages.predict.prompts import Answerer, Prompt, asked, few_shot
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
@@ -56,14 +57,17 @@ def _run(
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
-    name = config.type if model.kind in ("gguf", "published") else model.kind
+    name = config.release or (config.type if model.kind in ("gguf", "published") else model.kind)
+    own = released.contract(model, task) if config.release else task
     train = read_records(prepared.file("train.jsonl")) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     if examples:
         name = f"{name} ({len(examples)}-shot)"
-    with opened(model, task, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
+    with opened(model, own, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
         if examples:
             prompts = few_shot(task, examples, records)
+        elif config.release:
+            prompts = [asked(own, released.as_asked(record, own, task)) for record in records]
         else:
             prompts = [asked(task, record, list_labels=untuned) for record in records]
         latency = _latency(answerer, prompts)
@@ -81,7 +85,8 @@ def _run(
     )
     return {
         "model": name or Path(weights.path).stem,
-        "kind": model.kind,
+        "kind": "release" if config.release else model.kind,
+        **({"release": f"{model.metrics['project']} {model.metrics['version']}"} if config.release else {}),
         "split": config.split,
         "n": len(records),
         "size": weights.size,

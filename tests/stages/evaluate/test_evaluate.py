@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import tiny
 from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact, FileEntry, Manifest, load
-from slmctl.config import Choose, EvaluateConfig, Prices
+from slmctl.config import Choose, EvaluateConfig, Gate, Prices
+from slmctl.deduplication import row_fingerprints
 from slmctl.errors import DataError, UsageError
+from slmctl.metrics import gates
 from slmctl.stages.evaluate.model_selection import break_even
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, write_jsonl
@@ -65,6 +68,7 @@ def report(tmp_path: Path) -> Any:
         config: EvaluateConfig | None = None,
         facts: dict[str, dict[str, Any]] | None = None,
         validation: dict[str, Sequence[Any]] | None = None,
+        released: Artifact | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         prepared = tmp_path / "prepared"
@@ -99,6 +103,7 @@ def report(tmp_path: Path) -> Any:
             prepared=wrap(prepared, "prepared", {}),
             out=tmp_path / "out",
             validation=predictions("validation", validation) if validation else None,
+            released=released,
         )
 
     return call
@@ -510,3 +515,66 @@ def test_the_table_shows_the_figures(artifacts: dict[str, Artifact]) -> None:
         assert f"{100 * model['metrics']['accuracy']:.1f} %" in row
     for remark in made["remarks"]:
         assert remark in text
+
+
+# The release that gates compare with
+
+
+def data_set_of(folder: Path, splits: dict[str, Sequence[str]]) -> Artifact:
+    """A data set as its hashes alone."""
+    folder.mkdir()
+    with row_fingerprints.FingerprintWriter(folder / row_fingerprints.FILENAME) as writer:
+        for split, texts in splits.items():
+            prints = [row_fingerprints.query_fingerprint(text) for text in texts]
+            sketches = np.stack([each.sketch for each in prints])
+            writer.add(split, [f"{k}" for k in range(len(texts))], b"".join(p.digest for p in prints), sketches)
+    return wrap(folder, "prepared", {})
+
+
+RELEASE = {"production": {"kind": "release", "release": "desk 1.0", "size": 1}}
+
+
+def test_old_and_new_rows_of_a_release_are_reported_apart(report: Any, tmp_path: Path) -> None:
+    """A candidate that knows a new label, and forgot an old one: better on average, worse on the old rows."""
+    wanted = ["a"] * 40 + ["b"] * 40 + ["d"] * 40
+    candidate = ["c"] * 12 + ["a"] * 28 + ["b"] * 40 + ["d"] * 40
+    production = ["a"] * 40 + ["b"] * 38 + ["a"] * 42
+    inputs = [f"{'old' if k < 80 else 'new'} question {chr(97 + k % 26)}{chr(97 + k // 26)}" for k in range(120)]
+    seen = data_set_of(tmp_path / "seen", {"train": inputs[:2], "test": inputs[2:80], "rejected": inputs[80:82]})
+    given = {"Q8_0": candidate, "production": production}
+    found = report("classify", wanted, given, facts=RELEASE, released=seen, inputs=inputs)
+    release = found["release"]
+    assert (release["name"], release["title"], release["trained_on"]) == ("production", "desk 1.0", 2)
+    assert {title: part["n"] for title, part in release["rows"].items()} == {"old": 80, "new": 40}
+    old, new = release["rows"]["old"], release["rows"]["new"]
+    assert old["values"]["production"]["accuracy"] == pytest.approx(78 / 80)
+    assert old["differences"]["Q8_0"]["accuracy"] | {"interval": [], "p": 0, "detectable": 0} == {
+        "difference": -0.125, "interval": [], "p": 0, "detectable": 0, "test": "mcnemar", "only_first": 12,
+        "only_second": 2,
+    }  # fmt: skip
+    assert new["values"]["Q8_0"] == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert found["focus"] == "Q8_0"  # though the release's file is the smaller one
+    remark = "On the 80 rows that production already had Q8_0 scores 12.5 points below it"
+    (told,) = (line for line in found["remarks"] if line.startswith(remark))
+    assert told.endswith("although it is better on average.")
+    assert "production was trained on 2 of these rows, which favours it." in found["remarks"]
+    gate = {"metric": "accuracy", "model": "Q8_0", "against": "production", "max_drop": 0.01}
+    verdicts = gates.check([Gate(**gate), Gate(**gate, rows="old"), Gate(**gate, rows="new")], found)
+    assert [verdict.passed for verdict in verdicts] == [True, False, True]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Against production" in page
+    assert "## Old and new rows" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_without_its_data_set_a_release_is_compared_on_all_rows(report: Any, tmp_path: Path) -> None:
+    found = report("classify", WANTED, {"Q8_0": GIVEN, "production": WANTED}, facts=RELEASE)
+    assert found["release"]["rows"] == {}
+    assert any("The data set of production (desk 1.0) is not here" in line for line in found["remarks"])
+    assert "Its data set is not below runs/" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_release_is_no_part_of_the_question_what_a_baseline_beats(report: Any) -> None:
+    texts = [f"{word} {k}" for k in range(30) for word in ("alpha", "beta", "gamma")]
+    wanted = ["a", "b", "c"] * 30
+    found = report("classify", wanted, {"Q8_0": ["a"] * 90, "production": wanted}, facts=RELEASE, inputs=texts)
+    assert any("the best model (Q8_0)" in line for line in found["remarks"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import recompute, tiny
 from support.forks import Forks
@@ -18,6 +19,7 @@ from support.forks import Forks
 from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.deduplication import row_fingerprints
 from slmctl.pipeline import resolve, runner
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
@@ -123,6 +125,21 @@ def predictions(root: Path, data: Data, name: str, split: str, skill: float, **f
     return make(root, "predictions", known, fill)
 
 
+def seen(root: Path, data: Data) -> Artifact:
+    """The data set of a release that holds most of the test rows, some of them to train on."""
+    texts = [row["messages"][0]["content"] for row in data.rows["test"]]
+
+    def fill(place: Path) -> None:
+        with row_fingerprints.FingerprintWriter(place / row_fingerprints.FILENAME) as writer:
+            for split, part in (("train", texts[:3]), ("test", texts[3:36]), ("rejected", texts[36:46])):
+                prints = [row_fingerprints.query_fingerprint(text.upper()) for text in part]
+                sketches = np.stack([each.sketch for each in prints])
+                ids = [f"{k}" for k in range(len(part))]
+                writer.add(split, ids, b"".join(each.digest for each in prints), sketches)
+
+    return make(root, "prepared", {"model": "seen"}, fill)
+
+
 @pytest.fixture(params=["classify", "extract", "generate"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
     """A report on made-up answers, run as the pipeline runs it."""
@@ -143,9 +160,11 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
         "prepared": prepared,
         "predictions": [
             predictions(tmp_path, data, "base", "test", 0.2, kind="base", size=3000),
-            *(predictions(tmp_path, data, name, "test", 0.8, size=size) for name, size in sizes.items()),
+            *(predictions(tmp_path, data, name, "test", 0.8, size=sizes[name]) for name in ("Q8_0", "Q4_K_M")),
+            predictions(tmp_path, data, "production", "test", 0.7, kind="release", release="desk 1.0", size=400),
             predictions(tmp_path, data, "general", "test", 0.5, kind="endpoint", size=None, sha256="", shots=4),
         ],
+        "released": seen(tmp_path, data),
         "validation": [
             predictions(tmp_path, data, name, "validation", skill, size=size)
             for (name, size), skill in zip(sizes.items(), (0.9, 0.88, 0.3), strict=True)
@@ -179,6 +198,9 @@ FIGURES = {
         ("pairs", "Q8_0|Q4_K_M", "slices", 0, "p_holm"),
         ("pairs", "base|Q8_0", "metrics", "macro_f1", "interval", 0),
         ("slices", 1, "values", "general"),
+        ("release", "rows", "old", "differences", "Q8_0", "macro_f1", "difference"),
+        ("release", "rows", "new", "values", "production", "accuracy"),
+        ("release", "trained_on"),
     ],
     "extract": [
         ("models", "Q8_0", "metrics", "field_f1"),

@@ -1,0 +1,107 @@
+"""Gates against a release: the release that the tag stands for, and the data set that it was trained on.
+
+After a promotion the tag stands for the model that was just measured. It is then compared with the release that the tag
+stood for before, as it was, so that a promotion makes no report stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmctl.artifacts import lineage
+from slmctl.artifacts.artifact import Artifact
+from slmctl.config import PRODUCTION, Config, Gate
+from slmctl.errors import IntegrityError, UsageError
+from slmctl.releases import deliveries, registry
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The release that gates compare with: its name in the gates, its address, and None while there is none."""
+
+    name: str
+    address: str
+    release: Artifact | None
+
+    @property
+    def state(self) -> str:
+        """The release, or that there is none yet, in words."""
+        if self.release is None:
+            return f"no {self.name} release in {self.address} yet: nothing to compare, so gates against it pass"
+        facts = self.release.metrics
+        return f"gates compare with {self.name}, which is {facts['project']} {facts['version']} in {self.address}"
+
+
+def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Reference | None:
+    """The release that the gates compare with; None where no gate asks for one.
+
+    Args:
+        settings: The config with the gates.
+        root: The project's folder.
+        own: The sha256 of the GGUF files that are measured; a release of one of them is not compared with itself.
+
+    Raises:
+        IntegrityError: The registry, the tag or the release cannot be read.
+        UsageError: Several projects have such a tag.
+    """
+    name = next((gate.release for gate in settings.gates if gate.release), None)
+    if name is None:
+        return None
+    to = settings.publish.to
+    address = f"{to.partition('#')[0]}#{settings.project}@{PRODUCTION}" if name == PRODUCTION else name
+    folder, tag = registry.parse(address, root)
+    if not folder.is_dir():
+        _require_never_sent(to, folder, root)
+        return Reference(name, address.partition("#")[0], None)
+    return Reference(name, address.partition("#")[0], _stands_for(folder, tag, own))
+
+
+def _stands_for(folder: Path, name: str, own: Set[str]) -> Artifact | None:
+    """The release of a tag, or of the version before where the tag stands for one of the files in `own`."""
+    project, _, name = name.rpartition("@")
+    tags = [tag for tag in registry.tags(folder) if tag.name == name and project in ("", tag.project)]
+    if not tags:
+        return None
+    if len(tags) > 1:
+        listed = ", ".join(f"{tag.project}@{tag.name}" for tag in tags)
+        raise UsageError(f"{folder} has several tags '{name}'", hint=f"one of {listed}")
+    (tag,) = tags
+    release = registry.find(folder, f"{tag.project}@{tag.version}")
+    if not own & set(release.metrics["files"].values()):
+        return release
+    there = {(path.parent.name, path.name) for path in registry.folders(folder)}
+    if tag.previous is None or (tag.project, tag.previous) not in there:
+        return None
+    return registry.find(folder, f"{tag.project}@{tag.previous}")
+
+
+def _require_never_sent(to: str, folder: Path, root: Path) -> None:
+    """Tell a registry that is not mounted from one that no release was sent to."""
+    if any(sent.to == to for _, sent in deliveries.recorded(root / "runs")):
+        raise IntegrityError(
+            f"releases were sent to {to}, and there is no {folder}: nobody can say what is in production",
+            hint="mount it, or make it readable",
+        )
+
+
+def data_set(root: Path, release: Artifact) -> Artifact | None:
+    """The data set that a release was trained on; None where it is not below `runs/`."""
+    digest = release.manifest.inputs.get("prepared")
+    for folder in sorted((root / "runs" / "prepared").glob("[!.]*")):
+        made = lineage.opened(folder)
+        if isinstance(made, Artifact) and made.digest == digest:
+            return made
+    return None
+
+
+def checked_gates(settings: Config, root: Path) -> list[Gate]:
+    """The gates without those that have no release to compare with yet.
+
+    Raises:
+        What `reference` raises.
+    """
+    compared = reference(settings, root)
+    is_there = compared is not None and compared.release is not None
+    return [gate for gate in settings.gates if gate.release is None or is_there]
