@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmctl.console import percent
 from slmctl.network import guard
 
 if TYPE_CHECKING:
@@ -66,7 +65,8 @@ class ServedModels:
         collect, shadow = self._settings.collect, self._shadow
         if collect is not None:
             new = "known" if self.served.questions is not None else "not known here, so nobody says which are new"
-            yield f"  answers are collected in {collect.to}: {percent(collect.kept, 1)} of all and what is not sure"
+            kept = terminal().percent(collect.kept, 1)
+            yield f"  answers are collected in {collect.to}: {kept} of all and what is not sure"
             yield f"  questions of the training rows: {new}"
         if shadow is not None:
             named = f"{shadow.model.name} {shadow.model.version}".strip()
