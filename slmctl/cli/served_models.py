@@ -68,6 +68,8 @@ class ServedModels:
             kept = terminal().percent(collect.kept, 1)
             yield f"  answers are collected in {collect.to}: {kept} of all and what is not sure"
             yield f"  questions of the training rows: {new}"
+            if collect.to.stat().st_mode & 0o077:  # it was there before
+                yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
         if shadow is not None:
             named = f"{shadow.model.name} {shadow.model.version}".strip()
             yield f"  {named} answers the same in the background ({shadow.model.file})"
