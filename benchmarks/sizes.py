@@ -187,6 +187,7 @@ def anonymous_bytes(pid: int) -> int:
 
 def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     """Run a stage on the folders beside it; what it estimated is taken where it asks for memory."""
+    from slmctl import hardware
     from slmctl.artifacts import artifact
     from slmctl.config import sections
     from slmctl.model_files import memory
@@ -222,7 +223,8 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     mapped = {}
     if stage == "predict-gguf":
         (file,) = (folder / "gguf").glob(f"*-{TYPES[0]}.gguf")
-        mapped = {"mapped_bytes": file.stat().st_size}
+        copied = memory.AMX in hardware.cpu_flags()  # then the pages of the file are not read again
+        mapped = {"mapped_bytes": 0 if copied else file.stat().st_size}
     return {"estimate_gb": round(max(estimates), 2), **mapped, **{key: found[key] for key in kept if key in found}}
 
 

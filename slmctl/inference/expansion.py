@@ -21,6 +21,7 @@ import llama_cpp as lc
 
 from slmctl import hardware
 from slmctl.artifacts import atomic
+from slmctl.inference import model_loading
 
 FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # of processors that multiply in BF16 themselves
 LEAST_BYTES = 32 << 20  # of weights: a smaller file has nothing to gain
@@ -67,10 +68,10 @@ def expand(path: str, *, threads: int) -> Any:
         params = lc.llama_model_quantize_default_params()
         params.ftype, params.allow_requantize = lc.LLAMA_FTYPE_MOSTLY_BF16, True
         params.nthread, params.max_buf_size = threads, WORKING_BYTES
-        place = f"/proc/self/fd/{copy}".encode()
-        if lc.llama_model_quantize(path.encode(), place, params):
+        place = f"/proc/self/fd/{copy}"
+        if lc.llama_model_quantize(path.encode(), place.encode(), params):
             return None
-        return lc.llama_model_load_from_file(place, lc.llama_model_default_params()) or None
+        return model_loading.load(place)
     finally:
         os.close(copy)  # the loaded model keeps its pages
 

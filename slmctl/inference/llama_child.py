@@ -27,7 +27,7 @@ import llguidance.llamacpp
 import numpy as np
 
 from slmctl.errors import DataError
-from slmctl.inference import expansion, kept_prefixes
+from slmctl.inference import expansion, kept_prefixes, model_loading
 from slmctl.inference.decoding_model import BATCH, Item, Logits
 from slmctl.inference.events import EXPANDED
 from slmctl.inference.grammar_pool import Grammars
@@ -53,9 +53,7 @@ class LlamaModel:
         self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str],
         classifier: bool = False, timings: str = "",
     ) -> None:  # fmt: skip
-        params = lc.llama_model_default_params()
-        params.n_gpu_layers = -1
-        self.model = lc.llama_model_load_from_file(path.encode(), params)
+        self.model = model_loading.load(path)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
@@ -65,7 +63,7 @@ class LlamaModel:
         if larger is not None:
             lc.llama_model_free(self.model)
             self.model = larger
-        self.recurrent = bool(lc.llama_model_is_recurrent(self.model) or lc.llama_model_is_hybrid(self.model))
+        self.recurrent = model_loading.is_recurrent(self.model)
         # A label takes two sequences of a recurrent model, see `scheduler`.
         self.sequences = max(2, sequences) if self.recurrent else sequences
         self.vocab = lc.llama_model_get_vocab(self.model)

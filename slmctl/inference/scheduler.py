@@ -300,7 +300,9 @@ class Scheduler:
 
     def _heard(self, sequence: Sequence, logits: Logits) -> None:
         """Go on with the logits of what follows a sequence so far."""
-        if sequence.wants:
+        if math.isnan(logits.max()):
+            self._fail(sequence, "llama.cpp computed NaN: the file is damaged, or its products are wrong here")
+        elif sequence.wants:
             sequence.logits.append(logits.copy())
             if len(sequence.logits) == sequence.wants:
                 self.send(id=sequence.id, logits=np.stack(sequence.logits))

@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import FullError
-from slmctl.hardware import available_bytes
+from slmctl.hardware import available_bytes, cpu_flags
 from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
+AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
+REPACKED_BITS = 4  # of a weight that it copies elsewhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 
 
@@ -51,6 +55,17 @@ def require_engine(path: Path, *, sequences: int, context: int) -> None:
     head = gguf_header.read(path)
     needed = held_bytes() + path.stat().st_size + sequences * context * _cell_bytes(head) + ENGINE_BYTES
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
+
+
+def repacked_bytes(types: Iterable[str]) -> float:
+    """Bytes of a weight, in the largest of these types, that llama.cpp copies beside the mapped file.
+
+    Args:
+        types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales take half a bit.
+    """
+    bits = [int(found[0]) for type in types if (found := re.search(r"(?<=Q)\d", type))]
+    copied = bits if AMX in cpu_flags() else [each for each in bits if each <= REPACKED_BITS]
+    return (max(copied) + 0.6) / 8 if copied else 0.0
 
 
 def _cell_bytes(head: gguf_header.GgufHeader) -> int:

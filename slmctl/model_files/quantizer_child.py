@@ -20,7 +20,7 @@ import llama_cpp as lc
 import numpy as np
 import numpy.typing as npt
 
-from slmctl.inference import expansion
+from slmctl.inference import expansion, model_loading
 
 MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own limit is 8 GiB
 
@@ -78,8 +78,7 @@ def probe(order: dict[str, Any], send: Any) -> None:
 
     The logits of the positions of all rows go to the file `logits`, (positions, vocabulary) in float32.
     """
-    params = lc.llama_model_default_params()
-    model = lc.llama_model_load_from_file(order["model"].encode(), params)
+    model = model_loading.load(order["model"])
     if not model:
         raise SystemExit(f"llama.cpp cannot load {order['model']}")
     larger = None

@@ -18,7 +18,7 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import DataError, FullError, MissingError, SlmctlError
+from slmctl.errors import DataError, FullError, MissingError, SlmctlError, StageError
 from slmctl.pipeline import resolve, runner
 
 LABELS = ("billing", "delivery")
@@ -43,6 +43,8 @@ quantize: {types: [Q8_0]}
 # What the code of an architecture, of PEFT or of TRL raises where they do not fit each other.
 FOREIGN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
            ArithmeticError, OSError, ImportError, Warning)  # fmt: skip
+TOGETHER = ("one", "two", "a late parcel", "charged twice for a lamp")  # messages that are answered at once
+ROUNDING = 0.05  # of a probability: what is decoded beside a prompt changes its last bits, some 0.005
 HINT = "take another base: slmctl bases lists those that work"
 
 
@@ -119,7 +121,7 @@ def _chain(project: resolve.Project, attention: str) -> Rehearsal:
     left_out: list[str] = []
     try:
         gguf = _stage(project, "quantize", must_end=False)
-        _answer_freely(gguf)
+        _answer(gguf)
         for model in ("gguf", "adapter"):
             with _explained("predict"):
                 for request in resolve.predictions_of(project, model):
@@ -158,17 +160,29 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _answer_freely(gguf: Artifact) -> None:
-    """Have the engine answer in free text, after a beginning that two prompts share."""
+def _answer(gguf: Artifact) -> None:
+    """Have the engine answer in free text, after a beginning that prompts share, and labels alone and together.
+
+    Raises:
+        DataError: It cannot, or labels get other probabilities when several prompts are answered at once.
+    """
     from slmctl.inference import engine
     from slmctl.task.contract import Task
 
     task = Task.read(gguf.path)
     file = next(iter(gguf.metrics["files"].values()))["file"]
-    head = task.system or "Name"
-    with _explained("serve"), engine.Engine(gguf.file(file), sequences=2) as model:
-        for text in ("one", "two"):
-            model.ask(engine.Request(task.prompt(task.messages(text)), prefix=head, max_tokens=4))
+    head, prompts = task.system or "Name", [task.prompt(task.messages(text)) for text in TOGETHER]
+    free = [engine.Request(prompt, prefix=head, max_tokens=4) for prompt in prompts[:2]]
+    labels = [engine.Request(prompt, labels=task.labels, end=task.end, every_label=True) for prompt in prompts]
+    with _explained("serve"), engine.Engine(gguf.file(file), sequences=len(labels)) as model:
+        for request in free:
+            model.ask(request)
+        alone = [model.ask(request) for request in labels]
+        for at, answer in model.ask_all(labels):
+            if isinstance(answer, Exception):
+                raise answer
+            if any(abs(p - alone[at].labels[label]) > ROUNDING for label, p in answer.labels.items()):
+                raise StageError("llama.cpp computes it wrongly on this processor when several are asked at once")
 
 
 def _write_rows(path: Path) -> None:

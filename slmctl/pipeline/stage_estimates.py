@@ -28,7 +28,7 @@ LOADED_BYTES = 0.45e9  # of a process that has loaded torch and transformers
 MERGE_BYTES = 0.4e9  # blocks of rows pass through it, whatever the model's size
 REFERENCE_BYTES = 0.5e9  # of quantize's reference beside its states: a block in float32, logits that are kept
 STATE_TOKENS, STATES = 2048, 6  # tokens computed together, and states of each that are kept
-TENSOR_BYTES, REPACKED_BYTES = 8, 0.6  # of a weight of the embedding in the converter; of one in llama.cpp's order
+TENSOR_BYTES = 8  # of a weight of the embedding in the converter
 
 BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
 PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
@@ -165,7 +165,7 @@ def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> St
     """The conversion, then each type with its checks; types below 6 bits are written twice, see `importance_matrix`."""
     shape, kinds = sizes.shape, settings.quantize.types
     reference = REFERENCE_BYTES + 4 * STATE_TOKENS * STATES * (shape.hidden + shape.intermediate)
-    child = memory.ENGINE_BYTES + max(TENSOR_BYTES * shape.embedding, REPACKED_BYTES * sizes.products / 2)
+    child = memory.ENGINE_BYTES + max(TENSOR_BYTES * shape.embedding, memory.repacked_bytes(kinds) * sizes.products / 2)
     written = len(kinds)
     if settings.quantize.importance_matrix == "auto":
         written += sum(_bits(kind) < 6 for kind in kinds)

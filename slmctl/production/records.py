@@ -196,7 +196,7 @@ def last_feedback(paths: Iterable[Path]) -> dict[str, Feedback]:
 
 
 def standing(reviews: Iterable[Review]) -> dict[str, dict[str, Review]]:
-    """The decision that stands of each reviewer on each row: by id, then by reviewer, the last one that is not undone."""
+    """The standing decisions by row, then by reviewer: the last one of each that is not undone."""
     history: dict[tuple[str, str], list[Review]] = {}
     for review in reviews:
         line = history.setdefault((review.id, review.reviewer), [])

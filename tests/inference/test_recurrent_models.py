@@ -14,7 +14,8 @@ import torch
 
 from benchmarks import architectures
 from slmctl.inference.engine import Answer, Engine, Request
-from slmctl.model_files import gguf_converter, hf_folder
+from slmctl.model_files import gguf_converter, hf_folder, quantizer
+from slmctl.model_files.quantizer import QuantizedFile
 
 HEAD = "<|im_start|>system\nName the category.<|im_end|>\n<|im_start|>user\n"
 TEXTS = ("refund my card please", "hello", "late truck doorstep carrier tracking shipped parcel", "\n")
@@ -91,3 +92,17 @@ def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Pat
         if asked[k].prompt == asked[0].prompt:
             for label, probability in answer.labels.items():
                 assert probability == pytest.approx(likely[label], rel=0.02)
+
+
+def test_a_quantized_recurrent_model_answers_several_as_one(folder: Path) -> None:
+    """llama.cpp's weights laid out for AMX gave all sequences of a batch but the first one garbage, or NaN."""
+    list(quantizer.quantize_all(folder / "model.gguf", [QuantizedFile("Q8_0", folder / "model-Q8_0.gguf")]))
+    labels = [one for one in requests(shared=False) if one.labels]
+    with Engine(folder / "model-Q8_0.gguf", sequences=1, context=256, threads=1) as engine:
+        alone = [engine.ask(one) for one in labels]
+    with Engine(folder / "model-Q8_0.gguf", sequences=5, context=256, threads=1) as engine:
+        together = dict(engine.ask_all(labels))
+    for k, wanted in enumerate(alone):
+        answer = together[k]
+        assert isinstance(answer, Answer)
+        assert (answer.text, answer.confidence) == (wanted.text, pytest.approx(wanted.confidence, rel=0.05))

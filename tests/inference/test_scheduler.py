@@ -170,3 +170,13 @@ def test_prefixes_make_room_for_a_request_that_needs_it() -> None:
     alone = [answers(Remembering(recurrent=False), [one], slots=2)[0] for one in requests]
     assert answers(model, requests, slots=4) == alone
     assert sum(map(len, model.held.values())) <= model.cells
+
+
+def test_a_model_that_computes_nan_gives_no_answer() -> None:
+    class Broken(Remembering):
+        def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
+            return [(sequence, np.full(128, np.nan, dtype=np.float32)) for sequence, _ in super().decode(items)]
+
+    for kind in ("free", "labels"):
+        (events,) = answers(Broken(recurrent=False), [request(kind, "", "x", "")], slots=1)
+        assert "NaN" in events[-1]["error"]

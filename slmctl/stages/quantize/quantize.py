@@ -30,7 +30,6 @@ PROBE_PROMPTS = 8  # held-out prompts that each file must answer
 MAX_PROBE_TOKENS = 256  # within which a free answer must end
 ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
 CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
-REPACKED_BYTES = 0.6  # a weight in 4 bits, which llama.cpp copies into the order of its kernels
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance_matrix: auto`
 LARGE = 10**9  # weights from which on `auto` takes half of them, and writes a type once: minutes each on a processor
@@ -55,7 +54,7 @@ def run(
     base, task = Base.read(merged.path), Task.read(merged.path)
     if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
-    needed = _estimate_bytes(merged.path)
+    needed = _estimate_bytes(merged.path, config.types)
     memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
     held_out = read_records(prepared.file("validation.jsonl"))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -89,12 +88,12 @@ def run(
     }  # fmt: skip
 
 
-def _estimate_bytes(folder: Path) -> int:
+def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
     """Estimated peak of this stage with its child processes: the reference, the largest tensor, or the answers."""
     model, cells = model_size.read(folder), PROBE_PROMPTS * engine.CONTEXT
     reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
     converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
-    answers = CHILD_BYTES + 2 * cells * model.cache + int(REPACKED_BYTES * model.linear)
+    answers = CHILD_BYTES + 2 * cells * model.cache + int(memory.repacked_bytes(types) * model.linear)
     return max(reference, memory.held_bytes() + max(converter, answers))
 
 

@@ -1,0 +1,36 @@
+"""A GGUF file -> a model of llama.cpp, in a layout of its weights whose products are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llama_cpp as lc
+
+LEAST_WIDTH = 64  # of the states, from which on the products in the layout for AMX are right
+
+
+def load(path: str) -> Any:
+    """The model in a file; None where llama.cpp cannot load it.
+
+    llama.cpp lays the weights out anew for some processors. In the layout for AMX its products are wrong in two cases
+    (llama-cpp-python 0.3.36): where an input has a dimension for sequences, as those of recurrent layers have, every
+    sequence of a batch but the first gets what lay in the memory; and where an input has one block of 32 columns, as
+    in models made for tests. Such models keep the layout of the file.
+    """
+    model = _load(path, lays_out=True)
+    if model and (is_recurrent(model) or lc.llama_model_n_embd(model) < LEAST_WIDTH):
+        lc.llama_model_free(model)
+        model = _load(path, lays_out=False)
+    return model
+
+
+def is_recurrent(model: Any) -> bool:
+    """True for a model with a state a sequence: Mamba, and hybrids of such layers and attention."""
+    return bool(lc.llama_model_is_recurrent(model) or lc.llama_model_is_hybrid(model))
+
+
+def _load(path: str, *, lays_out: bool) -> Any:
+    params = lc.llama_model_default_params()
+    params.n_gpu_layers = -1
+    params.use_extra_bufts = lays_out
+    return lc.llama_model_load_from_file(path.encode(), params) or None
