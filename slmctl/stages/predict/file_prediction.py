@@ -14,7 +14,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,17 +23,16 @@ from typing import IO, Any
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical, sha256_bytes
-from slmctl.errors import DataError, LockedError, StageError, UsageError
-from slmctl.inference import engine
+from slmctl.errors import DataError, LockedError, UsageError
 from slmctl.sources.rows import listed
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import row_snapshot, table_writer, workbook_writer
-from slmctl.stages.predict.prompts import Answerer, prompt
+from slmctl.stages.predict import row_answers, row_snapshot, table_writer, workbook_writer
+from slmctl.stages.predict.prompts import PromptAnswerer
+from slmctl.stages.predict.row_answers import AddedColumns, RowInput
 from slmctl.stages.predict.row_snapshot import STREAM, RowSnapshot
 from slmctl.task.contract import Task
 
-CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
-NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
+AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # what rows get, in order, chunk by chunk
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Job:
     withhold: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def reading(self) -> RowInput:
+        return RowInput(self.column, self.list_labels, self.withhold)
+
 
 def shard(text: str) -> tuple[int, int]:
     """`3/16` as (3, 16).
@@ -78,10 +82,25 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
+def answer_file(answerer: PromptAnswerer, task: Task, job: Job) -> tuple[int, int]:
+    """Answer every row of a file with a model of this process; see `write_answers`."""
+
+    def answered(rows: Iterator[Row]) -> Iterator[list[AddedColumns]]:
+        for outcomes in row_answers.answered(answerer, task, job.reading, rows):
+            yield [row_answers.columns(task, outcome) for outcome in outcomes]
+
+    return write_answers(answered, task, job)
+
+
+def write_answers(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
     """Answer every row of a file: its columns are kept; `answer`, `confidence` and `error` are added.
 
     For `extract`, `valid` says whether the answer satisfies the schema. A bad row becomes a row with an error.
+
+    Args:
+        answered: Gives each row the columns that are added to it, in order.
+        task: The contract that answers are held to.
+        job: The rows, and the file that the answers go to.
 
     Returns:
         Number of rows written, and of rows with an error among them.
@@ -96,7 +115,7 @@ def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
     streamed = job.target == STREAM
     if not streamed:
         table_writer.format_of(job.target)
-    added = ["answer", "confidence", *(["valid"] if task.kind == "extract" else []), "error"]
+    added = row_answers.names(task)
     with row_snapshot.snapshot(
         job.source,
         format=job.format,
@@ -111,10 +130,10 @@ def answer_file(answerer: Answerer, task: Task, job: Job) -> tuple[int, int]:
             workbook_writer.require_fits(snapshot.rows(first, last), len(snapshot.survey.columns) + len(added))
         with console.progress("predict", last - first, "rows") as meter:
             if streamed:
-                errors = _stream(answerer, task, job, snapshot.rows(first, last), meter)
+                errors = _stream(answered, snapshot.rows(first, last), meter)
             else:
                 with _interruption():
-                    errors = _write(answerer, task, job, snapshot, first, last, added, meter)
+                    errors = _write(answered, task, job, snapshot, first, last, meter)
     return last - first, errors
 
 
@@ -128,19 +147,25 @@ def _interruption() -> Iterator[None]:
         raise
 
 
-def _stream(answerer: Answerer, task: Task, job: Job, rows: Iterator[Row], meter: console.Meter) -> int:
+def _stream(answered: AnswerRows, rows: Iterator[Row], meter: console.Meter) -> int:
     """Answer rows to stdout; returns the number of rows with an error."""
-    errors = 0
-    for block, answers in _answered(answerer, task, job, rows):
-        lines = [row.columns | answer for row, answer in zip(block, answers, strict=True)]
+    errors, waiting = 0, deque[Row]()
+
+    def seen() -> Iterator[Row]:
+        for row in rows:
+            waiting.append(row)
+            yield row
+
+    for answers in answered(seen()):
+        lines = [{**waiting.popleft().columns, **answer} for answer in answers]
         console.write_json("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines))
         errors += sum(bool(answer["error"]) for answer in answers)
-        meter.advance(len(block))
+        meter.advance(len(answers))
     return errors
 
 
 def _write(
-    answerer: Answerer, task: Task, job: Job, snapshot: RowSnapshot, first: int, last: int, added: list[str],
+    answered: AnswerRows, task: Task, job: Job, snapshot: RowSnapshot, first: int, last: int,
     meter: console.Meter,
 ) -> int:  # fmt: skip
     """Answer rows to a file, by way of the journal; returns the number of rows with an error."""
@@ -149,12 +174,12 @@ def _write(
         if done:
             console.say(f"  {done} of {last - first} rows were answered by an earlier run, which is resumed")
             meter.resume(done)
-        for _, answers in _answered(answerer, task, job, snapshot.rows(first + done, last)):
+        for answers in answered(snapshot.rows(first + done, last)):
             journal.writelines(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
             journal.flush()
             os.fsync(journal.fileno())
             meter.advance(len(answers))
-        errors = _write_target(job, snapshot, first, last, added, journal)
+        errors = _write_target(job, snapshot, first, last, row_answers.names(task), journal)
         row_snapshot.journal_of(job.target).unlink()
     return errors
 
@@ -168,66 +193,6 @@ def _check_columns(job: Job, survey: table_writer.SourceSurvey, added: list[str]
     taken = [name for name in added if name in survey.columns]
     if taken:
         raise DataError(f"{job.source.name} already has a column '{taken[0]}'", hint="rename it: its values are kept")
-
-
-def _answered(
-    answerer: Answerer, task: Task, job: Job, rows: Iterator[Row]
-) -> Iterator[tuple[list[Row], list[dict[str, Any]]]]:
-    """Rows chunk by chunk, each with the columns that are added to it."""
-    while block := list(itertools.islice(rows, CHUNK)):
-        added = {k: problem for k, row in enumerate(block) if (problem := _problem(row, job))}
-        sent = [k for k in range(len(block)) if k not in added]
-        prompts = [prompt(task, _input(block[k], job), list_labels=job.list_labels) for k in sent]
-        killed = []
-        for index, answer in answerer.answer(prompts):
-            added[sent[index]] = _fields(task, answer)
-            if isinstance(answer, engine.EngineDiedError):
-                killed.append(index)
-        for index in killed:  # most of them only shared a batch with the prompt that ended the engine
-            for _, answer in answerer.answer([prompts[index]]):
-                added[sent[index]] = _fields(task, answer)
-        errors = [added[sent[index]]["error"] for index in killed]
-        if killed and len(killed) == len(prompts) and all(errors):
-            raise StageError(f"every row ends the engine: {errors[0]}", hint="is the memory full?")
-        extra = {"valid": False} if task.kind == "extract" else {}
-        yield block, [extra | added[k] for k in range(len(block))]
-
-
-def _problem(row: Row, job: Job) -> dict[str, Any] | None:
-    """The columns of a row that is not sent, with its error; None for a row that is."""
-    error = row.fault
-    if not error and not _input(row, job):
-        error = f"'{job.column}' is empty"
-    if not error and job.withhold and _marked_sensitive(row):
-        error = "marked sensitive, so it is not sent to an endpoint"
-    return {"answer": None, "confidence": None, "error": error} if error else None
-
-
-def _input(row: Row, job: Job) -> str:
-    """The input of a row, read from its cell as `prepare` reads it."""
-    cell = row.columns.get(job.column)
-    if cell is None or isinstance(cell, str):
-        return (cell or "").strip()
-    return json.dumps(cell, ensure_ascii=False, sort_keys=True)
-
-
-def _marked_sensitive(row: Row) -> bool:
-    """True for a row that must not be sent; a mark that is not one of NOT_SENSITIVE counts as a yes."""
-    cells = [cell for name, cell in row.columns.items() if name.strip().casefold() == "sensitive"]
-    return any(
-        cell.strip().casefold() not in NOT_SENSITIVE if isinstance(cell, str) else cell not in (None, False, 0)
-        for cell in cells
-    )
-
-
-def _fields(task: Task, answer: engine.Answer | engine.EngineError) -> dict[str, Any]:
-    """The columns that an answer adds to its row."""
-    if isinstance(answer, engine.EngineError):
-        return {"answer": None, "confidence": None, "error": answer.message}
-    fields: dict[str, Any] = {"answer": answer.text.strip(), "confidence": answer.confidence, "error": None}
-    if task.kind == "extract":
-        fields["valid"] = task.accepts(answer.text)
-    return fields
 
 
 # The journal
@@ -313,7 +278,7 @@ def _write_target(job: Job, snapshot: RowSnapshot, first: int, last: int, added:
         table_writer.writer(raw, job.target, snapshot.survey, added, form) as write,
     ):
         pairs = itertools.zip_longest(snapshot.rows(first, last), _answers(journal))
-        while block := list(itertools.islice(pairs, CHUNK)):
+        while block := list(itertools.islice(pairs, row_answers.CHUNK)):
             if any(row is None or answer is None for row, answer in block):
                 raise DataError(f"the journal of {job.target} does not hold one answer a row", hint="run it again")
             write([{**row.columns, **answer} for row, answer in block])

@@ -18,7 +18,7 @@ from slmctl.inference.escalation_policy import LABELS
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.stages.predict import released
-from slmctl.stages.predict.prompts import Answerer, Prompt, asked, few_shot
+from slmctl.stages.predict.prompts import Prompt, PromptAnswerer, asked, few_shot
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Record, read_records, require_records, write_jsonl
@@ -170,7 +170,7 @@ def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
     return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
 
 
-def _latency(answerer: Answerer, prompts: Sequence[Prompt]) -> dict[str, float]:
+def _latency(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
 
     The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.

@@ -21,7 +21,7 @@ class Prompt:
     messages: tuple[Message, ...] = ()
 
 
-class Answerer(Protocol):
+class PromptAnswerer(Protocol):
     """A model that answers prompts, many together, in any order."""
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]: ...

@@ -31,7 +31,7 @@ from slmctl.errors import DataError, LockedError, NetworkError, StageError, Usag
 from slmctl.inference.engine import Answer, EngineDiedError, EngineError
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.sources.rows import read_rows
-from slmctl.stages.predict import endpoint_answerer, file_prediction, workbook_writer
+from slmctl.stages.predict import endpoint_answerer, file_prediction, row_answers, workbook_writer
 from slmctl.stages.predict.file_prediction import Job, answer_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -324,7 +324,7 @@ def test_an_unknown_target_is_refused_before_the_work(tmp_path: Path) -> None:
 def test_no_row_is_twice_or_missing_however_often_it_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, chunk: int, stops: list[int], torn: int
 ) -> None:
-    monkeypatch.setattr(file_prediction, "CHUNK", chunk)
+    monkeypatch.setattr(row_answers, "CHUNK", chunk)
     source, out = lines(tmp_path / "in.jsonl", texts(count)), tmp_path / "out.jsonl"
     out.unlink(missing_ok=True)
     journal, asked = tmp_path / ".out.jsonl.answers", 0
@@ -349,7 +349,7 @@ def test_no_row_is_twice_or_missing_however_often_it_stops(
 
 
 def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_prediction, "CHUNK", 2)
+    monkeypatch.setattr(row_answers, "CHUNK", 2)
     source, out = lines(tmp_path / "in.jsonl", texts(9)), tmp_path / "out.jsonl"
     for change in ("identity", "source", "column"):
         with pytest.raises(KeyboardInterrupt):
@@ -368,7 +368,7 @@ def test_another_job_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_prediction, "CHUNK", 3)
+    monkeypatch.setattr(row_answers, "CHUNK", 3)
     source, out = lines(tmp_path / "in.jsonl", texts(10)), tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
         answer_file(Echo(7), TASK, Job(source, out, "text"))

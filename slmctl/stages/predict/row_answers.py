@@ -1,0 +1,128 @@
+"""Rows and a model -> their answers, chunk by chunk and in order: what `predict --input` and `Answerer` share."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+from slmctl.errors import StageError
+from slmctl.inference import engine
+from slmctl.sources.rows.cells import Row
+from slmctl.stages.predict.prompts import PromptAnswerer, prompt
+from slmctl.task.contract import Task
+
+CHUNK = 512  # rows answered together; at most as many answers are lost to a kill
+NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
+
+
+@dataclass(frozen=True)
+class RowInput:
+    """The reading of a row as a question.
+
+    Attributes:
+        column: The column that holds the input.
+        list_labels: Name the labels in the prompt, for a model that was not trained on them.
+        withhold: Send no row that a column `sensitive` marks, since an endpoint answers.
+    """
+
+    column: str
+    list_labels: bool = False
+    withhold: bool = False
+
+
+class AddedColumns(TypedDict, total=False):
+    """The columns that a row gets; `valid` for `extract` alone."""
+
+    answer: str | None
+    confidence: float | None
+    error: str | None
+    valid: bool
+
+
+Outcome = engine.Answer | engine.EngineError | str  # a text is the reason why the row was not sent
+
+
+def answered(
+    answerer: PromptAnswerer, task: Task, reading: RowInput, rows: Iterator[Row], *, chunk: int | None = None
+) -> Iterator[list[Outcome]]:
+    """The outcomes of rows, in their order, chunk by chunk.
+
+    Args:
+        answerer: The model.
+        task: The contract that answers are held to.
+        reading: How a row becomes a question.
+        rows: What to answer.
+        chunk: Rows that are answered together; CHUNK by default.
+
+    Raises:
+        StageError: Every row of a chunk ends the engine.
+    """
+    while block := list(itertools.islice(rows, chunk or CHUNK)):
+        outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
+        sent = [k for k in range(len(block)) if k not in outcomes]
+        prompts = [prompt(task, _input(block[k], reading), list_labels=reading.list_labels) for k in sent]
+        killed = []
+        for index, answer in answerer.answer(prompts):
+            outcomes[sent[index]] = answer
+            if isinstance(answer, engine.EngineDiedError):
+                killed.append(index)
+        for index in killed:  # most of them only shared a batch with the prompt that ended the engine
+            for _, answer in answerer.answer([prompts[index]]):
+                outcomes[sent[index]] = answer
+        last = [outcomes[sent[index]] for index in killed]
+        if killed and len(killed) == len(prompts) and all(isinstance(each, engine.EngineError) for each in last):
+            raise StageError(f"every row ends the engine: {error_of(last[0])}", hint="is the memory full?")
+        yield [outcomes[k] for k in range(len(block))]
+
+
+def columns(task: Task, outcome: Outcome) -> AddedColumns:
+    """The columns that an outcome adds to its row."""
+    fields: AddedColumns = {"answer": None, "confidence": None, "error": error_of(outcome)}
+    if isinstance(outcome, engine.Answer):
+        fields |= {"answer": outcome.text.strip(), "confidence": outcome.confidence}
+    if task.kind == "extract":
+        return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
+    return fields
+
+
+def names(task: Task) -> list[str]:
+    """The names of the added columns, in the order in which they are written."""
+    return ["answer", "confidence", *(["valid"] if task.kind == "extract" else []), "error"]
+
+
+def error_of(outcome: Outcome) -> str | None:
+    """The reason why a row has no answer; None where it has one."""
+    if isinstance(outcome, engine.EngineError):
+        return outcome.message
+    return outcome if isinstance(outcome, str) else None
+
+
+def _problem(row: Row, reading: RowInput) -> str:
+    """The reason why a row is not sent; empty for a row that is."""
+    if row.fault:
+        return row.fault
+    if not _input(row, reading):
+        return f"'{reading.column}' is empty"
+    if reading.withhold and _marked_sensitive(row):
+        return "marked sensitive, so it is not sent to an endpoint"
+    return ""
+
+
+def _input(row: Row, reading: RowInput) -> str:
+    """The input of a row, read from its cell as `prepare` reads it."""
+    cell = row.columns.get(reading.column)
+    if cell is None or isinstance(cell, str):
+        return (cell or "").strip()
+    return json.dumps(cell, ensure_ascii=False, sort_keys=True)
+
+
+def _marked_sensitive(row: Row) -> bool:
+    """True for a row that must not be sent; a mark that is not one of NOT_SENSITIVE counts as a yes."""
+    cells = [cell for name, cell in row.columns.items() if name.strip().casefold() == "sensitive"]
+    return any(
+        cell.strip().casefold() not in NOT_SENSITIVE if isinstance(cell, str) else cell not in (None, False, 0)
+        for cell in cells
+    )
