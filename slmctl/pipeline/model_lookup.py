@@ -158,6 +158,19 @@ class FileModel:
     def project(self) -> Project:
         return self._workspace.project()
 
+    @functools.cached_property
+    def base(self) -> Artifact | None:
+        """The base that an adapter belongs on, whole; None for every other model.
+
+        Raises:
+            IntegrityError: It is damaged, or not among the project's artifacts.
+        """
+        if self.model.kind != "adapter":
+            return None
+        base = resolve.base_of(self.project, self.model)
+        artifact.require_whole(base)
+        return base
+
     @property
     def column(self) -> str:
         """The column that the config's sources ask: that of the first one that names it."""
