@@ -119,6 +119,17 @@ def forked_load_check(load_checks: LoadChecks, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 service with a bucket `models`."""
+    from support.servers import s3_service
+
+    pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    with s3_service(tmp_path_factory.mktemp("moto")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def endless(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
     from slmctl.model_files import gguf_converter

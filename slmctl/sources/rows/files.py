@@ -81,7 +81,7 @@ def files_of(path: Path, format: str | None = None) -> list[tuple[str, Path]]:
         UsageError: The pattern matches nothing.
     """
     is_folder = path.is_dir()
-    root = path if is_folder else _root(path)
+    root = path if is_folder else pattern_root(path)
     seen = list(itertools.islice(_below(path) if is_folder else _matching(path), _MAX_ENTRIES + 1))
     files = {file.relative_to(root).as_posix(): file for file in seen if file.is_file() and _is_visible(file, root)}
     kinds: dict[str, str | None] = {name: format or _kind(file) for name, file in files.items()}
@@ -115,7 +115,8 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def _root(pattern: Path) -> Path:
+def pattern_root(pattern: Path) -> Path:
+    """The folders at the beginning of a pattern that are no pattern."""
     parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
     return Path(*parts)
 
