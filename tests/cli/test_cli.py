@@ -485,9 +485,10 @@ def test_doctor_misses_no_extra_that_few_need(monkeypatch: pytest.MonkeyPatch) -
     from slmctl.cli import doctor_checks
 
     monkeypatch.setattr(
-        doctor_checks, "_version", lambda name: "" if "presidio" in name or name == "unsloth" else "1.0"
+        doctor_checks, "_version", lambda name: "" if "presidio" in name or name in ("unsloth", "ray") else "1.0"
     )
     found = {finding.name: finding for finding in doctor_checks._packages()}
     assert found["[pii]"].ok and not found["[pii]"].remedy
     assert found["[cuda]"].ok
+    assert found["[ray]"].ok
     assert found["[train]"].ok
