@@ -1,7 +1,9 @@
-"""`slmctl predict --input`: a file answered by a model on this machine, or by one behind endpoints."""
+"""`slmctl predict --input`: files answered by a model on this machine, on a Ray cluster, or behind endpoints."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +13,8 @@ from slmctl.network import guard
 
 if TYPE_CHECKING:
     from slmctl.pipeline.model_lookup import FileModel
+    from slmctl.stages.predict.file_prediction import Job
+    from slmctl.stages.predict.folder_prediction import FolderWork
 
 
 class EndpointOptions(NamedTuple):
@@ -47,8 +51,10 @@ def answer(
     *,
     shard: str,
     endpoints: EndpointOptions | None,
+    ray: str | None = None,
+    plan_only: bool = False,
 ) -> None:
-    """Answer a file.
+    """Answer a file, or those of a folder, a pattern or a bucket.
 
     Args:
         options: Those of every command.
@@ -56,57 +62,119 @@ def answer(
         type_name: Its type, of a GGUF with several files.
         work: Fields of a `file_prediction.Job`: source, target, column, format and the like.
         shard: K/N.
-        endpoints: The endpoints that answer; None for this machine.
+        endpoints: The endpoints that answer; None for an engine.
+        ray: The address of a Ray cluster that answers; None for this machine.
+        plan_only: Say how much there is to do, and do nothing.
     """
     from slmctl.pipeline import model_lookup, system_errors
+    from slmctl.sources import stores
 
-    with system_errors.spoken("predict", work["target"].parent):
+    source, target = work["source"], work["target"]
+    many = stores.is_store(source) or "://" in target or target.endswith("/")
+    if plan_only and not many:
+        raise UsageError("--plan is for a folder, a pattern or a bucket", hint="--input FOLDER/ --output FOLDER/")
+    with system_errors.spoken("predict", Path() if many else Path(target).parent):
         from slmctl.stages.predict import file_prediction, row_snapshot
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         request = model_lookup.FileModel(make_workspace(options), model, type_name, max_tokens=most)
-        with row_snapshot.opened(work["source"], work["target"], work["format"]) as (path, format_name):
-            work = work | {"source": path, "format": format_name, "shard": part}
-            if endpoints:
-                _at_endpoints(request, work, endpoints)
-            else:
-                _here(request, work)
+        fields = _deciding(request, work, endpoints)
+        if many:
+            job = file_prediction.Job(**fields | {"source": Path(), "target": Path()})
+            with _folder_work(source, target, job, part) as folder_work:
+                _answer_folder(request, folder_work, job, endpoints, ray, plan_only=plan_only)
+            return
+        with row_snapshot.opened(Path(source), Path(target), work["format"]) as (path, format_name):
+            paths = {"source": path, "target": Path(target), "format": format_name, "shard": part}
+            job = file_prediction.Job(**fields | paths)
+            with _opened(request, job, endpoints, ray) as answer_job:
+                _say_written(target, *answer_job(job))
 
 
-def _here(request: FileModel, work: dict[str, Any]) -> None:
-    from slmctl.artifacts import artifact
-    from slmctl.pipeline import resolve
+def _deciding(request: FileModel, work: dict[str, Any], endpoints: EndpointOptions | None) -> dict[str, Any]:
+    """The fields of a job, with all that decides its answers."""
+    identity: dict[str, Any] = {"max_tokens": request.max_tokens}
+    if endpoints:
+        identity["served"] = endpoints.model
+    else:
+        base = request.base.digest if request.base else None
+        identity |= {"model": request.model.digest, "base": base, "type": request.type}
+    return work | {
+        "column": work["column"] or request.column,
+        "list_labels": request.model.kind == "base",
+        "withhold": endpoints is not None,
+        "identity": identity,
+    }
+
+
+@contextlib.contextmanager
+def _opened(
+    request: FileModel, job: Job, endpoints: EndpointOptions | None, ray: str | None
+) -> Iterator[Callable[[Job], tuple[int, int]]]:
+    """A function that answers a file, while the model, the cluster or the endpoints are open."""
     from slmctl.stages.predict import file_prediction, predict
 
-    base = resolve.base_of(request.project, request.model) if request.model.kind == "adapter" else None
-    if base is not None:
-        artifact.require_whole(base)
-    work["column"] = work["column"] or request.column
-    identity: dict[str, Any] = {
-        "model": request.model.digest,
-        "base": base.digest if base else None,
-        "type": request.type,
-    }
-    identity["max_tokens"] = request.max_tokens
-    job = file_prediction.Job(**work, list_labels=request.model.kind == "base", identity=identity)
-    with predict.opened(
-        request.model, request.task, base=base, type=request.type, max_tokens=request.max_tokens
-    ) as opened:
-        _say_written(job.target, *file_prediction.answer_file(opened[0], request.task, job))
+    task = request.task
+    if endpoints:
+        from slmctl.network.endpoint_pool import EndpointPool
+        from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
+
+        pool = EndpointPool(endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency)
+        answerer = EndpointAnswerer(pool, task, request.max_tokens)
+        yield lambda job: file_prediction.answer_file(answerer, task, job)
+    elif ray:
+        from slmctl.stages.predict import ray_answers
+
+        opening = ray_answers.opening_of(
+            request.model, request.base, task, job.reading, type=request.type, max_tokens=request.max_tokens
+        )
+        with ray_answers.RayCluster(ray) as cluster:
+            yield lambda job: file_prediction.write_answers(lambda rows: cluster.answered(opening, rows), task, job)
+    else:
+        with predict.opened(
+            request.model, task, base=request.base, type=request.type, max_tokens=request.max_tokens
+        ) as (engine, _):
+            yield lambda job: file_prediction.answer_file(engine, task, job)
 
 
-def _at_endpoints(request: FileModel, work: dict[str, Any], endpoints: EndpointOptions) -> None:
-    from slmctl.network.endpoint_pool import EndpointPool
-    from slmctl.stages.predict import endpoint_answerer, file_prediction
-
-    work["column"] = work["column"] or request.column
-    untuned = request.model.kind == "base"
-    identity = {"served": endpoints.model, "max_tokens": request.max_tokens}
-    job = file_prediction.Job(**work, list_labels=untuned, withhold=True, identity=identity)
-    pool = EndpointPool(endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency)
-    answerer = endpoint_answerer.EndpointAnswerer(pool, request.task, request.max_tokens)
-    _say_written(job.target, *file_prediction.answer_file(answerer, request.task, job))
+# Folders and buckets
 
 
-def _say_written(target: Path, written: int, wrong: int) -> None:
+@contextlib.contextmanager
+def _folder_work(source: str, target: str, job: Job, shard: tuple[int, int]) -> Iterator[FolderWork]:
+    """The files to answer and the store for the answers, while both are open."""
+    from slmctl.sources import stores
+    from slmctl.stages.predict import folder_prediction
+
+    if "-" in (source, target):
+        raise UsageError("several files go to a folder, and - is a stream", hint="--output FOLDER/")
+    with stores.listed(source, job.format) as (store, files), stores.writable(target) as out:
+        yield folder_prediction.FolderWork(store, folder_prediction.shared(files, shard), out)
+
+
+def _answer_folder(
+    request: FileModel,
+    work: FolderWork,
+    job: Job,
+    endpoints: EndpointOptions | None,
+    ray: str | None,
+    *,
+    plan_only: bool,
+) -> None:
+    from slmctl.stages.predict import folder_prediction
+
+    folder_prediction.require_fitting(work)
+    plan = folder_prediction.plan(work, request.task, job, count_rows=plan_only)
+    terminal().say(f"  {plan.words}")
+    if plan_only:
+        return
+    if plan.finished == plan.files:
+        totals = folder_prediction.answer_files(lambda job: (0, 0), request.task, work, job)
+    else:
+        with _opened(request, job, endpoints, ray) as answer_job:
+            totals = folder_prediction.answer_files(answer_job, request.task, work, job)
+    _say_written(work.target.title, *totals)
+
+
+def _say_written(target: str, written: int, wrong: int) -> None:
     terminal().say(f"{written} rows written to {target}, {wrong} with an error")

@@ -15,14 +15,22 @@ import traceback
 
 import click
 
-from slmctl.cli import inspect_commands, review_command, serve_commands, stage_commands, sweep_command, watch_command
+from slmctl.cli import (
+    inspect_commands,
+    predict_command,
+    review_command,
+    serve_commands,
+    stage_commands,
+    sweep_command,
+    watch_command,
+)
 from slmctl.cli.group import cli, terminal
 from slmctl.errors import PausedError, SlmctlError, StageError
 from slmctl.network import guard
 
 for commands in (
-    stage_commands.COMMANDS, sweep_command.COMMANDS, serve_commands.COMMANDS, review_command.COMMANDS,
-    watch_command.COMMANDS, inspect_commands.COMMANDS,
+    stage_commands.COMMANDS, predict_command.COMMANDS, sweep_command.COMMANDS, serve_commands.COMMANDS,
+    review_command.COMMANDS, watch_command.COMMANDS, inspect_commands.COMMANDS,
 ):  # fmt: skip
     for command in commands:
         cli.add_command(command)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.resolve import Project
     from slmctl.pipeline.runner import Outcome
-from slmctl.cli import file_answers
+from slmctl.cli import job_files
 from slmctl.cli.group import (
     CHAIN,
     Options,
@@ -145,109 +145,6 @@ def quantize(
     if types:
         options.sets.append(f"quantize.types=[{', '.join(types)}]")
     _run_stage(options, "quantize", merged=merged, prepared=prepared, adapter=adapter)
-
-
-@click.command()
-@click.argument("model", required=False)
-@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
-@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
-@click.option(
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Answer the rows of this file: CSV, JSONL, Parquet, Excel and more.",
-)
-@click.option(
-    "--output",
-    "target",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, .xlsx, or - for stdout).",
-)
-@click.option("--column", metavar="NAME", help="Input column of the file; the config's by default.")
-@click.option(
-    "--sheet", metavar="NAME", help="Sheet of a workbook or table of a database; the first or only one by default."
-)
-@click.option("--encoding", metavar="NAME", help="Encoding of the file, such as cp1252; recognised by default.")
-@click.option(
-    "--plain", is_flag=True, help="Write UTF-8, commas and LF, and not the encoding and delimiter of the file."
-)
-@click.option(
-    "--format", "format_name", metavar="FORMAT", help="Format of the file, such as csv; jsonl by default for -."
-)
-@click.option(
-    "--shard",
-    metavar="K/N",
-    help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, are the whole.",
-)
-@click.option(
-    "--engine-url",
-    "urls",
-    multiple=True,
-    metavar="URL",
-    help="Send the rows to this OpenAI-compatible endpoint; repeatable.",
-)
-@click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint.")
-@click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 256),
-    default=8,
-    show_default=True,
-    help="Requests in flight at each endpoint.",
-)
-@artifact_option("prepared", "A prepared data set to use in place of the config's.")
-@stage_options
-@click.pass_obj
-def predict(
-    options: Options,
-    model: str | None,
-    type_name: str | None,
-    split: str | None,
-    source: Path | None,
-    target: Path | None,
-    column: str | None,
-    sheet: str | None,
-    encoding: str | None,
-    plain: bool,
-    format_name: str | None,
-    shard: str | None,
-    urls: tuple[str, ...],
-    engine_model: str | None,
-    engine_key_env: str | None,
-    concurrency: int,
-    prepared: Path | None,
-) -> None:
-    """Answer every row of one split, or of a file of yours, with one model.
-
-    MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
-    .gguf file or an HF folder. With --engine-url an endpoint answers, and MODEL gives the task contract
-    alone; rows that their column "sensitive" marks are not sent. A run that was killed resumes.
-    """
-    if source is not None or target is not None:
-        if source is None or target is None:
-            raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
-        file_answers.require_fitting(urls, engine_model, records=bool(split or prepared))
-        work = {
-            "source": source, "target": target, "column": column, "format": format_name, "sheet": sheet,
-            "encoding": encoding, "plain": plain,
-        }  # fmt: skip
-        endpoints = (
-            file_answers.EndpointOptions(urls, engine_model or "", engine_key_env, concurrency) if urls else None
-        )
-        file_answers.answer(options, model, type_name, work, shard=shard or "1/1", endpoints=endpoints)
-        return
-    if shard or urls or format_name or column or sheet or encoding or plain:
-        raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain and --engine-url are for a file",
-            hint="--input FILE --output FILE",
-        )
-    from slmctl.pipeline import resolve, runner
-
-    project = open_project(options, prepared=prepared)
-    for step in resolve.predictions_of(project, model or "gguf", split, type_name):
-        print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
 
 
 @click.command()
@@ -445,14 +342,18 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.command()
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
+@job_files.emit_option("runs the stages in a cluster")
 @stage_options
 @click.pass_obj
-def run(options: Options, until: str, plan_only: bool) -> None:
+def run(options: Options, until: str, plan_only: bool, emit: tuple[str, Path] | None) -> None:
     """Run every stage that is not current, from pull to publish.
 
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
     """
+    if emit is not None:
+        job_files.emit_run(options, until, emit)
+        return
     from slmctl.cli import base_table, matmul_rates, report_view, run_plan
     from slmctl.pipeline import chains, preflight
 
@@ -572,5 +473,5 @@ def _show_policy(policy: Artifact) -> None:
 
 
 COMMANDS = (
-    pull, label, prepare, finetune, merge, quantize, predict, evaluate, calibrate, publish, promote, fetch, run,
+    pull, label, prepare, finetune, merge, quantize, evaluate, calibrate, publish, promote, fetch, run,
 )  # fmt: skip

@@ -1,0 +1,133 @@
+"""`slmctl predict`: records of a split, or rows of files, answered by one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slmctl.cli import file_answers, job_files
+from slmctl.cli.group import (
+    Options,
+    artifact_option,
+    key_option,
+    open_project,
+    print_artifact,
+    say_outcome,
+    stage_options,
+)
+from slmctl.errors import UsageError
+
+
+def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is read and written, and in which form."""
+    for decorate in (
+        click.option("--plan", "plan_only", is_flag=True,
+                     help="Print the number of files, rows and bytes, and stop."),
+        click.option("--shard", metavar="K/N",
+                     help="Answer the K-th of N parts of the rows, or of the files of a folder; their outputs, "
+                     "concatenated in order, are the whole. With --emit, N tasks answer a part each."),
+        click.option("--format", "format_name", metavar="FORMAT",
+                     help="Format of the file, such as csv; jsonl by default for -."),
+        click.option("--plain", is_flag=True,
+                     help="Write UTF-8, commas and LF, and not the encoding and delimiter of the file."),
+        click.option("--encoding", metavar="NAME",
+                     help="Encoding of the file, such as cp1252; recognised by default."),
+        click.option("--sheet", metavar="NAME",
+                     help="Sheet of a workbook or table of a database; the first or only one by default."),
+        click.option("--column", metavar="NAME", help="Input column of the file; the config's by default."),
+        click.option("--output", "target", metavar="FILE",
+                     help="File for the answers (.csv, .tsv, .jsonl, these also as .gz, .parquet, .xlsx, or - for "
+                     "stdout); of several files a folder or s3://BUCKET/PREFIX/."),
+        click.option("--input", "source", metavar="FILE",
+                     help="Answer the rows of this file (CSV, JSONL, Parquet, Excel and more), or of every file of a "
+                     "folder, a pattern or s3://BUCKET/PREFIX."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where the rows are answered."""
+    for decorate in (
+        job_files.emit_option("answers the file in a cluster"),
+        click.option("--ray", metavar="ADDRESS",
+                     help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
+        click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
+                     help="Requests in flight at each endpoint."),
+        click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key."),
+        click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint."),
+        click.option("--engine-url", "urls", multiple=True, metavar="URL",
+                     help="Send the rows to this OpenAI-compatible endpoint; repeatable."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.argument("model", required=False)
+@key_option("--type", "type_name", metavar="TYPE", key="predict.type")
+@key_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@_reading_options
+@_answering_options
+@artifact_option("prepared", "A prepared data set to use in place of the config's.")
+@stage_options
+@click.pass_obj
+def predict(
+    options: Options,
+    /,
+    model: str | None,
+    type_name: str | None,
+    split: str | None,
+    prepared: Path | None,
+    **files: Any,
+) -> None:
+    """Answer every row of one split, or of a file of yours, with one model.
+
+    MODEL is base, adapter, merged or gguf (the default), or the path of an artifact, a release, a
+    .gguf file or an HF folder. With --engine-url an endpoint answers, and MODEL gives the task contract
+    alone; rows that their column "sensitive" marks are not sent. A run that was killed resumes.
+    """
+    if files["source"] is not None or files["target"] is not None:
+        if files["source"] is None or files["target"] is None:
+            raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+        _answer(options, model, type_name, files, records=bool(split or prepared))
+        return
+    if any(value for name, value in files.items() if name != "concurrency"):
+        raise UsageError(
+            "--shard, --format, --column, --sheet, --encoding, --plain, --plan, --ray, --emit and --engine-url are "
+            "for a file",
+            hint="--input FILE --output FILE",
+        )
+    from slmctl.pipeline import resolve, runner
+
+    project = open_project(options, prepared=prepared)
+    for step in resolve.predictions_of(project, model or "gguf", split, type_name):
+        print_artifact(options, say_outcome(step.stage.name, runner.run(project, step)).artifact)
+
+
+def _answer(
+    options: Options, model: str | None, type_name: str | None, files: dict[str, Any], *, records: bool
+) -> None:
+    """Answer files, or write the job that answers them."""
+    file_answers.require_fitting(files["urls"], files["engine_model"], records=records)
+    if files["ray"] and files["urls"]:
+        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
+    if files["emit"]:
+        job_files.emit_predict(options, model, type_name, files)
+        return
+    work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
+    endpoints = None
+    if files["urls"]:
+        endpoints = file_answers.EndpointOptions(
+            files["urls"], files["engine_model"] or "", files["engine_key_env"], files["concurrency"]
+        )
+    file_answers.answer(
+        options, model, type_name, {**work, "format": files["format_name"]},
+        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"], plan_only=files["plan_only"],
+    )  # fmt: skip
+
+
+COMMANDS = (predict,)
