@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 from random import Random
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics", "/", "/x"]
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/feedback",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/",
+    "/x",
+]
 ODD = [b"\x00", b"\r", b"\n", b"\xff", b" ", b"\t", b":", b"\xf0\x9f\x92\xa9", b"%00", b"%ff", b"../", b"#", b"?a=b"]
 NAMES = [b"Host", b"Content-Length", b"Transfer-Encoding", b"Expect", b"Upgrade", b"Connection", b"X-Request-Id",
          b"Authorization", b"Content-Type", b"X-Slmctl-Sensitive", b"Origin", b"Cookie", b"", b"X-\xff"]  # fmt: skip
