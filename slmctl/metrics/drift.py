@@ -7,12 +7,13 @@ Three steps, each exact where the values are exchangeable (drawn one like the ot
    So nothing about the usual values needs to be known, and no margin is lost on estimating it.
 2. A bet pays `times` its stake where a p-value lies in a tail, and takes some of it elsewhere, so that on average it
    pays 1. Its capital grows where values of that tail came to be more frequent, or rarer.
-3. A bet is opened anew at STARTS places a month, and the capital of all that are open is added up: an e-detector of
-   Shiryaev-Roberts' kind (Shin, Ramdas and Rinaldo 2022, "E-detectors"; with ranks: Vovk et al. 2021, "Retrain or not
-   retrain"). While nothing changes, the expected sum at any moment is at most the number of bets that were opened.
+3. A bet is opened anew at K places a month (STARTS, or every APART values where that is more often), and the capital of
+   all that are open is added up: an e-detector of Shiryaev-Roberts' kind (Shin, Ramdas and Rinaldo 2022, "E-detectors";
+   with ranks: Vovk et al. 2021, "Retrain or not retrain"). While nothing changes, the expected sum at any moment is at
+   most the number of bets that were opened.
 
-So by Markov's inequality for the stopped sum, a sum of STARTS / `level` is reached within a month of unchanged traffic
-with a chance of at most `level`, and within k months of at most k x `level`; the mean time to a false alarm is at least
+So by Markov's inequality for the stopped sum, a sum of K / `level` is reached within a month of unchanged traffic with
+a chance of at most `level`, and within k months of at most k x `level`; the mean time to a false alarm is at least
 1 / `level` months. Several streams that share a level keep it together (union bound), and so do several bets in one
 stream, whose sums are averaged. Traffic whose values depend on the hour or the weekday is not exchangeable: there an
 alarm is about that, too, and the caller asks for a change of a size that matters.
@@ -33,6 +34,7 @@ Floats = npt.NDArray[np.float64]
 
 FALSE_ALARMS = 0.05  # chance of a false alarm in a month of unchanged traffic, of all streams together
 STARTS = 60  # places a month at which bets are opened: more cost evidence, fewer find a change later
+APART = 200  # values between two such places at most, so that busy traffic is not looked at too late
 REFERENCE = 500  # values that come first and on which nothing is bet, since ranks among few say little
 _BLOCK = 512  # values that are ranked among each other at once
 _SEED = 0  # of the chance that breaks ties: the same values give the same alarms
@@ -151,12 +153,13 @@ def course(values: Floats, kinds: Sequence[Bet], *, monthly: float, level: float
     if n <= first:
         return Course(np.full(n, -np.inf), None)
     ranked = p_values(values)[first:]
-    starts = np.arange(0, n - first, max(1, round(monthly / STARTS)))
+    apart = min(APART, max(1, round(monthly / STARTS)))
+    starts = np.arange(0, n - first, apart)
     opened = np.searchsorted(starts, np.arange(n - first), "right") - 1  # (n - first,) the latest start of each value
     total = np.full(n - first, -np.inf)
     for bet in kinds:
         total = np.logaddexp(total, _log_sum(bet.log_payoffs(ranked), starts, opened))
-    alarm = math.log(len(kinds)) + math.log(STARTS / level)
+    alarm = math.log(len(kinds)) + math.log(max(STARTS, monthly / apart) / level)
     evidence = np.concatenate([np.full(first, -np.inf), total - alarm])
     crossed = np.flatnonzero(evidence >= 0)
     return Course(evidence, _change(ranked, kinds, starts, int(crossed[0]), first) if len(crossed) else None)

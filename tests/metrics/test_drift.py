@@ -50,6 +50,14 @@ def test_the_evidence_is_the_sum_over_all_bets_that_were_opened() -> None:
     assert (seen.evidence[:20] == -np.inf).all()
 
 
+def test_busy_traffic_opens_a_bet_every_200_values_and_asks_for_as_much_more() -> None:
+    values, bet = np.random.default_rng(6).random(1000), Bet("low", 0.1, 2.0)
+    seen = course(values, [bet], monthly=120_000, level=0.05, first=100)
+    payoffs = np.exp(bet.log_payoffs(p_values(values)[100:]))
+    total = sum(math.prod(payoffs[start:]) for start in range(0, 900, 200))
+    assert seen.evidence[-1] == pytest.approx(math.log(total / (600 / 0.05)))
+
+
 def test_later_values_change_nothing_before_them() -> None:
     values = np.random.default_rng(7).random(1200)
     whole = course(values, drift.LOWER, monthly=1000, level=0.05)
