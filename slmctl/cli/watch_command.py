@@ -63,7 +63,7 @@ def watch(
 
     settings = read_settings(options)
     root = options.directory.resolve()
-    material = traffic.read(list(files) or _written(root, settings), since=_seconds(since))
+    material = traffic.read(list(files) or _written(options.directory, settings), since=_seconds(since))
     day = traffic.DAY_S
     before = measured.measured(root, policy or settings.serve.policy)
     watched = module.watch(material, before, window_s=window * day, last_s=last * day, prices=settings.serve.prices)
@@ -98,7 +98,7 @@ def _seconds(since: str | None) -> float:
         raise UsageError(f"--since takes a day, got '{since[:40]}'", hint="--since 2026-11-25") from None
 
 
-def _written(root: Path, settings: Config) -> list[Path]:
+def _written(folder: Path, settings: Config) -> list[Path]:
     """The files that the config's server writes, and the reviews beside them, as far as there are some.
 
     Raises:
@@ -107,14 +107,14 @@ def _written(root: Path, settings: Config) -> list[Path]:
     log = settings.serve.decision_log
     collect = settings.serve.collect
     places = [
-        root / (log if log is not None else "decisions.jsonl"),
-        root / (collect.to if collect is not None else "collected"),
-        root / "reviewed.jsonl",
+        folder / (log if log is not None else "decisions.jsonl"),
+        folder / (collect.to if collect is not None else "collected"),
+        folder / "reviewed.jsonl",
     ]
     there = [path for path in places if path.exists()]
     if not there:
         raise UsageError(
-            f"there are no decisions and no collected rows in {root}",
+            f"there are no decisions and no collected rows in {folder.resolve()}",
             hint="slmctl watch decisions.jsonl collected/; serve.decision_log and serve.collect write them",
         )
     return there

@@ -60,7 +60,7 @@ class Alarm:
         since: About when it began, in UTC.
         noticed: When it was sure and large enough to matter, in UTC.
         requests: Number of the signal's values from `since` to `noticed`.
-        before, after: Means of the signal up to `since`, and from then to `noticed`.
+        before, after: Means of the signal up to `since`, and from then on.
     """
 
     signal: str
@@ -145,7 +145,7 @@ def _alarm(signal: Signal, evidence: Floats, since: int) -> Alarm | None:
     sure = np.flatnonzero((evidence[since:] >= 0) & (np.abs(means - before) >= least))
     if not len(sure):
         return None
-    after = float(means[sure[0]])
+    after = float(means[-1])
     began, noticed = (time_of(float(signal.seconds[since + at])) for at in (0, int(sure[0])))
     sentence = f"{_worded(signal.name, signal.title, before, after)} since {began[:10]}"
     return Alarm(signal.name, sentence, began, noticed, int(sure[0]) + 1, before, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +20,8 @@ from slmctl.watch.watch import Watched, requests_text
 
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "good", "warn")
 POINTS = 120  # of a line
-FLOOR = 1e-4  # shares of the evidence below it are drawn as it
+FLOOR, MOST = 1e-4, 1000  # shares of an alarm's evidence that are told apart
+SLIM = 2  # signals that the legend of a small screen has room for, those with the most evidence
 SHOWN_WINDOWS = 12  # that the chart of accuracies shows, the latest ones
 
 
@@ -140,15 +142,17 @@ def _evidence(watched: Watched) -> PageSection:
     ))]  # fmt: skip
     lines = [line for course, colour in zip(watched.courses, COLOURS, strict=False) for line in _line(course, colour)]
     if lines:
+        highest = sorted(lines, key=lambda line: -max(point.y for point in line.points))[:SLIM]
+        few = [line if line in highest else dataclasses.replace(line, name="") for line in lines]
         end = max(point.x for line in lines for point in line.points)
-        lines.append(LineSeries("alarm", [Point(0, 1), Point(end, 1)], "bad", dashed=True))
+        alarm = LineSeries("alarm", [Point(0, 1), Point(end, 1)], "bad", dashed=True)
         title = "Evidence that a signal changed"
         wide, slim = (
             svg_chart.lines(
-                lines, title=title, x_label="days", x_range=(0, max(end, 1)), y_range=(FLOOR, 1e3), log=True,
+                [*drawn, alarm], title=title, x_label="days", x_range=(0, max(end, 1)), y_range=(FLOOR, MOST), log=True,
                 width=width, height=340,
             )
-            for width in (2 * WIDTH, WIDTH)
+            for drawn, width in ((lines, 2 * WIDTH), (few, WIDTH))
         )  # fmt: skip
         blocks.insert(0, Chart(title, wide, slim=slim))
     return PageSection("Evidence", blocks, lead=lead)
@@ -158,7 +162,8 @@ def _signal_row(course: SignalCourse) -> list[str | Cell]:
     number = f"{len(course.seconds):,}"
     if not course.tested:
         return [course.title, number, "too few values", "", "", ""]
-    now = f"{math.exp(min(20.0, float(course.evidence[-1]))):.2g}"
+    ratio = math.exp(min(20.0, float(course.evidence[-1])))
+    now = f"{ratio:.2g}" if ratio < MOST else f"over {MOST:,}"
     if not course.alarms:
         return [course.title, number, now, "", "", ""]
     alarm = course.alarms[0]

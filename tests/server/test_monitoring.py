@@ -112,7 +112,7 @@ def test_the_rules_have_what_prometheus_wants() -> None:
 def test_the_rules_pass_promtool() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is not installed: it is part of Prometheus")
+        pytest.skip("promtool is not installed: Debian has it as a package of that name")
     done = subprocess.run([promtool, "check", "rules", FOLDER / "alerts.yaml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
