@@ -20,7 +20,8 @@ FOLDER = Path(__file__).parent
 
 def commands() -> list[str]:
     """The commands that there are."""
-    return sorted(path.stem.removeprefix("wheel_") for path in FOLDER.glob("wheel_*.py"))
+    names = {path.stem.removeprefix("wheel_") for path in FOLDER.glob("wheel_*.py")}
+    return sorted(names - {"traffic"})  # which others draw theirs from
 
 
 def row(metric: str, value: float, goal: str, *, peer: str = "goal", theirs: float | None = None) -> result.Row:
