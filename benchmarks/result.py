@@ -84,6 +84,25 @@ def machine() -> dict[str, Any]:
     }
 
 
+def goals() -> str:
+    """Every goal of every result as a Markdown table, those that are not met first."""
+    found = [
+        (row, path.stem)
+        for path in sorted(FOLDER.glob("*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8")).get("rows", [])
+        if row["goal"]
+    ]
+    met = sum(row["met"] for row, _ in found)
+    lines = [f"{met} of {len(found)} goals are met.", "", "| results | figure | slmctl | peer | | goal | met |"]
+    lines += ["|---|---|---:|---|---:|---|---|"]
+    lines += [
+        f"| `{name}` | {row['metric']} | {row['ours']:g} | {row['peer']} | {row['theirs']:g} | {row['goal']} | "
+        f"{'yes' if row['met'] else '**no**'} |"
+        for row, name in sorted(found, key=lambda entry: entry[0]["met"])
+    ]
+    return "\n".join(lines)
+
+
 def table(name: str) -> str:
     """The rows of a result as a Markdown table."""
     path = FOLDER / f"{name}.json"

@@ -68,6 +68,7 @@ def filled(text: str) -> str:
         ("stages", stages),
         ("config", keys),
         ("help", help_text),
+        ("goals", result.goals),
         ("public", public.table),
         ("banking77", banking77.table),
         ("bases", lambda: base_outcomes.table(base_outcomes.read())),
