@@ -1,4 +1,4 @@
-"""Take the images of docs/reports.md and docs/serve.md anew: `python docs/screenshots.py PROJECT`, after `slmctl run`.
+"""Take the images of these pages anew: `python docs/screenshots.py PROJECT`, after `slmctl run`.
 
 Images of what the project has not made are left as they are. Needs chromium.
 """
@@ -22,6 +22,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the demo's question, and the 
 from support.browser import Browser  # noqa: E402
 
 from examples.demo import QUESTION, SLMCTL  # noqa: E402
+from slmctl.artifacts.json_lines import JsonLines  # noqa: E402
+from slmctl.production.records import CollectedRow  # noqa: E402
+from slmctl.task.contract import Task  # noqa: E402
+from slmctl.task.records import read_records  # noqa: E402
 
 SHOTS = (  # page below runs/, image, dark, height
     ("prepared/[!.]*/report.html", "prepare", False, 1180),
@@ -29,6 +33,7 @@ SHOTS = (  # page below runs/, image, dark, height
 )
 WIDTH, COLOURS = 1120, 128
 PAGE = (900, 690)  # pixels, of the server's page
+REVIEW = (900, 860)  # of the page of review
 # An image as a palette of its commonest colours and an index a pixel: colours that agree in 5 bits a channel count as
 # one, and stand as the first of them; each other pixel takes the colour that is nearest.
 REDUCE = """async (source, most) => {
@@ -100,10 +105,46 @@ def served(browser: Browser, project: Path) -> None:
         server.wait(timeout=60)
 
 
+def reviewed(browser: Browser, project: Path) -> None:
+    """The page of `slmctl review` over a few of the project's own held-out questions, as if a server had answered."""
+    sets = list(project.glob("runs/prepared/[!.]*/"))
+    if not sets:
+        return
+    newest = max(sets, key=lambda path: path.stat().st_mtime)
+    task = Task.read(newest)
+    records = read_records(newest / "test.jsonl")[:40]
+    labels = list(task.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "collected.jsonl"
+        with JsonLines(lines) as file:
+            for k, record in enumerate(records):
+                other = labels[(labels.index(record.answer) + 1) % len(labels)]
+                row = CollectedRow(
+                    f"request-{k}", "2026-11-25T09:30:00Z", [{"role": "user", "content": record.input.rpartition(" ")[0]}], other,
+                    general_answer=record.answer, p_correct=0.41, confidence=0.52, route="general",
+                    labels={other: 0.52, record.answer: 0.39}, chosen="escalated",
+                )  # fmt: skip
+                file.append(row.to_json())
+        command = [*SLMCTL, "-C", project, "review", lines, "--output", Path(folder) / "reviewed.jsonl"]
+        page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert page.stdout is not None
+            browser.open(page.stdout.readline().strip(), width=REVIEW[0], height=REVIEW[1])
+            browser.wait("document.activeElement.id === 'reviewer'")
+            browser.type("Ann")
+            browser.press("Enter")
+            browser.wait("document.querySelector('.options')")
+            save(browser, "review")
+        finally:
+            page.send_signal(signal.SIGTERM)
+            page.wait(timeout=60)
+
+
 def main(project: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
         reports(browser, project)
         served(browser, project)
+        reviewed(browser, project)
 
 
 if __name__ == "__main__":
