@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLLECTED = "collected"  # the folder of `serve.collect` where the config names no other
 OUTPUT = "reviewed.jsonl"
-LOOKED_UP = 5000  # collected rows of which the nearest training row is looked up before the page opens
+LOOKED_UP = 2000  # collected rows of which the nearest training row is looked up before the page opens
 
 
 class _Share(click.ParamType):

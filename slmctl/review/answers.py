@@ -49,7 +49,7 @@ def fault_of(task: Task, answer: str) -> str:
         return error.message
     if task.kind != "extract" or task.fits_schema(value):
         return ""
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
-    where = ".".join(map(str, error.absolute_path)) if error is not None else ""
-    reason = error.message[:200] if error is not None else "it does not fit the schema"
+    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
+    where = ".".join(map(str, fault.absolute_path)) if fault is not None else ""
+    reason = fault.message[:200] if fault is not None else "it is no such value"
     return f"the answer does not fit the schema: {f'{where}: ' if where else ''}{reason}"

@@ -27,7 +27,7 @@ REASONS: tuple[Choice, ...] = (
 
 def uniform_queue(rows: Sequence[CollectedRow], feedback: Mapping[str, Feedback]) -> list[ReviewRow]:
     """The rows that were drawn by chance and are held for this queue, in an order drawn by their ids."""
-    reserved = [ReviewRow(row, UNIFORM, feedback.get(row.id)) for row in rows if is_reserved(row)]
+    reserved = [ReviewRow(row, "uniform", feedback.get(row.id)) for row in rows if is_reserved(row)]
     return sorted(reserved, key=lambda candidate: position(candidate.id, "order"))
 
 

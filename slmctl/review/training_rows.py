@@ -73,7 +73,8 @@ class TrainingRows:
         """The rows with the most weighted words in common, the nearest first; none that has no word in common."""
         scores = self._scores(text)
         top = np.argsort(-scores, kind="stable")[:count]
-        return [Neighbour(*self._rows[k], round(float(scores[k]), 4)) for k in top.tolist() if scores[k] > 0]
+        rows = [(*self._rows[int(k)], float(scores[k])) for k in top if scores[k] > 0]
+        return [Neighbour(text, answer, round(score, 4)) for text, answer, score in rows]
 
     def similarity(self, text: str) -> float:
         """The similarity of the nearest row, 0 to 1."""

@@ -183,7 +183,6 @@ def note(path: Path) -> str:
         {"skipped": decided.skipped, "taken back": decided.undone, "on which reviewers differ": decided.disputed}
     )
     left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    return (
-        f"{path.name}: {len(decided.uniform)} rows drawn by chance, {len(decided.targeted)} picked for training alone"
-        + (f"; left out: {left}" if left else "")
-    )
+    drawn = len(decided.uniform)
+    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(decided.targeted):,} picked for training alone"
+    return f"{path.name}: {counts}" + (f"; left out: {left}" if left else "")

@@ -209,7 +209,8 @@ def test_every_key_does_what_it_says(browser: Browser, tmp_path: Path) -> None:
             ("r0", "corrected", "account"), ("r0", "undone", ""), ("r0", "accepted", "billing"), ("r1", "skipped", ""),
             ("r2", "corrected", "refund, other"),
         ]  # fmt: skip
-        browser.ask("location.reload()")
+        browser.open("about:blank")
+        browser.open(url)
         settle(browser)  # the name is kept in the tab
         press(browser, "Enter")
         assert lines(session)[-1].reviewer == "ann"
@@ -252,8 +253,25 @@ def test_a_text_is_edited_beside_what_changed(browser: Browser, tmp_path: Path) 
         assert browser.ask("[...document.querySelectorAll('#changes del')].map(part => part.innerText)") == ["Monday."]
         inserted = browser.ask("[...document.querySelectorAll('#changes ins')].map(part => part.innerText.trim())")
         assert inserted == ["late", "Tuesday."]
-        press(browser, "Escape", "Enter", "Enter")
+        assert browser.ask("document.getElementById('accept').firstChild.textContent") == "Save"
+        press(browser, "Escape", "Enter")
+        assert browser.ask("document.getElementById('accept').firstChild.textContent") == "Right"
+        press(browser, "Enter")
         assert [review.after for review in lines(session)] == ["It left late on Tuesday.", "It left on Monday."]
+
+
+def test_a_suspect_is_shown_beside_other_rows_than_itself(browser: Browser, tmp_path: Path) -> None:
+    text = "parcel tracking green phone blue monday chair"  # a training row
+    queue = [ReviewRow(collected("r0", text, answer="delivery", time=""), "suspect", proposed="billing")]
+    with opened(queue, tmp_path) as (url, session):
+        visit(browser, url)
+        assert "the label of this training row looks wrong" in text_of(browser, "#why")
+        assert text_of(browser, ".answers").split("\n") == ["Label today", "delivery", "Proposed", "billing"]
+        assert browser.ask("document.querySelectorAll('#near tr').length") == 5
+        assert text not in text_of(browser, "#near")
+        press(browser, "2")
+        (review,) = lines(session)
+        assert (review.chosen, review.before, review.after, review.seen) == ("suspect", "delivery", "billing", "")
 
 
 def test_two_reviewers_agree_or_not(browser: Browser, tmp_path: Path) -> None:

@@ -237,8 +237,8 @@ def test_the_wheel_brings_the_page(tmp_path: Path) -> None:
     subprocess.run([*command, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    folder = root / "slmctl" / "server" / "page"
-    assert {f"slmctl/server/page/{path.name}" for path in folder.iterdir() if path.is_file()} <= names
+    for package in ("slmctl/server/page", "slmctl/review/page"):
+        assert {f"{package}/{path.name}" for path in (root / package).iterdir() if path.is_file()} <= names
 
 
 # In the browser

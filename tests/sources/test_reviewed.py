@@ -90,7 +90,7 @@ def test_each_part_has_its_rows_and_its_split(tmp_path: Path) -> None:
     assert uniform.whole == targeted.whole
     assert stat.S_IMODE(uniform.local.stat().st_mode) == 0o600
     assert reviewed.note(path) == (
-        "reviewed.jsonl: 1 rows drawn by chance, 1 picked for training alone; left out: 1 skipped, 1 taken back, "
+        "reviewed.jsonl: 1 row drawn by chance, 1 picked for training alone; left out: 1 skipped, 1 taken back, "
         "1 on which reviewers differ"
     )
 

@@ -28,6 +28,7 @@ from slmctl.task.contract import Task
 
 MAX_BODY = 16 << 20  # bytes of a request: an answer, and the names around it
 OPTIONS = 5  # labels that a digit takes
+NEAR = 5  # training rows that are shown
 
 
 class _NoTokenError(DecisionRefusedError):
@@ -103,7 +104,8 @@ class ReviewDesk:
         if candidate is None:
             return None
         row, heard = candidate.row, candidate.feedback
-        near = self.training.nearest(row.text) if self.training is not None else []
+        near = self.training.nearest(row.text, NEAR + 1) if self.training is not None else []
+        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.text][:NEAR]  # not itself
         client = "" if heard is None else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
         return {
             "id": row.id, "chosen": candidate.chosen, "seen": row.time,
@@ -205,7 +207,8 @@ async def _answer(desk: ReviewDesk, fields: JsonObject, act: Callable[[str], Rev
     def state() -> StateView:
         return desk.state(name, act(name))
 
-    return JSONResponse(await run_in_threadpool(state))
+    text = json.dumps(await run_in_threadpool(state))  # ASCII: a lone surrogate in a row's text is no UTF-8
+    return Response(text, media_type="application/json")
 
 
 async def _fields(request: Request) -> JsonObject:

@@ -98,6 +98,12 @@ function accept() {
   decide(answer);
 }
 
+// The first button says what Enter does now.
+function nameAct() {
+  at("accept").firstChild.textContent = editor && editor.isChanged() ? "Save" : "Right";
+}
+choice.addEventListener("input", nameAct);
+
 // A row
 
 function show(state) {
@@ -122,6 +128,7 @@ function show(state) {
     at("messages").append(make("div", "message", typeof turn.content === "string" ? turn.content : JSON.stringify(turn.content)));
   }
   choice.append(answers(), KINDS[task.kind]());
+  nameAct();
   showNear();
   scrollTo(0, 0);
   card.focus({ preventScroll: true });
@@ -142,10 +149,11 @@ function showFigures(progress) {
 function answers() {
   const list = make("dl", "answers");
   const add = (name, text, className = "") => text && list.append(make("dt", "", name), make("dd", className, text));
-  const sure = [row.confidence !== null && `confidence ${percent(row.confidence)}`, row.p_correct !== null && `right with ${percent(row.p_correct)}`];
+  const sure = [row.confidence !== null && `confidence ${percent(row.confidence)}`, row.p_correct !== null && `chance to be right ${percent(row.p_correct)}`];
   const own = task.kind === "classify" || row.chosen === "shadow" ? row.answer : "";
   const figures = sure.filter(Boolean).join(", ");
-  add({ suspect: "Label today", shadow: "Served model" }[row.chosen] || "Model", [own, figures && (own ? `(${figures})` : figures)].filter(Boolean).join("  "), "mine");
+  add({ suspect: "Label today", shadow: "Served model" }[row.chosen] || "Model", own || figures, own ? "mine" : "note");
+  if (own && figures) list.lastChild.append(make("span", "note", figures));
   add("Proposed", row.proposed);
   add("Shadow", row.shadow);
   add("General model", row.general);

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import TESTS, production, tiny
 
+from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.config import PrepareConfig
 from slmctl.deduplication.row_fingerprints import id_digits
+from slmctl.pipeline import chains, resolve, row_estimate
 from slmctl.production.records import Review
 from slmctl.sources import snapshot
 from slmctl.stages.prepare import prepare
@@ -31,13 +34,13 @@ def splits_of(lines: list[Review], folder: Path) -> dict[str, list[str]]:
     csv = tiny.write_csv(folder / "tickets.csv", tiny.rows(120, seed=1))
     path = production.written(folder / "reviewed.jsonl", lines)
     sources = [{"path": path}, {"path": csv, "input": "text", "output": "category"}]
-    config = PrepareConfig.model_validate(
+    section = PrepareConfig.model_validate(
         {"task": {"kind": "classify"}, "sources": sources, "min_rows": {"train": 0, "validation": 0, "test": 0}}
     )
-    config = config.model_copy(update={"sources": snapshot.gathered(config.sources, folder / "runs" / ".sources")})
+    section = section.model_copy(update={"sources": snapshot.gathered(section.sources, folder / "runs" / ".sources")})
     out = folder / "out"
     out.mkdir()
-    prepare.run(config, base=artifact.load(BASE), out=out)
+    prepare.run(section, base=artifact.load(BASE), out=out)
     return {split: [record.id for record in read_records(out / f"{split}.jsonl")] for split in SPLITS}
 
 
@@ -59,3 +62,24 @@ def test_uniform_rows_are_split_as_always(tmp_path: Path) -> None:
     splits = splits_of(lines, tmp_path)
     uniform = {id_digits(line.id) for line in lines}
     assert all(uniform & set(splits[split]) for split in SPLITS)
+
+
+def test_explain_and_plan_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        production.reviewed(f"r{k}", production.LABELS[k % 3], chosen="unsure" if k % 3 else "uniform")
+        for k in range(30)
+    ]
+    production.written(tmp_path / "reviewed.jsonl", lines)
+    (tmp_path / "slmctl.yaml").write_text(
+        "project: desk\nbase: base\ntask: {kind: classify}\nprepare: {sources: [{path: reviewed.jsonl}]}\n"
+    )
+    project = resolve.Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
+    chains.gather_sources(project)
+    assert "reviewed.jsonl: 10 rows drawn by chance, 20 picked for training alone" in capsys.readouterr().err
+    section, base = resolve.reading(project)
+    assert isinstance(section, PrepareConfig)
+    text = prepare.explain(section, base=base)
+    assert "reviewed.targeted.jsonl: messages" in text and "of the first 20 rows 20 are records" in text
+    estimate = row_estimate.of(project)
+    assert estimate is not None
+    assert (estimate.rows, estimate.train, estimate.test, estimate.most_test) == (30, 26, 2, 7)
