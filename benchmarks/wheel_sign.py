@@ -20,7 +20,7 @@ from slmctl.metrics.statistics import mcnemar, sign_test_decision
 
 POINTS = 0.03  # by which the two differ, about
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the training rows: one of them gives the weaker model
-SIMULATIONS = 100
+SIMULATIONS, EQUAL = 100, 400
 MOST = 2000  # reviewed rows; then nothing is decided
 PACKAGES = ("scikit-learn", "numpy")
 
@@ -44,14 +44,14 @@ def run(arguments: Sequence[str]) -> Path:
     parser.add_argument("folder", type=Path, help="CLINC150")
     pair = paired(parser.parse_args(arguments).folder)
     decided = [simulate(pair, seed) for seed in range(SIMULATIONS)]
-    equal = [simulate(pair, seed, equal=True) for seed in range(SIMULATIONS)]
+    equal = [simulate(pair, seed, equal=True) for seed in range(EQUAL)]
     rows_taken = [rows for better, rows in decided if better]
-    peeks = sum(peeked(pair, seed) for seed in range(SIMULATIONS))
+    peeks = sum(peeked(pair, seed) for seed in range(EQUAL))
     rows = [
         row(f"decided for the better one, of {SIMULATIONS}", sum(b == "second" for b, _ in decided), ">= 95"),
         row(f"decided for the worse one, of {SIMULATIONS}", sum(b == "first" for b, _ in decided), "<= 5"),
-        row(f"of equal models, decided within {MOST} rows, of {SIMULATIONS}", sum(bool(b) for b, _ in equal), "<= 5",
-            peer="McNemar's test after each tenth row", theirs=peeks),
+        row(f"of {EQUAL} pairs of equal models, decided within {MOST} rows", sum(bool(better) for better, _ in equal),
+            f"<= {EQUAL // 20}", peer="McNemar's test after each tenth row", theirs=peeks),
     ]  # fmt: skip
     return result.write(
         "wheel-sign", "python -m benchmarks.wheel sign CLINC150", rows, PACKAGES,
