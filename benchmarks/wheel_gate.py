@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> Path:
     rows = [
         row(f"of {DRAWS} test sets, share on which the gate on old rows refuses the candidate that forgot",
             share["forgot", "old"], GOAL, peer=peer, theirs=share["forgot", "all"]),
-        row("the same of the good candidate", share["good", "old"], peer=peer, theirs=share["good", "all"]),
+        row("the same of the good candidate", share["good", "old"], "", peer=peer, theirs=share["good", "all"]),
     ]  # fmt: skip
     accuracy = {
         f"{name}, {title} rows": round(float(flags[mask].mean()), 4)

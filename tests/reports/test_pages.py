@@ -193,7 +193,7 @@ def test_every_finding_leads_to_a_part_of_the_page() -> None:
     made = data_report._page(prepare_facts())
     titles = {section.title for section in made.sections}
     assert {notice.section for notice in made.notices} <= titles
-    assert len(made.notices) == 10
+    assert len(made.notices) == 11
 
 
 def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file(tmp_path: Path) -> None:
