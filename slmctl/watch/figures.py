@@ -139,7 +139,7 @@ def _seen(review: Review, rows: Mapping[str, CollectedRow]) -> float:
     time = rows[review.id].time if review.id in rows else review.seen
     try:
         return seconds_of(time)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
 
 

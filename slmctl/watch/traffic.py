@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 KEPT = "confident"  # the reason of an answer that the policy keeps
 DAY_S = 86_400.0
+MOST_TOKENS = 1 << 32  # of a request; a line with more is damaged
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class DecisionLine:
     time: str
     route: str
     reason: str
-    p_correct: float | None = None
+    p_correct: Annotated[float, Field(ge=0, le=1)] | None = None
     novel: bool | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    completion_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,10 @@ def _valid(adapter: TypeAdapter[Line], fields: JsonObject) -> Line | None:
 
 
 def _time(time: str) -> float:
-    """Seconds since 1970; NaN for what is no time, so that the line is left out."""
+    """Seconds since 1970; NaN for what is no time of a server, so that the line is left out."""
     try:
-        return seconds_of(time)
-    except ValueError:
+        return seconds_of(time) if "2000" <= time[:4] < "2200" else math.nan
+    except (ValueError, OverflowError):
         return math.nan
 
 

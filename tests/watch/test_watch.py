@@ -157,6 +157,23 @@ def test_the_log_of_the_server_is_read_too(stays: Path, tmp_path: Path) -> None:
     assert len(traffic.read([log]).traffic) == 300
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"time": "9999-12-31T23:59:59Z"}, {"time": "0001-01-01"}, {"time": "soon"}, {"time": 7},
+        {"p_correct": 1.5}, {"p_correct": "0.5"}, {"prompt_tokens": 2**80}, {"completion_tokens": -1},
+        {"route": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_line_is_passed_over(stays: Path, tmp_path: Path, damage: dict[str, object]) -> None:
+    first, second, *_ = (stays / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+    log = tmp_path / "decisions.jsonl"
+    log.write_text(f"{first}\n{json.dumps(json.loads(second) | damage)}\n", encoding="utf-8")
+    seen = watch(traffic.read([log]), MeasuredFigures())
+    assert seen.requests == (2 if damage == {"p_correct": "0.5"} else 1)  # a number may be written as a text
+
+
 def test_lines_before_a_day_are_left_out(stays: Path) -> None:
     material = traffic.read([stays / "decisions.jsonl"], since=traffic.seconds_of("2026-10-31"))
     assert len(material.traffic) == 1000
