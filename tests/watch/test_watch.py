@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support import TESTS
 from support.traffic import BEGIN, MadeUp
 
 from slmctl.cli.main import cli
@@ -17,7 +19,7 @@ from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.statistics import exact_interval
 from slmctl.production.records import CollectedRow, Review
 from slmctl.watch import figures, traffic
-from slmctl.watch.measured import MeasuredFigures
+from slmctl.watch.measured import MeasuredFigures, measured
 from slmctl.watch.traffic import DAY_S
 from slmctl.watch.watch import Watched, lines, watch
 
@@ -248,3 +250,18 @@ def test_too_few_requests_are_said(tmp_path: Path) -> None:
     watched = looked(MadeUp().days(3).write(tmp_path))
     assert not any(course.tested for course in watched.courses)
     assert any(line.startswith("not tested yet") for line in lines(watched))
+
+
+def test_the_figures_to_compare_with_are_those_of_the_newest_policy_and_of_the_report_on_its_file(
+    tmp_path: Path,
+) -> None:
+    for kind in ("report", "policy"):
+        shutil.copytree(TESTS / "fixtures" / "0.1.0" / kind, tmp_path / "runs" / kind / "0123456789ab")
+    before = measured(tmp_path)
+    assert (before.accuracy, before.rows, before.max_error) == (pytest.approx(0.324, abs=1e-3), 259, 0.4)
+    assert before.report is None  # it is on another file
+    shutil.rmtree(tmp_path / "runs" / "policy")
+    alone = measured(tmp_path)
+    assert (alone.report_metric, alone.report, alone.report_rows) == ("accuracy", pytest.approx(1 / 6, abs=1e-4), 6)
+    assert alone.policy == "" and alone.accuracy is None
+    assert measured(tmp_path / "nowhere") == MeasuredFigures()
