@@ -119,8 +119,9 @@ def reviewed(browser: Browser, project: Path) -> None:
         with JsonLines(lines) as file:
             for k, record in enumerate(records):
                 other = labels[(labels.index(record.answer) + 1) % len(labels)]
+                text = record.input.rpartition(" ")[0]  # not the row itself: one that is held out is not picked
                 row = CollectedRow(
-                    f"request-{k}", "2026-11-25T09:30:00Z", [{"role": "user", "content": record.input.rpartition(" ")[0]}], other,
+                    f"request-{k}", "2026-11-25T09:30:00Z", [{"role": "user", "content": text}], other,
                     general_answer=record.answer, p_correct=0.41, confidence=0.52, route="general",
                     labels={other: 0.52, record.answer: 0.39}, chosen="escalated",
                 )  # fmt: skip

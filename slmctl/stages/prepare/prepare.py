@@ -241,7 +241,8 @@ def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> 
             if column
         ]
         origins = [origin for _, origin in conversation_format.mapping]
-        unused = [name for name in plan.columns[k] if not any(name in origin for origin in origins)]
+        own = {source.id, source.group, source.time, source.weight}
+        unused = [name for name in plan.columns[k] if name not in own and not any(name in each for each in origins)]
         lines += [f"  not used     {', '.join(unused)}"] if unused else []
         lines += [*_first_records(reader, k, count), ""]
     return "\n".join(lines).rstrip()
