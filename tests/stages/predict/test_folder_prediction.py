@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from support import tiny
+from support import TESTS, tiny
 
 from slmctl import console
 from slmctl.errors import DataError, UsageError
@@ -176,3 +176,25 @@ def test_a_bucket_is_answered_into_a_bucket(s3: str, tmp_path: Path, monkeypatch
         assert [file.name for file in files] == ["a.parquet", "day=1/b.parquet"]
         store.fetch(files[0], tmp_path / "back.parquet")
     assert texts_of(tmp_path / "back.parquet") == ["<x>", "<y>"]
+
+
+def test_the_command_plans_and_answers_a_bucket(s3: str, tmp_path: Path) -> None:
+    keys = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    client: Any = pytest.importorskip("boto3").client(
+        "s3", endpoint_url=s3, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="key"
+    )
+    for name, texts in (("a.parquet", ["refund", "parcel"]), ("b.parquet", ["late"])):
+        client.upload_file(str(write(tmp_path / name, texts)), "models", f"{tmp_path.name}/in/{name}")
+    release = str(TESTS / "fixtures" / "0.1.0" / "published")  # a model of 7,000 weights
+    words = ["predict", release, "--column", "text", "--input", f"s3://models/{tmp_path.name}/in/*.parquet", "--output"]
+    words += [f"{tmp_path}/out/", "--offline"]  # which lets this machine be asked
+    planned = tiny.slmctl(tmp_path, *words, "--plan", env=tiny.environment(**keys))
+    assert tiny.ok(planned) == ""
+    assert "2 files, 3 rows, " in planned.stderr
+    assert not (tmp_path / "out").exists()
+    done = tiny.slmctl(tmp_path, *words, env=tiny.environment(**keys))
+    tiny.ok(done)
+    assert f"3 rows written to {tmp_path}/out/, 0 with an error" in done.stderr
+    answers = [*texts_of(tmp_path / "out" / "a.parquet"), *texts_of(tmp_path / "out" / "b.parquet")]
+    assert len(answers) == 3 and set(answers) <= {"account", "billing", "delivery"}
+    assert "2 of them finished" in tiny.slmctl(tmp_path, *words, env=tiny.environment(**keys)).stderr

@@ -19,7 +19,7 @@ from slmctl.stages.predict import ray_answers, row_answers
 pytest.importorskip("ray")
 
 RELEASE = str(TESTS / "fixtures" / "0.1.0" / "published")  # a model of 7,000 weights
-ROWS = 6_000  # a dozen chunks
+ROWS = 4_000  # eight chunks
 ON_LOOPBACK = tiny.environment(**ray_answers.LOOPBACK)
 
 
@@ -31,14 +31,13 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 @pytest.fixture
 def nodes() -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "support.ray_nodes"], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=ON_LOOPBACK, text=True,
-    )  # fmt: skip
-    yield child
-    assert child.stdin is not None
-    child.stdin.close()
-    child.wait(timeout=120)
+    command = [sys.executable, "-m", "support.ray_nodes"]
+    with subprocess.Popen(
+        command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ON_LOOPBACK, text=True
+    ) as child:
+        yield child
+        assert child.stdin is not None
+        child.stdin.close()  # which ends it
 
 
 def write_rows(path: Path, count: int) -> Path:
