@@ -2,6 +2,7 @@
 
     python -m benchmarks.wheel watch ../shared/data/clinc150
     python -m benchmarks.wheel sign ../shared/data/clinc150
+    python -m benchmarks.wheel shadow FOLDER RECORDS      # alone on its machine
 
 Each command has a module of its own, `benchmarks/wheel_COMMAND.py` with `run(arguments)`, and writes
 `results/wheel-COMMAND.json`.
