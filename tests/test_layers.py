@@ -313,7 +313,12 @@ def test_a_package_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
         # two child processes, and what both of them do
         (
             "llama_cpp",
-            {"slmctl.inference.llama_child", "slmctl.model_files.quantizer_child", "slmctl.inference.expansion"},
+            {
+                "slmctl.inference.llama_child",
+                "slmctl.model_files.quantizer_child",
+                "slmctl.inference.expansion",
+                "slmctl.inference.model_loading",
+            },
         ),
         ("unsloth", {"slmctl.stages.finetune.finetune"}),
     ],

@@ -63,7 +63,7 @@ def repacked_bytes(types: Iterable[str]) -> float:
     Args:
         types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales take half a bit.
     """
-    bits = [int(found[0]) for type in types if (found := re.search(r"(?<=Q)\d", type))]
+    bits = [int(digit) for type in types for digit in re.findall(r"(?<=Q)\d", type)]
     copied = bits if AMX in cpu_flags() else [each for each in bits if each <= REPACKED_BITS]
     return (max(copied) + 0.6) / 8 if copied else 0.0
 
