@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> Path:
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args(arguments)
     folder: Path = options.folder.resolve()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     told = Told(options.data, options.rows)
     desk = project(folder / "assistant", told.train, base=options.base, epochs=options.epochs)
     slmctl(desk, "run")
@@ -99,8 +99,8 @@ def run(arguments: Sequence[str]) -> Path:
     slmctl(everything, "run", "--until", "quantize")
 
     figures = {
-        "before": accuracy(desk, "registry/assistant/1.0", told),
-        "after": accuracy(desk, "registry/assistant/1.1", told),
+        "before": accuracy(desk, str(desk / "registry/assistant/1.0"), told),
+        "after": accuracy(desk, str(desk / "registry/assistant/1.1"), told),
         "everything": accuracy(everything, "gguf", told),
     }  # fmt: skip
     after, whole = (mixed(figures[name]) for name in ("after", "everything"))
@@ -156,7 +156,7 @@ def shuffled(rows: Rows, seed: int) -> list[tuple[str, str]]:
 
 
 def project(folder: Path, train: Rows, *, base: str, epochs: int) -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_csv(folder / "base.csv", train)
     write_config(folder, version="1.0", base=base, epochs=epochs)
     return folder
@@ -186,7 +186,9 @@ def slmctl(folder: Path, *args: str) -> str:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """The release in production behind an address of the loopback."""
-    serve = command(folder, "serve", "dir:registry#production", "--port", "0")
+    (policy,) = (folder / "runs" / "policy").iterdir()
+    release = f"dir:{folder}/registry#production"
+    serve = command(folder, "serve", release, "--policy", str(policy), "--port", "0")
     with (folder / "serve.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

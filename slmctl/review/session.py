@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from slmctl.artifacts import locks
 from slmctl.artifacts.json_lines import JsonLines
-from slmctl.errors import LockedError, SlmctlError
+from slmctl.errors import DataError, LockedError
 from slmctl.metrics import statistics
 from slmctl.metrics.statistics import SignTest
 from slmctl.production.records import Review, agreed, standing
@@ -30,10 +30,8 @@ MODE = 0o600  # of the reviewed file: it holds texts of customers
 Decided = Literal["accepted", "corrected", "skipped", "unchanged"]
 
 
-class DecisionRefusedError(SlmctlError):
+class DecisionRefusedError(DataError):
     """A decision that is not taken: an answer that the task does not allow, or a row that is not there."""
-
-    code = 3
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from slmctl.errors import DataError, StageError, UsageError
 from slmctl.inference.engine import Answer
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import Row
-from slmctl.stages.predict import file_prediction, row_snapshot
+from slmctl.stages.predict import row_answers, row_snapshot
 from slmctl.stages.predict.file_prediction import Job, answer_file
 from slmctl.stages.predict.prompts import Prompt
 from slmctl.task.contract import Task
@@ -123,7 +123,7 @@ class Meddler:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_prediction, "CHUNK", 7)
+    monkeypatch.setattr(row_answers, "CHUNK", 7)
 
 
 def pairs(path: Path) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import TESTS, production, tiny
 
-from slmctl import config
+from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.config import PrepareConfig
 from slmctl.deduplication.row_fingerprints import id_digits
@@ -74,6 +74,7 @@ def test_explain_and_plan_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[
         "project: desk\nbase: base\ntask: {kind: classify}\nprepare: {sources: [{path: reviewed.jsonl}]}\n"
     )
     project = resolve.Project(tmp_path, config.load(tmp_path / "slmctl.yaml"))
+    console.set_level(0)
     chains.gather_sources(project)
     assert "reviewed.jsonl: 10 rows drawn by chance, 20 picked for training alone" in capsys.readouterr().err
     section, base = resolve.reading(project)
