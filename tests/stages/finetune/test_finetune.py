@@ -660,7 +660,7 @@ def test_an_overfitted_training_says_so(
         line["messages"][-1]["content"] = answer
     (prepared / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shuffled = artifacts | {"prepared": dataclasses.replace(artifacts["prepared"], path=prepared)}
-    settings = {"max_steps": 250, "learning_rate": 1e-2, "patience": None, "lr_scheduler": "constant", "batch_size": 8}
+    settings = {"max_steps": 250, "learning_rate": 4e-3, "patience": None, "lr_scheduler": "constant", "batch_size": 8}
     metrics = run(settings, shuffled, tmp_path / "one")
     assert metrics["overfitted"]
     assert metrics["validation_loss_last"] > 1.02 * metrics["validation_loss"]
