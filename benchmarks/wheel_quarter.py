@@ -32,7 +32,7 @@ from benchmarks import result, wheel
 from benchmarks.wheel_traffic import NEW_INTENTS, NEW_SHARE
 
 Rows = Sequence[tuple[str, str]]  # text, intent
-MONTHS, REVIEWED, STEP = 2, 300, 50
+MONTHS, MONTH, REVIEWED, STEP = 2, 1500, 300, 50  # a month and a step in requests, the reviews in rows
 CLIENTS = 8
 CONFIG = """\
 project: assistant
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> Path:
 
     with serving(desk) as address:
         for month in range(MONTHS):
-            ask(address, shuffled(told.usual, month))
+            ask(address, shuffled(told.usual, month)[:MONTH])
         usual = lines(desk / "decisions.jsonl")
         silent = watch(desk, desk / "decisions.jsonl") == 0
         ask(address, shuffled(told.arriving, MONTHS))
@@ -143,8 +143,8 @@ class Told:
         # questions of the new intents that no model was trained on: the other half of their training rows
         asked = [row for label in sorted(self.fresh) for row in of_intent[label][rows:]]
         self.usual = [(text, label) for text, label in whole["val"] if label not in self.fresh]
-        share = round(len(self.usual) * NEW_SHARE / (1 - NEW_SHARE))
-        self.arriving = [*self.usual, *shuffled(asked, 1)[:share]]
+        share = round(MONTH * NEW_SHARE)
+        self.arriving = [*shuffled(self.usual, MONTHS)[: MONTH - share], *shuffled(asked, 1)[:share]]
         self.test = [(text, label) for text, label in whole["test"]]
         self.truth = dict([*self.usual, *self.arriving])
 
