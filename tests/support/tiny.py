@@ -49,7 +49,9 @@ evaluate: {models: [base, adapter, gguf]}
 CALIBRATED = (
     CONFIG.replace(
         "output: category}]\n", "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n"
-    ).replace("[Q8_0, F16]", "[Q8_0]")
+    )
+    .replace("[Q8_0, F16]", "[Q8_0]")
+    .replace("learning_rate: 1e-2", "learning_rate: 4e-3")  # at 1e-2 the rounding of some processors keeps it untrained
     + "calibrate: {max_error: 0.4}\n"
 )
 
