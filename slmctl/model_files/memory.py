@@ -20,7 +20,7 @@ from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
 AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
-REPACKED_BITS = 4  # of a weight that it copies elsewhere
+REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 
 
@@ -58,14 +58,13 @@ def require_engine(path: Path, *, sequences: int, context: int) -> None:
 
 
 def repacked_bytes(types: Iterable[str]) -> float:
-    """Bytes of a weight, in the largest of these types, that llama.cpp copies beside the mapped file.
+    """Bytes of a weight, in the largest of these types, that llama.cpp copies beside the mapped file, at most.
 
     Args:
         types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales take half a bit.
     """
     bits = [int(digit) for type in types for digit in re.findall(r"(?<=Q)\d", type)]
-    copied = bits if AMX in cpu_flags() else [each for each in bits if each <= REPACKED_BITS]
-    return (max(copied) + 0.6) / 8 if copied else 0.0
+    return max([REPACKED_BYTES, *((each + 0.6) / 8 for each in bits if AMX in cpu_flags())])
 
 
 def _cell_bytes(head: gguf_header.GgufHeader) -> int:
