@@ -6,9 +6,7 @@ It is written and never sent: what a cluster runs is started by those who own it
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -18,7 +16,7 @@ import jinja2
 import yaml
 
 from slmctl import __version__
-from slmctl.artifacts import artifact, atomic
+from slmctl.artifacts import artifact, atomic, script_files
 from slmctl.errors import UsageError
 from slmctl.sources import stores
 
@@ -79,12 +77,12 @@ def write(job: ClusterJob, kind: str, out: Path) -> None:
         raise UsageError(f"{out} exists already", hint=f"--emit {kind} NEW_FOLDER")
     with atomic.folder(out) as draft:
         lines = [f"{sha256}  {path}\n" for path, sha256 in job.sums]
-        _put(draft / _sums_name(job), "".join(lines))
+        script_files.write(draft / _sums_name(job), "".join(lines))
         for place in FILES[kind]:
-            _put(draft / place, _rendered(job, kind, place))
+            script_files.write(draft / place, _rendered(job, kind, place))
         # the rest of the folder may be changed: the head of job.sbatch, the README, wheels
         own = [entry for entry in artifact.scan(draft) if entry.path in ("job.sh", _sums_name(job))]
-        _put(draft / "SHA256SUMS", "".join(f"{entry.sha256}  {entry.path}\n" for entry in own))
+        script_files.write(draft / "SHA256SUMS", "".join(f"{entry.sha256}  {entry.path}\n" for entry in own))
 
 
 def on_cluster(address: str, kind: str) -> str:
@@ -112,7 +110,7 @@ def _rendered(job: ClusterJob, kind: str, place: str) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
-    environment.filters["shell"] = _shell
+    environment.filters["shell"] = script_files.shell_words
     name = place if place in SHARED else f"{kind}/{place}"
     source = resources.files("slmctl.templates").joinpath("jobs", *name.split("/")).read_text(encoding="utf-8")
     text = environment.from_string(source).render(_values(job, kind))
@@ -127,7 +125,7 @@ def _values(job: ClusterJob, kind: str) -> dict[str, Any]:
         "job": job,
         "kind": kind,
         "title": f"{verb} {job.name}",
-        "label": re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:40].strip("-"),
+        "label": script_files.label(job.name),
         "version": __version__,
         "extras": EXTRAS[job.kind],
         "hours": HOURS,
@@ -139,15 +137,3 @@ def _values(job: ClusterJob, kind: str) -> dict[str, Any]:
 
 def _sums_name(job: ClusterJob) -> str:
     return "RELEASE.sha256" if job.kind == "predict" else "PROJECT.sha256"
-
-
-def _shell(words: str | Sequence[str]) -> str:
-    """Words as a shell reads them again."""
-    return shlex.quote(words) if isinstance(words, str) else shlex.join(words)
-
-
-def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    if path.suffix == ".sh":
-        path.chmod(0o755)

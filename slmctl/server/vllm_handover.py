@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +22,7 @@ import jinja2
 import yaml
 
 from slmctl import __version__, console
-from slmctl.artifacts import artifact, atomic
+from slmctl.artifacts import artifact, atomic, script_files
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FILENAME, ServeConfig
 from slmctl.errors import UsageError
@@ -91,7 +90,7 @@ def write(handover: Handover, kind: str, out: Path) -> None:
         _copy(handover, draft)
         _contract(handover, kind, draft / "contract")
         for place, text in _rendered(handover, kind):
-            _put(draft / place, text)
+            script_files.write(draft / place, text)
         _sums(draft)
 
 
@@ -192,9 +191,9 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
     """Write the gateway's task contract and config, and the chat template, which vLLM gets too."""
     folder.mkdir()
     handover.task.write(folder)
-    _put(folder / "chat_template.jinja", handover.task.chat_template)
+    script_files.write(folder / "chat_template.jinja", handover.task.chat_template)
     local = kind == "vllm"
-    host = {"compose": "vllm", "kubernetes": f"{_label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
+    host = {"compose": "vllm", "kubernetes": f"{script_files.label(handover.name)}-vllm", "vllm": "127.0.0.1"}[kind]
     serve = handover.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(LEFT_OUT)) | {
         "host": "127.0.0.1" if local else "0.0.0.0",  # noqa: S104 - inside a container, and with keys alone
         "port": GATEWAY_PORT,
@@ -204,8 +203,8 @@ def _contract(handover: Handover, kind: str, folder: Path) -> None:
         "engine_model": handover.name,
         "engine_key_env": KEY_ENV,
     }
-    config = {"project": _label(handover.name), "base": "none", "serve": serve}
-    _put(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    config = {"project": script_files.label(handover.name), "base": "none", "serve": serve}
+    script_files.write(folder / FILENAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
@@ -214,7 +213,7 @@ def _rendered(handover: Handover, kind: str) -> Iterator[tuple[str, str]]:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML without surprises
-    environment.filters["shell"] = _shell
+    environment.filters["shell"] = script_files.shell_words
     values = _values(handover, kind)
     for place in (*SHARED, *FILES[kind]):
         name = f"{kind}/{place}" if place not in SHARED and not place.startswith("gateway/") else place
@@ -233,7 +232,7 @@ def _values(handover: Handover, kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": handover.name,
-        "label": _label(handover.name),
+        "label": script_files.label(handover.name),
         "task": handover.task,
         "settings": handover.settings,
         "stop_s": math.ceil(handover.settings.grace_s) + STOP_S,
@@ -252,24 +251,7 @@ def _values(handover: Handover, kind: str) -> dict[str, Any]:
     }
 
 
-def _label(name: str) -> str:
-    """A name as Kubernetes, image names and slmctl.yaml allow it: small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
-
-
-def _shell(arguments: str | Sequence[str]) -> str:
-    """Words as a shell reads them again."""
-    return shlex.quote(arguments) if isinstance(arguments, str) else shlex.join(arguments)
-
-
-def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    if path.suffix == ".sh":
-        path.chmod(0o755)
-
-
 def _sums(folder: Path) -> None:
     """`SHA256SUMS` over all of it, which `sha256sum --check` reads."""
     lines = [f"{entry.sha256}  {entry.path}\n" for entry in artifact.scan(folder)]
-    _put(folder / "SHA256SUMS", "".join(lines))
+    script_files.write(folder / "SHA256SUMS", "".join(lines))
