@@ -133,7 +133,10 @@ def _create(draft: Path, mode: int) -> int:
 
 def _wait_for_draft(draft: Path) -> None:
     """Wait for the writer that holds a draft; one that nobody holds is removed."""
-    if not stat.S_ISREG(_kind(draft)):
+    kind = _kind(draft)
+    if not kind:  # its writer has ended; what has the name by now is the next one's
+        return
+    if not stat.S_ISREG(kind):
         _remove(draft)
         return
     with contextlib.suppress(FileNotFoundError):

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,12 +122,22 @@ def test_a_draft_that_is_none_is_not_followed(tmp_path: Path, plant: Callable[[P
     assert not (tmp_path / "victim").exists() or (tmp_path / "victim").read_text() == "precious"
 
 
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Threads that take turns every microsecond, so that one is stopped between any two lines."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("often_switched")
 def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
     inside, most = 0, 0
 
     def write(number: int) -> None:
         nonlocal inside, most
-        for _ in range(20):
+        for _ in range(50):
             with atomic.file(tmp_path / "a") as draft:
                 inside += 1
                 most = max(most, inside)
