@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> Path:
         usual = lines(desk / "decisions.jsonl")
         silent = watch(desk, desk / "decisions.jsonl") == 0
         ask(address, shuffled(told.arriving, MONTHS))
-    noticed = first_alarm(desk, usual, len(told.arriving))
+    alarm = first_alarm(desk, usual, len(told.arriving))
 
     reviewed = review(desk, told)
     write_config(desk, version="1.1", base=options.base, epochs=options.epochs, reviewed=True, gates=GATES)
@@ -106,7 +106,11 @@ def run(arguments: Sequence[str]) -> Path:
     after, whole = (mixed(figures[name]) for name in ("after", "everything"))
     rows = [
         wheel.row("two usual months: alarms of watch", 0.0 if silent else 1.0, "<= 0"),
-        wheel.row("requests after the new intents came until watch says so", noticed, "<= 500"),
+        wheel.row(
+            "requests after the new intents came until watch says so" if alarm
+            else "requests after the new intents came, none of which gave an alarm",
+            alarm or len(told.arriving), "<= 500",
+        ),
         wheel.row("points below a model that was trained on everything, on the new traffic", 100 * (whole - after),
                   "<= 2"),
         wheel.row("held-out rows that moved to another split", len(moved), "<= 0"),
@@ -226,7 +230,7 @@ def watch(folder: Path, *files: Path) -> int:
     return done.returncode
 
 
-def first_alarm(folder: Path, usual: int, arriving: int) -> float:
+def first_alarm(folder: Path, usual: int, arriving: int) -> int | None:
     """The number of requests after the first `usual` ones at which watch finds a change, a multiple of STEP."""
     every = (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for count in range(STEP, arriving + 1, STEP):
@@ -234,7 +238,7 @@ def first_alarm(folder: Path, usual: int, arriving: int) -> float:
         part.write_text("".join(every[: usual + count]), encoding="utf-8")
         if watch(folder, part) == 5:
             return count
-    return float("inf")
+    return None
 
 
 def review(folder: Path, told: Told) -> Counter[str]:
