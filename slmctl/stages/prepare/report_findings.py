@@ -16,6 +16,7 @@ MANY = 0.2  # the same of all rows that were left out
 RIGHT = 0.9  # share of right answers for which intervals are given
 WIDE = 5.0  # points on either side of a score from which two models can hardly be told apart
 LINES = 6  # on the terminal, beside the counts of rows and the report's path
+SURE = 0.8  # share of the labels that a linear model agrees with; one that knows less doubts mostly right labels
 CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
 
 
@@ -138,7 +139,7 @@ def _conflicts(facts: PrepareFacts) -> Iterator[Notice]:
 
 def _suspects(facts: PrepareFacts) -> Iterator[Notice]:
     suspects = facts.get("suspects")
-    if suspects and suspects["rows"]:
+    if suspects and suspects["rows"] and suspects["agreement"] >= SURE:
         named = "; ".join(
             f"“{pair['label'][:60]}”, perhaps “{pair['proposed'][:60]}” ({pair['rows']:,})"
             for pair in suspects["pairs"][:3]

@@ -235,10 +235,12 @@ def _suspects(facts: PrepareFacts) -> PageSection:
     if not suspects:
         return PageSection("Suspected labels", [])
     of = "" if suspects["measured"] == suspects["train"] else f" of {suspects['train']:,}"
+    weak = "Words decide too little here for it to know, so most of these labels will be right"
     lead = (
         f"A linear model that was trained on the other rows agrees with {percent(suspects['agreement'])} of the labels "
         f"of {count(suspects['measured'], 'training row')}{of}, and is surer of another label than of the given one "
-        f"for {suspects['rows']:,} (confident learning). It may be wrong: nothing was changed."
+        f"for {suspects['rows']:,} (confident learning). "
+        f"{weak if suspects['agreement'] < report_findings.SURE else 'It may be wrong'}: nothing was changed."
     )
     if not suspects["rows"]:
         knows = suspects["agreement"] >= CREDIBLE

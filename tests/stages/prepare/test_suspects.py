@@ -62,6 +62,8 @@ def test_planted_errors_are_found_with_the_label_that_was_there(tmp_path: Path) 
     assert not words & set(json.dumps(facts["examples"]).replace('"', " ").split())  # the manifest holds no text
     (notice,) = report_findings.notices({"rows_in": 240, "suspects": facts})
     assert notice.text.startswith(f"{len(named)} labels look wrong: “")
+    weak = facts | {"agreement": 0.75}
+    assert not list(report_findings.notices({"rows_in": 240, "suspects": weak}))
 
 
 def test_clean_labels_are_left_in_peace(tmp_path: Path) -> None:
