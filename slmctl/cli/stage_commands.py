@@ -182,9 +182,10 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, or the path or id of a model; repeatable. --compare A B C is
-    the same for several, and also takes reports, which stand for the models that they measured. --against
-    uses the network, for that host alone; records marked sensitive are never sent.
+    --model takes base, adapter, merged, gguf, lora (the adapter's own GGUF on the base's), or the path or id of
+    a model; repeatable. --compare A B C is the same for several, and also takes reports, which stand for the
+    models that they measured. --against uses the network, for that host alone; records marked sensitive are
+    never sent.
     """
     from slmctl.pipeline import chains, preflight
 

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from slmctl.config.fields import (
+    WEIGHTED_ONLY_TYPES,
     Content,
     Formerly,
     Inherited,
@@ -165,8 +166,16 @@ class QuantizeConfig(Section):
         "kept only if it lowers KL divergence; of a base of a billion weights and more 64, and kept",
     )
     lora_gguf: Annotated[bool, Formerly("lora")] = Field(
-        False, description="write the adapter as a GGUF file too, to load on the base's GGUF"
+        False, description="write the adapter as a GGUF file too, and the base's own GGUF of each type, to load it on"
     )
+
+    @model_validator(mode="after")
+    def _writes_the_base_without_a_matrix(self) -> QuantizeConfig:
+        if self.lora_gguf and (weighted := list(filter(WEIGHTED_ONLY_TYPES.match, self.types))):
+            raise ValueError(
+                f"'lora_gguf' writes the base without an importance matrix, and llama.cpp writes no {weighted[0]} so"
+            )
+        return self
 
 
 class PredictConfig(Section):
@@ -187,6 +196,8 @@ class PredictConfig(Section):
     )
     # The name in the report of a release that gates compare with; it is asked by its own task contract.
     release: Annotated[Text, Inherited(), WhenSet()] = ""
+    # The adapter's own GGUF file answers, on the base's file of the type.
+    lora: Annotated[bool, Inherited(), WhenSet()] = False
 
 
 class Choose(Section):
@@ -205,8 +216,9 @@ class Choose(Section):
 class EvaluateConfig(Section):
     """Measure models on held-out rows, beside the baselines."""
 
-    models: Annotated[list[Literal["base", "adapter", "merged", "gguf"]], Field(min_length=1)] = Field(
-        ["base", "adapter", "gguf"], description="models of this pipeline to measure"
+    models: Annotated[list[Literal["base", "adapter", "merged", "gguf", "lora"]], Field(min_length=1)] = Field(
+        ["base", "adapter", "gguf"],
+        description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf)",
     )
     shots: Annotated[int | None, Outside()] = Field(
         None, ge=1, le=64, description="training rows in the prompt of the base, which is then measured with them too"
@@ -235,7 +247,10 @@ class Gate(Section):
     """One condition that a release must meet."""
 
     metric: Text = Field(description="a metric of the report, such as accuracy or macro_f1")
-    model: Text = Field(description="base, adapter, merged, a GGUF type such as Q4_K_M, or chosen (by evaluate.choose)")
+    model: Text = Field(
+        description="base, adapter, merged, a GGUF type such as Q4_K_M, lora-Q4_K_M (the adapter's own GGUF on the "
+        "base's of this type), or chosen (by evaluate.choose)"
+    )
     min: float | None = Field(None, description="smallest value that passes")
     max: float | None = Field(None, description="largest value that passes, for an error such as ece")
     against: Text | None = Field(
@@ -329,8 +344,10 @@ class PublishConfig(Section):
         description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
         "oci://HOST/REPOSITORY or ollama:NAME",
     )
-    include: list[Literal["adapter", "merged"]] = Field(
-        default_factory=list, description="artifacts to publish beside the GGUF files, as safetensors: adapter, merged"
+    include: list[Literal["adapter", "merged", "lora"]] = Field(
+        default_factory=list,
+        description="models to publish beside the GGUF files: adapter and merged, as safetensors, and lora, the "
+        "adapter's own GGUF",
     )
     intended_use: Text = Field("", description="sentence for the model card on users and use of the model")
     license: Text | None = Field(
@@ -377,6 +394,14 @@ class Config(Section):
     gates: list[Gate] = Field(default_factory=list, description="conditions that a release must meet")
     publish: PublishConfig = Field(default_factory=PublishConfig, description="stage publish")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="the server")
+
+    @model_validator(mode="after")
+    def _measures_an_adapter_that_is_written(self) -> Config:
+        if "lora" in self.evaluate.models and not self.quantize.lora_gguf:
+            raise ValueError(
+                "'evaluate.models' holds lora, and 'quantize.lora_gguf' is false, so there is no such file"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compares_with_one_release(self) -> Config:

@@ -15,7 +15,8 @@ class PredictionFacts(TypedDict):
 
     `sha256` is that of the file that answered, empty for an endpoint; `rows_per_s` is None where every answer was
     resumed from an earlier run. `matmul_dtype` is the type in which layers were multiplied, None for the
-    types of a GGUF file. `release` is the project and version of a release that gates compare with.
+    types of a GGUF file. `base_sha256` is that of the base's file that an adapter's own file answered on. `release` is
+    the project and version of a release that gates compare with.
     """
 
     model: str
@@ -23,6 +24,7 @@ class PredictionFacts(TypedDict):
     split: str
     size: NotRequired[int | None]
     sha256: str
+    base_sha256: NotRequired[str]
     latency_ms: NotRequired[LatencyFigures | None]
     rows_per_s: NotRequired[float | None]
     engine: NotRequired[str | None]

@@ -28,6 +28,21 @@ def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
     return min(matches, key=lambda entry: entry.size)
 
 
+def lora_file(model: Artifact) -> FileEntry:
+    """The adapter's own GGUF file of an artifact, a release or a bare `.gguf`.
+
+    Raises:
+        UsageError: It has none.
+    """
+    entries = model.files(".gguf")
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if model.path.is_file() else [])
+    if len(chosen) != 1:
+        raise UsageError(
+            f"{model.path} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora_gguf=true"
+        )
+    return chosen[0]
+
+
 def is_type(path: str, type: str) -> bool:
     """True if a GGUF file's name ends with this type: `F16` is not the end of `…-BF16.gguf`."""
     return re.search(rf"(^|[-._]){re.escape(type)}\.gguf$", path) is not None

@@ -18,7 +18,15 @@ from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
 from slmctl.pipeline import released
-from slmctl.pipeline.resolve import Project, calibration_inputs, find, predict_section, report_inputs, resolve_stage
+from slmctl.pipeline.resolve import (
+    Project,
+    base_file_requests,
+    calibration_inputs,
+    find,
+    predict_section,
+    report_inputs,
+    resolve_stage,
+)
 from slmctl.pipeline.runner import Outcome, run
 from slmctl.pipeline.stage_table import PREPARED, STAGES, Role
 from slmctl.pipeline.system_errors import spoken
@@ -86,6 +94,8 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         DataError: An adapter of these targets could not go through the stages after the training.
         And what `run` raises.
     """
+    if name == "quantize":
+        _write_base_files(project, section or project.config.quantize)
     request = resolve_stage(project, name, section=section)
     section = request.section
     if isinstance(section, config.FinetuneConfig) and section.lora.target_modules != "all-linear":
@@ -104,6 +114,17 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         if not outcome.current:
             console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
+
+
+def _write_base_files(project: Project, section: config.Section) -> None:
+    """The base's own GGUF file of each type, where an adapter is to go on it; most often they are there."""
+    if not isinstance(section, config.QuantizeConfig) or not section.lora_gguf:
+        return
+    adapter = find(project, Role("adapter", ("adapter",)))
+    for request in base_file_requests(project, section, adapter):
+        outcome = run(project, request)
+        for entry in outcome.artifact.files(".gguf"):
+            console.say(f"  {'current' if outcome.current else 'base'}: {outcome.artifact.path / entry.path}")
 
 
 def plan_of_label(project: Project) -> tuple[JsonObject, list[str]]:
@@ -145,7 +166,7 @@ def evaluate(
 
     Args:
         project: Where.
-        models: Kinds of this pipeline (base, adapter, merged, gguf), or paths of models.
+        models: Kinds of this pipeline (base, adapter, merged, gguf, lora), or paths of models.
         split: Rows to answer, when not those of the config.
         against: A general model that answers the same rows, without examples and with.
 

@@ -275,6 +275,8 @@ def _gates(project: Project, names: Sequence[str]) -> str:
     participants |= {*linear_baseline.BASELINES[settings.task.kind]}
     if "gguf" in settings.evaluate.models:
         participants |= {*settings.quantize.types, *(["chosen"] if settings.evaluate.choose else [])}
+    if resolve.LORA in settings.evaluate.models:
+        participants |= {f"{resolve.LORA}-{name}" for name in settings.quantize.types}
     for gate in settings.gates:
         for model in filter(None, (gate.model, None if gate.release else gate.against)):
             if model == "chosen" and model not in participants:

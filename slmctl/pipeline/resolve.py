@@ -23,6 +23,7 @@ from slmctl.sensitive import stand_ins
 from slmctl.sources import snapshot
 
 PATH_ID = 12  # characters of a recipe id in the path of its artifact
+LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
 
 
 @dataclass
@@ -92,14 +93,40 @@ def resolve_stage(
     stage = STAGES[name]
     section = with_files(project, section or config.stage_config(project.config, name))
     filled = dict(inputs or {})
-    for role in stage.takes:
+    alone = isinstance(section, config.QuantizeConfig) and "base" in filled  # see `base_file_requests`
+    for role in stage.takes if not alone else ():
         asked_for = not role.when or getattr(section, role.when) or role.name in project.named
         if role.name not in filled and asked_for and not (role.optional or role.many):
             filled[role.name] = find(project, role)
+    if isinstance(section, config.QuantizeConfig) and section.lora_gguf and "base_files" not in filled:
+        filled["base_files"] = _base_files(project, section, filled["adapter"])
     recipe = config.recipe(section)
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+
+
+def base_file_requests(project: Project, section: config.QuantizeConfig, adapter: Artifact) -> list[StageRequest]:
+    """Requests for the GGUF files of the base alone that an adapter goes on, one a type.
+
+    They say nothing of the project, so all adapters of a base find the same artifacts.
+
+    Raises:
+        IntegrityError: The base is not among this project's artifacts.
+    """
+    inputs: dict[str, Artifact | list[Artifact]] = {"base": base_of(project, adapter)}
+    sections = [config.QuantizeConfig(types=[name], importance_matrix="off") for name in dict.fromkeys(section.types)]
+    return [resolve_stage(project, "quantize", inputs, each) for each in sections]
+
+
+def _base_files(
+    project: Project, section: config.QuantizeConfig, adapter: Artifact | list[Artifact]
+) -> Artifact | list[Artifact]:
+    assert isinstance(adapter, Artifact)
+    requests = base_file_requests(project, section, adapter)
+    if missing := [request for request in requests if not request.path.exists()]:
+        raise _not_made(project, missing[0])
+    return [artifact.load(request.path) for request in requests]
 
 
 def with_files(project: Project, section: config.Section) -> config.Section:
@@ -453,6 +480,8 @@ def predictions_of(
 ) -> list[StageRequest]:
     """Requests to `predict` for one model: once, or once a GGUF file when it has several."""
     role = STAGES["predict"].takes[0]
+    if model == LORA:
+        return _lora_predictions(project, split)
     source = find_model(Workspace(project.root, lambda: project), model, role.kinds, default="gguf")
     inputs: dict[str, Artifact | list[Artifact]] = {"model": source}
     if source.kind == "adapter":
@@ -465,6 +494,23 @@ def predictions_of(
     if source.kind == "base" and project.config.evaluate.shots is not None:
         sections.append(sections[0].model_copy(update={"shots": project.config.evaluate.shots}))
     return [resolve_stage(project, "predict", inputs, section) for section in sections]
+
+
+def _lora_predictions(project: Project, split: str | None) -> list[StageRequest]:
+    """Requests to `predict` for the adapter's own GGUF file, once on the base's file of each type."""
+    made = find(project, Role("gguf", ("gguf",)))
+    bases = (made.metrics.get(LORA) or {}).get("bases")
+    if not bases:
+        raise UsageError(
+            f"{made.path} holds no adapter with its base's files", hint="slmctl quantize --set quantize.lora_gguf=true"
+        )
+    files = {each.digest: each for each in _inputs_of(project, made, "base_files")}
+    requests = []
+    for name in dict.fromkeys(project.config.quantize.types):
+        section = predict_section(project, split, name).model_copy(update={"lora": True})
+        inputs: dict[str, Artifact | list[Artifact]] = {"model": made, "base": files[bases[name]["artifact"]]}
+        requests.append(resolve_stage(project, "predict", inputs, section))
+    return requests
 
 
 def base_of(project: Project, adapter: Artifact) -> Artifact:

@@ -86,7 +86,7 @@ def estimate(
             seen = round(rows.rows * settings.prepare.splits.calibration) if rows else None
             return StageEstimate(0, sizes.answering, _answering_seconds(settings, sizes, rows, seen, rates))
         case "publish":
-            more = {"merged": sizes.weights, "adapter": 4 * sizes.trained}
+            more = {"merged": sizes.weights, "adapter": 4 * sizes.trained, "lora": 2 * sizes.trained}
             disk = 2 * (sizes.files + sum(more[kind] for kind in settings.publish.include))
             return StageEstimate(disk, sizes.answering, PUBLISH_SECONDS + disk / BYTES_A_SECOND)
     return StageEstimate(disk_bytes=0)
@@ -173,12 +173,15 @@ def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> St
     if rate is not None:
         checks = (1 + written) * CHECKED_TOKENS * sizes.products / (rate * 1e9)
         seconds = QUANTIZE_SECONDS + (1 + written) * sizes.weights / BYTES_A_SECOND + checks
-    return StageEstimate(sizes.weights + 2 * sizes.files, int(LOADED_BYTES + max(reference, child)), seconds)
+    disk = sizes.weights + 2 * sizes.files
+    if settings.quantize.lora_gguf:  # and the base's own files, unless another adapter has left them
+        disk += sizes.files + 2 * sizes.trained
+    return StageEstimate(disk, int(LOADED_BYTES + max(reference, child)), seconds)
 
 
 def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: Mapping[str, float]) -> StageEstimate:
     loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-    files = len(settings.quantize.types) if "gguf" in settings.evaluate.models else 0
+    files = len(settings.quantize.types) * len({"gguf", "lora"} & set(settings.evaluate.models))
     disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
     peak = int(catalogue.PROCESS_BYTES + 4 * sizes.shape.parameters) if loaded else sizes.answering
     few_shot = SHOTS if "base" in loaded and settings.evaluate.shots else 0

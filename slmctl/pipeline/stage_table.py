@@ -54,7 +54,14 @@ STAGES = {
               ("torch",), version=2),
         Stage(
             "quantize",
-            (Role("merged", ("merged",)), PREPARED, Role("adapter", ("adapter",), when="lora_gguf")), "gguf",
+            (
+                Role("merged", ("merged",)),
+                PREPARED,
+                Role("adapter", ("adapter",), when="lora_gguf"),
+                Role("base_files", ("gguf",), optional=True, many=True),  # of the base alone, which the adapter goes on
+                Role("base", ("base",), optional=True),  # in place of all others: its own file is written
+            ),
+            "gguf",
             "slmctl.stages.quantize.quantize", ("torch", "transformers", "llama_cpp", "gguf"),
             ("llama_cpp_python", "gguf", "torch", "transformers"), version=5,
             options=("must_end",),
@@ -64,7 +71,7 @@ STAGES = {
             (
                 Role("model", ("gguf", "base", "adapter", "merged", "published")),
                 PREPARED,
-                Role("base", ("base",), optional=True),  # an adapter answers on top of it
+                Role("base", ("base", "gguf"), optional=True),  # an adapter answers on top of it
             ),
             "predictions", "slmctl.stages.predict.predict", (),
             ("llama_cpp_python", "llguidance", *_HF, "peft"), version=7,

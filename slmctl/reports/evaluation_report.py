@@ -67,6 +67,7 @@ class ModelFacts(TypedDict):
     kind: str
     size: NotRequired[int | None]
     sha256: NotRequired[str | None]
+    base_sha256: NotRequired[str]  # of the base's GGUF file that an adapter's own answered on
     engine: NotRequired[str | None]
     matmul_dtype: NotRequired[str | None]
     latency_ms: NotRequired[LatencyFigures | None]

@@ -247,9 +247,11 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
         missing = {role.name for role in stage.takes if f"--{role.name}" not in flags}
         # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
-        # publish and predict find what a gguf artifact was made of by its digests, evaluate the data set of a release
+        # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
+        # digests, evaluate the data set of a release
         assert missing <= {
             "predict": {"model", "base"},
+            "quantize": {"base_files", "base"},
             "evaluate": {"predictions", "validation", "released"},
             "publish": {"base", "prepared", "adapter", "merged"},
         }.get(name, set()), name

@@ -32,7 +32,7 @@ NO_JSON = ("no JSON",)
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
 SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema"}
 PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
-ORDER = ["base", "adapter", "merged", "gguf", "published", "release", "endpoint"]
+ORDER = ["base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
 NORMAL = statistics.NormalDist()
 
@@ -449,6 +449,7 @@ class Recomputed:
         keys = ("kind", "size", "sha256", "latency_ms", "rows_per_s", "prompt_lists_labels", "shots", "engine",
                 "matmul_dtype")  # fmt: skip
         kept = {key: facts.get(key) for key in keys}
+        kept |= {"base_sha256": facts["base_sha256"]} if "base_sha256" in facts else {}
         kept["predictions"] = next(digest for digest, place in self.there.items() if place == path)
         kept["not_sent"] = sum(bool(row.get("not_sent")) for row in rows)
         kept["failed"] = sum(bool(row.get("error")) for row in rows) if facts["kind"] == "endpoint" else 0

@@ -227,6 +227,8 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
         "tokens": tokens,
         "tokens_per_s": tokens["completion"] / len(lines) * rate if tokens and rate and lines else None,
     }
+    if "base_sha256" in metrics:
+        facts["base_sha256"] = metrics["base_sha256"]
     answers = Answers(
         texts=[line["answer"] for line in lines],
         confidences=[line.get("confidence") for line in lines],

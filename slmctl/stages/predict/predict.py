@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import time
@@ -16,7 +17,7 @@ from slmctl.errors import StageError
 from slmctl.inference import engine, json_grammar
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.model_files.gguf_choice import gguf_file, lora_file
 from slmctl.stages.predict import released
 from slmctl.stages.predict.prompts import Prompt, PromptAnswerer, asked, few_shot
 from slmctl.task import untuned_prompt
@@ -26,6 +27,7 @@ from slmctl.task.records import Record, read_records, require_records, write_jso
 if TYPE_CHECKING:
     from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
+LORA = "lora"  # the adapter's name inside of the engine
 LATENCY_ROWS = 32  # answered one at a time, to measure the latency of one caller
 
 
@@ -46,6 +48,7 @@ def run(
         metrics = _run(config, model, prepared, base, out)
     # The model is part of the artifact: two files can give the same answers, and a report measures one of them.
     source = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
+    source |= {"base_sha256": metrics["base_sha256"]} if "base_sha256" in metrics else {}
     (out / "model.json").write_bytes(canonical(source))
     return metrics
 
@@ -58,12 +61,17 @@ def _run(
     records = require_records(prepared.file(f"{config.split}.jsonl"))
     untuned = model.kind == "base"  # it was not trained on the labels, so its prompt lists them
     name = config.release or (config.type if model.kind in ("gguf", "published") else model.kind)
+    if config.lora:
+        name = f"lora-{name}"
     own = released.contract(model, task) if config.release else task
     train = read_records(prepared.file("train.jsonl")) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     if examples:
         name = f"{name} ({len(examples)}-shot)"
-    with opened(model, own, base=base, type=config.type, max_tokens=config.max_tokens) as (answerer, weights):
+    asking = opened(
+        model, own, base=base, type=config.type, max_tokens=config.max_tokens, lora=config.lora
+    )  # fmt: skip
+    with asking as (answerer, weights):
         if examples:
             prompts = few_shot(task, examples, records)
         elif config.release:
@@ -85,12 +93,13 @@ def _run(
     )
     return {
         "model": name or Path(weights.path).stem,
-        "kind": "release" if config.release else model.kind,
+        "kind": "release" if config.release else "lora" if config.lora else model.kind,
         **({"release": f"{model.metrics['project']} {model.metrics['version']}"} if config.release else {}),
         "split": config.split,
         "n": len(records),
         "size": weights.size,
         "sha256": weights.sha256,
+        **({"base_sha256": gguf_file(base, config.type).sha256} if config.lora and base is not None else {}),
         "prompt_lists_labels": untuned and bool(task.labels),
         **({"shots": len(examples)} if examples else {}),
         "constrained_by": "labels" if task.labels else "schema" if task.constraint else "nothing",
@@ -115,15 +124,18 @@ class opened:  # noqa: N801 - reads as a verb in `with`
         base: Artifact | None = None,
         type: str | None = None,
         max_tokens: int = 256,
+        lora: bool = False,
     ) -> None:
         self.model, self.task, self.base = model, task, base
-        self.type, self.max_tokens = type, max_tokens
+        self.type, self.max_tokens, self.lora = type, max_tokens, lora
         self._engine: engine.Engine | None = None
 
     def __enter__(self) -> tuple[GgufAnswerer | HfAnswerer, FileEntry]:
         """Raises DataError where the answers cannot be held to the task's schema."""
         if self.task.kind == "extract":
             json_grammar.require(self.task.schema or {})
+        if self.lora:
+            return self._open_lora()
         if self.model.kind in ("gguf", "published"):
             entry = gguf_file(self.model, self.type)
             path = self.model.file(entry.path)
@@ -137,6 +149,16 @@ class opened:  # noqa: N801 - reads as a verb in `with`
         )
         return answerer, _whole(self.model, self.base)
 
+    def _open_lora(self) -> tuple[GgufAnswerer, FileEntry]:
+        """The adapter's own file on the base's, loaded as the server loads it for several adapters."""
+        assert self.base is not None
+        entry, under = lora_file(self.model), gguf_file(self.base, self.type)
+        path = self.base.file(under.path)
+        memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
+        self._engine = engine.Engine(path, adapters={LORA: self.model.file(entry.path)})
+        answerer = GgufAnswerer(self._engine, self.task, self.max_tokens, adapter=LORA)
+        return answerer, dataclasses.replace(entry, size=entry.size + under.size)
+
     def __exit__(self, *exc: object) -> None:
         if self._engine is not None:
             self._engine.close()
@@ -145,20 +167,20 @@ class opened:  # noqa: N801 - reads as a verb in `with`
 class GgufAnswerer:
     """Answers through the engine."""
 
-    def __init__(self, model: engine.Engine, task: Task, max_tokens: int) -> None:
-        self.model, self.task, self.max_tokens = model, task, max_tokens
+    def __init__(self, model: engine.Engine, task: Task, max_tokens: int, adapter: str = "") -> None:
+        self.model, self.task, self.max_tokens, self.adapter = model, task, max_tokens, adapter
         self.matmul_dtype = "bfloat16" if model.info["expanded"] else None  # None: by the types of the file
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
-        requests = (request(self.task, prompt, max_tokens=self.max_tokens) for prompt in prompts)
+        requests = (request(self.task, prompt, max_tokens=self.max_tokens, adapter=self.adapter) for prompt in prompts)
         return self.model.ask_all(requests, widen=True)
 
 
-def request(task: Task, prompt: Prompt, *, max_tokens: int) -> engine.Request:
+def request(task: Task, prompt: Prompt, *, max_tokens: int, adapter: str = "") -> engine.Request:
     """The engine's request for a prompt, constrained to the answers that the task allows."""
     return engine.Request(
         prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
-        schema=task.constraint,
+        schema=task.constraint, adapter=adapter,
     )  # fmt: skip
 
 

@@ -16,14 +16,13 @@ import numpy.typing as npt
 from slmctl import console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig
+from slmctl.config.fields import WEIGHTED_ONLY_TYPES
 from slmctl.model_files import gguf_converter, gguf_header, quantizer
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
 
-# Types that an importance matrix can improve, and those that llama.cpp does not write without one.
-WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")
-WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")
+WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")  # that an importance matrix can improve
 
 ImportanceMatrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
 
@@ -37,11 +36,11 @@ class LosslessFile:
     head: GgufHeader
 
 
-def convert(config: QuantizeConfig, merged: Artifact, base: Base, scratch: Path) -> LosslessFile:
-    """Convert the merged model to one GGUF file, in the type that holds its weights without loss."""
-    kind = _dtype(merged.path)
+def convert(config: QuantizeConfig, model: Artifact, base: Base, scratch: Path) -> LosslessFile:
+    """Convert a merged model, or a base, to one GGUF file, in the type that holds its weights without loss."""
+    kind = _dtype(model.path)
     path = scratch / file_name(config, base, kind.upper())
-    gguf_converter.convert(merged.path, path, dtype=kind, metadata=metadata(config, base))
+    gguf_converter.convert(model.path, path, dtype=kind, metadata=metadata(config, base))
     return LosslessFile(path, kind.upper(), gguf_header.read(path))
 
 
@@ -87,7 +86,9 @@ def save(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
-    """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`."""
+    """A name by the GGUF convention: `SmolLM2-135M-acme-support-v1.0-Q4_K_M.gguf`; without a project the base's own."""
+    if not config.project:
+        return f"{base.name}-{type_name}.gguf"
     stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE)[0]
     return f"{stem}-{base.size_label}-{config.project}-v{config.version}-{type_name}.gguf"
 
@@ -136,9 +137,9 @@ def dominated_files(files: dict[str, Any]) -> list[str]:
 def metadata(config: QuantizeConfig, base: Base) -> dict[str, str]:
     """GGUF metadata beside that which the converter reads from the model card."""
     fields = {
-        "general.name": f"{base.name} {config.project} {config.version}",
+        "general.name": f"{base.name} {config.project} {config.version}".rstrip(),
         "general.finetune": config.project,
-        "general.version": f"v{config.version}",
+        "general.version": f"v{config.version}" if config.version else "",
         "general.license": base.license,
         "general.quantized_by": "slmctl",
     }

@@ -1,18 +1,24 @@
-"""adapter -> GGUF file of the adapter alone, for one base that serves many adapters."""
+"""adapter -> GGUF file of the adapter alone, and base -> its own GGUF file, for one base that serves many adapters."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slmctl import console
 from slmctl.artifacts.artifact import Artifact, sha256_file
-from slmctl.errors import StageError
+from slmctl.config import QuantizeConfig
+from slmctl.errors import IntegrityError, StageError
 from slmctl.model_files import gguf_converter, gguf_header, hf_folder, lora_adapter
+from slmctl.model_files.base_model import Base
+from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.stages.quantize import gguf_files, parity
 
 
 def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
@@ -51,6 +57,68 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
         "file": target.name, "size": target.stat().st_size, "layers": len(read.changes), "alpha": alpha,
         "sha256": sha256_file(target).removeprefix("sha256:"),
     }  # fmt: skip
+
+
+def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, Any]:
+    """Write the base's own GGUF file of each type; what it computes is checked with each adapter on it.
+
+    Nothing of a project or of its data goes into it, so every adapter of the base finds the same file.
+
+    Returns:
+        The manifest's metrics.
+    """
+    facts, files = Base.read(base.path), {}
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        lossless = gguf_files.convert(config, base, facts, Path(scratch))
+        targets = gguf_files.plan(config, facts, out, weighted=False)
+        gguf_files.write(lossless, targets)
+    for target in targets:
+        files[target.type] = {
+            "file": target.path.name, "size": target.path.stat().st_size, "importance": False,
+            "sha256": sha256_file(target.path).removeprefix("sha256:"),
+            **gguf_files.measure_types(gguf_header.read(target.path), target.type),
+        }  # fmt: skip
+    facts.write(out)
+    return {"files": files, "of_base": True, "converter_source_sha256": gguf_converter.source_hash()}
+
+
+def check_on_bases(
+    lora: Path,
+    bases: Sequence[Artifact],
+    files: Mapping[str, Any],
+    reference: parity.MergedModelReference,
+    *,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Compare the adapter on the base's own file of each type with the merged model.
+
+    Args:
+        bases: The base's own files, an artifact a type.
+        files: The merged model's files with their distances, by type.
+
+    Returns:
+        By type, the base's file with its hash, the digest of its artifact, and the distances.
+
+    Raises:
+        IntegrityError: A type has no file of the base.
+        StageError: The base with the adapter is another model than the merged one.
+    """
+    by_type = {name: base for base in bases for name in base.metrics["files"]}
+    if missing := [name for name in files if name not in by_type]:
+        raise IntegrityError(f"there is no {missing[0]} file of the base alone", hint="slmctl quantize writes it")
+    entries = {}
+    for name, merged in files.items():
+        entry = gguf_file(by_type[name], name)
+        path = by_type[name].file(entry.path)
+        distances = parity.check(path, gguf_header.read(path), reference, scratch=scratch, lora=lora)
+        parity.check_adapter(distances, merged, lora.name, path.name)
+        if "kl_mean" in distances:
+            console.say(f"  adapter on {path.name}: {distances['kl_mean']:.4f} nats from the merged model")
+        entries[name] = {
+            "file": entry.path, "size": entry.size, "sha256": entry.sha256, "artifact": by_type[name].digest,
+            **distances,
+        }  # fmt: skip
+    return entries
 
 
 def _refuse_other_forms(adapter: lora_adapter.LoraAdapter) -> None:

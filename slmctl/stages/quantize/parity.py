@@ -32,6 +32,7 @@ MAX_ANSWER_TOKENS = 32  # tokens of an answer that are compared
 BATCH_TOKENS = 2048  # computed together: a weight is made float32 once a batch
 MAX_LOGIT_BYTES = 128 << 20  # bytes of logits that are kept: fewer records where the vocabulary is large
 LOSSLESS_KL = 2e-3  # nats; SmolLM2-135M in F16 is 2e-6 away, by llama.cpp's own rounding of activations
+ADAPTER_KL = 10  # times that of the merged file: the base is rounded alone, and without an importance matrix
 
 MAX_LOOK_ALIKES = 64  # spelled control tokens of a base; some have thousands, reserved for later
 
@@ -215,8 +216,13 @@ def check_head(name: str, head: GgufHeader, reference: MergedModelReference) -> 
         raise StageError(f"{name} ends with token {end}, the merged model's end token is {reference.end_token}")
 
 
-def check(path: Path, head: GgufHeader, reference: MergedModelReference, *, scratch: Path) -> dict[str, Any]:
+def check(
+    path: Path, head: GgufHeader, reference: MergedModelReference, *, scratch: Path, lora: Path | None = None
+) -> dict[str, Any]:
     """Compare a file, as llama.cpp computes it, with the merged model.
+
+    Args:
+        lora: An adapter to put on the file; its weights are then held as they are, since other adapters share them.
 
     Returns:
         `kl_mean` and `kl_max` in nats, `top1_agreement` (share), `positions` and `texts` (counts); `weights` where they
@@ -229,7 +235,7 @@ def check(path: Path, head: GgufHeader, reference: MergedModelReference, *, scra
     logits = scratch / "logits.npy"
     probe = quantizer.probe(
         path, texts=reference.texts, end=reference.task.end, rows=reference.rows, logits=logits,
-        classifier=bool(reference.task.labels),
+        lora=lora, classifier=bool(reference.task.labels) and lora is None,
     )  # fmt: skip
     for text, theirs, own in zip(reference.texts, reference.tokens, probe.tokens, strict=True):
         if own != theirs and MARKS in text:
@@ -256,6 +262,24 @@ def check_lossless(distances: dict[str, Any], name: str) -> None:
         raise StageError(
             f"the next-token distributions of {name}, which lost nothing, are {distances['kl_mean']:.3f} nats from the "
             f"merged model's (at most {LOSSLESS_KL}): llama.cpp does not compute this architecture as transformers does"
+        )
+
+
+def check_adapter(beside: dict[str, Any], merged: dict[str, Any], name: str, base: str) -> None:
+    """Raises StageError when an adapter on its base is further from the merged model than rounding explains.
+
+    Args:
+        beside: The distances of the adapter's file on the base's file of a type.
+        merged: Those of the merged model's own file of that type, which rounds as many weights.
+        name: The adapter's file.
+        base: The base's file.
+    """
+    limit = LOSSLESS_KL + ADAPTER_KL * merged.get("kl_mean", 0.0)
+    if beside.get("kl_mean", 0.0) > limit:
+        raise StageError(
+            f"{name} on {base} is {beside['kl_mean']:.3f} nats from the merged model, whose own file of this type is "
+            f"{merged.get('kl_mean', 0.0):.3f} nats from it (at most {limit:.3f})",
+            hint="--set quantize.lora_gguf=false; the merged files are not concerned",
         )
 
 

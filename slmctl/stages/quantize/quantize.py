@@ -36,12 +36,15 @@ LARGE = 10**9  # weights from which on `auto` takes half of them, and writes a t
 
 
 def run(
-    config: QuantizeConfig, *, merged: Artifact, prepared: Artifact, adapter: Artifact | None = None, out: Path,
+    config: QuantizeConfig, *, merged: Artifact | None = None, prepared: Artifact | None = None,
+    adapter: Artifact | None = None, base_files: Sequence[Artifact] = (), base: Artifact | None = None, out: Path,
     must_end: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Write one GGUF file a type, from one lossless conversion, and the adapter's own where the config asks for it.
 
     Args:
+        base_files: The base's own GGUF files, an artifact a type, on which the adapter's file is checked.
+        base: Write the base's own files and nothing else, without the other inputs.
         must_end: Refuse a file that never ends an answer; False for a model of random weights, which ends none.
 
     Returns:
@@ -51,6 +54,22 @@ def run(
         MissingError: The converter has not been fetched.
         StageError: A file could not be written, or does not compute what the merged model computes.
     """
+    if base is not None:
+        return lora_gguf.write_base(config, base, out)
+    assert merged is not None and prepared is not None  # the roles of the stage
+    return _run(config, merged, prepared, adapter, base_files, out, must_end)
+
+
+def _run(
+    config: QuantizeConfig,
+    merged: Artifact,
+    prepared: Artifact,
+    adapter: Artifact | None,
+    base_files: Sequence[Artifact],
+    out: Path,
+    must_end: bool,
+) -> dict[str, Any]:
+    """Write the files of a merged model."""
     base, task = Base.read(merged.path), Task.read(merged.path)
     if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
         raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
@@ -76,9 +95,13 @@ def run(
             answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS], must_end=must_end)
             files[target.type] = _entry(kept, gguf_header.read(kept.path)) | distances | answers
             _report_file(target.type, files[target.type])
-    lora = {}
-    if adapter is not None:
-        lora = {"lora": lora_gguf.write(adapter, merged, out / gguf_files.file_name(config, base, "F16-LoRA"))}
+        lora = {}
+        if adapter is not None:
+            path = out / gguf_files.file_name(config, base, "F16-LoRA")
+            lora = {"lora": lora_gguf.write(adapter, merged, path)}
+            if base_files:
+                bases = lora_gguf.check_on_bases(path, base_files, files, reference, scratch=Path(scratch))
+                lora["lora"]["bases"] = bases
     for note in gguf_files.dominated_files(files):
         console.say(f"  note: {note}")
     base.write(out)
