@@ -13,9 +13,11 @@ from slmctl.network import guard
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
+    from slmctl.pipeline.served_adapters import ServedAdapter
     from slmctl.server.app import Served
     from slmctl.server.collector import Collector
     from slmctl.server.novelty import Novelty
+    from slmctl.server.openai_requests import ServedModel
     from slmctl.server.shadow import Shadow
 from slmctl.cli.group import Options, make_workspace, terminal
 
@@ -103,7 +105,7 @@ class ServedModels:
         from slmctl.artifacts.artifact import sha256_file
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
-        from slmctl.pipeline import model_lookup
+        from slmctl.pipeline import model_lookup, served_adapters
         from slmctl.server.app import Served
         from slmctl.server.backends import LocalEngine
         from slmctl.server.openai_requests import ServedModel
@@ -112,8 +114,8 @@ class ServedModels:
 
         settings = self._settings
         artifact, path = model_lookup.gguf(make_workspace(self._options), self._model, self._type)
-        loras = {name: model_lookup.lora(place) for name, place in settings.adapters.items()}
-        paths = {name: lora for name, (lora, _) in loras.items()}
+        loras = {name: served_adapters.find(place, artifact, path) for name, place in settings.adapters.items()}
+        paths = {name: lora.path for name, lora in loras.items()}
         memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
@@ -138,15 +140,13 @@ class ServedModels:
                 digest=_digest_of(artifact, path),
             )
             models = {main.name: main}
-            for name, (file, task) in loras.items():
-                models[name] = ServedModel(
-                    name, task or own, adapter=name, bare=bare and task is None, opening=opening, file=file.name
-                )
+            models |= {name: _with_adapter(main, name, lora) for name, lora in loras.items()}
             router = None
             if settings.policy is not None:
                 router = Router.of(settings.policy, settings, sha256_file(path), own, main.name)
                 stack.enter_context(router.open())
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
+            notes += [lora.note for lora in loras.values() if lora.note]
             for note in notes:
                 terminal().say(f"warning: {note}")
             if self._shadow is not None:  # the tag has moved to a release of another task
@@ -196,6 +196,14 @@ class ServedModels:
 
         root = model_lookup.root_of(self._options.directory, artifact.path).resolve()
         return novelty.of_model(root, artifact, settings.training_rows)
+
+
+def _with_adapter(main: ServedModel, name: str, lora: ServedAdapter) -> ServedModel:
+    """The model with an adapter over it, by the adapter's name; a bare adapter without a task has the model's."""
+    return dataclasses.replace(
+        main, name=name, task=lora.task or main.task, adapter=name, bare=main.bare and lora.task is None, aliases=(),
+        version=lora.version, file=lora.path.name, digest=lora.digest,
+    )  # fmt: skip
 
 
 def _digest_of(artifact: Artifact, path: Path) -> str:

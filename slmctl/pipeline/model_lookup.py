@@ -13,7 +13,7 @@ from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.inference.events import EXPANDED
-from slmctl.model_files.gguf_choice import gguf_file, is_lora
+from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import resolve, stage_table
 from slmctl.pipeline.resolve import Project, Workspace, find_model
 from slmctl.pipeline.stage_table import Role
@@ -106,25 +106,6 @@ def contract(where: Workspace, model: str | None, elsewhere: str) -> tuple[Task,
     files = [Path(entry.path) for entry in source.files(".gguf")] or [source.path]
     named = served_name(source, files[0])
     return Task.read(source.path), ServedName(named.name, (DEFAULT,), named.version)
-
-
-def lora(place: Path) -> tuple[Path, Task | None]:
-    """An adapter's GGUF file, and its task where it carries one.
-
-    Raises:
-        IntegrityError: It is damaged.
-        UsageError: It is no adapter.
-    """
-    source = resolve.open_model(place, ("gguf",))
-    artifact.require_whole(source, hint=AGAIN)
-    entries = source.files(".gguf")
-    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if source.path.is_file() else [])
-    if len(chosen) != 1:
-        raise UsageError(
-            f"{place} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora_gguf=true"
-        )
-    path = source.file(chosen[0].path)
-    return path, Task.read(path.parent) if (path.parent / FILENAME).exists() else None
 
 
 def other_build(source: Artifact, path: Path, build: str) -> str:

@@ -396,28 +396,32 @@ def test_no_http_at_all_gets_an_error_in_the_same_form(free: str) -> None:
 
 def base_file(desk: Path) -> Path:
     """A project's base as a GGUF, which its adapters are put on."""
-    from slmctl.model_files import gguf_converter
-
-    path = desk / "base.gguf"
-    gguf_converter.convert(next(desk.glob("runs/base/*/config.json")).parent, path, dtype="f16", metadata={})
+    (path,) = desk.glob("runs/gguf/*/base-F16.gguf")
     return path
 
 
 @pytest.mark.slow
 def test_adapters_are_chosen_by_name(stages: Forks, desk: Path) -> None:
-    tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true"))
+    written = ("--set", "quantize.lora_gguf=true", "--set", "evaluate.models=[gguf, lora]")
+    tiny.ok(stages.run(desk, "run", "--until", "quantize", *written))
     (lora,) = desk.glob("runs/gguf/*/*-LoRA.gguf")
     base = base_file(desk)
-    child, url = begin(desk, str(base), "--adapter", f"desk={lora.parent}")
+    adapter = ("--adapter", f"desk={lora.parent}")
+    refused = stages.run(desk, "serve", "--port", "0", str(base.parent), *adapter)
+    assert (refused.code, "no report measured the adapter" in refused.stderr) == (5, True)
+    tiny.ok(stages.run(desk, "evaluate", *written))
+    refused = stages.run(desk, "serve", "--port", "0", str(lora.parent), "--type", "F16", *adapter)
+    assert (refused.code, "is another file" in refused.stderr) == (2, True)
+    child, url = begin(desk, str(base.parent), *adapter)
     names = [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]]
-    assert names == ["base", "desk"]
+    assert names == ["base-F16", "desk"]
     merged, other = begin(desk, str(lora.parent), "--type", "F16")
     for text, _ in tiny.rows(20, seed=5):
         said = post(url, {"model": "desk", "messages": chat(text)}).json()
         same = post(other, {"messages": chat(text)}).json()
         assert said["choices"][0]["message"] == same["choices"][0]["message"]
         assert said["slmctl"]["confidence"] == pytest.approx(same["slmctl"]["confidence"], rel=0.05)
-        assert post(url, {"model": "base", "messages": chat(text), "max_tokens": 4}).status_code == 200
+        assert post(url, {"model": "base-F16", "messages": chat(text), "max_tokens": 4}).status_code == 200
     end(merged)
     end(child)
 
@@ -429,9 +433,14 @@ def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(stages: F
         train = ("--set", f"finetune.max_steps={steps}", "--set", "quantize.lora_gguf=true")
         tiny.ok(stages.run(desk, "run", "--until", "quantize", *train))
     first, second = sorted(desk.glob("runs/gguf/*/*-LoRA.gguf"), key=lambda path: path.stat().st_mtime)
-    adapters = ("--adapter", f"early={first.parent}", "--adapter", f"late={second.parent}")
+    adapters = []
+    for name, made in (("early", first), ("late", second)):  # bare files with a task, which nobody has measured
+        (desk / name).mkdir()
+        for file in (made, made.with_name("task.json")):
+            shutil.copy(file, desk / name)
+        adapters += ["--adapter", f"{name}={desk / name / made.name}"]
     child, url = begin(desk, str(base_file(desk)), *adapters)
-    asked = [(name, text) for text, _ in tiny.rows(12, seed=5) for name in ("early", "late", "base")]
+    asked = [(name, text) for text, _ in tiny.rows(12, seed=5) for name in ("early", "late", "base-F16")]
 
     def answer(one: tuple[str, str]) -> tuple[str, float | None]:
         name, text = one
@@ -445,6 +454,6 @@ def test_two_adapters_and_the_base_answer_at_once_and_as_they_do_alone(stages: F
     with ThreadPoolExecutor(9) as pool:
         together = list(pool.map(answer, asked))
     for (name, text), (content, sure), (other, also) in zip(asked, alone, together, strict=True):
-        if name != "base":  # whose free text may turn where two tokens are as likely
+        if name != "base-F16":  # whose free text may turn where two tokens are as likely
             assert (other, also) == (content, pytest.approx(sure, rel=0.02)), (name, text)
     end(child)

@@ -57,10 +57,13 @@ def run(
     figures = parse_report(json.loads(report.file("report.json").read_bytes()), where=f"{report.path}/report.json")
     files = _chosen(gguf.metrics["files"], figures)
     _require_measured(files, figures)
+    lora = _measured_lora(gguf, figures) if "lora" in config.include else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
     for entry in files.values():
         shutil.copyfile(gguf.file(entry["file"]), out / entry["file"])
+    if lora:
+        shutil.copyfile(gguf.file(lora["file"]), out / lora["file"])
     _copy(report, REPORT, out)
     for name, weights, allowed in (("adapter", adapter, ADAPTER), ("merged", merged, MERGED)):
         if name in config.include:
@@ -69,7 +72,7 @@ def run(
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
     teaching = _teaching(labelled)
-    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching)
+    _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching, lora)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     leak_scan.require_clean(out, names, base=base, allow=config.allowed_texts)
@@ -79,6 +82,7 @@ def run(
         "license": label,
         "files": {name: entry["sha256"] for name, entry in files.items()},
         "memorisation": memorisation,
+        **({"lora": lora} if lora else {}),
         **({"teachers": teaching["teachers"]} if teaching else {}),
     }
 
@@ -152,6 +156,34 @@ def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
             )
 
 
+def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
+    """The adapter's own file with those of the base's files that the report measured it on.
+
+    Raises:
+        GateError: It measured the adapter on none of them.
+        UsageError: No such file was written.
+    """
+    lora = gguf.metrics.get("lora") or {}
+    if not lora.get("bases"):
+        raise UsageError(
+            f"publish.include names lora, and {gguf.path} holds no adapter with its base's files",
+            hint="quantize: {lora_gguf: true}",
+        )
+    measured = {
+        model.get("base_sha256")
+        for model in figures["models"].values()
+        if model["kind"] == "lora" and model.get("sha256") == lora["sha256"]
+    }
+    bases = {name: entry for name, entry in lora["bases"].items() if entry["sha256"] in measured}
+    if not bases:
+        raise GateError(
+            f"no report measured {lora['file']}: it is not published",
+            hint="evaluate it: evaluate: {models: [..., lora]}",
+        )
+    kept = {name: {key: entry[key] for key in ("file", "size", "sha256")} for name, entry in bases.items()}
+    return {"file": lora["file"], "size": lora["size"], "sha256": lora["sha256"], "bases": kept}
+
+
 def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:
     """Probe the largest file for memorised rows: it is the closest to the merged model."""
     largest = max(files.values(), key=lambda entry: entry["size"])
@@ -183,6 +215,7 @@ def _write_texts(
     prepared: Artifact,
     memorisation: dict[str, Any],
     teaching: dict[str, Any],
+    lora: dict[str, Any],
 ) -> None:
     """The model card and Ollama's Modelfile."""
     if '"""' in task.system:
@@ -205,6 +238,7 @@ def _write_texts(
         data=_summary(prepared),
         memorisation=memorisation,
         teaching=teaching,
+        lora=lora,
         context=CONTEXT,
     )
     (out / "README.md").write_text(card, encoding="utf-8")
