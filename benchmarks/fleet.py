@@ -1,9 +1,13 @@
 """More than one model, and more than one machine.
 
     python -m benchmarks.fleet ray [RELEASE] [--rows N] [--repetitions N]
+    python -m benchmarks.fleet adapters [BASE --data CSV] [--adapters N] [--rows N] [--repetitions N]
 
 `ray` answers rows on a cluster of two nodes of this machine, of which one is killed in the middle, and in one process:
 the rows that are lost, their order, their answers, and the time. Without RELEASE it is a model of 7,000 weights.
+
+`adapters` trains adapters on one base, and serves them on the base's file beside their merged files: memory, rows/s and
+the accuracy of each, paired (`fleet_adapters`). Without BASE it is a random model of 0.1 million weights.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result
+from benchmarks import fleet_adapters, result
 from slmctl.stages.predict import ray_answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +40,20 @@ def main() -> None:
     ray.add_argument("release", nargs="?", type=Path, help="a release; one of the tests by default")
     ray.add_argument("--rows", type=int, default=ROWS)
     ray.add_argument("--repetitions", type=int, default=1)
+    adapters = commands.add_parser("adapters")
+    adapters.add_argument("base", nargs="?", default="", help="what `base:` takes; a random model by default")
+    adapters.add_argument("--data", type=Path, help="rows as CSV or another file; those of the tests by default")
+    adapters.add_argument("--input", default="text", help="the column that is asked")
+    adapters.add_argument("--output", default="category", help="the column of the answers")
+    adapters.add_argument("--training", default=fleet_adapters.TINY, help="the section finetune, such as {epochs: 1}")
+    adapters.add_argument("--adapters", type=int, default=10)
+    adapters.add_argument("--rows", type=int, default=600, help="asked of all adapters together")
+    adapters.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
+    if options.command == "adapters":
+        setup = fleet_adapters.Setup(options.base, options.data, options.input, options.output, options.training)
+        fleet_adapters.measure(setup, options.adapters, options.rows, options.repetitions)
+        return
     measure_ray(options.release, options.rows, options.repetitions)
 
 
