@@ -22,10 +22,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.server import collecting, collector, feedback, openai_replies, openai_requests, page, refusals
+from slmctl.server import api_forms, collecting, collector, feedback, openai_replies, openai_requests, page, refusals
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
 from slmctl.server.collecting import NO_POLICY
@@ -137,7 +138,7 @@ class Gateway:
     # A request for an answer
 
     async def answer(self, http: HttpRequest, kind: str) -> Response:
-        """Answer `/v1/chat/completions` (`chat`) or `/v1/completions` (`text`)."""
+        """Answer `/v1/chat/completions` (`chat`), `/v1/completions` (`text`) or `/v1/responses` (`response`)."""
         note: Note = http.state.note
         key = self.key_of(http)
         self.limits.count(key)
@@ -147,7 +148,7 @@ class Gateway:
         while True:  # until it was checked for who will answer: a followed release may take over meanwhile
             served = self.served
             # in a thread: the release's chat template renders the prompt
-            checked = await asyncio.to_thread(openai_requests.check, body, kind, served.models, self.ceilings)
+            checked = await asyncio.to_thread(api_forms.check, body, kind, served.models, self.ceilings)
             await self._require_grammar(checked, served.backend)
             if served is self.served:
                 break
@@ -259,7 +260,7 @@ class _Run:
 
     def _json(self) -> Response:
         choices = self.exchange.choices
-        body = openai_replies.whole(
+        body = api_forms.whole(
             self.checked, choices, [self._extra(choice.last) for choice in choices], self._build, self.name
         )
         self.close()
@@ -270,7 +271,7 @@ class _Run:
 
     async def _chunks(self, index: int, event: Event) -> AsyncGenerator[bytes, None]:
         """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
-        stream = openai_replies.Stream(self.checked, self._build, self.name)
+        stream = api_forms.stream(self.checked, self._build, self.name)
         part = stream.opening()
         try:
             while True:
@@ -282,37 +283,36 @@ class _Run:
                 part = b""
         except RequestFailedError as error:
             self.close(error)
-            yield self._failed(error)
+            yield stream.failed(self._said(error))
             return
-        part += self._ending(stream)
+        part += stream.ending(self._lasts)
         self.close()
         yield part
 
     async def _decided(self, pieces: Sequence[Event]) -> AsyncGenerator[bytes, None]:
         """A whole answer as a stream."""
-        stream = openai_replies.Stream(self.checked, self._build, self.name)
+        stream = api_forms.stream(self.checked, self._build, self.name)
         part = stream.opening()
         for event in pieces:
             if "piece" in event:
                 yield part + stream.piece(0, event)
                 part = b""
         (choice,) = self.exchange.choices
-        part += stream.end(0, choice.last, self._extra(choice.last)) + self._ending(stream)
+        part += stream.end(0, choice.last, self._extra(choice.last)) + stream.ending(self._lasts)
         self.close()
         yield part
 
-    def _chunk(self, stream: openai_replies.Stream, index: int, event: Event) -> bytes:
+    def _chunk(self, stream: api_forms.Stream, index: int, event: Event) -> bytes:
         if "piece" in event:
             return stream.piece(index, event)
         return stream.end(index, event, self._extra(event))
 
-    def _ending(self, stream: openai_replies.Stream) -> bytes:
-        lasts = [choice.last for choice in self.exchange.choices]
-        return (stream.usage(lasts) if self.checked.with_usage else b"") + openai_replies.DONE
+    @property
+    def _lasts(self) -> list[Event]:
+        return [choice.last for choice in self.exchange.choices]
 
-    def _failed(self, error: RequestFailedError) -> bytes:
-        body = openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
-        return f"data: {json.dumps(body)}\n\n".encode()
+    def _said(self, error: RequestFailedError) -> JsonObject:
+        return openai_replies.error(error.message, error.kind, code=error.code, request_id=self.note.id)
 
     def _extra(self, event: Event) -> dict[str, Any]:
         """slmctl's own fields of an answer, beside OpenAI's."""
@@ -347,7 +347,7 @@ class _Run:
                 metrics.failed.labels(error.code).inc()
             self.note.fields |= {"failed": error.code}
             return
-        lasts = [choice.last for choice in self.exchange.choices]
+        lasts = self._lasts
         used = openai_replies.usage(self.checked, lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
         metrics.tokens.labels(name, "prompt").inc(used["prompt_tokens"])
@@ -391,6 +391,7 @@ def application(served: Served, log: Log) -> Starlette:
         routes=[
             Route("/v1/chat/completions", _chat, methods=["POST"]),
             Route("/v1/completions", _text, methods=["POST"]),
+            Route("/v1/responses", _response, methods=["POST"]),
             Route("/v1/feedback", feedback.take, methods=["POST"]),
             Route("/v1/models", _models),
             Route("/v1/models/{name:path}", _model),
@@ -419,6 +420,11 @@ async def _chat(http: HttpRequest) -> Response:
 async def _text(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     return await gateway.answer(http, "text")
+
+
+async def _response(http: HttpRequest) -> Response:
+    gateway: Gateway = http.app.state.gateway
+    return await gateway.answer(http, "response")
 
 
 async def _models(http: HttpRequest) -> Response:

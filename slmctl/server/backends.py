@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-
-import referencing
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import UnknownType
-from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
@@ -28,6 +22,7 @@ from slmctl.network.openai_client import (
     StreamedReply,
     constraint,
 )
+from slmctl.server.client_schemas import satisfies
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import CheckedRequest
@@ -36,7 +31,6 @@ Put = Callable[[Event], None]
 Cancel = Callable[[], None]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before the engine is started once more
 LOOK_S = 2.0  # for another server to say that it is there, and as long that is believed
-MAX_STEPS = 100_000  # keywords of a client's own schema that are applied to one answer: about a second
 
 
 class Backend(Protocol):
@@ -262,40 +256,4 @@ async def _read(checked: CheckedRequest, request: Request, text: str) -> str | N
         return next((candidate for candidate in (text, text.strip()) if candidate in request.labels), None)
     if checked.model.held:
         return text if await asyncio.to_thread(checked.model.task.accepts, text) else None
-    return text if await asyncio.to_thread(_satisfies, request.schema, text) else None
-
-
-def _satisfies(schema: str, text: str) -> bool:
-    """True where an answer satisfies a client's own schema, as far as that takes a bounded time.
-
-    Regular expressions are left to the engine: matching one can take for ever. References lead nowhere else.
-    """
-    form, left = json.loads(schema), MAX_STEPS
-
-    def bounded(apply: Callable[..., Any]) -> Callable[..., Any]:
-        def applied(*args: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise _EndlessError
-            return apply(*args) or ()
-
-        return applied
-
-    named = ("patternProperties", "additionalProperties", "unevaluatedProperties")  # properties by expressions
-    skipped = {"pattern", *(named if '"patternProperties"' in schema else ())}
-    keywords = Draft202012Validator.VALIDATORS
-    check = validators.extend(  # type: ignore[no-untyped-call]
-        Draft202012Validator,
-        {name: bounded((lambda *_: ()) if name in skipped else apply) for name, apply in keywords.items()},
-    )
-    try:
-        return not any(check(form, registry=referencing.Registry()).iter_errors(json.loads(text)))
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
-        return False  # no JSON, or a schema that means nothing
-    except (UnknownType, Unresolvable, _EndlessError):
-        return False
-
-
-class _EndlessError(Exception):
-    """A schema takes too long to apply."""
+    return text if await asyncio.to_thread(satisfies, request.schema, text) else None

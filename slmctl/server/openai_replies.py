@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event, TokenInfo
 from slmctl.server.openai_requests import CheckedRequest, ServedModel
 
@@ -80,17 +81,20 @@ class Stream:
         part: dict[str, Any] = {"delta": {}} if self.checked.kind == "chat" else {"text": ""}
         return rest + self._chunk(index, part, event["finish"], slmctl=extra)
 
-    def usage(self, lasts: Sequence[Event]) -> bytes:
-        return self._line(choices=[], usage=usage(self.checked, lasts))
+    def ending(self, lasts: Sequence[Event]) -> bytes:
+        """The chunk of counts where it was asked for, and the end of the stream."""
+        counts = self._line(choices=[], usage=usage(self.checked, lasts)) if self.checked.with_usage else b""
+        return counts + b"data: [DONE]\n\n"
+
+    def failed(self, error: JsonObject) -> bytes:
+        """The error that ends a stream in place of [DONE]."""
+        return f"data: {json.dumps(error)}\n\n".encode()
 
     def _chunk(self, index: int, part: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
         return self._line(choices=[{"index": index, **part, "finish_reason": finish}], **more)
 
     def _line(self, **fields: Any) -> bytes:
         return f"data: {self._head}, {json.dumps(fields)[1:]}\n\n".encode()
-
-
-DONE = b"data: [DONE]\n\n"
 
 
 def error(message: str, kind: str, param: str = "", code: str = "", request_id: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
+from slmctl.server import client_schemas, request_options
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
 
@@ -30,18 +31,6 @@ RENDER_S = 2.0  # seconds that the chat template may take for one prompt
 CACHED = 8192  # characters of a system prompt whose rendered head is kept
 BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-_BOTH = {"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop", "n", "user",
-         "logprobs"}  # fmt: skip
-KNOWN = {
-    "chat": _BOTH | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs"},
-    "text": _BOTH | {"prompt"},
-}
-# Values that ask for nothing: clients send them by default.
-NEUTRAL: dict[str, Any] = {
-    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
-    "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True,
-}  # fmt: skip
 
 
 class BadRequestError(Exception):
@@ -97,13 +86,15 @@ class CheckedRequest:
     """A request that has been checked.
 
     Attributes:
-        kind: `chat` or `text` (completions).
+        kind: `chat`, `text` (completions) or `response`.
         requests: The engine's requests, one a choice.
         turns: The conversation of each; empty where raw text is continued.
         sent: The conversation as the client sent it.
         unread: Fields of its messages that are not part of `sent`, such as `tool_calls`.
         options: The sampling options that it set and the form of its answer, for the router.
         ignored: Its options that have no effect on a model of this task.
+        repeated: Its options that the answer of the Responses API repeats.
+        label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
     """
 
     kind: str
@@ -117,6 +108,8 @@ class CheckedRequest:
     stream: bool = False
     with_usage: bool = False
     schema: dict[str, Any] | None = None  # the client's own, to be checked before it is asked under
+    repeated: dict[str, Any] = field(default_factory=dict)
+    label_property: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -166,12 +159,10 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
     Raises:
         BadRequestError: An option is unknown or out of bounds; it is named.
     """
-    body = {key: value for key, value in body.items() if not _asks_nothing(key, value)}
-    for name in body:
-        if name not in KNOWN[kind]:
-            raise BadRequestError(f"option '{name[:100]}' is not supported", name[:100])
-    model = _model(body, models)
-    common, schema, ignored = _options(body, kind, model, ceilings)
+    model = model_of(body, models)
+    body, ignored = supported(body, kind, model)
+    common, schema = _options(body, kind, model, ceilings)
+    place, satisfied = _held_form(body.get("response_format", {"type": "text"}), model) if model.held else ("", ())
     prompts, sent, dropped = [], list[Message](), list[str]()
     if kind == "chat":
         sent = _messages(body)
@@ -203,10 +194,11 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         sent=tuple(sent),
         unread=tuple(sorted({name for message in body.get("messages", ()) for name in unread_fields(message)})),
         options={name: body[name] for name in names if name in body},
-        ignored=(*dropped, *ignored),
+        ignored=(*dropped, *sorted({*ignored, *satisfied})),
         stream=_flag(body, "stream"),
         with_usage=_stream_options(body),
         schema=schema,
+        label_property=place,
     )
 
 
@@ -220,8 +212,17 @@ def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -
     return check(body, "chat", {model.name: model}, ceilings)
 
 
-def _asks_nothing(name: str, value: Any) -> bool:
-    return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
+def supported(body: dict[str, Any], kind: str, model: ServedModel) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options of a body that are read, and the names of those without effect on a model.
+
+    Raises:
+        BadRequestError: One of the others is not supported; it is named.
+    """
+    found = request_options.sort_options(body, kind, model.task)
+    if found.refused:
+        name = found.refused[:100]
+        raise BadRequestError(f"option '{name}' is not supported" + (found.reason and f": {found.reason}"), name)
+    return found.read, found.ignored
 
 
 def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:
@@ -230,7 +231,12 @@ def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel |
     return own or next((model for model in models.values() if name in model.aliases), None)
 
 
-def _model(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedModel:
+def model_of(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedModel:
+    """The model that a request names, the first one by default.
+
+    Raises:
+        BadRequestError: None goes by that name.
+    """
     name = body.get("model", next(iter(models)))
     model = find_model(models, name)
     if model is None:
@@ -245,16 +251,14 @@ def _model(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedMod
 
 def _options(
     body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings
-) -> tuple[Request, dict[str, Any] | None, list[str]]:
-    """The request that all choices share, the client's own schema, and the options without effect."""
+) -> tuple[Request, dict[str, Any] | None]:
+    """The request that all choices share, and the client's own schema."""
     task = model.task
     length_name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     length = _number(body, length_name, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
     temperature = _number(body, "temperature", 0.0, 0, 2)
     schema, labels = _form(body, model)
     stops = _stops(body)
-    set_names = {name for name in ("temperature", "top_p", "seed", "stop", length_name) if name in body}
-    ignored = sorted(set_names if task.labels else set_names & {"stop"} if task.constraint else set())
     request = Request(
         prompt="",
         labels=task.labels or labels,
@@ -270,7 +274,7 @@ def _options(
         max_prompt=ceilings.max_prompt,
         shorten=length_name not in body,
     )
-    return request, schema, ignored
+    return request, schema
 
 
 def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
@@ -278,10 +282,10 @@ def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | No
     form = body.get("response_format", {"type": "text"})
     kind = form.get("type") if isinstance(form, dict) else None
     choices = body.get("structured_outputs")
-    if model.held and (kind != "text" or choices is not None):
-        name = "structured_outputs" if choices is not None else "response_format"
-        raise BadRequestError(f"option '{name}' is not supported by a model of kind '{model.task.kind}': "
-                              "its release says what form answers have", name)  # fmt: skip
+    if model.held:
+        if choices is not None:
+            raise _unheld("structured_outputs", model)
+        return None, ()
     if choices is not None:
         listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
         texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
@@ -300,12 +304,39 @@ def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | No
         return {"type": "object"}, ()
     if kind != "json_schema":
         raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
+    return _schema_of(form), ()
+
+
+def _schema_of(form: dict[str, Any]) -> dict[str, Any]:
+    """The client's own schema in a `response_format` of type json_schema."""
     schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
     if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
         raise BadRequestError(
-            f"'response_format' needs json_schema.schema: an object of at most {SCHEMA_BYTES} bytes", "response_format"
+            f"'response_format' of type json_schema needs a schema: an object of at most {SCHEMA_BYTES} bytes",
+            "response_format",
         )
-    return schema, ()
+    return schema
+
+
+def _held_form(form: Any, model: ServedModel) -> tuple[str, tuple[str, ...]]:
+    """The property that a label is wanted in, and the option where the task's own answers satisfy it anyway."""
+    task, kind = model.task, form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return "", ()
+    if task.labels and kind == "json_schema":
+        place, reason = client_schemas.label_property(json.dumps(_schema_of(form)), task.labels)
+        if not place:
+            raise _unheld("response_format", model, reason)
+        return place, ()
+    if task.constraint and task.schema:
+        satisfied = kind == "json_object" and task.schema.get("type") == "object"
+        if satisfied or (kind == "json_schema" and client_schemas.is_task_schema(_schema_of(form), task.schema)):
+            return "", ("response_format",)
+    raise _unheld("response_format", model)
+
+
+def _unheld(name: str, model: ServedModel, reason: str = "its release says what form answers have") -> BadRequestError:
+    return BadRequestError(f"option '{name}' is not supported by a model of kind '{model.task.kind}': {reason}", name)
 
 
 def _size(value: Any) -> int:

@@ -15,7 +15,8 @@ from slmctl.server.request_run import RequestFailedError
 
 LONGEST_ERROR = 1000  # characters of an error's message
 ROUTE = "x-slmctl-route"
-QUESTIONS = ("/v1/chat/completions", "/v1/completions")
+# Paths of questions, each with the option that holds the question.
+QUESTIONS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input"}
 
 
 def route_header(route: str, reason: str) -> str:
@@ -39,7 +40,7 @@ async def _busy(http: HttpRequest, error: Exception) -> Response:
 async def _failed(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestFailedError)
     wait = {"retry-after": "1"} if error.status == 503 else {}
-    param = "messages" if error.code == "refused" else ""
+    param = QUESTIONS.get(http.scope["path"], "") if error.code == "refused" else ""
     code = "" if error.code == "refused" else error.code
     return _refusal(http, error.status, error.message, param=param, code=code, headers=wait)
 

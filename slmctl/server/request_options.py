@@ -1,0 +1,110 @@
+"""The options that clients send, in one table for every path: read, without effect on the answers of a task, refused.
+
+An option of OpenAI's that changes no answer here is left out and listed in `ignored`; one that would change it is
+refused by its name, and so is one that is not in this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.task.contract import Task
+
+_EVERYWHERE = {"model", "stream", "stream_options", "temperature", "top_p"}
+_COMPLETIONS = _EVERYWHERE | {"max_tokens", "seed", "stop", "n", "logprobs"}
+READ = {  # by the kind of request
+    "chat": _COMPLETIONS
+    | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs"},
+    "text": _COMPLETIONS | {"prompt"},
+    "response": _EVERYWHERE | {"input", "instructions", "max_output_tokens", "include", "text", "top_logprobs"},
+}
+# Values that ask for nothing: clients send them by default.
+NEUTRAL: JsonObject = {
+    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
+    "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True, "tools": [],
+    "functions": [], "include": [], "truncation": "disabled", "verbosity": "medium", "background": False,
+    "modalities": ["text"], "context_management": [],
+}  # fmt: skip
+# About storage, price, caches and who asks; about tools and thinking, of which no model here has any.
+WITHOUT_EFFECT = frozenset({
+    "metadata", "store", "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "parallel_tool_calls", "max_tool_calls", "reasoning", "reasoning_effort", "prediction",
+})  # fmt: skip
+SAMPLING = frozenset({"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"})
+# They change a text that is drawn token by token, and no label; not one of them is supported for texts.
+PENALTIES = frozenset({
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "top_k", "min_p", "verbosity",
+})  # fmt: skip
+_NO_STORE = "no response is kept here: send the whole conversation as 'input'"
+REASONS = {  # of a refusal
+    "previous_response_id": _NO_STORE,
+    "conversation": _NO_STORE,
+    "prompt": "no prompt is kept here: send 'instructions' and 'input'",
+    "background": "every answer is given at once: leave it out, and use 'stream' for a long one",
+    "audio": "answers are texts",
+    "modalities": "answers are texts",
+}
+
+
+@dataclass(frozen=True)
+class SortedOptions:
+    """The options of one request.
+
+    Attributes:
+        read: Those that are read, with their values.
+        ignored: Names of those without effect on the answer.
+        refused: Name of the first one that is refused; empty for none.
+        reason: Why it is, where more can be said than that it is not supported.
+    """
+
+    read: JsonObject
+    ignored: tuple[str, ...] = ()
+    refused: str = ""
+    reason: str = ""
+
+
+def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
+    """Sort the options of a request by what they do to an answer of a task.
+
+    Args:
+        body: The request, with its values of null left out.
+        kind: `chat`, `text` (completions) or `response`.
+        task: The contract of the model that is asked.
+    """
+    asked = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
+    calls, reason = _about_tools(asked)
+    if reason:
+        return SortedOptions({}, refused=calls[0], reason=reason)
+    dropped = WITHOUT_EFFECT | set(calls) | (PENALTIES if task.labels else set())
+    read = {name: value for name, value in asked.items() if name in READ[kind]}
+    ignored = [name for name in asked if name in dropped and name not in read]
+    for name in asked:
+        if name not in read and name not in dropped:
+            return SortedOptions({}, refused=name, reason=REASONS.get(name, ""))
+    idle = SAMPLING | {"stop"} if task.labels else {"stop"} if task.constraint else set[str]()
+    return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})))
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
+
+
+def _about_tools(asked: JsonObject) -> tuple[tuple[str, ...], str]:
+    """Options of tools that may be left out; or the one at fault, and why."""
+    for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+        if tools in asked and asked.get(choice) != "none":
+            return (tools,), _refused_tool(asked[tools])
+        if choice in asked and tools not in asked and asked[choice] not in ("none", "auto"):
+            return (choice,), f"there are no '{tools}' to choose from"
+    return ("tools", "tool_choice", "functions", "function_call"), ""
+
+
+def _refused_tool(tools: Any) -> str:
+    """Why a list of tools is refused: the first one that another server would have to run, by its name."""
+    kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    hosted = next((kind for kind in kinds if isinstance(kind, str) and kind not in ("function", "custom")), "")
+    if hosted:
+        return f"a tool of type '{hosted[:100]}' is run by OpenAI's own servers, and not here"
+    return "this model answers without calling one; 'tool_choice': 'none' leaves them out"

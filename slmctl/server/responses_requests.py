@@ -1,0 +1,130 @@
+"""Requests of OpenAI's Responses API, made into chat requests: from there on both go one way.
+
+Nothing is kept between requests, so a conversation comes whole, as `input`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.sensitive.conversation_veto import unread_fields
+from slmctl.server import openai_requests
+from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+
+TOKENS = "message.output_text.logprobs"  # the value of `include` that asks for the tokens of the answer
+TEXTS = ("input_text", "output_text", "text")  # types of parts that hold a text
+NAMES = {  # of chat options: their names here, for errors
+    "messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format",
+    "logprobs": "include",
+}  # fmt: skip
+SAME = ("model", "stream", "temperature", "top_p", "top_logprobs")
+# Options that an answer repeats.
+REPEATED = ("instructions", "max_output_tokens", "metadata", "temperature", "top_p", "top_logprobs", "text",
+            "safety_identifier", "prompt_cache_key", "user", "max_tool_calls")  # fmt: skip
+
+
+def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
+    """A request of `/v1/responses`, every option checked.
+
+    Raises:
+        BadRequestError: An option is unknown or out of bounds; it is named.
+    """
+    model = openai_requests.model_of(body, models)
+    options, ignored = openai_requests.supported(body, "response", model)
+    try:
+        checked = openai_requests.check(as_chat(options), "chat", models, ceilings)
+    except BadRequestError as error:
+        raise _in_own_names(error) from None
+    repeated = {name: body[name] for name in REPEATED if name in body}
+    return replace(
+        checked,
+        kind="response",
+        ignored=tuple(sorted({*ignored, *(_named(name) for name in checked.ignored)})),
+        repeated=repeated,
+    )
+
+
+def as_chat(body: JsonObject) -> JsonObject:
+    """The chat request that asks the same.
+
+    Raises:
+        BadRequestError: It has no conversation of texts, or an option of another form.
+    """
+    chat = {name: body[name] for name in SAME if name in body}
+    if "max_output_tokens" in body:
+        chat["max_tokens"] = body["max_output_tokens"]
+    if "stream_options" in body and not _is_within(body["stream_options"], {"include_obfuscation"}):
+        raise BadRequestError("'stream_options' may hold include_obfuscation alone", "stream_options")
+    include = body.get("include", [])
+    if not isinstance(include, list) or not all(isinstance(value, str) for value in include):
+        raise BadRequestError("'include' must be a list of texts", "include")
+    if TOKENS in include or "top_logprobs" in body:
+        chat["logprobs"] = True
+    chat |= _form(body.get("text", {}))
+    instructions = body.get("instructions", "")
+    if not isinstance(instructions, str):
+        raise BadRequestError("'instructions' must be a text", "instructions")
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    return chat | {"messages": [*system, *_messages(body.get("input"))]}
+
+
+def _form(text: Any) -> JsonObject:
+    """The form of the answer, as chat requests name it."""
+    if not _is_within(text, {"format", "verbosity"}):
+        raise BadRequestError("'text' may hold format and verbosity alone", "text")
+    if text.get("verbosity") not in (None, "medium"):
+        raise BadRequestError("option 'text.verbosity' is not supported", "text.verbosity")
+    form = text.get("format")
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        return {} if form is None else {"response_format": form}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+def _messages(given: Any) -> list[JsonObject]:
+    """The conversation in `input`: a text of the user's, or a list of messages."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise BadRequestError("'input' must be a text, or a list of messages that is not empty", "input")
+    return [_message(item, f"input[{k}]") for k, item in enumerate(given)]
+
+
+def _message(item: Any, where: str) -> JsonObject:
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if kind == "item_reference":
+        raise BadRequestError(f"{where} refers to an item, but none is kept here: send the item itself", "input")
+    if kind != "message":
+        named = f", not '{kind[:100]}'" if isinstance(kind, str) else ""
+        raise BadRequestError(f"{where} must be a message{named}", "input")
+    role, content = item.get("role"), item.get("content")
+    if not isinstance(role, str) or role not in openai_requests.ROLES:
+        raise BadRequestError(f"{where} needs a role: user, assistant, system or developer", "input")
+    if isinstance(content, list):
+        texts = [part.get("text") if _is_text(part) else None for part in content]
+        content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
+    if not isinstance(content, str):
+        raise BadRequestError(f"{where} needs content: a text, or parts of type input_text or output_text", "input")
+    unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
+    return {**unread, "role": role, "content": content}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in TEXTS
+
+
+def _is_within(value: Any, names: set[str]) -> bool:
+    return isinstance(value, dict) and set(value) <= names
+
+
+def _in_own_names(error: BadRequestError) -> BadRequestError:
+    """An error about a chat option by the option's name here."""
+    name = NAMES.get(error.param, error.param)
+    message = error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
+    return BadRequestError(message, name, status=error.status, code=error.code)
+
+
+def _named(chat_option: str) -> str:
+    return {"max_tokens": "max_output_tokens", "response_format": "text"}.get(chat_option, chat_option)

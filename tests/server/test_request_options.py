@@ -1,0 +1,158 @@
+"""Options of clients: read, without effect, refused; and labels in a schema of the client's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support import tiny
+from support.serving import GENERATE, chat
+
+from slmctl.server import api_forms, client_schemas
+from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.task.contract import Task
+
+LABELS = tuple(tiny.LABELS)
+CLASSIFY = Task("classify", tiny.TEMPLATE, "<|im_end|>", labels=LABELS)
+EXTRACT = Task("extract", tiny.TEMPLATE, "<|im_end|>", schema=tiny.SCHEMA)
+TASKS = {"classify": CLASSIFY, "extract": EXTRACT, "generate": GENERATE}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def check(kind: str, task: str = "classify", **options: Any) -> CheckedRequest:
+    asked: dict[str, Any] = {"chat": {"messages": chat("hello")}, "text": {"prompt": "hello"},
+                             "response": {"input": "hello"}}[kind]  # fmt: skip
+    models = {"desk": ServedModel("desk", TASKS[task], aliases=("default",))}
+    return api_forms.check({**asked, **options}, kind, models, Ceilings(64, 1000))
+
+
+IDLE = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "service_tier": "flex",
+        "prompt_cache_key": "k", "prompt_cache_retention": "24h", "parallel_tool_calls": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["chat", "text", "response"])
+def test_options_about_anything_but_the_answer_are_listed(kind: str, task: str) -> None:
+    assert check(kind, task, **IDLE).ignored == tuple(sorted(IDLE))
+    quiet = {"store": False, "metadata": {}, "service_tier": "auto", "tools": [], "parallel_tool_calls": True}
+    assert check(kind, task, **quiet).ignored == ()
+
+
+def test_tools_that_no_answer_may_call_are_listed() -> None:
+    asked = {"tools": [FUNCTION], "tool_choice": "none", "reasoning_effort": "low"}
+    assert check("chat", "generate", **asked).ignored == ("reasoning_effort", "tool_choice", "tools")
+    assert check("chat", tool_choice="auto").ignored == ("tool_choice",)
+    for choice in ("auto", "required", {"type": "function", "function": {"name": "f"}}):
+        with pytest.raises(BadRequestError, match="option 'tools' is not supported: this model answers without"):
+            check("chat", tools=[FUNCTION], tool_choice=choice)
+
+
+PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 1, "logit_bias": {"7": 3}, "top_k": 4}
+
+
+def test_sampling_changes_no_label_and_a_text_it_does() -> None:
+    sampling = {"temperature": 1, "top_p": 0.5, "seed": 3, "max_tokens": 4, "stop": ["x"]}
+    assert check("chat", **sampling, **PENALTIES).ignored == tuple(sorted(sampling | PENALTIES))
+    assert check("chat", "generate", **sampling).ignored == ()
+    assert check("chat", "extract", **sampling).ignored == ("stop",)
+    for name, value in PENALTIES.items():
+        for task in ("extract", "generate"):
+            with pytest.raises(BadRequestError, match=f"option '{name}' is not supported") as caught:
+                check("chat", task, **{name: value})
+            assert caught.value.param == name
+
+
+@pytest.mark.parametrize("name", ["audio", "web_search_options", "previous_response_id", "ouput", "x" * 300])
+def test_the_rest_is_refused_by_its_name(name: str) -> None:
+    for kind in ("chat", "text", "response"):
+        with pytest.raises(BadRequestError, match=name[:100]) as caught:
+            check(kind, **{name: "yes"})
+        assert (caught.value.param, caught.value.status) == (name[:100], 400)
+
+
+@pytest.mark.parametrize("name", ["desk", "default"])
+def test_a_model_goes_by_the_projects_name_and_by_default(name: str) -> None:
+    for kind in ("chat", "text", "response"):
+        assert check(kind, model=name).model.name == "desk"
+        with pytest.raises(BadRequestError, match="'tickets' is not served here; served: desk"):
+            check(kind, model="tickets")
+
+
+# A client's schema on a classifier
+
+
+def place(schema: dict[str, Any], labels: tuple[str, ...] = LABELS) -> tuple[str, str]:
+    return client_schemas.label_property(json.dumps(schema), labels)
+
+
+def of(part: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"category": part}, "required": ["category"],
+            "additionalProperties": False, **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        of({"type": "string"}),
+        of({"enum": [*LABELS, "other"]}),
+        of({"type": "string", "maxLength": 20}),
+        of({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+        of({"type": ["string", "null"]}),
+        of({"$ref": "#/$defs/Label"}, **{"$defs": {"Label": {"enum": list(LABELS), "type": "string"}}}),
+        of({"allOf": [{"$ref": "#/definitions/L"}]}, definitions={"L": {"type": "string"}}),
+        {"type": "object", "properties": {"category": {"type": "string"}, "score": {"type": "number"}}},
+    ],
+)
+def test_a_label_goes_into_the_one_property_that_all_of_them_fit(schema: dict[str, Any]) -> None:
+    assert place(schema) == ("category", "")
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (of({"enum": ["billing", "delivery"]}), "'account' of the task's labels does not fit 'category'"),
+        (of({"const": "billing"}), "'delivery', 'account' of the task's labels do not fit 'category'"),
+        (of({"type": "string", "maxLength": 3}), "'billing', 'delivery', 'account' of the task's labels do not fit"),
+        (of({"type": "integer"}), "one string or enum property, and has none"),
+        (of({}), "one string or enum property, and has none"),
+        (of({"$ref": "#/$defs/Self"}, **{"$defs": {"Self": {"$ref": "#/$defs/Self"}}}), "and has none"),
+        (of({"$ref": "https://x.invalid/a"}), "and has none"),
+        ({"properties": {"a": {"type": "string"}, "b": {"type": "string"}}}, "and has 'a', 'b'"),
+        ({"properties": {"a": {"type": "string"}, "b": {}}, "required": ["a", "b"]}, "do not fit 'a'"),
+        (of({"type": "string", "pattern": "(a+)+$"}), "not compared with a pattern"),
+        ({"type": "array"}, "an object with a property for the label"),
+        ({"properties": {f"p{k}": {} for k in range(101)}}, "at most 100 of them"),
+        (of({"type": "nonsense", "enum": ["billing"]}), "do not fit"),
+    ],
+)
+def test_a_schema_without_such_a_property_is_refused_with_the_reason(schema: dict[str, Any], reason: str) -> None:
+    assert place(schema)[0] == ""
+    assert reason in place(schema)[1]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(BadRequestError, match="'response_format' is not supported by a model of kind 'classify': "):
+        check("chat", response_format=form)
+
+
+def test_of_many_labels_some_are_named() -> None:
+    labels = tuple(f"label {k}" for k in range(1000))
+    assert place(of({"enum": ["label 3"]}), labels)[1].startswith("'label 0', 'label 1', 'label 2' and 996 more of")
+
+
+def test_a_schema_that_takes_for_ever_is_given_up() -> None:
+    # every label is compared with every one of the alternatives
+    schema = of({"type": "string", "anyOf": [{"minLength": 90}] * 900 + [{}]})
+    assert place(schema, tuple(f"label {k}" for k in range(1000))) == ("", "its schema takes too long to apply")
+
+
+def test_the_tasks_own_schema_is_no_other_form() -> None:
+    def ask(form: Any) -> tuple[str, ...]:
+        return check("chat", "extract", response_format=form).ignored
+
+    titled = tiny.SCHEMA | {"title": "Ticket", "required": ["items", "topic"]}
+    assert ask({"type": "json_schema", "json_schema": {"name": "x", "schema": titled}}) == ("response_format",)
+    assert ask({"type": "json_object"}) == ("response_format",)
+    assert ask({"type": "text"}) == ()
+    other = tiny.SCHEMA | {"required": ["topic"]}
+    with pytest.raises(BadRequestError, match="its release says what form answers have"):
+        ask({"type": "json_schema", "json_schema": {"name": "x", "schema": other}})

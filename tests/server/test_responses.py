@@ -1,0 +1,223 @@
+"""OpenAI's Responses API, asked with OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import BaseModel
+from support import tiny
+from support.serving import begin, chat, end, gateway, post
+
+from slmctl.artifacts.artifact import Artifact
+
+
+class Category(Enum):
+    billing = "billing"
+    delivery = "delivery"
+    account = "account"
+
+
+class Ticket(BaseModel):
+    category: Category
+
+
+class Kind(BaseModel):
+    kind: str
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_run: Path) -> Iterator[openai.OpenAI]:
+    """The client of a classifier."""
+    child, url = begin(tiny_run)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as ask:
+        yield ask
+    end(child)
+
+
+@pytest.fixture(scope="module")
+def free(artifacts: dict[str, Artifact], tiny_run: Path) -> Iterator[openai.OpenAI]:
+    """The client of a bare .gguf file, which has no task: free text."""
+    gguf = artifacts["gguf"]
+    child, url = begin(tiny_run, str(gguf.file(gguf.files("F16.gguf")[0].path)))
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as ask:
+        yield ask
+    end(child)
+
+
+def label_of(ask: openai.OpenAI, text: str) -> str:
+    said = ask.chat.completions.create(model="default", messages=chat(text))
+    return said.choices[0].message.content or ""
+
+
+def test_a_response_is_the_answer_of_a_chat(desk: openai.OpenAI) -> None:
+    raw = desk.responses.with_raw_response.create(
+        model="tiny-desk", input="refund my card", instructions="Say x.", store=True, max_output_tokens=3,
+        metadata={"desk": "7"}, temperature=0.5, reasoning={"effort": "low"},
+    )  # fmt: skip
+    assert raw.headers["x-slmctl-route"] == "local; reason=no-policy"
+    said = raw.parse()
+    assert said.output_text == label_of(desk, "refund my card")
+    assert (said.status, said.object, said.model, said.store) == ("completed", "response", "tiny-desk", False)
+    assert (said.instructions, said.metadata, said.max_output_tokens) == ("Say x.", {"desk": "7"}, 3)
+    assert said.usage is not None and said.usage.total_tokens == said.usage.input_tokens + said.usage.output_tokens
+    own = (said.model_extra or {})["slmctl"]
+    assert (own["task"], own["route"], own["model"]) == ("classify", "local", "tiny-desk")
+    assert own["ignored"] == ["max_output_tokens", "metadata", "reasoning", "store", "system", "temperature"]
+    assert own["labels"][said.output_text] == own["confidence"]
+
+
+def test_a_conversation_comes_as_messages_with_parts(desk: openai.OpenAI, free: openai.OpenAI) -> None:
+    first = free.responses.create(model="default", input="hello", max_output_tokens=3)
+    told: list[Any] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "hel"}, {"type": "input_text", "text": "lo"}]},
+        *(item.model_dump() for item in first.output),
+        {"type": "message", "role": "user", "content": "parcel"},
+    ]
+    said = free.responses.create(model="default", input=told, max_output_tokens=3)
+    as_chat = [
+        {"role": "system", "content": "Be brief."}, *chat("hello"),
+        {"role": "assistant", "content": first.output_text}, *chat("parcel"),
+    ]  # fmt: skip
+    body = {"messages": as_chat, "max_tokens": 3}
+    same = post(str(free.base_url).removesuffix("/v1/"), body).json()
+    assert said.output_text == same["choices"][0]["message"]["content"]
+    assert said.usage is not None and said.usage.input_tokens == same["usage"]["prompt_tokens"]
+
+
+def test_the_events_of_a_stream_come_in_order(free: openai.OpenAI) -> None:
+    options: Any = {"model": "default", "input": "hello", "max_output_tokens": 6, "temperature": 1.5,
+                    "include": ["message.output_text.logprobs"], "top_logprobs": 2}  # fmt: skip
+    events = list(free.responses.create(**options, stream=True))
+    kinds = [event.type for event in events]
+    assert kinds[:4] == ["response.created", "response.in_progress", "response.output_item.added",
+                         "response.content_part.added"]  # fmt: skip
+    deltas = kinds[4:-4]
+    assert set(deltas) == {"response.output_text.delta"}
+    last: Any = events[-1]
+    assert kinds[-4:-1] == ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
+    assert kinds[-1] == f"response.{last.response.status}"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    pieces: Any = events[4:-4]
+    (part,) = last.response.output[0].content
+    assert "".join(event.delta for event in pieces) == part.text == last.response.output_text
+    assert sum(len(event.logprobs) for event in pieces) == len(part.logprobs) > 0
+    assert all(len(token.top_logprobs) == 2 for token in part.logprobs)
+
+
+def test_a_cut_answer_is_incomplete(free: openai.OpenAI) -> None:
+    said = free.responses.create(model="default", input="hello", max_output_tokens=1, temperature=2)
+    whole = post(str(free.base_url).removesuffix("/v1/"), {"messages": chat("hello"), "max_tokens": 1}).json()
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert (said.status, said.incomplete_details and said.incomplete_details.reason) == (
+        "incomplete", "max_output_tokens",
+    )  # fmt: skip
+    *_, last = free.responses.create(model="default", input="hello", max_output_tokens=1, temperature=2, stream=True)
+    assert last.type == "response.incomplete"
+
+
+def test_a_schema_of_the_client_is_kept_to(free: openai.OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "x", "strict": True, "schema": {
+        "type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"],
+        "additionalProperties": False}}}  # fmt: skip
+    said = free.responses.create(model="default", input="hello", text=form, max_output_tokens=40)
+    assert json.loads(said.output_text)["kind"] in ("a", "b")
+    form["format"]["schema"]["properties"]["kind"] = {"type": "array", "uniqueItems": True}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+        free.responses.create(model="default", input="hello", text=form)
+    assert caught.value.param == "text.format"
+
+
+def test_a_label_comes_in_the_property_that_a_client_asks_for(desk: openai.OpenAI) -> None:
+    wanted = label_of(desk, "refund my card")
+    said = desk.responses.parse(model="default", input="refund my card", text_format=Ticket)
+    assert said.output_parsed == Ticket(category=Category(wanted))
+    assert (said.model_extra or {})["slmctl"]["labels"]
+    with desk.responses.stream(model="default", input="refund my card", text_format=Ticket) as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert stream.get_final_response().output_parsed == Ticket(category=Category(wanted))
+    assert texts == [json.dumps({"category": wanted})]
+    asked: Any = {"model": "default", "messages": chat("refund my card"), "response_format": Kind}
+    assert desk.chat.completions.parse(**asked).choices[0].message.parsed == Kind(kind=wanted)
+    with desk.chat.completions.stream(**asked) as chunks:
+        assert chunks.get_final_completion().choices[0].message.parsed == Kind(kind=wanted)
+
+
+def test_a_schema_that_labels_do_not_fit_is_refused_with_them(desk: openai.OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {
+        "type": "object", "properties": {"category": {"enum": ["billing", "account", "sales"]}}}}}  # fmt: skip
+    with pytest.raises(openai.BadRequestError, match="'delivery' of the task's labels does not fit 'category'"):
+        desk.responses.create(model="default", input="hello", text=form)
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "said"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "send the whole conversation as 'input'"),
+        ({"conversation": "conv_1"}, "conversation", "no response is kept here"),
+        ({"background": True}, "background", "every answer is given at once"),
+        ({"prompt": {"id": "p"}}, "prompt", "no prompt is kept here"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "type 'web_search' is run by OpenAI's own servers"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "answers without calling one"),
+        ({"tool_choice": "required"}, "tool_choice", "no 'tools' to choose from"),
+        ({"truncation": "auto"}, "truncation", "is not supported"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "'max_output_tokens' must be a number"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "'text.format' must have type"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "not supported"),
+        ({"input": []}, "input", "a list of messages that is not empty"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "send the item itself"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input", "not 'function_call_output'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "needs content: a text"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input", "the last message must be the user's"),
+        ({"messages": chat("hello")}, "messages", "not supported"),
+        ({"model": "gpt-4"}, "model", "not served here"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_its_name(
+    free: openai.OpenAI, more: dict[str, Any], param: str, said: str
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        free.post("/responses", cast_to=httpx.Response, body={"input": "hello", **more})
+    assert (caught.value.status_code, caught.value.param) == (404 if param == "model" else 400, param)
+    assert said in caught.value.message
+    assert caught.value.response.headers["x-slmctl-route"] == "local; reason=refused"
+
+
+def test_a_prompt_that_is_too_long_is_refused(free: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not fit the context") as caught:
+        free.responses.create(model="default", input="hello " * 3000)
+    assert caught.value.param == "input"
+
+
+def test_a_stream_that_fails_says_so_and_raises(tmp_path: Path) -> None:
+    cut = 200, {"content-type": "text/event-stream"}, b'data: {"choices": [{"delta": {"content": "hel"}}]}\n\n'
+    with gateway(tmp_path, manners=lambda body, before: cut) as server:
+        body = {"input": "hello", "stream": True}
+        lines = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        failed, error = events[-2:]
+        assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
+        assert "cut off" in failed["response"]["error"]["message"]
+        assert failed["response"]["output"][0]["content"][0]["text"] == "hel"
+        assert (error["type"], error["code"]) == ("error", "engine_failed")
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as ask,
+            pytest.raises(openai.APIError, match="cut off"),
+        ):
+            list(ask.responses.create(model="default", input="hello", stream=True))
+
+
+def test_the_page_of_models_and_figures_know_the_path(desk: openai.OpenAI) -> None:
+    url = str(desk.base_url).removesuffix("/v1/")
+    desk.responses.create(model="default", input="hello")
+    figures = httpx.get(f"{url}/metrics").text
+    assert 'slmctl_requests_total{path="/v1/responses",status="200"}' in figures
+    assert 'slmctl_answers_total{model="tiny-desk",reason="no-policy",route="local"}' in figures
+    assert tiny.LABELS.keys() >= {label_of(desk, "hello")}
