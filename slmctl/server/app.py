@@ -198,7 +198,7 @@ class Gateway:
                 self._schemas.clear()
             self._schemas[text] = await asyncio.to_thread(backend.fault_of, checked.schema)
         if fault := self._schemas[text]:
-            raise BadRequestError(f"'response_format': {fault}", "response_format")
+            raise BadRequestError(f"'{checked.form_option}': {fault}", checked.form_option)
 
 
 class _Run:

@@ -118,6 +118,11 @@ class CheckedRequest:
         return self.requests[0].alternatives >= 0
 
     @property
+    def form_option(self) -> str:
+        """The option that holds the client's own schema."""
+        return "text.format" if self.kind == "response" else "response_format"
+
+    @property
     def question(self) -> str:
         """The text by which a data set would know the conversation: its messages without the system prompt, cleaned."""
         turns = self.turns[0] or self.sent
