@@ -3,6 +3,7 @@
 # make image    builds a container image for the processor (needs docker)
 # make check     lint, types, and the tests that need neither torch nor llama-cpp-python
 # make torture   promises and hostile inputs at full size: every instant, every corruption, every form (hours)
+# make test-clients   clients of the server as they come, in an environment of their own
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
 # make test-gpu       what needs a GPU, in that environment
 #
@@ -14,13 +15,14 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 UNSLOTH := .venv-unsloth
+CLIENTS := .venv-clients
 DEMO := demo
 IMAGE ?= slmctl
 NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once
 PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo image check test slow torture test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo image check test slow torture test-clients test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
@@ -29,13 +31,16 @@ image:
 	docker build $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) --tag $(IMAGE) .
 
 test: $(VENV)/.dev
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu and not unsloth and not clients"
 
 check: lint types
 	$(BIN)/pytest $(PARALLEL) --light --quiet --ignore tests/hostile
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth"
+	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth and not clients"
+
+test-clients: $(VENV)/.dev $(CLIENTS)/.ready
+	SLMCTL_CLIENTS=$(abspath $(CLIENTS))/bin/python $(BIN)/pytest tests/server/test_clients.py
 
 test-unsloth: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/stages/finetune/test_unsloth.py
@@ -44,7 +49,7 @@ test-gpu: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m gpu tests/stages/finetune/test_gpu.py
 
 torture: $(VENV)/.dev
-	SLMCTL_TORTURE=1 $(BIN)/pytest --timeout 0 --numprocesses auto --dist load -m "not gpu and not unsloth" tests/promises tests/hostile
+	SLMCTL_TORTURE=1 $(BIN)/pytest --timeout 0 --numprocesses auto --dist load -m "not gpu and not unsloth and not clients" tests/promises tests/hostile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -62,7 +67,7 @@ readme: $(VENV)/.dev
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python $(UNSLOTH)/bin/python: %/bin/python:
+$(VENV)/bin/python $(UNSLOTH)/bin/python $(CLIENTS)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $*
 
@@ -91,4 +96,9 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 $(UNSLOTH)/.ready: pyproject.toml | $(UNSLOTH)/bin/python
 	@echo "installing unsloth$(if $(TORCH_INDEX), and torch from $(TORCH_INDEX),; without a GPU, TORCH_INDEX=URL of torch's CPU wheels saves GBs)"
 	@$(UNSLOTH)/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[train,cuda,evaluate]' 'gguf>=0.17' 'pytest>=8.3' 'pytest-timeout>=2.3'
+	@touch $@
+
+$(CLIENTS)/.ready: | $(CLIENTS)/bin/python
+	@echo "installing the clients that docs/clients.md shows"
+	@$(CLIENTS)/bin/pip install --quiet dspy instructor langchain-openai litellm
 	@touch $@

@@ -155,7 +155,7 @@ def _conditions(schema: Any) -> Any:
         return [_conditions(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {}
+    kept: JsonObject = {}
     for name, value in schema.items():
         if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
             kept[name] = {key: _conditions(one) for key, one in value.items()}

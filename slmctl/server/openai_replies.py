@@ -37,7 +37,7 @@ def whole(
     for index, choice in enumerate(choices):
         part: dict[str, Any] = {"text": choice.text}
         if checked.kind == "chat":
-            part = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            part = {"message": {"role": "assistant", **_said(checked, index, choice.text), "refusal": None}}
         tokens = _logprobs(checked, choice.tokens, 0) if checked.tells_tokens else None
         listed.append({"index": index, **part, "logprobs": tokens, "finish_reason": choice.last["finish"]})
         if len(choices) > 1:
@@ -63,13 +63,18 @@ class Stream:
         """The chunks before the first piece: in a chat, the role of each choice."""
         if self.checked.kind != "chat":
             return b""
-        delta = {"role": "assistant", "content": ""}
-        return b"".join(self._chunk(index, {"delta": delta}) for index in range(len(self.checked.requests)))
+        return b"".join(
+            self._chunk(index, {"delta": {"role": "assistant", **_said(self.checked, index, "", streamed=True)}})
+            for index in range(len(self.checked.requests))
+        )
 
     def piece(self, index: int, event: Event) -> bytes:
         """A piece of one choice; with the event that ended it, tokens that had no piece of their own."""
         text = event.get("piece", "")
-        part: dict[str, Any] = {"delta": {"content": text}} if self.checked.kind == "chat" else {"text": text}
+        part: dict[str, Any] = {"text": text}
+        if self.checked.kind == "chat":
+            arguments = [{"index": 0, "function": {"arguments": text}}]
+            part = {"delta": {"tool_calls": arguments} if self.checked.function else {"content": text}}
         if self.checked.tells_tokens:
             part["logprobs"] = _logprobs(self.checked, event.get("tokens", []), self._length[index])
         self._length[index] += len(text)
@@ -124,6 +129,20 @@ def facts(checked: CheckedRequest, event: Event) -> dict[str, Any]:
 def release(model: ServedModel) -> dict[str, str]:
     """Version and file of a model, as far as they are known: its name stays the same while releases change."""
     return {key: value for key, value in (("version", model.version), ("file", model.file)) if value}
+
+
+def call_id(checked: CheckedRequest, index: int) -> str:
+    """The id of the call that a choice is."""
+    return f"call_{checked.id}{index or ''}"
+
+
+def _said(checked: CheckedRequest, index: int, text: str, *, streamed: bool = False) -> dict[str, Any]:
+    """The content of a message, or the call of the function that it has to be."""
+    if not checked.function:
+        return {"content": text}
+    function = {"name": checked.function, "arguments": text}
+    call = {"id": call_id(checked, index), "type": "function", "function": function}
+    return {"content": None, "tool_calls": [({"index": 0} if streamed else {}) | call]}
 
 
 def _head(checked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
 from slmctl.server import client_schemas, request_options
+from slmctl.server.request_options import Function, SortedOptions
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
 
@@ -95,6 +96,7 @@ class CheckedRequest:
         ignored: Its options that have no effect on a model of this task.
         repeated: Its options that the answer of the Responses API repeats.
         label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
+        function: The function whose arguments the answer is; empty where it is a message.
     """
 
     kind: str
@@ -110,6 +112,7 @@ class CheckedRequest:
     schema: dict[str, Any] | None = None  # the client's own, to be checked before it is asked under
     repeated: dict[str, Any] = field(default_factory=dict)
     label_property: str = ""
+    function: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -120,6 +123,8 @@ class CheckedRequest:
     @property
     def form_option(self) -> str:
         """The option that holds the client's own schema."""
+        if self.function:
+            return "tools"
         return "text.format" if self.kind == "response" else "response_format"
 
     @property
@@ -165,9 +170,12 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         BadRequestError: An option is unknown or out of bounds; it is named.
     """
     model = model_of(body, models)
-    body, ignored = supported(body, kind, model)
+    options = supported(body, kind, model)
+    body, ignored = dict(options.read), options.ignored
+    if options.function is not None:
+        body["response_format"] = _form_of(body, options.function)
     common, schema = _options(body, kind, model, ceilings)
-    place, satisfied = _held_form(body.get("response_format", {"type": "text"}), model) if model.held else ("", ())
+    place, satisfied = _held_form(body, model, "tools" if options.function else "response_format")
     prompts, sent, dropped = [], list[Message](), list[str]()
     if kind == "chat":
         sent = _messages(body)
@@ -204,6 +212,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         with_usage=_stream_options(body),
         schema=schema,
         label_property=place,
+        function=options.function.name if options.function else "",
     )
 
 
@@ -217,17 +226,26 @@ def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -
     return check(body, "chat", {model.name: model}, ceilings)
 
 
-def supported(body: dict[str, Any], kind: str, model: ServedModel) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The options of a body that are read, and the names of those without effect on a model.
+def supported(body: dict[str, Any], kind: str, model: ServedModel) -> SortedOptions:
+    """The options of a body, sorted by what they do to the answers of a model.
 
     Raises:
-        BadRequestError: One of the others is not supported; it is named.
+        BadRequestError: One of them is not supported; it is named.
     """
     found = request_options.sort_options(body, kind, model.task)
     if found.refused:
         name = found.refused[:100]
         raise BadRequestError(f"option '{name}' is not supported" + (found.reason and f": {found.reason}"), name)
-    return found.read, found.ignored
+    return found
+
+
+def _form_of(body: dict[str, Any], function: Function) -> dict[str, Any]:
+    """The form of an answer that is the arguments of a function."""
+    if body.get("response_format", {"type": "text"}) != {"type": "text"}:
+        raise BadRequestError("'response_format' cannot be kept to where a function is called", "response_format")
+    if _size(function.parameters) > SCHEMA_BYTES:
+        raise BadRequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
+    return {"type": "json_schema", "json_schema": {"name": function.name, "schema": function.parameters}}
 
 
 def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:
@@ -323,21 +341,26 @@ def _schema_of(form: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _held_form(form: Any, model: ServedModel) -> tuple[str, tuple[str, ...]]:
-    """The property that a label is wanted in, and the option where the task's own answers satisfy it anyway."""
+def _held_form(body: dict[str, Any], model: ServedModel, name: str) -> tuple[str, tuple[str, ...]]:
+    """The property that a label is wanted in, and the option where the task's own answers satisfy it anyway.
+
+    Args:
+        name: The option that the form came from, for errors.
+    """
+    form = body.get("response_format", {"type": "text"})
     task, kind = model.task, form.get("type") if isinstance(form, dict) else None
-    if kind == "text":
+    if kind == "text" or not model.held:
         return "", ()
     if task.labels and kind == "json_schema":
         place, reason = client_schemas.label_property(json.dumps(_schema_of(form)), task.labels)
         if not place:
-            raise _unheld("response_format", model, reason)
+            raise _unheld(name, model, reason)
         return place, ()
     if task.constraint and task.schema:
         satisfied = kind == "json_object" and task.schema.get("type") == "object"
         if satisfied or (kind == "json_schema" and client_schemas.is_task_schema(_schema_of(form), task.schema)):
-            return "", ("response_format",)
-    raise _unheld("response_format", model)
+            return "", (name,) if name == "response_format" else ()
+    raise _unheld(name, model)
 
 
 def _unheld(name: str, model: ServedModel, reason: str = "its release says what form answers have") -> BadRequestError:

@@ -16,9 +16,10 @@ _EVERYWHERE = {"model", "stream", "stream_options", "temperature", "top_p"}
 _COMPLETIONS = _EVERYWHERE | {"max_tokens", "seed", "stop", "n", "logprobs"}
 READ = {  # by the kind of request
     "chat": _COMPLETIONS
-    | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs"},
+    | {"messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs", "tools"},
     "text": _COMPLETIONS | {"prompt"},
-    "response": _EVERYWHERE | {"input", "instructions", "max_output_tokens", "include", "text", "top_logprobs"},
+    "response": _EVERYWHERE
+    | {"input", "instructions", "max_output_tokens", "include", "text", "top_logprobs", "tools"},
 }
 # Values that ask for nothing: clients send them by default.
 NEUTRAL: JsonObject = {
@@ -49,6 +50,18 @@ REASONS = {  # of a refusal
 
 
 @dataclass(frozen=True)
+class Function:
+    """A function that an answer must call, so that its arguments are the form of the answer.
+
+    Attributes:
+        parameters: The JSON Schema of its arguments.
+    """
+
+    name: str
+    parameters: JsonObject
+
+
+@dataclass(frozen=True)
 class SortedOptions:
     """The options of one request.
 
@@ -57,12 +70,14 @@ class SortedOptions:
         ignored: Names of those without effect on the answer.
         refused: Name of the first one that is refused; empty for none.
         reason: Why it is, where more can be said than that it is not supported.
+        function: The one that every answer must call; None where there is none.
     """
 
     read: JsonObject
     ignored: tuple[str, ...] = ()
     refused: str = ""
     reason: str = ""
+    function: Function | None = None
 
 
 def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
@@ -74,17 +89,40 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         task: The contract of the model that is asked.
     """
     asked = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
-    calls, reason = _about_tools(asked)
+    function = forced_function(asked)
+    calls, reason = (("tool_choice",), "") if function is not None else _about_tools(asked)
     if reason:
         return SortedOptions({}, refused=calls[0], reason=reason)
     dropped = WITHOUT_EFFECT | set(calls) | (PENALTIES if task.labels else set())
-    read = {name: value for name, value in asked.items() if name in READ[kind]}
+    read = {name: value for name, value in asked.items() if name in READ[kind] and name not in calls}
     ignored = [name for name in asked if name in dropped and name not in read]
     for name in asked:
         if name not in read and name not in dropped:
             return SortedOptions({}, refused=name, reason=REASONS.get(name, ""))
     idle = SAMPLING | {"stop"} if task.labels else {"stop"} if task.constraint else set[str]()
-    return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})))
+    if function is not None:
+        ignored.remove("tool_choice")  # it was read
+    return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})), function=function)
+
+
+def forced_function(asked: JsonObject) -> Function | None:
+    """The one function that `tool_choice` makes every answer call; None where there is more than one, or none.
+
+    A chat names it in `function`, the Responses API in the tool itself.
+    """
+    tools, choice = asked.get("tools"), asked.get("tool_choice")
+    if not isinstance(tools, list) or len(tools) != 1 or not isinstance(tools[0], dict):
+        return None
+    (tool,) = tools
+    inner = tool.get("function", tool)
+    name = inner.get("name") if isinstance(inner, dict) and tool.get("type") == "function" else None
+    if isinstance(choice, dict):
+        named = choice.get("function", choice)
+        forced = choice.get("type") == "function" and isinstance(named, dict) and named.get("name") == name
+    else:
+        forced = choice == "required"
+    parameters = inner.get("parameters") if isinstance(name, str) and forced else None
+    return Function(str(name), parameters) if name and isinstance(parameters, dict) else None
 
 
 def _asks_nothing(name: str, value: Any) -> bool:
@@ -107,4 +145,4 @@ def _refused_tool(tools: Any) -> str:
     hosted = next((kind for kind in kinds if isinstance(kind, str) and kind not in ("function", "custom")), "")
     if hosted:
         return f"a tool of type '{hosted[:100]}' is run by OpenAI's own servers, and not here"
-    return "this model answers without calling one; 'tool_choice': 'none' leaves them out"
+    return "this model calls none unless 'tool_choice' names the only one; 'none' leaves them out"

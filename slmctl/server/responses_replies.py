@@ -36,31 +36,45 @@ class Stream:
         self._number = 0
         self._choice = ReplyChoice()
         self._extra: JsonObject = {}
-        self._place: JsonObject = {"item_id": _item_id(checked), "output_index": 0, "content_index": 0}
+        self._call: JsonObject = {"item_id": _item_id(checked), "output_index": 0}
+        self._place: JsonObject = {**self._call, "content_index": 0}
 
     def opening(self) -> bytes:
         """The events before the first piece: the response, its message, and the part of it that holds the text."""
         head = {**_head(self.checked, self.name, "in_progress"), "output": []}
-        item = {**_item(self.checked, self._choice, "in_progress"), "content": []}
-        return (
+        item = _item(self.checked, self._choice, "in_progress")
+        begun = (
             self._event("response.created", response=head)
             + self._event("response.in_progress", response=head)
-            + self._event("response.output_item.added", output_index=0, item=item)
-            + self._event("response.content_part.added", **self._place, part=_part(self.checked, self._choice))
+            + self._event(
+                "response.output_item.added",
+                output_index=0,
+                item=item if self.checked.function else item | {"content": []},
+            )
         )
+        if self.checked.function:
+            return begun
+        return begun + self._event("response.content_part.added", **self._place, part=item["content"][0])
 
     def piece(self, index: int, event: Event) -> bytes:
-        """A piece of the text."""
+        """A piece of the text, or of the arguments of a call."""
         self._choice.add(event)
+        if self.checked.function:
+            return self._event("response.function_call_arguments.delta", **self._call, delta=event.get("piece", ""))
         tokens = _logprobs(event.get("tokens", []))
         return self._event("response.output_text.delta", **self._place, delta=event.get("piece", ""), logprobs=tokens)
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
         """The events by which the message is whole."""
-        part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if event.get("tokens") else b""
+        rest = event.get("tokens") and not self.checked.function
+        part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else b""
         self._choice.last, self._extra = event, extra
         text, tokens = self._choice.text, _logprobs(self._choice.tokens)
         item = _item(self.checked, self._choice, "incomplete" if event["finish"] == "length" else "completed")
+        if self.checked.function:
+            return self._event(
+                "response.function_call_arguments.done", **self._call, name=self.checked.function, arguments=text
+            ) + self._event("response.output_item.done", output_index=0, item=item)
         return (
             part
             + self._event("response.output_text.done", **self._place, text=text, logprobs=tokens)
@@ -111,7 +125,12 @@ def _head(checked: CheckedRequest, name: str, status: str) -> JsonObject:
 
 
 def _item(checked: CheckedRequest, choice: ReplyChoice, status: str) -> JsonObject:
-    """The message that is the answer."""
+    """The message, or the call of a function, that is the answer."""
+    if checked.function:
+        return {
+            "id": _item_id(checked), "type": "function_call", "status": status, "name": checked.function,
+            "call_id": openai_replies.call_id(checked, 0), "arguments": choice.text,
+        }  # fmt: skip
     return {
         "id": _item_id(checked), "type": "message", "status": status, "role": "assistant",
         "content": [_part(checked, choice)],
@@ -119,7 +138,7 @@ def _item(checked: CheckedRequest, choice: ReplyChoice, status: str) -> JsonObje
 
 
 def _item_id(checked: CheckedRequest) -> str:
-    return f"msg_{checked.id}"
+    return f"{'fc' if checked.function else 'msg'}_{checked.id}"
 
 
 def _part(checked: CheckedRequest, choice: ReplyChoice) -> JsonObject:

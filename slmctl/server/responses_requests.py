@@ -33,16 +33,20 @@ def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceiling
         BadRequestError: An option is unknown or out of bounds; it is named.
     """
     model = openai_requests.model_of(body, models)
-    options, ignored = openai_requests.supported(body, "response", model)
+    options = openai_requests.supported(body, "response", model)
+    chat = as_chat(options.read)
+    if (function := options.function) is not None:
+        called = {"name": function.name, "parameters": function.parameters}
+        chat |= {"tools": [{"type": "function", "function": called}], "tool_choice": "required"}
     try:
-        checked = openai_requests.check(as_chat(options), "chat", models, ceilings)
+        checked = openai_requests.check(chat, "chat", models, ceilings)
     except BadRequestError as error:
         raise _in_own_names(error) from None
     repeated = {name: body[name] for name in REPEATED if name in body}
     return replace(
         checked,
         kind="response",
-        ignored=tuple(sorted({*ignored, *(_named(name) for name in checked.ignored)})),
+        ignored=tuple(sorted({*options.ignored, *(_named(name) for name in checked.ignored)})),
         repeated=repeated,
     )
 

@@ -172,7 +172,7 @@ def test_models_and_health(server: Running, tiny_run: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"uniqueItems": True}}}},

@@ -205,13 +205,14 @@ VALUES = st.recursive(
 )
 NAMES = st.sampled_from(
     ["model", "messages", "prompt", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop",
-     "n", "logprobs", "top_logprobs", "response_format", "structured_outputs", "tools", "logit_bias"]
+     "n", "logprobs", "top_logprobs", "response_format", "structured_outputs", "tools", "tool_choice", "logit_bias",
+     "input", "instructions", "include", "text", "max_output_tokens"]
 )  # fmt: skip
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    path=st.sampled_from(["chat/completions", "completions"]),
+    path=st.sampled_from(["chat/completions", "completions", "responses"]),
     raw=st.binary(max_size=40) | st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(body).encode()),
 )
 def test_malformed_bodies_get_4xx_in_openais_form(free: str, path: str, raw: bytes) -> None:

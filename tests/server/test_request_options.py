@@ -43,9 +43,26 @@ def test_tools_that_no_answer_may_call_are_listed() -> None:
     asked = {"tools": [FUNCTION], "tool_choice": "none", "reasoning_effort": "low"}
     assert check("chat", "generate", **asked).ignored == ("reasoning_effort", "tool_choice", "tools")
     assert check("chat", tool_choice="auto").ignored == ("tool_choice",)
-    for choice in ("auto", "required", {"type": "function", "function": {"name": "f"}}):
-        with pytest.raises(BadRequestError, match="option 'tools' is not supported: this model answers without"):
+    for choice in ("auto", {"type": "function", "function": {"name": "g"}}):
+        with pytest.raises(BadRequestError, match="option 'tools' is not supported: this model calls none unless"):
             check("chat", tools=[FUNCTION], tool_choice=choice)
+    with pytest.raises(BadRequestError, match="option 'tools' is not supported: this model calls none unless"):
+        check("chat", tools=[FUNCTION, FUNCTION], tool_choice="required")
+
+
+def test_a_function_that_has_to_be_called_is_a_form_of_the_answer() -> None:
+    called = {"name": "file", "parameters": of({"type": "string"})}
+    chosen = {"tools": [{"type": "function", "function": called}], "tool_choice": "required"}
+    checked = check("chat", **chosen)
+    assert (checked.function, checked.label_property, checked.ignored) == ("file", "category", ())
+    assert check("chat", "generate", **chosen).schema == called["parameters"]
+    with pytest.raises(BadRequestError, match="its release says what form answers have") as caught:
+        check("chat", "extract", **chosen)
+    assert caught.value.param == "tools"
+    called["parameters"] = tiny.SCHEMA
+    assert check("chat", "extract", **chosen).ignored == ()
+    with pytest.raises(BadRequestError, match="'response_format' cannot be kept to"):
+        check("chat", "generate", **chosen, response_format={"type": "json_object"})
 
 
 PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 1, "logit_bias": {"7": 3}, "top_k": 4}

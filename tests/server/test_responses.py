@@ -150,6 +150,39 @@ def test_a_label_comes_in_the_property_that_a_client_asks_for(desk: openai.OpenA
         assert chunks.get_final_completion().choices[0].message.parsed == Kind(kind=wanted)
 
 
+FUNCTION = {"name": "file", "parameters": Ticket.model_json_schema()}
+
+
+def test_a_function_that_has_to_be_called_is_a_form_of_the_answer(desk: openai.OpenAI, free: openai.OpenAI) -> None:
+    wanted = json.dumps({"category": label_of(desk, "refund my card")})
+    chosen: Any = {"type": "function", "function": {"name": "file"}}
+    asked: Any = {"model": "default", "messages": chat("refund my card"), "tool_choice": chosen,
+                  "tools": [{"type": "function", "function": FUNCTION}]}  # fmt: skip
+    (choice,) = desk.chat.completions.create(**asked).choices
+    (call,) = choice.message.tool_calls or ()
+    assert call.type == "function"
+    assert (call.function.name, call.function.arguments, choice.message.content) == ("file", wanted, None)
+    with desk.chat.completions.stream(**asked) as chunks:
+        (choice,) = chunks.get_final_completion().choices
+        (call,) = choice.message.tool_calls or ()
+        assert call.type == "function"
+        assert (call.function.name, call.function.arguments) == ("file", wanted)
+    again: Any = {"model": "default", "input": "refund my card", "tool_choice": "required",
+                  "tools": [{"type": "function", **FUNCTION}]}  # fmt: skip
+    (item,) = desk.responses.create(**again).output
+    assert item.type == "function_call"
+    assert (item.name, item.arguments, item.status) == ("file", wanted, "completed")
+    with desk.responses.stream(**again) as events:
+        kinds = [event.type for event in events]
+        (item,) = events.get_final_response().output
+    assert item.type == "function_call" and item.arguments == wanted
+    assert kinds[3:-2] == ["response.function_call_arguments.delta", "response.function_call_arguments.done"]
+    # of a text the arguments are held to the schema
+    (choice,) = free.chat.completions.create(**asked, max_tokens=40).choices
+    (call,) = choice.message.tool_calls or ()
+    assert call.type == "function" and Ticket.model_validate_json(call.function.arguments)
+
+
 def test_a_schema_that_labels_do_not_fit_is_refused_with_them(desk: openai.OpenAI) -> None:
     form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {
         "type": "object", "properties": {"category": {"enum": ["billing", "account", "sales"]}}}}}  # fmt: skip
@@ -165,7 +198,7 @@ def test_a_schema_that_labels_do_not_fit_is_refused_with_them(desk: openai.OpenA
         ({"background": True}, "background", "every answer is given at once"),
         ({"prompt": {"id": "p"}}, "prompt", "no prompt is kept here"),
         ({"tools": [{"type": "web_search"}]}, "tools", "type 'web_search' is run by OpenAI's own servers"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "answers without calling one"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "calls none unless 'tool_choice' names the only one"),
         ({"tool_choice": "required"}, "tool_choice", "no 'tools' to choose from"),
         ({"truncation": "auto"}, "truncation", "is not supported"),
         ({"max_output_tokens": 0}, "max_output_tokens", "'max_output_tokens' must be a number"),

@@ -1,0 +1,58 @@
+"""The examples of docs/clients.md, run as they stand against a server of a classifier."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT, tiny
+from support.serving import begin, end
+
+# The interpreter of an environment with the clients as their registry has them: `make test-clients` makes one. Some of
+# them want other versions of what slmctl itself needs, so they are not installed beside it.
+PYTHON = os.environ.get("SLMCTL_CLIENTS", "")
+
+
+def examples() -> dict[str, str]:
+    """The program of each section, by its title."""
+    text = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    found = re.findall(r"^## (.+)\n\n((?:(?:    .*)?\n)+)", text, re.MULTILINE)
+    return {title: textwrap.dedent(code) for title, code in found}
+
+
+@pytest.fixture(scope="module")
+def url(tiny_run: Path) -> Iterator[str]:
+    child, url = begin(tiny_run)
+    yield f"{url}/v1"
+    end(child)
+
+
+def said(python: str, title: str, url: str, folder: Path) -> str:
+    """The output of an example."""
+    environment = tiny.environment(BASE_URL=url, HOME=str(folder), LITELLM_LOCAL_MODEL_COST_MAP="True")
+    command = [python, "-c", examples()[title]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_openais_own_client(url: str, tmp_path: Path) -> None:
+    first, second, parsed = said(sys.executable, "OpenAI", url, tmp_path).splitlines()
+    assert first in tiny.LABELS
+    assert (second, parsed) == (first, f"category='{first}'")
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize(("title", "answers"), [("LangChain", 2), ("LiteLLM", 2), ("Instructor", 1), ("DSPy", 1)])
+def test_a_client_as_it_comes(title: str, answers: int, url: str, tmp_path: Path) -> None:
+    if not PYTHON:
+        pytest.skip("make test-clients")
+    lines = said(PYTHON, title, url, tmp_path).split()
+    assert len(lines) == answers and set(lines) <= tiny.LABELS.keys()
+    assert len(set(lines)) == 1
