@@ -45,7 +45,7 @@ STAGES = {
         Stage("label", (), "labelled", "slmctl.stages.label.label", ("sklearn", "httpx"),
               ("scikit-learn", "httpx", "llama_cpp_python"), options=("journals",)),
         Stage("prepare", (BASE, LABELLED), "prepared", "slmctl.stages.prepare.prepare", ("tokenizers",),
-              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=6),
+              ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=7),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
             ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=4, resumes=True,

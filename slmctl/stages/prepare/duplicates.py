@@ -21,7 +21,7 @@ class Repeats:
     """For each record, `(n,)`, the record that it repeats, or -1.
 
     Attributes:
-        equal: The first with the same normalised input and the same digits.
+        equal: The record with the same normalised input and the same digits that stays, as `_stays` chooses it.
         near: The earliest that is nearly the same, of those that repeat none.
         conflict: The earliest with nearly the same input and another answer.
         cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions alike.
@@ -34,19 +34,25 @@ class Repeats:
 
 
 def find_repeats(
-    rows: RecordTable, config: Duplicates, held_out_sources: np.ndarray, *, answers_decide: bool, workers: int
+    rows: RecordTable,
+    config: Duplicates,
+    *,
+    bound: np.ndarray,
+    splits: np.ndarray,
+    answers_decide: bool,
+    workers: int,
 ) -> Repeats:
     """Look for records that repeat others.
 
     Args:
         rows: The records.
         config: The policy; near-duplicates that it keeps are not looked for.
-        held_out_sources: `(sources,)`, true for a source that is bound to a held-out split: of equal
-            records one from there stays, whatever comes first.
+        bound: `(n,)`, the index into SPLITS that the source of each record is bound to, or -1.
+        splits: `(n,)`, indices into SPLITS.
         answers_decide: True where two answers to one question contradict each other, as labels do.
         workers: Threads that compare texts.
     """
-    equal = _first_equal(rows, held_out_sources)
+    equal = _stays(rows, bound, splits)
     alone = np.flatnonzero(equal < 0)
     near = np.full(len(rows), -1, dtype=np.int64)
     if config.near != "keep" and config.similarity < 1:
@@ -74,13 +80,27 @@ def near_held_out(rows: RecordTable, splits: np.ndarray, kept: np.ndarray, thres
     return near
 
 
-def _first_equal(rows: RecordTable, held_out_sources: np.ndarray) -> I64:
-    order = np.argsort(~held_out_sources[rows.sources], kind="stable") if len(rows) else np.empty(0, dtype=np.int64)
+def _stays(rows: RecordTable, bound: np.ndarray, splits: np.ndarray) -> I64:
+    """For each record the equal one that stays, or -1 where the record itself stays, `(n,)`.
+
+    One of a source that is bound to a held-out split stays; else the first one, unless it is bound to training and
+    another one is held out. So a row that was picked for training alone takes no place of a row that measures.
+    """
+    own = np.arange(len(rows), dtype=np.int64)
     keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]
-    first = minhash.first_equal(keys[order].view(np.uint8))
-    equal = np.full(len(rows), -1, dtype=np.int64)
-    equal[order] = np.where(first < 0, -1, order[first])
-    return equal
+
+    def first(preferred: np.ndarray) -> I64:
+        order = np.argsort(~preferred, kind="stable")
+        earlier = minhash.first_equal(keys[order].view(np.uint8))
+        stays = np.empty_like(own)
+        stays[order] = order[np.where(earlier < 0, own, earlier)]
+        return stays
+
+    if not len(rows):
+        return own
+    stays, held_out = first(bound > TRAIN), first(splits != TRAIN)
+    stays = np.where((bound[stays] == TRAIN) & (splits[held_out] != TRAIN), held_out, stays)
+    return np.where(stays == own, -1, stays)
 
 
 def _accuracy_cap(root: I64, answers: np.ndarray) -> float:

@@ -79,10 +79,11 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     """Give every record its split, and leave out those that repeat another."""
     bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)
     splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
-    splits = np.where(bound[rows.sources] >= 0, bound[rows.sources], splits)
+    bound = bound[rows.sources]
+    splits = np.where(bound >= 0, bound, splits)
     answers_decide = config.task.kind != "generate"
     repeats = duplicates.find_repeats(
-        rows, config.duplicates, bound > 0, answers_decide=answers_decide, workers=workers
+        rows, config.duplicates, bound=bound, splits=splits, answers_decide=answers_decide, workers=workers
     )
     fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
 

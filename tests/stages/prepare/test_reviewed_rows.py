@@ -64,6 +64,28 @@ def test_uniform_rows_are_split_as_always(tmp_path: Path) -> None:
     assert all(uniform & set(splits[split]) for split in SPLITS)
 
 
+def test_a_targeted_row_takes_no_place_of_a_held_out_one(tmp_path: Path) -> None:
+    # a bug: the file of reviews stands first, so its targeted rows emptied the test split of their equals
+    tickets = tiny.rows(120, seed=1)
+    other = production.reviewed("other", chosen="unsure")  # equals none of them
+    (tmp_path / "alone").mkdir()
+    alone = splits_of([other], tmp_path / "alone")
+    lines = [
+        other,
+        *(
+            production.reviewed(f"r{k}", label, chosen="unsure", messages=[{"role": "user", "content": text}])
+            for k, (text, label) in enumerate(tickets)
+        ),
+    ]
+    (tmp_path / "both").mkdir()
+    both = splits_of(lines, tmp_path / "both")
+    assert {split: both[split] for split in SPLITS[1:]} == {split: alone[split] for split in SPLITS[1:]}
+    assert len(alone["test"]) > 5
+    assert len(both["train"]) == len(alone["train"])
+    # of equal training rows the decision stays, which stands first
+    assert set(both["train"]) & set(alone["train"]) == {id_digits(other.id)}
+
+
 def test_explain_and_plan_read_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         production.reviewed(f"r{k}", production.LABELS[k % 3], chosen="unsure" if k % 3 else "uniform")
