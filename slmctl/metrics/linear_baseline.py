@@ -24,6 +24,9 @@ BASELINES = {  # of each task kind, by their names there
 }
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 STRENGTHS = (1.0, 10.0, 100.0)  # inverse regularisation (C); validation rows choose
+MUCH = 2_000_000  # characters of all texts from which memory counts: what one text alone has is left out there
+WEIGHTS = 20_000_000  # of a model of so much text, features times labels: 80 MB
+LONGEST = 4_000  # characters that count of a text, of so much
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ def out_of_fold(
 ) -> npt.NDArray[np.float32] | None:
     """The probability of every label for each text, by a model that was trained on the texts of the other folds.
 
-    The rows of a label are dealt out to the folds in order, so equal rows give equal folds.
+    The rows of a label are dealt out to the folds in order, so equal rows give equal folds. From MUCH text on the
+    memory is bounded: by LONGEST, by words and pairs of two texts and more, and by WEIGHTS, of which the most frequent
+    stay. What one text alone has tells nothing of the texts of other folds.
 
     Args:
         texts: The texts.
@@ -118,10 +123,16 @@ def out_of_fold(
     """
     from sklearn.linear_model import LogisticRegression
 
-    made = _vectorized(texts)  # of all texts: the weight of a word follows from the texts alone, not from labels
+    count = int(labels.max()) + 1
+    much = sum(map(len, texts)) >= MUCH
+    # of all texts: the weight of a word follows from the texts alone, not from labels
+    made = _vectorized(
+        [text[:LONGEST] for text in texts] if much else texts,
+        fewest=2 if much else 1,
+        most=max(1, WEIGHTS // count) if much else None,
+    )
     if made is None:
         return None
-    count = int(labels.max()) + 1
     rows, solver = _solver(made[1], count, tolerance=1e-2)  # a third less time, and no other suspects come of it
     chances = np.zeros((len(texts), count), np.float32)
     fold = _dealt(labels, folds)
@@ -142,14 +153,20 @@ def _dealt(labels: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
     return turn
 
 
-def _vectorized(texts: Sequence[str]) -> tuple[Any, Any] | None:
-    """TF-IDF of words and word pairs, with the sparse rows `(texts, features)`; None where no text has a word."""
+def _vectorized(texts: Sequence[str], *, fewest: int = 1, most: int | None = None) -> tuple[Any, Any] | None:
+    """TF-IDF of words and word pairs, with the sparse rows `(texts, features)`; None where no text has a word.
+
+    Args:
+        texts: The texts.
+        fewest: Number of texts that a word or pair must stand in.
+        most: Largest number of words and pairs, the most frequent ones; None for no limit.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=fewest, max_features=most)
     try:
         return vectorizer, vectorizer.fit_transform(texts)
-    except ValueError:  # no text has a word of two letters
+    except ValueError:  # no text has a word of two letters, or none that another has
         return None
 
 
