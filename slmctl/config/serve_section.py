@@ -156,7 +156,7 @@ class ServeConfig(Section):
         if self.generalist is not None and self.policy is None:
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         if self.shadow is not None and self.collect is None:
-            raise ValueError("'shadow' needs 'collect', which keeps both answers")
+            raise ValueError("'shadow' needs 'collect', which keeps both answers: --set serve.collect.to=FOLDER")
         if self.shadow is not None and self.engine_url is not None:
             raise ValueError("'shadow' belongs to the own engine, and 'engine_url' names another engine")
         return self

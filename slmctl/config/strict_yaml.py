@@ -95,14 +95,18 @@ class StrictYaml:
         self._flags.add(tuple(keys))
 
     def fault(self, loc: Sequence[int | str], message: str) -> str:
-        """`slmctl.yaml:12: finetune.epochs: message`, with the nearest line that is known."""
+        """`slmctl.yaml:12: finetune.epochs: message`, with the nearest line that is known.
+
+        A fault of a section that stands in no line, and is there by `--set` alone, names no file.
+        """
         place, where = tuple(loc), self.name
         if any(place[: len(flag)] == flag for flag in self._flags):
             where = "--set"
         else:
-            while place and place not in self._at:
+            flagged = {flag[:length] for flag in self._flags for length in range(1, len(flag))}  # sections of flags
+            while place and place not in self._at and place not in flagged:
                 place = place[:-1]
-            where += f":{self._at[place]}" if place in self._at else ""
+            where = f"{where}:{self._at[place]}" if place in self._at else "--set" if place else where
         dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
         return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
 
