@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,23 @@ def name_of(path: Path) -> str:
 
 
 SOURCES = {name_of(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+class Parsed(Trees):
+    """The syntax tree of every module, parsed when a test first asks: each process of pytest collects this file."""
+
+    def __getitem__(self, name: str) -> ast.Module:
+        return parsed(SOURCES[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SOURCES)
+
+    def __len__(self) -> int:
+        return len(SOURCES)
+
+
+parsed = functools.cache(ast.parse)
+TREES = Parsed()
 
 
 def room(name: str) -> str:
