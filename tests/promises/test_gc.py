@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact, locks
 
@@ -18,26 +19,34 @@ def kept(desk: Path) -> set[str]:
     return {str(path.parent.relative_to(desk)) for path in desk.glob("runs/*/[!.]*/manifest.json")}
 
 
+@pytest.fixture(scope="module")
+def twice(stages: Forks, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set that the project's config asks for no longer, and no release was made of; in a copy of it."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("twice") / "desk"))
+    return Path(tiny.ok(stages.run(folder, "prepare", "--set", "prepare.splits.test=0.3")))
+
+
 @pytest.fixture
-def older(desk: Path) -> Path:
-    """A project with a prepared data set that its config asks for no longer, and no release was made of."""
-    done = tiny.slmctl(desk, "prepare", "--set", "prepare.splits.test=0.3")
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+def older(desk: Path, twice: Path) -> Path:
+    """`desk` with that data set, and all that its stage has left; its place there."""
+    runs = twice.parents[1]
+    shutil.rmtree(desk / "runs")
+    shutil.copytree(runs, desk / "runs")
+    return desk / "runs" / twice.relative_to(runs)
 
 
-def test_what_config_and_releases_need_stays(desk: Path, older: Path) -> None:
+def test_what_config_and_releases_need_stays(stages: Forks, desk: Path, older: Path) -> None:
     before = kept(desk)
-    done = tiny.slmctl(desk, "gc", "--yes")
+    done = stages.run(desk, "gc", "--yes")
     assert done.returncode == 0, done.stderr
     assert before - kept(desk) == {str(older.relative_to(desk))}
-    assert tiny.slmctl(desk, "run").returncode == 0
-    assert tiny.slmctl(desk, "verify").returncode == 0
+    assert stages.run(desk, "run").returncode == 0
+    assert stages.run(desk, "verify").returncode == 0
 
 
-def test_nothing_goes_unasked(desk: Path, older: Path) -> None:
+def test_nothing_goes_unasked(stages: Forks, desk: Path, older: Path) -> None:
     before = kept(desk)
-    done = tiny.slmctl(desk, "gc", input="n\n")
+    done = stages.run(desk, "gc", input="n\n")
     assert kept(desk) == before, done.stderr
     assert older.name in done.stdout + done.stderr, "it is listed"
 
@@ -57,98 +66,98 @@ def test_who_is_asked_decides(desk: Path, older: Path, answer: str) -> None:
     assert older.exists() == (answer == "n")
 
 
-def test_what_is_served_stays(desk: Path, older: Path) -> None:
+def test_what_is_served_stays(stages: Forks, desk: Path, older: Path) -> None:
     """Where only the server's section names it: as a folder, and as a file in one."""
     for section in (f"serve.adapters={{billing: {older}}}", f"serve.policy={older}/task.json"):
-        tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--set", section))
+        tiny.ok(stages.run(desk, "gc", "--yes", "--set", section))
         assert older.exists()
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    tiny.ok(stages.run(desk, "gc", "--yes"))
     assert not older.exists()
 
 
-def test_the_registry_is_the_one_that_is_set(desk: Path, tmp_path: Path) -> None:
+def test_the_registry_is_the_one_that_is_set(stages: Forks, desk: Path, tmp_path: Path) -> None:
     (desk / "registry").rename(tmp_path / "shared")
     moved = ("--set", "prepare.splits.test=0.3", "--set", "finetune.seed=99")
     before = kept(desk)
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--set", f"publish.to=dir:{tmp_path}/shared", *moved))
+    tiny.ok(stages.run(desk, "gc", "--yes", "--set", f"publish.to=dir:{tmp_path}/shared", *moved))
     needed = {"base", "prepared", "adapter", "merged", "gguf"}
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
 
 
-def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(desk: Path) -> None:
+def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(stages: Forks, desk: Path) -> None:
     before = kept(desk)
-    done = tiny.slmctl(desk, "gc", "--yes", "--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
+    done = stages.run(desk, "gc", "--yes", "--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
     assert done.returncode == 0, done.stderr
     needed = {"runs/base", "runs/prepared", "runs/adapter", "runs/merged", "runs/gguf"}
     left = kept(desk)
     assert {path for path in before if path.rpartition("/")[0] in needed} <= left
 
 
-def test_the_log_of_what_goes_goes_with_it(desk: Path, older: Path) -> None:
+def test_the_log_of_what_goes_goes_with_it(stages: Forks, desk: Path, older: Path) -> None:
     logs = {path.name for path in (desk / "runs" / ".logs").iterdir()}
     left = desk / "runs" / ".logs" / f"prepared-{older.name}.log"
     left.write_text("said\n")
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    tiny.ok(stages.run(desk, "gc", "--yes"))
     assert {path.name for path in (desk / "runs" / ".logs").iterdir()} == logs - {left.name}
 
 
-def test_what_a_running_process_uses_stays(desk: Path, older: Path) -> None:
+def test_what_a_running_process_uses_stays(stages: Forks, desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
     with locks.lock(lock, wait=False, on_wait=lambda holder: None):
-        assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
+        assert stages.run(desk, "gc", "--yes").returncode == 0
         assert older.exists()
-    assert tiny.slmctl(desk, "gc", "--yes").returncode == 0
+    assert stages.run(desk, "gc", "--yes").returncode == 0
     assert not older.exists()
 
 
-def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(desk: Path, tmp_path: Path) -> None:
+def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(stages: Forks, desk: Path, tmp_path: Path) -> None:
     """The config publishes elsewhere by now, and only the registry's tag tells what the release was made of."""
     registry = (desk / "registry").rename(tmp_path / "shared")
-    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+    tiny.ok(stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
     moved = ("--set", "publish.to=dir:./new", "--set", "prepare.splits.test=0.3", "--set", "finetune.seed=99")
     before = kept(desk)
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes", "--registry", str(registry), *moved))
+    tiny.ok(stages.run(desk, "gc", "--yes", "--registry", str(registry), *moved))
     needed = {"base", "prepared", "adapter", "merged", "gguf"}
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
-    tiny.ok(tiny.slmctl(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
-    refuses(desk, r"was sent to \S+/registry, which is missing", *moved)  # nobody names its new place
+    tiny.ok(stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
+    refuses(stages, desk, r"was sent to \S+/registry, which is missing", *moved)  # nobody names its new place
     for path in desk.glob("runs/.deliveries/*"):
         path.unlink()
-    refuses(desk, r"the registry \S+/new that publish\.to names is missing", *moved)
+    refuses(stages, desk, r"the registry \S+/new that publish\.to names is missing", *moved)
     (desk / "new").mkdir()
-    noted = tiny.slmctl(desk, "gc", "--yes", *moved)
+    noted = stages.run(desk, "gc", "--yes", *moved)
     assert noted.returncode == 0, noted.stderr
     assert "may be a share that is not mounted" in noted.stderr
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
     shutil.rmtree(desk / "runs" / "published")  # as the note says
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes", *moved))
+    tiny.ok(stages.run(desk, "gc", "--yes", *moved))
     assert not {path for path in kept(desk) if path.split("/")[1] in ("adapter", "gguf")}
 
 
-def refuses(desk: Path, reason: str, *options: str) -> None:
+def refuses(stages: Forks, desk: Path, reason: str, *options: str) -> None:
     before = kept(desk)
-    done = tiny.slmctl(desk, "gc", "--yes", *options)
+    done = stages.run(desk, "gc", "--yes", *options)
     assert done.returncode == 7, done.stdout + done.stderr
     assert re.search(reason, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert kept(desk) == before
 
 
-def test_a_registry_that_is_not_mounted_is_no_empty_one(desk: Path) -> None:
+def test_a_registry_that_is_not_mounted_is_no_empty_one(stages: Forks, desk: Path) -> None:
     """More ways to be unreadable: tests/hostile/test_registries.py."""
     changed = ("--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
     (desk / "registry").rename(desk / "elsewhere")
-    refuses(desk, "which is missing", *changed)
+    refuses(stages, desk, "which is missing", *changed)
     (desk / "registry").mkdir()
-    refuses(desk, "does not hold it", *changed, "--set", "publish.to=dir:./new")
+    refuses(stages, desk, "does not hold it", *changed, "--set", "publish.to=dir:./new")
 
 
-def test_a_signature_goes_with_its_release(desk: Path) -> None:
+def test_a_signature_goes_with_its_release(stages: Forks, desk: Path) -> None:
     (release,) = desk.glob("runs/published/[!.]*")
     folder = desk / "runs" / ".signatures"
     folder.mkdir()
     digest = artifact.load(release).digest[7:19]
     for name in (f"{digest}-abc-def.sig", "000000000000-abc-def.sig"):
         (folder / name).write_bytes(b"{}")
-    tiny.ok(tiny.slmctl(desk, "gc", "--yes"))
+    tiny.ok(stages.run(desk, "gc", "--yes"))
     assert [path.name for path in folder.iterdir()] == [f"{digest}-abc-def.sig"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import TESTS, tiny
+from support.forks import Forks
 
 from slmctl import __version__
 from slmctl.artifacts import artifact
@@ -37,30 +38,30 @@ def test_it_verifies_for_ever(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_it_is_shown(path: Path, tmp_path: Path) -> None:
-    done = tiny.slmctl(tmp_path, "show", str(path), "--json")
+def test_it_is_shown(stages: Forks, path: Path, tmp_path: Path) -> None:
+    done = stages.run(tmp_path, "show", str(path), "--json")
     told = json.loads(tiny.ok(done))
     assert (told["kind"], told["digest"]) == (path.name, artifact.load(path).digest)
 
 
-def test_a_kept_model_answers(tmp_path: Path) -> None:
+def test_a_kept_model_answers(stages: Forks, tmp_path: Path) -> None:
     (gguf,) = [path for path in KEPT if path.name == "gguf"][-1:]
     (tmp_path / "in.csv").write_text("text\nhello\n")
-    done = tiny.slmctl(
+    done = stages.run(
         tmp_path, "predict", str(gguf), "--input", str(tmp_path / "in.csv"), "--column", "text", "--output", "-"
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answer"] in Task.read(gguf).labels
 
 
-def test_a_newer_schema_is_refused_with_a_hint(tmp_path: Path) -> None:
+def test_a_newer_schema_is_refused_with_a_hint(stages: Forks, tmp_path: Path) -> None:
     place = Path(shutil.copytree(KEPT[0], tmp_path / "newer"))
     fields = json.loads((place / MANIFEST).read_bytes())
     fields["schema"] += 1
     fields.pop("self")
     fields["self"] = artifact.sha256_bytes(artifact.canonical(fields))
     (place / MANIFEST).write_bytes(artifact.canonical(fields))
-    done = tiny.slmctl(tmp_path, "verify", str(place))
+    done = stages.run(tmp_path, "verify", str(place))
     assert done.returncode == 7
     assert "Traceback" not in done.stderr
     assert "newer" in done.stderr and "hint:" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
@@ -220,8 +220,8 @@ def test_where_nothing_is_held_there_is_no_answer(tmp_path: Path) -> None:
     assert not trace(tmp_path, text=STRANGER).sure  # its data set is gone, which exit code 106 says
 
 
-def test_the_command_ends_with_an_error_where_nothing_is_held(tmp_path: Path) -> None:
-    done = tiny.slmctl(tmp_path, "trace", "--text", STRANGER)
+def test_the_command_ends_with_an_error_where_nothing_is_held(stages: Forks, tmp_path: Path) -> None:
+    done = stages.run(tmp_path, "trace", "--text", STRANGER)
     assert (done.returncode, done.stdout) == (2, "")
     assert "is no project" in done.stderr
     assert "hint: slmctl -C PROJECT trace" in done.stderr
@@ -241,14 +241,14 @@ def collected(folder: Path, *texts: str) -> Path:
     return path
 
 
-def test_a_row_that_is_only_collected_is_found_and_forgotten(root: Path) -> None:
+def test_a_row_that_is_only_collected_is_found_and_forgotten(stages: Forks, root: Path) -> None:
     (root / "slmctl.yaml").write_text(CONFIG)
     path = collected(root / "answers", KEPT, "where is my kettle")
-    found = tiny.slmctl(root, "trace", "--text", "Jane Doe of Bristol")
+    found = stages.run(root, "trace", "--text", "Jane Doe of Bristol")
     assert found.returncode == 105, found.stderr
     assert "collected and reviewed files that hold it:\n" in found.stdout
     assert "1  line of answers/2026-11-25.jsonl\n" in found.stdout
-    gone = tiny.slmctl(root, "trace", "--text", "Jane Doe of Bristol", "--forget", "--json")
+    gone = stages.run(root, "trace", "--text", "Jane Doe of Bristol", "--forget", "--json")
     assert gone.returncode == 0, gone.stderr  # no model saw it
     assert json.loads(gone.stdout)["collected"] == [{"path": "answers/2026-11-25.jsonl", "lines": 1, "forgotten": 1}]
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["r1"]
@@ -282,11 +282,11 @@ def by_kind(shown: dict[str, Any]) -> dict[str, set[str]]:
     return found
 
 
-def test_from_the_data_down_to_the_release(desk: Path) -> None:
+def test_from_the_data_down_to_the_release(stages: Forks, desk: Path) -> None:
     record = rows_of(desk, "train")[0]
     changed = record.input[:-1] + "x"
     for text, exact in ((record.input, True), (changed, False)):
-        done = tiny.slmctl(desk, "trace", "--text", text, "--json", "--similarity", "0.8")
+        done = stages.run(desk, "trace", "--text", text, "--json", "--similarity", "0.8")
         assert done.returncode == 105, done.stderr
         assert text not in done.stdout
         shown = json.loads(done.stdout)
@@ -300,16 +300,16 @@ def test_from_the_data_down_to_the_release(desk: Path) -> None:
         assert found["predictions"] == {"trained", "clear"}  # the base's answers are to test rows
         assert found["base"] == {"clear"}
         assert [(one["standing"], one["path"]) for one in shown["releases"]] == [("trained", "registry/tiny-desk/1.0")]
-    done = tiny.slmctl(desk, "trace", "--id", record.id)
+    done = stages.run(desk, "trace", "--id", record.id)
     assert done.returncode == 105
     assert f"train        {record.id}  the same" in done.stdout
     assert "trained on it:" in done.stdout
     assert "release      registry/tiny-desk/1.0" in done.stdout
 
 
-def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
+def test_a_row_of_the_test_side_and_one_of_nowhere(stages: Forks, desk: Path) -> None:
     record = rows_of(desk, "test")[0]
-    done = tiny.slmctl(desk, "trace", "--text", "-", "--json", "--similarity", "0.9", input=record.input + "\n")
+    done = stages.run(desk, "trace", "--text", "-", "--json", "--similarity", "0.9", input=record.input + "\n")
     assert done.returncode == 105, done.stderr
     shown = json.loads(done.stdout)
     assert [row["side"] for row in shown["data_sets"][0]["rows"]] == ["test"]
@@ -318,11 +318,11 @@ def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
     assert found["predictions"] == found["report"] == found["published"] == {"held out"}
     assert shown["releases"][0]["standing"] == "held out"
 
-    done = tiny.slmctl(desk, "trace", "--text", STRANGER)
+    done = stages.run(desk, "trace", "--text", STRANGER)
     assert done.returncode == 0
     assert done.stdout.startswith("no data set here holds it or nearly the same\ndid not see it:\n")
     shutil.rmtree(desk / "runs" / "merged")
-    done = tiny.slmctl(desk, "trace", "--text", STRANGER)
+    done = stages.run(desk, "trace", "--text", STRANGER)
     assert done.returncode == 106
     assert "cannot be ruled out:\n  gguf" in done.stdout
     assert "merged sha256:" in done.stdout
@@ -340,8 +340,8 @@ def test_a_row_of_the_test_side_and_one_of_nowhere(desk: Path) -> None:
     ],
     ids=str,
 )
-def test_wrong_use(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = tiny.slmctl(tmp_path, "trace", *arguments, input="\n")
+def test_wrong_use(stages: Forks, tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = stages.run(tmp_path, "trace", *arguments, input="\n")
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""

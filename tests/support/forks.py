@@ -88,11 +88,22 @@ class Forks:
         shutil.rmtree(self.place, ignore_errors=True)
 
     def start(
-        self, folder: Path, *args: str, held: bool = False, env: dict[str, str] | None = None, cwd: Path | None = None
+        self,
+        folder: Path,
+        *args: str,
+        held: bool = False,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        input: str = "",
     ) -> Child:
-        """Start `slmctl -C folder args…`; a child that is held waits for `Child.go`."""
+        """Start `slmctl -C folder args…`; a child that is held waits for `Child.go`.
+
+        `input` is its standard input.
+        """
         place = self.place / str(next(self._numbers))
         place.mkdir()
+        if input:
+            (place / "stdin").write_text(input, encoding="utf-8")
         if held:
             os.mkfifo(place / "go")
         told = self._ask(
@@ -100,9 +111,11 @@ class Forks:
         )
         return Child(self, told["pid"], place)
 
-    def run(self, folder: Path, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
+    def run(
+        self, folder: Path, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None, input: str = ""
+    ) -> Done:
         """Run a command to its end."""
-        return self.start(folder, *args, env=env, cwd=cwd).wait()
+        return self.start(folder, *args, env=env, cwd=cwd, input=input).wait()
 
     def traced(self, folder: Path, *args: str, follow: bool = False, options: Sequence[str] = ()) -> Done:
         """Run a command under strace, with the calls that write, and what else `options` ask of strace."""
@@ -151,6 +164,11 @@ class Child:
 
     def go(self) -> None:
         (self.place / "go").write_text("")
+
+    @property
+    def has_ended(self) -> bool:
+        """True once it has ended; `wait` is still to be called then."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to it and all that it has started."""
@@ -215,7 +233,8 @@ def be(told: dict[str, Any]) -> None:
     """Be the program."""
     os.setsid()
     place = Path(told["place"])
-    for number, path in ((0, Path("/dev/null")), (1, place / "stdout"), (2, place / "stderr")):
+    read = place / "stdin" if (place / "stdin").exists() else Path("/dev/null")
+    for number, path in ((0, read), (1, place / "stdout"), (2, place / "stderr")):
         opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.dup2(opened, number)
         os.close(opened)

@@ -150,12 +150,12 @@ def test_a_training_killed_at_any_instant_ends_in_the_same_adapter(desk: Path) -
     assert resumed >= 5, "too few of the instants fell between the first checkpoint and the end"
 
 
-def test_what_a_kill_behind_the_rename_left_is_tidied_up(desk: Path) -> None:
+def test_what_a_kill_behind_the_rename_left_is_tidied_up(stages: Forks, desk: Path) -> None:
     # seen once in hundreds of kills: the artifact was whole, and its checkpoints lay beside it for ever
     (folder,) = (desk / "runs" / "adapter").iterdir()
     left = folder.parent / f".resume-{folder.name}"
     (left / "step-4").mkdir(parents=True)
-    assert tiny.ok(tiny.slmctl(desk, "finetune")) == str(folder)
+    assert tiny.ok(stages.run(desk, "finetune")) == str(folder)
     assert not left.exists()
 
 
@@ -181,42 +181,64 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.fixture
-def cut(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoints of a training that was cut off after its last step."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def undisturbed(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a training leaves that nothing cuts off."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(artifacts, folder / "whole", folder / "keep")
+    return contents(folder / "whole")
+
+
+@pytest.fixture(scope="module")
+def saved(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a training that was cut off after its last step; copy them to change them."""
+    folder = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune, "_save", lambda *args: (_ for _ in ()).throw(Cut))
         with pytest.raises(Cut):
-            train(artifacts, tmp_path / "cut", tmp_path / "keep")
-    return tmp_path / "keep"
+            train(artifacts, folder / "cut", folder / "keep")
+    return folder / "keep"
 
 
-def test_the_last_two_checkpoints_are_kept(cut: Path) -> None:
-    assert sorted(path.name for path in cut.iterdir()) == ["step-00000006", "step-00000009"]
-    assert sorted(path.name for path in (cut / "step-00000009").iterdir()) == [
+@pytest.fixture
+def cut(saved: Path, tmp_path: Path) -> Path:
+    """A copy of `saved` that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "keep"))
+
+
+def test_the_last_two_checkpoints_are_kept(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000006", "step-00000009"]
+    assert sorted(path.name for path in (saved / "step-00000009").iterdir()) == [
         "best.safetensors", "hashes.json", "optimizer.safetensors", "progress.json", "trainer_state.json",
         "weights.safetensors",
     ]  # fmt: skip
-    assert str(cut) not in (cut / "step-00000009" / "trainer_state.json").read_text()
+    assert str(saved) not in (saved / "step-00000009" / "trainer_state.json").read_text()
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "trainer_state.json", "hashes.json"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    artifacts: dict[str, Artifact], cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    artifacts: dict[str, Artifact],
+    undisturbed: dict[str, bytes],
+    cut: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
-    train(artifacts, tmp_path / "whole", tmp_path / "other")
     flip(cut / "step-00000009" / name)
     train(artifacts, tmp_path / "again", cut)
     said = capsys.readouterr().err
     assert "going on from step-00000006 of an earlier run" in said
     assert "note: step-00000009 of an earlier run left aside as damaged\n" in said
-    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "again") == undisturbed
 
 
 def test_no_checkpoint_is_used_when_none_is_whole(
-    artifacts: dict[str, Artifact], cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    artifacts: dict[str, Artifact],
+    undisturbed: dict[str, bytes],
+    cut: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train(artifacts, tmp_path / "whole", tmp_path / "other")
     flip(cut / "step-00000009" / "best.safetensors")
     (cut / "step-00000006" / "progress.json").unlink()
     (cut / ".draft-step-00000010").mkdir()
@@ -226,7 +248,7 @@ def test_no_checkpoint_is_used_when_none_is_whole(
     assert "going on" not in said
     left = "step-00000006, step-00000009 of an earlier run left aside as damaged; none is whole, so the training starts"
     assert f"note: {left} over" in said
-    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "again") == undisturbed
 
 
 def test_damaged_checkpoints_do_not_crowd_out_new_ones(
