@@ -14,7 +14,7 @@ from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 
 
-class Stream(Protocol):
+class AnswerStream(Protocol):
     """A streamed answer, as server-sent events."""
 
     def opening(self) -> bytes: ...
@@ -45,10 +45,10 @@ def whole(
     return openai_replies.whole(checked, shown, extras, build, name)
 
 
-def stream(checked: CheckedRequest, build: str, name: str) -> Stream:
+def stream(checked: CheckedRequest, build: str, name: str) -> AnswerStream:
     """The answer as a stream, by the model `name`."""
-    form: Stream = (
-        responses_replies.Stream(checked, name)
+    form: AnswerStream = (
+        responses_replies.ResponseStream(checked, name)
         if checked.kind == "response"
         else openai_replies.Stream(checked, build, name)
     )
@@ -58,7 +58,7 @@ def stream(checked: CheckedRequest, build: str, name: str) -> Stream:
 class _HeldBack:
     """A stream of labels in JSON: a label is shown when it is whole."""
 
-    def __init__(self, form: Stream, checked: CheckedRequest) -> None:
+    def __init__(self, form: AnswerStream, checked: CheckedRequest) -> None:
         self._form, self._checked = form, checked
         self._choices = [ReplyChoice() for _ in checked.requests]
         self.opening, self.ending, self.failed = form.opening, form.ending, form.failed

@@ -302,7 +302,7 @@ class _Run:
         self.close()
         yield part
 
-    def _chunk(self, stream: api_forms.Stream, index: int, event: Event) -> bytes:
+    def _chunk(self, stream: api_forms.AnswerStream, index: int, event: Event) -> bytes:
         if "piece" in event:
             return stream.piece(index, event)
         return stream.end(index, event, self._extra(event))

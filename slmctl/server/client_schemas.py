@@ -127,19 +127,19 @@ def _holds_text(part: Any, form: JsonObject) -> bool:
     """
     waiting, seen = [part], set[int]()
     while waiting:
-        one = waiting.pop()
-        if not isinstance(one, dict) or id(one) in seen:
+        schema = waiting.pop()
+        if not isinstance(schema, dict) or id(schema) in seen:
             continue
-        seen.add(id(one))
-        if _asks_text(one):
+        seen.add(id(schema))
+        if _asks_text(schema):
             return True
-        reference = one.get("$ref")
+        reference = schema.get("$ref")
         if isinstance(reference, str) and reference.startswith(("#/$defs/", "#/definitions/")):
             _, place, name = reference.split("/", 2)
             definitions = form.get(place)
             waiting.append(definitions.get(name) if isinstance(definitions, dict) else None)
         for keyword in ("anyOf", "oneOf", "allOf"):
-            waiting += one[keyword] if isinstance(one.get(keyword), list) else []
+            waiting += schema[keyword] if isinstance(schema.get(keyword), list) else []
     return False
 
 
@@ -152,13 +152,13 @@ def _asks_text(part: JsonObject) -> bool:
 def _conditions(schema: Any) -> Any:
     """A schema without its notes, and with the names that an object must have in one order."""
     if isinstance(schema, list):
-        return [_conditions(one) for one in schema]
+        return [_conditions(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     kept: JsonObject = {}
     for name, value in schema.items():
         if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
-            kept[name] = {key: _conditions(one) for key, one in value.items()}
+            kept[name] = {key: _conditions(part) for key, part in value.items()}
         elif name == "required" and isinstance(value, list):
             kept[name] = sorted(value, key=str)
         elif name not in NOTES:

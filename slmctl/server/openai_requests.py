@@ -232,11 +232,11 @@ def supported(body: dict[str, Any], kind: str, model: ServedModel) -> SortedOpti
     Raises:
         BadRequestError: One of them is not supported; it is named.
     """
-    found = request_options.sort_options(body, kind, model.task)
-    if found.refused:
-        name = found.refused[:100]
-        raise BadRequestError(f"option '{name}' is not supported" + (found.reason and f": {found.reason}"), name)
-    return found
+    options = request_options.sort_options(body, kind, model.task)
+    if options.refused:
+        name = options.refused[:100]
+        raise BadRequestError(f"option '{name}' is not supported" + (options.reason and f": {options.reason}"), name)
+    return options
 
 
 def _form_of(body: dict[str, Any], function: Function) -> dict[str, Any]:

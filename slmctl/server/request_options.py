@@ -88,15 +88,15 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         kind: `chat`, `text` (completions) or `response`.
         task: The contract of the model that is asked.
     """
-    asked = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
-    function = forced_function(asked)
-    calls, reason = (("tool_choice",), "") if function is not None else _about_tools(asked)
+    options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
+    function = forced_function(options)
+    calls, reason = (("tool_choice",), "") if function is not None else _about_tools(options)
     if reason:
         return SortedOptions({}, refused=calls[0], reason=reason)
     dropped = WITHOUT_EFFECT | set(calls) | (PENALTIES if task.labels else set())
-    read = {name: value for name, value in asked.items() if name in READ[kind] and name not in calls}
-    ignored = [name for name in asked if name in dropped and name not in read]
-    for name in asked:
+    read = {name: value for name, value in options.items() if name in READ[kind] and name not in calls}
+    ignored = [name for name in options if name in dropped and name not in read]
+    for name in options:
         if name not in read and name not in dropped:
             return SortedOptions({}, refused=name, reason=REASONS.get(name, ""))
     idle = SAMPLING | {"stop"} if task.labels else {"stop"} if task.constraint else set[str]()
@@ -105,12 +105,12 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
     return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})), function=function)
 
 
-def forced_function(asked: JsonObject) -> Function | None:
+def forced_function(options: JsonObject) -> Function | None:
     """The one function that `tool_choice` makes every answer call; None where there is more than one, or none.
 
     A chat names it in `function`, the Responses API in the tool itself.
     """
-    tools, choice = asked.get("tools"), asked.get("tool_choice")
+    tools, choice = options.get("tools"), options.get("tool_choice")
     if not isinstance(tools, list) or len(tools) != 1 or not isinstance(tools[0], dict):
         return None
     (tool,) = tools
@@ -129,12 +129,12 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
 
 
-def _about_tools(asked: JsonObject) -> tuple[tuple[str, ...], str]:
+def _about_tools(options: JsonObject) -> tuple[tuple[str, ...], str]:
     """Options of tools that may be left out; or the one at fault, and why."""
     for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
-        if tools in asked and asked.get(choice) != "none":
-            return (tools,), _refused_tool(asked[tools])
-        if choice in asked and tools not in asked and asked[choice] not in ("none", "auto"):
+        if tools in options and options.get(choice) != "none":
+            return (tools,), _refused_tool(options[tools])
+        if choice in options and tools not in options and options[choice] not in ("none", "auto"):
             return (choice,), f"there are no '{tools}' to choose from"
     return ("tools", "tool_choice", "functions", "function_call"), ""
 

@@ -28,7 +28,7 @@ def whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name:
     }
 
 
-class Stream:
+class ResponseStream:
     """The events of a streamed answer, as server-sent events numbered from 0."""
 
     def __init__(self, checked: CheckedRequest, name: str) -> None:

@@ -87,13 +87,13 @@ def _form(text: Any) -> JsonObject:
     return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
-def _messages(given: Any) -> list[JsonObject]:
+def _messages(conversation: Any) -> list[JsonObject]:
     """The conversation in `input`: a text of the user's, or a list of messages."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
+    if isinstance(conversation, str):
+        return [{"role": "user", "content": conversation}]
+    if not isinstance(conversation, list) or not conversation:
         raise BadRequestError("'input' must be a text, or a list of messages that is not empty", "input")
-    return [_message(item, f"input[{k}]") for k, item in enumerate(given)]
+    return [_message(item, f"input[{k}]") for k, item in enumerate(conversation)]
 
 
 def _message(item: Any, where: str) -> JsonObject:
