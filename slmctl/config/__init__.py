@@ -37,7 +37,7 @@ from slmctl.config.sections import (
     inherited_keys,
     stage_config,
 )
-from slmctl.config.serve_section import CollectConfig, GeneralistConfig, Prices, ServeConfig
+from slmctl.config.serve_section import CollectConfig, FleetMember, GeneralistConfig, Prices, ServeConfig
 from slmctl.config.yaml_text import listed, write_values
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Duplicates",
     "EvaluateConfig",
     "FinetuneConfig",
+    "FleetMember",
     "Gate",
     "GeneralistConfig",
     "LabelConfig",

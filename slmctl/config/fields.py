@@ -58,6 +58,24 @@ def _as_share(value: object) -> object:
     return value
 
 
+_UNITS = {"": 1, "B": 1} | {
+    f"{name}{ending}": (1024 if ending == "iB" else 1000) ** power
+    for power, name in enumerate(("k", "M", "G", "T"), start=1)
+    for ending in ("B", "iB")
+}
+
+
+def _as_bytes(value: object) -> object:
+    """`3GiB` means 3 x 1024^3, `3GB` 3 x 10^9."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?i?B?)\s*", value)
+        unit = (match[2] if match else "?").replace("K", "k")
+        if match is None or unit not in _UNITS:
+            raise ValueError(f"'{value[:40]}' is not a number of bytes such as 3GiB, 1500MB or 1500000000")
+        return int(float(match[1]) * _UNITS[unit])
+    return value
+
+
 def _is_moment(text: str) -> str:
     moment(text)
     return text
@@ -80,6 +98,7 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
 Share = Annotated[float, BeforeValidator(_as_share), Field(ge=0, lt=0.5)]
 Percent = Annotated[float, BeforeValidator(_as_share), Field(ge=0, le=1)]
+Bytes = Annotated[int, BeforeValidator(_as_text), BeforeValidator(_as_bytes), Field(gt=0)]
 Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")  # that llama.cpp does not write without an importance matrix
@@ -119,6 +138,12 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
         return next(filter(None, map(section_in, typing.get_args(annotation))), None)
     return None
+
+
+def named_section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds several of, by names that the user chooses."""
+    annotation = bare_type(annotation)
+    return section_in(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 def marks(field: Any) -> list[Any]:

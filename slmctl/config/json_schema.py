@@ -10,7 +10,7 @@ from pydantic import (
     BaseModel,
 )
 
-from slmctl.config.fields import bare_type, is_inherited, section_in
+from slmctl.config.fields import bare_type, is_inherited, named_section_in, section_in
 from slmctl.config.sections import Config
 
 
@@ -40,7 +40,7 @@ def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]
         if is_inherited(field):
             continue
         dotted = prefix + (field.alias or name)
-        inner = section_in(field.annotation)
+        inner, named = section_in(field.annotation), named_section_in(field.annotation)
         plain = inner is None or isinstance(field.default, str)  # such as task.labels, which may also be a section
         if plain:
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
@@ -48,6 +48,8 @@ def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]
         if inner is not None:
             listed = typing.get_origin(bare_type(field.annotation)) is list
             yield from _table(inner, dotted + ("[]." if listed else "."))
+        if named is not None:
+            yield from _table(named, f"{dotted}.NAME.")
 
 
 def _sections() -> Iterator[type[BaseModel]]:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from slmctl.config import former_keys
-from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, mask, section_in
+from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, mask, named_section_in, section_in
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
 from slmctl.errors import UsageError
@@ -129,6 +129,8 @@ def _resolve(config: Config, root: Path) -> Config:
                 changes[name] = _below(root, value)
             elif isinstance(value, dict) and any(isinstance(path, Path) for path in value.values()):
                 changes[name] = {key: _below(root, path) for key, path in value.items()}
+            elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
+                changes[name] = {key: walk(item) for key, item in value.items()}
             elif marked and isinstance(value, str) and value and not is_remote(value):
                 changes[name] = str(_below(root, Path(value)))
         return model.model_copy(update=changes)
@@ -193,5 +195,6 @@ def _keys_at(loc: Sequence[int | str]) -> list[str]:
     model: type[BaseModel] = Config
     for key in loc:
         if isinstance(key, str) and key in model.model_fields:
-            model = section_in(model.model_fields[key].annotation) or model
+            annotation = model.model_fields[key].annotation
+            model = section_in(annotation) or named_section_in(annotation) or model
     return [field.alias or name for name, field in model.model_fields.items() if not is_inherited(field)]

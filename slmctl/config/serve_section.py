@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,10 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import Formerly, Percent, Section, SourcePath, Text
+from slmctl.config.fields import Bytes, Formerly, Percent, Section, SourcePath, Text
 
+FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DEFAULT = "default"  # an alias of the first model
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
@@ -62,6 +65,31 @@ class CollectConfig(Section):
     sensitive: Literal["drop", "redact"] = Field(
         "drop", description="answers with personal data or secrets: left out, or collected with marks in their place"
     )
+
+
+class FleetMember(Section):
+    """One model of a server that has several."""
+
+    release: Text = Field(
+        description="release under this name: dir:REGISTRY#PROJECT for the one in production, "
+        "dir:REGISTRY#PROJECT@TAG, or a path"
+    )
+    policy: bool | Path = Field(
+        False, description="policy by which answers are kept or escalated; true: the one below runs/ that was fitted "
+        "on the file that answers"
+    )  # fmt: skip
+    pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
+    weight: int = Field(
+        1, ge=1, le=1000, description="share of the server's time, beside the weights of models that are asked too"
+    )
+
+    @model_validator(mode="after")
+    def _is_one_release(self) -> FleetMember:
+        if self.release.startswith("dir:") and not self.release.partition("#")[2]:
+            raise ValueError(
+                f"'release' is '{self.release}', which names no release: {self.release}#PROJECT@production"
+            )
+        return self
 
 
 class ServeConfig(Section):
@@ -131,6 +159,13 @@ class ServeConfig(Section):
     adapters: dict[Text, SourcePath] = Field(
         default_factory=dict, description="LoRA adapters over the model, by the model name that asks for them"
     )
+    fleet: dict[Text, FleetMember] = Field(
+        default_factory=dict, description="models of this server by the name that asks for them, the default one first"
+    )
+    memory: Bytes | None = Field(
+        None,
+        description="memory that the models of the fleet may hold together, such as 3GiB; the machine's when left out",
+    )
     engine_url: Text | None = Field(
         None,
         description="OpenAI-compatible endpoint that answers in place of the own engine, such as http://host:8000/v1",
@@ -153,10 +188,30 @@ class ServeConfig(Section):
             raise ValueError(
                 "'policy' belongs to one GGUF file of the own engine, and 'engine_url' names another engine"
             )
-        if self.generalist is not None and self.policy is None:
+        policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
+        if self.generalist is not None and not any(policy is not None for policy in policies):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         if self.shadow is not None and self.collect is None:
             raise ValueError("'shadow' needs 'collect', which keeps both answers: --set serve.collect.to=FOLDER")
         if self.shadow is not None and self.engine_url is not None:
             raise ValueError("'shadow' belongs to the own engine, and 'engine_url' names another engine")
+        return self
+
+    @model_validator(mode="after")
+    def _fleet_fits_together(self) -> ServeConfig:
+        if not self.fleet:
+            return self
+        for name in self.fleet:
+            if name == DEFAULT or not FLEET_NAME.fullmatch(name):
+                raise ValueError(
+                    f"'{name}' in 'fleet' is no name of a model: letters, digits, '.', '_', '-', at most 64"
+                )
+        for key, reason in (
+            ("policy", "a model of the fleet has its own: fleet.NAME.policy"),
+            ("adapters", "an adapter belongs to a server of one model"),
+            ("engine_url", "the fleet's models are loaded here"),
+            ("training_rows", "it belongs to one release"),
+        ):
+            if getattr(self, key):
+                raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")
         return self

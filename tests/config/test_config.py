@@ -465,6 +465,10 @@ def keys_of_schema(document: dict[str, Any], node: dict[str, Any], prefix: str =
         if reference is not None:
             listed = "[]." if "items" in inner else "."
             found += keys_of_schema(document, document["$defs"][reference.rpartition("/")[2]], prefix + name + listed)
+        by_name = inner.get("additionalProperties")
+        if isinstance(by_name, dict) and "$ref" in by_name:  # sections below names of the user's own
+            section = document["$defs"][by_name["$ref"].rpartition("/")[2]]
+            found += keys_of_schema(document, section, f"{prefix}{name}.NAME.")
     return found
 
 
