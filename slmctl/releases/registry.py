@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, bounded_json, locks
 from slmctl.artifacts.artifact import MANIFEST, SIGNATURE, Artifact, Manifest
-from slmctl.config import Gate
+from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.metrics import gates
 from slmctl.reports.evaluation_report import measured_names, parse_report
@@ -132,6 +132,8 @@ def tags(root: Path) -> list[Tag]:
 def find(root: Path, name: str = "") -> Artifact:
     """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; without a name the only one there is.
 
+    A project's name alone means what it has in production, or else its only release.
+
     Raises:
         IntegrityError: There is none, it is damaged, or what lies there is another one.
         UsageError: There are several.
@@ -155,6 +157,9 @@ def locate(root: Path, name: str = "") -> tuple[str, str]:
                 _require_same(tag, Manifest.read(root / tag.project / tag.version), root)
             matches.add((tag.project, tag.version))
     matches = {release for release in matches if project in ("", release[0])}
+    if not matches and not project and version in {release[0] for release in there}:
+        in_production = any(path.name == PRODUCTION for path in _tag_files(root) if path.parent.parent.name == version)
+        return locate(root, f"{version}@{PRODUCTION if in_production else ''}")
     if not matches:
         listed = ", ".join("@".join(release) for release in sorted(there)) or "nothing"
         raise IntegrityError(f"{root} holds no release '{name}'", hint=f"it holds {listed}")

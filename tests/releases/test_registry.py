@@ -239,6 +239,18 @@ def test_what_is_meant_must_be_one(root: Path, tmp_path: Path) -> None:
         registry.find(root, "3.0")
 
 
+def test_a_project_alone_means_what_it_has_in_production(root: Path, tmp_path: Path) -> None:
+    send(root, release(tmp_path, "1.0"), GATE)
+    assert registry.locate(root, "desk") == ("desk", "1.0")  # the only one
+    send(root, release(tmp_path, "1.1", weights=b"others"), GATE)
+    with pytest.raises(UsageError, match="several releases that 'desk@' may mean"):
+        registry.find(root, "desk")
+    registry.promote(root, registry.find(root, "1.0"), "production")
+    assert registry.locate(root, "desk") == ("desk", "1.0")
+    with pytest.raises(IntegrityError, match="holds no release 'desk@desk'"):
+        registry.find(root, "desk@desk")
+
+
 def test_a_torn_tag_is_said(root: Path, tmp_path: Path) -> None:
     send(root, release(tmp_path), GATE)
     registry.promote(root, registry.find(root), "production")
