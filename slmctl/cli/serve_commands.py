@@ -26,7 +26,7 @@ from slmctl.cli.group import (
     read_settings,
     terminal,
 )
-from slmctl.cli.served_models import ServedModels
+from slmctl.cli.served_fleet import ServedFleet
 
 HANDOVERS = ("compose", "kubernetes", "vllm")
 
@@ -91,8 +91,9 @@ def serve(
     """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
     MODEL is a gguf artifact, a release, a .gguf file, or dir:REGISTRY#TAG, whose release is read again on
-    SIGHUP; the config's release by default. Prints the address on stdout when it is ready. With --engine-url
-    that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
+    SIGHUP. dir:REGISTRY stands for every release there that is tagged production, each by its name. Without
+    MODEL it is serve.fleet of the config, or else its release. Prints the address on stdout when it is ready.
+    With --engine-url that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
 
     With --emit, MODEL may also be a merged model or an adapter. vLLM serves no GGUF, so for a release
     the weights that it was made of are searched below runs/. Prints the folder.
@@ -117,16 +118,16 @@ def serve(
     keyed = keys is not None or settings.keys.exists()
     has_keys = settings.keys.exists() and bool(api_keys.read(settings.keys))  # false after the last revocation
     sock = process.listen(settings.host, settings.port, keys=has_keys)
-    with sock, ServedModels(options, settings, model, type_name, keys=keyed) as opening:
+    with sock, ServedFleet(options, settings, model, type_name, keys=keyed) as opening:
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        names = ", ".join(map(_title, opening.served.models.values()))
+        names = ", ".join(_title(model) for model in opening.models())
         terminal().say(f"serving {names} at {address}/v1")
         terminal().say(f"  a page to try it: {address}/   stop with Ctrl-C or SIGTERM")
         for line in opening.facts():
             terminal().say(line)
         terminal().write(address + "\n")
-        process.run(opening.served, sock, opening.follow)
+        process.run(opening.fleet, sock)
 
 
 @click.group(name="keys")
@@ -150,9 +151,23 @@ def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--concurrency", type=click.IntRange(min=1), help="Requests at the same time, in place of serve.concurrency."
 )
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="A model that the key may ask, by the name that the server has for it; repeatable. All by default.",
+)
 @_keys_file
 @click.pass_obj
-def keys_add(options: Options, name: str, rate: float | None, concurrency: int | None, path: Path | None) -> None:
+def keys_add(
+    options: Options,
+    name: str,
+    rate: float | None,
+    concurrency: int | None,
+    models: tuple[str, ...],
+    path: Path | None,
+) -> None:
     """Create a key for a client; prints it, once.
 
     The file keeps its hash alone. A running server accepts the key at once.
@@ -160,7 +175,7 @@ def keys_add(options: Options, name: str, rate: float | None, concurrency: int |
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
-    secret = api_keys.add(path, name, rate=rate, concurrency=concurrency)
+    secret = api_keys.add(path, name, rate=rate, concurrency=concurrency, models=models)
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 
@@ -169,13 +184,14 @@ def keys_add(options: Options, name: str, rate: float | None, concurrency: int |
 @_keys_file
 @click.pass_obj
 def keys_list(options: Options, path: Path | None) -> None:
-    """List the keys with their creation times and limits."""
+    """List the keys with their creation times, limits and models."""
     from slmctl.server import api_keys
 
     path = path or _serve_settings(options).keys
     for key in api_keys.read(path) if path.exists() else ():
         limits = [f"{key.rate:g} a minute"] if key.rate else []
         limits += [f"{key.concurrency} at the same time"] if key.concurrency else []
+        limits += [f"for {' and '.join(key.models)}"] if key.models else []
         terminal().write("  ".join([f"{key.name:<24}", key.created, ", ".join(limits)]).rstrip() + "\n")
 
 

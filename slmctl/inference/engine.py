@@ -206,6 +206,15 @@ class Engine:
             return "dead"
         return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
+    def held_bytes(self) -> int:
+        """Memory of the child, its part of what several processes share; 0 without a child."""
+        child = self._child
+        try:
+            lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text(encoding="ascii").splitlines() if child else []
+        except OSError:  # it has ended
+            return 0
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
     def revive(self) -> None:
         """Start the child again if it has died.
 

@@ -20,6 +20,8 @@ from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
 AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.expansion` holds weights in 16 bits
+LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 
@@ -52,9 +54,21 @@ def require_engine(path: Path, *, sequences: int, context: int) -> None:
     Raises:
         FullError: They cannot.
     """
-    head = gguf_header.read(path)
-    needed = held_bytes() + path.stat().st_size + sequences * context * _cell_bytes(head) + ENGINE_BYTES
+    needed = held_bytes() + engine_bytes(path, sequences=sequences, context=context)
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
+
+
+def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool = False) -> int:
+    """Bytes that llama.cpp's process holds for a GGUF file, with the keys and values of so many sequences, at most.
+
+    Args:
+        classifier: The quantized weights may be held in 16 bits, where this processor multiplies those faster.
+    """
+    head = gguf_header.read(path)
+    weights = path.stat().st_size
+    if classifier and BF16 & cpu_flags() and weights >= LEAST_EXPANDED:
+        weights = max(weights, 2 * sum(tensor.weights for tensor in head.tensors))
+    return weights + sequences * context * _cell_bytes(head) + ENGINE_BYTES
 
 
 def repacked_bytes(types: Iterable[str]) -> float:

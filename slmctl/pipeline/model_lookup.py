@@ -60,6 +60,11 @@ def task_in(source: Artifact, path: Path, engine: Engine) -> tuple[Task, bool, s
     return task, True, controls["bos"] if controls["adds_bos"] else ""
 
 
+def own_task(source: Artifact) -> Task | None:
+    """The task that a model carries; None for a bare file."""
+    return Task.read(source.path) if _has_task(source) else None
+
+
 def is_classifier(source: Artifact) -> bool:
     """True for a model whose task has labels."""
     return _has_task(source) and bool(Task.read(source.path).labels)

@@ -235,6 +235,10 @@ def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator
     section = project.config.serve
     named = [*section.adapters.values(), *([section.policy] if section.policy else [])]
     named += [project.root / section.shadow] if section.shadow else []
+    for member in section.fleet.values():
+        named += [project.root / member.release] + ([member.policy] if isinstance(member.policy, Path) else [])
+    if any(member.policy is True for member in section.fleet.values()):  # found by the file that answers
+        named += [entry.path for entry in artifacts if entry.kind == "policy"]
     places = [path.resolve() for path in named]
     yield from (
         entry.path for entry in artifacts if entry.path.resolve() in {*places, *(place.parent for place in places)}

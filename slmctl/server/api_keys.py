@@ -38,6 +38,7 @@ class Key:
     Attributes:
         rate: Requests a minute; None for the server's own limit.
         concurrency: Requests at the same time; None for the server's own limit.
+        models: Names of the models that it may ask; None for all.
     """
 
     name: Annotated[str, Field(pattern=rf"^({NAME.pattern})?$")]
@@ -45,12 +46,24 @@ class Key:
     created: Annotated[str, Field(max_length=40)]
     rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     concurrency: Annotated[int | None, Field(ge=1)] = None
+    models: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
+
+    def may_ask(self, model: str) -> bool:
+        """True for a model, by its own name, that the key is for."""
+        return self.models is None or model in self.models
 
 
 _Keys = TypeAdapter(list[Key])
 
 
-def add(path: Path, name: str, *, rate: float | None = None, concurrency: int | None = None) -> str:
+def add(
+    path: Path,
+    name: str,
+    *,
+    rate: float | None = None,
+    concurrency: int | None = None,
+    models: Sequence[str] | None = None,
+) -> str:
     """Make a key; returns its secret, which is kept nowhere.
 
     Raises:
@@ -64,7 +77,7 @@ def add(path: Path, name: str, *, rate: float | None = None, concurrency: int | 
         keys = read(path) if path.exists() else []
         if any(key.name == name for key in keys):
             raise UsageError(f"there is a key '{name}' already", hint=f"slmctl keys revoke {name}")
-        _write(path, [*keys, Key(name, _hash(secret), created, rate, concurrency)])
+        _write(path, [*keys, Key(name, _hash(secret), created, rate, concurrency, tuple(models) if models else None)])
     return secret
 
 
@@ -205,4 +218,8 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file at once, readable by its owner alone."""
     with atomic.file(path, 0o600) as draft:
-        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]}))
+        listed = [asdict(key) for key in keys]
+        for entry in listed:
+            if entry["models"] is None:  # so that an earlier release reads the file
+                del entry["models"]
+        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": listed}))

@@ -23,54 +23,39 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config import ServeConfig
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
-from slmctl.server import api_forms, collecting, collector, feedback, openai_replies, openai_requests, page, refusals
-from slmctl.server.api_keys import Key, KeyRing
+from slmctl.server import (
+    api_forms,
+    collecting,
+    collector,
+    feedback,
+    model_list,
+    openai_replies,
+    openai_requests,
+    page,
+    refusals,
+)
+from slmctl.server.api_keys import Key
 from slmctl.server.backends import Backend
 from slmctl.server.collecting import NO_POLICY
-from slmctl.server.collector import Collector, Questions
 from slmctl.server.event_stream import EventStream
+from slmctl.server.fair_queue import FairQueue
+from slmctl.server.fleet import Fleet, Loaded, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
-from slmctl.server.rate_limits import ANYBODY, Limits
+from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.refusals import QUESTIONS, ROUTE, route_header, unanswered
 from slmctl.server.request_run import Exchange, RequestFailedError
-from slmctl.server.router import FAMILIES, LocalAnswer, Routed, Router
-from slmctl.server.shadow import Shadow
+from slmctl.server.routed import FAMILIES, LocalAnswer, Routed
+from slmctl.server.router import Router
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
 COUNTED = (*QUESTIONS, "/v1/models", "/v1/feedback", "/healthz", "/readyz", "/metrics")
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 REQUEST_ID = "x-request-id"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A backend with the models that clients can ask for, the first one by default, and the settings.
-
-    Attributes:
-        router: Decides for the default model; None keeps every answer local.
-        collector: Writes answers down; None for none.
-        shadow: Answers after the default model; None for none.
-        questions: Tells which questions to the default model are new; None where nobody knows.
-        notes: Warnings for the operator, logged at the start.
-        close: Ends who answers.
-    """
-
-    backend: Backend
-    models: Mapping[str, ServedModel]
-    settings: ServeConfig
-    keys: KeyRing | None = None
-    router: Router | None = None
-    collector: Collector | None = None
-    shadow: Shadow | None = None
-    questions: Questions | None = None
-    notes: Sequence[str] = ()
-    close: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -89,27 +74,31 @@ class Note:
 class Gateway:
     """The state of a running server."""
 
-    def __init__(self, served: Served, log: Log) -> None:
-        self.served, self.log, self.metrics = served, log, Metrics()
-        self.settings = settings = served.settings
+    def __init__(self, fleet: Fleet, log: Log) -> None:
+        self.fleet, self.log, self.metrics = fleet, log, Metrics()
+        self.settings = settings = fleet.settings
+        weights = {member.name: float(member.weight) for member in fleet.members.values()}
+        # one model's engine has an order of its own, and takes the next request without a word to the gateway
+        order = FairQueue(settings.sequences if len(weights) > 1 else None, weights)
         self.limits = Limits(
-            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency
-        )
+            settings.sequences, settings.max_waiting_requests, settings.requests_per_minute, settings.concurrency,
+            order=order, models=len(weights),
+        )  # fmt: skip
         most = settings.max_prompt_tokens or settings.context_length - 1
         self.ceilings = Ceilings(settings.max_tokens, min(most, settings.context_length - 1))
         self.created = int(time.time())
         self.running: set[Exchange] = set()
         self.stopping = False
-        if served.router is not None:
-            self.metrics.include(FAMILIES, lambda: self.served.router.figures() if self.served.router else {})
-        if served.collector is not None:
-            self.metrics.include(collector.FAMILIES, served.collector.figures)
+        if fleet.has_policies:
+            self.metrics.include(FAMILIES, fleet.escalation.figures)
+        if fleet.collector is not None:
+            self.metrics.include(collector.FAMILIES, fleet.collector.figures)
         self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
 
     @property
     def ready(self) -> bool:
-        fault = self.served.keys.fault if self.served.keys else ""
-        return not self.stopping and not fault and self.served.backend.ready
+        fault = self.fleet.keys.fault if self.fleet.keys else ""
+        return not self.stopping and not fault and self.fleet.ready
 
     def stop(self) -> None:
         """Answer new requests with 503 from now on; running ones go on until `end_all`."""
@@ -124,16 +113,20 @@ class Gateway:
 
     def key_of(self, http: HttpRequest) -> Key:
         """The client's key; anybody's where no keys are asked for."""
-        if self.served.keys is None:
+        if self.fleet.keys is None:
             return ANYBODY
         scheme, _, secret = http.headers.get("authorization", "").partition(" ")
-        key = self.served.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+        key = self.fleet.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise HTTPException(
                 401, "a valid API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
             )
         http.state.note.fields["key"] = key.name
         return key
+
+    def models_for(self, http: HttpRequest) -> Mapping[str, ServedModel]:
+        """The models that the client may ask, by name, the default one first."""
+        return self.fleet.models(self.key_of(http))
 
     # A request for an answer
 
@@ -145,20 +138,29 @@ class Gateway:
         if self.stopping:
             raise RequestFailedError("the server is being stopped", "server_stopping", 503)
         body = openai_requests.read(await self.body_of(http))
-        while True:  # until it was checked for who will answer: a followed release may take over meanwhile
-            served = self.served
+        member, model = self.fleet.find(body.get("model"), key)
+        ends_at = asyncio.get_running_loop().time() + self.settings.answer_timeout_s
+        with contextlib.ExitStack() as held:
+            place = self.limits.enter(key, member.name)
+            held.callback(place.leave)
+            held.enter_context(self.fleet.at_work(member))
+            loaded = await self._leased(member, ends_at)
+            held.callback(self.fleet.give_back, loaded)
+            served = loaded.served
+            models = {name: served.models[name] for name in (model.name,) if name in served.models} or served.models
             # in a thread: the release's chat template renders the prompt
-            checked = await asyncio.to_thread(api_forms.check, body, kind, served.models, self.ceilings)
+            checked = await asyncio.to_thread(
+                api_forms.check, {**body, "model": next(iter(models))}, kind, models, self.ceilings
+            )
             await self._require_grammar(checked, served.backend)
-            if served is self.served:
-                break
-        note.fields |= {"model": checked.model.name, "stream": checked.stream}
-        if self.settings.log_texts:
-            note.fields["prompt"] = checked.text
-        self.limits.enter(key, len(checked.requests))
-        exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s)
-        self.running.add(exchange)
-        run = _Run(self, served, exchange, note, key, is_marked=conversation_veto.is_marked(http.headers))
+            note.fields |= {"model": checked.model.name, "stream": checked.stream}
+            if self.settings.log_texts:
+                note.fields["prompt"] = checked.text
+            place.widen(len(checked.requests))
+            exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
+            self.running.add(exchange)
+            marked = conversation_veto.is_marked(http.headers)
+            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, is_marked=marked)
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
@@ -169,6 +171,22 @@ class Gateway:
                 raise
             otherwise.pop_all()
         return response
+
+    async def _leased(self, member: Member, ends_at: float) -> Loaded:
+        """The member in memory.
+
+        Raises:
+            RequestFailedError: It cannot be loaded, or not now, or not in time.
+        """
+        try:
+            async with asyncio.timeout_at(ends_at):
+                return await self.fleet.lease(member)
+        except TimeoutError:
+            message = f"model '{member.name}' was not loaded within {self.settings.answer_timeout_s:g} s"
+            raise RequestFailedError(message, "deadline_exceeded", 504) from None
+        except RequestFailedError as error:
+            self.metrics.refused.labels(error.code).inc()
+            raise
 
     async def body_of(self, http: HttpRequest) -> bytes:
         """The body of a request, within the limits on its size and time."""
@@ -205,10 +223,13 @@ class _Run:
     """One accepted request: its response, and its lines in figures and log."""
 
     def __init__(
-        self, gateway: Gateway, served: Served, exchange: Exchange, note: Note, key: Key, *, is_marked: bool
-    ) -> None:
+        self, gateway: Gateway, member: Member, served: Served, exchange: Exchange, note: Note, place: HeldPlace,
+        free: Callable[[], None], *, is_marked: bool,
+    ) -> None:  # fmt: skip
         self.is_marked = is_marked  # as sensitive, by the client
-        self.gateway, self.served, self.exchange, self.note, self.key = gateway, served, exchange, note, key
+        self.gateway, self.served, self.exchange, self.note = gateway, served, exchange, note
+        self.place, self._free = place, free  # the request's place among all, and what else it holds
+        self.shadow = gateway.fleet.shadow if member is gateway.fleet.default else None
         self.checked = exchange.checked
         self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
@@ -221,13 +242,19 @@ class _Run:
         router = self.served.router
         if router is not None and self.is_default:
             return await self._routed(router, headers)
-        self.exchange.begin()
+        await self._begin()
         if self.checked.stream:
             index, event = await self.exchange.next()
             self._saw_first()
             return self._streaming(self._chunks(index, event))
         await self.exchange.whole()
         return self._json()
+
+    async def _begin(self) -> None:
+        """Have the local model answer, when it is the request's turn."""
+        self.exchange.on_end = self.place.rest
+        await self.exchange.beside(self.place.turn())
+        self.exchange.begin()
 
     async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
         """The answer of the model that the router chose; a stream of it begins when that is decided."""
@@ -237,7 +264,7 @@ class _Run:
 
         async def local() -> LocalAnswer:
             if not choice.last:
-                self.exchange.begin()
+                await self._begin()
             while self.exchange.running:
                 pieces.append((await self.exchange.next())[1])
             return {**choice.last, "text": choice.text}
@@ -340,7 +367,8 @@ class _Run:
         self.exchange.close()
         self.gateway.running.discard(self.exchange)
         seconds = self.note.seconds
-        self.gateway.limits.leave(self.key, len(self.checked.requests), None if error else seconds)
+        self.place.leave(None if error else seconds)
+        self._free()
         metrics, name = self.gateway.metrics, self.checked.model.name
         if error is not None:
             if error.code != "refused":
@@ -360,10 +388,10 @@ class _Run:
         }  # fmt: skip
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
-        if self.served.collector is not None:
+        if self.gateway.fleet.collector is not None:
             collecting.hand_over(
                 self.checked, self.exchange.choices, self.routed, id=self.note.id, is_marked=self.is_marked,
-                collector=self.served.collector, shadow=self.served.shadow if self.is_default else None,
+                collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
             )  # fmt: skip
 
@@ -379,22 +407,21 @@ async def _as_coroutine(work: Awaitable[Any]) -> Any:
 # Routes
 
 
-def application(served: Served, log: Log) -> Starlette:
+def application(fleet: Fleet, log: Log) -> Starlette:
     """The ASGI application; `app.state.gateway` is what it runs on."""
-    origins = served.settings.cors_origins
+    origins = fleet.settings.cors_origins
     cors = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
         expose_headers=[ROUTE, REQUEST_ID],
     )  # fmt: skip
-    gateway = Gateway(served, log)
+    gateway = Gateway(fleet, log)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", _chat, methods=["POST"]),
             Route("/v1/completions", _text, methods=["POST"]),
             Route("/v1/responses", _response, methods=["POST"]),
             Route("/v1/feedback", feedback.take, methods=["POST"]),
-            Route("/v1/models", _models),
-            Route("/v1/models/{name:path}", _model),
+            *model_list.routes(),
             Route("/healthz", _health),
             Route("/readyz", _ready),
             Route("/metrics", _metrics),
@@ -427,44 +454,24 @@ async def _response(http: HttpRequest) -> Response:
     return await gateway.answer(http, "response")
 
 
-async def _models(http: HttpRequest) -> Response:
-    gateway: Gateway = http.app.state.gateway
-    gateway.key_of(http)
-    models = gateway.served.models.items()
-    return JSONResponse({"object": "list", "data": [_listed(gateway, model, name) for name, model in models]})
-
-
-async def _model(http: HttpRequest) -> Response:
-    gateway: Gateway = http.app.state.gateway
-    gateway.key_of(http)
-    name = http.path_params["name"]
-    model = openai_requests.find_model(gateway.served.models, name)
-    if model is None:
-        raise HTTPException(404, f"model '{name[:100]}' is not served here")
-    return JSONResponse(_listed(gateway, model, name))
-
-
-def _listed(gateway: Gateway, model: ServedModel, name: str) -> dict[str, Any]:
-    task = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
-    about = task | openai_replies.release(model) | ({"aliases": list(model.aliases)} if model.aliases else {})
-    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}
-
-
 async def _health(http: HttpRequest) -> Response:
     return JSONResponse({"status": "ok"})
 
 
 async def _ready(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
-    await gateway.served.backend.look()
-    return JSONResponse({"ready": gateway.ready}, status_code=200 if gateway.ready else 503)
+    await gateway.fleet.look()
+    faults = {"failed": gateway.fleet.faults} if gateway.fleet.faults else {}
+    return JSONResponse({"ready": gateway.ready, **faults}, status_code=200 if gateway.ready else 503)
 
 
 async def _metrics(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
-    gateway.key_of(http)
+    if gateway.key_of(http).models is not None:
+        raise HTTPException(403, "this key is limited to models, and /metrics tells of all: use another key")
     metrics, limits = gateway.metrics, gateway.limits
-    await gateway.served.backend.look()
+    await gateway.fleet.look()
+    await gateway.fleet.measure()
     metrics.running.set(limits.running)
     metrics.waiting.set(limits.waiting)
     metrics.ready.set(gateway.ready)
@@ -477,7 +484,7 @@ class _Observed:
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app, self.gateway = app, gateway
-        loopback = served_on_loopback(gateway.settings.host) and gateway.served.keys is None
+        loopback = served_on_loopback(gateway.settings.host) and gateway.fleet.keys is None
         self._hosts = frozenset((*LOOPBACK, gateway.settings.host)) if loopback else frozenset[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -40,6 +40,7 @@ class Backend(Protocol):
     def build(self) -> str: ...
     @property
     def ready(self) -> bool: ...
+    def held_bytes(self) -> int: ...
     async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
     def fault_of(self, schema: JsonObject) -> str: ...
@@ -48,10 +49,15 @@ class Backend(Protocol):
 
 
 class LocalEngine:
-    """The engine of this process; it is started again at once when it dies."""
+    """An engine of this process; it is started again at once when it dies.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        name: The model's, for the log.
+    """
+
+    def __init__(self, engine: Engine, name: str = "") -> None:
         self.engine = engine
+        self._about = {"model": name} if name else {}
         self._parked: dict[object, Callable[[], None]] = {}  # requests that came while there was no engine
         self._reviving: asyncio.Task[None] | None = None
 
@@ -62,6 +68,10 @@ class LocalEngine:
     @property
     def ready(self) -> bool:
         return self._reviving is None and self.engine.state == "ready"
+
+    def held_bytes(self) -> int:
+        """Bytes of memory that the engine holds."""
+        return self.engine.held_bytes()
 
     async def look(self) -> None:
         """Nothing: the engine is asked for a sign of life all the time."""
@@ -117,16 +127,16 @@ class LocalEngine:
 
     async def _revive(self) -> None:
         wait = FIRST_WAIT_S
-        self._log.event("engine_died")
+        self._log.event("engine_died", **self._about)
         while not self.engine.alive:
             try:
                 await asyncio.to_thread(self.engine.revive)
             except (EngineError, OSError) as error:  # no file or process left is no reason to give up for good
-                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait)
+                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait, **self._about)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
         self._metrics.restarts.inc()
-        self._log.event("engine_restarted")
+        self._log.event("engine_restarted", **self._about)
         self._reviving = None
         parked, self._parked = list(self._parked.values()), {}
         for submit in parked:
@@ -161,6 +171,10 @@ class EndpointEngine:
     @property
     def ready(self) -> bool:
         return self._there
+
+    def held_bytes(self) -> int:
+        """Nothing here: the weights are with the other server."""
+        return 0
 
     async def look(self) -> None:
         """Ask the other server for a sign of life, unless it was asked a moment ago."""

@@ -9,7 +9,7 @@ from slmctl.production.records import CollectedRow
 from slmctl.server.collector import Collector, Draw, Questions, stamp
 from slmctl.server.openai_replies import LABELS, ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
-from slmctl.server.router import Routed
+from slmctl.server.routed import Routed
 from slmctl.server.shadow import Shadow
 
 NO_POLICY = "no-policy"  # the reason where nothing decides who answers

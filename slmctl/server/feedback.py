@@ -12,36 +12,19 @@ from starlette.responses import JSONResponse, Response
 
 from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
-from slmctl.server.collector import Collector
+from slmctl.server.fleet import Fleet
 from slmctl.server.openai_requests import BadRequestError
 from slmctl.server.rate_limits import Limits
-from slmctl.task.contract import Task
 
 FIELDS = ("request_id", "ok", "answer")
 WRITE_S = 10.0  # for the disk
-
-
-class FeedbackModel(Protocol):
-    """A model that answered."""
-
-    @property
-    def task(self) -> Task: ...
-
-
-class FeedbackServed(Protocol):
-    """The models by name, the default first, and who writes."""
-
-    @property
-    def models(self) -> Any: ...
-    @property
-    def collector(self) -> Collector | None: ...
 
 
 class FeedbackGateway(Protocol):
     """The part of the server, `app.state.gateway`, that takes feedback."""
 
     @property
-    def served(self) -> FeedbackServed: ...
+    def fleet(self) -> Fleet: ...
     @property
     def limits(self) -> Limits: ...
     def key_of(self, http: HttpRequest) -> Key: ...
@@ -59,14 +42,14 @@ async def take(http: HttpRequest) -> Response:
     gateway: FeedbackGateway = http.app.state.gateway
     key = gateway.key_of(http)
     gateway.limits.count(key)
-    collector = gateway.served.collector
+    collector = gateway.fleet.collector
     if collector is None:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
     id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
     answered = await asyncio.to_thread(collector.find, id)
-    if answered is None:
+    models = gateway.fleet.models(key)
+    if answered is None or not key.may_ask(answered.model) or not models:
         raise HTTPException(404, f"request '{id}' was not answered here lately")
-    models = gateway.served.models
     task = (models.get(answered.model) or next(iter(models.values()))).task
     if answer is not None and not await asyncio.to_thread(task.accepts, answer):
         allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"

@@ -13,18 +13,19 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
 
-from slmctl.errors import SlmctlError, UsageError
+from slmctl.errors import UsageError
 from slmctl.server import key_revocation
-from slmctl.server.app import Gateway, Served, application, served_on_loopback
+from slmctl.server.app import Gateway, application, served_on_loopback
 from slmctl.server.connection import BoundedConnection, Room
+from slmctl.server.fleet import Fleet
 from slmctl.server.log import Log, ToLog
+from slmctl.server.rate_limits import ANYBODY
 
-Follow = Callable[[], Served | None]
 IDLE_S = 30  # that a connection stays open between requests
 BACKLOG = 2048  # connections that the system keeps until they are accepted
 ACCEPTED_AT_ONCE = 16  # in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
@@ -67,36 +68,37 @@ def listen(host: str, port: int, *, keys: bool) -> socket.socket:
     return sock
 
 
-def run(served: Served, sock: socket.socket, follow: Follow | None = None) -> None:
+def run(fleet: Fleet, sock: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; running answers get `grace_s` to finish, and then a word.
 
+    At SIGHUP keys and tags are read again.
+
     Args:
-        served: The backend with its models and settings.
+        fleet: The models, those that are pinned loaded.
         sock: See `listen`.
-        follow: Called at SIGHUP, in a thread: what is to be served from now on, or None for no change.
     """
     log = Log()
     logging.getLogger().addHandler(ToLog(log))
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    app = application(served, log)
+    app = application(fleet, log)
     settings = uvicorn.Config(
         app, log_config=None, lifespan="off", access_log=False, server_header=False,
-        http=functools.partial(BoundedConnection, room=_room(served, app.state.gateway, log)), ws="none",
+        http=functools.partial(BoundedConnection, room=_room(fleet, app.state.gateway, log)), ws="none",
         loop="asyncio",  # another one's sockets would not pass the guard of `offline`
-        timeout_graceful_shutdown=int(served.settings.grace_s) + 3, timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=int(fleet.settings.grace_s) + 3, timeout_keep_alive=IDLE_S,
         backlog=ACCEPTED_AT_ONCE,
     )  # fmt: skip
     try:
-        asyncio.run(_Server(settings, app.state.gateway, log, follow).run_until_stopped(sock))
+        asyncio.run(_Server(settings, app.state.gateway, log).run_until_stopped(sock))
     finally:
         log.close()
 
 
-def _room(served: Served, gateway: Gateway, log: Log) -> Room:
+def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
     """Room for as many clients as this process may have files, less those it has and will open itself."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    running = served.settings.sequences + served.settings.max_waiting_requests  # each may be asked of an endpoint
+    running = fleet.settings.sequences + fleet.settings.max_waiting_requests  # each may be asked of an endpoint
     open_now = len(list(Path("/proc/self/fd").iterdir()))
     most = max(ACCEPTED_AT_ONCE, limit - open_now - running - SPARE_FILES)
     logged_at = -math.inf
@@ -108,15 +110,15 @@ def _room(served: Served, gateway: Gateway, log: Log) -> Room:
             logged_at = time.monotonic()
             log.event("connections_full", most=most, hint="raise the limit of open files: ulimit -n")
 
-    return Room(most, served.settings.receive_timeout_s, on_full)
+    return Room(most, fleet.settings.receive_timeout_s, on_full)
 
 
 class _Server(uvicorn.Server):
     """uvicorn ends a stopped process by the signal itself; stopping a server is no failure, so this one returns."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, log: Log, follow: Follow | None) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, log: Log) -> None:
         super().__init__(config)
-        self._gateway, self._log, self._follow = gateway, log, follow
+        self._gateway, self._log = gateway, log
         self._moving: asyncio.Task[None] | None = None
         self.should_exit: bool = False
 
@@ -130,31 +132,27 @@ class _Server(uvicorn.Server):
             sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
 
     async def run_until_stopped(self, sock: socket.socket) -> None:
-        loop, served = asyncio.get_running_loop(), self._gateway.served
+        loop, fleet = asyncio.get_running_loop(), self._gateway.fleet
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        if served.keys is not None or self._follow is not None:
+        if fleet.keys is not None or fleet.follows:
             loop.add_signal_handler(signal.SIGHUP, self._reload)
-        served.backend.start(self._log, self._gateway.metrics)
-        if served.shadow is not None:
+        fleet.start(self._log, self._gateway.metrics)
+        if fleet.shadow is not None:
             limits = self._gateway.limits
-            served.shadow.start(self._log, self._gateway.metrics, self._gateway.ceilings, lambda: limits.waiting > 0)
+            fleet.shadow.start(self._log, self._gateway.metrics, self._gateway.ceilings, lambda: limits.waiting > 0)
         host, port = sock.getsockname()[:2]
-        models = {name: model.task.kind for name, model in served.models.items()}
-        self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=served.backend.build)
-        for note in served.notes:
+        models = {name: model.task.kind for name, model in fleet.models(ANYBODY).items()}
+        self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=fleet.build)
+        for note in fleet.notes:
             self._log.event("warning", message=note)
         with contextlib.ExitStack() as stack:
-            if served.keys is not None:
-                stack.enter_context(key_revocation.listening(served.keys.path, self._revoke))
+            if fleet.keys is not None:
+                stack.enter_context(key_revocation.listening(fleet.keys.path, self._revoke))
             await self.serve(sockets=[sock])
         if self._moving is not None:
             self._moving.cancel()
-        if served.shadow is not None:
-            await served.shadow.close()
-        await self._gateway.served.backend.close()
-        if self._gateway.served.router is not None:
-            await self._gateway.served.router.close()
+        await fleet.close()
         self._log.event("stopped")
 
     def _stop(self) -> None:
@@ -169,32 +167,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def _revoke(self, name: str) -> None:
-        if (keys := self._gateway.served.keys) is not None:
+        if (keys := self._gateway.fleet.keys) is not None:
             keys.revoke(name)
             self._log.event("key_revoked", key=name[:100])
 
     def _reload(self) -> None:
-        if (keys := self._gateway.served.keys) is not None:
+        if (keys := self._gateway.fleet.keys) is not None:
             keys.reload()
             self._log.event("keys_read", fault=keys.fault or None)
-        if self._follow is not None and (self._moving is None or self._moving.done()):
-            self._moving = asyncio.create_task(self._move(self._follow))
-
-    async def _move(self, follow: Follow) -> None:
-        """Serve new requests from what `follow` opens; running answers end where they began."""
-        try:
-            successor = await asyncio.to_thread(follow)
-        except SlmctlError as error:
-            self._log.event("not_followed", error=error.message)
-            return
-        if successor is None:
-            self._log.event("followed", models=None)
-            return
-        old = self._gateway.served
-        successor.backend.start(self._log, self._gateway.metrics)
-        self._gateway.served = successor
-        self._log.event("followed", models=list(successor.models))
-        while any(exchange.backend is old.backend for exchange in self._gateway.running):
-            await asyncio.sleep(0.05)
-        await old.backend.close()
-        await asyncio.to_thread(old.close)
+        if self._gateway.fleet.follows and (self._moving is None or self._moving.done()):
+            self._moving = asyncio.create_task(self._gateway.fleet.follow())

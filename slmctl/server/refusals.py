@@ -39,7 +39,7 @@ async def _busy(http: HttpRequest, error: Exception) -> Response:
 
 async def _failed(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestFailedError)
-    wait = {"retry-after": "1"} if error.status == 503 else {}
+    wait = {"retry-after": str(error.retry_after_s)} if error.status == 503 else {}
     param = QUESTIONS.get(http.scope["path"], "") if error.code == "refused" else ""
     code = "" if error.code == "refused" else error.code
     return _refusal(http, error.status, error.message, param=param, code=code, headers=wait)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -24,9 +25,10 @@ ENDINGS = {
 class RequestFailedError(Exception):
     """An accepted request will get no whole answer: why, in a word and in a sentence, and the status that says so."""
 
-    def __init__(self, message: str, code: str, status: int) -> None:
+    def __init__(self, message: str, code: str, status: int, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.message, self.code, self.status = message, code, status
+        self.retry_after_s = max(1, math.ceil(retry_after_s))  # of a 503
 
     @property
     def kind(self) -> str:
@@ -40,16 +42,20 @@ class Exchange:
     Everything that happens comes through one queue, so that a reader sees it in order and waits in one place.
     """
 
-    def __init__(self, checked: CheckedRequest, backend: Backend, limit_s: float) -> None:
+    def __init__(
+        self, checked: CheckedRequest, backend: Backend, limit_s: float, *, ends_at: float | None = None
+    ) -> None:
         self.checked, self.limit_s = checked, limit_s
         self.choices = [ReplyChoice() for _ in checked.requests]
         self.backend, self._cancels = backend, list[Cancel]()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.deadline = self._loop.time() + limit_s
+        self.deadline = self._loop.time() + limit_s if ends_at is None else ends_at
         self._timer = self._loop.call_at(self.deadline, self.end, "deadline_exceeded")
         self._ended: asyncio.Future[RequestFailedError] = self._loop.create_future()
         self._watch: asyncio.Task[None] | None = None
+        self.on_end: Callable[[], None] = lambda: None  # called when the backend is done, whoever still reads
+        self._left = len(checked.requests)
 
     def begin(self) -> None:
         """Have every choice answered."""
@@ -126,6 +132,10 @@ class Exchange:
     def _putter(self, index: int) -> Callable[[Event], None]:
         def put(event: Event) -> None:
             self._events.put_nowait((index, event))
+            if "finish" in event or "error" in event:
+                self._left -= 1
+                if not self._left:
+                    self.on_end()
 
         return put
 

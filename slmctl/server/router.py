@@ -10,92 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from slmctl import sensitive
 from slmctl.artifacts import artifact
 from slmctl.config import Prices, ServeConfig
-from slmctl.errors import UsageError
 from slmctl.inference.escalation_policy import Decision, Policy
-from slmctl.inference.events import Event
-from slmctl.network import guard
 from slmctl.network.openai_client import Reply
 from slmctl.sensitive import conversation_veto, search_process
 from slmctl.server.generalist import Generalist, GeneralistError
 from slmctl.server.log import Log
+from slmctl.server.routed import Escalation, LocalAnswer, Routed, Sample
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 
-LOCAL_REASONS = (
-    "confident",  # the policy keeps the answer
-    "sensitive",  # the detectors or the caller say so
-    "doubt",  # the search for sensitive data failed, or the answer has no confidence
-    "unsure", "out-of-scope",  # the policy would escalate, and no general model is named
-    "circuit-open",  # the general model failed again and again, and is left alone for a while
-    "generalist-down", "generalist-slow", "generalist-busy", "generalist-error", "generalist-garbage",
-)  # fmt: skip
-GENERALIST_REASONS = ("unsure", "out-of-scope")
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
 LOOKERS = 4  # conversations that are looked at at the same time
-_PLAIN_ID = re.compile(r"(?:[a-z]{1,12}-)?[0-9a-f-]{8,64}")  # one that tells nothing: a client could write anything
 CUT_S = 0.5  # for a request that was given up to let go of its connection
-FAMILIES = {  # name: kind, help
-    "slmctl_routed": ("counter", "Answers by the model that gave them, and why."),
-    "slmctl_route_tokens": ("counter", "Tokens of answers by the model that gave them, as it says."),
-    "slmctl_generalist_seconds": ("counter", "Seconds that the general model took for answers that were used."),
-    "slmctl_generalist_cost": ("counter", "Price of the general model's answers that were used."),
-    "slmctl_avoided_cost": ("counter", "What the general model would have cost for the answers given here."),
-    "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
-    "slmctl_p_correct_sum": ("counter", "Sum of p_correct over judged answers: how many of them should be right."),
-    "slmctl_p_correct_count": ("counter", "Local answers that the policy judged."),
-    "slmctl_novelty": ("counter", "Questions by whether a training row is like them, where that is known."),
-    "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
-    "slmctl_decisions_dropped": ("counter", "Decisions that the file of decisions did not take."),
-}  # fmt: skip
-Sample = tuple[dict[str, str], float]  # labels, value
 T = TypeVar("T")
-
-
-class LocalAnswer(Event):
-    """The local model's last event, with the whole text of its answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Routed:
-    """One answer, of one model.
-
-    Attributes:
-        model: The name of the model that gave it.
-        route: `local` or `generalist`.
-        reason: One of LOCAL_REASONS or GENERALIST_REASONS.
-        local: The local model's last event.
-        finish: Why it ended: `stop` or `length`.
-        p_correct: How likely the local answer is right, by the policy; None where that is unknown.
-        sure: False where the policy would escalate the local answer.
-        novel: No training row is like the question; None where that is unknown.
-        prompt_tokens, completion_tokens: Of the answer given; of the general model as far as it says.
-    """
-
-    text: str = field(repr=False)
-    model: str
-    route: str
-    reason: str
-    local: LocalAnswer = field(repr=False)
-    finish: str = "stop"
-    p_correct: float | None = None
-    sure: bool = True
-    novel: bool | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Router:
@@ -109,6 +45,7 @@ class Router:
         detector: The detector of sensitive data.
         prices: For the savings.
         decisions: File that gets a line about each decision; the caller's log by default.
+        shared: What it has in common with other routers, in place of `generalist`, `prices` and `decisions`.
 
     Raises:
         ModuleNotFoundError: The detector is not installed.
@@ -124,23 +61,19 @@ class Router:
         detector: sensitive.Engine = "rules",
         prices: Prices | None = None,
         decisions: Path | None = None,
+        shared: Escalation | None = None,
     ) -> None:
-        self.policy, self.task, self.name, self.generalist = policy, task, name, generalist
-        self.detector, self.prices = detector, prices
-        self._decisions = decisions
-        self._file: Log | None = None  # of decisions: a disk that is full or slow holds up no answer
+        self.policy, self.task, self.name, self.detector = policy, task, name, detector
+        self.shared = shared or Escalation(generalist, prices=prices, decisions=decisions)
+        self.generalist = self.shared.generalist
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
-        self._begun = time.monotonic()
-        self._routed: Counter[tuple[str, str]] = Counter()
-        self._tokens: Counter[tuple[str, str]] = Counter()
-        self._generalist_s = 0.0
-        self._p_correct_sum, self._p_correct_count = 0.0, 0
-        self._novelty: Counter[bool] = Counter()
-        search_process.find([""], engine=detector, timeout_s=LOOK_S)  # a missing detector is named at the start
+        require_detector(detector)
 
     @classmethod
-    def of(cls, policy: Path, settings: ServeConfig, gguf: str, task: Task, name: str) -> Router:
+    def of(
+        cls, policy: Path, settings: ServeConfig, gguf: str, task: Task, name: str, shared: Escalation | None = None
+    ) -> Router:
         """The router that a config asks for.
 
         Args:
@@ -149,44 +82,32 @@ class Router:
             gguf: sha256 of the file that answers.
             task: Its task contract.
             name: Its name.
+            shared: What it has in common with the other routers of its server; its own by default.
 
         Raises:
             IntegrityError: There is no policy, it was changed, or it is for another file or task.
             ModuleNotFoundError: The detector is not installed.
             UsageError: The general model's address or key is none.
         """
-        folder = policy if policy.is_dir() else policy.parent
-        if (folder / artifact.MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
-            artifact.require_whole(folder)
-        fitted = Policy.read(policy)
-        fitted.require(gguf, task.digest)
-        generalist = Generalist(settings.generalist) if settings.generalist is not None else None
-        return cls(
-            fitted, task, name, generalist,
-            detector=settings.detector, prices=settings.prices, decisions=settings.decision_log,
-        )  # fmt: skip
+        fitted = fitted_policy(policy, gguf, task)
+        shared = shared or Escalation.of(settings)
+        return cls(fitted, task, name, detector=settings.detector, shared=shared)
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Let this process reach the general model's host, and no other; and write decisions down."""
-        with contextlib.ExitStack() as stack:
-            if self.generalist is not None:
-                endpoint = self.generalist.endpoint
-                stack.enter_context(guard.network(f"asking {endpoint.host}", hosts=endpoint.hosts))
-            if self._decisions is not None:
-                try:
-                    self._decisions.parent.mkdir(parents=True, exist_ok=True)
-                    stream = self._decisions.open("a", encoding="utf-8")
-                except OSError as error:
-                    raise UsageError(f"decisions cannot be written to {self._decisions}: {error.strerror}") from None
-                self._file = Log(stream)
-                stack.callback(self._file.close, stream=True)
-            yield
+    def open(self) -> contextlib.AbstractContextManager[None]:
+        """See `Escalation.open`."""
+        return self.shared.open()
 
     async def close(self) -> None:
         """Close the connections to the general model."""
-        if self.generalist is not None:
-            await self.generalist.close()
+        await self.shared.close()
+
+    def retire(self) -> None:
+        """End its threads; other routers go on."""
+        self._lookers.shutdown(wait=False, cancel_futures=True)
+
+    def figures(self) -> dict[str, list[Sample]]:
+        """See `Escalation.figures`."""
+        return self.shared.figures()
 
     async def route(
         self,
@@ -241,9 +162,9 @@ class Router:
                 text, self.generalist.name, "generalist", reason, event, reply.finish or "stop", verdict.p_correct,
                 verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
-        self._count(routed, event, reply)
+        self.shared.count(routed, reply.seconds if reply is not None else 0.0)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self._note(routed, times, cleared, fault, request, log)
+        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
         return routed
 
     async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> conversation_veto.Cleared:
@@ -352,77 +273,28 @@ class Router:
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}
 
-    # Log and metrics of decisions, without a word of a question or an answer
 
-    def _count(self, routed: Routed, event: LocalAnswer, reply: Reply | None) -> None:
-        self._routed[routed.route, routed.reason] += 1
-        self._tokens[routed.route, "prompt"] += routed.prompt_tokens
-        self._tokens[routed.route, "completion"] += routed.completion_tokens
-        self._generalist_s += reply.seconds if reply is not None else 0.0
-        if routed.p_correct is not None:
-            self._p_correct_sum += routed.p_correct
-            self._p_correct_count += 1
-        if routed.novel is not None:
-            self._novelty[routed.novel] += 1
+def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
+    """The policy at a path, which must be for this file and task.
 
-    def _note(
-        self,
-        routed: Routed,
-        times: dict[str, float],
-        cleared: conversation_veto.Cleared,
-        fault: str,
-        request: str,
-        log: Log | None,
-    ) -> None:
-        line = {
-            "request": request if _PLAIN_ID.fullmatch(request) else None,
-            "route": routed.route,
-            "reason": routed.reason,
-            "model": routed.model,
-            "p_correct": routed.p_correct,
-            **{name: round(1000 * seconds, 1) for name, seconds in times.items()},
-            "prompt_tokens": routed.prompt_tokens,
-            "completion_tokens": routed.completion_tokens,
-            **({"novel": routed.novel} if routed.novel is not None else {}),
-            **({"redacted": len(cleared.marks)} if cleared.marks else {}),
-            **({"fault": fault} if fault else {}),
-        }
-        if self._file is not None:
-            self._file.line({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line})
-        elif log is not None:
-            log.event("decision", **line)
+    Raises:
+        IntegrityError: There is none, it was changed, or it is for another file or task.
+    """
+    folder = policy if policy.is_dir() else policy.parent
+    if (folder / artifact.MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
+        artifact.require_whole(folder)
+    fitted = Policy.read(policy)
+    fitted.require(gguf, task.digest)
+    return fitted
 
-    def figures(self) -> dict[str, list[Sample]]:
-        """Every figure of FAMILIES that there is, by name."""
-        reasons = [*(("local", reason) for reason in LOCAL_REASONS)]
-        reasons += [("generalist", reason) for reason in GENERALIST_REASONS] if self.generalist else []
-        samples: dict[str, list[Sample]] = {
-            "slmctl_routed": [({"route": a, "reason": b}, float(self._routed[a, b])) for a, b in reasons],
-            "slmctl_route_tokens": [
-                ({"route": route, "kind": kind}, float(self._tokens[route, kind]))
-                for route in ("local", "generalist") for kind in ("prompt", "completion")
-            ],
-            "slmctl_generalist_seconds": [({}, self._generalist_s)],
-            "slmctl_p_correct_sum": [({}, self._p_correct_sum)],
-            "slmctl_p_correct_count": [({}, float(self._p_correct_count))],
-            "slmctl_novelty": [({"novel": str(novel).lower()}, float(self._novelty[novel])) for novel in (False, True)],
-            "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
-            "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
-        }  # fmt: skip
-        if self.prices is not None:
-            money = {"currency": self.prices.currency}
-            avoided, hours = self._price("local"), (time.monotonic() - self._begun) / 3600
-            samples["slmctl_generalist_cost"] = [(money, self._price("generalist"))]
-            samples["slmctl_avoided_cost"] = [(money, avoided)]
-            samples["slmctl_savings"] = [(money, avoided - hours * self.prices.machine_per_hour)]
-        return samples
 
-    def _price(self, route: str) -> float:
-        """The price of a route's tokens at the generalist, paid or avoided."""
-        assert self.prices is not None
-        input_price = self._tokens[route, "prompt"] * self.prices.api_per_million_input_tokens
-        output_price = self._tokens[route, "completion"] * self.prices.api_per_million_output_tokens
-        return (input_price + output_price) / 1e6
+def require_detector(detector: sensitive.Engine) -> None:
+    """Have the detector look at something, so that a missing one is named at the start.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    search_process.find([""], engine=detector, timeout_s=LOOK_S)
 
 
 async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:

@@ -18,10 +18,11 @@ pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from slmctl.config import CollectConfig, Prices
+from slmctl.config import CollectConfig, Prices, ServeConfig
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import collector, router
+from slmctl.server import collector, fleet, routed
 from slmctl.server.collector import Collector
+from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
 from slmctl.server.metrics import Metrics
 from slmctl.server.router import Router
 from slmctl.task.contract import Task
@@ -44,8 +45,10 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     deciding = Router(policy, task, "desk", prices=prices)
     collecting = Collector(CollectConfig(to=tmp_path_factory.mktemp("collected")))
     metrics = Metrics()
-    metrics.include(router.FAMILIES, deciding.figures)
+    metrics.include(routed.FAMILIES, deciding.figures)
     metrics.include(collector.FAMILIES, collecting.figures)
+    models = Fleet([Member("desk", LoadableRelease("", {}, 0, never_loaded))], ServeConfig())
+    metrics.include(fleet.FAMILIES, models.figures)
     page = metrics.page().decode()
     collecting.close()
     samples: Samples = {}
@@ -54,6 +57,10 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
         for sample in family.samples:
             samples.setdefault(sample.name, []).append(dict(sample.labels))
     return samples
+
+
+def never_loaded() -> Served:
+    raise AssertionError("no figure needs a model in memory")
 
 
 def rules() -> list[dict[str, Any]]:

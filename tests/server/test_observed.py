@@ -18,8 +18,9 @@ from support.serving import ENDLESS, ROOM, begin, chat, end
 
 from slmctl.config import ServeConfig
 from slmctl.server import openai_requests
-from slmctl.server.app import Served, application
+from slmctl.server.app import application
 from slmctl.server.backends import Backend
+from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
 from slmctl.server.log import Log
 from slmctl.task.contract import Task
 
@@ -126,6 +127,9 @@ class Broken:
     build = "none"
     ready = True
 
+    def held_bytes(self) -> int:
+        return 0
+
     async def look(self) -> None:
         raise RuntimeError("a bug")
 
@@ -134,7 +138,11 @@ def test_a_fault_of_the_servers_own_is_observed_too() -> None:
     models = {"desk": openai_requests.ServedModel("desk", Task("generate", tiny.TEMPLATE, "<|im_end|>"))}
     lines = io.StringIO()
     log = Log(lines)
-    app = application(Served(cast(Backend, Broken()), models, ServeConfig(cors_origins=[ORIGIN])), log)
+    served = Served(cast(Backend, Broken()), models)
+    member = Member("desk", LoadableRelease("", models, 0, lambda: served), pin=True)
+    fleet = Fleet([member], ServeConfig(cors_origins=[ORIGIN]))
+    fleet.load_pinned()
+    app = application(fleet, log)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

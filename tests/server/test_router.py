@@ -27,10 +27,11 @@ from slmctl.network import guard, openai_client
 from slmctl.network.openai_client import MAX_BYTES
 from slmctl.sensitive import conversation_veto
 from slmctl.server import generalist as module
-from slmctl.server import router
+from slmctl.server import routed, router
 from slmctl.server.generalist import Breaker, Generalist
 from slmctl.server.log import Log
-from slmctl.server.router import Routed, Router
+from slmctl.server.routed import Routed
+from slmctl.server.router import Router
 from slmctl.task.contract import Task
 
 pytest.importorskip("httpx")
@@ -648,10 +649,10 @@ def test_figures_count_both_routes_and_the_savings() -> None:
         for sure in (0.99, 0.99, 0.6):
             one(found, event(sure=sure))
     figures = found.figures()
-    assert figures.keys() <= router.FAMILIES.keys()
+    assert figures.keys() <= routed.FAMILIES.keys()
     counted = {tuple(labels.values()): value for labels, value in figures["slmctl_routed"] if value}
     assert counted == {("local", "confident"): 2.0, ("generalist", "unsure"): 1.0}
-    assert {labels["reason"] for labels, _ in figures["slmctl_routed"]} == set(router.LOCAL_REASONS)
+    assert {labels["reason"] for labels, _ in figures["slmctl_routed"]} == set(routed.LOCAL_REASONS)
     assert figures["slmctl_generalist_cost"] == [({"currency": "EUR"}, 11 + 2 * 3)]
     assert figures["slmctl_avoided_cost"] == [({"currency": "EUR"}, 2 * (20 + 2 * 3))]
     assert figures["slmctl_savings"][0][1] == pytest.approx(2 * (20 + 2 * 3))
@@ -662,4 +663,4 @@ def test_figures_count_both_routes_and_the_savings() -> None:
 
 
 def test_every_reason_is_of_the_closed_set() -> None:
-    assert {reason for _, reason in CASES.values()} | {"generalist-slow", "circuit-open"} <= set(router.LOCAL_REASONS)
+    assert {reason for _, reason in CASES.values()} | {"generalist-slow", "circuit-open"} <= set(routed.LOCAL_REASONS)

@@ -30,7 +30,7 @@ from support.reported import HOSTILE
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import CollectConfig, ServeConfig
-from slmctl.server import page, router
+from slmctl.server import page, routed
 from slmctl.task.contract import Task
 
 # what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing
@@ -59,12 +59,6 @@ class Model:
     task: Task
     aliases: tuple[str, ...] = ("default",)
     version: str = "1.0"
-
-
-@dataclass(frozen=True)
-class Served:
-    models: dict[str, Model]
-    settings: ServeConfig
 
 
 @dataclass
@@ -97,17 +91,19 @@ class Fake:
         return app
 
     @property
-    def served(self) -> Served:
-        models = {name: Model(name, TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())}
-        return Served(models, ServeConfig(max_tokens=64, collect=CollectConfig() if self.collects else None))
+    def settings(self) -> ServeConfig:
+        return ServeConfig(max_tokens=64, collect=CollectConfig() if self.collects else None)
+
+    def models_for(self, http: Request) -> dict[str, Model]:
+        self.key_of(http)
+        return {name: Model(name, TASKS[kind]) for name, kind in ((NAME, self.kind), *self.more.items())}
 
     def key_of(self, http: Request) -> None:
         if self.key and http.headers.get("authorization") != f"Bearer {self.key}":
             raise HTTPException(401, "no such key")
 
     async def _models(self, request: Request) -> Response:
-        self.key_of(request)
-        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.served.models]})
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models_for(request)]})
 
     async def _answer(self, request: Request) -> Response:
         self.asked.append((await request.json(), dict(request.headers)))
@@ -272,7 +268,7 @@ def test_a_chat_answers_and_says_who_and_why(browser: Browser, dark: bool) -> No
 def test_every_reason_has_words(browser: Browser) -> None:
     with faking("generate") as fake:
         visit(browser, fake.url)
-        for reason in (*router.LOCAL_REASONS, *router.GENERALIST_REASONS, "no-policy"):
+        for reason in (*routed.LOCAL_REASONS, *routed.GENERALIST_REASONS, "no-policy"):
             fake.extra = EXTRA | {"route": "generalist", "reason": reason}
             ask(browser)
             facts = seen(browser, "article:last-of-type .facts")

@@ -44,21 +44,12 @@ class PageModel(Protocol):
     def task(self) -> Task: ...
 
 
-class PageServed(Protocol):
-    """The names there are, the default first, and the settings."""
-
-    @property
-    def models(self) -> Mapping[str, PageModel]: ...
-    @property
-    def settings(self) -> ServeConfig: ...
-
-
 class PageGateway(Protocol):
     """The part of the server, `app.state.gateway`, that the page reads."""
 
     @property
-    def served(self) -> PageServed: ...
-    def key_of(self, http: Request) -> object: ...
+    def settings(self) -> ServeConfig: ...
+    def models_for(self, http: Request) -> Mapping[str, PageModel]: ...
 
 
 def routes() -> list[Route]:
@@ -90,9 +81,8 @@ async def _page(_: Request) -> Response:
 
 async def _task(request: Request) -> Response:
     gateway: PageGateway = request.app.state.gateway
-    gateway.key_of(request)
-    models = gateway.served.models
-    name = request.query_params.get("model") or next(iter(models))
+    models = gateway.models_for(request)
+    name = request.query_params.get("model") or next(iter(models), "")
     model = models.get(name) or next((model for model in models.values() if name in model.aliases), None)
     if model is None:
         raise HTTPException(404, f"model '{name[:100]}' is not served here; there are: {', '.join(models)}")
@@ -104,8 +94,8 @@ async def _task(request: Request) -> Response:
             "schema": task.schema,
             "name": model.name,
             "version": model.version or None,
-            "max_tokens": gateway.served.settings.max_tokens,
-            "feedback": gateway.served.settings.collect is not None,
+            "max_tokens": gateway.settings.max_tokens,
+            "feedback": gateway.settings.collect is not None,
         }
     )
 

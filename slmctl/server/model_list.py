@@ -1,0 +1,55 @@
+"""`GET /v1/models`: every model that the key may ask, with its task, version and digest, loaded or not."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from slmctl.server import openai_replies
+from slmctl.server.api_keys import Key
+from slmctl.server.fleet import Fleet
+from slmctl.server.openai_requests import BadRequestError, ServedModel
+
+
+class ListGateway(Protocol):
+    """The part of the server, `app.state.gateway`, that knows the models."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+    @property
+    def created(self) -> int: ...
+    def key_of(self, http: HttpRequest) -> Key: ...
+
+
+def routes() -> list[Route]:
+    """`/v1/models`, and one model of them."""
+    return [Route("/v1/models", _models), Route("/v1/models/{name:path}", _model)]
+
+
+async def _models(http: HttpRequest) -> Response:
+    gateway: ListGateway = http.app.state.gateway
+    key = gateway.key_of(http)
+    models = gateway.fleet.models(key).items()
+    return JSONResponse({"object": "list", "data": [_listed(gateway, key, model, name) for name, model in models]})
+
+
+async def _model(http: HttpRequest) -> Response:
+    gateway: ListGateway = http.app.state.gateway
+    key, name = gateway.key_of(http), http.path_params["name"]
+    try:
+        _, model = gateway.fleet.find(name, key)
+    except BadRequestError:
+        raise HTTPException(404, f"model '{name[:100]}' is not served here") from None
+    return JSONResponse(_listed(gateway, key, model, name))
+
+
+def _listed(gateway: ListGateway, key: Key, model: ServedModel, name: str) -> dict[str, Any]:
+    member, _ = gateway.fleet.find(model.name, key)
+    about = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
+    about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})
+    about |= {"state": member.state} | ({"aliases": list(model.aliases)} if model.aliases else {})
+    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

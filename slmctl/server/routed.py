@@ -1,0 +1,201 @@
+"""One routed answer, and what the routers of a server share: the generalist, the file of decisions, the figures.
+
+Neither figures nor decisions hold a word of a question or an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slmctl.config import Prices, ServeConfig
+from slmctl.errors import UsageError
+from slmctl.inference.events import Event
+from slmctl.network import guard
+from slmctl.server.generalist import Generalist
+from slmctl.server.log import Log
+
+LOCAL_REASONS = (
+    "confident",  # the policy keeps the answer
+    "sensitive",  # the detectors or the caller say so
+    "doubt",  # the search for sensitive data failed, or the answer has no confidence
+    "unsure", "out-of-scope",  # the policy would escalate, and no general model is named
+    "circuit-open",  # the general model failed again and again, and is left alone for a while
+    "generalist-down", "generalist-slow", "generalist-busy", "generalist-error", "generalist-garbage",
+)  # fmt: skip
+GENERALIST_REASONS = ("unsure", "out-of-scope")
+_PLAIN_ID = re.compile(r"(?:[a-z]{1,12}-)?[0-9a-f-]{8,64}")  # one that tells nothing: a client could write anything
+FAMILIES = {  # name: kind, help
+    "slmctl_routed": ("counter", "Answers by the model that gave them, and why."),
+    "slmctl_route_tokens": ("counter", "Tokens of answers by the model that gave them, as it says."),
+    "slmctl_generalist_seconds": ("counter", "Seconds that the general model took for answers that were used."),
+    "slmctl_generalist_cost": ("counter", "Price of the general model's answers that were used."),
+    "slmctl_avoided_cost": ("counter", "What the general model would have cost for the answers given here."),
+    "slmctl_savings": ("gauge", "Avoided cost less the machine's price since the start; below 0 it does not pay."),
+    "slmctl_p_correct_sum": ("counter", "Sum of p_correct over judged answers: how many of them should be right."),
+    "slmctl_p_correct_count": ("counter", "Local answers that the policy judged."),
+    "slmctl_novelty": ("counter", "Questions by whether a training row is like them, where that is known."),
+    "slmctl_circuit_open": ("gauge", "1 while the general model is left alone."),
+    "slmctl_decisions_dropped": ("counter", "Decisions that the file of decisions did not take."),
+}  # fmt: skip
+Sample = tuple[dict[str, str], float]  # labels, value
+
+
+class LocalAnswer(Event):
+    """The local model's last event, with the whole text of its answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One answer, of one model.
+
+    Attributes:
+        model: The name of the model that gave it.
+        route: `local` or `generalist`.
+        reason: One of LOCAL_REASONS or GENERALIST_REASONS.
+        local: The local model's last event.
+        finish: Why it ended: `stop` or `length`.
+        p_correct: How likely the local answer is right, by the policy; None where that is unknown.
+        sure: False where the policy would escalate the local answer.
+        novel: No training row is like the question; None where that is unknown.
+        prompt_tokens, completion_tokens: Of the answer given; of the general model as far as it says.
+    """
+
+    text: str = field(repr=False)
+    model: str
+    route: str
+    reason: str
+    local: LocalAnswer = field(repr=False)
+    finish: str = "stop"
+    p_correct: float | None = None
+    sure: bool = True
+    novel: bool | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Escalation:
+    """The way from the routers of one server to its generalist.
+
+    Args:
+        generalist: Gets the escalated questions; None only reports which would be.
+        prices: For the savings.
+        decisions: File that gets a line about each decision; the caller's log by default.
+    """
+
+    def __init__(
+        self, generalist: Generalist | None = None, *, prices: Prices | None = None, decisions: Path | None = None
+    ) -> None:
+        self.generalist, self.prices, self.decisions = generalist, prices, decisions
+        self._file: Log | None = None  # of decisions: a disk that is full or slow holds up no answer
+        self._begun = time.monotonic()
+        self._routed: Counter[tuple[str, str]] = Counter()
+        self._tokens: Counter[tuple[str, str]] = Counter()
+        self._generalist_s = 0.0
+        self._p_correct_sum, self._p_correct_count = 0.0, 0
+        self._novelty: Counter[bool] = Counter()
+
+    @classmethod
+    def of(cls, settings: ServeConfig) -> Escalation:
+        """The escalation that a config asks for.
+
+        Raises:
+            UsageError: The general model's address or key is none.
+        """
+        generalist = Generalist(settings.generalist) if settings.generalist is not None else None
+        return cls(generalist, prices=settings.prices, decisions=settings.decision_log)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Let this process reach the general model's host, and no other; and write decisions down."""
+        with contextlib.ExitStack() as stack:
+            if self.generalist is not None:
+                endpoint = self.generalist.endpoint
+                stack.enter_context(guard.network(f"asking {endpoint.host}", hosts=endpoint.hosts))
+            if self.decisions is not None:
+                try:
+                    self.decisions.parent.mkdir(parents=True, exist_ok=True)
+                    stream = self.decisions.open("a", encoding="utf-8")
+                except OSError as error:
+                    raise UsageError(f"decisions cannot be written to {self.decisions}: {error.strerror}") from None
+                self._file = Log(stream)
+                stack.callback(self._file.close, stream=True)
+            yield
+
+    async def close(self) -> None:
+        """Close the connections to the general model."""
+        if self.generalist is not None:
+            await self.generalist.close()
+
+    def count(self, routed: Routed, generalist_s: float) -> None:
+        """Count a decision; `generalist_s` is what the general model took for an answer that is used."""
+        self._routed[routed.route, routed.reason] += 1
+        self._tokens[routed.route, "prompt"] += routed.prompt_tokens
+        self._tokens[routed.route, "completion"] += routed.completion_tokens
+        self._generalist_s += generalist_s
+        if routed.p_correct is not None:
+            self._p_correct_sum += routed.p_correct
+            self._p_correct_count += 1
+        if routed.novel is not None:
+            self._novelty[routed.novel] += 1
+
+    def note(
+        self, routed: Routed, times: Mapping[str, float], *, redacted: int, fault: str, request: str, log: Log | None
+    ) -> None:
+        """Write a decision down, in the file of decisions or else in `log`."""
+        line = {
+            "request": request if _PLAIN_ID.fullmatch(request) else None,
+            "route": routed.route,
+            "reason": routed.reason,
+            "model": routed.model,
+            "p_correct": routed.p_correct,
+            **{name: round(1000 * seconds, 1) for name, seconds in times.items()},
+            "prompt_tokens": routed.prompt_tokens,
+            "completion_tokens": routed.completion_tokens,
+            **({"novel": routed.novel} if routed.novel is not None else {}),
+            **({"redacted": redacted} if redacted else {}),
+            **({"fault": fault} if fault else {}),
+        }
+        if self._file is not None:
+            self._file.line({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line})
+        elif log is not None:
+            log.event("decision", **line)
+
+    def figures(self) -> dict[str, list[Sample]]:
+        """Every figure of FAMILIES that there is, by name."""
+        reasons = [*(("local", reason) for reason in LOCAL_REASONS)]
+        reasons += [("generalist", reason) for reason in GENERALIST_REASONS] if self.generalist else []
+        samples: dict[str, list[Sample]] = {
+            "slmctl_routed": [({"route": a, "reason": b}, float(self._routed[a, b])) for a, b in reasons],
+            "slmctl_route_tokens": [
+                ({"route": route, "kind": kind}, float(self._tokens[route, kind]))
+                for route in ("local", "generalist") for kind in ("prompt", "completion")
+            ],
+            "slmctl_generalist_seconds": [({}, self._generalist_s)],
+            "slmctl_p_correct_sum": [({}, self._p_correct_sum)],
+            "slmctl_p_correct_count": [({}, float(self._p_correct_count))],
+            "slmctl_novelty": [({"novel": str(novel).lower()}, float(self._novelty[novel])) for novel in (False, True)],
+            "slmctl_circuit_open": [({}, float(self.generalist is not None and self.generalist.breaker.is_open))],
+            "slmctl_decisions_dropped": [({}, float(self._file.dropped if self._file else 0))],
+        }  # fmt: skip
+        if self.prices is not None:
+            money = {"currency": self.prices.currency}
+            avoided, hours = self._price("local"), (time.monotonic() - self._begun) / 3600
+            samples["slmctl_generalist_cost"] = [(money, self._price("generalist"))]
+            samples["slmctl_avoided_cost"] = [(money, avoided)]
+            samples["slmctl_savings"] = [(money, avoided - hours * self.prices.machine_per_hour)]
+        return samples
+
+    def _price(self, route: str) -> float:
+        """The price of a route's tokens at the generalist, paid or avoided."""
+        assert self.prices is not None
+        input_price = self._tokens[route, "prompt"] * self.prices.api_per_million_input_tokens
+        output_price = self._tokens[route, "completion"] * self.prices.api_per_million_output_tokens
+        return (input_price + output_price) / 1e6

@@ -1,0 +1,55 @@
+"""Releases for a fleet: one tiny model with several tasks, in a registry with tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.releases import registry
+from slmctl.task.contract import Task
+from support import TESTS, tiny
+from support.reported import small_report
+
+KEPT = TESTS / "fixtures" / "0.1.0" / "published" / "base-7K-kept-v1.0-F16.gguf"  # 7,000 weights
+CONTROL = ("</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>")
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
+
+
+def task(kind: str, *labels: str) -> Task:
+    """A task contract for that model."""
+    schema = SCHEMA if kind == "extract" else None
+    return Task(
+        kind, tiny.TEMPLATE, "<|im_end|>", labels=labels, schema=schema, bos_token="<s>", eos_token="<|im_end|>",
+        special_tokens=CONTROL,
+    )  # fmt: skip
+
+
+TASKS = {
+    "tickets": task("classify", "account", "billing", "delivery"),
+    "moods": task("classify", "glad", "sad"),
+    "orders": task("extract"),
+    "letters": task("generate"),
+}
+
+
+def published(root: Path, project: str, version: str = "1.0", *, tag: str = "production") -> Artifact:
+    """A release of `TASKS[project]` in a registry, with a tag on it."""
+    path, weights = root / project / version, KEPT.read_bytes()
+    sha256 = artifact.sha256_file(KEPT).removeprefix("sha256:")
+    report = small_report({"F16": {"sha256": sha256, "metrics": {"accuracy": 0.9}}})
+
+    def manifest(listed: Any, digest: str) -> Manifest:
+        metrics = {"project": project, "version": version, "license": "mit", "files": {"F16": sha256}}
+        return Manifest("published", "publish/3", digest, "sha256:0", {}, {}, listed, metrics)
+
+    with artifact.draft(path) as place:
+        TASKS[project].write(place)
+        (place / f"base-7K-{project}-v{version}-F16.gguf").write_bytes(weights)
+        (place / "report.json").write_bytes(artifact.canonical(report))
+        (place / "VERSION").write_text(version, encoding="utf-8")
+        release = artifact.seal(place, path, manifest)
+    registry.record_gates(root, release, [])
+    registry.promote(root, release, tag)
+    return release
