@@ -20,6 +20,7 @@ from support.serving import chat
 from slmctl.config import ServeConfig
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.inference.engine import Engine
+from slmctl.model_files import memory
 from slmctl.server import fleet as fleets
 from slmctl.server.api_keys import Key
 from slmctl.server.app import application
@@ -160,6 +161,10 @@ def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded()
         place.fleet.require_fit()
     opened("tickets", "moods", bytes=2_000_000, budget=3_000_000).fleet.require_fit()  # one at a time
     assert place.loads == []
+
+
+def test_an_engine_holds_no_more_than_is_estimated(held: int) -> None:
+    assert 1e6 < held < memory.engine_bytes(KEPT, sequences=2, context=256)
 
 
 def test_pinned_models_that_hold_more_than_the_budget_are_refused(held: int) -> None:
