@@ -1,7 +1,4 @@
-"use strict";
-// Every text from the server becomes a text node: nothing here makes markup of it.
-const at = (id) => document.getElementById(id);
-const card = at("row"), fault = at("fault"), told = at("told"), choice = at("choice"), query = at("query"), hits = at("hits");
+const card = at("row"), choice = at("choice"), query = at("query"), hits = at("hits");
 const NAME = "slmctl-reviewer";
 const token = location.hash.slice(1);
 const WHY = {
@@ -21,21 +18,7 @@ let editor = null; // of the row: value() and isChanged()
 let busy = false;
 let reviewer = "";
 
-// What a reader sees of a text: no control character, and none that reorders the rest of the line.
-const clean = (text) => String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "");
-
-function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children.map((child) => (child instanceof Node ? child : clean(child))));
-  return element;
-}
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-
 // Asking
-
-class Fault extends Error {}
 
 async function send(path, body) {
   const options = { headers: { Authorization: `Bearer ${token}` }, cache: "no-store", credentials: "same-origin", redirect: "error" };

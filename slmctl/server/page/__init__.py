@@ -61,8 +61,8 @@ def response(package: str = __name__) -> Response:
     """The page of a package, `page.html`, as one document with its style and script, which alone may act.
 
     Args:
-        package: The package whose `page.html`, `page.css` and `page.js` are taken; its style comes after that of this
-            package.
+        package: The package whose `page.html`, `page.css` and `page.js` are taken. The head is this package's
+            `head.html`, its style comes after that of this package, and its script after `shared.js`.
     """
     html, policy = _document(package)
     headers = {
@@ -104,8 +104,10 @@ async def _task(request: Request) -> Response:
 def _document(package: str) -> tuple[str, str]:
     """A page, and the policy that lets its own style and script pass."""
     styles = [_read(name, "page.css") for name in dict.fromkeys((__name__, package))]
-    style, script = "\n".join([*styles, svg_chart.style()]), _read(package, "page.js")
-    html = _read(package, "page.html").replace("/* style */", style).replace("/* script */", script)
+    style = "\n".join([*styles, svg_chart.style()])
+    script = "\n".join([_read(__name__, "shared.js"), _read(package, "page.js")])
+    html = _read(package, "page.html").replace("<!-- head -->", _read(__name__, "head.html"))
+    html = html.replace("/* style */", style).replace("/* script */", script)
     return html, POLICY.format(style=_hash(style), script=_hash(script))
 
 

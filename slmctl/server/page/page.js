@@ -1,31 +1,10 @@
-"use strict";
-// Every text from the server or a model becomes a text node: nothing here makes markup of it.
-const at = (id) => document.getElementById(id);
-const form = at("form"), field = at("text"), fault = at("fault"), told = at("told"), log = at("log"), result = at("result");
+const form = at("form"), field = at("text"), log = at("log"), result = at("result");
 const KEY = "slmctl-key";
 let task = null; // what /v1/task says
 let turns = []; // of the conversation
 let running = null; // the AbortController of the answer that is being written
 
-// What a reader sees of a text: no control character, and none that reorders the rest of the line.
-const clean = (text) => String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "");
-
-function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children.map((child) => (child instanceof Node ? child : clean(child))));
-  return element;
-}
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const bounded = (share) => Math.min(1, Math.max(0, Number(share) || 0));
-
-class Fault extends Error {
-  constructor(words, status = 0) {
-    super(words);
-    this.status = status;
-  }
-}
 
 // Asking
 
