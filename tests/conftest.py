@@ -22,6 +22,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline import resolve
 
 if TYPE_CHECKING:
+    from support.browser import Browser
     from support.forks import Forks
     from support.load_checks import LoadChecks
 
@@ -116,6 +117,17 @@ def forked_load_check(load_checks: LoadChecks, monkeypatch: pytest.MonkeyPatch) 
     from slmctl.stages.pull import load_check
 
     monkeypatch.setattr(load_check, "_ended", load_checks.ended)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Debian's chromium, for the tests of a file."""
+    from support.browser import CHROMIUM, Browser
+
+    if not CHROMIUM:
+        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from support.browser import CHROMIUM, Browser
+from support.browser import Browser
 from support.reported import HOSTILE, evaluate_opening, evaluate_report, evaluate_rows, label_facts, prepare_facts
 
 from slmctl.console import shown
@@ -20,14 +20,6 @@ from slmctl.reports.svg_chart import Bar, Dot, LineSeries, Point
 from slmctl.stages.evaluate import report_page as model_report
 from slmctl.stages.label import report_page as teacher_report
 from slmctl.stages.prepare import report_page as data_report
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
-    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 def written(out: Path, facts: dict[str, Any]) -> Path:

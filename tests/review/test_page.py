@@ -17,7 +17,7 @@ import httpx
 import pytest
 import uvicorn
 from support import TESTS, production, tiny
-from support.browser import CHROMIUM, Browser
+from support.browser import Browser
 from support.production import collected
 from support.reported import HOSTILE
 
@@ -65,14 +65,6 @@ def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify", 
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
-    with Browser(tmp_path_factory.mktemp("chromium")) as started:
-        yield started
 
 
 def visit(browser: Browser, url: str, name: str = "ann", **how: Any) -> None:

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from support import tiny
-from support.browser import CHROMIUM, Browser
+from support.browser import Browser
 from support.reported import HOSTILE
 
 from slmctl.artifacts.artifact import Artifact
@@ -159,14 +159,6 @@ def faking(kind: str, **settings: Any) -> Iterator[Fake]:
         fake.held = False
         server.should_exit = server.force_exit = True
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
-    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 def visit(browser: Browser, url: str, **how: Any) -> None:
