@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.events import EXPANDED
@@ -263,28 +264,28 @@ def test_sigterm_ends_with_0(tiny_run: Path) -> None:
     assert "Traceback" not in stderr
 
 
-def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_port_in_use_is_said_before_anything_is_loaded(stages: Forks, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--port", str(port))
+        done = stages.run(tmp_path, "serve", "missing.gguf", "--port", str(port))
     assert done.returncode == 2  # 7 would mean that the model was looked for first
     assert f"port {port} on 127.0.0.1 cannot be bound" in done.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_only_the_loopback_is_served_without_a_key(tmp_path: Path, host: str) -> None:
-    done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--host", host)
+def test_only_the_loopback_is_served_without_a_key(stages: Forks, tmp_path: Path, host: str) -> None:
+    done = stages.run(tmp_path, "serve", "missing.gguf", "--host", host)
     assert done.returncode == 2
     assert f"refused to serve on {host}" in done.stderr
 
 
-def test_a_file_whose_last_key_was_revoked_opens_nothing(tmp_path: Path) -> None:
+def test_a_file_whose_last_key_was_revoked_opens_nothing(stages: Forks, tmp_path: Path) -> None:
     given = ("--keys", str(tmp_path / "keys.json"))
     for command in (("add", "desk"), ("revoke", "desk")):
-        tiny.ok(tiny.slmctl(tmp_path, "keys", *command, *given))
-    done = tiny.slmctl(tmp_path, "serve", "missing.gguf", "--host", "0.0.0.0", *given)
+        tiny.ok(stages.run(tmp_path, "keys", *command, *given))
+    done = stages.run(tmp_path, "serve", "missing.gguf", "--host", "0.0.0.0", *given)
     assert done.returncode == 2
     assert "refused to serve on 0.0.0.0" in done.stderr
 

@@ -18,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from support import tiny
+from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -440,7 +441,7 @@ def test_the_gateway_of_a_hand_over_answers_by_the_contract(tiny_run: Path, tmp_
 
 
 @pytest.mark.parametrize("args", [("--emit", "compose"), ("--output", "x"), ("--weights", "merged")])
-def test_half_a_wish_is_refused(tmp_path: Path, args: tuple[str, ...]) -> None:
-    done = tiny.slmctl(tmp_path, "serve", *args)
+def test_half_a_wish_is_refused(stages: Forks, tmp_path: Path, args: tuple[str, ...]) -> None:
+    done = stages.run(tmp_path, "serve", *args)
     assert done.returncode == 2
     assert "--emit and --output come together" in done.stderr
