@@ -30,7 +30,7 @@ from slmctl.task.records import Record, read_records
 
 TYPE = "Q8_0"
 SEQUENCES, CONTEXT = 4, 512  # of every engine, so that one engine is not held against ten times its keys and values
-TINY = "{epochs: 14, learning_rate: 1e-2, batch_size: 8, lora: {rank: 16, alpha: 32}}"
+TINY = "{epochs: 14, learning_rate: 4e-3, batch_size: 8, lora: {rank: 16, alpha: 32}}"
 CONFIG = """\
 project: adapters
 version: "1.0"
