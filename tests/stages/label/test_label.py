@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import disguises, endpoint, teacher, tiny
 from support.endpoint import fails
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.errors import NetworkError, PausedError, UsageError
@@ -277,15 +278,16 @@ def test_answers_keep_the_price_of_their_day(tmp_path: Path) -> None:
 # Kills
 
 
-def killed_and_gone_on(folder: Path, fake: endpoint.Fake, instants: list[int]) -> None:
+def killed_and_gone_on(stages: Forks, folder: Path, fake: endpoint.Fake, instants: list[int]) -> None:
     """Kill `slmctl label` when the server has had so many requests, each time, then let it end; check the account."""
     for instant in instants:
-        child = tiny.start(folder, "label")
+        child = stages.start(folder, "label")
         aim = len(fake.bodies) + instant
-        while child.poll() is None and len(fake.bodies) < aim:
+        while not child.has_ended and len(fake.bodies) < aim:
             time.sleep(0.002)
-        tiny.kill_group(child)
-    tiny.ok(tiny.slmctl(folder, "label"))
+        child.kill()
+        child.wait()
+    tiny.ok(stages.run(folder, "label"))
     files = files_of(teacher.labelled(folder))
     texts = [row["input"] for rows in files.values() for row in rows]
     assert sorted(texts) == sorted((folder / "new.csv").read_text().splitlines()[1:])  # none twice, none lost
@@ -299,17 +301,17 @@ def killed_and_gone_on(folder: Path, fake: endpoint.Fake, instants: list[int]) -
     assert len(fake.bodies) - len(served) <= ledger.doubtful
 
 
-def test_killed_at_a_few_instants_it_goes_on(tmp_path: Path) -> None:
+def test_killed_at_a_few_instants_it_goes_on(stages: Forks, tmp_path: Path) -> None:
     with endpoint.serving(teacher.manners()) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=20, gold=8, more=FEW, teacher="concurrency: 2")
-        killed_and_gone_on(folder, fake, [1, 9])
+        killed_and_gone_on(stages, folder, fake, [1, 9])
 
 
 @pytest.mark.slow
-def test_killed_at_50_instants_it_goes_on(tmp_path: Path) -> None:
+def test_killed_at_50_instants_it_goes_on(stages: Forks, tmp_path: Path) -> None:
     with endpoint.serving(teacher.manners()) as fake:
         folder = teacher.project(tmp_path, fake.url, rows=400, gold=8, more=FEW, teacher="concurrency: 2")
-        killed_and_gone_on(folder, fake, [1 + k % 8 for k in range(50)])
+        killed_and_gone_on(stages, folder, fake, [1 + k % 8 for k in range(50)])
 
 
 # Personal data
