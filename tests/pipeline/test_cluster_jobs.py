@@ -16,6 +16,7 @@ import pytest
 import yaml
 from support import TESTS, slurm, tiny
 from support.answered import require_same
+from support.forks import Forks
 
 from slmctl import __version__
 from slmctl.errors import UsageError
@@ -140,29 +141,29 @@ def registry(tmp_path: Path) -> Path:
     return Path(shutil.copytree(kept, tmp_path / "registry" / "kept" / "1.0")).parents[1]
 
 
-def test_a_task_answers_its_part(registry: Path, tmp_path: Path) -> None:
+def test_a_task_answers_its_part(stages: Forks, registry: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in tiny.rows(9, seed=3)))
     words = ["--input", str(source), "--output", str(out), "--column", "text"]
     release = f"dir:{registry}#1.0"
     tiny.ok(
-        tiny.slmctl(tmp_path, "predict", release, *words, "--shard", "1/2", "--emit", "slurm", str(tmp_path / "job"))
+        stages.run(tmp_path, "predict", release, *words, "--shard", "1/2", "--emit", "slurm", str(tmp_path / "job"))
     )
     assert not out.exists()
     text = (tmp_path / "job" / "job.sh").read_text()
     assert f"dir:{registry}#kept@1.0" in text  # the release that the tag stood for, whatever it is later
     path = Path(tiny.ok(shell(tmp_path / "job", SLURM_ARRAY_TASK_ID="2")).splitlines()[-1])
     assert path == tmp_path / "out-0002-of-0002.jsonl"
-    tiny.ok(tiny.slmctl(tmp_path, "predict", release, *words, "--shard", "2/2"))
+    tiny.ok(stages.run(tmp_path, "predict", release, *words, "--shard", "2/2"))
     require_same([path], out)
 
 
-def test_another_release_under_the_same_name_is_refused(registry: Path, tmp_path: Path) -> None:
+def test_another_release_under_the_same_name_is_refused(stages: Forks, registry: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "refund"}\n')
     words = ["--input", str(source), "--output", str(tmp_path / "out.jsonl"), "--column", "text"]
     job = tmp_path / "job"
-    tiny.ok(tiny.slmctl(tmp_path, "predict", f"dir:{registry}", *words, "--emit", "slurm", str(job)))
+    tiny.ok(stages.run(tmp_path, "predict", f"dir:{registry}", *words, "--emit", "slurm", str(job)))
     (job / "RELEASE.sha256").write_text(f"{'0' * 64}  manifest.json\n")
     done = shell(job)
     assert done.returncode != 0
@@ -177,8 +178,8 @@ def test_another_release_under_the_same_name_is_refused(registry: Path, tmp_path
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_run_goes_on_in_the_project_and_ends_with_its_path(desk: Path, tmp_path: Path) -> None:
-    tiny.ok(tiny.slmctl(desk, "run", "--emit", "slurm", str(tmp_path / "job")))
+def test_a_run_goes_on_in_the_project_and_ends_with_its_path(stages: Forks, desk: Path, tmp_path: Path) -> None:
+    tiny.ok(stages.run(desk, "run", "--emit", "slurm", str(tmp_path / "job")))
     done = shell(tmp_path / "job")
     assert Path(tiny.ok(done).splitlines()[-1]) == next((desk / "runs" / "published").glob("[!.]*"))
     with (desk / "tickets.csv").open("a") as stream:

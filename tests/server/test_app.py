@@ -305,11 +305,11 @@ def test_another_build_of_the_engine_is_said(artifacts: dict[str, Artifact]) -> 
     assert f"llama-cpp-python {expanded}, and" in model_lookup.other_build(found, path, expanded)
 
 
-def test_a_damaged_release_is_not_served(desk: Path) -> None:
+def test_a_damaged_release_is_not_served(stages: Forks, desk: Path) -> None:
     path = next((desk / "registry" / "tiny-desk" / "1.0").glob("*Q8_0.gguf"))
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    done = tiny.slmctl(desk, "serve", str(path.parent), "--port", "0")
+    done = stages.run(desk, "serve", str(path.parent), "--port", "0")
     assert done.returncode == 7
     assert f"changed: {path.name}" in done.stderr

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from support import disguises, endpoint, tiny
 from support.endpoint import Fake, fails, says
+from support.forks import Forks
 from support.serving import begin, end, figure, settles
 
 from slmctl.artifacts import artifact
@@ -261,8 +262,8 @@ def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do(tiny_run
         (["--policy", "missing.json"], "there is no policy at"),
     ],
 )
-def test_what_does_not_fit_is_said(tiny_run: Path, flags: list[str], message: str) -> None:
-    done = tiny.slmctl(tiny_run, "serve", "--port", "0", *flags)
+def test_what_does_not_fit_is_said(stages: Forks, tiny_run: Path, flags: list[str], message: str) -> None:
+    done = stages.run(tiny_run, "serve", "--port", "0", *flags)
     assert done.returncode in (2, 7)
     assert message in done.stderr
     assert "Traceback" not in done.stderr

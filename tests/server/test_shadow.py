@@ -12,6 +12,7 @@ import httpx
 import pytest
 from support import endpoint, tiny
 from support.endpoint import streams
+from support.forks import Forks
 from support.serving import begin, chat, end, figure, post, settles
 
 from slmctl.artifacts.artifact import Artifact
@@ -150,6 +151,6 @@ def engines(pid: int) -> list[int]:
     return [int(p) for p in children if b"slmctl.inference.llama_child" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
-def test_a_shadow_without_collect_is_refused(tiny_run: Path) -> None:
-    done = tiny.slmctl(tiny_run, "serve", "--shadow", "runs/published")
+def test_a_shadow_without_collect_is_refused(stages: Forks, tiny_run: Path) -> None:
+    done = stages.run(tiny_run, "serve", "--shadow", "runs/published")
     assert (done.returncode, "'shadow' needs 'collect'" in done.stderr) == (2, True)

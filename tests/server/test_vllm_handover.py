@@ -386,38 +386,38 @@ def test_damaged_weights_are_not_handed_over(artifacts: dict[str, Artifact], tmp
 # The command
 
 
-def test_the_command_finds_the_weights_of_a_release(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_command_finds_the_weights_of_a_release(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert tiny.ok(tiny.slmctl(tiny_run, "serve", "--emit", "vllm", "--output", str(out))) == str(out)
+    assert tiny.ok(stages.run(tiny_run, "serve", "--emit", "vllm", "--output", str(out))) == str(out)
     assert "--served-model-name tiny-desk " in (out / "vllm.sh").read_text()  # the project, as `slmctl serve` names it
     release = next((tiny_run / "registry").glob("tiny-desk/[!.]*"))
     beside = tmp_path / "beside"
     args = ("serve", str(release), "--emit", "compose", "--output", str(beside), "--weights", "adapter")
-    assert tiny.ok(tiny.slmctl(tiny_run, *args)) == str(beside)
+    assert tiny.ok(stages.run(tiny_run, *args)) == str(beside)
     assert (beside / "adapter" / "adapter_config.json").exists()
-    again = tiny.slmctl(tiny_run, *args)
+    again = stages.run(tiny_run, *args)
     assert again.returncode == 2
     assert f"{beside} exists already" in again.stderr
 
 
 def test_weights_that_are_not_here_are_said_to_be(
-    tiny_run: Path, tmp_path: Path, artifacts: dict[str, Artifact]
+    stages: Forks, tiny_run: Path, tmp_path: Path, artifacts: dict[str, Artifact]
 ) -> None:
     release = shutil.copytree(next((tiny_run / "registry").glob("tiny-desk/[!.]*")), tmp_path / "mailed")
-    done = tiny.slmctl(tmp_path, "serve", str(release), "--emit", "compose", "--output", str(tmp_path / "out"))
+    done = stages.run(tmp_path, "serve", str(release), "--emit", "compose", "--output", str(tmp_path / "out"))
     assert done.returncode == 7
     assert "is no merged model, and the one it was made of is not below" in done.stderr
     assert "-C" in done.stderr
     bare = str(next(artifacts["gguf"].path.glob("*F16.gguf")))
-    done = tiny.slmctl(tmp_path, "serve", bare, "--emit", "compose", "--output", str(tmp_path / "out"))
+    done = stages.run(tmp_path, "serve", bare, "--emit", "compose", "--output", str(tmp_path / "out"))
     assert done.returncode == 7
     assert not (tmp_path / "out").exists()
 
 
-def test_the_gateway_of_a_hand_over_answers_by_the_contract(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_gateway_of_a_hand_over_answers_by_the_contract(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     # in vLLM's place stands another slmctl with the same model
     out = tmp_path / "out"
-    tiny.ok(tiny.slmctl(tiny_run, "serve", "--emit", "vllm", "--output", str(out)))
+    tiny.ok(stages.run(tiny_run, "serve", "--emit", "vllm", "--output", str(out)))
     engine = tiny.start(tiny_run, "serve", "--port", "0")
     assert engine.stdout is not None
     url = engine.stdout.readline().strip()

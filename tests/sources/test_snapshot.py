@@ -19,6 +19,7 @@ import pytest
 import yaml
 from support import hub as hub_server
 from support import postgres, tiny
+from support.forks import Forks
 from support.hub import COMMIT
 
 from slmctl import config, console
@@ -443,7 +444,9 @@ def configure(desk: Path, sources: list[dict[str, Any]]) -> None:
     (desk / "slmctl.yaml").write_text(yaml.safe_dump(values))
 
 
-def test_prepare_reads_a_database_and_no_file_holds_the_password(server: postgres.Server, desk: Path) -> None:
+def test_prepare_reads_a_database_and_no_file_holds_the_password(
+    stages: Forks, server: postgres.Server, desk: Path
+) -> None:
     pairs = tiny.rows(300)
     server.execute("drop table if exists desk", "create table desk (text text, category text)")
     values = ", ".join(f"('{text}', '{category}')" for text, category in pairs)
@@ -451,10 +454,10 @@ def test_prepare_reads_a_database_and_no_file_holds_the_password(server: postgre
     query = "select text, category from desk order by text"
     url = f"postgresql://owner:{postgres.OWNER_PASSWORD}@127.0.0.1:{server.port}/postgres"
     configure(desk, [{"sql": {"url": url, "query": query}, "input": "text", "output": "category"}])
-    done = tiny.slmctl(desk, "prepare", "-v")
+    done = stages.run(desk, "prepare", "-v")
     path = Path(tiny.ok(done))
     assert json.loads((path / "manifest.json").read_text())["metrics"]["rows_in"] == 300
-    shown = tiny.slmctl(desk, "config", "show")
+    shown = stages.run(desk, "config", "show")
     assert "owner:***@127.0.0.1" in shown.stdout
     assert postgres.OWNER_PASSWORD not in done.stdout + done.stderr + shown.stdout + shown.stderr
     holders = [
@@ -466,37 +469,37 @@ def test_prepare_reads_a_database_and_no_file_holds_the_password(server: postgre
     # the same rows at another address, with the password in the environment: the same recipe
     url = f"postgresql://owner:${{PW}}@localhost:{server.port}/postgres"
     configure(desk, [{"sql": {"url": url, "query": query}, "input": "text", "output": "category"}])
-    again = tiny.slmctl(desk, "prepare", env=tiny.environment(PW=postgres.OWNER_PASSWORD))
+    again = stages.run(desk, "prepare", env={"PW": postgres.OWNER_PASSWORD})
     assert Path(tiny.ok(again)) == path
     assert "current" in again.stderr
 
 
-def test_commands_after_prepare_take_its_copy(desk: Path) -> None:
+def test_commands_after_prepare_take_its_copy(stages: Forks, desk: Path) -> None:
     with sqlite3.connect(desk / "crm.db") as connection:
         connection.execute("create table tickets (text, category)")
         connection.executemany("insert into tickets values (?, ?)", tiny.rows(300))
     connection.close()
     sql = {"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"}
     configure(desk, [{"sql": sql, "input": "text", "output": "category"}])
-    refused = tiny.slmctl(desk, "finetune", "--preview", "1")
+    refused = stages.run(desk, "finetune", "--preview", "1")
     assert refused.returncode == 7
     assert "there is no copy of the source 'sqlite:///crm.db'" in refused.stderr
     assert "hint: slmctl prepare" in refused.stderr
-    path = Path(tiny.ok(tiny.slmctl(desk, "prepare")))
+    path = Path(tiny.ok(stages.run(desk, "prepare")))
     (desk / "crm.db").unlink()
     project = resolve.Project(root=desk, config=config.load(desk / config.FILENAME))
     assert resolve.resolve_stage(project, "prepare").path == path
-    gone = tiny.slmctl(desk, "prepare")
+    gone = stages.run(desk, "prepare")
     assert gone.returncode == 3
     assert "the database file of 'sqlite:///crm.db' does not exist" in gone.stderr
 
 
-def test_standard_input_from_the_command_line(desk: Path) -> None:
+def test_standard_input_from_the_command_line(stages: Forks, desk: Path) -> None:
     configure(desk, [{"path": "-", "format": "csv", "input": "text", "output": "category"}])
     content = (desk / "tickets.csv").read_text()
-    path = Path(tiny.ok(tiny.slmctl(desk, "prepare", input=content)))
+    path = Path(tiny.ok(stages.run(desk, "prepare", input=content)))
     assert json.loads((path / "manifest.json").read_text())["metrics"]["rows_in"] == 300
-    assert "reading standard input" in tiny.slmctl(desk, "prepare", input=content).stderr
+    assert "reading standard input" in stages.run(desk, "prepare", input=content).stderr
 
 
 def test_two_who_gather_wait_for_each_other(desk: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.forks import Forks
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
@@ -282,7 +283,9 @@ def test_logistic_agrees_with_scikit_learn() -> None:
 # The program
 
 
-def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Path, tmp_path: Path) -> None:
+def test_calibrate_of_given_predictions_and_serve_with_another_file(
+    stages: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
     """Predictions of rows of another data set, with the tiny project's own file."""
     desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
     found = sorted((desk / "runs" / "gguf").glob("*/*F16.gguf"))[0]
@@ -290,22 +293,20 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(tiny_run: Pa
     labels = tuple(task.labels)
     rows = [{**row, "answer": labels[0 if row["answer"] == "a" else 1], "expected": labels[0]} for row in lines(500)]
     given = predictions(desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:"))
-    done = tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "10%")
+    done = stages.run(desk, "calibrate", "--predictions", str(given.path), "--max-error", "10%")
     policy = Path(tiny.ok(done))
     assert policy.parent.name == "policy" and "keeps" in done.stderr and "the reference label" in done.stderr
     assert json.loads((policy / "manifest.json").read_bytes())["metrics"]["max_error"] == 0.1
-    assert tiny.ok(tiny.slmctl(desk, "calibrate", "--predictions", str(given.path), "--max-error", "0.1")) == str(
-        policy
-    )
-    other = tiny.slmctl(
+    assert tiny.ok(stages.run(desk, "calibrate", "--predictions", str(given.path), "--max-error", "0.1")) == str(policy)
+    other = stages.run(
         desk, "serve", "--port", "0", "--policy", str(policy)
     )  # the release holds Q8_0 too, and serves it
     assert other.returncode == 7
     assert "the policy is for another GGUF file" in other.stderr
-    few = tiny.slmctl(desk, "calibrate")
+    few = stages.run(desk, "calibrate")
     assert few.returncode == 3
     assert "calibration rows are too few" in few.stderr
-    alone = tiny.slmctl(desk, "calibrate", "--outside", str(given.path))
+    alone = stages.run(desk, "calibrate", "--outside", str(given.path))
     assert alone.returncode == 2
 
 

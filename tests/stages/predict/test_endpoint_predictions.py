@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support import endpoint, tiny
 from support.endpoint import fails, says
+from support.forks import Forks
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -250,11 +251,11 @@ def test_the_key_is_no_part_of_the_recipe(
 # The command
 
 
-def test_evaluate_against(desk: Path) -> None:
+def test_evaluate_against(stages: Forks, desk: Path) -> None:
     """`slmctl evaluate --against` asks with and without examples, and reports both beside the tuned models."""
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         path = tiny.ok(
-            tiny.slmctl(
+            stages.run(
                 desk, "evaluate", "--model", "gguf", "--against", fake.url, "--against-model", "large",
                 "--against-shots", "6",
             )
@@ -269,7 +270,7 @@ def test_evaluate_against(desk: Path) -> None:
     assert "Q8_0|large (zero-shot)" in report["pairs"]
 
 
-def test_against_slmctls_own_server(desk: Path) -> None:
+def test_against_slmctls_own_server(stages: Forks, desk: Path) -> None:
     child = tiny.start(desk, "serve", "--port", "0")
     assert child.stdout is not None
     url = child.stdout.readline().strip()
@@ -278,7 +279,7 @@ def test_against_slmctls_own_server(desk: Path) -> None:
 
         (model,) = httpx.get(f"{url}/v1/models").json()["data"]
         path = tiny.ok(
-            tiny.slmctl(desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"])
+            stages.run(desk, "evaluate", "--model", "gguf", "--against", url, "--against-model", model["id"])
         )
     finally:
         child.terminate()
@@ -291,8 +292,8 @@ def test_against_slmctls_own_server(desk: Path) -> None:
     assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
 
 
-def test_the_two_flags_come_together(desk: Path) -> None:
-    done = tiny.slmctl(desk, "evaluate", "--against", "http://127.0.0.1:9/v1")
+def test_the_two_flags_come_together(stages: Forks, desk: Path) -> None:
+    done = stages.run(desk, "evaluate", "--against", "http://127.0.0.1:9/v1")
     assert done.returncode == 2
     assert "--against and --against-model come together" in done.stderr
 

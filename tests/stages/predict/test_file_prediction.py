@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from support import tiny, workbooks
+from support.forks import Forks
 
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, LockedError, NetworkError, StageError, UsageError
@@ -460,9 +461,9 @@ def check(rows: list[dict[str, Any]], empty: Any) -> None:
     assert [row["error"] for row in rows if row["id"] != "2"] == [empty] * 3
 
 
-def test_csv_in_and_out(tiny_run: Path, source: Path) -> None:
+def test_csv_in_and_out(stages: Forks, tiny_run: Path, source: Path) -> None:
     target = source.with_name("out.csv")
-    done = tiny.slmctl(tiny_run, "predict", "--input", str(source), "--output", str(target))
+    done = stages.run(tiny_run, "predict", "--input", str(source), "--output", str(target))
     assert tiny.ok(done) == ""
     assert "4 rows written" in done.stderr
     assert "1 with an error" in done.stderr
@@ -474,11 +475,11 @@ def test_csv_in_and_out(tiny_run: Path, source: Path) -> None:
     assert hidden(source.parent) == []
 
 
-def test_a_release_alone_answers_stdin_on_stdout(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_release_alone_answers_stdin_on_stdout(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     release = tiny_run / "registry" / "tiny-desk" / "1.0"
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
     args = ("predict", str(release), "--input", "-", "--output", "-", "--column", "text")
-    check([json.loads(line) for line in tiny.ok(tiny.slmctl(tmp_path, *args, input=text)).splitlines()], None)
+    check([json.loads(line) for line in tiny.ok(stages.run(tmp_path, *args, input=text)).splitlines()], None)
 
 
 def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
@@ -522,8 +523,8 @@ def test_a_killed_run_goes_on(tiny_run: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tiny_run: Path, args: tuple[str, ...], said: str) -> None:
-    done = tiny.slmctl(tiny_run, "predict", *args)
+def test_options_that_do_not_fit_are_refused(stages: Forks, tiny_run: Path, args: tuple[str, ...], said: str) -> None:
+    done = stages.run(tiny_run, "predict", *args)
     assert done.returncode == 2
     assert said in done.stderr
 
@@ -671,16 +672,16 @@ def test_a_server_is_told_the_schema(pool_of: Callable[..., Any], artifacts: dic
     assert server.seen[0]["response_format"] == form
 
 
-def test_the_program_asks_a_server(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_program_asks_a_server(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     server = Server()
     source, out = lines(tmp_path / "in.jsonl", ["what of billing", "what of delivery"]), tmp_path / "out.csv"
     args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
-    tiny.ok(tiny.slmctl(tiny_run, *args))
+    tiny.ok(stages.run(tiny_run, *args))
     assert [row["answer"] for row in read(out)] == ["billing", "delivery"]
     server.shutdown()
     server.server_close()
     lines(source, ["what of account"])
-    done = tiny.slmctl(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
+    done = stages.run(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
     assert done.returncode == 2
     assert "NO_SUCH_KEY is not set" in done.stderr
 
@@ -701,13 +702,13 @@ def test_a_full_disk_is_said(tiny_run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_path_is_asked_with_the_settings_that_there_are(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_path_is_asked_with_the_settings_that_there_are(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     server, source = Server(), lines(tmp_path / "in.jsonl", ["what of billing"])
     release = str(tiny_run / "registry" / "tiny-desk" / "1.0")
     args = ("--input", str(source), "--output", "-", "--column", "text", "--engine-url", server.url,
             "--engine-model", "m", "--set", "predict.max_tokens=32")  # fmt: skip
     for folder in (tiny_run, tmp_path):  # with a config, and without
-        tiny.ok(tiny.slmctl(folder, "predict", release, *args))
+        tiny.ok(stages.run(folder, "predict", release, *args))
     assert [body["max_tokens"] for body in server.seen] == [32, 32]
     server.shutdown()
     server.server_close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import hub as hub_server
 from support import tiny
+from support.forks import Forks
 from support.hub import COMMIT
 
 from slmctl.artifacts.artifact import Artifact
@@ -80,11 +81,11 @@ def test_code_of_the_author_is_refused(base: Path, out: Path, name: str) -> None
         run(base, out)
 
 
-def test_pickles_are_refused_with_3(base: Path, tmp_path: Path) -> None:
+def test_pickles_are_refused_with_3(stages: Forks, base: Path, tmp_path: Path) -> None:
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base, pull: {rehearse: false}}")
-    done = tiny.slmctl(tmp_path, "pull")
+    done = stages.run(tmp_path, "pull")
     assert done.returncode == 3
     assert "only pickles (pytorch_model.bin), which can run code" in done.stderr
     assert not list(tmp_path.glob("runs/base/*"))
