@@ -186,6 +186,32 @@ def test_a_stream_is_the_answer_of_one_model(hybrid: Hybrid) -> None:
     assert chunks[-1]["slmctl"]["model"] == "large"
 
 
+def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
+    hybrid.said.append(says("delivery"))
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "object", "properties": {"kind": {"enum": [
+        "billing", "delivery", "account"]}}}}  # fmt: skip
+
+    def ask(text: str, **more: Any) -> httpx.Response:
+        return httpx.post(f"{hybrid.url}/v1/responses", json={"input": text, **more}, timeout=60)
+
+    response = ask("where is the parcel of my sister")
+    assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"
+    body = response.json()
+    assert (body["model"], body["output"][0]["content"][0]["text"]) == ("large", "delivery")
+    assert hybrid.fake.questions[-1] == "where is the parcel of my sister"
+    id = response.headers["x-request-id"]
+    assert settles(lambda: id in {row.id for row in collected(hybrid)}, 100)
+    row = next(row for row in collected(hybrid) if row.id == id)
+    assert (row.answer, row.messages[-1]["content"]) == ("delivery", "where is the parcel of my sister")
+    streamed = ask("where is the parcel of my brother", stream=True, text={"format": form}).text.splitlines()
+    last = json.loads(streamed[-2].removeprefix("data: "))
+    assert last["type"] == "response.completed"
+    assert json.loads(last["response"]["output"][0]["content"][0]["text"]) == {"kind": "delivery"}
+    asked = len(hybrid.fake.bodies)
+    assert ask("I am ann@firm.example").headers["x-slmctl-route"] == "local; reason=sensitive"
+    assert len(hybrid.fake.bodies) == asked
+
+
 def test_what_is_sensitive_is_answered_here(hybrid: Hybrid) -> None:
     before = len(hybrid.fake.bodies)
     for response in (
