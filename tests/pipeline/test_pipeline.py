@@ -138,9 +138,9 @@ def test_verify_names_every_flipped_byte(desk: Path) -> None:
     assert not any(lineage.verify(lineage.folders(desk)).values())
 
 
-def test_the_command_verify_exits_with_7(desk: Path) -> None:
+def test_the_command_verify_exits_with_7(stages: Forks, desk: Path) -> None:
     flip(only(desk, "gguf") / "task.json")
-    done = tiny.slmctl(desk, "verify")
+    done = stages.run(desk, "verify")
     assert done.returncode == 7
     assert f"{only(desk, 'gguf')}: changed: task.json\n" in done.stdout
     assert f"{only(desk, 'base')}: whole\n" in done.stdout
@@ -211,13 +211,13 @@ def test_a_killed_stage_leaves_nothing_that_looks_whole(stages: Forks, desk: Pat
 # Gates and publishing
 
 
-def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(desk: Path) -> None:
+def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(stages: Forks, desk: Path) -> None:
     gates = "gates: [{metric: accuracy, model: Q8_0, min: 1.0}, {metric: accuracy, model: base, min: 0.0}]\n"
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write(gates)
     for folder in [*desk.glob("runs/published/*"), *desk.glob("registry/*")]:
         shutil.rmtree(folder)
-    done = tiny.slmctl(desk, "run")
+    done = stages.run(desk, "run")
     assert done.returncode == 5
     assert Path(done.stdout.strip()) == only(desk, "report")
     assert "the gate requires at least 1" in done.stderr
@@ -272,22 +272,22 @@ def test_publishing_again_is_no_change(desk: Path) -> None:
     assert target == str(desk / "registry" / "tiny-desk" / "1.0")
 
 
-def test_show_goes_from_a_release_back_to_the_data(tiny_run: Path) -> None:
-    text = tiny.ok(tiny.slmctl(tiny_run, "show"))
+def test_show_goes_from_a_release_back_to_the_data(stages: Forks, tiny_run: Path) -> None:
+    text = tiny.ok(stages.run(tiny_run, "show"))
     assert text.startswith("published")
     for kind in KINDS[:-1]:
         assert re.search(rf" {kind}  [0-9a-f]{{8}}  ", text)
     wanted = artifact.sha256_file(tiny_run / "tickets.csv")[:19]
     assert f"file tickets.csv  {wanted}" in text
-    tree = json.loads(tiny.ok(tiny.slmctl(tiny_run, "show", "--json")))
+    tree = json.loads(tiny.ok(stages.run(tiny_run, "show", "--json")))
     assert {node["role"] for node in tree["inputs"]} == {
         "base", "prepared", "adapter", "merged", "gguf", "report",
     }  # fmt: skip
 
 
-def test_a_release_alone_shows_what_it_knows(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_release_alone_shows_what_it_knows(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
     mailed = shutil.copytree(tiny_run / "registry" / "tiny-desk" / "1.0", tmp_path / "mailed")
-    text = tiny.ok(tiny.slmctl(tmp_path, "show", str(mailed)))
+    text = tiny.ok(stages.run(tmp_path, "show", str(mailed)))
     assert "(not here)" in text
 
 

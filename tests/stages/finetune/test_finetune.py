@@ -257,8 +257,8 @@ def test_the_log_holds_losses_of_training_and_validation(artifacts: dict[str, Ar
     assert not any("runtime" in key or "per_second" in key for line in lines for key in line)
 
 
-def test_a_diverged_training_leaves_no_artifact(desk: Path) -> None:
-    done = tiny.slmctl(
+def test_a_diverged_training_leaves_no_artifact(stages: Forks, desk: Path) -> None:
+    done = stages.run(
         desk,
         "finetune",
         "--set",

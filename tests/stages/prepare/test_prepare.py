@@ -13,6 +13,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from support import reported, tiny, workbooks
+from support.forks import Forks
 
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
@@ -391,11 +392,11 @@ def test_one_class_and_swapped_columns_are_refused(run: Any) -> None:
     assert report_findings.lines(found.metrics)[0].startswith("! The columns look swapped: 3 different inputs have 100")
 
 
-def test_a_refused_data_set_leaves_every_pair_and_its_page(desk: Path) -> None:
+def test_a_refused_data_set_leaves_every_pair_and_its_page(stages: Forks, desk: Path) -> None:
     tail = "if you are not the person whom this letter is meant for then tear it up at once"
     rows = [(f"{text} {text[::-1]} {tail}", label) for text, label in tiny.rows(120)]
     tiny.write_csv(desk / "tickets.csv", [*rows, ("", "billing")])
-    refused = tiny.slmctl(desk, "prepare")
+    refused = stages.run(desk, "prepare")
     assert refused.returncode == 5
     (page,) = desk.glob("runs/prepared/.refused-*/report.html")
     assert f"hint: see {page}; is a signature in every text?" in refused.stderr
@@ -409,10 +410,10 @@ def test_a_refused_data_set_leaves_every_pair_and_its_page(desk: Path) -> None:
     assert "of words" in refused.stderr
     assert (
         f"{page.parent.relative_to(desk)}  (the report of a stage that refused its input)"
-        in tiny.slmctl(desk, "gc").stdout
+        in stages.run(desk, "gc").stdout
     )
     gates = "gates=[{metric: accuracy, model: Q8_0, against: adapter, max_drop: 0.02}]"
-    made = tiny.slmctl(desk, "prepare", "--set", "prepare.max_overlap=1", "--set", gates)
+    made = stages.run(desk, "prepare", "--set", "prepare.max_overlap=1", "--set", gates)
     assert made.returncode == 0, made.stderr
     assert "rows are too few for the gate max_drop 0.02 in accuracy of Q8_0 against adapter" in made.stderr
     assert f"report: {made.stdout.strip()}/report.html" in made.stderr
@@ -657,9 +658,9 @@ def test_workers_change_nothing(
     assert made[0] == made[1] == made[2]
 
 
-def test_explain_prints_mapping_and_records_and_writes_nothing(desk: Path) -> None:
+def test_explain_prints_mapping_and_records_and_writes_nothing(stages: Forks, desk: Path) -> None:
     before = sorted(desk.rglob("*"))
-    shown = tiny.ok(tiny.slmctl(desk, "prepare", "--explain"))
+    shown = tiny.ok(stages.run(desk, "prepare", "--explain"))
     assert sorted(desk.rglob("*")) == before
     assert "tickets.csv: columns, since the config names the columns" in shown
     assert shown.count("<|im_start|>assistant") == 3
@@ -668,12 +669,12 @@ def test_explain_prints_mapping_and_records_and_writes_nothing(desk: Path) -> No
     assert f"  | {first[1]}<|im_end|>" in shown
 
 
-def test_explain_needs_no_base(desk: Path) -> None:
+def test_explain_needs_no_base(stages: Forks, desk: Path) -> None:
     for path in desk.glob("runs/base/*"):
         shutil.rmtree(path)
     text, label = tiny.rows()[0]
     raw = tiny.write_csv(desk / "tickets.csv", [(f"<p>{text}</p>", label)])
-    shown = tiny.ok(tiny.slmctl(desk, "prepare", "--explain", "--set", "prepare.clean=[html]"))
+    shown = tiny.ok(stages.run(desk, "prepare", "--explain", "--set", "prepare.clean=[html]"))
     assert raw.exists()
     assert "no base is there yet (slmctl pull), so records are shown turn by turn" in shown
     assert f"  | user: {text}\n  | assistant: {label}" in shown
