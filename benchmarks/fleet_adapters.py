@@ -78,6 +78,7 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
         records = read_records(data.with_name("test.jsonl"))
         plan = [(k % count, records[k % len(records)]) for k in range(rows)]
         task = Task.read(data.parent)
+        sizes = {"base": made[0].base.stat().st_size, "adapter": made[0].gguf.metrics["lora"]["size"]}
         shared: list[dict[str, Any]] = []
         apart: list[dict[str, Any]] = []
         for _ in range(repetitions):
@@ -103,7 +104,7 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
         base=name or "0.1M random weights",
         sequences=SEQUENCES,
         context=CONTEXT,
-        files={"base": made[0].base.stat().st_size, "adapter": lora_file(made[0].gguf).size},
+        files=sizes,
         adapters=[accuracy(each) for each in made],
         shared=shared,
         apart=apart,
