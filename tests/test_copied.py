@@ -68,8 +68,8 @@ def test_the_program_answers_line_by_line_in_order(address: str) -> None:
 
 def test_what_the_server_refuses_is_said_and_the_others_go_on(address: str) -> None:
     desk = client.Client(address)
-    with pytest.raises(client.AskError, match="option 'tools' is not supported"):
-        desk.ask("hello", tools=[])
+    with pytest.raises(client.AskError, match="option 'modalities' is not supported"):
+        desk.ask("hello", modalities=["audio"])
     refused, answered = desk.ask_all(["hello " * 3000, "refund my card"])
     assert "does not fit" in str(refused)
     assert answered.text in tiny.WORDS

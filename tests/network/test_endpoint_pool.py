@@ -288,12 +288,15 @@ def test_slmctls_own_server(tiny_run: Path) -> None:
 
 def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_again() -> None:
     """It takes 3 at once: what goes beyond is refused. The client comes down to that, and not to one for ever."""
-    now, lock, seen = [0], threading.Lock(), list[int]()
+    now, lock, seen, crowded = [0], threading.Lock(), list[int](), threading.Event()
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
         with lock:
             now[0] += 1
             mine = now[0]
+            if mine > 3:
+                crowded.set()
+        crowded.wait(30)  # the first ones stay until there are too many, however slowly these come
         time.sleep(0.005)
         with lock:
             now[0] -= 1

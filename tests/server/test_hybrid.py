@@ -191,8 +191,8 @@ def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
     form = {"type": "json_schema", "name": "x", "schema": {"type": "object", "properties": {"kind": {"enum": [
         "billing", "delivery", "account"]}}}}  # fmt: skip
 
-    def ask(text: str, **more: Any) -> httpx.Response:
-        return httpx.post(f"{hybrid.url}/v1/responses", json={"input": text, **more}, timeout=60)
+    def ask(question: str, **more: Any) -> httpx.Response:
+        return httpx.post(f"{hybrid.url}/v1/responses", json={"input": question, **more}, timeout=60)
 
     response = ask("where is the parcel of my sister")
     assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"

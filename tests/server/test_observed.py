@@ -64,7 +64,7 @@ def test_every_response_to_a_question_says_who_answered(guarded: Guarded) -> Non
         guarded.ask(): (200, "local; reason=no-policy"),
         guarded.ask({"prompt": "hello", "max_tokens": 2}, "completions"): (200, "local; reason=no-policy"),
         guarded.ask({**HI, "stream": True}): (200, "local; reason=no-policy"),
-        guarded.ask({**HI, "tools": []}): (400, "local; reason=refused"),
+        guarded.ask({**HI, "modalities": ["audio"]}): (400, "local; reason=refused"),
         guarded.ask(authorization="Bearer no"): (401, "local; reason=refused"),
         guarded.ask({**HI, "model": "gpt-4"}): (404, "local; reason=refused"),
         guarded.ask({**HI, "user": "x" * 5000}): (413, "local; reason=refused"),
@@ -80,7 +80,7 @@ def test_a_plain_request_id_is_kept_and_any_other_replaced(guarded: Guarded) -> 
         given = guarded.ask(**{"x-request-id": odd}).headers["x-request-id"]
         assert given != odd
         assert given.isalnum()
-    first, second = (guarded.ask({**HI, "tools": []}) for _ in range(2))
+    first, second = (guarded.ask({**HI, "modalities": ["audio"]}) for _ in range(2))
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
     assert first.json()["error"]["request_id"] == first.headers["x-request-id"]
 
@@ -106,7 +106,7 @@ def test_figures_parse_and_count_every_request(guarded: Guarded) -> None:
 
     before = guarded.samples()
     used = [guarded.ask().json()["usage"] for _ in range(3)]
-    guarded.ask({**HI, "tools": []})
+    guarded.ask({**HI, "modalities": ["audio"]})
     after = guarded.samples()
 
     def grown(name: str, **labels: str) -> float:
