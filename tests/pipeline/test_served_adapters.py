@@ -17,11 +17,15 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import GateError, StageError, UsageError
+from slmctl.inference.engine import Engine
 from slmctl.metrics import gates
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import chains, preflight, resolve, served_adapters
 from slmctl.pipeline.stage_table import Role
 from slmctl.reports.evaluation_report import EvaluationReport, parse_report
+from slmctl.stages.predict import predict, prompts
+from slmctl.task.contract import Task
+from slmctl.task.records import read_records
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("torch")
@@ -106,6 +110,24 @@ def test_the_adapter_on_its_base_is_the_merged_model(measured: Path) -> None:
         merged = made.metrics["files"][name]
         assert entry["top1_agreement"] >= 0.95
         assert entry["kl_mean"] < 2e-3 + 3 * merged["kl_mean"], name
+
+
+def test_the_adapter_answers_and_not_its_base_alone(measured: Path) -> None:
+    base, prepared = bases(measured)["F16"], current(measured, "prepared")
+    task, record = Task.read(prepared.path), read_records(prepared.file("test.jsonl"))[0]
+    lines = [
+        json.loads(each.file("predictions.jsonl").read_bytes().splitlines()[0])
+        for each in map(artifact.load, measured.glob("runs/predictions/[!.]*"))
+        if each.metrics["kind"] == "lora"
+    ]
+    paths = {"adapter": found(measured, base).path}
+    with Engine(base.file("base-F16.gguf"), sequences=1, context=256, adapters=paths) as engine:
+        sure, alone = (
+            engine.ask(predict.request(task, prompts.asked(task, record), max_tokens=8, adapter=name)).confidence
+            for name in ("adapter", "")
+        )
+    assert [line["confidence"] for line in lines] == [pytest.approx(sure, rel=0.05)] * 2
+    assert alone != pytest.approx(sure, rel=0.05)
 
 
 def test_a_report_measures_the_adapter_like_any_other_model(measured: Path) -> None:
