@@ -96,9 +96,11 @@ def moment(text: str) -> datetime.datetime:
 
 Text = Annotated[str, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
-Share = Annotated[float, BeforeValidator(_as_share), Field(ge=0, lt=0.5)]
-Percent = Annotated[float, BeforeValidator(_as_share), Field(ge=0, le=1)]
-Bytes = Annotated[int, BeforeValidator(_as_text), BeforeValidator(_as_bytes), Field(gt=0)]
+Share = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, lt=0.5)]
+Percent = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, le=1)]
+Bytes = Annotated[
+    int, BeforeValidator(_as_text), BeforeValidator(_as_bytes, json_schema_input_type=int | str), Field(gt=0)
+]
 Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
 QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
 WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")  # that llama.cpp does not write without an importance matrix

@@ -443,6 +443,12 @@ def test_templates_load_and_satisfy_the_schema(name: str) -> None:
     jsonschema.Draft202012Validator(config.schema()).validate(yaml.safe_load(template(name)))
 
 
+def test_the_schema_takes_amounts_with_their_units() -> None:
+    values = {"project": "acme", "base": "x", "serve": {"memory": "3GiB", "collect": {"to": "c", "kept": "5%"}}}
+    config.parse(yaml.safe_dump(values))
+    jsonschema.Draft202012Validator(config.schema()).validate(values)
+
+
 @pytest.mark.parametrize(
     "change", [{"unknown": 1}, {"finetune": {"epochs": -1}}, {"quantize": {"version": "1"}}, {"task": {"kind": "sing"}}]
 )
