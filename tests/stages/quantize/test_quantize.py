@@ -421,7 +421,7 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
 def test_the_stage_writes_the_adapter_where_it_is_asked_to(stages: Forks, desk: Path) -> None:
     made = Path(tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0")))
     manifest = artifact.load(made)
-    assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter"}
+    assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter", "base_files"}
     assert manifest.file(manifest.metrics["lora"]["file"]).name.endswith("-F16-LoRA.gguf")
     assert list(manifest.metrics["files"]) == ["Q8_0"]
     assert gguf_file(manifest, None).path.endswith("-Q8_0.gguf")  # the adapter alone is no model
