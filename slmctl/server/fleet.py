@@ -34,6 +34,7 @@ from slmctl.server.shadow import Shadow
 DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 LOADERS = 2  # models that are loaded at the same time
+LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
 ROOM_S = 2.0  # that a cold start waits for a model without work
 State = Literal["on disk", "loading", "loaded", "failed"]
 STATES: tuple[State, ...] = ("on disk", "loading", "loaded", "failed")
@@ -199,7 +200,7 @@ class Fleet:
         limit = f"and serve.memory is {size(self.budget)}"
         if needed > self.budget:
             what = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
-            raise UsageError(f"{what} about {size(needed)} ({names}), {limit}", hint="raise it, or pin fewer models")
+            raise UsageError(f"{what} about {size(needed)} ({names}), {limit}", hint=LESS)
         for member in self.members.values():
             if not member.pin and needed + member.bytes > self.budget:
                 beside = f" beside the pinned {names}" if pinned else ""
@@ -221,7 +222,7 @@ class Fleet:
         if self.budget is not None and held > self.budget:
             raise UsageError(
                 f"the pinned models hold {size(held)}, and serve.memory is {size(self.budget)}",
-                hint="raise it, or pin fewer models",
+                hint=LESS,
             )
 
     def close_all(self) -> None:
