@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmctl.cli.group import Options, make_workspace, terminal
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.network import guard
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from slmctl.server.novelty import Novelty
     from slmctl.server.openai_requests import ServedModel
     from slmctl.server.shadow import Shadow
-from slmctl.cli.group import Options, make_workspace, terminal
 
 
 @dataclass(frozen=True)

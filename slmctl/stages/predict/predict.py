@@ -68,9 +68,7 @@ def _run(
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     if examples:
         name = f"{name} ({len(examples)}-shot)"
-    asking = opened(
-        model, own, base=base, type=config.type, max_tokens=config.max_tokens, lora=config.lora
-    )  # fmt: skip
+    asking = opened(model, own, base=base, type=config.type, max_tokens=config.max_tokens, lora=config.lora)
     with asking as (answerer, weights):
         if examples:
             prompts = few_shot(task, examples, records)
