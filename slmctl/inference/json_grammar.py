@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.inference import grammar_pool
+from slmctl.inference import call_grammar, grammar_pool
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
@@ -24,7 +24,7 @@ _PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "all
 
 
 class Rules:
-    """A schema, compiled for one tokenizer.
+    """A schema or the grammar of a call, compiled for one tokenizer.
 
     Raises:
         DataError: The grammar cannot express something in the schema; it is named.
@@ -103,7 +103,12 @@ def require(schema: JsonObject) -> None:
 
 
 def _compiled(tokenizer: llguidance.LLTokenizer, schema: str) -> llguidance.LLMatcher:
-    matcher = llguidance.LLMatcher(tokenizer, _rules(schema), log_level=0)
+    if schema.startswith(call_grammar.MARK):
+        lark = call_grammar.lark(schema, tokenizer, _ordered)
+        grammar = llguidance.LLMatcher.grammar_from_lark(lark)
+    else:
+        grammar = _rules(schema)
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
         raise _refusal(matcher.get_error())
     return matcher
@@ -120,7 +125,7 @@ def _rules(schema: str | JsonObject) -> str:
     try:
         return llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(_ordered(json.loads(schema) if isinstance(schema, str) else schema)),
-            overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+            overrides=call_grammar.WHITESPACE,
         )
     except RecursionError:
         raise DataError("no grammar can be made of the schema: it is nested too deeply") from None

@@ -6,6 +6,7 @@ all render their prompts here: that is why what is trained is what is measured a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -25,13 +26,14 @@ from slmctl.artifacts.typed_json import read_typed
 from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
 from slmctl.model_files.base_model import NormalForm
-from slmctl.task import chat_template, cleaning
+from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
 from slmctl.task.cleaning import Replacement
 from slmctl.task.records import Message, RowRejectedError
+from slmctl.task.tool_calls import CallForm, Tool, ToolCall
 
 FILENAME = "task.json"
-KINDS = ("classify", "extract", "generate")
+KINDS = ("classify", "extract", "generate", "call")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Task:
     """One task of a model, and the exact form of its prompts.
 
     Attributes:
-        kind: classify, extract or generate.
+        kind: classify, extract, generate or call.
         labels: The allowed answers (classify).
         schema: The JSON Schema of an answer (extract).
         system: The system prompt; empty for none.
@@ -51,6 +53,8 @@ class Task:
         clean: Steps of `cleaning` that a user's raw text takes before it is asked, as those of the records did.
         replace: Replacements after these steps.
         descriptions: A sentence for each label that has one, for models that were not trained for the task.
+        tools: The tools that may be called, in OpenAI's form, where a conversation has none of its own (call).
+        call_form: The form in which the model writes a call (call).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
@@ -68,6 +72,8 @@ class Task:
     clean: tuple[Literal["html", "quoted_mail", "signatures", "whitespace"], ...] = ()
     replace: tuple[Replacement, ...] = ()
     descriptions: dict[str, str] = field(default_factory=dict)
+    tools: tuple[JsonObject, ...] = ()
+    call_form: CallForm | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Task:
@@ -87,8 +93,10 @@ class Task:
             raise IntegrityError(f"{path} is not valid: kind: '{fields['kind']}' is none of {', '.join(KINDS)}")
         if fields.get("schema") is not None:
             _require_schema(fields["schema"], path)
-        for name in {"labels", "special_tokens", "clean"} & fields.keys():
+        for name in {"labels", "special_tokens", "clean", "tools"} & fields.keys():
             fields[name] = tuple(fields[name])
+        if fields["kind"] == "call":
+            fields["call_form"] = _call_form(fields, path)
         fields["replace"] = tuple(Replacement(**entry) for entry in fields.get("replace", ()))
         for entry in fields["replace"]:
             if fault := pattern_bound.fault_of(entry.pattern, entry.replacement):
@@ -106,7 +114,7 @@ class Task:
     def _fields(self) -> dict[str, Any]:
         """The fields as JSON; some only where they say something, so that contracts from before them stay the same."""
         fields = dataclasses.asdict(self)
-        later = ("clean", "replace", "descriptions")
+        later = ("clean", "replace", "descriptions", "tools", "call_form")
         return {name: value for name, value in fields.items() if value or name not in later}
 
     @property
@@ -132,8 +140,48 @@ class Task:
 
     @property
     def constraint(self) -> str:
-        """The JSON Schema that every answer must satisfy, as JSON; empty where there is none."""
-        return json.dumps(self.schema) if self.kind == "extract" else ""
+        """The JSON Schema that every answer must satisfy, as JSON, or a grammar of calls; empty where there is none."""
+        return json.dumps(self.schema) if self.kind == "extract" else self.constraint_of(None)
+
+    def constraint_of(self, tools: Sequence[Any] | None) -> str:
+        """The same for a conversation that may have tools of its own.
+
+        Raises:
+            DataError: They are no tools.
+        """
+        offered = self.offered(tools)
+        return self.form.rules(offered) if offered else self.constraint if self.kind == "extract" else ""
+
+    @property
+    def form(self) -> CallForm:
+        """The form in which the model writes a call."""
+        return self.call_form or tool_calls.OWN
+
+    def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
+        """The tools that an answer may call: the conversation's own, or else the task's; none but for `call`.
+
+        Raises:
+            DataError: They are no tools.
+        """
+        values = tools or self.tools
+        return tool_calls.read_tools(values) if self.kind == "call" and values else ()
+
+    def written(self, answer: str) -> str:
+        """The text by which a model writes an answer that was kept: control tokens in it are broken up.
+
+        Of a call, it is the form's, whose own control tokens stay.
+        """
+        if self.kind == "call":
+            with contextlib.suppress(DataError):
+                return self.form.write(tool_calls.read_answer(answer), safe=self.defused)
+        return self.defused(answer)
+
+    def kept(self, text: str) -> str:
+        """The answer in what a model has written: of a call, in the one form that all have; else the text itself."""
+        if self.kind == "call":
+            with contextlib.suppress(DataError):
+                return tool_calls.answer_of(self.form.read(text))
+        return text
 
     def messages(self, text: str, *, list_labels: bool = False) -> list[Message]:
         """The conversation that asks for one answer to a text."""
@@ -181,11 +229,17 @@ class Task:
         return chat_template.render_all(self.chat_template, values)
 
     def with_calls_as_text(self, before: Sequence[Message], message: Message, tools: Sequence[Any] | None) -> Message:
-        """An assistant's message with its tool calls as the text that the template makes of them.
+        """An assistant's message with its tool calls as the text that the template makes of them, or the task's form.
 
         Raises:
             RowRejectedError: The template refuses the call, or writes no tool calls, so that no model could learn one.
         """
+        if self.kind == "call":
+            calls = [
+                ToolCall(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]
+            ]
+            text = "\n".join(self.form.write(call, safe=self.defused) for call in calls)
+            return {"role": "assistant", "content": text, **_weight_of(message)}
         try:
             head = self.render(before, add_generation_prompt=True, tools=tools)
             whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
@@ -224,6 +278,10 @@ class Task:
         self, messages: Sequence[Message], tools: Sequence[Any] | None, *, add_generation_prompt: bool
     ) -> dict[str, Any]:
         """The variables of the chat template."""
+        if offered := self.offered(tools):
+            tools = [tool.to_json() for tool in offered]
+            if self.form.own:
+                messages, tools = tool_calls.with_listed(messages, offered), None
         return {
             "messages": [self.safe(message) for message in messages], "tools": self.safe(tools) if tools else None,
             "documents": None,  # as transformers gives it to a template, where there are none
@@ -248,12 +306,14 @@ class Task:
         return text
 
     def read_answer(self, text: str) -> Any:
-        """The value in an answer: a label, the parsed JSON, or the text itself.
+        """The value in an answer: a label, the parsed JSON, a ToolCall or None for no call, or the text itself.
 
         Raises:
-            DataError: The answer is not one of the labels, or not JSON.
+            DataError: The answer is not one of the labels, not JSON, or no call.
         """
         text = text.strip()
+        if self.kind == "call":
+            return tool_calls.read_answer(text)
         if self.kind == "classify" and text not in self.labels:
             raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
         if self.kind != "extract":
@@ -263,10 +323,17 @@ class Task:
         except (ValueError, RecursionError):
             raise DataError("the answer is not JSON") from None
 
-    def accepts(self, text: str) -> bool:
-        """True for an answer that the task allows: a label, JSON that satisfies the schema, any text."""
+    def accepts(self, text: str, *, tools: Sequence[Any] | None = None) -> bool:
+        """True for an answer that the task allows: a label, JSON that satisfies the schema, an offered call, any text.
+
+        Args:
+            text: The answer as it is kept.
+            tools: The tools of the conversation's own, for a call.
+        """
         try:
             value = self.read_answer(text)
+            if self.kind == "call":
+                tool_calls.require_offered(value, self.offered(tools))
         except DataError:
             return False
         return self.kind != "extract" or self.fits_schema(value)
@@ -290,6 +357,33 @@ def end_of_turn(template: str, *, bos_token: str, eos_token: str) -> str:
         raise DataError("the chat template has no end of turn", hint="a model trained with it would never stop")
     token = re.match(r"<[^<>\s]+>|\S+", end)
     return token.group() if token else end
+
+
+def call_form_of(task: Task) -> CallForm:
+    """The form in which a base's chat template writes calls, or ours; `task` has the base's part of the contract."""
+    bare = dataclasses.replace(task, kind="generate")
+
+    def render(messages: Sequence[Message], tools: Sequence[JsonObject] | None, opens: bool) -> str:
+        return bare.render(messages, add_generation_prompt=opens, tools=tools)
+
+    return tool_calls.form_of(render, end=task.end, special_tokens=task.special_tokens)
+
+
+def _call_form(fields: Mapping[str, Any], path: Path) -> CallForm:
+    """The form in the fields of a contract, whose tools are checked, too."""
+    if not isinstance(fields.get("call_form"), Mapping):
+        raise IntegrityError(f"{path} is not valid: call_form: it is missing")
+    try:
+        if fields.get("tools"):
+            tool_calls.read_tools(fields["tools"])
+    except DataError as error:
+        raise IntegrityError(f"{path} is not valid: tools: {error.message}") from None
+    form = dict(fields["call_form"])
+    return CallForm(**{**form, "control": tuple(form.get("control", ()))})
+
+
+def _weight_of(message: Message) -> dict[str, Any]:
+    return {"weight": message["weight"]} if "weight" in message else {}
 
 
 def _require_schema(schema: JsonObject, path: Path) -> None:

@@ -29,7 +29,7 @@ from slmctl.sources.rows.cells import MAX_DEPTH
 from slmctl.task import chat_template
 from slmctl.task.chat_template import TemplateLimitError, TemplateRefusedError
 from slmctl.task.chat_template_child import ROW_TEMPLATE
-from slmctl.task.records import Message, RowRejectedError, ToolCall
+from slmctl.task.records import Message, MessageCall, RowRejectedError
 
 Columns = Mapping[str, Any]
 Messages = list[Message]
@@ -352,7 +352,7 @@ def _text(content: Any, at: int) -> str:
     return content.strip()
 
 
-def _tool_call(call: Any, at: int) -> ToolCall:
+def _tool_call(call: Any, at: int) -> MessageCall:
     """One tool call: OpenAI's form has its arguments as JSON in a text, templates want them as values."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

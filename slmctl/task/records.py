@@ -44,7 +44,7 @@ class FunctionCall(TypedDict):
     arguments: Any
 
 
-class ToolCall(TypedDict):
+class MessageCall(TypedDict):
     """A call of a function in an assistant's message, in the form that chat templates take."""
 
     type: str
@@ -65,7 +65,7 @@ class Message(TypedDict):
     role: str
     content: str
     weight: NotRequired[float]
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[MessageCall]]
     name: NotRequired[str]
 
 

@@ -25,7 +25,7 @@ from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Message, Record, ToolCall, read_records, require_records, write_jsonl
+from slmctl.task.records import Message, MessageCall, Record, read_records, require_records, write_jsonl
 
 
 def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _said(task: Task, record: Record, reply: Reply) -> str:
     """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
     if not reply.tool_calls:
         return reply.text
-    calls: list[ToolCall] = []
+    calls: list[MessageCall] = []
     for call in reply.tool_calls:
         with contextlib.suppress(TypeError, KeyError):
             name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
