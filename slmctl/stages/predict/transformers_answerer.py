@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from slmctl import console
+from slmctl import console, hardware
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, StageError
 from slmctl.inference.engine import Answer, EngineError
@@ -124,6 +124,8 @@ class HfAnswerer:
         self.task, self.max_tokens = task, max_tokens
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
+        if self.device == "cpu":
+            hardware.reuse_freed_memory()
         folder = (base or model).path
         self.tokenizer: Any = hf_folder.load_tokenizer(folder)
         self.model: Any = hf_folder.load_model(folder, dtype=self._dtype(folder))
