@@ -187,6 +187,9 @@ class Source(Section):
         description="column of the input, or a template such as '{{ subject }}: {{ body }}'",
     )
     output: Text = Field("output", description="column of the reference answer, or a template")
+    label: Annotated[Text | None, WhenSet()] = Field(
+        None, description="classify: the label of every row of this source, in place of an answer of its own"
+    )
     id: Text | None = Field(None, description="column of a row's own id, by which slmctl trace --id finds it")
     group: Text | None = Field(None, description="column whose equal values stay in one split")
     time: Text | None = Field(None, description="column of a row's date or time, for splits.time")
@@ -205,6 +208,8 @@ class Source(Section):
             raise ValueError("a source has one of 'path', 'sql' and 'hf'")
         if self.file is not None and self.hf is None:
             raise ValueError("'file' belongs to 'hf'")
+        if self.label is not None and "output" in self.model_fields_set:
+            raise ValueError("'label' is the answer of every row, so 'output' names none")
         if self.path == STDIN and self.format is None:
             raise ValueError("'-' needs 'format', such as csv")
         if isinstance(self.sheet, list) and not self.sheet:

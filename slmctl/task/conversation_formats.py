@@ -14,7 +14,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import jinja2
@@ -97,7 +97,18 @@ def recognise(source: Source, columns: Sequence[str]) -> ConversationFormat:
         conversation_format = ConversationFormat(name, reason, mapping, _READERS[name], ("user", "assistant"))
     for column in filter(None, (source.id, source.group, source.time, source.weight)):
         require_column(source, columns, column)
-    return conversation_format
+    return conversation_format if source.label is None else _labelled(conversation_format, source.label)
+
+
+def _labelled(made: ConversationFormat, label: str) -> ConversationFormat:
+    """The format with a label in place of the answer that a row brings."""
+    if made.name == "columns":
+        return made
+
+    def read(row: Columns) -> Conversation:
+        return Conversation([*made.read(row).messages[:-1], {"role": "assistant", "content": label}])
+
+    return replace(made, read=read, mapping=(*made.mapping, ("answer", f"the label {label!r}")))
 
 
 def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
@@ -128,7 +139,8 @@ def require_column(source: Source, columns: Sequence[str], column: str) -> None:
 
 
 def _from_columns(source: Source, columns: Sequence[str], reason: str) -> ConversationFormat:
-    make_input, make_answer = text_maker(source, source.input, columns), text_maker(source, source.output, columns)
+    make_input, label = text_maker(source, source.input, columns), source.label or ""
+    make_answer = (lambda _: label) if label else text_maker(source, source.output, columns)
 
     def read(row: Columns) -> Conversation:
         text, answer = make_input(row), make_answer(row)
@@ -141,7 +153,8 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str) -> Conver
             reply["weight"] = _weight(row.get(source.weight), f"'{source.weight}'")
         return Conversation([{"role": "user", "content": text}, reply])
 
-    mapping = tuple((part, _description(spec)) for part, spec in (("input", source.input), ("output", source.output)))
+    answer = f"the label {label!r}" if label else _description(source.output)
+    mapping = (("input", _description(source.input)), ("output", answer))
     names = ("input" if _is_template(source.input) else source.input,
              "output" if _is_template(source.output) else source.output)  # fmt: skip
     return ConversationFormat("columns", reason, mapping, read, names)

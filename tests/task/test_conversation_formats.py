@@ -117,3 +117,16 @@ def test_weights_tools_and_calls_are_kept() -> None:
         {"type": "function", "function": {"name": "track", "arguments": {"order": 7}}}
     ]
     assert [message.get("weight") for message in made.messages] == [None, 1, None, 0.5]
+
+
+@pytest.mark.parametrize("row", [{"messages": [USER, ANSWER], "tools": []}, {"body": "Where is it?"}])
+def test_a_label_of_the_source_is_the_answer_of_every_row(row: dict[str, Any]) -> None:
+    fields = {"input": "body"} if "body" in row else {}
+    shape = conversation_formats.recognise(source(label="parcels", **fields), list(row))
+    assert shape.read(row).messages == [USER, {"role": "assistant", "content": "parcels"}]
+    assert shape.mapping[-1][1] == "the label 'parcels'"
+
+
+def test_a_source_has_a_label_or_an_output() -> None:
+    with pytest.raises(ValueError, match="'label' is the answer of every row, so 'output' names none"):
+        source(label="parcels", output="tag")

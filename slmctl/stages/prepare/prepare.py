@@ -127,6 +127,12 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
             "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
         )
     for source in config.sources:
+        if source.label is not None and config.task.kind != "classify":
+            raise DataError(
+                f"{source.title} has a 'label' for its rows, which belongs to classify, and the kind is "
+                f"{config.task.kind}",
+                hint="output: COLUMN",
+            )
         if config.splits.time is not None and source.time is None and source.split is None:
             raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
     task = Task(
