@@ -88,28 +88,28 @@ def text(proposal: ProjectProposal) -> str:
 def _head(proposal: ProjectProposal, *, wrapped: bool) -> Iterator[str]:
     """The lines up to the task; `wrapped` has a mapping of labels take several."""
     task, base = proposal.task, proposal.base
-    yield _line("project", proposal.project, "in the names of releases and model files")
-    yield _line("version", "0.1", "of the release")
-    yield _line("base", base.source, base.about)
+    yield line("project", proposal.project, "in the names of releases and model files")
+    yield line("version", "0.1", "of the release")
+    yield line("base", base.source, base.about)
     if base.sha256:
-        yield _line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
+        yield line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
     yield "task:"
-    yield _line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text")
+    yield line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text")
     count = len(labels_of(task)) - len(proposal.label_map)
     if task.kind == "classify" and proposal.label_map:
         about = f"the {count} of the answers; {len(proposal.label_map)} more look misspelt: check them"
         if not wrapped:
-            yield _line("  labels", {"map": proposal.label_map}, about)
+            yield line("  labels", {"map": proposal.label_map}, about)
         else:
             yield f"{'  labels:':<{_COMMENT_AT}}  # {about}"
             yield from _wrapped("    map: ", proposal.label_map)
     elif task.kind == "classify":
-        yield _line("  labels", "from-data", f"the {count} that the answers hold")
+        yield line("  labels", "from-data", f"the {count} that the answers hold")
     if proposal.schema:
-        yield _line("  schema", proposal.schema, "derived from the answers: correct it before you train")
+        yield line("  schema", proposal.schema, "derived from the answers: correct it before you train")
     if not task.own_system:
         prompt = system_prompt(task.kind, proposal.language)
-        yield _line("  system", prompt, "the same in training and in use: make it yours")
+        yield line("  system", prompt, "the same in training and in use: make it yours")
 
 
 def _prepare(proposal: ProjectProposal) -> Iterator[str]:
@@ -128,22 +128,22 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
     keys = [(key, value, about.get(key, "")) for key, value in proposal.origin.items()]
     keys += [(key, value, comment) for key, value, comment in columns if value]
     for place, (key, value, comment) in enumerate(keys):
-        yield _line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
+        yield line(f"    {'- ' if place == 0 else '  '}{key}", value, comment)
     if proposal.clean:
         shares = ", ".join(f"{step} in {percent(share, 0)}" for step, share in proposal.clean.items() if share)
-        yield _line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
+        yield line("  clean", list(proposal.clean), f"{shares} of the texts; when the model is used, too")
     if kinds := _redacted(proposal.sensitive):
         shares = ", ".join(f"{kind} in {percent(proposal.sensitive[kind], 0)}" for kind in kinds)
-        yield _line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
+        yield line("  sensitive", dict.fromkeys(kinds, "redact"), f"{shares} of the rows; or keep, pseudonymise")
     if task.usable < 0.9:
         left_out = math.ceil(100 * (1.02 - task.usable))
-        yield _line(
+        yield line(
             "  max_rejected", f"{min(left_out, 100)} %", f"{percent(1 - task.usable, 0)} of the rows have no answer"
         )
     if proposal.rare_labels:
-        yield _line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
+        yield line("  min_rows", {"label": 0}, "some labels have so few rows that none may be left for training")
     if proposal.rows < SMALL:
-        yield _line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
+        yield line("  splits", {"calibration": 0, "test": 0.25}, "few rows: none for calibrate, more for the test")
 
 
 def _stages(proposal: ProjectProposal) -> Iterator[str]:
@@ -152,12 +152,12 @@ def _stages(proposal: ProjectProposal) -> Iterator[str]:
     if (tokens := _longest(proposal.task)) > MAX_LENGTH:
         training["too_long"] = "truncate"
         about = f"the longest row has about {tokens:,} tokens, max_length is {MAX_LENGTH:,}"
-    yield _line("finetune", training, about)
-    yield _line("quantize", {"types": ["Q8_0"]}, "add Q4_K_M and see what 4 bits cost")
+    yield line("finetune", training, about)
+    yield line("quantize", {"types": ["Q8_0"]}, "add Q4_K_M and see what 4 bits cost")
     yield "gates:"
     for gate, comment in gates(proposal.task, test_rows(proposal.rows)):
-        yield _line("  -", gate, comment)
-    yield _line("publish", {"to": "dir:./registry"}, "or hf:, s3://, oci://, ollama:")
+        yield line("  -", gate, comment)
+    yield line("publish", {"to": "dir:./registry"}, "or hf:, s3://, oci://, ollama:")
 
 
 def epochs(rows: int) -> int:
@@ -218,7 +218,7 @@ def _wrapped(head: str, values: Mapping[str, str]) -> Iterator[str]:
     yield line
 
 
-def _line(key: str, value: object, comment: str = "") -> str:
+def line(key: str, value: object, comment: str = "") -> str:
     """`key: value  # comment`; the key `  -` begins an entry of a list."""
     plain = yaml.safe_dump(value, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
     text = plain if isinstance(value, str) and "\n" not in value else _flow(value)

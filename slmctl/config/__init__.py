@@ -37,11 +37,19 @@ from slmctl.config.sections import (
     inherited_keys,
     stage_config,
 )
-from slmctl.config.serve_section import CollectConfig, FleetMember, GeneralistConfig, Prices, ServeConfig
+from slmctl.config.serve_section import (
+    NO_TASK,
+    CollectConfig,
+    FleetMember,
+    GeneralistConfig,
+    Prices,
+    ServeConfig,
+)
 from slmctl.config.yaml_text import listed, write_values
 
 __all__ = [
     "FILENAME",
+    "NO_TASK",
     "PRODUCTION",
     "PSEUDONYM_KEY",
     "STDIN",

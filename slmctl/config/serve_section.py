@@ -15,6 +15,7 @@ from slmctl.config.fields import Bytes, Formerly, Percent, Section, SourcePath, 
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # an alias of the first model
+NO_TASK = "none"  # label of a router for texts that are for no model of the fleet
 LLAMA_SEQUENCES = 255  # that llama.cpp holds beside the prompt that they share
 
 
@@ -79,6 +80,10 @@ class FleetMember(Section):
         "on the file that answers"
     )  # fmt: skip
     pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
+    router: bool = Field(
+        False,
+        description="a task router: its labels are names of this fleet, and none; the model that it names answers",
+    )
     weight: int = Field(
         1, ge=1, le=1000, description="share of the server's time, beside the weights of models that are asked too"
     )
@@ -188,7 +193,7 @@ class ServeConfig(Section):
             raise ValueError(
                 "'policy' belongs to one GGUF file of the own engine, and 'engine_url' names another engine"
             )
-        policies = [self.policy, *(member.policy or None for member in self.fleet.values())]
+        policies = [self.policy, *(member.policy or member.router or None for member in self.fleet.values())]
         if self.generalist is not None and not any(policy is not None for policy in policies):
             raise ValueError("'generalist' needs 'policy', which slmctl calibrate makes")
         if self.shadow is not None and self.collect is None:
@@ -201,6 +206,11 @@ class ServeConfig(Section):
     def _fleet_fits_together(self) -> ServeConfig:
         if not self.fleet:
             return self
+        first = next(iter(self.fleet))
+        if self.shadow is not None and self.fleet[first].router:
+            raise ValueError(
+                f"'shadow' answers beside the first model, and '{first}' is a task router: name another first"
+            )
         for name in self.fleet:
             if name == DEFAULT or not FLEET_NAME.fullmatch(name):
                 raise ValueError(

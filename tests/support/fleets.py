@@ -34,18 +34,20 @@ TASKS = {
 }
 
 
-def published(root: Path, project: str, version: str = "1.0", *, tag: str = "production") -> Artifact:
-    """A release of `TASKS[project]` in a registry, with a tag on it."""
+def published(
+    root: Path, project: str, version: str = "1.0", *, tag: str = "production", inputs: dict[str, Any] | None = None
+) -> Artifact:
+    """A release of `TASKS[project]` in a registry, with a tag on it; of another project, of a text."""
     path, weights = root / project / version, KEPT.read_bytes()
     sha256 = artifact.sha256_file(KEPT).removeprefix("sha256:")
     report = small_report({"F16": {"sha256": sha256, "metrics": {"accuracy": 0.9}}})
 
     def manifest(listed: Any, digest: str) -> Manifest:
         metrics = {"project": project, "version": version, "license": "mit", "files": {"F16": sha256}}
-        return Manifest("published", "publish/3", digest, "sha256:0", {}, {}, listed, metrics)
+        return Manifest("published", "publish/3", digest, "sha256:0", {}, inputs or {}, listed, metrics)
 
     with artifact.draft(path) as place:
-        TASKS[project].write(place)
+        TASKS.get(project, TASKS["letters"]).write(place)
         (place / f"base-7K-{project}-v{version}-F16.gguf").write_bytes(weights)
         (place / "report.json").write_bytes(artifact.canonical(report))
         (place / "VERSION").write_text(version, encoding="utf-8")
