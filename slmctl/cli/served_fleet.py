@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ class _Plan:
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
         policy: Its policy; True for the one that was fitted on its file.
-        pin, weight: See `FleetMember`.
+        pin, weight, router: See `FleetMember`.
     """
 
     spec: str | None
@@ -42,6 +42,7 @@ class _Plan:
     policy: bool | Path = False
     pin: bool = True
     weight: int = 1
+    router: bool = False
 
 
 class ServedFleet:
@@ -147,7 +148,7 @@ class ServedFleet:
             follows = (plan.spec or "").startswith("dir:")
             yield Member(
                 name, release, find=functools.partial(self._find, plan) if follows else None, pin=plan.pin,
-                weight=plan.weight, has_policy=bool(plan.policy),
+                weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router,
             )  # fmt: skip
 
     def _plans(self) -> Iterator[_Plan]:
@@ -155,8 +156,9 @@ class ServedFleet:
         if spec is None and settings.fleet:
             for place, (name, member) in enumerate(settings.fleet.items()):
                 yield _Plan(
-                    self._from_config(member.release), name, place == 0, member.policy, member.pin, member.weight
-                )
+                    self._from_config(member.release), name, place == 0, member.policy, member.pin, member.weight,
+                    member.router,
+                )  # fmt: skip
             return
         from slmctl.config import PRODUCTION
 
@@ -200,13 +202,15 @@ class ServedFleet:
                 f"model '{plan.name}' of the fleet is {path.name}, which carries no task",
                 hint="a release of slmctl publish, or a gguf artifact",
             )
+        if plan.router:
+            self._require_names(plan, next(iter(models.values())).task.labels)
         if models and self._shadow is not None and plan.is_default:  # the tag has moved to a release of another task
             require_comparable(self._shadow.model, next(iter(models.values())))
         policy = self._policy(plan, artifact, path)
         if policy is not None and models:
             main = next(iter(models.values()))
             fitted_policy(policy, main.digest, main.task)
-        if policy is not None and not plan.pin:
+        if (policy is not None or plan.router) and not plan.pin:
             require_detector(settings.detector)
         needed = memory.engine_bytes(
             path, sequences=settings.sequences, context=settings.context_length,
@@ -214,6 +218,23 @@ class ServedFleet:
         )  # fmt: skip
         load = functools.partial(self._load, plan, artifact, path, policy)
         return LoadableRelease(artifact.digest, models, needed, load)
+
+    def _require_names(self, plan: _Plan, labels: Sequence[str]) -> None:
+        """Refuse a task router that names what is no model of the fleet.
+
+        Raises:
+            UsageError: It does.
+        """
+        from slmctl.config import NO_TASK
+
+        named = [name for name, member in self._settings.fleet.items() if not member.router]
+        strange = [label for label in labels if label != NO_TASK and label not in named]
+        if strange or not set(labels) - {NO_TASK}:
+            what = f"names '{strange[0]}'" if strange else "names no model"
+            raise UsageError(
+                f"the task router '{plan.name}' {what}, and the models of serve.fleet are {', '.join(named) or 'none'}",
+                hint="its labels are their names, and none: slmctl init fleet-router",
+            )
 
     def _models_of(self, plan: _Plan, artifact: Artifact, path: Path) -> dict[str, ServedModel]:
         """The models of a release by name, the adapters' last; none of a file without a task."""
@@ -284,6 +305,7 @@ class ServedFleet:
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
+        from slmctl.server.auto import AtItsWord
         from slmctl.server.backends import LocalEngine
         from slmctl.server.fleet import Served
         from slmctl.server.openai_requests import ServedModel
@@ -310,6 +332,9 @@ class ServedFleet:
             router = None
             if policy is not None:
                 router = Router.of(policy, settings, digest or sha256_file(path), task, name, self._escalation)
+            elif plan.router:
+                router = Router(AtItsWord(), task, name, detector=settings.detector, shared=self._escalation)
+            if router is not None:
                 stack.callback(router.retire)
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []
             notes += [lora.note for lora in loras.values() if lora.note]

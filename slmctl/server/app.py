@@ -23,10 +23,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import NO_TASK
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
 from slmctl.server import (
     api_forms,
+    auto,
     collecting,
     collector,
     feedback,
@@ -37,6 +39,7 @@ from slmctl.server import (
     refusals,
 )
 from slmctl.server.api_keys import Key
+from slmctl.server.auto import PATH, Naming
 from slmctl.server.backends import Backend
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
@@ -93,6 +96,9 @@ class Gateway:
             self.metrics.include(FAMILIES, fleet.escalation.figures)
         if fleet.collector is not None:
             self.metrics.include(collector.FAMILIES, fleet.collector.figures)
+        self.named = auto.Named()
+        if any(member.is_router for member in fleet.members.values()):
+            self.metrics.include(auto.FAMILIES, self.named.figures)
         self._schemas: dict[str, str] = {}  # what is wrong with a schema; empty: nothing
 
     @property
@@ -143,15 +149,20 @@ class Gateway:
         with contextlib.ExitStack() as held:
             place = self.limits.enter(key, member.name)
             held.callback(place.leave)
-            held.enter_context(self.fleet.at_work(member))
-            loaded = await self._leased(member, ends_at)
-            held.callback(self.fleet.give_back, loaded)
-            served = loaded.served
+            naming = await self._named(http, body, kind, member, place, ends_at) if member.is_router else None
+            if naming is not None and naming.label != NO_TASK:
+                member = self.fleet.members[naming.label]
+                model = member.models[member.name]
+            served = await self._held(member, ends_at, held)
             models = {name: served.models[name] for name in (model.name,) if name in served.models} or served.models
+            if naming is not None and naming.label == NO_TASK:
+                models = {model.name: auto.without_task(model)}
             # in a thread: the release's chat template renders the prompt
             checked = await asyncio.to_thread(
                 api_forms.check, {**body, "model": next(iter(models))}, kind, models, self.ceilings
             )
+            if naming is not None and naming.label == NO_TASK:
+                auto.require_text(checked)
             await self._require_grammar(checked, served.backend)
             note.fields |= {"model": checked.model.name, "stream": checked.stream}
             if self.settings.log_texts:
@@ -160,7 +171,8 @@ class Gateway:
             exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
             self.running.add(exchange)
             marked = conversation_veto.is_marked(http.headers)
-            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, is_marked=marked)
+            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, is_marked=marked,
+                       naming=naming)  # fmt: skip
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
@@ -171,6 +183,34 @@ class Gateway:
                 raise
             otherwise.pop_all()
         return response
+
+    async def _named(
+        self, http: HttpRequest, body: JsonObject, kind: str, member: Member, place: HeldPlace, ends_at: float
+    ) -> Naming:
+        """The model that a router names for a request; the router is free again before that one is asked."""
+        with contextlib.ExitStack() as held:
+            served = await self._held(member, ends_at, held)
+            assert served.router is not None
+
+            def make(checked: CheckedRequest) -> Exchange:
+                exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
+                self.running.add(exchange)
+                held.callback(self.running.discard, exchange)
+                return exchange
+
+            naming = await auto.ask(
+                body, kind, http.headers, http.receive, make=make, model=served.models[member.name],
+                router=served.router, place=place, ceilings=self.ceilings,
+            )  # fmt: skip
+        self.named.add(naming)
+        return naming
+
+    async def _held(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Served:
+        """The release of a member in memory, until `held` ends; see `_leased`."""
+        held.enter_context(self.fleet.at_work(member))
+        loaded = await self._leased(member, ends_at)
+        held.callback(self.fleet.give_back, loaded)
+        return loaded.served
 
     async def _leased(self, member: Member, ends_at: float) -> Loaded:
         """The member in memory.
@@ -224,8 +264,9 @@ class _Run:
 
     def __init__(
         self, gateway: Gateway, member: Member, served: Served, exchange: Exchange, note: Note, place: HeldPlace,
-        free: Callable[[], None], *, is_marked: bool,
+        free: Callable[[], None], *, is_marked: bool, naming: Naming | None = None,
     ) -> None:  # fmt: skip
+        self.naming, self._member = naming, member.name
         self.is_marked = is_marked  # as sensitive, by the client
         self.gateway, self.served, self.exchange, self.note = gateway, served, exchange, note
         self.place, self._free = place, free  # the request's place among all, and what else it holds
@@ -235,12 +276,13 @@ class _Run:
         self.p_correct: float | None = None  # by the policy, where one decides
         self.routed: Routed | None = None
         self.is_default = self.checked.model is next(iter(served.models.values()))
+        self._own = served.router if self.is_default else None
         self._closed = False
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
-        router = self.served.router
-        if router is not None and self.is_default:
+        router = self._own if self.naming is None else self.naming.decides_by(self._own)
+        if router is not None:
             return await self._routed(router, headers)
         await self._begin()
         if self.checked.stream:
@@ -253,7 +295,7 @@ class _Run:
     async def _begin(self) -> None:
         """Have the local model answer, when it is the request's turn."""
         self.exchange.on_end = self.place.rest
-        await self.exchange.beside(self.place.turn())
+        await self.exchange.beside(self.place.turn(self._member))
         self.exchange.begin()
 
     async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
@@ -261,6 +303,9 @@ class _Run:
         if len(self.checked.requests) > 1:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
         (choice,), pieces = self.exchange.choices, list[Event]()
+        if self.naming is not None and self.naming.label == NO_TASK:  # the router's own answer is the local one
+            choice.text, choice.last = self.naming.label, self.naming.event
+            pieces.append({"piece": choice.text})
 
         async def local() -> LocalAnswer:
             if not choice.last:
@@ -277,7 +322,10 @@ class _Run:
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
-        self.p_correct = routed.p_correct
+        if self.naming is None or self.naming.is_left_to(self._own):
+            self.p_correct = routed.p_correct
+        elif self.naming.is_sure and self.naming.p_correct is None:
+            self.reason = NO_POLICY
         if routed.route != "local":
             choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
@@ -347,10 +395,12 @@ class _Run:
         if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
             who |= openai_replies.release(self.checked.model)
         probability = {} if self.p_correct is None else {"p_correct": self.p_correct}
-        return openai_replies.facts(self.checked, event) | who | probability
+        path = {} if self.naming is None else {"path": self.naming.path(self.routed, self._own)}
+        return openai_replies.facts(self.checked, event) | who | probability | path
 
     def _headers(self) -> dict[str, str]:
-        return {ROUTE: route_header(self.route, self.reason)}
+        path = {} if self.naming is None else {PATH: self.naming.header(self.routed)}
+        return {ROUTE: route_header(self.route, self.reason)} | path
 
     @property
     def _build(self) -> str:
@@ -386,11 +436,15 @@ class _Run:
             "completion_tokens": used["completion_tokens"], "finish": [last["finish"] for last in lasts],
             "confidence": [last.get("confidence") for last in lasts],
         }  # fmt: skip
+        if self.naming is not None:
+            self.note.fields["asked"] = self.naming.header(self.routed)
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
-        if self.gateway.fleet.collector is not None:
+        routed = self.routed if self.naming is None or self.naming.is_left_to(self._own) else None
+        # an answer that nobody was sure to ask the right model for says nothing about that model
+        if self.gateway.fleet.collector is not None and (self.naming is None or self.naming.is_sure):
             collecting.hand_over(
-                self.checked, self.exchange.choices, self.routed, id=self.note.id, is_marked=self.is_marked,
+                self.checked, self.exchange.choices, routed, id=self.note.id, is_marked=self.is_marked,
                 collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
             )  # fmt: skip
@@ -412,7 +466,7 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     origins = fleet.settings.cors_origins
     cors = Middleware(
         CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-        expose_headers=[ROUTE, REQUEST_ID],
+        expose_headers=[ROUTE, PATH, REQUEST_ID],
     )  # fmt: skip
     gateway = Gateway(fleet, log)
     app = Starlette(

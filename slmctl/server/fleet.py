@@ -100,6 +100,7 @@ class Member:
     Attributes:
         find: Finds and verifies the release that its tag stands for now; None where it has no tag.
         has_policy: A policy decides about its answers.
+        is_router: A task router: its labels are names of other members, which answer in its place.
         release: The one that is served, or will be at the next load.
         loaded: None while it is on disk.
         work: Requests that it has, those that wait for its load too.
@@ -114,6 +115,7 @@ class Member:
     pin: bool = False
     weight: int = 1
     has_policy: bool = False
+    is_router: bool = False
     loaded: Loaded | None = None
     loading: asyncio.Task[None] | None = None
     work: int = 0

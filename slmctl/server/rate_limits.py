@@ -49,10 +49,12 @@ class HeldPlace:
         self._limits.take(self._model, count - self.count)
         self.count = count
 
-    async def turn(self) -> None:
-        """Wait until the request may be handed to its engine."""
+    async def turn(self, model: str = "") -> None:
+        """Wait until the request may be handed to the engine of a model, its own by default."""
         started = asyncio.get_running_loop().create_future()
-        self._turn = Turn(self._model, self.count, lambda: None if started.done() else started.set_result(None))
+        self._turn = Turn(
+            model or self._model, self.count, lambda: None if started.done() else started.set_result(None)
+        )
         self._limits.order.enter(self._turn)
         await started
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from slmctl import sensitive
 from slmctl.artifacts import artifact
@@ -32,6 +34,12 @@ LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is d
 LOOKERS = 4  # conversations that are looked at at the same time
 CUT_S = 0.5  # for a request that was given up to let go of its connection
 T = TypeVar("T")
+
+
+class Judge(Protocol):
+    """Decides on answers, as a policy does; see `Policy.judge`."""
+
+    def judge(self, answer: Mapping[str, Any], text: str) -> Decision: ...
 
 
 class Router:
@@ -53,7 +61,7 @@ class Router:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Judge,
         task: Task,
         name: str,
         generalist: Generalist | None = None,
@@ -66,6 +74,8 @@ class Router:
         self.policy, self.task, self.name, self.detector = policy, task, name, detector
         self.shared = shared or Escalation(generalist, prices=prices, decisions=decisions)
         self.generalist = self.shared.generalist
+        self._cleared: conversation_veto.Cleared | None = None
+        self._path: tuple[str, ...] = ()
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
         require_detector(detector)
@@ -109,6 +119,24 @@ class Router:
         """See `Escalation.figures`."""
         return self.shared.figures()
 
+    def beside(
+        self, cleared: conversation_veto.Cleared, path: tuple[str, ...], name: str = "", judge: Judge | None = None
+    ) -> Router:
+        """The router of one request that another model was asked about before.
+
+        Args:
+            cleared: The result of the veto, which is not made again.
+            path: The models that were asked, for the log.
+            name: The model that answers, where it is another one.
+            judge: Decides in place of the policy; the general model is then asked with the conversation alone.
+        """
+        other = copy.copy(self)
+        other._cleared, other._path = cleared, path
+        if judge is not None:
+            other.policy, other.name = judge, name
+            other.task = open_task(self.task)
+        return other
+
     async def route(
         self,
         messages: Sequence[Any],
@@ -140,7 +168,7 @@ class Router:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = conversation_veto.Cleared(reason="doubt") if unread else await self._cleared(messages, headers)
+        cleared = await self.cleared(messages, headers, unread=unread)
         looked = time.monotonic()
         compared = asyncio.ensure_future(asyncio.to_thread(is_novel)) if is_novel is not None else None
         try:
@@ -148,7 +176,7 @@ class Router:
         finally:
             novel = await compared if compared is not None else None
         answered = time.monotonic()
-        verdict = self._judged(event)
+        verdict = self.judged(event)
         reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at)
         if reply is None:
             routed = Routed(
@@ -164,11 +192,18 @@ class Router:
             )  # fmt: skip
         self.shared.count(routed, reply.seconds if reply is not None else 0.0)
         times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
-        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log)
+        self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log,
+                         path=self._path)  # fmt: skip
         return routed
 
-    async def _cleared(self, messages: Sequence[Any], headers: Mapping[str, str]) -> conversation_veto.Cleared:
-        """The veto; a detector that fails or takes long is a doubt."""
+    async def cleared(
+        self, messages: Sequence[Any], headers: Mapping[str, str], *, unread: Sequence[str] = ()
+    ) -> conversation_veto.Cleared:
+        """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
+        if self._cleared is not None:
+            return self._cleared
+        if unread:
+            return conversation_veto.Cleared(reason="doubt")
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
@@ -176,7 +211,7 @@ class Router:
         cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
-    def _judged(self, event: LocalAnswer) -> Decision | None:
+    def judged(self, event: LocalAnswer) -> Decision | None:
         """The policy's decision on the local answer; None where it has none."""
         try:
             return self.policy.judge(event, event["text"])
@@ -272,6 +307,11 @@ class Router:
             return {"temperature": 0}
         length = options.get("max_completion_tokens", options.get("max_tokens"))
         return {**options, "max_tokens": length}
+
+
+def open_task(task: Task) -> Task:
+    """The contract of answers in free text, in the template of another one."""
+    return dataclasses.replace(task, kind="generate", labels=(), schema=None, system="", descriptions={})
 
 
 def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:

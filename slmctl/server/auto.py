@@ -1,0 +1,202 @@
+"""`auto`: a task router names the model that a request is for, and that model answers.
+
+The veto comes first and holds for the whole way. Then the router is asked, in a turn of its own that ends before the
+named model gets one, so that a server of one sequence cannot wait for itself. Where the router is not sure, or says
+that the request is for no model, the general model is asked with the conversation alone, after the local answer is
+there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.config import NO_TASK
+from slmctl.inference.escalation_policy import Decision
+from slmctl.sensitive.conversation_veto import Cleared
+from slmctl.server import api_forms
+from slmctl.server.metrics import Samples
+from slmctl.server.openai_requests import FORMS, BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server.rate_limits import HeldPlace
+from slmctl.server.request_run import Exchange
+from slmctl.server.routed import LocalAnswer, Routed
+from slmctl.server.router import Router, open_task
+
+PATH = "x-slmctl-path"  # header: the models that were asked, in order
+QUESTION = ("messages", "prompt", "input", "instructions")  # options that hold the conversation
+FAMILIES = {
+    "slmctl_auto": ("counter", "Requests to a task router by the model that it named, and whether it was sure.")
+}
+
+
+class AtItsWord:
+    """A decision that takes a task router without a policy at its word."""
+
+    def judge(self, answer: Mapping[str, Any], text: str) -> Decision:
+        """Keep what names a model; P(correct) is not known."""
+        return _for_none(0.0) if text.strip() == NO_TASK else Decision(True, 0.0, "confident")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A decision that was made before; None where there was none."""
+
+    decision: Decision | None
+
+    def judge(self, answer: Mapping[str, Any], text: str) -> Decision:
+        """That decision.
+
+        Raises:
+            ValueError: There was none.
+        """
+        if self.decision is None:
+            raise ValueError("the router's answer has no confidence")
+        return self.decision
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The answer of a router to one request.
+
+    Attributes:
+        name: The router's.
+        label: The model that it names, or NO_TASK.
+        event: Its last event, with its answer.
+        verdict: The decision of its policy; None where the answer has no confidence.
+        p_correct: How likely the label is right, by the policy; None where it has none.
+        cleared: The result of the veto.
+        router: Decides where the named model's own policy does not.
+    """
+
+    name: str
+    label: str
+    event: LocalAnswer = field(repr=False)
+    verdict: Decision | None
+    p_correct: float | None
+    cleared: Cleared = field(repr=False)
+    router: Router = field(repr=False)
+
+    @property
+    def is_sure(self) -> bool:
+        """True where the policy takes the router's word."""
+        return self.verdict is not None and self.verdict.keep
+
+    def is_left_to(self, own: Router | None) -> bool:
+        """True where the named model's own policy decides on its answer."""
+        return self.is_sure and self.label != NO_TASK and own is not None
+
+    def decides_by(self, own: Router | None) -> Router:
+        """The router of the answer: the named model's own where the naming is sure and it has one."""
+        if self.label == NO_TASK:
+            return self.router.beside(self.cleared, (self.name,), self.name, Fixed(self.verdict))
+        path = (self.name, self.label)
+        if self.is_sure and own is not None:
+            return own.beside(self.cleared, path)
+        return self.router.beside(self.cleared, path, self.label, Fixed(self.verdict))
+
+    def path(self, routed: Routed | None, own: Router | None) -> list[JsonObject]:
+        """Every model that was asked, with its P(correct) where a policy says it."""
+        steps: list[JsonObject] = [_step(self.name, self.p_correct) | {"answer": self.label}]
+        if self.label != NO_TASK:
+            judged = own.judged(routed.local) if own is not None and routed is not None else None
+            steps.append(_step(self.label, judged.p_correct if judged is not None else None))
+        if routed is not None and routed.route != "local":
+            steps.append({"model": routed.model})
+        return steps
+
+    def header(self, routed: Routed | None) -> str:
+        """`auto, tickets` or `auto, tickets, generalist`."""
+        names = [self.name] + ([self.label] if self.label != NO_TASK else [])
+        return ", ".join([*names, "generalist"] if routed is not None and routed.route != "local" else names)
+
+
+async def ask(
+    body: JsonObject, kind: str, headers: Mapping[str, str], receive: Callable[[], Awaitable[Any]],
+    *, make: Callable[[CheckedRequest], Exchange], model: ServedModel, router: Router, place: HeldPlace,
+    ceilings: Ceilings,
+) -> Naming:  # fmt: skip
+    """Ask a router for the model that a request is for.
+
+    Args:
+        body: The request; of its options the conversation alone is read.
+        kind: Of the API.
+        headers: The request's.
+        receive: Tells that the client has gone.
+        make: Makes the exchange with the router's engine; `close` ends it.
+        model: The router as it is served.
+        router: The veto and the policy of it.
+        place: The request's place, whose turn is taken and given back.
+        ceilings: On the size of a request.
+
+    Raises:
+        BadRequestError: The conversation cannot be read.
+        RequestFailedError: There is no answer.
+    """
+    question = {name: body[name] for name in QUESTION if name in body} | {"model": model.name}
+    checked = await asyncio.to_thread(api_forms.check, question, kind, {model.name: model}, ceilings)
+    if len(checked.requests) > 1:
+        raise BadRequestError(f"only one prompt is supported by '{model.name}', which names a model for it", "prompt")
+    exchange = make(checked)
+    try:
+        exchange.watch(receive)
+        cleared = await exchange.beside(router.cleared(checked.sent, headers, unread=checked.unread))
+        exchange.on_end = place.rest
+        await exchange.beside(place.turn(model.name))
+        exchange.begin()
+        await exchange.whole()
+    finally:
+        exchange.close()
+        place.rest()
+    (choice,) = exchange.choices
+    event: LocalAnswer = {**choice.last, "text": choice.text}
+    label, verdict = choice.text.strip(), router.judged(event)
+    p_correct = None if verdict is None or isinstance(router.policy, AtItsWord) else verdict.p_correct
+    if label == NO_TASK and verdict is not None:
+        verdict = _for_none(verdict.p_correct)  # whatever its policy thinks of it, no model is for the request
+    return Naming(model.name, label, event, verdict, p_correct, cleared, router)
+
+
+def without_task(model: ServedModel) -> ServedModel:
+    """The router as the form of an answer by none of the models: any text."""
+    return replace(model, task=open_task(model.task))
+
+
+def require_text(checked: CheckedRequest) -> None:
+    """Refuse to answer in a form when there is no model that could keep to it.
+
+    Raises:
+        BadRequestError: The client asks for one.
+    """
+    held = "tools" if checked.function else next((form for form in FORMS if form in checked.options), "")
+    if held and checked.options.get(held) != {"type": "text"}:
+        raise BadRequestError(
+            f"this request is for none of the models here, so none can keep to '{held}'", held, code="no_task"
+        )
+
+
+class Named(Counter[tuple[str, bool]]):
+    """Counts of what routers named."""
+
+    def add(self, naming: Naming) -> None:
+        """Count one."""
+        self[naming.label, naming.is_sure] += 1
+
+    def figures(self) -> dict[str, Samples]:
+        """Every figure of FAMILIES."""
+        return {
+            "slmctl_auto": [
+                ({"model": label, "sure": str(sure).lower()}, float(number)) for (label, sure), number in self.items()
+            ]
+        }
+
+
+def _for_none(p_correct: float) -> Decision:
+    return Decision(False, p_correct, "out-of-scope")
+
+
+def _step(model: str, p_correct: float | None) -> JsonObject:
+    return {"model": model} | ({"p_correct": p_correct} if p_correct is not None else {})

@@ -1,0 +1,351 @@
+"""`auto` over HTTP in this process: a tiny router names a model, and that one answers, or nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import endpoint
+from support.endpoint import Fake, fails, says
+from support.fleets import KEPT, TASKS, published, task
+from support.serving import chat
+
+from slmctl.cli.group import Options, read_settings
+from slmctl.cli.served_fleet import ServedFleet
+from slmctl.config import GeneralistConfig, ServeConfig
+from slmctl.errors import SlmctlError
+from slmctl.inference.engine import Engine
+from slmctl.inference.escalation_policy import Decision, Policy
+from slmctl.production.records import CollectedRow, collected_files
+from slmctl.server.api_keys import Key
+from slmctl.server.app import application
+from slmctl.server.auto import AtItsWord, Fixed
+from slmctl.server.backends import LocalEngine
+from slmctl.server.collector import Collector
+from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+from slmctl.server.generalist import Generalist
+from slmctl.server.log import Log
+from slmctl.server.openai_requests import ServedModel
+from slmctl.server.routed import Escalation
+from slmctl.server.router import Judge, Router
+
+ALWAYS, NEVER = -1e9, 1e9
+CARD = "my card is 4111 1111 1111 1111"
+
+
+def policy(threshold: float, *, p: float = 0.75) -> Policy:
+    """A policy that keeps every answer with a label, or none."""
+    weights = {"odds": 1.0, "allowed": 0.0}
+    return Policy("f" * 64, "t", "classify", "the label", "", weights, 0.0, ((-1.0, p), (1.0, p)), threshold)
+
+
+def sure(p: float = 0.75) -> Fixed:
+    """The verdict on the router: its only label leaves no odds for a policy to read."""
+    return Fixed(Decision(True, p, "confident"))
+
+
+def unsure(p: float = 0.75) -> Fixed:
+    return Fixed(Decision(False, p, "unsure"))
+
+
+@dataclass
+class Place:
+    """A fleet with a router whose only label is `named`, and what is said of it.
+
+    Attributes:
+        judges: The policy of each model that has one.
+    """
+
+    named: str
+    judges: dict[str, Judge]
+    url: str = ""
+    budget: int | None = None
+    bytes: int = 1000
+    sequences: int = 1
+    collect: Path | None = None
+    log: io.StringIO = field(default_factory=io.StringIO)
+
+    def __post_init__(self) -> None:
+        self.tasks = {"auto": task("classify", self.named), **TASKS}
+        general = Generalist(GeneralistConfig(url=self.url, model="large", timeout_s=20)) if self.url else None
+        self.escalation = Escalation(general)
+        members = [
+            Member(
+                name, LoadableRelease(name, self._models(name), self.bytes, functools.partial(self._load, name)),
+                has_policy=name in self.judges, is_router=name == "auto",
+            )
+            for name in ("auto", "tickets", "moods", "letters")
+        ]  # fmt: skip
+        settings = ServeConfig(sequences=self.sequences, context_length=256, max_tokens=8)
+        collector = Collector(self.collect_config(), detector="rules") if self.collect else None
+        self.fleet = Fleet(
+            members, settings, escalation=self.escalation, budget=self.budget, collector=collector
+        )  # fmt: skip
+        self.app = application(self.fleet, Log(self.log))
+
+    def collect_config(self) -> Any:
+        return ServeConfig.model_validate({"collect": {"to": self.collect, "kept": 1.0}}).collect
+
+    def _models(self, name: str) -> dict[str, ServedModel]:
+        return {name: ServedModel(name, self.tasks[name])}
+
+    def _load(self, name: str) -> Served:
+        labels = bool(self.tasks[name].labels)
+        engine = Engine(KEPT, sequences=self.sequences, context=256, threads=1, classifier=labels)
+        router = None
+        if name in self.judges:
+            router = Router(self.judges[name], self.tasks[name], name, shared=self.escalation)
+        return Served(LocalEngine(engine, name), self._models(name), router, close=engine.close)
+
+
+Ask = Callable[..., Awaitable[httpx.Response]]
+
+
+def asked(place: Place, work: Callable[[Ask], Awaitable[Any]]) -> Any:
+    """Ask a fleet, and end it."""
+
+    async def whole() -> Any:
+        place.fleet.start(place.app.state.gateway.log, place.app.state.gateway.metrics)
+        transport = httpx.ASGITransport(place.app)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+
+                async def ask(
+                    text: str = "hello", path: str = "chat/completions", headers: Any = None, **more: Any
+                ) -> httpx.Response:
+                    body = {"model": "auto", **({} if "input" in more else {"messages": chat(text)}), **more}
+                    return await client.post(f"/v1/{path}", json=body, headers=headers)
+
+                result = await work(ask)
+                gateway = place.app.state.gateway
+                assert (gateway.limits.running, len(gateway.running)) == (0, 0)
+                assert not any(member.work for member in place.fleet.members.values())
+                return result, (await client.get("/metrics")).text
+        finally:
+            with place.escalation.open():
+                await place.fleet.close()
+            await asyncio.to_thread(place.fleet.close_all)
+            place.app.state.gateway.log.close()
+
+    with place.escalation.open():
+        return asyncio.run(whole())
+
+
+def one(place: Place, *args: Any, **more: Any) -> tuple[httpx.Response, str]:
+    answer, page = asked(place, lambda ask: ask(*args, **more))
+    assert answer.status_code == 200, answer.text
+    return answer, page
+
+
+def lines(place: Place, event: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, place.log.getvalue().splitlines()) if line["event"] == event]
+
+
+def text_of(answer: httpx.Response) -> str:
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def test_the_named_model_answers_and_the_answer_says_the_path() -> None:
+    place = Place("tickets", {"auto": sure(0.9), "tickets": policy(ALWAYS, p=0.8)})
+    answer, page = one(place)
+    assert text_of(answer) in TASKS["tickets"].labels
+    about = answer.json()["slmctl"]
+    assert (answer.json()["model"], about["route"], about["reason"], about["p_correct"]) == (
+        "tickets", "local", "confident", 0.8,
+    )  # fmt: skip
+    assert about["path"] == [
+        {"model": "auto", "p_correct": 0.9, "answer": "tickets"}, {"model": "tickets", "p_correct": 0.8},
+    ]  # fmt: skip
+    assert answer.headers["x-slmctl-path"] == "auto, tickets"
+    assert 'slmctl_auto_total{model="tickets",sure="true"} 1.0' in page
+    (decision,) = lines(place, "decision")
+    assert (decision["path"], decision["model"], decision["p_correct"]) == (["auto", "tickets"], "tickets", 0.8)
+    (request,) = [line for line in lines(place, "request") if "asked" in line]
+    assert request["asked"] == "auto, tickets"
+    assert request["model"] == "tickets"
+
+
+@pytest.fixture
+def large() -> Any:
+    with endpoint.serving(lambda body, before: says("forty-two")) as fake:
+        yield fake
+
+
+def test_an_unsure_router_asks_the_general_model_with_the_conversation_alone(large: Fake) -> None:
+    place = Place("tickets", {"auto": unsure(), "tickets": policy(ALWAYS, p=0.8)}, large.url)
+    answer, page = one(place, "what is six times seven")
+    assert (text_of(answer), answer.headers["x-slmctl-path"]) == ("forty-two", "auto, tickets, generalist")
+    assert answer.headers["x-slmctl-route"] == "generalist; reason=unsure"
+    assert answer.json()["slmctl"]["path"] == [
+        {"model": "auto", "p_correct": 0.75, "answer": "tickets"}, {"model": "tickets", "p_correct": 0.8},
+        {"model": "large"},
+    ]  # fmt: skip
+    (body,) = large.bodies
+    assert body["messages"] == chat("what is six times seven")  # no brief of a task that may be the wrong one
+    assert 'slmctl_auto_total{model="tickets",sure="false"} 1.0' in page
+
+
+def test_what_is_for_no_model_goes_to_the_general_one_or_says_so(large: Fake) -> None:
+    answer, _ = one(Place("none", {"auto": sure()}, large.url))
+    assert (text_of(answer), answer.headers["x-slmctl-path"]) == ("forty-two", "auto, generalist")
+    assert answer.headers["x-slmctl-route"] == "generalist; reason=out-of-scope"
+    place = Place("none", {"auto": AtItsWord()})
+    answer, _ = one(place)
+    assert (text_of(answer), answer.json()["model"]) == ("none", "auto")
+    assert answer.headers["x-slmctl-route"] == "local; reason=out-of-scope"
+    assert answer.json()["slmctl"]["path"] == [{"model": "auto", "answer": "none"}]
+    assert {member.name: member.loads for member in place.fleet.members.values()} == {
+        "auto": 1, "tickets": 0, "moods": 0, "letters": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "router"), [("tickets", unsure()), ("none", unsure()), ("tickets", sure())])
+def test_what_is_sensitive_stays_whatever_the_policies_say(large: Fake, named: str, router: Fixed) -> None:
+    place = Place(named, {"auto": router, "tickets": policy(NEVER)}, large.url)
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        return [await ask(CARD), await ask(headers={"x-slmctl-sensitive": "1"})]
+
+    answers, _ = asked(place, work)
+    assert [each.headers["x-slmctl-route"] for each in answers] == ["local; reason=sensitive"] * 2
+    assert large.bodies == []
+
+
+def test_the_policy_of_the_named_model_escalates_as_ever_with_its_task() -> None:
+    with endpoint.serving(lambda body, before: says("billing")) as fake:
+        answer, _ = one(Place("tickets", {"auto": sure(), "tickets": policy(NEVER)}, fake.url))
+    assert (text_of(answer), answer.headers["x-slmctl-route"]) == ("billing", "generalist; reason=unsure")
+    assert "billing" in fake.bodies[0]["messages"][0]["content"]  # the labels
+
+
+def test_a_general_model_that_fails_leaves_the_answer_of_the_named_one() -> None:
+    with endpoint.serving(lambda body, before: fails(500)) as fake:
+        answer, _ = one(Place("tickets", {"auto": unsure()}, fake.url))
+    assert text_of(answer) in TASKS["tickets"].labels
+    assert answer.headers["x-slmctl-route"] == "local; reason=generalist-error"
+    assert answer.headers["x-slmctl-path"] == "auto, tickets"
+
+
+def test_without_any_policy_the_router_is_taken_at_its_word() -> None:
+    answer, _ = one(Place("letters", {"auto": AtItsWord()}), max_tokens=2)
+    about = answer.json()["slmctl"]
+    assert (about["model"], about["reason"], "p_correct" in about) == ("letters", "no-policy", False)
+    assert about["path"] == [{"model": "auto", "answer": "letters"}, {"model": "letters"}]
+
+
+def test_a_stream_and_the_responses_api_say_the_path_too() -> None:
+    place = Place("tickets", {"auto": sure(), "tickets": policy(ALWAYS)})
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        return [
+            await ask(stream=True),
+            await ask(path="responses", input="hello", instructions="be short"),
+            await ask(path="responses", input="hello", stream=True),
+        ]
+
+    (streamed, response, both), _ = asked(place, work)
+    chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) in TASKS["tickets"].labels
+    assert [step["model"] for step in chunks[-1]["slmctl"]["path"]] == ["auto", "tickets"]
+    assert streamed.text.rstrip().endswith("data: [DONE]")
+    assert [step["model"] for step in response.json()["slmctl"]["path"]] == ["auto", "tickets"]
+    assert '"path": [{"model": "auto"' in both.text
+    assert {answer.headers["x-slmctl-path"] for answer in (streamed, response, both)} == {"auto, tickets"}
+
+
+def test_the_options_of_a_request_are_those_of_the_named_model() -> None:
+    place = Place("tickets", {"auto": sure()})
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        several = await ask(n=2)
+        return [await ask(response_format=form), await ask(nonsense=1), several]
+
+    (held, refused, several), _ = asked(place, work)
+    assert json.loads(text_of(held))["label"] in TASKS["tickets"].labels
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "nonsense")
+    assert (several.status_code, several.json()["error"]["param"]) == (400, "n")
+    none, _ = asked(Place("none", {"auto": AtItsWord()}), lambda ask: ask(response_format=form))
+    assert (none.status_code, none.json()["error"]["code"]) == (400, "no_task")
+
+
+def test_one_sequence_and_room_for_one_model_are_enough_for_many_at_once() -> None:
+    with Engine(KEPT, sequences=1, context=256, threads=1) as engine:
+        held = engine.held_bytes()
+    judges = {"auto": sure(), "tickets": policy(ALWAYS)}
+    place = Place("tickets", judges, budget=int(1.5 * held), bytes=int(0.9 * held))
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        return [await ask(), *await asyncio.gather(*(ask() for _ in range(2)))]
+
+    answers, _ = asked(place, work)
+    assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
+    assert place.fleet.members["auto"].loads >= 2  # each made room for the other
+    crowd = Place("tickets", judges)
+    many, _ = asked(crowd, lambda ask: asyncio.gather(*(ask() for _ in range(12))))
+    assert [answer.status_code for answer in many] == [200] * 12
+
+
+def test_a_key_for_auto_reaches_the_models_behind_it_that_way_alone() -> None:
+    fleet = Place("tickets", {"auto": sure()}).fleet
+    key = Key("app", "", "", models=("auto",))
+    assert list(fleet.models(key)) == ["auto"]
+    assert fleet.find(None, key)[0].is_router
+
+
+def test_answers_are_collected_under_the_model_that_gave_them_where_the_router_was_sure(tmp_path: Path) -> None:
+    for router, models in ((unsure(), []), (sure(), ["tickets"])):
+        place = Place("tickets", {"auto": router}, collect=tmp_path)
+        one(place)
+        assert place.fleet.collector is not None
+        place.fleet.collector.close()
+        rows = [row for path in collected_files([tmp_path]) for row in CollectedRow.read(path)]
+        assert [row.model for row in rows] == models
+
+
+CONFIG = """\
+project: desk
+version: "1.0"
+base: ./base
+task: {kind: generate}
+prepare: {sources: [{path: rows.csv}]}
+serve:
+  context_length: 256
+  fleet:
+    auto: {release: "dir:registry#moods", router: true}
+    glad: {release: "dir:registry#tickets"}
+"""
+
+
+def test_a_router_that_names_no_model_of_the_fleet_is_refused(tmp_path: Path) -> None:
+    for name in ("moods", "tickets", "orders"):
+        published(tmp_path / "registry", name)
+    (tmp_path / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
+    options = Options()
+    options.directory, options.sets = tmp_path, []
+    for sets, message in (
+        ([], "the task router 'auto' names 'sad', and the models of serve.fleet are glad"),
+        (["serve.fleet.auto.release=dir:registry#orders"], "the task router 'auto' names no model, and the models of"),
+    ):
+        options.sets = sets
+        with (
+            pytest.raises(SlmctlError, match=message),
+            ServedFleet(options, read_settings(options).serve, None, None, keys=False),
+        ):
+            pass
+    (tmp_path / "slmctl.yaml").write_text(
+        CONFIG + '    sad: {release: "dir:registry#orders"}\n', encoding="utf-8"
+    )  # fmt: skip
+    options.sets = []
+    with ServedFleet(options, read_settings(options).serve, None, None, keys=False) as served:
+        assert served.fleet.members["auto"].is_router
+        assert served.fleet.members["auto"].release.models["auto"].task.labels == ("glad", "sad")
