@@ -103,6 +103,18 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
     weights, bias = logistic(rows.signals[rows.fits], good[rows.fits])
     named = dict(zip(rows.names, weights, strict=True))
     scores = np.array([linear(named, bias, dict(zip(rows.names, row, strict=True))) for row in rows.signals.tolist()])
+    threshold, figures = tested(scores, rows, config)
+    return {
+        "weights": named, "bias": bias, "threshold": threshold, "knots": isotonic(scores, good), "figures": figures,
+    }  # fmt: skip
+
+
+def tested(scores: Floats, rows: CalibrationRows, config: CalibrateConfig) -> tuple[float, PolicyFigures]:
+    """The threshold on the scores of rows, which those that do not fit them test, and its figures.
+
+    Raises:
+        GateError: No threshold keeps the error low enough.
+    """
     tests = rows.only(~rows.fits)
     cuts = list(_cuts(scores[~rows.fits], tests))
     chosen = choose(cuts, int(tests.outside.sum()), config)
@@ -110,10 +122,7 @@ def fit(rows: CalibrationRows, config: CalibrateConfig) -> FittedThreshold:
         raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")
     figures = _figures(chosen, cuts, tests, config)
     figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum())}
-    return {
-        "weights": named, "bias": bias, "threshold": chosen.threshold,
-        "knots": isotonic(scores, good), "figures": figures,
-    }  # fmt: skip
+    return chosen.threshold, figures
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:

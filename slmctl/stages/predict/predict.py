@@ -76,7 +76,7 @@ def _run(
             prompts = [asked(own, released.as_asked(record, own, task)) for record in records]
         else:
             prompts = [asked(task, record, list_labels=untuned) for record in records]
-        latency = _latency(answerer, prompts)
+        latency = latency_ms(answerer, prompts)
         begun = time.monotonic()
         answers: list[engine.Answer | None] = [None] * len(records)
         with console.progress(f"predict {name}", len(records), "rows") as meter:
@@ -190,7 +190,7 @@ def _whole(model: Artifact, base: Artifact | None) -> FileEntry:
     return FileEntry(model.path.name, size, model.digest.removeprefix("sha256:"))
 
 
-def _latency(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:
+def latency_ms(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
 
     The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
