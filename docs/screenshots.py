@@ -1,11 +1,13 @@
-"""Take the images of these pages anew: `python docs/screenshots.py PROJECT`, after `slmctl run`.
+"""Take the images of these pages anew: `python docs/screenshots.py PROJECT [SCREEN]`, after `slmctl run`.
 
-Images of what the project has not made are left as they are. Needs chromium.
+SCREEN is a file with what `make demo` printed (`make demo 2>&1 | tee SCREEN`). Images of what the project has not made
+are left as they are. Needs chromium.
 """
 
 from __future__ import annotations
 
 import base64
+import html
 import signal
 import struct
 import subprocess
@@ -32,6 +34,11 @@ SHOTS = (  # page below runs/, image, dark, height
     ("report.html", "evaluate", True, 1330),
 )
 WIDTH, COLOURS = 1120, 128
+SCREEN = (980, 400)  # of the demo's last screen
+TERMINAL = """<!doctype html><meta charset=utf-8><title>terminal</title><style>
+body { margin: 0; background: #14181f; color: #d7dde8 }
+pre { margin: 22px 26px; font: 14px/1.5 "DejaVu Sans Mono", monospace; white-space: pre-wrap }
+</style><pre>"""
 PAGE = (900, 690)  # pixels, of the server's page
 REVIEW = (900, 860)  # of the page of review
 # An image as a palette of its commonest colours and an index a pixel: colours that agree in 5 bits a channel count as
@@ -141,12 +148,25 @@ def reviewed(browser: Browser, project: Path) -> None:
             page.wait(timeout=60)
 
 
-def main(project: Path) -> None:
+def last_screen(browser: Browser, said: Path) -> None:
+    """What `make demo` ends with, as a terminal of 110 columns shows it."""
+    _, heading, rest = said.read_text(encoding="utf-8").rpartition("What this showed")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "screen.html"
+        text = f"$ make demo\n…\n{heading}{rest.partition('Try next')[0]}"
+        page.write_text(TERMINAL + html.escape(text), encoding="utf-8")
+        browser.open(page, width=SCREEN[0], height=SCREEN[1])
+        save(browser, "demo")
+
+
+def main(project: Path, said: Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
+        if said is not None:
+            last_screen(browser, said)
         reports(browser, project)
         served(browser, project)
         reviewed(browser, project)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
