@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.transformers_answerer import HfAnswerer
 
 LORA = "lora"  # the adapter's name inside of the engine
-LATENCY_ROWS = 32  # answered one at a time, to measure the latency of one caller
+LATENCY_ROWS, LATENCY_LEAST = 32, 5  # answered one at a time, to measure the latency of one caller
+LATENCY_S = 20.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each
 
 
 def run(
@@ -194,13 +195,16 @@ def latency_ms(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str,
     """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
 
     The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
+    Where answers take long, LATENCY_S bounds the rows: nobody waits minutes for a median.
     """
-    times = []
+    times, start = [], time.monotonic()
     for prompt in [max(prompts, key=lambda prompt: len(prompt.text)), *prompts[:LATENCY_ROWS]]:
         begun = time.monotonic()
         for _ in answerer.answer([prompt]):
             pass
         times.append((time.monotonic() - begun) * 1000)
+        if len(times) > LATENCY_LEAST and time.monotonic() - start > LATENCY_S:
+            break
     measured = sorted(times[1:])
     p95 = measured[min(len(measured) - 1, int(len(measured) * 0.95))]
     return {"median": round(statistics.median(measured), 1), "p95": round(p95, 1), "n": len(measured)}

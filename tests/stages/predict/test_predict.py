@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,21 @@ def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[
     )
     assert [request.section.shots for request in resolve.predictions_of(project, "base")] == [None, 2]
     assert [request.section.shots for request in resolve.predictions_of(project, "adapter")] == [None]
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(0.1, predict.LATENCY_ROWS), (9.0, predict.LATENCY_LEAST)])
+def test_a_slow_model_is_timed_over_fewer_rows(monkeypatch: pytest.MonkeyPatch, seconds: float, rows: int) -> None:
+    clock = 0.0
+
+    class Slow:
+        def answer(self, asked: Sequence[prompts.Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+            nonlocal clock
+            clock += seconds * len(asked)
+            yield 0, engine.EngineError("no matter")
+
+    monkeypatch.setattr(predict.time, "monotonic", lambda: clock)
+    measured = predict.latency_ms(Slow(), [prompts.Prompt("a question", "")] * 40)
+    assert measured["n"] == rows and measured["median"] == measured["p95"] == pytest.approx(1000 * seconds)
 
 
 def test_of_several_gguf_files_the_smallest_answers(artifacts: dict[str, Artifact]) -> None:
