@@ -39,10 +39,12 @@ from slmctl.task.records import SPLITS, read_records
 ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)  # calibrate.max_error: the first that can be shown
 CONFIDENCE = 0.95
 HELD = 10  # rows of a label for calibration, and half as many for validation, where a data set has no split for it
+LEAST = {"train": 1, "validation": 1, "test": 1, "label": 0}  # prepare.min_rows: of a few rows some repeat others
 AT_ONCE = 16
 SYSTEMS = {"clinc": "Name the intent.", "banking": "Name the intent of the bank's customer.",
            "snips": "Name what the assistant is to do."}  # fmt: skip
 Rows = list[tuple[str, str]]  # text, label
+Answers = dict[tuple[str, str], dict[str, Any]]  # of a model to a text
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def measure(
     trained_s = time.monotonic() - begun
     tests = [(task, text, label) for task, splits in data.items() for text, label in splits["test"][:test_rows]]
     with server(folder / "router") as url:
-        auto, away = through_auto(url, tests)
-        peers = {name: through(url, tests, router) for name, router in peers_of(folder / "router").items()}
+        answers: Answers = {}
+        auto, away = through_auto(url, tests, answers)
+        peers = {name: through(url, tests, router, answers) for name, router in peers_of(folder / "router").items()}
     found = {"auto": told(auto), **{name: told(asked) for name, asked in peers.items()}}
     made = [
         row
@@ -105,8 +108,9 @@ def measure(
 
 
 def figure(metric: str, key: str, found: Mapping[str, Mapping[str, Any]], peer: str, goal: str) -> result.Row:
-    """A figure of ours beside a peer's."""
-    return result.compared(metric, [found["auto"][key]], [found[peer][key]], peer=peer, goal=goal, digits=4)
+    """A figure of ours beside a peer's; a share of nothing is so small that it has a ratio."""
+    ours, theirs = (max(found[name][key], 1e-6) for name in ("auto", peer))
+    return result.compared(metric, [ours], [theirs], peer=peer, goal=goal, digits=4)
 
 
 def told(asked: Sequence[Asked]) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def trained(folder: Path, name: str, splits: Mapping[str, Rows], base: str, epoc
     settings = {
         "project": name, "version": "1.0", "base": base, "pull": {"rehearse": False},
         "task": {"kind": "classify", "labels": "from-data", "system": SYSTEMS[name]},
-        "prepare": {"sources": sources, "max_overlap": 1.0, "min_rows": {"train": 1, "validation": 1, "test": 1}},
+        "prepare": {"sources": sources, "max_overlap": 1.0, "min_rows": LEAST},
         "finetune": {"epochs": epochs}, "quantize": {"types": ["Q8_0"]}, "evaluate": {"models": ["gguf"]},
         "calibrate": {"max_error": ERRORS[0]}, "publish": {"to": "dir:../registry"},
     }  # fmt: skip
@@ -227,7 +231,7 @@ def routed(folder: Path, outside: Mapping[str, Rows]) -> float:
             source["split"] = next(split for split, path in files.items() if Path(source["path"]).name == path.name)
     settings |= {"version": "1.0", "gates": []}
     settings["evaluate"] = {"models": ["gguf"]}
-    settings["prepare"]["min_rows"] = {"train": 1, "validation": 1, "test": 1}
+    settings["prepare"]["min_rows"] = LEAST
     settings["pull"] = {**settings.get("pull", {}), "rehearse": False}
     settings["serve"] |= {"context_length": 512, "sequences": 4, "port": 0, "max_waiting_requests": 4 * AT_ONCE}
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -342,7 +346,7 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
 
 def peers_of(project: Path) -> dict[str, RouterPeer]:
     """The other routers, trained on the rows that the router's project prepared."""
-    (prepared,) = (project / "runs" / "prepared").glob("[!.]*")
+    prepared = max((project / "runs" / "prepared").glob("[!.]*"), key=lambda path: path.stat().st_mtime)
     records = {split: read_records(prepared / f"{split}.jsonl") for split in SPLITS}
     rows = {split: [(record.input, record.answer) for record in listed] for split, listed in records.items()}
     ids = [record.id for record in records["calibration"]]
@@ -366,8 +370,13 @@ def server(project: Path) -> Iterator[str]:
             child.wait(60)
 
 
-def through_auto(url: str, tests: Sequence[tuple[str, str, str]]) -> tuple[list[Asked], Counter[str]]:
-    """Every test row asked as `auto`, and how often each model answered for each reason."""
+def through_auto(
+    url: str, tests: Sequence[tuple[str, str, str]], answers: Answers
+) -> tuple[list[Asked], Counter[str]]:  # fmt: skip
+    """Every test row asked as `auto`, and how often each model answered for each reason.
+
+    Answers on which the named model's own policy decided are kept for the peers, which would get the same.
+    """
     reasons: Counter[str] = Counter()
 
     def one(row: tuple[str, str, str]) -> Asked:
@@ -376,23 +385,29 @@ def through_auto(url: str, tests: Sequence[tuple[str, str, str]]) -> tuple[list[
         about = body["slmctl"]
         reasons[f"{about['model']}: {about['reason']}"] += 1
         answer = body["choices"][0]["message"]["content"]
+        if "p_correct" in about:
+            answers[about["path"][0]["answer"], text] = body
         return Asked(task, label, about["path"][0]["answer"], answer, about["reason"] == "confident", seconds)
 
     with httpx.Client(base_url=url, timeout=300) as http, ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, tests)), reasons
 
 
-def through(url: str, tests: Sequence[tuple[str, str, str]], router: RouterPeer) -> list[Asked]:
-    """Every test row asked of the specialist that another router names."""
+def through(
+    url: str, tests: Sequence[tuple[str, str, str]], router: RouterPeer, answers: Answers
+) -> list[Asked]:  # fmt: skip
+    """Every test row asked of the specialist that another router names, once for all of them."""
     named = router.names([text for _, text, _ in tests])
 
     def one(pair: tuple[tuple[str, str, str], tuple[str, bool]]) -> Asked:
         (task, text, label), (name, sure) = pair
         if name == NO_TASK:
             return Asked(task, label, name, "", False)
-        body, seconds = ask(http, name, text)
+        if (name, text) not in answers:
+            answers[name, text], _ = ask(http, name, text)
+        body = answers[name, text]
         confident = body["slmctl"]["reason"] == "confident"
-        return Asked(task, label, name, body["choices"][0]["message"]["content"], sure and confident, seconds)
+        return Asked(task, label, name, body["choices"][0]["message"]["content"], sure and confident)
 
     with httpx.Client(base_url=url, timeout=300) as http, ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, zip(tests, named, strict=True)))
