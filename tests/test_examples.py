@@ -16,7 +16,14 @@ import jsonschema
 from examples import demo
 
 DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
-FILES = ("support_tickets.csv", "order_emails.jsonl", "order_emails.schema.json", "replies.jsonl")
+FILES = (
+    "support_tickets.csv",
+    "order_emails.jsonl",
+    "order_emails.schema.json",
+    "replies.jsonl",
+    "help_desk.jsonl",
+    "help_desk.tools.json",
+)
 
 
 def tickets() -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Write the example data: support tickets, order e-mails and reply drafts of an invented shop.
+"""Write the example data: support tickets, order e-mails and reply drafts of an invented shop, and a help desk.
 
     python examples/data/generate.py [--out DIR]
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import calls
 import phrases_letters as letters
 import phrases_support as support
 import phrases_tickets as phrases
@@ -26,6 +27,7 @@ import phrases_words as words
 
 SEED = 4127
 NEAR = 82.0  # two fresh tickets are never as alike as this, in percent (indel ratio)
+CALLS_NEAR = 88.0  # nor two messages to the help desk
 NEAR_DUPLICATES = 60
 EXACT_DUPLICATES = 26
 USUAL = 1  # the smaller, the more often the first phrases of a list are chosen
@@ -657,6 +659,8 @@ def build_all(seed: int = SEED) -> dict[str, str]:
         "order_emails.jsonl": json_lines(build_orders(random.Random(seed + 1))),
         "order_emails.schema.json": json.dumps(order_schema(), indent=2) + "\n",
         "replies.jsonl": json_lines(build_replies(random.Random(seed + 2))),
+        "help_desk.jsonl": json_lines(calls.build(random.Random(seed + 3), expand, with_typos, Seen(CALLS_NEAR).add)),
+        "help_desk.tools.json": json.dumps(calls.tools(), indent=2) + "\n",
     }
 
 

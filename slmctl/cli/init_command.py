@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from slmctl.cli.data_project import DataProject
     from slmctl.sources.first_look.raw_data import RawData
 
-TEMPLATES = ("support-triage", "field-extraction", "reply-drafting")
+TEMPLATES = ("support-triage", "field-extraction", "reply-drafting", "tool-calls")
 ROUTER = "fleet-router"
-KINDS = ("classify", "extract", "generate")
+KINDS = ("classify", "extract", "generate", "call")
 
 
 @click.command()
@@ -47,8 +47,8 @@ def init(
     """Start a project from SOURCE: your own rows, or a template with example data.
 
     SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files, a
-    database (sql:ADDRESS with --query), or the template support-triage, field-extraction or reply-drafting.
-    fleet-router --from dir:REGISTRY is a project that learns which of the releases there a text is for.
+    database (sql:ADDRESS with --query), or the template support-triage, field-extraction, reply-drafting or
+    tool-calls. fleet-router --from dir:REGISTRY is a project that learns which of the releases there a text is for.
     slmctl.yaml is written into FOLDER: by default the working folder, for a template one of its name.
     """
     if source == ROUTER:

@@ -38,6 +38,7 @@ PROMPTS = {  # by language: classify, extract, generate
            "Odpowiedz na wiadomość."),
 }  # fmt: skip
 _KINDS = ("classify", "extract", "generate")
+CALL_PROMPT = "Call the tool that the message asks for, or none."
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class ProjectProposal:
 
 def system_prompt(kind: str, language: str) -> str:
     """A system prompt in the language, or in English."""
+    if kind == "call":  # the tools that stand below it are in English as a rule
+        return CALL_PROMPT
     return PROMPTS.get(language, PROMPTS["en"])[_KINDS.index(kind)]
 
 
@@ -94,7 +97,7 @@ def _head(proposal: ProjectProposal, *, wrapped: bool) -> Iterator[str]:
     if base.sha256:
         yield line("pull", {"sha256": base.sha256}, "of this base: remove it with another")
     yield "task:"
-    yield line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text")
+    yield line("  kind", task.kind, "classify: a label; extract: JSON; generate: a text; call: a tool")
     count = len(labels_of(task)) - len(proposal.label_map)
     if task.kind == "classify" and proposal.label_map:
         about = f"the {count} of the answers; {len(proposal.label_map)} more look misspelt: check them"
@@ -175,6 +178,12 @@ def gates(task: TaskProposal, rows: int) -> list[tuple[dict[str, object], str]]:
     gain = {"against": "base", "min_gain": 0}
     if task.kind == "generate":
         return [({"metric": "token_f1", "model": "Q8_0", **gain}, "better than before training")]
+    if task.kind == "call":
+        valid = {"metric": "valid_call", "model": "Q8_0", "min": 0.95}
+        return [
+            (valid, "share of answers that call an offered tool rightly, or none"),
+            ({"metric": "exact_match", "model": "Q8_0", **gain}, "better than before training"),
+        ]
     if task.kind == "extract":
         valid = {"metric": "valid_schema", "model": "Q8_0", "min": 0.9}
         return [

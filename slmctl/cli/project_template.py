@@ -38,7 +38,8 @@ def init(template: str, folder: Path) -> list[Path]:
         raise UsageError(f"no template '{template}'", hint=f"there are: {', '.join(templates())}")
     text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
     settings = config.parse(text, root=folder)
-    named = [source.local for source in settings.prepare.sources] + [p for p in [settings.task.json_schema] if p]
+    named = [source.local for source in settings.prepare.sources]
+    named += [path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)]
     examples = resources.files("slmctl.examples").joinpath("data")
     text = re.sub(r"(?m)^project: .*$", f"project: {project_name(folder)}", text, count=1)
     files = {FILENAME: f"{SCHEMA_LINE}\n{text}".encode(), SCHEMA_FILE: schema_text().encode()}

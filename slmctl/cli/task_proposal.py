@@ -14,9 +14,10 @@ from slmctl.sources.first_look import Column, FirstLook, as_text, describe
 from slmctl.sources.first_look.column_names import suggests
 from slmctl.sources.rows import listed
 
-TaskKind = Literal["classify", "extract", "generate"]
+TaskKind = Literal["classify", "extract", "generate", "call"]
 MIN_ROWS = 100  # with an answer; fewer say nothing about a model, and teach it little
 NO_DOUBT, LEAST = 2.0, 1.0  # scores of an answer column: from which it is taken, and from which it is thinkable
+ONE_CALL = 0.9  # share of rows with at most one call in the answer, from which the task is to call
 CONVERSATION = "conversations"
 
 
@@ -107,6 +108,7 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
     answers: list[Any] = []
     faults: list[str] = []
     tools = own_system = 0
+    calls: Counter[int] = Counter()  # rows by the number of calls in their answer
     for row in look.sample:
         try:
             conversation = layout.read(row)
@@ -118,11 +120,14 @@ def _of_conversations(look: FirstLook, name: str, kind: TaskKind | None) -> Task
         answers.append(messages[-1]["content"] or as_text(messages[-1].get("tool_calls")))
         pairs.append((question, answers[-1]))
         tools += bool(conversation.tools)
+        calls[len(messages[-1].get("tool_calls") or ())] += 1
         own_system += messages[0]["role"] == "system"
     column = describe("assistant", answers)
     by_answer: TaskKind = "extract" if column.kind == "JSON" and not tools else "generate"
     if column.kind in ("label", "constant"):
         by_answer = "classify"
+    if tools and calls[1] and calls[0] + calls[1] >= ONE_CALL * len(pairs):
+        by_answer = "call"
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
     notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
     notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
@@ -182,6 +187,7 @@ def _of_columns(
             "classify": f"'{answer.name}' has {_number(look, answer)} different values",
             "extract": f"'{answer.name}' holds JSON",
             "generate": f"'{answer.name}' holds texts of {answer.words:.0f} words on average",
+            "call": f"'{answer.name}' holds calls",
         }[kind],
         id=_first(columns, "id", "id"),
         group=_first(columns, "group", "group"),
@@ -297,6 +303,11 @@ def _require_sense(look: FirstLook, input: str, answer: Column, kind: TaskKind, 
     column = look.column(input)
     if column is answer:
         raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
+    if kind == "call":
+        raise UsageError(
+            "init proposes a task of calls for conversations that offer tools, and these rows are a table",
+            hint="slmctl init tool-calls shows a project; task.tools names the tools of a table",
+        )
     if kind == "extract" and answer.kind != "JSON":
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",

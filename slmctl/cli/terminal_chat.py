@@ -13,8 +13,8 @@ from slmctl.task.records import Message
 def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, interactive: bool) -> None:
     """Answer line by line, on stdout.
 
-    A model for `classify` or `extract` answers each line by itself; for `generate` the prompt holds the
-    whole conversation.
+    A model for `classify`, `extract` or `call` answers each line by itself; for `generate` the prompt holds the
+    whole conversation. A call is shown whole, in the form in which answers are kept.
     """
     history = task.messages("")[:-1]
     for line in lines:
@@ -32,7 +32,9 @@ def chat(engine: Engine, task: Task, lines: Iterable[str], *, max_tokens: int, i
         )
         for piece in engine.stream(request):
             if isinstance(piece, Answer):
+                if task.kind == "call":
+                    console.write(console.clean(task.kept(piece.text)))
                 history = [*turns, {"role": "assistant", "content": piece.text}]
                 console.write(f"   (confidence {piece.confidence:.2f})\n" if task.labels and interactive else "\n")
-            else:
+            elif task.kind != "call":
                 console.write(console.clean(piece))

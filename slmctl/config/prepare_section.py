@@ -61,10 +61,12 @@ def _form_of_labels(value: object) -> str:
 
 
 class TaskConfig(Section):
-    """The task of the model: `classify`, `extract` or `generate`."""
+    """The task of the model: `classify`, `extract`, `generate` or `call`."""
 
-    kind: Literal["classify", "extract", "generate"] = Field(
-        "generate", description="classify: one of a set of labels; extract: JSON; generate: free text"
+    kind: Literal["classify", "extract", "generate", "call"] = Field(
+        "generate",
+        description="classify: one of a set of labels; extract: JSON; generate: free text; call: one call of a tool, "
+        "or none",
     )
     labels: Annotated[
         Annotated[Literal["from-data"], Tag("labels[text]")]
@@ -77,6 +79,11 @@ class TaskConfig(Section):
     )
     json_schema: SourcePath | None = Field(
         None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
+    )
+    tools: Annotated[SourcePath | list[dict[str, Any]] | None, WhenSet()] = Field(
+        None,
+        description="call: a JSON file with the tools in OpenAI's form, or the list itself; rows may have tools of "
+        "their own",
     )
     system: Text = Field("", description="the system prompt, the same in training and in use")
     descriptions: Annotated[dict[Text, Text], WhenSet()] = Field(
@@ -91,6 +98,8 @@ class TaskConfig(Section):
             raise ValueError("extract needs 'schema', the path of a JSON Schema file")
         if self.kind != "extract" and self.json_schema is not None:
             raise ValueError(f"'schema' belongs to extract, and the kind is {self.kind}")
+        if self.kind != "call" and self.tools is not None:
+            raise ValueError(f"'tools' belongs to call, and the kind is {self.kind}")
         if self.kind != "classify" and self.labels != "from-data":
             raise ValueError(f"'labels' belongs to classify, and the kind is {self.kind}")
         if self.kind != "classify" and self.descriptions:

@@ -44,7 +44,7 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
     if isinstance(value, list):
         return [_recipe_value(item, marked=marked) for item in value]
     if isinstance(value, dict):
-        return {key: _recipe_value(item, marked=marked) for key, item in value.items()}
+        return {key: _recipe_value(item, marked=marked and isinstance(item, Path)) for key, item in value.items()}
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
         require_path(path)
@@ -98,7 +98,7 @@ def contents(section: BaseModel) -> Iterator[Path]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, BaseModel):
                 yield from contents(item)
-            elif marked and item and not is_remote(str(item)):
+            elif marked and item and isinstance(item, str | Path) and not is_remote(str(item)):
                 yield Path(item)
 
 

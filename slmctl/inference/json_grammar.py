@@ -125,7 +125,7 @@ def _rules(schema: str | JsonObject) -> str:
     try:
         return llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(_ordered(json.loads(schema) if isinstance(schema, str) else schema)),
-            overrides=call_grammar.WHITESPACE,
+            overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
         )
     except RecursionError:
         raise DataError("no grammar can be made of the schema: it is nested too deeply") from None

@@ -20,7 +20,8 @@ from slmctl.reports.evaluation_report import ClassFigures
 
 Floats = npt.NDArray[np.float64]
 
-SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema")  # means of what is true or false of a row
+# means of what is true or false of a row
+SHARES = ("accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call")
 BINS = 15  # of the reliability table, equally wide (Guo et al. 2017)
 ORDERS = 6  # longest n-gram of chrF, in characters
 BETA = 2  # chrF weighs recall twice as much as precision
@@ -144,12 +145,17 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, ClassFigures]:
-    """Precision, recall, F1 and support of every path, over pairs of a reference and a predicted value (or INVALID)."""
+    """Precision, recall, F1 and support of every path, over pairs of a reference and a predicted value.
+
+    INVALID stands for a value that has no fields.
+    """
     references, predictions, same = Counter[str](), Counter[str](), Counter[str]()
     for expected, predicted in pairs:
-        references.update(leaves(expected))
+        if expected is not INVALID:
+            references.update(leaves(expected))
         if predicted is not INVALID:
             predictions.update(leaves(predicted))
+        if expected is not INVALID and predicted is not INVALID:
             same.update(hits(expected, predicted))
     return {path: _prf(same[path], predictions[path], references[path]) for path in sorted(references | predictions)}
 

@@ -21,6 +21,7 @@ BASELINES = {  # of each task kind, by their names there
     "classify": ("majority", NAME),
     "extract": ("copy", "empty"),
     "generate": ("copy", "empty"),
+    "call": ("no_call",),
 }
 SMALL = 200_000  # weights that the solver lbfgs fits in a second or two
 STRENGTHS = (1.0, 10.0, 100.0)  # inverse regularisation (C); validation rows choose

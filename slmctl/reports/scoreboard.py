@@ -25,6 +25,7 @@ BESIDE = {  # metrics beside the primary one; the report holds all of them
     "classify": ("macro_f1", "ece"),
     "extract": ("valid_json", "valid_schema", "field_f1"),
     "generate": ("exact_match", "rouge_l", "chrf"),
+    "call": ("tool_accuracy", "field_f1", "no_call_recall", "valid_call"),
 }
 SQUARES = ("brier",)  # metrics that are no shares of a whole, and so have no percent
 WORST = 5  # slices listed in the Markdown

@@ -9,6 +9,7 @@ import jsonschema
 
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError
+from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
 ALIKE = 0.9  # similarity from which two free texts say the same
@@ -21,6 +22,8 @@ def same_answer(task: Task, first: str, second: str) -> bool:
     if task.kind == "extract":
         a, b = _json(first), _json(second)
         return a is not None and a == b
+    if task.kind == "call":
+        return task.same_call(first, second)
     if task.kind == "generate":
         return minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
     return False
@@ -28,7 +31,7 @@ def same_answer(task: Task, first: str, second: str) -> bool:
 
 def equal_answer(task: Task, first: str, second: str) -> bool:
     """True for answers that are the same to the letter, or as JSON."""
-    return first.strip() == second.strip() or (task.kind == "extract" and same_answer(task, first, second))
+    return first.strip() == second.strip() or (task.kind in ("extract", "call") and same_answer(task, first, second))
 
 
 def _json(text: str) -> str | None:
@@ -45,6 +48,8 @@ def fault_of(task: Task, answer: str) -> str:
         return "the answer is empty"
     try:
         value: Any = task.read_answer(answer)
+        if task.kind == "call":
+            tool_calls.require_offered(value, task.offered())
     except DataError as error:
         return error.message
     if task.kind != "extract" or task.fits_schema(value):

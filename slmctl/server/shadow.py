@@ -141,6 +141,7 @@ def require_comparable(shadow: ServedModel, served: ServedModel) -> None:
         ("another task", mine.kind, theirs.kind),
         ("other labels", sorted(mine.labels), sorted(theirs.labels)),
         ("another schema", mine.schema, theirs.schema),
+        ("other tools", mine.tools, theirs.tools),
     ):
         if own != other:
             raise UsageError(

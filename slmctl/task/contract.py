@@ -25,6 +25,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
 from slmctl.config import pattern_bound
 from slmctl.errors import DataError, IntegrityError
+from slmctl.metrics import answer_metrics
 from slmctl.model_files.base_model import NormalForm
 from slmctl.task import chat_template, cleaning, tool_calls
 from slmctl.task.chat_template import LIMIT_S
@@ -239,7 +240,10 @@ class Task:
                 ToolCall(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]
             ]
             text = "\n".join(self.form.write(call, safe=self.defused) for call in calls)
-            return {"role": "assistant", "content": text, **_weight_of(message)}
+            written = message.copy()
+            del written["tool_calls"]
+            written["content"] = text
+            return written
         try:
             head = self.render(before, add_generation_prompt=True, tools=tools)
             whole = self.render([*before, message], add_generation_prompt=False, tools=tools)
@@ -338,6 +342,16 @@ class Task:
             return False
         return self.kind != "extract" or self.fits_schema(value)
 
+    def same_call(self, answer: str, other: str) -> bool:
+        """True for two answers that call the same tool with equal arguments, or none."""
+        try:
+            first, second = self.read_answer(answer), self.read_answer(other)
+        except DataError:
+            return False
+        if first is None or second is None:
+            return first is second
+        return bool(first.name == second.name and answer_metrics.equal(first.arguments, second.arguments))
+
     def fits_schema(self, value: Any) -> bool:
         """True for a parsed answer that satisfies the task's JSON Schema."""
         return not any(_validator(json.dumps(self.schema)).iter_errors(value))
@@ -380,10 +394,6 @@ def _call_form(fields: Mapping[str, Any], path: Path) -> CallForm:
         raise IntegrityError(f"{path} is not valid: tools: {error.message}") from None
     form = dict(fields["call_form"])
     return CallForm(**{**form, "control": tuple(form.get("control", ()))})
-
-
-def _weight_of(message: Message) -> dict[str, Any]:
-    return {"weight": message["weight"]} if "weight" in message else {}
 
 
 def _require_schema(schema: JsonObject, path: Path) -> None:

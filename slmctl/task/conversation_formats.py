@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -78,15 +79,15 @@ class ConversationFormat:
     fields: tuple[str, str]
 
 
-def recognise(source: Source, columns: Sequence[str]) -> ConversationFormat:
-    """The format of a source with these columns.
+def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) -> ConversationFormat:
+    """The format of a source with these columns; where answers are `calls`, an empty one says that no tool fits.
 
     Raises:
         DataError: A column that the config names, or that the format needs, is missing; or a template is not valid.
     """
     name, reason = _name_of(source, columns)
     if name == "columns":
-        conversation_format = _from_columns(source, columns, reason)
+        conversation_format = _from_columns(source, columns, reason, calls=calls)
     else:
         for column in NEEDS[name]:
             require_column(source, columns, column)
@@ -94,7 +95,8 @@ def recognise(source: Source, columns: Sequence[str]) -> ConversationFormat:
         used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
         fields = [*NEEDS[name], *(column for column in optional if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
-        conversation_format = ConversationFormat(name, reason, mapping, _READERS[name], ("user", "assistant"))
+        read = functools.partial(_READERS[name], calls=calls)
+        conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
     for column in filter(None, (source.id, source.group, source.time, source.weight)):
         require_column(source, columns, column)
     return conversation_format if source.label is None else _labelled(conversation_format, source.label)
@@ -138,7 +140,7 @@ def require_column(source: Source, columns: Sequence[str], column: str) -> None:
 # Columns by name, and templates
 
 
-def _from_columns(source: Source, columns: Sequence[str], reason: str) -> ConversationFormat:
+def _from_columns(source: Source, columns: Sequence[str], reason: str, *, calls: bool) -> ConversationFormat:
     make_input, label = text_maker(source, source.input, columns), source.label or ""
     make_answer = (lambda _: label) if label else text_maker(source, source.output, columns)
 
@@ -146,7 +148,7 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str) -> Conver
         text, answer = make_input(row), make_answer(row)
         if not text:
             raise RowRejectedError("empty input", f"'{source.input}' is empty")
-        if not answer:
+        if not answer and not calls:
             raise RowRejectedError("empty answer", f"'{source.output}' is empty")
         reply: Message = {"role": "assistant", "content": answer}
         if source.weight is not None:
@@ -233,18 +235,18 @@ def cell(value: Any) -> str:
 # Conversations
 
 
-def _from_messages(columns: Columns) -> Conversation:
-    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"))
+def _from_messages(columns: Columns, *, calls: bool) -> Conversation:
+    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"), calls=calls)
 
 
-def _from_sharegpt(columns: Columns) -> Conversation:
+def _from_sharegpt(columns: Columns, *, calls: bool) -> Conversation:
     turns = _list(columns["conversations"], "conversations")
     opening = cell(columns.get("system"))
     head = [{"role": "system", "content": opening}] if opening else []
-    return _conversation([*head, *turns], columns.get("tools"))
+    return _conversation([*head, *turns], columns.get("tools"), calls=calls)
 
 
-def _from_alpaca(columns: Columns) -> Conversation:
+def _from_alpaca(columns: Columns, *, calls: bool) -> Conversation:
     question = "\n\n".join(filter(None, (cell(columns["instruction"]), cell(columns.get("input")))))
     if not question:
         raise RowRejectedError("empty input", "'instruction' is empty")
@@ -254,19 +256,18 @@ def _from_alpaca(columns: Columns) -> Conversation:
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowRejectedError("not a conversation", "'history' does not hold pairs of question and answer")
         messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
-    return _conversation(
-        [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": cell(columns["output"])}]
-    )
+    last = {"role": "assistant", "content": cell(columns["output"])}
+    return _conversation([*messages, {"role": "user", "content": question}, last], calls=calls)
 
 
-def _from_prompt_completion(columns: Columns) -> Conversation:
+def _from_prompt_completion(columns: Columns, *, calls: bool) -> Conversation:
     prompt, completion = _parsed(columns["prompt"]), _parsed(columns["completion"])
     question = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
-    return _conversation([*question, *answer], columns.get("tools"))
+    return _conversation([*question, *answer], columns.get("tools"), calls=calls)
 
 
-_READERS: dict[str, Callable[[Columns], Conversation]] = {
+_READERS: dict[str, Callable[..., Conversation]] = {
     "messages": _from_messages, "sharegpt": _from_sharegpt, "alpaca": _from_alpaca,
     "prompt-completion": _from_prompt_completion,
 }  # fmt: skip
@@ -301,7 +302,7 @@ def _list(value: Any, name: str) -> list[Any]:
     return parsed
 
 
-def _conversation(turns: Sequence[Any], tools: Any = None) -> Conversation:
+def _conversation(turns: Sequence[Any], tools: Any = None, *, calls: bool = False) -> Conversation:
     """Messages in our form, checked: known roles, texts, and an answer at the end."""
     messages = [_message(turn, at) for at, turn in enumerate(turns, 1)]
     if not any(message["role"] == "user" for message in messages):
@@ -309,7 +310,7 @@ def _conversation(turns: Sequence[Any], tools: Any = None) -> Conversation:
     last = messages[-1]
     if last["role"] != "assistant":
         raise RowRejectedError("no answer", f"the last message is of role '{last['role']}', not the assistant's")
-    if not last["content"] and not last.get("tool_calls"):
+    if not last["content"] and not last.get("tool_calls") and not calls:
         raise RowRejectedError("empty answer", "the last message is empty")
     question = next(message for message in reversed(messages) if message["role"] in ("user", "tool"))
     if not question["content"]:

@@ -23,6 +23,7 @@ from slmctl.task.records import Message, RowRejectedError
 NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neither is taken for the other
 MAX_TOOLS = 128  # that one request may offer, as OpenAI's API has it
 MAX_DEPTH = 32  # of parameters and arguments
+EXAMPLE = '{"type": "function", "function": {"name": "…", "description": "…", "parameters": {…}}}'
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _APPLIED_BESIDE = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "unevaluatedProperties")
 
@@ -84,6 +85,18 @@ def read_answer(text: str) -> ToolCall | None:
     return _call(value["name"], value["arguments"])
 
 
+def answer_of_openai(calls: Sequence[Any]) -> str:
+    """The answer in `tool_calls` of OpenAI's form, as it is kept; empty where that is not one call."""
+    function = calls[0].get("function") if len(calls) == 1 and isinstance(calls[0], dict) else None
+    if not isinstance(function, dict):
+        return ""
+    arguments = function.get("arguments") or {}
+    try:
+        return answer_of(_call(function.get("name"), _json(arguments) if isinstance(arguments, str) else arguments))
+    except DataError:
+        return ""
+
+
 def read_tools(values: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools in OpenAI's form, `{"type": "function", "function": {…}}`, or as the functions alone.
 
@@ -113,7 +126,7 @@ def _read_tools(text: str) -> tuple[Tool, ...]:
 def _tool(value: Any, at: int) -> Tool:
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or value.get("type", "function") != "function":
-        raise DataError(f"tool {at} is not a function", hint='{"type": "function", "function": {"name": "…", …}}')
+        raise DataError(f"tool {at} is not a function", hint=EXAMPLE)
     name, description = function.get("name"), function.get("description") or ""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == NO_CALL:
         raise DataError(f"tool {at} has the name {str(name)[:40]!r}", hint="1 to 64 letters, digits, '_', '.' and '-'")
@@ -297,13 +310,13 @@ def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallF
         if None in texts or not _shows_tools(render):
             continue
         first = str(texts[0])
-        before, found, rest = first.partition(_PROBES[0].name)
-        between, found_too, after = rest.partition(_arguments(_PROBES[0].arguments))
+        before, name, rest = first.partition(_PROBES[0].name)
+        between, arguments, after = rest.partition(_arguments(_PROBES[0].arguments))
         held = before + between + after
         control = tuple(token for token in special_tokens if token in held)
         form = CallForm(before, between, after, control=control)
         bare = not before or NO_CALL.startswith(before[0])
-        if found and found_too and not bare and [form.write(call) for call in _PROBES] == texts and _reads(form):
+        if name and arguments and not bare and [form.write(call) for call in _PROBES] == texts and _reads(form):
             return form
     return OWN
 

@@ -11,6 +11,7 @@ from typing import Any
 from slmctl.metrics import answer_metrics
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
+from slmctl.task.tool_calls import NO_CALL
 
 SHOTS = 8  # examples in a few-shot prompt, when nothing else is asked; for classify one for each label
 
@@ -18,13 +19,25 @@ INSTRUCTIONS = {  # added to the task's own system prompt
     "classify": "Answer with exactly one of these labels and nothing else: {labels}",
     "extract": "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}",
     "generate": "Answer with the text and nothing else.",
+    "call": 'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing '
+    f"else, or with the word {NO_CALL} where no tool fits. The tools: {{tools}}",
 }
+HELD = f"Call one of the tools, or answer with the word {NO_CALL} where no tool fits."  # where a grammar holds the form
 
 
-def brief(task: Task) -> str:
-    """The system prompt: the task's own, the form of the answer, and the labels that are described, a line each."""
+def brief(task: Task, *, local: bool = False, tools: Sequence[Any] | None = None) -> str:
+    """The system prompt: the task's own, the form of the answer, and the labels that are described, a line each.
+
+    Args:
+        task: The task.
+        local: A model of this machine answers, whose prompt lists the tools and whose answer a grammar holds.
+        tools: The tools of the conversation's own.
+    """
     schema = json.dumps(task.schema, ensure_ascii=False) if task.schema else ""
-    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema)
+    offered = json.dumps([tool.to_json()["function"] for tool in task.offered(tools)], ensure_ascii=False)
+    instruction = INSTRUCTIONS[task.kind].format(labels=", ".join(task.labels), schema=schema, tools=offered)
+    if task.kind == "call" and local:
+        instruction = HELD
     described = [f"{label}: {task.descriptions[label]}" for label in task.labels if label in task.descriptions]
     return "\n".join([task.system, instruction, *described]).strip()
 
@@ -55,16 +68,23 @@ def _order(id: str) -> str:
     return hashlib.sha256(f"shot/{id}".encode()).hexdigest()
 
 
-def opening(task: Task, examples: Sequence[Record]) -> list[dict[str, str]]:
-    """The opening of every conversation with a generalist: the task in words, the examples as turns."""
-    shown = [turn for example in examples for turn in turns(example)]
-    return [{"role": "system", "content": brief(task)}, *shown]
+def opening(
+    task: Task, examples: Sequence[Record], *, local: bool = False, tools: Sequence[Any] | None = None
+) -> list[dict[str, str]]:
+    """The opening of every conversation with a generalist: the task in words, the examples as turns; see `brief`."""
+    shown = [turn for example in examples for turn in turns(task, example, local=local)]
+    return [{"role": "system", "content": brief(task, local=local, tools=tools)}, *shown]
 
 
-def turns(record: Record) -> list[dict[str, str]]:
-    """A record's conversation without its system prompt, which the prompt has its own for."""
-    turns = [message for message in record.messages if message["role"] != "system"]
-    return [_turn(turn) for turn in turns]
+def turns(task: Task, record: Record, *, local: bool = False) -> list[dict[str, str]]:
+    """A record's conversation without its system prompt, which the prompt has its own for.
+
+    A call in its answer is in the form of this task's base where a model of this machine answers.
+    """
+    turns = [_turn(message) for message in record.messages if message["role"] != "system"]
+    if task.kind == "call" and local:
+        turns[-1]["content"] = task.written(turns[-1]["content"])
+    return turns
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
@@ -79,16 +99,30 @@ def read(task: Task, text: str) -> str:
 
     classify: the label that equals the reply but for case and punctuation; else the only label in the text (a label
     inside a longer one does not count). extract: the content of a code fence, or the text from the first brace to
-    the last. generate: the whole text.
+    the last. generate: the whole text. call: the call in the base's form, or in such JSON.
     """
     text = text.strip()
     if task.kind == "classify":
         return _label(task, text) or text
+    if task.kind == "call":
+        return _called(task, text)
     if task.kind == "extract" and answer_metrics.parse(text) is answer_metrics.INVALID:
         fenced = _fenced(text)
         inner = text[text.find("{") : text.rfind("}") + 1] if fenced is None else fenced
         return inner if answer_metrics.parse(inner) is not answer_metrics.INVALID else text
     return text
+
+
+def _called(task: Task, text: str) -> str:
+    """A call with its name and arguments, wherever the text has it; no call where the text is a word for that."""
+    kept = task.kept(text)
+    if task.accepts(kept) or text.casefold().rstrip(".") == NO_CALL:
+        return kept if task.accepts(kept) else NO_CALL
+    fenced = _fenced(text)
+    value = answer_metrics.parse(text[text.find("{") : text.rfind("}") + 1] if fenced is None else fenced)
+    if isinstance(value, dict) and value.keys() == {"name", "arguments"}:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return kept
 
 
 def _fenced(text: str) -> str | None:

@@ -290,7 +290,7 @@ def test_what_is_neither_a_file_nor_a_template(run: Run) -> None:
     code, said = run("init", "ticket.csv")
     assert code == 2
     assert "error: there is no file and no template 'ticket.csv'; did you mean 'tickets.csv'?" in said
-    assert "templates: support-triage, field-extraction, reply-drafting" in said
+    assert "templates: support-triage, field-extraction, reply-drafting, tool-calls" in said
     assert "'--input' is for rows" not in said
     assert "--task is for rows of your own" in run("init", "support-triage", "--task", "classify")[1]
 

@@ -30,8 +30,8 @@ RESAMPLES = 400
 EXACT = 2e-6  # six digits are written
 NO_JSON = ("no JSON",)
 WORDS_ONLY = ("remarks",)  # sentences made of the figures
-SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema"}
-PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
+SHARES = {"accuracy", "exact_match", "valid_json", "valid_schema", "tool_accuracy", "valid_call"}
+PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
 ORDER = ["base", "adapter", "merged", "gguf", "lora", "published", "release", "endpoint"]
 QUANTILES = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995]
 NORMAL = statistics.NormalDist()
@@ -132,6 +132,7 @@ class Participant:
         self.wanted = [record["messages"][-1]["content"] for record in records]
         self.sure, self.said = sure, [text if text is not None else "" for text in said]
         self.rows = [k for k, one in enumerate(asked) if one]
+        self.offered = [record.get("tools") or task.get("tools") for record in records]
         getattr(self, self.kind)(task)
 
     def classify(self, task: dict[str, Any]) -> None:
@@ -160,6 +161,41 @@ class Participant:
         self.score = [2 * h / (g + w) if g + w else 0.0 for h, g, w in self.counts]
         self.names = ["exact_match", "valid_json", "valid_schema", "field_precision", "field_recall", "field_f1"]
         self.invalid = sum(not self.valid[k] for k in self.rows)
+
+    def call(self, task: dict[str, Any]) -> None:
+        import jsonschema
+
+        def named(text: str) -> tuple[str, Any]:
+            value = strict_json(text.strip())
+            whole = isinstance(value, dict) and set(value) == {"name", "arguments"}
+            whole = whole and isinstance(value["name"], str) and isinstance(value["arguments"], dict)
+            return (value["name"], value["arguments"]) if whole else ("none" if text.strip() == "none" else "", None)
+
+        def allowed(name: str, arguments: Any, offered: list[dict[str, Any]]) -> bool:
+            schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
+            if arguments is None:
+                return name == "none"
+            return name in schemas and jsonschema.Draft202012Validator(schemas[name]).is_valid(arguments)
+
+        self.calls = [(named(a), named(b)) for a, b in zip(self.wanted, self.said, strict=True)]
+        self.valid = [allowed(*b, tools) for (_, b), tools in zip(self.calls, self.offered, strict=True)]
+        self.same_tool = [a[0] == b[0] for a, b in self.calls]
+        self.right = [a[0] == b[0] and alike(a[1], b[1]) for a, b in self.calls]
+        self.leaves = [
+            [{} if arguments is None else {name: arguments} for name, arguments in pair] for pair in self.calls
+        ]
+        self.counts = [
+            (len(shared_paths(a, b, "")) if a and b else 0, len(leaf_paths(b, "")) if b else 0,
+             len(leaf_paths(a, "")) if a else 0)
+            for a, b in self.leaves
+        ]  # fmt: skip
+        self.score = [
+            1.0 if right else 2 * h / (g + w) if g + w else 0.0
+            for right, (h, g, w) in zip(self.right, self.counts, strict=True)
+        ]
+        self.names = ["exact_match", "tool_accuracy", "valid_call", "field_precision", "field_recall", "field_f1"]
+        self.names += ["no_call_precision", "no_call_recall"]
+        self.invalid = sum(not self.calls[k][1][0] for k in self.rows)
 
     def generate(self, task: dict[str, Any]) -> None:
         pairs = [(word_list(a), word_list(b)) for a, b in zip(self.wanted, self.said, strict=True)]
@@ -194,6 +230,17 @@ class Participant:
                 "exact_match": mean(self.right), "valid_json": mean(self.valid), "valid_schema": mean(self.fits),
                 "field_precision": h / g if g else 0.0, "field_recall": h / w if w else 0.0,
                 "field_f1": 2 * h / (g + w) if g + w else 0.0,
+            }  # fmt: skip
+        if self.kind == "call":
+            h, g, w = (sum(self.counts[k][place] * n for k, n in weights.items()) for place in range(3))
+            quiet = {side: sum(n for k, n in weights.items() if self.calls[k][side][0] == "none") for side in (0, 1)}
+            both = sum(n for k, n in weights.items() if self.calls[k][0][0] == self.calls[k][1][0] == "none")
+            return {
+                "exact_match": mean(self.right), "tool_accuracy": mean(self.same_tool), "valid_call": mean(self.valid),
+                "field_precision": h / g if g else 0.0, "field_recall": h / w if w else 0.0,
+                "field_f1": 2 * h / (g + w) if g + w else 0.0,
+                "no_call_precision": both / quiet[1] if quiet[1] else 0.0,
+                "no_call_recall": both / quiet[0] if quiet[0] else 0.0,
             }  # fmt: skip
         return {
             "token_f1": mean(self.score), "exact_match": mean(self.right), "rouge_l": mean(self.rouge),
@@ -274,6 +321,36 @@ class Participant:
                     for path in {*wants, *gives}
                 }
             }  # fmt: skip
+        if self.kind == "call":
+            table = Counter((self.calls[k][0][0], self.calls[k][1][0]) for k in self.rows)
+            tools = {}
+            for name in sorted({name for pair in table for name in pair if name}):
+                w = sum(n for (a, _), n in table.items() if a == name)
+                g = sum(n for (_, b), n in table.items() if b == name)
+                h = table[name, name]
+                tools[name] = {
+                    "precision": h / g if g else 0.0, "recall": h / w if w else 0.0, "f1": 2 * h / (w + g),
+                    "support": w,
+                }  # fmt: skip
+            wants, gives, hits = Counter[str](), Counter[str](), Counter[str]()
+            for k in self.rows:
+                a, b = self.leaves[k]
+                wants.update(leaf_paths(a, "") if a else [])
+                gives.update(leaf_paths(b, "") if b else [])
+                hits.update(shared_paths(a, b, "") if a and b else [])
+            fields = {
+                path: {
+                    "precision": hits[path] / gives[path] if gives[path] else 0.0,
+                    "recall": hits[path] / wants[path] if wants[path] else 0.0,
+                    "f1": 2 * hits[path] / (gives[path] + wants[path]), "support": wants[path],
+                }
+                for path in {*wants, *gives}
+            }  # fmt: skip
+            return {
+                "per_class": tools,
+                "confusion": [[*pair, n] for pair, n in sorted(table.items())],
+                "fields": fields,
+            }
         return {}
 
 
@@ -471,6 +548,8 @@ class Recomputed:
         def made(said: list[str], sure: list[Any] = nothing) -> Participant:
             return Participant(self.task, self.records, said, sure, everything)
 
+        if self.task["kind"] == "call":
+            return {"no_call": made(["none"] * len(self.records))}
         if self.task["kind"] != "classify":
             empty = "{}" if self.task["kind"] == "extract" else ""
             return {
@@ -611,7 +690,8 @@ class Recomputed:
         return [held[one] for one in hashes]
 
     def share(self, name: str, a: Participant, b: Participant, rows: list[int]) -> dict[str, Any]:
-        values = {"valid_json": "valid", "valid_schema": "fits"}.get(name, "right")
+        values = {"valid_json": "valid", "valid_schema": "fits", "valid_call": "valid", "tool_accuracy": "same_tool"}
+        values = values.get(name, "right")
         x, y = getattr(a, values), getattr(b, values)
         lost, won = sum(x[k] and not y[k] for k in rows), sum(y[k] and not x[k] for k in rows)
         side, n = (1 + self.confidence) / 2, len(rows)
@@ -629,10 +709,13 @@ class Recomputed:
         spans: dict[str, list[int]] = {}
         for low, high in zip([0, *(cut + 1 for cut in cuts)], [*cuts, max(lengths)], strict=True):
             spans[f"{low} to {high} characters"] = [k for k, length in enumerate(lengths) if low <= length <= high]
-        by: dict[str, dict[str, list[int]]] = {"label": {}, "source": {}, "length": spans, "group": {}}
+        by: dict[str, dict[str, list[int]]] = {"label": {}, "tool": {}, "source": {}, "length": spans, "group": {}}
         for k, record in enumerate(self.records):
             if self.task["kind"] == "classify":
                 by["label"].setdefault(record["messages"][-1]["content"], []).append(k)
+            if self.task["kind"] == "call":
+                answer = record["messages"][-1]["content"]
+                by["tool"].setdefault(json.loads(answer)["name"] if answer != "none" else answer, []).append(k)
             by["source"].setdefault(str(record["source"]["file"]), []).append(k)
             if record.get("group"):
                 by["group"].setdefault(record["group"], []).append(k)

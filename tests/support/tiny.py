@@ -178,6 +178,13 @@ SCHEMA = {
 }
 
 
+ITEM = {"type": "object", "properties": {"item": {"type": "string", "maxLength": 12}}, "required": ["item"]}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": f"About {name}.", "parameters": ITEM}}
+    for name in ("billing", "delivery")
+]
+
+
 def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
     """A project of any task kind, trained for some seconds: enough to end its answers, not to be right."""
     shutil.copytree(base, folder / "base")
@@ -185,6 +192,7 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
         "classify": "{kind: classify, labels: from-data, system: Name the category.}",
         "extract": "{kind: extract, schema: schema.json, system: Name the category.}",
         "generate": "{kind: generate, system: Answer.}",
+        "call": "{kind: call, tools: tools.json, system: Name the category.}",
     }[kind]
     lines = []
     for k, (text, label) in enumerate(rows()):
@@ -193,9 +201,11 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
             "classify": label,
             "extract": {"topic": label, "items": [{"name": word} for word in words[:1]]},
             "generate": f"{label} {words[0]}",
+            "call": None if label == "account" else {"name": label, "arguments": {"item": words[0]}},
         }[kind]
         lines.append({"text": text, "answer": answer, "customer": f"c{k % 9}"})
     (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    (folder / "tools.json").write_text(json.dumps(TOOLS), encoding="utf-8")
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "slmctl.yaml").write_text(
         f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\npull: {{rehearse: false}}\ntask: {task}\n'

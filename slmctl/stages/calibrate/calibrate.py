@@ -59,13 +59,19 @@ def correctness(task: Task, config: CalibrateConfig) -> str:
         if config.min_token_f1 is not None:
             return f"token F1 with the reference answer of at least {config.min_token_f1:g}"
         return "the same words in the same order as the reference answer"
-    return {"classify": "the reference label", "extract": "an object equal to the reference answer"}[task.kind]
+    return {
+        "classify": "the reference label",
+        "extract": "an object equal to the reference answer",
+        "call": "the call of the reference answer with equal arguments, or no call where it has none",
+    }[task.kind]
 
 
 def is_right(task: Task, config: CalibrateConfig, answer: str, expected: str) -> bool:
     """True for an answer that is right in the sense of `correctness`."""
     if task.kind == "classify":
         return answer.strip() == expected
+    if task.kind == "call":
+        return task.same_call(answer, expected)
     if task.kind == "extract":
         value = answer_metrics.parse(answer.strip())
         return value is not answer_metrics.INVALID and answer_metrics.equal(answer_metrics.parse(expected), value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from slmctl.metrics import linear_baseline
 from slmctl.stages.evaluate.scoring import Answers
+from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -19,6 +20,7 @@ def baselines(
 
     majority: the most frequent label of the training rows. tfidf_logistic: TF-IDF with logistic regression, trained on
     the same rows as the model. copy: the input as it is. empty: an empty text, or `{}` for `extract`.
+    no_call: never calling a tool.
     """
     if task.kind == "classify":
         labels = [record.answer for record in train]
@@ -30,6 +32,8 @@ def baselines(
         )
         majority = _answers([linear_baseline.most_frequent(labels)] * len(records))
         answers = majority, _answers(*linear.answers([record.input for record in records]))
+    elif task.kind == "call":
+        return {"no_call": _answers([tool_calls.NO_CALL] * len(records))}
     else:
         empty = "{}" if task.kind == "extract" else ""
         answers = _answers([record.input for record in records]), _answers([empty] * len(records))

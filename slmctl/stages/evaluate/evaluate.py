@@ -154,7 +154,8 @@ def _measured(
 
 def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry]) -> None:
     head = {"participants": report["participants"], "cut": report["cut"], "task": report["task"]}
-    head |= {"labels": list(task.labels), "score": {"extract": "field_f1"}.get(task.kind, report["primary_metric"])}
+    score = "field_f1" if task.kind in ("extract", "call") else report["primary_metric"]
+    head |= {"labels": list(task.labels), "score": score}
     with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for line in (head, *rows):
             stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")

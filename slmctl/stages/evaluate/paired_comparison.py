@@ -22,6 +22,7 @@ from slmctl.metrics.statistics import (
 )
 from slmctl.reports.evaluation_report import MetricDifference, PairEntry, SliceDifference
 from slmctl.stages.evaluate.scoring import Floats, Mask, Scored, distributions
+from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
 
@@ -45,6 +46,7 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> 
     spans = [f"{low} to {high - 1} characters" for low, high in itertools.pairwise(bounds)]
     keys: dict[str, list[str]] = {
         "label": [record.answer if task.kind == "classify" else "" for record in records],
+        "tool": [_tool(record.answer) if task.kind == "call" else "" for record in records],
         "source": [str(record.source["file"]) for record in records],
         "length": [spans[int(k)] for k in np.searchsorted(bounds, lengths, side="right") - 1],
         "group": [record.group or "" for record in records],
@@ -58,6 +60,12 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool = False) -> 
             title = f"#{place}" if by == "group" and not named else name
             slices.append((by, title, np.array([value == name for value in values])))
     return slices
+
+
+def _tool(answer: str) -> str:
+    """The tool that a reference answer calls, or that it calls none."""
+    call = tool_calls.read_answer(answer)
+    return tool_calls.NO_CALL if call is None else call.name
 
 
 def _place(by: str, name: str, spans: Sequence[str]) -> tuple[int, str]:

@@ -9,11 +9,12 @@ from functools import cached_property
 from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference, PairEntry, ParticipantEntry, entries_of
 from slmctl.reports.html_page import Tone
 
-TRIVIAL = ("majority", "copy", "empty")  # baselines that show how hard the task is; shown where no other is
+TRIVIAL = ("majority", "copy", "empty", "no_call")  # baselines that show how hard the task is; shown where no other is
 IN_WORDS = {
     "majority": "always answering the most frequent label",
     "tfidf_logistic": "the linear baseline",
     "copy": "copying the input",
+    "no_call": "never calling a tool",
     "empty": "answering nothing",
 }
 

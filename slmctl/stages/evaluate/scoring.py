@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,13 @@ from slmctl.metrics.statistics import resamples
 from slmctl.reports.evaluation_report import CalibrationFigures, ReliabilityBin, TaskFigures
 from slmctl.task.contract import Task
 from slmctl.task.records import Record
+from slmctl.task.tool_calls import NO_CALL
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]  # (n,)
 Weights = npt.NDArray[np.floating]  # (b, n): how often each row counts, b times over
 
-PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1"}
+PRIMARY = {"classify": "accuracy", "extract": "exact_match", "generate": "token_f1", "call": "exact_match"}
 LOWER_IS_BETTER = ("ece", "brier")
 
 
@@ -112,7 +113,7 @@ def score(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     Raises:
         DataError: A reference answer is not one that the task allows.
     """
-    scorers = {"classify": _classify, "extract": _extract, "generate": _generate}
+    scorers = {"classify": _classify, "extract": _extract, "generate": _generate, "call": _call}
     return scorers[task.kind](task, records, answers)
 
 
@@ -225,6 +226,72 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
         facts={"fields": answer_metrics.per_field((expected[k], predicted[k]) for k in rows)},
         invalid=int((answers.sent & ~valid).sum()),
     )
+
+
+@dataclass(frozen=True)
+class _Called:
+    """An answer of a task of calls: the tool, or no call; the arguments below its name; True where it is allowed."""
+
+    name: str  # empty for what is no answer
+    fields: Any  # INVALID without a call
+    valid: bool
+
+
+def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
+    expected = [_called(task, record, record.answer) for record in records]
+    for record, call in zip(records, expected, strict=True):
+        if not call.name:
+            raise DataError(_where(record) + "the reference answer is neither a call nor none")
+    predicted = [_called(task, record, text or "") for record, text in zip(records, answers.texts, strict=True)]
+    pairs = list(zip(expected, predicted, strict=True))
+    rows = np.flatnonzero(answers.sent).tolist()
+    names = [(a.name, b.name) for a, b in pairs]
+    right = np.array([a.name == b.name and answer_metrics.equal(a.fields, b.fields) for a, b in pairs])
+    counts = np.array([_argument_counts(a, b) for a, b in pairs], np.float64)  # (n, 3)
+    refusals = np.array([[a == b == NO_CALL, b == NO_CALL, a == NO_CALL] for a, b in names], np.float64)  # (n, 3)
+    tools = sorted({name for pair in names for name in pair if name})
+    seen = [names[k] for k in rows]
+    return Scored(
+        sent=answers.sent,
+        right=right,
+        score=np.where(right, 1.0, _f1(counts)),
+        metrics={
+            "exact_match": _mean(right),
+            "tool_accuracy": _mean([a == b for a, b in names]),
+            "valid_call": _mean([call.valid for call in predicted]),
+            "field_precision": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 1])),
+            "field_recall": Summed(counts, lambda sums: _share(sums[:, 0], sums[:, 2])),
+            "field_f1": Summed(counts, _f1),
+            "no_call_precision": Summed(refusals, lambda sums: _share(sums[:, 0], sums[:, 1])),
+            "no_call_recall": Summed(refusals, lambda sums: _share(sums[:, 0], sums[:, 2])),
+        },
+        facts={
+            "per_class": answer_metrics.per_class(tools, [a for a, _ in seen], [b for _, b in seen]),
+            "confusion": [(a, b, count) for (a, b), count in sorted(Counter(seen).items())],
+            "fields": answer_metrics.per_field((expected[k].fields, predicted[k].fields) for k in rows),
+        },
+        invalid=sum(not b for _, b in seen),
+    )
+
+
+def _called(task: Task, record: Record, text: str) -> _Called:
+    try:
+        call = task.read_answer(text)
+    except DataError:
+        return _Called("", answer_metrics.INVALID, valid=False)
+    if call is None:
+        return _Called(NO_CALL, answer_metrics.INVALID, valid=True)
+    return _Called(call.name, {call.name: call.arguments}, valid=task.accepts(text, tools=record.tools))
+
+
+def _argument_counts(expected: _Called, predicted: _Called) -> tuple[int, int, int]:
+    """Leaves of the arguments that agree, of the predicted and of the reference ones; no call has none."""
+    sides = expected.fields, predicted.fields
+    called = [fields is not answer_metrics.INVALID for fields in sides]
+    references, predictions = (
+        answer_metrics.leaves(fields).total() if has else 0 for fields, has in zip(sides, called, strict=True)
+    )
+    return answer_metrics.hits(*sides).total() if all(called) else 0, predictions, references
 
 
 def _f1(counts: Floats) -> Floats:

@@ -128,6 +128,11 @@ def check(config: LabelConfig) -> None:
     """
     if not config.sources or not config.teachers:
         raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
+    if config.task.kind == "call":
+        raise UsageError(
+            "label has no teachers of calls: it knows tasks of the kinds classify, extract and generate",
+            hint="give prepare.sources rows whose calls are known",
+        )
     sensitive.require(config.detector)
     for source in config.sources:
         conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))

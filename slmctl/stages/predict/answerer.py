@@ -33,7 +33,7 @@ class TextAnswer:
         p_correct: How likely the answer is right, by the policy; None without one.
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.
-        valid: Of `extract`: whether the answer satisfies the schema; else None.
+        valid: Of `extract` and `call`: whether the answer satisfies its schema; else None.
         error: The reason why there is no answer, such as an empty text; None where there is one.
     """
 

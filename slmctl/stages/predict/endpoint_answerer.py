@@ -13,6 +13,7 @@ from slmctl.inference.engine import Answer, EngineError
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply, constraint
 from slmctl.stages.predict.prompts import Prompt
+from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.untuned_prompt import read
 
@@ -24,15 +25,25 @@ class EndpointAnswerer:
         self.pool, self.task, self.max_tokens = pool, task, max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
-        more = {"logprobs": True, **constraint(self.task.labels, self.task.constraint)}
-        asks = (EndpointRequest(self.task.safe(prompt.messages), self.max_tokens, options=more) for prompt in prompts)
-        for index, reply in self.pool.ask_all(asks):
+        calls = self.task.kind == "call"  # whose grammar is none that an endpoint knows
+        more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.constraint)}
+        for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):
             yield index, self._answer(reply)
+
+    def _request(self, prompt: Prompt, options: dict[str, object]) -> EndpointRequest:
+        """A prompt's messages, with the tools of a task of calls as its model was trained to see them."""
+        messages, offered = prompt.messages, self.task.offered()
+        if offered and self.task.form.own:
+            messages, offered = tuple(tool_calls.with_listed(messages, offered)), ()
+        tools = tuple(tool.to_json() for tool in offered)
+        return EndpointRequest(self.task.safe(messages), self.max_tokens, tools=tools, options=options)
 
     def _answer(self, reply: Reply | Refusal) -> Answer | EngineError:
         if isinstance(reply, Refusal):
             return EngineError(reply.message)
         text = read(self.task, reply.text)
+        if self.task.kind == "call" and reply.tool_calls:
+            text = tool_calls.answer_of_openai(reply.tool_calls) or text
         if self.task.kind == "classify":
             try:
                 self.task.read_answer(text)

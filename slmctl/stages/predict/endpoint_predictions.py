@@ -23,7 +23,7 @@ from slmctl.config import PredictConfig
 from slmctl.errors import DataError
 from slmctl.network.endpoint_pool import EndpointPool, Refusal
 from slmctl.network.openai_client import EndpointRequest, Reply
-from slmctl.task import untuned_prompt
+from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, MessageCall, Record, read_records, require_records, write_jsonl
 
@@ -45,13 +45,7 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     if not sent:
         raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
     name = f"{settings['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
-    head = untuned_prompt.opening(task, examples)
-    requests = {
-        k: EndpointRequest(
-            [*head, *untuned_prompt.turns(records[k])[:-1]], config.max_tokens, tools=tuple(records[k].tools or ())
-        )
-        for k in sent
-    }
+    requests = {k: _request(task, records[k], examples, config.max_tokens) for k in sent}
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
     replies, rate = _ask(pool, requests, answered, name)
     write_jsonl(out / "predictions.jsonl", (_line(task, record, replies.get(k)) for k, record in enumerate(records)))
@@ -78,6 +72,13 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
         "latency_ms": _waits(waits),
         "rows_per_s": rate,
     }
+
+
+def _request(task: Task, record: Record, examples: Sequence[Record], max_tokens: int) -> EndpointRequest:
+    """The question of a record. Where the task is to call, the prompt has the tools, as its examples answer in text."""
+    head = untuned_prompt.opening(task, examples, tools=record.tools)
+    tools = () if task.kind == "call" else tuple(record.tools or ())
+    return EndpointRequest([*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools)
 
 
 def _ask(
@@ -153,6 +154,8 @@ def _said(task: Task, record: Record, reply: Reply) -> str:
     """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
     if not reply.tool_calls:
         return reply.text
+    if task.kind == "call":
+        return tool_calls.answer_of_openai(reply.tool_calls) or reply.text
     calls: list[MessageCall] = []
     for call in reply.tool_calls:
         with contextlib.suppress(TypeError, KeyError):

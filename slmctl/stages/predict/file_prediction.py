@@ -95,7 +95,7 @@ def answer_file(answerer: PromptAnswerer, task: Task, job: Job) -> tuple[int, in
 def write_answers(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
     """Answer every row of a file: its columns are kept; `answer`, `confidence` and `error` are added.
 
-    For `extract`, `valid` says whether the answer satisfies the schema. A bad row becomes a row with an error.
+    For `extract` and `call`, `valid` says whether the answer satisfies its schema. A bad row becomes one with an error.
 
     Args:
         answered: Gives each row the columns that are added to it, in order.

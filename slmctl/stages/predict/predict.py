@@ -172,14 +172,22 @@ class GgufAnswerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
         requests = (request(self.task, prompt, max_tokens=self.max_tokens, adapter=self.adapter) for prompt in prompts)
-        return self.model.ask_all(requests, widen=True)
+        for index, answer in self.model.ask_all(requests, widen=True):
+            yield index, kept(self.task, answer)
+
+
+def kept(task: Task, answer: engine.Answer | engine.EngineError) -> engine.Answer | engine.EngineError:
+    """An answer with its text as answers are kept, whatever the form in which the model writes it."""
+    if task.kind != "call" or isinstance(answer, engine.EngineError):
+        return answer
+    return dataclasses.replace(answer, text=task.kept(answer.text))
 
 
 def request(task: Task, prompt: Prompt, *, max_tokens: int, adapter: str = "") -> engine.Request:
     """The engine's request for a prompt, constrained to the answers that the task allows."""
     return engine.Request(
         prompt.text, prompt.prefix, labels=task.labels, end=task.end, max_tokens=max_tokens, stop=(task.end,),
-        schema=task.constraint, adapter=adapter,
+        schema=prompt.constraint or task.constraint, adapter=adapter,
     )  # fmt: skip
 
 

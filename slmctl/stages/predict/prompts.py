@@ -14,11 +14,19 @@ from slmctl.task.records import Message, Record, without_weight
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: the rendered prompt, the text at its start that all questions share, the turns it is made of."""
+    """One question.
+
+    Attributes:
+        text: The rendered prompt.
+        prefix: The text at its start that all questions share.
+        messages: The turns that it is made of.
+        constraint: The grammar of its answer, where the conversation has tools of its own; else the task's holds.
+    """
 
     text: str
     prefix: str = ""
     messages: tuple[Message, ...] = ()
+    constraint: str = ""
 
 
 class PromptAnswerer(Protocol):
@@ -35,14 +43,14 @@ def prompt(task: Task, text: str, *, list_labels: bool = False) -> Prompt:
 
 def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) -> list[Prompt]:
     """The prompts of records for a model that was not trained: the form of the answer in words, then examples."""
-    head = untuned_prompt.opening(task, examples)
+    head = untuned_prompt.opening(task, examples, local=True)
     mark = "\x00"
     shared = task.prompt(_messages([*head, {"role": "user", "content": mark}])).partition(mark)[0]
-    turns = [_messages([*head, *untuned_prompt.turns(record)[:-1]]) for record in records]
+    turns = [_messages([*head, *untuned_prompt.turns(task, record, local=True)[:-1]]) for record in records]
     texts = task.prompts((messages, record.tools) for messages, record in zip(turns, records, strict=True))
     return [
-        Prompt(text, shared if text.startswith(shared) else "", tuple(messages))
-        for text, messages in zip(texts, turns, strict=True)
+        Prompt(text, shared if text.startswith(shared) else "", tuple(messages), _constraint(task, record))
+        for text, messages, record in zip(texts, turns, records, strict=True)
     ]
 
 
@@ -55,7 +63,11 @@ def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
     turns = [without_weight(message) for message in record.prompt_messages]
     turns = task.with_label_list(turns) if list_labels else turns
     text, shared = task.prompt(turns, tools=record.tools), _shared(task, list_labels=list_labels)
-    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns))
+    return Prompt(text, shared if text.startswith(shared) else "", tuple(turns), _constraint(task, record))
+
+
+def _constraint(task: Task, record: Record) -> str:
+    return task.constraint_of(record.tools) if task.kind == "call" and record.tools else ""
 
 
 def _shared(task: Task, *, list_labels: bool) -> str:

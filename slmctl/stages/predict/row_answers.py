@@ -34,7 +34,7 @@ class RowInput:
 
 
 class AddedColumns(TypedDict, total=False):
-    """The columns that a row gets; `valid` for `extract` alone."""
+    """The columns that a row gets; `valid` for `extract` and `call`."""
 
     answer: str | None
     confidence: float | None
@@ -83,14 +83,14 @@ def columns(task: Task, outcome: Outcome) -> AddedColumns:
     fields: AddedColumns = {"answer": None, "confidence": None, "error": error_of(outcome)}
     if isinstance(outcome, engine.Answer):
         fields |= {"answer": outcome.text.strip(), "confidence": outcome.confidence}
-    if task.kind == "extract":
+    if task.kind in ("extract", "call"):
         return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
     return fields
 
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
-    return ["answer", "confidence", *(["valid"] if task.kind == "extract" else []), "error"]
+    return ["answer", "confidence", *(["valid"] if task.kind in ("extract", "call") else []), "error"]
 
 
 def error_of(outcome: Outcome) -> str | None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
 ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
+KEPT_RULES = 32  # compiled grammars of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
 
@@ -147,7 +148,8 @@ class HfAnswerer:
         ends = {self.tokenizer.convert_tokens_to_ids(task.end), self.tokenizer.eos_token_id}
         self.ends = sorted(ends - {None, self.tokenizer.unk_token_id})
         self._shared: tuple[list[int], State | None] = ([], None)
-        self.rules = self._rules() if task.constraint else None
+        self.rules = self._rules(task.constraint) if task.constraint else None
+        self._own_rules: dict[str, Rules] = {}  # of conversations with tools of their own
 
     def _dtype(self, folder: Path) -> torch.dtype | str:
         """The type to load weights in: on a CPU a float32 copy where it fits, since each step then casts nothing.
@@ -185,7 +187,11 @@ class HfAnswerer:
         fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
         for indices in _batches(fits, rows, heads, alike=not self._padded):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
-            yield from zip(indices, self._labels(head, batch) if self.trie else self._texts(head, batch), strict=True)
+            if self.trie:
+                yield from zip(indices, self._labels(head, batch), strict=True)
+            else:
+                rules = [self._rules_of(prompts[index]) for index in indices]
+                yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
         """Look at what the model keeps of the tokens that it has read.
@@ -264,11 +270,13 @@ class HfAnswerer:
 
     # Texts, free or under a schema
 
-    def _texts(self, head: list[int], batch: list[list[int]]) -> list[Answer | EngineError]:
+    def _texts(
+        self, head: list[int], batch: list[list[int]], rules: Sequence[Rules | None]
+    ) -> list[Answer | EngineError]:
         """Greedy decoding; under a schema, among the tokens that it allows."""
         state, scores = self._begun(head, batch)
         prompts = list(state.lengths)
-        lines = [ActiveSequence(walk=self.rules.begin() if self.rules else None) for _ in batch]
+        lines = [ActiveSequence(walk=each.begin() if each else None) for each in rules]
         forced = {row: line.walk.forced() if line.walk else [] for row, line in enumerate(lines)}
         for row, tokens in forced.items():
             self._append(lines[row], tokens)
@@ -315,14 +323,24 @@ class HfAnswerer:
     def _text(self, line: ActiveSequence, length: int) -> Answer | EngineError:
         if line.fault:
             return EngineError(line.fault)
-        text = self.tokenizer.decode(line.tokens, skip_special_tokens=True)
+        text = self.task.kept(self.tokenizer.decode(line.tokens, skip_special_tokens=True))
         count = len(line.tokens) + line.ended
         return Answer(text, line.finish, float(f"{math.exp(line.logprob):.6g}"), length, count)
 
-    def _rules(self) -> Rules:
+    def _rules_of(self, prompt: Prompt) -> Rules | None:
+        """The grammar of a prompt's answer: the task's, or that of its conversation's own tools."""
+        if not prompt.constraint:
+            return self.rules
+        if prompt.constraint not in self._own_rules:
+            if len(self._own_rules) == KEPT_RULES:
+                self._own_rules.clear()
+            self._own_rules[prompt.constraint] = self._rules(prompt.constraint)
+        return self._own_rules[prompt.constraint]
+
+    def _rules(self, constraint: str) -> Rules:
         size = int(self.model.config.get_text_config().vocab_size)
         guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=size, eos_token=self.ends)
-        return Rules(guide, self.task.constraint)
+        return Rules(guide, constraint)
 
     # Computing
 

@@ -16,6 +16,7 @@ import jsonschema
 
 from slmctl import console, sensitive
 from slmctl.artifacts.artifact import Artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import DataError
 from slmctl.inference import grammar_pool
@@ -36,9 +37,9 @@ from slmctl.stages.prepare import (
 from slmctl.stages.prepare.facts import PrepareFacts
 from slmctl.stages.prepare.record_reader import RawRow, ReadingPlan, RecordReader, read_batches
 from slmctl.stages.prepare.record_table import RecordTable
-from slmctl.task import conversation_formats
+from slmctl.task import conversation_formats, tool_calls
 from slmctl.task.cleaning import Replacement
-from slmctl.task.contract import Task, end_of_turn
+from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
 
 ACCEPTED = "accepted.jsonl"  # of a labelled artifact
@@ -140,6 +141,7 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
         chat_template=PLAIN,
         end="\n",
         schema=_schema(config.task),
+        tools=_tools(config.task),
         system=config.task.system,
         clean=tuple(config.clean),
         replace=tuple(Replacement(entry.pattern, entry.replacement) for entry in config.replace),
@@ -154,6 +156,8 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
             special_tokens=model.special_tokens,
             normal_form=model.normal_form,
         )
+    if task.kind == "call":
+        task = dataclasses.replace(task, call_form=call_form_of(task))
     forms, columns = source_forms.forms_and_columns(config.sources)
     key_file = config.sensitive.pseudonym_key
     key = stand_ins.make_key(key_file) if key_file is not None else b""
@@ -182,9 +186,10 @@ def check(config: PrepareConfig) -> None:
         DataError: One of them cannot be used.
     """
     _schema(config.task)
+    _tools(config.task)
     _, columns = source_forms.forms_and_columns(config.sources, quiet=True)
     for source, named in zip(config.sources, columns, strict=True):
-        conversation_formats.recognise(source, named)
+        conversation_formats.recognise(source, named, calls=config.task.kind == "call")
 
 
 def _schema(config: TaskConfig) -> dict[str, Any] | None:
@@ -211,6 +216,36 @@ def _schema(config: TaskConfig) -> dict[str, Any] | None:
         if fault:
             raise DataError(f"{path.name}: {fault}", hint="change that part of the schema")
     return schema
+
+
+def _tools(config: TaskConfig) -> tuple[JsonObject, ...]:
+    """The tools that the config lists or names, in OpenAI's form; none where it has none.
+
+    Raises:
+        DataError: They are no tools, or calls of them cannot be held to their schemas.
+    """
+    listed, name = config.tools, "task.tools"
+    if isinstance(listed, Path):
+        require_file(listed)
+        name = listed.name
+        if listed.stat().st_size > MAX_SCHEMA:
+            raise DataError(f"{name} is not a list of tools: it has more than {MAX_SCHEMA >> 20} MiB")
+        try:
+            value = json.loads(listed.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{name} is not readable JSON: {error}") from None
+        listed = value.get("tools", value) if isinstance(value, dict) else value
+    if listed is None:
+        return ()
+    try:
+        tools = tool_calls.read_tools(listed)
+    except DataError as error:
+        raise DataError(f"{name}: {error.message}", hint=error.hint or tool_calls.EXAMPLE) from None
+    if importlib.util.find_spec("llguidance") is not None:
+        for tool in tools:
+            if fault := grammar_pool.fault_of(tool_calls.OWN.rules([tool])):
+                raise DataError(f"{name}: the tool '{tool.name}': {fault}", hint="change that part of its parameters")
+    return tuple(tool.to_json() for tool in tools)
 
 
 def _contract(config: TaskConfig, task: Task, rows: RecordTable) -> Task:
@@ -266,7 +301,7 @@ def _first_records(reader: RecordReader, source: int, count: int) -> Iterator[st
         yield f"  {console.place(origin.title, rejected.number)}: {rejected.rule}: {rejected.reason}"
     for number, line in list(zip(batch.numbers, batch.lines, strict=True))[:count]:
         record = Record.from_json(json.loads(line))
-        answer = plan.task.defused(record.answer) + plan.task.end
+        answer = plan.task.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
         parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
         where = console.place(origin.title, number)

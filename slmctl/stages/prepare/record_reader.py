@@ -28,8 +28,9 @@ from slmctl.network import guard
 from slmctl.sensitive import Applied, SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.sources.rows.cells import MAX_DEPTH
+from slmctl.stages.prepare import calls
 from slmctl.stages.prepare.token_lengths import CountableText, TokenCounter
-from slmctl.task import conversation_formats
+from slmctl.task import conversation_formats, tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.conversation_formats import ConversationFormat, Messages
 from slmctl.task.records import Message, Record, RowRejectedError
@@ -129,7 +130,7 @@ class ReadingPlan:
             DataError: A column is missing, or a template is not valid.
         """
         return [
-            conversation_formats.recognise(source, columns)
+            conversation_formats.recognise(source, columns, calls=self.task.kind == "call")
             for source, columns in zip(self.sources, self.columns, strict=True)
         ]
 
@@ -183,6 +184,8 @@ class RecordReader:
                     raise RowRejectedError("unreadable", fault)
                 record, original, system = self._record(source, number, columns, changes)
                 record, has_findings = self._apply_policy(source, record, tally)
+                if self.plan.task.kind == "call" and has_findings:
+                    self._require_call(record.answer, record.tools)  # a redacted value may break its schema
                 sensitive_rows += has_findings
                 line = _encode(record.to_json()).encode()
                 time = self._moment(source, columns)
@@ -204,8 +207,12 @@ class RecordReader:
         """
         conversation = self.formats[source].read(columns)
         system, messages = self._with_task_system(conversation.messages)
+        kind = self.plan.task.kind
+        if kind == "call":
+            messages = [*messages[:-1], calls.answered(messages[-1], self.formats[source].name)]
+            self._require_call(messages[-1]["content"], conversation.tools)
         messages = self._with_calls_as_text(messages, conversation.tools)
-        kind, answer = self.plan.task.kind, messages[-1]["content"]
+        answer = messages[-1]["content"]
         label = self.plan.label_map.get(answer, answer) if kind == "classify" else None
         if label is not None:
             changes["label", answer] += label != answer
@@ -218,7 +225,7 @@ class RecordReader:
             id="",
             messages=(*messages[:-1], {**messages[-1], "content": answer if label is None else label}),
             source={"file": origin.title, "row": number},
-            tools=tuple(conversation.tools) if conversation.tools else None,
+            tools=self._tools(conversation.tools),
             label=label,
             group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
         )
@@ -262,6 +269,26 @@ class RecordReader:
             before.append(message)
         return before
 
+    def _tools(self, tools: list[Any] | None) -> tuple[Any, ...] | None:
+        """The tools of a conversation's own: as they are, or in the form that calls are checked by."""
+        if not tools or self.plan.task.kind != "call":
+            return tuple(tools) if tools else None
+        return tuple(tool.to_json() for tool in self.plan.task.offered(tools))
+
+    def _require_call(self, answer: str, tools: Sequence[Any] | None) -> None:
+        """Refuse an answer that is no call of an offered tool with arguments that fit, nor none.
+
+        Raises:
+            RowRejectedError: It is none, or no tools are offered at all.
+        """
+        try:
+            offered = self.plan.task.offered(tools)
+        except DataError as error:
+            raise RowRejectedError("bad tools", error.message) from None
+        if not offered:
+            raise RowRejectedError("bad tools", "the row has no tools, and the task has none: task.tools names them")
+        tool_calls.require_offered(tool_calls.read_answer(answer), offered)
+
     def _apply_policy(self, source: int, record: Record, tally: Tally) -> tuple[Record, bool]:
         """The record after the policy on personal data and secrets; True where there were findings.
 
@@ -278,7 +305,7 @@ class RecordReader:
             if message["role"] == "system" or is_label:
                 applied = self._apply_remembered(message["content"])
             else:
-                in_json = at == last and self.plan.task.kind == "extract"
+                in_json = at == last and self.plan.task.kind in ("extract", "call")
                 applied = self._apply(message["content"], in_json=in_json)
             messages.append(message)
             if not applied.findings:

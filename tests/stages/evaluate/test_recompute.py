@@ -23,6 +23,7 @@ from slmctl.deduplication import row_fingerprints
 from slmctl.pipeline import resolve, runner
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
+from slmctl.task.tool_calls import OWN, Tool
 
 pytest.importorskip("sklearn")
 
@@ -60,9 +61,11 @@ class Data:
     def row(self, split: str, k: int) -> dict[str, Any]:
         words = self.chance.sample(tiny.FILLER.split(), self.chance.randint(2, 9))
         label = self.chance.choice(LABELS)
-        answer = {"classify": label, "generate": " ".join([*words[:3], "Grüße, 12.", label])}.get(
-            self.kind, json.dumps(self.value(words))
-        )
+        answer = {
+            "classify": label,
+            "generate": " ".join([*words[:3], "Grüße, 12.", label]),
+            "call": self.call(label, {"n": k % 3, "words": words[:2]} if k % 4 else {}),
+        }.get(self.kind, json.dumps(self.value(words)))
         text = " ".join([*words, label if self.chance.random() < 0.7 else "thing"])
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         source = {"file": f"{'ab'[k % 2]}.csv", "row": k}
@@ -76,6 +79,9 @@ class Data:
         items = [{"name": word, "qty": self.chance.choice([1, 1.0, True, 2, None])} for word in words[:3]]
         return {"topic": words[0], "items": items, "tags": words[1:3], "empty": {}, "none": []}
 
+    def call(self, label: str, arguments: dict[str, Any]) -> str:
+        return "none" if label == LABELS[-1] else json.dumps({"arguments": arguments, "name": label})
+
     def answer(self, wanted: str, skill: float) -> str:
         if self.chance.random() < skill:
             return wanted if self.chance.random() < 0.8 else f" {wanted}\n"
@@ -85,6 +91,11 @@ class Data:
             words = wanted.split()
             self.chance.shuffle(words)
             return self.chance.choice([" ".join(words[: self.chance.randint(0, 4)]), wanted.upper(), "", "other words"])
+        if self.kind == "call":
+            other = self.call(self.chance.choice(LABELS), self.chance.choice([{}, {"n": 1, "words": ["please"]}]))
+            mine = self.call(LABELS[0] if wanted == "none" else json.loads(wanted)["name"], {"n": 2, "words": []})
+            wild = self.chance.choice([self.call("fly", {}), self.call(LABELS[0], {"n": "1"}), '{"name": "billing"}'])
+            return self.chance.choice([other, mine, wild, *["none"] * 4, "", wanted + "}"])
         value = json.loads(wanted)
         return self.chance.choice([self.broken(value), "", "{}", "[]", "null", '{"a": NaN}', wanted + "}", "3"])
 
@@ -140,14 +151,23 @@ def seen(root: Path, data: Data) -> Artifact:
     return make(root, "prepared", {"model": "seen"}, fill)
 
 
-@pytest.fixture(params=["classify", "extract", "generate"])
+ARGUMENTS = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}, "words": {"type": "array", "items": {"type": "string"}}},
+    "additionalProperties": False,
+}
+TOOLS = tuple(Tool(name, "", ARGUMENTS).to_json() for name in LABELS[:-1])
+
+
+@pytest.fixture(params=["classify", "extract", "generate", "call"])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
     """A report on made-up answers, run as the pipeline runs it."""
     kind = request.param
     data = Data(kind)
     task = Task(
-        kind, "", "", labels=LABELS if kind == "classify" else (), schema=tiny.SCHEMA if kind == "extract" else None
-    )
+        kind, "", "", labels=LABELS if kind == "classify" else (), schema=tiny.SCHEMA if kind == "extract" else None,
+        tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
+    )  # fmt: skip
 
     def fill(place: Path) -> None:
         task.write(place)
@@ -208,6 +228,15 @@ FIGURES = {
         ("pairs", "Q8_0|Q4_K_M", "metrics", "valid_json", "interval", 1),
         ("choice", "candidates", 0, "loss"),
     ],
+    "call": [
+        ("models", "Q8_0", "metrics", "tool_accuracy"),
+        ("models", "Q8_0", "metrics", "no_call_recall"),
+        ("models", "Q8_0", "fields", "billing.words[]", "recall"),
+        ("models", "Q8_0", "per_class", "none", "support"),
+        ("pairs", "Q8_0|Q4_K_M", "metrics", "valid_call", "interval", 1),
+        ("baselines", "no_call", "metrics", "exact_match"),
+        ("slices", 1, "values", "general"),
+    ],
     "generate": [
         ("models", "Q8_0", "metrics", "chrf"),
         ("baselines", "copy", "metrics", "rouge_l"),
@@ -236,7 +265,7 @@ def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["extract", "generate"])
+@pytest.mark.parametrize("kind", ["extract", "generate", "call"])
 def test_the_whole_chain_of_a_tiny_project(stages: Forks, kind: str, tiny_base: Path, tmp_path: Path) -> None:
     extra = "evaluate: {models: [base, adapter, gguf], choose: {smallest_within: 0.5}}\n"
     folder = tiny.project(tmp_path / "desk", tiny_base, kind, extra=extra)

@@ -323,7 +323,7 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
     with endpoint.serving(
         lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
     ) as fake:
-        asked = openai_client.EndpointRequest(untuned_prompt.turns(one)[:-1], tools=one.tools or ())
+        asked = openai_client.EndpointRequest(untuned_prompt.turns(task, one)[:-1], tools=one.tools or ())
         ((_, reply),) = endpoint_pool.EndpointPool([fake.url], "large").ask_all([asked])
     (body,) = fake.bodies
     assert body["tools"] == [TOOL]

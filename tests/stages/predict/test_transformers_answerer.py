@@ -34,7 +34,7 @@ def answered(
     folder: Path, prompts: list[Prompt], *, labels: tuple[str, ...] = (), schema: str = "", matmul: str = "float32"
 ) -> list[Answer]:
     model: Any = SimpleNamespace(path=folder, kind="base")
-    task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema)
+    task: Any = SimpleNamespace(labels=labels, end="<|im_end|>", constraint=schema, kept=str)
     answerer = HfAnswerer(model, task, base=None, max_tokens=8, matmul_dtype=matmul)
     assert answerer.matmul_dtype == ("float32" if "mamba" in folder.name else matmul)  # it allows no other
     found = dict(answerer.answer(prompts))

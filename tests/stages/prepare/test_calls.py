@@ -1,0 +1,117 @@
+"""prepare reads calls: from chats and tables, into one form; what is no call of an offered tool is rejected by rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.call_templates import QWEN, TOOLS
+
+from slmctl import sensitive
+from slmctl.config import Source
+from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
+from slmctl.task.contract import Task, call_form_of
+from slmctl.task.records import Record
+
+TASK = Task("call", QWEN, "<|im_end|>", tools=TOOLS)
+OAK = {"arguments": {"people": 3, "room": "Oak"}, "name": "book_room"}
+KEPT = json.dumps(OAK)
+FLY = {"type": "function", "function": {"name": "fly", "description": "Fly.", "parameters": {}}}
+
+
+def read(
+    rows: list[dict[str, Any]], tmp_path: Path, *, tools: Any = TOOLS, **policy: Any
+) -> tuple[list[Record], list[str]]:
+    """The records of rows, and the rule of each row that is rejected."""
+    task = Task(**{**TASK.__dict__, "call_form": call_form_of(TASK), "tools": tools})
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
+    source = Source.model_validate({"path": tmp_path / "rows.jsonl", "input": "text", "output": "call"}
+                                   if "text" in columns else {"path": tmp_path / "rows.jsonl"})  # fmt: skip
+    plan = ReadingPlan((source,), (columns,), task, None, False, sensitive.SensitivePolicy(policy), None)
+    batch = RecordReader(plan).read(0, [(k, row, "") for k, row in enumerate(rows, 1)])
+    records = [Record.from_json(json.loads(line)) for line in batch.lines]
+    return records, [rejected.rule for rejected in batch.rejected]
+
+
+def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dict[str, Any]:
+    answer = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"type": "function", "function": c} for c in calls],
+    }
+    return {"messages": [{"role": "user", "content": "Oak for three"}, answer], **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        (chat(OAK), KEPT),
+        (chat({"name": "book_room", "arguments": json.dumps(OAK["arguments"])}), KEPT),
+        (chat({"name": "book_room_list", "arguments": ""}), '{"arguments": {}, "name": "book_room_list"}'),
+        (chat(content="Which room?"), "none"),
+        (chat(content=None), "none"),
+        (chat({"name": "fly", "arguments": {}}, tools=[FLY]), '{"arguments": {}, "name": "fly"}'),
+        ({"text": "Oak for 3", "call": OAK}, KEPT),
+        ({"text": "Oak for 3", "call": KEPT}, KEPT),
+        ({"text": "Oak for 3", "call": json.dumps({"type": "function", "function": OAK})}, KEPT),
+        ({"text": "hello", "call": ""}, "none"),
+        ({"text": "hello", "call": "none"}, "none"),
+        ({"text": "hello", "call": None}, "none"),
+    ],
+)
+def test_a_call_becomes_the_one_form(row: dict[str, Any], answer: str, tmp_path: Path) -> None:
+    (record,), rejected = read([row], tmp_path)
+    assert record.answer == answer
+    assert "tool_calls" not in record.messages[-1]
+    assert not rejected
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        (chat(OAK, OAK), "several calls"),
+        (chat({"name": "fly", "arguments": {}}), "unknown tool"),
+        (chat(OAK, tools=[FLY]), "unknown tool"),
+        (chat({"name": "book_room", "arguments": {"room": "Elm"}}), "wrong arguments"),
+        (chat({"name": "book_room", "arguments": {}}), "wrong arguments"),
+        (chat({"name": "book_room", "arguments": "not JSON"}), "not a call"),
+        (chat(OAK, tools=[{"name": "a b"}]), "bad tools"),
+        ({"text": "hello", "call": "please book"}, "not a call"),
+        ({"text": "hello", "call": '{"tool": "book_room"}'}, "not a call"),
+    ],
+)
+def test_what_is_no_call_is_rejected_by_its_rule(row: dict[str, Any], rule: str, tmp_path: Path) -> None:
+    assert read([row], tmp_path) == ([], [rule])
+
+
+def test_a_row_without_tools_needs_those_of_the_task(tmp_path: Path) -> None:
+    assert read([chat(OAK)], tmp_path, tools=()) == ([], ["bad tools"])
+
+
+def test_earlier_calls_of_a_conversation_are_in_the_form_of_the_base(tmp_path: Path) -> None:
+    row = chat(OAK)
+    first = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "book_room_list", "arguments": {}}}],
+    }
+    row["messages"] = [
+        {"role": "user", "content": "rooms?"},
+        first,
+        {"role": "tool", "content": "Oak"},
+        *row["messages"],
+    ]
+    (record,), _ = read([row], tmp_path)
+    assert record.messages[1]["content"].startswith('<tool_call>\n{"name": "book_room_list"')
+    assert record.answer == KEPT
+
+
+def test_what_redacting_makes_of_an_argument_must_still_fit(tmp_path: Path) -> None:
+    note = {"arguments": {"note": "a@b.example", "room": "Oak"}, "name": "book_room"}
+    (record,), rejected = read([{"text": "Oak", "call": note}], tmp_path)
+    assert (record.answer, rejected) == (json.dumps(note), [])
+    tools = json.loads(json.dumps(TOOLS).replace('"maxLength": 12', '"pattern": "@"'))
+    assert read([{"text": "Oak", "call": note}], tmp_path, tools=tools, email="redact")[1] == ["wrong arguments"]
