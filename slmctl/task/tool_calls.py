@@ -11,9 +11,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jsonschema
+from pydantic import ConfigDict
 
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
@@ -219,6 +220,8 @@ class CallForm:
         own: True where the base's chat template lists no tools or writes no calls, so that both are done here.
         control: The base's control tokens in these texts, which a decoded answer does not show.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
 
     before: str
     between: str

@@ -162,7 +162,12 @@ def test_the_contract_keeps_tools_and_form(tmp_path: Path) -> None:
     assert again.digest == task.digest
     assert again.prompt(again.messages("a")) == task.prompt(task.messages("a"))
     fields = json.loads((tmp_path / "task.json").read_bytes())
-    for change, fault in (({"call_form": None}, "call_form"), ({"tools": [{"name": "a b"}]}, "tools: ")):
+    more = {**fields["call_form"], "more": 1}
+    for change, fault in (
+        ({"call_form": None}, "call_form"),
+        ({"call_form": more}, "more"),
+        ({"tools": [{"name": "a b"}]}, "tools: "),
+    ):
         (tmp_path / "task.json").write_text(json.dumps(fields | change), encoding="utf-8")
         with pytest.raises(IntegrityError, match=fault):
             Task.read(tmp_path)

@@ -105,6 +105,7 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
     *before, answer = record.messages
     best: tuple[float, int, str, str] | None = None  # bits, index of the message, text before the string, string
     question = record.input
+    answer = {**answer, "content": task.written(answer["content"])}  # as the model has seen it
     for k, message in ((len(before) - 1, before[-1]), (len(before), answer)) if before else ():
         for start, rare_string in _rare(message["content"], rows):
             if k == len(before) and rare_string in question:
