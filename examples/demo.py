@@ -68,24 +68,23 @@ def shown(report: dict[str, Any], policy: dict[str, Any], sent: int, made: int) 
     """
     entries = report["models"] | report["baselines"]
     focus, linear = entries[report["focus"]], entries["tfidf_logistic"]
-    base = entries["base"]
-    few_shot = next((entry for name, entry in entries.items() if name.startswith("base (")), base)
+    base = next(entry for name, entry in entries.items() if name.startswith("base"))  # with examples, or without
 
     def right(entry: dict[str, Any]) -> str:
         low, high = entry["intervals"]["accuracy"]
         return f"{percent(entry['metrics']['accuracy'])} ({percent(low)} to {percent(high)})"
 
     beaten = min(focus["intervals"]["accuracy"]) > max(
-        linear["intervals"]["accuracy"][1], few_shot["intervals"]["accuracy"][1]
+        linear["intervals"]["accuracy"][1], base["intervals"]["accuracy"][1]
     )
-    speed = few_shot["latency_ms"]["median"] / focus["latency_ms"]["median"]
+    speed = base["latency_ms"]["median"] / focus["latency_ms"]["median"]
     return [
         f"{'More precise' if beaten else 'Measured'}: of {report['n']} held-out tickets {report['focus']} sorts "
         f"{right(focus)} correctly, the linear baseline {right(linear)}, and the untuned base with "
-        f"{few_shot.get('shots') or 0} examples in its prompt {right(few_shot)}.",
+        f"{base.get('shots') or 0} examples in its prompt {right(base)}.",
         f"{'Smaller and faster' if speed > 1 else 'Smaller'}: {focus['size'] / 1e6:.0f} MB in place of the base's "
         f"{base['size'] / 1e6:.0f} MB, and {focus['latency_ms']['median']:.0f} ms for an answer on this processor, "
-        f"where the base with its examples takes {few_shot['latency_ms']['median']:.0f} ms.",
+        f"where the base with its examples takes {base['latency_ms']['median']:.0f} ms.",
         f"Private: all after the download of the base ran with --offline, and the manifests of its {made} artifacts "
         f"add up to {sent} bytes sent.",
         f"Sure of itself: it keeps {percent(policy['kept'], 0)} of the answers, at least "

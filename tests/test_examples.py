@@ -73,7 +73,7 @@ def test_the_demo_claims_what_was_measured() -> None:
         return measured | {"size": 269_100_000, "latency_ms": {"median": 80.0}} | facts
 
     baselines = {"tfidf_logistic": entry(0.74, 0.77, 0.80)}
-    models = {"base": entry(0.1, 0.1, 0.1), "base (11-shot)": entry(0.1, 0.2, 0.3, shots=11),
+    models = {"base (11-shot)": entry(0.1, 0.2, 0.3, shots=11),
               "Q8_0": entry(0.88, 0.9, 0.92, size=144_800_000, latency_ms={"median": 40.0})}  # fmt: skip
     report = {"n": 600, "focus": "Q8_0", "models": models, "baselines": baselines}
     policy = {"kept": 0.7, "max_error": 0.05, "confidence": 0.95}

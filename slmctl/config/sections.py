@@ -221,7 +221,7 @@ class EvaluateConfig(Section):
         description="models of this pipeline to measure; lora is the adapter's own GGUF on the base's (lora_gguf)",
     )
     shots: Annotated[int | None, Outside()] = Field(
-        None, ge=1, le=64, description="training rows in the prompt of the base, which is then measured with them too"
+        None, ge=1, le=64, description="training rows in the prompt of the base, which is measured with them"
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")

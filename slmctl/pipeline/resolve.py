@@ -492,7 +492,7 @@ def predictions_of(
         types = [type] if type else list(listed) if listed else [None]
     sections = [predict_section(project, split, name) for name in types]
     if source.kind == "base" and project.config.evaluate.shots is not None:
-        sections.append(sections[0].model_copy(update={"shots": project.config.evaluate.shots}))
+        sections = [section.model_copy(update={"shots": project.config.evaluate.shots}) for section in sections]
     return [resolve_stage(project, "predict", inputs, section) for section in sections]
 
 

@@ -36,7 +36,7 @@ REHEARSAL_SECONDS = 25
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
 REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
 GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
-SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
+SHOTS = 2  # times the seconds without examples in the prompt; their common beginning is read once
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _evaluate(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     files = len(settings.quantize.types) * len({"gguf", "lora"} & set(settings.evaluate.models))
     disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
     peak = int(catalogue.PROCESS_BYTES + 4 * sizes.shape.parameters) if loaded else sizes.answering
-    few_shot = SHOTS if "base" in loaded and settings.evaluate.shots else 0
+    few_shot = SHOTS - 1 if "base" in loaded and settings.evaluate.shots else 0
     once = _answering_seconds(settings, sizes, rows, rows.test if rows else None, rates)
     if once is None or (loaded and hardware.accelerator()):
         return StageEstimate(disk, peak)

@@ -174,6 +174,14 @@ def test_a_gate_may_name_whatever_is_measured(fresh: Path, model: str) -> None:
     preflight.require(opened(fresh, f"gates=[{{metric: accuracy, model: {model}, min: 0.1}}]"), CHAIN)
 
 
+def test_a_gate_names_the_base_as_it_is_measured(fresh: Path) -> None:
+    gate = "gates=[{metric: accuracy, model: base, min: 0.1}]"
+    preflight.require(opened(fresh, gate), CHAIN)
+    with pytest.raises(UsageError, match="'base', which is measured with examples in its prompt") as refused:
+        preflight.require(opened(fresh, gate, "evaluate.shots=8"), CHAIN)
+    assert "base (8-shot)" in refused.value.hint
+
+
 def test_what_may_stop_a_run_is_a_note(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "available_bytes", lambda: 10**9)
     (fresh / "registry" / "acme" / "0.1").mkdir(parents=True)
