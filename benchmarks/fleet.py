@@ -74,13 +74,13 @@ def main() -> None:
     auto.add_argument("--banking", type=Path, required=True, help="folder with train.csv and test.csv of Banking77")
     auto.add_argument("--snips", type=Path, required=True, help="folder with train.jsonl and test.jsonl of SNIPS")
     auto.add_argument("--rows", type=int, default=20, help="rows of a label for training")
-    auto.add_argument("--epochs", type=int, default=3, help="passes over the rows of a specialist")
+    auto.add_argument("--training", default="{epochs: 3}", help="the section finetune of every model")
     auto.add_argument("--test-rows", type=int, default=100_000, help="of each task; all by default")
     auto.add_argument("--folder", type=Path, default=Path("fleet-auto"), help="of the projects; a second run goes on")
     options = parser.parse_args()
     if options.command == "auto":
         fleet_auto.measure(
-            options.clinc, options.banking, options.snips, options.base, rows=options.rows, epochs=options.epochs,
+            options.clinc, options.banking, options.snips, options.base, rows=options.rows, training=options.training,
             folder=options.folder.resolve(), test_rows=options.test_rows,
         )  # fmt: skip
         return

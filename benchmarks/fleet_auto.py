@@ -36,11 +36,12 @@ from slmctl.metrics.error_threshold import CalibrationRows, place_of
 from slmctl.metrics.statistics import error_bound
 from slmctl.task.records import SPLITS, read_records
 
-ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)  # calibrate.max_error: the first that can be shown
+ERRORS = (0.05, 0.1, 0.2, 0.4)  # calibrate.max_error: the first that can be shown
 CONFIDENCE = 0.95
 HELD = 10  # rows of a label for calibration, and half as many for validation, where a data set has no split for it
 LEAST = {"train": 1, "validation": 1, "test": 1, "label": 0}  # prepare.min_rows: of a few rows some repeat others
 AT_ONCE = 16
+KEPT = ("confident", "no-policy")
 SYSTEMS = {"clinc": "Name the intent.", "banking": "Name the intent of the bank's customer.",
            "snips": "Name what the assistant is to do."}  # fmt: skip
 Rows = list[tuple[str, str]]  # text, label
@@ -70,13 +71,13 @@ class Asked:
 
 
 def measure(
-    clinc: Path, banking: Path, snips: Path, base: str, *, rows: int, epochs: int, folder: Path, test_rows: int
+    clinc: Path, banking: Path, snips: Path, base: str, *, rows: int, training: str, folder: Path, test_rows: int
 ) -> None:
     """Write results/fleet-auto.json."""
     data = read(clinc, banking, snips, rows)
     begun = time.monotonic()
-    errors = {name: trained(folder, name, data[name], base, epochs) for name in SYSTEMS}
-    errors["router"] = routed(folder, data[NO_TASK])
+    errors = {name: trained(folder, name, data[name], base, training) for name in SYSTEMS}
+    errors["router"] = routed(folder, data[NO_TASK], training)
     trained_s = time.monotonic() - begun
     tests = [(task, text, label) for task, splits in data.items() for text, label in splits["test"][:test_rows]]
     with server(folder / "router") as url:
@@ -96,7 +97,7 @@ def measure(
     ]
     command = (
         f"python -m benchmarks.fleet auto {base} --clinc CLINC --banking BANKING --snips SNIPS --rows {rows} "
-        f"--epochs {epochs}"
+        f"--training '{training}'"
     )
     path = result.write(
         "fleet-auto", command, made, ["llama-cpp-python", "scikit-learn"], routers=found, max_error=errors,
@@ -196,7 +197,7 @@ def dealt(rows: Rows, *counts: int) -> list[Rows]:
 # Projects
 
 
-def trained(folder: Path, name: str, splits: Mapping[str, Rows], base: str, epochs: int) -> float:
+def trained(folder: Path, name: str, splits: Mapping[str, Rows], base: str, training: str) -> float:
     """Train, calibrate and publish a specialist; returns the largest error that its policy promises."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
@@ -208,14 +209,14 @@ def trained(folder: Path, name: str, splits: Mapping[str, Rows], base: str, epoc
         "project": name, "version": "1.0", "base": base, "pull": {"rehearse": False},
         "task": {"kind": "classify", "labels": "from-data", "system": SYSTEMS[name]},
         "prepare": {"sources": sources, "max_overlap": 1.0, "min_rows": LEAST},
-        "finetune": {"epochs": epochs}, "quantize": {"types": ["Q8_0"]}, "evaluate": {"models": ["gguf"]},
+        "finetune": yaml.safe_load(training), "quantize": {"types": ["Q8_0"]}, "evaluate": {"models": ["gguf"]},
         "calibrate": {"max_error": ERRORS[0]}, "publish": {"to": "dir:../registry"},
     }  # fmt: skip
     (place / "slmctl.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return ran(place, name, "1.0")
 
 
-def routed(folder: Path, outside: Mapping[str, Rows]) -> float:
+def routed(folder: Path, outside: Mapping[str, Rows], training: str) -> float:
     """Build the router's project of the registry, with rows for no task in splits of their own, and run it."""
     place, files = folder / "router", {}
     for split, rows in outside.items():
@@ -229,21 +230,30 @@ def routed(folder: Path, outside: Mapping[str, Rows]) -> float:
     for source in settings["prepare"]["sources"]:
         if source["label"] == NO_TASK:
             source["split"] = next(split for split, path in files.items() if Path(source["path"]).name == path.name)
-    settings |= {"version": "1.0", "gates": []}
+    settings |= {"version": "1.0", "gates": [], "finetune": yaml.safe_load(training)}
     settings["evaluate"] = {"models": ["gguf"]}
     settings["prepare"]["min_rows"] = LEAST
     settings["pull"] = {**settings.get("pull", {}), "rehearse": False}
     settings["serve"] |= {"context_length": 512, "sequences": 4, "port": 0, "max_waiting_requests": 4 * AT_ONCE}
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    return ran(place, "router", "1.0")
+    error = ran(place, "router", "1.0")
+    settings["serve"]["fleet"]["auto"]["policy"] = error < 1
+    if error == 1:
+        settings.pop("calibrate", None)
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return error
 
 
 def ran(place: Path, project: str, version: str) -> float:
-    """Run a project and put its release into production; returns the error that its policy promises."""
-    for error in ERRORS:
-        done = subprocess.run(
-            command(place, "run", f"--set=calibrate.max_error={error}"), text=True, stdout=subprocess.PIPE, check=False
-        )
+    """Run a project and put its release into production; returns the error that its policy promises, 1 without one."""
+    for error in (*ERRORS, 1.0):
+        words = ["run", f"--set=calibrate.max_error={error}"]
+        if error == 1:
+            settings = yaml.safe_load((place / "slmctl.yaml").read_text(encoding="utf-8"))
+            settings.pop("calibrate")
+            (place / "slmctl.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            words = ["run"]
+        done = subprocess.run(command(place, *words), text=True, stdout=subprocess.PIPE, check=False)
         if done.returncode == 0:
             slmctl(place, "promote", f"{project}@{version}", "--tag", "production")
             return error
@@ -387,7 +397,7 @@ def through_auto(
         answer = body["choices"][0]["message"]["content"]
         if "p_correct" in about:
             answers[about["path"][0]["answer"], text] = body
-        return Asked(task, label, about["path"][0]["answer"], answer, about["reason"] == "confident", seconds)
+        return Asked(task, label, about["path"][0]["answer"], answer, about["reason"] in KEPT, seconds)
 
     with httpx.Client(base_url=url, timeout=300) as http, ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, tests)), reasons
@@ -406,7 +416,7 @@ def through(
         if (name, text) not in answers:
             answers[name, text], _ = ask(http, name, text)
         body = answers[name, text]
-        confident = body["slmctl"]["reason"] == "confident"
+        confident = body["slmctl"]["reason"] in KEPT
         return Asked(task, label, name, body["choices"][0]["message"]["content"], sure and confident)
 
     with httpx.Client(base_url=url, timeout=300) as http, ThreadPoolExecutor(AT_ONCE) as pool:
