@@ -15,6 +15,7 @@ from support import call_templates
 from support.call_templates import task_of
 
 from slmctl.errors import DataError, IntegrityError
+from slmctl.review import answers
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, RowRejectedError
@@ -212,3 +213,16 @@ def test_our_form_is_taken_where_a_template_refuses_tools() -> None:
     refusing = call_templates.CHATML.replace("m['content']", "(raise_exception('no') if tools else m['content'])")
     assert task_of(refusing).form == OWN
     assert task_of(call_templates.CHATML, tools=()).constraint == ""
+
+
+def test_calls_are_the_same_by_tool_and_values() -> None:
+    task = family("chatml")
+    one = '{"arguments": {"people": 3, "room": "Oak"}, "name": "book_room"}'
+    assert task.same_call(one, '{"name": "book_room", "arguments": {"room": "Oak", "people": 3.0}}')
+    assert task.same_call(NO_CALL, f" {NO_CALL} ")
+    for other in (NO_CALL, one.replace("3", "4"), one.replace("book_room", "book_room_list"), "", "3"):
+        assert not task.same_call(one, other)
+    assert answers.equal_answer(task, one, one.replace(", ", ",  "))
+    assert answers.fault_of(task, one) == ""
+    assert "none of the tools" in answers.fault_of(task, one.replace("book_room", "fly"))
+    assert "room" in answers.fault_of(task, one.replace("Oak", "Elm"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.call_templates import QWEN, task_of
 
 from slmctl import config
 from slmctl.errors import UsageError
 from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
+from slmctl.task.records import Record
 
 DESCRIBED = {"refund": "The customer wants money back.", "delivery": "A parcel is late."}
 
@@ -42,3 +44,23 @@ def test_descriptions_of_no_label_are_refused_with_the_near_one() -> None:
         config.parse("{project: p, base: b, task: {kind: generate, descriptions: {a: x}}}")
     plain = config.parse("{project: p, base: b, task: {kind: classify}}")
     assert "descriptions" not in config.recipe(plain.prepare)["task"]  # recipes from before the key stay current
+
+
+def test_a_call_is_asked_for_and_read_leniently() -> None:
+    task = task_of(QWEN, system="You book rooms.")
+    kept = '{"arguments": {"room": "Oak"}, "name": "book_room"}'
+    turns = {"role": "user", "content": "Oak"}, {"role": "assistant", "content": kept}
+    record = Record("a", turns, {"file": "a", "row": 1})
+    assert "book_room_list" in untuned_prompt.brief(task)
+    assert "book_room" not in untuned_prompt.brief(task, local=True)  # the template has the tools
+    assert untuned_prompt.turns(task, record)[-1]["content"] == kept
+    assert untuned_prompt.turns(task, record, local=True)[-1]["content"].startswith("<tool_call>")
+    said = {
+        kept: kept,
+        '<tool_call>\n{"name": "book_room", "arguments": {"room": "Oak"}}\n</tool_call>': kept,
+        'Sure:\n```json\n{"name": "book_room", "arguments": {"room": "Oak"}}\n```': kept,
+        'I call {"name": "book_room", "arguments": {"room": "Oak"}}.': kept,
+        "None.": "none",
+        "There is no tool for it": "There is no tool for it",
+    }
+    assert {text: untuned_prompt.read(task, text) for text in said} == said

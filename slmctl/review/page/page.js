@@ -110,7 +110,7 @@ function show(state) {
     if (several) at("messages").append(make("p", "said-by", turn.role));
     at("messages").append(make("div", "message", typeof turn.content === "string" ? turn.content : JSON.stringify(turn.content)));
   }
-  choice.append(answers(), KINDS[task.kind]());
+  choice.append(answers(), (KINDS[task.kind] || KINDS.generate)());  // a call is edited as its text
   nameAct();
   showNear();
   scrollTo(0, 0);
@@ -404,7 +404,7 @@ async function start() {
   }
   document.title = `Review · ${clean(task.project)}`;
   at("kind").textContent = clean(`slmctl review · ${task.project} · ${task.file}`);
-  at("name").textContent = { classify: "Which label is right?", extract: "Are the fields right?", generate: "Is the answer right?" }[task.kind];
+  at("name").textContent = { classify: "Which label is right?", extract: "Are the fields right?", generate: "Is the answer right?", call: "Is the call right?" }[task.kind];
   at("find").replaceChildren(...(task.kind === "classify" ? ["All labels", make("kbd", "", "/")] : ["Edit", make("kbd", "", "e")]));
   let name = "";
   try {

@@ -60,11 +60,11 @@ class Data:
 
     def row(self, split: str, k: int) -> dict[str, Any]:
         words = self.chance.sample(tiny.FILLER.split(), self.chance.randint(2, 9))
-        label = self.chance.choice(LABELS)
+        label = self.chance.choice(LABELS if self.kind != "call" else (*LABELS, *LABELS[-1:] * 3))
         answer = {
             "classify": label,
             "generate": " ".join([*words[:3], "Grüße, 12.", label]),
-            "call": self.call(label, {"n": k % 3, "words": words[:2]} if k % 4 else {}),
+            "call": self.call(label, {"n": k % 3, "words": words[:6]} if k % 4 else {}),
         }.get(self.kind, json.dumps(self.value(words)))
         text = " ".join([*words, label if self.chance.random() < 0.7 else "thing"])
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
@@ -93,9 +93,11 @@ class Data:
             return self.chance.choice([" ".join(words[: self.chance.randint(0, 4)]), wanted.upper(), "", "other words"])
         if self.kind == "call":
             other = self.call(self.chance.choice(LABELS), self.chance.choice([{}, {"n": 1, "words": ["please"]}]))
-            mine = self.call(LABELS[0] if wanted == "none" else json.loads(wanted)["name"], {"n": 2, "words": []})
+            value = {"name": LABELS[0], "arguments": {}} if wanted == "none" else json.loads(wanted)
+            words = value["arguments"].get("words", ["please"])[: self.chance.randint(1, 5)]
+            mine = self.call(value["name"], {"n": 2, "words": words})
             wild = self.chance.choice([self.call("fly", {}), self.call(LABELS[0], {"n": "1"}), '{"name": "billing"}'])
-            return self.chance.choice([other, mine, wild, *["none"] * 4, "", wanted + "}"])
+            return self.chance.choice([other, *[mine] * 4, wild, *["none"] * 4, "", wanted + "}"])
         value = json.loads(wanted)
         return self.chance.choice([self.broken(value), "", "{}", "[]", "null", '{"a": NaN}', wanted + "}", "3"])
 
