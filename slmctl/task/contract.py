@@ -278,6 +278,12 @@ class Task:
         values = self._values(messages, tools, add_generation_prompt=add_generation_prompt)
         return chat_template.render(self.chat_template, values, budget_s=budget_s)
 
+    @property
+    def whole_system(self) -> str:
+        """The system prompt with the tools that are listed in it, for engines that know nothing of a task; or empty."""
+        first: Sequence[Message] = self.template_input(self.messages(""), None)[0][:1]
+        return first[0]["content"] if first[0]["role"] == "system" else ""
+
     def template_input(
         self, messages: Sequence[Message], tools: Sequence[Any] | None
     ) -> tuple[Sequence[Message], Sequence[Any] | None]:

@@ -215,6 +215,15 @@ def test_our_form_is_taken_where_a_template_refuses_tools() -> None:
     assert task_of(call_templates.CHATML, tools=()).constraint == ""
 
 
+def test_the_system_prompt_for_other_engines_has_the_tools_that_no_template_lists() -> None:
+    assert dataclasses.replace(family("qwen"), system="Be brief.").whole_system == "Be brief."
+    assert family("qwen").whole_system == ""
+    whole = dataclasses.replace(family("chatml"), system="Be brief.").whole_system
+    assert whole.startswith("Be brief.\n\n")
+    assert "book_room_list" in whole
+    assert Task("classify", call_templates.CHATML, "e", system="x").whole_system == "x"
+
+
 def test_calls_are_the_same_by_tool_and_values() -> None:
     task = family("chatml")
     one = '{"arguments": {"people": 3, "room": "Oak"}, "name": "book_room"}'

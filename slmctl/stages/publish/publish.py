@@ -218,7 +218,7 @@ def _write_texts(
     lora: dict[str, Any],
 ) -> None:
     """The model card and Ollama's Modelfile."""
-    if '"""' in task.system:
+    if '"""' in task.whole_system:
         raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
     head, rows = table(figures)
     smallest = min(files.values(), key=lambda entry: entry["size"])["file"]
