@@ -79,7 +79,7 @@ def test_every_fault_at_once_with_its_line() -> None:
         ("task: {shema: x.json}", "slmctl.yaml:3: task.shema: unknown key; did you mean 'schema'?"),
         ("merge: {zzz: 1}", "slmctl.yaml:3: merge.zzz: unknown key; known here: dtype"),
         ("gates: [{metric: f1, model: Q8_0, min: 1, agains: x}]", "agains: unknown key; did you mean 'against'?"),
-        ("task: {kind: clasify}", "found 'clasify', expected 'classify', 'extract' or 'generate'; did you mean 'cl"),
+        ("task: {kind: clasify}", "found 'clasify', expected 'classify', 'extract', 'generate' or 'call'; did you"),
         ("finetune: {epochs: 0}", "finetune.epochs: found '0': input should be greater than 0"),
         ("finetune: {seed: 1.5}", "finetune.seed: found '1.5'"),
         ("serve: {port: 70000}", "serve.port: found '70000': input should be less than or equal to 65535"),
