@@ -1,6 +1,6 @@
 """`slmctl.yaml`: its sections, strict YAML, recipes and the JSON Schema."""
 
-from slmctl.config.fields import STDIN, Section, is_remote, mask, moment
+from slmctl.config.fields import STDIN, Section, is_remote, moment
 from slmctl.config.json_schema import description, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher, TeacherPrices
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
@@ -93,7 +93,6 @@ __all__ = [
     "is_remote",
     "listed",
     "load",
-    "mask",
     "moment",
     "parse",
     "recipe",

@@ -117,15 +117,6 @@ def is_remote(base: str) -> bool:
     return base.startswith(("pypi:", "hf:"))
 
 
-def mask(url: str) -> str:
-    """An address with `***` for the password in it, and for every parameter that may hold a secret.
-
-    A reference such as `${DB_PASSWORD}` is no secret and stays.
-    """
-    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
-    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
-
-
 def bare_type(annotation: Any) -> Any:
     while typing.get_origin(annotation) is Annotated:
         annotation = typing.get_args(annotation)[0]

@@ -15,11 +15,12 @@ from pydantic import (
 )
 
 from slmctl.config import former_keys
-from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, mask, named_section_in, section_in
+from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, named_section_in, section_in
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
 from slmctl.errors import UsageError
 from slmctl.hardware import cpu_flags
+from slmctl.network.credentials import mask
 
 MAX_BYTES = 1_000_000  # of slmctl.yaml
 

@@ -29,8 +29,8 @@ from slmctl.config.fields import (
     SourcePath,
     Text,
     WhenSet,
-    mask,
 )
+from slmctl.network.credentials import mask
 
 
 class Labels(Section):

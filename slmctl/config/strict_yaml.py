@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from slmctl.config.fields import mask
 from slmctl.errors import UsageError
+from slmctl.network.credentials import mask
 
 MAX_VALUES = 100_000  # values in one file
 MAX_KEY = 1000  # characters of a key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any
 
 SERVICE = "slmctl"  # under which a keyring holds them: keyring set slmctl HF_TOKEN
@@ -30,3 +31,12 @@ def secret(*names: str) -> str | None:
         if value:
             return value
     return None
+
+
+def mask(url: str) -> str:
+    """An address with `***` for the password in it, and for every parameter that may hold a secret.
+
+    A reference such as `${DB_PASSWORD}` is no secret and stays.
+    """
+    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)

@@ -21,9 +21,10 @@ from typing import Any
 from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import canonical
-from slmctl.config import STDIN, Source, SourceLimits, mask
+from slmctl.config import STDIN, Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError, SlmctlError, UsageError
 from slmctl.network import hub
+from slmctl.network.credentials import mask
 from slmctl.sources import bounded_copy, reviewed, sql
 from slmctl.sources.rows import FORMATS, files_of, form_of, format_of, is_several, require_file
 

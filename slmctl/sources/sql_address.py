@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-from slmctl.config import mask
 from slmctl.errors import DataError, UsageError
+from slmctl.network.credentials import mask
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}

@@ -25,6 +25,7 @@ from support.hub import COMMIT
 from slmctl import config, console
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.network import credentials
 from slmctl.pipeline import chains, resolve
 from slmctl.sources import snapshot, sql
 from slmctl.sources.rows import read_rows
@@ -192,7 +193,7 @@ def test_the_host_is_said_before_it_is_asked(folder: Path, capsys: pytest.Captur
     ],
 )
 def test_an_address_is_masked(url: str, shown: str) -> None:
-    assert config.mask(url) == shown
+    assert credentials.mask(url) == shown
     made = config.Sql(url=url, query="select 1")
     assert made.model_dump()["url"] == shown
     assert "pw" not in repr(made) + str(made)
@@ -333,6 +334,12 @@ def test_a_terminal_is_no_source(folder: Path) -> None:
         os.close(front)
         os.close(back)
     assert "UsageError: the source '-' is a terminal" in done.stderr
+
+
+def test_the_child_that_asks_a_database_starts_without_the_config() -> None:
+    # it once imported pydantic and every section, which took longer than most queries
+    code = "import sys, slmctl.sources.sql_child\nsys.exit(int('pydantic' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_has_no_end_is_refused_before_it_is_hashed(folder: Path) -> None:

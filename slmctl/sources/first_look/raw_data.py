@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from slmctl.config import SourceLimits, Sql, mask
+from slmctl.config import SourceLimits, Sql
 from slmctl.errors import DataError, UsageError
+from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, sql
 from slmctl.sources.first_look import FirstLook, look
 from slmctl.sources.rows import FileForm, Row, files_of, form_of, is_several, listed, read_rows
