@@ -24,7 +24,7 @@ from slmctl.pipeline import resolve
 if TYPE_CHECKING:
     from support.browser import Browser
     from support.forks import Forks
-    from support.load_checks import LoadChecks
+    from support.heavy_children import HeavyChildren
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
 
@@ -91,32 +91,33 @@ def project(tiny_run: Path) -> resolve.Project:
 
 
 @pytest.fixture(scope="session")
-def stages() -> Iterator[Forks]:
+def stages(heavy_children: HeavyChildren) -> Iterator[Forks]:
     """Forks of a process that has imported what every stage needs."""
     from support.forks import Forks
 
     from slmctl.pipeline.stage_table import STAGES
 
-    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values())) as forks:
+    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", *(stage.module for stage in STAGES.values()))
+    with Forks(*modules, heavy_children=heavy_children.address) as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
-def load_checks() -> Iterator[LoadChecks]:
-    """The children of `load_check`, from a process that has imported transformers once."""
-    from support.load_checks import LoadChecks
+def heavy_children() -> Iterator[HeavyChildren]:
+    """The children of `load_check` and of the converter, from a process that has imported torch and transformers."""
+    from support.heavy_children import HeavyChildren
 
-    checks = LoadChecks()
-    yield checks
-    checks.close()
+    children = HeavyChildren()
+    yield children
+    children.close()
 
 
 @pytest.fixture
-def forked_load_check(load_checks: LoadChecks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `pull` in this process check a base in a forked child."""
-    from slmctl.stages.pull import load_check
+def forked_children(heavy_children: HeavyChildren, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have stages in this process check a base, and convert it, in forked children."""
+    from support.heavy_children import use
 
-    monkeypatch.setattr(load_check, "_ended", load_checks.ended)
+    use(heavy_children.address, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -151,14 +151,7 @@ def convert_lora(adapter: Path, target: Path, *, base: Path, dtype: str) -> None
 
 def _run(script: str, arguments: list[str], target: Path) -> None:
     """Run one of the converter's scripts in a process of its own."""
-    place = require()
-    # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
-    kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("gguf_converter_child.py")), str(place), script, *arguments,
-         "--outfile", str(target)],
-        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
-    )  # fmt: skip
+    done = _ended([str(require()), script, *arguments, "--outfile", str(target)])
     if done.returncode != 0 or not target.exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         # numpy says of a full disk only how much of an array it could write
@@ -169,6 +162,16 @@ def _run(script: str, arguments: list[str], target: Path) -> None:
         )
     for line in done.stderr.splitlines():
         console.detail(line)
+
+
+def _ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The child, at its end; it has no secrets in its environment."""
+    # Without PYTHONPATH it takes the gguf package beside it, the one that it was made for.
+    kept = {key: value for key, value in child_environment.bare(**guard.SWITCHES).items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("gguf_converter_child.py")), *arguments],
+        capture_output=True, text=True, env=kept | {"PYTHONDONTWRITEBYTECODE": "1", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
 
 
 def _hashes(place: Path) -> dict[str, str]:

@@ -338,7 +338,7 @@ BASES: dict[str, Callable[[Path], object]] = {
 QUICK = ("a config that is a list", "a billion layers", "rows of a million", "a tokenizer that grows")
 
 
-@pytest.mark.usefixtures("tiny_base" if FULL else "forked_load_check")
+@pytest.mark.usefixtures("tiny_base" if FULL else "forked_children")
 @pytest.mark.parametrize("case", [case for case in BASES if FULL or case in QUICK])
 def test_a_base_that_lies_is_refused_with_3(case: str, tiny_base: Path, tmp_path: Path) -> None:
     base, out = Path(shutil.copytree(tiny_base, tmp_path / "base")), tmp_path / "out"

@@ -67,7 +67,10 @@ class Call:
 class Forks:
     """A server that has imported modules, and forks a child for each command."""
 
-    def __init__(self, *modules: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *modules: str, env: dict[str, str] | None = None, prefix: Sequence[str] = (), heavy_children: str = ""
+    ) -> None:
+        self._heavy_children = heavy_children
         self.place = Path(tempfile.mkdtemp(prefix="slmctl-forks-"))
         self._numbers = itertools.count()
         path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -89,16 +92,17 @@ class Forks:
 
     def start(
         self,
-        folder: Path,
+        folder: Path | None,
         *args: str,
         held: bool = False,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         input: str = "",
+        heavy_children: str = "",
     ) -> Child:
-        """Start `slmctl -C folder args…`; a child that is held waits for `Child.go`.
+        """Start `slmctl -C folder args…`, or `slmctl args…`; a child that is held waits for `Child.go`.
 
-        `input` is its standard input.
+        `input` is its standard input, `heavy_children` the address of what forks its heavy children for it.
         """
         place = self.place / str(next(self._numbers))
         place.mkdir()
@@ -107,15 +111,28 @@ class Forks:
         if held:
             os.mkfifo(place / "go")
         told = self._ask(
-            do="start", folder=str(folder), args=args, place=str(place), held=held, env=env or {}, cwd=str(cwd or "")
+            do="start",
+            folder=str(folder or ""),
+            args=args,
+            place=str(place),
+            held=held,
+            env=env or {},
+            cwd=str(cwd or ""),
+            heavy_children=heavy_children,
         )
         return Child(self, told["pid"], place)
 
     def run(
-        self, folder: Path, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None, input: str = ""
+        self,
+        folder: Path | None,
+        *args: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        input: str = "",
     ) -> Done:
-        """Run a command to its end."""
-        return self.start(folder, *args, env=env, cwd=cwd, input=input).wait()
+        """Run a command to its end; its heavy children are forked too, where this was made with their address."""
+        heavy = self._heavy_children
+        return self.start(folder, *args, env=env, cwd=cwd, input=input, heavy_children=heavy).wait()
 
     def traced(self, folder: Path, *args: str, follow: bool = False, options: Sequence[str] = ()) -> Done:
         """Run a command under strace, with the calls that write, and what else `options` ask of strace."""
@@ -177,7 +194,8 @@ class Child:
 
     def wait(self) -> Done:
         code = self.forks._ask(do="wait", pid=self.pid)["code"]
-        return Done(code, (self.place / "stdout").read_text(), (self.place / "stderr").read_text())
+        said = ((self.place / name).read_text(errors="surrogateescape") for name in ("stdout", "stderr"))
+        return Done(code, *said)
 
 
 def read_trace(log: Path, process: int) -> list[Call]:
@@ -242,18 +260,23 @@ def be(told: dict[str, Any]) -> None:
     os.environ.update(told["env"])
     os.chdir(told["cwd"] or ".")
     tempfile._name_sequence = names()  # type: ignore[attr-defined]  # the same names in every run
+    if told["heavy_children"]:
+        from support import heavy_children
+
+        heavy_children.use(told["heavy_children"])
     if told["held"]:
         (place / "go").read_text()
     code: Any = 0
     try:
-        tiny.run_here(Path(told["folder"]), *told["args"])
+        tiny.run_here(Path(told["folder"]) if told["folder"] else None, *told["args"])
     except SystemExit as end:
         code = end.code
     except BaseException:  # a bug, as the interpreter shows it
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # the program lets go of a stdout that failed
+            stream.flush()
     os._exit(code or 0)
 
 

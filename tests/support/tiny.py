@@ -149,11 +149,11 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip()
 
 
-def run_here(folder: Path, *args: str) -> None:
-    """Be the program, in a process that was forked for it."""
+def run_here(folder: Path | None, *args: str) -> None:
+    """Be the program, in a process that was forked for it; without a folder, in the current one."""
     from slmctl.cli.main import main
 
-    sys.argv = ["slmctl", "-C", str(folder), *args]
+    sys.argv = ["slmctl", *(["-C", str(folder)] if folder else []), *args]
     main()
 
 

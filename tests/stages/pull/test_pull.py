@@ -23,7 +23,7 @@ from slmctl.model_files import hf_folder, memory
 from slmctl.model_files.base_model import Base
 from slmctl.stages.pull import base_folder, package_index_weights, pull
 
-pytestmark = pytest.mark.usefixtures("forked_load_check")
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_the_text_model_loads_alone_and_answers_the_same(name: str, tmp_path: Pa
         assert torch.equal(alone.eval()(input_ids=tokens).logits, whole(input_ids=tokens).logits)
 
 
-@pytest.mark.usefixtures("forked_load_check")
+@pytest.mark.usefixtures("forked_children")
 def test_pull_keeps_the_text_model_and_says_so(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

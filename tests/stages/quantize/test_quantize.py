@@ -144,6 +144,7 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
                 assert model.tokenize(form) == tokenizer(form, add_special_tokens=False).input_ids
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     # no row of the tiny model is a multiple of 256: every matrix falls back
     entry = run(config("Q4_K_M", importance_matrix="off"), merged, artifacts, tmp_path / "out" / "made")["Q4_K_M"]
@@ -154,6 +155,7 @@ def test_k_quants_say_what_fell_back(merged: Path, artifacts: dict[str, Artifact
     assert entry["bits_per_weight"] > 4.9  # type: ignore[operator]
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_changed_template_is_caught(merged: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     (merged / "chat_template.jinja").write_text(tiny.TEMPLATE.replace("assistant", "model"))
     with pytest.raises(StageError, match="carries another chat template than it was trained with"):
@@ -171,6 +173,7 @@ def test_an_end_of_turn_that_is_no_token_is_caught(
         run(config("Q8_0"), merged, artifacts, tmp_path / "out" / "made")
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_model_that_never_stops_is_caught(
     merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +238,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_full_disk_leaves_no_file_under_a_final_name(
     small_disk: Path, lossless: Path, merged: Path, artifacts: dict[str, Artifact]
 ) -> None:
@@ -302,6 +306,7 @@ def test_killed_then_two_at_once(desk: Path) -> None:
     assert not list((desk / "runs" / "gguf").glob(".draft-*"))
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_ladder_says_what_each_file_is(
     merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, capsys: Any
 ) -> None:
@@ -327,6 +332,7 @@ def test_a_ladder_says_what_each_file_is(
     assert "nats from the merged model" in said
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_type_of_a_large_base_is_written_once(
     merged: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
