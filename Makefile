@@ -19,8 +19,8 @@ CLIENTS := .venv-clients
 DEMO := demo
 IMAGE ?= slmctl
 NAME ?= finetune
-# a process a core; a file stays with one, so that its fixtures are made once
-PARALLEL ?= --numprocesses auto --dist loadfile
+# a process a core; a file stays with one, so that its fixtures are made once, and the longest come first
+PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo image check test slow torture test-clients test-unsloth test-gpu lint types bench readme clean
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import light, shared, tiny
+from support import balance, light, shared, tiny
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -41,6 +41,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--light"):
         light.select(config, items)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        balance.sort(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List the longest files of a run in several processes, for `balance.LONGEST`."""
+    if config.getoption("numprocesses", None):
+        found = [report for kind in terminalreporter.stats.values() for report in kind]
+        terminalreporter.section("longest files")
+        for name, seconds in balance.seconds_of_files([each for each in found if isinstance(each, pytest.TestReport)]):
+            terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
 
 
 @pytest.fixture(scope="session")
