@@ -7,11 +7,13 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from support import tiny
+from support.forks import Forks
 from support.scale import FULL
 
 from slmctl import config
@@ -86,6 +88,20 @@ CONFIGS: list[tuple[str, Make, int]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def lines() -> Iterator[Forks]:
+    """Forks that have what the command line needs; a process of its own starts where streams and homes are hostile."""
+    with Forks("slmctl.cli.main", "slmctl.config") as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def strict_lines() -> Iterator[Forks]:
+    """The same with streams that take no half of a surrogate pair."""
+    with Forks("slmctl.cli.main", "slmctl.config", env=tiny.environment(PYTHONIOENCODING="utf-8:strict")) as forks:
+        yield forks
+
+
 def run(place: Path, *arguments: str, shell: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
     line = " ".join([shlex.quote(str(SCRIPT)), *map(shlex.quote, arguments), shell])
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("SLMCTL")}
@@ -95,6 +111,12 @@ def run(place: Path, *arguments: str, shell: str = "", **env: str) -> subprocess
     )  # fmt: skip
 
 
+def forked(forks: Forks, place: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a folder, in a fork; its arguments have been decoded."""
+    done = forks.run(None, *arguments, cwd=place)
+    return subprocess.CompletedProcess(arguments, done.code, os.fsencode(done.stdout), os.fsencode(done.stderr))
+
+
 def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> None:
     assert done.returncode == code, done.stderr[-2000:]
     assert b"Traceback" not in done.stderr
@@ -102,9 +124,9 @@ def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> Non
 
 
 @pytest.mark.parametrize(("make", "code"), [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS])
-def test_a_hostile_config_is_a_sentence(make: Make, code: int, tmp_path: Path) -> None:
+def test_a_hostile_config_is_a_sentence(make: Make, code: int, lines: Forks, tmp_path: Path) -> None:
     make(tmp_path)
-    require_sentence(run(tmp_path, "config", "show"), code)
+    require_sentence(forked(lines, tmp_path, "config", "show"), code)
 
 
 ARGUMENTS: list[tuple[str, list[str], int]] = [
@@ -127,13 +149,23 @@ ARGUMENTS: list[tuple[str, list[str], int]] = [
 ]
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["locale", "strict UTF-8"])
+@pytest.mark.parametrize("streams", ["lines", "strict_lines"], ids=["locale", "strict UTF-8"])
 @pytest.mark.parametrize(("arguments", "code"), [case[1:] for case in ARGUMENTS], ids=[case[0] for case in ARGUMENTS])
-def test_a_hostile_argument_is_a_sentence(arguments: list[str], code: int, strict: bool, tmp_path: Path) -> None:
+def test_a_hostile_argument_is_a_sentence(
+    arguments: list[str], code: int, streams: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     oddly_named(tmp_path)
-    env = {"PYTHONIOENCODING": "utf-8:strict"} if strict else {}
-    require_sentence(run(tmp_path, *arguments, **env), code)
+    require_sentence(forked(request.getfixturevalue(streams), tmp_path, *arguments), code)
+
+
+@pytest.mark.parametrize("encoding", ["", "utf-8:strict"], ids=["locale", "strict UTF-8"])
+@pytest.mark.parametrize(("arguments", "code"), [(["-C", NOT_UTF8, "config", "show"], 0), ([NOT_UTF8], 2)])
+def test_a_process_of_its_own_decodes_its_arguments(
+    arguments: list[str], code: int, encoding: str, tmp_path: Path
+) -> None:
+    oddly_named(tmp_path)
+    require_sentence(run(tmp_path, *arguments, **({"PYTHONIOENCODING": encoding} if encoding else {})), code)
 
 
 MANIFESTS: list[tuple[str, bytes]] = [
@@ -148,9 +180,9 @@ MANIFESTS: list[tuple[str, bytes]] = [
 
 @pytest.mark.parametrize("content", [case[1] for case in MANIFESTS], ids=[case[0] for case in MANIFESTS])
 @pytest.mark.parametrize("command", ["show", "verify"])
-def test_a_hostile_manifest_is_7(command: str, content: bytes, tmp_path: Path) -> None:
+def test_a_hostile_manifest_is_7(command: str, content: bytes, lines: Forks, tmp_path: Path) -> None:
     manifest(content)(tmp_path)
-    require_sentence(run(tmp_path, command, "."), 7)
+    require_sentence(forked(lines, tmp_path, command, "."), 7)
 
 
 STREAMS: list[tuple[str, list[str], str, int]] = [
