@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hostile.source_reading import SourceReading
 from pyarrow import parquet
 from support.workbooks import cell, row, write_ods, write_xlsx
 
@@ -238,41 +239,25 @@ CASES = [
     )),
 ]  # fmt: skip
 
-CHILD = """
-import json, resource, sys
-from pathlib import Path
-from slmctl.config import Source, SourceLimits
-from slmctl.errors import SlmctlError
-from slmctl.sources import snapshot
-from slmctl.sources.rows import read_rows
-folder, fields, limits = Path(sys.argv[1]), json.loads(sys.argv[2]), SourceLimits(**json.loads(sys.argv[3]))
-code, said, rows = 0, [], 0
-try:
-    for source in snapshot.gather([Source.model_validate(fields)], folder / "runs" / ".sources", limits):
-        source.title.encode()
-        for row in read_rows(source.local, format=source.format):
-            rows += 1
-            said += [row.fault] if row.fault and len(said) < 3 else []
-            json.dumps(row.columns, allow_nan=False).encode()
-except SlmctlError as error:
-    code, said = error.code, [error.message, error.hint]
-own = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
-print(json.dumps([code, said, rows, max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024]))
-"""
-
 
 def environment() -> dict[str, str]:
     address = f"postgresql://{SECRET}:{SECRET}@127.0.0.1:1/{SECRET}"
     return {**os.environ, "HIDDEN": SECRET, "HIDDEN_URL": address, "PYTHONIOENCODING": "utf-8"}
 
 
+@pytest.fixture(scope="module")
+def reading() -> Iterator[SourceReading]:
+    made = SourceReading(environment())
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}"[:80])
-def test_a_hostile_source_ends_as_documented(case: Case, tmp_path: Path) -> None:
+def test_a_hostile_source_ends_as_documented(case: Case, reading: SourceReading, tmp_path: Path) -> None:
     fields = case.make(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     begun = time.monotonic()
-    command = [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(fields), json.dumps(case.limits)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=SECONDS * SCALE)
+    done = reading.read(tmp_path, fields, case.limits, timeout_s=SECONDS * SCALE)
     assert done.returncode == 0, done.stderr
     code, said, _, memory = json.loads(done.stdout)
     assert (code, SECRET in done.stdout + done.stderr) == (case.code, False), said
