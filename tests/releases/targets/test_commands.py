@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 from support import hub as hub_server
 from support import tiny
+from support.forks import Forks
 from support.released import contents
+
+from slmctl.pipeline.stage_table import STAGES
+
+
+@pytest.fixture(scope="module")
+def sending() -> Iterator[Forks]:
+    """Forks that have what sends and fetches, but for the hub's client, which reads its address when imported."""
+    for package in ("boto3", "oras"):
+        pytest.importorskip(package)
+    targets = ("slmctl.releases.targets.s3", "slmctl.releases.targets.oci")
+    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", STAGES["publish"].module, *targets) as forks:
+        yield forks
 
 
 @pytest.fixture(params=["s3", "oci", "hf"])
@@ -30,11 +43,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
             yield "hf:acme/desk", hub_server.environment(server.url, tmp_path, HF_TOKEN=server.token)
 
 
-def test_a_release_makes_the_round_trip(place: tuple[str, dict[str, str]], desk: Path, tmp_path: Path) -> None:
+def test_a_release_makes_the_round_trip(
+    sending: Forks, place: tuple[str, dict[str, str]], desk: Path, tmp_path: Path
+) -> None:
     to, env = place
 
     def run(folder: Path, *args: str) -> tuple[str, str]:
-        done = tiny.slmctl(folder, *args, "--offline", env=env)
+        done = sending.run(folder, *args, "--offline", env=env)
         return tiny.ok(done), done.stderr
 
     (made,) = desk.glob("runs/published/[!.]*")
@@ -52,6 +67,6 @@ def test_a_release_makes_the_round_trip(place: tuple[str, dict[str, str]], desk:
     assert (again["there"], again["bytes_to_send"]) == (True, 0)
     fetched, _ = run(tmp_path, "fetch", f"{to}#1.0", str(tmp_path / "here"))
     assert contents(Path(fetched)) == contents(made)
-    done = tiny.slmctl(tmp_path, "fetch", f"{to}#7.0", str(tmp_path / "other"), env=env)
+    done = sending.run(tmp_path, "fetch", f"{to}#7.0", str(tmp_path / "other"), env=env)
     assert done.returncode == 7, done.stderr
     assert not (desk / "runs" / ".receipts").exists()  # nothing has left this machine
