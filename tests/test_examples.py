@@ -95,10 +95,31 @@ def test_readme_counts_the_rows() -> None:
     assert stated
     categories = {row["category"] for row in usable()}
     assert [int(text.replace(",", "")) for text in stated.groups()] == [len(tickets()), len(usable()), len(categories)]
-    for name in ("order_emails", "replies"):
+    for name in ("order_emails", "replies", "help_desk"):
         found = re.search(rf"`{name}\.jsonl`.*? \| (\d+) \|", readme())
         assert found
         assert int(found[1]) == len(jsonl(f"{name}.jsonl"))
+
+
+def test_help_desk_calls_satisfy_their_tools() -> None:
+    tools = {
+        tool["function"]["name"]: tool["function"] for tool in json.loads((DATA / "help_desk.tools.json").read_text())
+    }
+    counts: Counter[str] = Counter()
+    for row in jsonl("help_desk.jsonl"):
+        question, answer = row["messages"]  # type: ignore[misc] # a list of two
+        assert re.match(r"Sent 2026-\d\d-\d\d\n", question["content"])
+        assert not re.search(r"[\[\]{}|]", question["content"])  # every slot and alternative is filled
+        for call in answer.get("tool_calls", []):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            jsonschema.Draft202012Validator(tools[name]["parameters"]).validate(arguments)
+            assert set(arguments) == set(tools[name]["parameters"]["properties"])
+        counts[call["function"]["name"] if answer.get("tool_calls") else "none"] += 1
+    assert set(counts) == {*tools, "none"}
+    assert min(counts.values()) > 100
+    stated = re.search(r"`No tool fits\.` \((\d+) rows\)", readme())
+    assert stated
+    assert int(stated[1]) == counts["none"]
 
 
 def test_readme_counts_the_categories() -> None:
