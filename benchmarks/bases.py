@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,16 +130,27 @@ def write_rows(path: Path) -> None:
             writer.writerow((" ".join(words), label))
 
 
-def try_base(name: str, folder: Path, until: str = STAGES[-1]) -> Outcome:
-    """Build a base in a folder, and send it through the chain up to a stage, in a process of its own."""
+def run_apart(folder: Path, until: str) -> subprocess.CompletedProcess[str]:
+    """Run the stages of a project up to one, in a process of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLMCTL", "PYTEST"))}
+    command = [sys.executable, "-m", "benchmarks.bases", "--chain", str(folder), "--until", until]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=kept, check=False)
+
+
+def try_base(
+    name: str, folder: Path, until: str = STAGES[-1], *, run: Callable[[Path, str], Any] = run_apart
+) -> Outcome:
+    """Build a base in a folder, and send it through the chain up to a stage.
+
+    Args:
+        run: Runs the stages; gives the `returncode` and the `stderr`.
+    """
     entry = architectures.ARCHITECTURES[name]
     architectures.build(name, folder / "base", tokenizer(entry.family, folder / "tokenizer"))
     write_rows(folder / "rows.csv")
     (folder / "slmctl.yaml").write_text(SETTINGS, encoding="utf-8")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLMCTL", "PYTEST"))}
-    command = [sys.executable, "-m", "benchmarks.bases", "--chain", str(folder), "--until", until]
     begun = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=kept, check=False)
+    done = run(folder, until)
     verdict, sentence = "passed", ""
     if done.returncode != 0:
         last = ([line for line in done.stderr.splitlines() if line.strip()] or [""])[-1]

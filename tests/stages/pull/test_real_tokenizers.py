@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.call_templates import task_of
+from support.forks import Forks
 
 pytest.importorskip("torch")
 
@@ -27,7 +28,7 @@ FAMILIES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_chain_passes_with_a_real_tokenizer(name: str, tmp_path: Path) -> None:
+def test_the_chain_passes_with_a_real_tokenizer(name: str, stages: Forks, tmp_path: Path) -> None:
     architecture, special, form = FAMILIES[name]
     try:
         folder = real_tokenizers.fetch(name)
@@ -35,7 +36,7 @@ def test_the_chain_passes_with_a_real_tokenizer(name: str, tmp_path: Path) -> No
         pytest.skip(str(error))
     architectures.build(architecture, tmp_path / "base", folder)
     (tmp_path / "slmctl.yaml").write_text("{project: desk, base: ./base}", encoding="utf-8")
-    made = tmp_path / tiny.ok(tiny.slmctl(tmp_path, "pull", timeout=900))
+    made = tmp_path / tiny.ok(stages.run(tmp_path, "pull"))
     base = Base.read(made)
     assert special <= set(base.special_tokens)
     assert base.normal_form == form
