@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import tiny
+from support import shared, tiny
 from support.forks import Forks
 
 from slmctl.pipeline.stage_table import STAGES
@@ -23,7 +23,7 @@ def preparing() -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def calibrated_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after `slmctl calibrate`, with data enough for it; read it, copy it to change it."""
-    return tiny.calibrated(tmp_path_factory.mktemp("calibrated") / "desk", tiny_base)
+    return shared.made_once(tmp_path_factory, "calibrated", lambda folder: tiny.calibrated(folder, tiny_base))
 
 
 @pytest.fixture
