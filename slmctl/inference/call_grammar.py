@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-
-import llguidance
+from typing import TYPE_CHECKING
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
+
+if TYPE_CHECKING:  # a contract is read without it
+    import llguidance
 
 MARK = "call:"  # what the text of such a grammar begins with
 WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as answers are written
@@ -39,7 +41,7 @@ def rules(
     Args:
         tools: The schema of the arguments of each tool, by its name.
         before, between, after: The texts before the name, between it and the arguments, and after these.
-        none: The answer that calls no tool.
+        none: The answer that calls no tool; empty where one has to be called.
         control: Texts in these that are control tokens of the model.
     """
     return MARK + json.dumps(asdict(_Rules(dict(tools), before, between, after, none, list(control))))
@@ -52,9 +54,11 @@ def lark(text: str, tokenizer: llguidance.LLTokenizer, order: Callable[[JsonObje
         DataError: The model has no such control token.
     """
     rules = _Rules(**json.loads(text.removeprefix(MARK)))
+    if not rules.tools:
+        return f"start: {json.dumps(rules.none)}\n"
     ids = {token: _control_id(tokenizer, token) for token in rules.control}
     lines = [
-        f"start: {json.dumps(rules.none)} | call",
+        f"start: {json.dumps(rules.none)} | call" if rules.none else "start: call",
         f"call: {' '.join([*_parts(rules.before, ids), 'tool', *_parts(rules.after, ids)])}",
         f"tool: {' | '.join(f't{k}' for k in range(len(rules.tools)))}",
     ]

@@ -25,7 +25,7 @@ NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neit
 MAX_TOOLS = 128  # that one request may offer, as OpenAI's API has it
 MAX_DEPTH = 32  # of parameters and arguments
 EXAMPLE = '{"type": "function", "function": {"name": "…", "description": "…", "parameters": {…}}}'
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _APPLIED_BESIDE = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "unevaluatedProperties")
 
 Render = Callable[[Sequence[Message], "Sequence[JsonObject] | None", bool], str]  # messages, tools, open an answer
@@ -129,7 +129,7 @@ def _tool(value: Any, at: int) -> Tool:
     if not isinstance(function, dict) or value.get("type", "function") != "function":
         raise DataError(f"tool {at} is not a function", hint=EXAMPLE)
     name, description = function.get("name"), function.get("description") or ""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == NO_CALL:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == NO_CALL:
         raise DataError(f"tool {at} has the name {str(name)[:40]!r}", hint="1 to 64 letters, digits, '_', '.' and '-'")
     if not isinstance(description, str):
         raise DataError(f"the description of the tool '{name}' is not a text")
@@ -181,6 +181,19 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
 @functools.lru_cache(maxsize=256)
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(schema))
+
+
+def from_function(function: Any) -> ToolCall:
+    """A call in OpenAI's form: `{"name": "…", "arguments": "{…}"}`, its arguments as a text or as an object.
+
+    Raises:
+        DataError: It has no name, or no arguments that are an object.
+    """
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise DataError("a call needs the name of a function: 1 to 64 letters, digits, '_', '.' and '-'")
+    arguments = function.get("arguments", {})
+    return _call(name, _json(arguments) if isinstance(arguments, str) else arguments)
 
 
 def _call(name: Any, arguments: Any) -> ToolCall:
@@ -235,17 +248,24 @@ class CallForm:
             return NO_CALL
         return f"{self.before}{call.name}{self.between}{safe(_arguments(call.arguments))}{self.after}"
 
+    def shown(self, call: ToolCall | None) -> str:
+        """The text of a call as it is decoded, without control tokens."""
+        if call is None:
+            return NO_CALL
+        before, between, after = map(self.bare, (self.before, self.between, self.after))
+        return f"{before}{call.name}{between}{_arguments(call.arguments)}{after}"
+
     def read(self, text: str) -> ToolCall | None:
         """The call that a model has written, its control tokens shown or not; None for no call.
 
         Raises:
             DataError: It is neither, or it is not whole.
         """
-        text = self._bare(text)
+        text = self.bare(text)
         if text == NO_CALL:
             return None
-        before, between, after = map(self._bare, (self.before, self.between, self.after))
-        name = _NAME.match(text, len(before))
+        before, between, after = map(self.bare, (self.before, self.between, self.after))
+        name = NAME.match(text, len(before))
         if not text.startswith(before) or name is None or not text.endswith(after):
             raise DataError(f"'{text[:60]}' is no call")
         rest = text[name.end() : len(text) - len(after)].lstrip()
@@ -253,16 +273,22 @@ class CallForm:
             raise DataError(f"'{text[:60]}' is no call")
         return _call(name.group(), _json(rest[len(between) :]))
 
-    def _bare(self, text: str) -> str:
+    def bare(self, text: str) -> str:
+        """A text of the form, or written in it, as it is decoded: without control tokens and white space around it."""
         for token in self.control:
             text = text.replace(token, "")
         return text.strip()
 
-    def rules(self, tools: Sequence[Tool]) -> str:
-        """The grammar of an answer, for `Request.schema`: one call of an offered tool with its arguments, or none."""
+    def rules(self, tools: Sequence[Tool], *, must_call: bool = False) -> str:
+        """The grammar of an answer, for `Request.schema`: one call of an offered tool with its arguments, or none.
+
+        Args:
+            tools: The tools that may be called; without one the answer is that there is no call.
+            must_call: One of them has to be called.
+        """
         return call_grammar.rules(
             {tool.name: tool.schema for tool in tools}, before=self.before, between=self.between, after=self.after,
-            none=NO_CALL, control=self.control,
+            none="" if must_call and tools else NO_CALL, control=self.control,
         )  # fmt: skip
 
 
