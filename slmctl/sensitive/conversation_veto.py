@@ -19,7 +19,7 @@ from slmctl.sensitive import Finding, search_process
 
 HEADER = "x-slmctl-sensitive"
 NOT_MARKED = ("false", "0", "no", "off")  # any other value of the header marks the request
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 # Fields of a message that hold a part of the conversation beside its text. No other field but role and content is sent.
 UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls")
 LONGEST = 1 << 18  # characters of a conversation that is searched
@@ -60,6 +60,7 @@ def clear(
     *,
     engine: sensitive.Engine = "rules",
     redact: Collection[str] = (),
+    also: Sequence[str] = (),
     timeout_s: float = SEARCH_S,
 ) -> Cleared:
     """Decide on the content of a conversation. It blocks until the search ends, so call it off the event loop.
@@ -68,6 +69,7 @@ def clear(
         messages: Each with `role` and `content`, a text.
         engine: The detector.
         redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
+        also: Further texts that are searched, of calls and tools; a finding of any kind in one keeps it here.
         timeout_s: Seconds for each of the two searches: of the conversation, and of what is left of it.
 
     Raises:
@@ -77,16 +79,18 @@ def clear(
         return Cleared(reason="doubt")  # the question is not among the messages, so it cannot be searched
     for message in messages:
         if not isinstance(message.get("content"), str) or message.get("role") not in ROLES or unread_fields(message):
-            return Cleared(reason="doubt")  # pictures and tool calls are not searched
-    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if sum(len(message["content"]) for message in plain) > LONGEST:
+            return Cleared(reason="doubt")  # pictures are not searched, nor are calls that nobody made a text of
+    plain = [_plain(message) for message in messages]
+    if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
         return Cleared(reason="doubt")
-    findings = search_process.find(list(_readings(plain)), engine=engine, timeout_s=timeout_s)
+    further = list(_further(also))
+    findings = search_process.find([*_readings(plain), *further], engine=engine, timeout_s=timeout_s)
     if not any(findings):
         return Cleared(plain)
     if redact:
         marked, marks = _redacted(plain, findings, frozenset(redact))
-        if marks and not any(search_process.find(list(_readings(marked)), engine=engine, timeout_s=timeout_s)):
+        texts = [*_readings(marked), *further]
+        if marks and not any(search_process.find(texts, engine=engine, timeout_s=timeout_s)):
             return Cleared(marked, marks=marks)
     return Cleared(reason="sensitive")
 
@@ -122,6 +126,38 @@ def _readings(messages: Messages) -> Iterator[str]:
     yield from (text[::-1] for text in texts)
     for text in texts:
         yield from _over_lines(text)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, str]:
+    """The part of a message that is known: of a tool's result its name too, which the server has checked."""
+    plain = {"role": message["role"], "content": message["content"]}
+    name = message.get("name") if message["role"] == "tool" else None
+    return plain | ({"name": name} if isinstance(name, str) else {})
+
+
+def _further(also: Sequence[str]) -> Iterator[str]:
+    """Texts beside the messages, and the ways to spell a value over them, over their lines, or backwards."""
+    if also:
+        yield from also
+        yield " ".join(also)
+        yield from (text[::-1] for text in also)
+        for text in also:
+            yield from _over_lines(text)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, the keys of its objects and its numbers too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from texts_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from texts_in(inner)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 def _over_lines(text: str) -> Iterator[str]:
