@@ -40,7 +40,7 @@ slow: $(VENV)/.dev
 	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth and not clients"
 
 test-clients: $(VENV)/.dev $(CLIENTS)/.ready
-	SLMCTL_CLIENTS=$(abspath $(CLIENTS))/bin/python $(BIN)/pytest tests/server/test_clients.py
+	SLMCTL_CLIENTS=$(abspath $(CLIENTS))/bin/python $(BIN)/pytest tests/server/test_clients.py tests/server/test_calls.py
 
 test-unsloth: $(UNSLOTH)/.ready
 	$(UNSLOTH)/bin/pytest -m "unsloth and not gpu" tests/stages/finetune/test_unsloth.py

@@ -354,6 +354,11 @@ class ServedFleet:
         settings = self._settings
         assert settings.engine_url is not None and settings.engine_model is not None  # they come together
         task, named = model_lookup.contract(make_workspace(self._options), self._model, settings.engine_model)
+        if task.kind == "call":
+            raise UsageError(
+                "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
+                hint="slmctl serve without --engine-url",
+            )
         backend = EndpointEngine(
             settings.engine_url, settings.engine_model, settings.engine_key_env, settings.sequences
         )

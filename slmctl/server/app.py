@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -41,13 +40,14 @@ from slmctl.server import (
 from slmctl.server.api_keys import Key
 from slmctl.server.auto import PATH, Naming
 from slmctl.server.backends import Backend
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.fair_queue import FairQueue
 from slmctl.server.fleet import Fleet, Loaded, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.refusals import QUESTIONS, ROUTE, route_header, unanswered
 from slmctl.server.request_run import Exchange, RequestFailedError
@@ -248,13 +248,12 @@ class Gateway:
 
     async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
-        if checked.schema is None:
+        if not (text := checked.client_form):
             return
-        text = json.dumps(checked.schema)
         if text not in self._schemas:
             if len(self._schemas) >= 64:
                 self._schemas.clear()
-            self._schemas[text] = await asyncio.to_thread(backend.fault_of, checked.schema)
+            self._schemas[text] = await asyncio.to_thread(backend.fault_of, text)
         if fault := self._schemas[text]:
             raise BadRequestError(f"'{checked.form_option}': {fault}", checked.form_option)
 
@@ -318,6 +317,7 @@ class _Run:
         work = router.route(
             self.checked.sent, self.checked.options, headers, local,
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
+            also=self.checked.also, offer=self.checked.offer,
             is_novel=self._is_novel if self.served.questions else None,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))

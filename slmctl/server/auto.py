@@ -19,8 +19,9 @@ from slmctl.config import NO_TASK
 from slmctl.inference.escalation_policy import Decision
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import api_forms
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.metrics import Samples
-from slmctl.server.openai_requests import FORMS, BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import FORMS, Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import HeldPlace
 from slmctl.server.request_run import Exchange
 from slmctl.server.routed import LocalAnswer, Routed

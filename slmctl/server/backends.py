@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import DataError
+from slmctl.inference import grammar_pool
 from slmctl.inference.engine import Engine, EngineError, Request
 from slmctl.inference.events import Event
 from slmctl.network.openai_client import (
@@ -43,7 +42,7 @@ class Backend(Protocol):
     def held_bytes(self) -> int: ...
     async def look(self) -> None: ...
     def start(self, log: Log, metrics: Metrics) -> None: ...
-    def fault_of(self, schema: JsonObject) -> str: ...
+    def fault_of(self, form: str) -> str: ...
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel: ...
     async def close(self) -> None: ...
 
@@ -80,15 +79,9 @@ class LocalEngine:
         self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
         self.engine.on_death = lambda: self._later(self._died)
 
-    def fault_of(self, schema: JsonObject) -> str:
-        """Why answers cannot be held to a JSON Schema; empty where they can. It may take a while."""
-        from slmctl.inference import json_grammar  # llguidance: a gateway before another engine is installed without it
-
-        try:
-            json_grammar.require(schema)
-        except DataError as error:
-            return error.message
-        return ""
+    def fault_of(self, form: str) -> str:
+        """Why answers cannot be held to a JSON Schema or a grammar of calls; empty where they can, after a while."""
+        return grammar_pool.fault_of(form)
 
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
         """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
@@ -186,7 +179,7 @@ class EndpointEngine:
     def start(self, log: Log, metrics: Metrics) -> None:
         self._log = log
 
-    def fault_of(self, schema: JsonObject) -> str:
+    def fault_of(self, form: str) -> str:
         """Nothing: the other server refuses what it cannot do."""
         return ""
 

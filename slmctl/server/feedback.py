@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any, Protocol
 
@@ -10,11 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from slmctl.errors import DataError
 from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
-from slmctl.server.openai_requests import BadRequestError
 from slmctl.server.rate_limits import Limits
+from slmctl.task import tool_calls
+from slmctl.task.contract import Task
 
 FIELDS = ("request_id", "ok", "answer")
 WRITE_S = 10.0  # for the disk
@@ -51,9 +55,8 @@ async def take(http: HttpRequest) -> Response:
     if answered is None or not key.may_ask(answered.model) or not models:
         raise HTTPException(404, f"request '{id}' was not answered here lately")
     task = (models.get(answered.model) or next(iter(models.values()))).task
-    if answer is not None and not await asyncio.to_thread(task.accepts, answer):
-        allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
-        raise BadRequestError(f"'answer' is not {allowed}", "answer")
+    if answer is not None:
+        answer = await asyncio.to_thread(_allowed, answer, task, answered.offers)
     if answer and task.kind != "classify":
         answer = await asyncio.to_thread(collector.cleared, answer)
         if answer is None:
@@ -86,8 +89,27 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
         answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise BadRequestError(
-            "'answer' must be a text that is not empty, or an object for a task of kind extract", "answer"
+            "'answer' must be a text that is not empty, or an object for a task of kind extract or call", "answer"
         )
     if ok is None and answer is None:
         raise BadRequestError("feedback needs 'ok', 'answer' or both", "ok")
     return id, ok, answer.strip() if isinstance(answer, str) else None
+
+
+def _allowed(answer: str, task: Task, offers: bool) -> str:
+    """An answer that the task allows; a call in the form that files have.
+
+    Raises:
+        BadRequestError: It does not allow it.
+    """
+    if task.kind == "call":
+        with contextlib.suppress(DataError):
+            call = tool_calls.read_answer(answer)
+            if not offers:  # which ones a client offered is not kept
+                tool_calls.require_offered(call, task.offered())
+            return tool_calls.answer_of(call)
+        raise BadRequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
+    if not task.accepts(answer):
+        allowed = "one of the task's labels" if task.kind == "classify" else "JSON that satisfies the task's schema"
+        raise BadRequestError(f"'answer' is not {allowed}", "answer")
+    return answer

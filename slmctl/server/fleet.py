@@ -22,10 +22,11 @@ from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.backends import Backend
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collector import Collector, Questions
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
-from slmctl.server.openai_requests import BadRequestError, ServedModel, find_model
+from slmctl.server.openai_requests import ServedModel, find_model
 from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
 from slmctl.server.router import Router

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.errors import NetworkError
 from slmctl.network.openai_client import EndpointClient, EndpointError, EndpointRequest, Reply
@@ -91,12 +92,19 @@ class Generalist:
         )
         self.breaker = Breaker()
 
-    async def ask(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, object]) -> Reply:
+    async def ask(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        options: Mapping[str, object],
+        *,
+        tools: Sequence[JsonObject] = (),
+    ) -> Reply:
         """The whole answer.
 
         Args:
             messages: The conversation; of each message role and content leave.
             options: The caller's; of them `max_tokens`, `temperature` and `top_p` leave.
+            tools: The functions that it may call; they leave as they are.
 
         Raises:
             GeneralistError: There is none.
@@ -106,6 +114,7 @@ class Generalist:
             [{name: message[name] for name in PER_MESSAGE} for message in messages],
             length if type(length) is int else self.settings.max_tokens,
             temperature=None,
+            tools=tuple(tools),
             options={name: options[name] for name in SAMPLING if _is_number(options.get(name))},
         )
         try:
@@ -114,7 +123,9 @@ class Generalist:
             raise _failure(error) from None
         except NetworkError:
             raise GeneralistError("generalist-down") from None
-        if not reply.text.strip() or reply.finish not in ("stop", "length", ""):
+        calls = bool(tools and reply.tool_calls)
+        ends = ("stop", "length", "", "tool_calls") if calls else ("stop", "length", "")
+        if not (calls or reply.text.strip()) or reply.finish not in ends:
             raise GeneralistError("generalist-garbage")
         return reply
 

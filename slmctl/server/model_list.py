@@ -11,8 +11,9 @@ from starlette.routing import Route
 
 from slmctl.server import openai_replies
 from slmctl.server.api_keys import Key
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
-from slmctl.server.openai_requests import BadRequestError, ServedModel
+from slmctl.server.openai_requests import ServedModel
 
 
 class ListGateway(Protocol):
@@ -50,6 +51,7 @@ async def _model(http: HttpRequest) -> Response:
 def _listed(gateway: ListGateway, key: Key, model: ServedModel, name: str) -> dict[str, Any]:
     member, _ = gateway.fleet.find(model.name, key)
     about = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
+    about |= {"tools": names} if (names := [tool.name for tool in model.task.offered()]) else {}
     about |= openai_replies.release(model) | ({"digest": model.digest} if model.digest else {})
     about |= {"state": member.state} | ({"aliases": list(model.aliases)} if model.aliases else {})
     return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}

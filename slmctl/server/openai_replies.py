@@ -16,11 +16,16 @@ LABELS = 5  # the likeliest ones that an answer tells with their probabilities
 
 @dataclass
 class ReplyChoice:
-    """One answer as it grows: its text, its tokens where they were asked for, and the event that ended it."""
+    """One answer as it grows: its text, its tokens where they were asked for, and the event that ended it.
+
+    Attributes:
+        function: The function that it calls, whose arguments its text is; empty for a message.
+    """
 
     text: str = ""
     tokens: list[TokenInfo] = field(default_factory=list)
     last: Event = field(default_factory=Event)
+    function: str = ""
 
     def add(self, event: Event) -> None:
         self.text += event.get("piece", "")
@@ -37,9 +42,10 @@ def whole(
     for index, choice in enumerate(choices):
         part: dict[str, Any] = {"text": choice.text}
         if checked.kind == "chat":
-            part = {"message": {"role": "assistant", **_said(checked, index, choice.text), "refusal": None}}
+            part = {"message": {"role": "assistant", **_said(checked, index, choice), "refusal": None}}
         tokens = _logprobs(checked, choice.tokens, 0) if checked.tells_tokens else None
-        listed.append({"index": index, **part, "logprobs": tokens, "finish_reason": choice.last["finish"]})
+        finish = _finish(checked, choice.function, choice.last)
+        listed.append({"index": index, **part, "logprobs": tokens, "finish_reason": finish})
         if len(choices) > 1:
             listed[-1]["slmctl"] = extras[index]
     return {
@@ -58,15 +64,24 @@ class Stream:
         kind = "chat.completion.chunk" if checked.kind == "chat" else "text_completion"
         self._head = json.dumps(_head(checked, build, kind, name))[:-1]
         self._length = [0] * len(checked.requests)  # characters of each choice so far
+        self._functions = [checked.function] * len(checked.requests)  # that each choice calls
 
     def opening(self) -> bytes:
         """The chunks before the first piece: in a chat, the role of each choice."""
         if self.checked.kind != "chat":
             return b""
+        if self.checked.may_call:  # or not: that is not decided yet
+            parts = [{"content": None} for _ in self._functions]
+        else:
+            parts = [_said(self.checked, k, ReplyChoice(function=name)) for k, name in enumerate(self._functions)]
         return b"".join(
-            self._chunk(index, {"delta": {"role": "assistant", **_said(self.checked, index, "", streamed=True)}})
-            for index in range(len(self.checked.requests))
+            self._chunk(k, {"delta": {"role": "assistant", **_indexed(part)}}) for k, part in enumerate(parts)
         )
+
+    def call(self, index: int, name: str) -> bytes:
+        """The chunk that says which function a choice calls; its pieces from then on are the arguments."""
+        self._functions[index] = name
+        return self._chunk(index, {"delta": _indexed(_said(self.checked, index, ReplyChoice(function=name)))})
 
     def piece(self, index: int, event: Event) -> bytes:
         """A piece of one choice; with the event that ended it, tokens that had no piece of their own."""
@@ -74,7 +89,7 @@ class Stream:
         part: dict[str, Any] = {"text": text}
         if self.checked.kind == "chat":
             arguments = [{"index": 0, "function": {"arguments": text}}]
-            part = {"delta": {"tool_calls": arguments} if self.checked.function else {"content": text}}
+            part = {"delta": {"tool_calls": arguments} if self._functions[index] else {"content": text}}
         if self.checked.tells_tokens:
             part["logprobs"] = _logprobs(self.checked, event.get("tokens", []), self._length[index])
         self._length[index] += len(text)
@@ -84,7 +99,7 @@ class Stream:
         """The last chunk of one choice."""
         rest = self.piece(index, event | {"piece": ""}) if event.get("tokens") else b""
         part: dict[str, Any] = {"delta": {}} if self.checked.kind == "chat" else {"text": ""}
-        return rest + self._chunk(index, part, event["finish"], slmctl=extra)
+        return rest + self._chunk(index, part, _finish(self.checked, self._functions[index], event), slmctl=extra)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
         """The chunk of counts where it was asked for, and the end of the stream."""
@@ -136,13 +151,24 @@ def call_id(checked: CheckedRequest, index: int) -> str:
     return f"call_{checked.id}{index or ''}"
 
 
-def _said(checked: CheckedRequest, index: int, text: str, *, streamed: bool = False) -> dict[str, Any]:
-    """The content of a message, or the call of the function that it has to be."""
-    if not checked.function:
-        return {"content": text}
-    function = {"name": checked.function, "arguments": text}
+def _said(checked: CheckedRequest, index: int, choice: ReplyChoice) -> dict[str, Any]:
+    """The content of a message, or the call that it is."""
+    if not choice.function:
+        return {"content": choice.text}
+    function = {"name": choice.function, "arguments": choice.text}
     call = {"id": call_id(checked, index), "type": "function", "function": function}
-    return {"content": None, "tool_calls": [({"index": 0} if streamed else {}) | call]}
+    return {"content": None, "tool_calls": [call]}
+
+
+def _indexed(part: dict[str, Any]) -> dict[str, Any]:
+    """The same in a chunk, where calls are numbered."""
+    calls = [{"index": k, **call} for k, call in enumerate(part.get("tool_calls", ()))]
+    return part | ({"tool_calls": calls} if calls else {})
+
+
+def _finish(checked: CheckedRequest, function: str, last: Event) -> str:
+    """OpenAI's word for the end of an answer; of a model that was made to call, its own."""
+    return "tool_calls" if function and checked.may_call and last["finish"] == "stop" else last["finish"]
 
 
 def _head(checked: CheckedRequest, build: str, kind: str, name: str) -> dict[str, Any]:

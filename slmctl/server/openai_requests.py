@@ -18,8 +18,11 @@ from typing import Any, NoReturn
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import client_schemas, request_options
+from slmctl.server import client_schemas, request_options, tool_requests
+from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.call_reader import CallReader
 from slmctl.server.request_options import Function, SortedOptions
+from slmctl.server.tool_requests import Offer
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
 
@@ -31,15 +34,9 @@ FORMS = ("response_format", "structured_outputs")  # what a client may hold answ
 RENDER_S = 2.0  # seconds that the chat template may take for one prompt
 CACHED = 8192  # characters of a system prompt whose rendered head is kept
 BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
+CHOICE = ("tools", "tool_choice")  # options of a model that calls functions
+CALL_FIELDS = ("tool_calls", "tool_call_id")  # of messages to a model that calls functions
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-
-class BadRequestError(Exception):
-    """A request that cannot be served: message, option at fault and status, in OpenAI's form."""
-
-    def __init__(self, message: str, param: str = "", *, status: int = 400, code: str = "") -> None:
-        super().__init__(message)
-        self.message, self.param, self.status, self.code = message, param, status, code
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +68,12 @@ class ServedModel:
     @property
     def held(self) -> bool:
         """True where every answer must be one that the task allows."""
-        return bool(self.task.labels or self.task.constraint)
+        return bool(self.task.labels or self.task.constraint) or self.calls
+
+    @property
+    def calls(self) -> bool:
+        """True where an answer may call a function."""
+        return self.task.kind == request_options.CALL
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class CheckedRequest:
         repeated: Its options that the answer of the Responses API repeats.
         label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
         function: The function whose arguments the answer is; empty where it is a message.
+        offer: The functions that the answer may call; None for a model that calls none.
+        also: Texts of calls and tools, in which sensitive data is searched for beside the messages.
     """
 
     kind: str
@@ -113,6 +117,8 @@ class CheckedRequest:
     repeated: dict[str, Any] = field(default_factory=dict)
     label_property: str = ""
     function: str = ""
+    offer: Offer | None = None
+    also: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -121,11 +127,31 @@ class CheckedRequest:
         return self.requests[0].alternatives >= 0
 
     @property
+    def may_call(self) -> bool:
+        """True where the answer may call a function, or not, so that its text has to be read for it."""
+        return self.offer is not None and self.kind != "text"
+
+    def call_reader(self) -> CallReader:
+        """A reader of one answer of a model that may call."""
+        return CallReader(self.model.task.form)
+
+    def kept(self, text: str) -> str:
+        """The text of an answer as files keep it: a call in one form, whatever the model writes."""
+        return self.model.task.kept(text)
+
+    @property
     def form_option(self) -> str:
         """The option that holds the client's own schema."""
-        if self.function:
+        if self.function or self.offer is not None:
             return "tools"
         return "text.format" if self.kind == "response" else "response_format"
+
+    @property
+    def client_form(self) -> str:
+        """The client's own schema as JSON, or the grammar of its tools, to be checked; empty for none."""
+        if self.schema is not None:
+            return json.dumps(self.schema)
+        return self.offer.checked_rules if self.offer is not None else ""
 
     @property
     def question(self) -> str:
@@ -174,16 +200,18 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
     body, ignored = dict(options.read), options.ignored
     if options.function is not None:
         body["response_format"] = _form_of(body, options.function)
-    common, schema = _options(body, kind, model, ceilings)
+    offer = tool_requests.offer(body, model.task) if model.calls else None
+    common, schema = _options(body, kind, model, ceilings, offer)
     place, satisfied = _held_form(body, model, "tools" if options.function else "response_format")
-    prompts, sent, dropped = [], list[Message](), list[str]()
+    prompts, sent, turns, dropped = [], list[Message](), list[Message](), list[str]()
     if kind == "chat":
-        sent = _messages(body)
-        prompt, dropped = _chat_prompt(model, sent)
+        turns = _messages(body, calls=model.calls)
+        sent = [_as_text(model, turn) for turn in turns]
+        prompt, dropped = _chat_prompt(model, sent, offer)
         prompts.append(prompt)
     else:
         sent = [{"role": "user", "content": text} for text in _texts(body)]
-        prompts = [_text_prompt(model, message) for message in sent]
+        prompts = [_text_prompt(model, message, offer) for message in sent]
     if max(len(prompt.text) for prompt in prompts) > BYTES_A_TOKEN * ceilings.max_prompt:
         raise BadRequestError(
             f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
@@ -198,22 +226,30 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         for prompt in prompts
         for k in range(count)
     ]
-    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS)
+    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS, *CHOICE)
     return CheckedRequest(
         kind=kind,
         model=model,
         requests=tuple(requests),
         turns=tuple(prompt.turns for prompt in prompts for _ in range(count)),
         sent=tuple(sent),
-        unread=tuple(sorted({name for message in body.get("messages", ()) for name in unread_fields(message)})),
-        options={name: body[name] for name in names if name in body},
+        unread=_unread(body, read=CALL_FIELDS if model.calls else ()),
+        options={name: body[name] for name in names if name in body and (name not in CHOICE or offer is not None)},
         ignored=(*dropped, *sorted({*ignored, *satisfied})),
         stream=_flag(body, "stream"),
         with_usage=_stream_options(body),
         schema=schema,
         label_property=place,
         function=options.function.name if options.function else "",
+        offer=offer,
+        also=tuple(tool_requests.texts(turns, offer)) if offer is not None else (),
     )
+
+
+def _unread(body: dict[str, Any], *, read: Sequence[str]) -> tuple[str, ...]:
+    """The fields of the messages that hold a part of the conversation and are not read."""
+    names = {name for message in body.get("messages", ()) for name in unread_fields(message)}
+    return tuple(sorted(names.difference(read)))
 
 
 def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -> CheckedRequest:
@@ -273,7 +309,7 @@ def model_of(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedM
 
 
 def _options(
-    body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings
+    body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings, offer: Offer | None
 ) -> tuple[Request, dict[str, Any] | None]:
     """The request that all choices share, and the client's own schema."""
     task = model.task
@@ -291,13 +327,20 @@ def _options(
         top_p=_number(body, "top_p", 1.0, 0, 1),
         seed=int(_number(body, "seed", secrets.randbits(31) if temperature else 0, 0, 2**63 - 1, whole=True)),
         stop=(*stops, *([task.end] if task.end else [])),
-        schema=task.constraint or (json.dumps(schema) if schema is not None else ""),
+        schema=_constraint(task, schema, offer),
         adapter=model.adapter,
         alternatives=_alternatives(body, kind),
         max_prompt=ceilings.max_prompt,
         shorten=length_name not in body,
     )
     return request, schema
+
+
+def _constraint(task: Task, schema: dict[str, Any] | None, offer: Offer | None) -> str:
+    """The schema, or the grammar of calls, that an answer is held to; empty for none."""
+    if offer is not None:
+        return task.form.rules(offer.callable, must_call=offer.must_call)
+    return task.constraint or (json.dumps(schema) if schema is not None else "")
 
 
 def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
@@ -402,25 +445,50 @@ def _stream_options(body: dict[str, Any]) -> bool:
     return _flag(options, "include_usage", "stream_options")
 
 
-def _messages(body: dict[str, Any]) -> list[Message]:
+def _messages(body: dict[str, Any], *, calls: bool = False) -> list[Message]:
+    """The conversation; of a model that calls functions, with the calls and their results."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("'messages' must be a list that is not empty", "messages")
+    roles = ROLES | ({"tool": "tool"} if calls else {})
+    names: dict[str, str] = {}  # of functions, by the id of a call
     result: list[Message] = []
     for k, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in ROLES:
-            raise BadRequestError(f"messages[{k}] needs a role: system, user or assistant", "messages")
-        content = message.get("content")
-        if isinstance(content, list):
-            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
-            content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
-        if not isinstance(content, str):
-            raise BadRequestError(f"messages[{k}] needs content: a text", "messages")
-        result.append({"role": ROLES[role], "content": content})
-    if result[-1]["role"] != "user":
-        raise BadRequestError("the last message must be the user's", "messages")
+        if not isinstance(role, str) or role not in roles:
+            raise BadRequestError(
+                f"messages[{k}] needs a role: system, user{', assistant or tool' if calls else ' or assistant'}",
+                "messages",
+            )
+        turn: Message = {"role": roles[role], "content": ""}
+        if calls and role == "assistant" and message.get("tool_calls"):
+            turn["tool_calls"] = tool_requests.calls_in(message, f"messages[{k}]")
+            names |= tool_requests.ids_in(message)
+        elif role == "tool":
+            turn["name"] = tool_requests.name_of_result(message, names, f"messages[{k}]")
+        if "tool_calls" not in turn or message.get("content") is not None:
+            turn["content"] = _content(message.get("content"), f"messages[{k}]")
+        result.append(turn)
+    if result[-1]["role"] not in ("user", "tool"):
+        raise BadRequestError(f"the last message must be the user's{' or a result' if calls else ''}", "messages")
     return result
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, list):
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    if not isinstance(content, str):
+        raise BadRequestError(f"{where} needs content: a text", "messages")
+    return content
+
+
+def _as_text(model: ServedModel, turn: Message) -> Message:
+    """A message with its calls as the text that the model was trained with."""
+    if not turn.get("tool_calls"):
+        return turn
+    written = model.task.with_calls_as_text((), turn, None)
+    return {**written, "content": "\n".join(filter(None, (turn["content"], written["content"])))}
 
 
 @dataclass(frozen=True)
@@ -432,7 +500,7 @@ class _Prompt:
     turns: tuple[Message, ...]
 
 
-def _chat_prompt(model: ServedModel, sent: Sequence[Message]) -> tuple[_Prompt, list[str]]:
+def _chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None) -> tuple[_Prompt, list[str]]:
     """The rendered prompt of a conversation, and what was left out of it."""
     task, turns, dropped = model.task, tuple(model.task.cleaned(sent)), list[str]()
     if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
@@ -441,18 +509,22 @@ def _chat_prompt(model: ServedModel, sent: Sequence[Message]) -> tuple[_Prompt, 
         dropped = ["system"] if any(message["role"] == "system" for message in sent) else []
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
     try:
-        find = _prefix if system is None or len(system) < CACHED else _prefix.__wrapped__
-        return _Prompt(task.prompt(turns, budget_s=RENDER_S), find(model, system), turns), dropped
+        tools = offer.tools if offer is not None and offer.is_clients else None
+        written = json.dumps(tools) if tools else ""
+        find = _prefix if len(system or "") + len(written) < CACHED else _prefix.__wrapped__
+        text = task.prompt(turns, tools=tools, budget_s=RENDER_S)
+        return _Prompt(text, find(model, system, written), turns), dropped
     except DataError as error:
         raise BadRequestError(error.message, "messages") from None
 
 
 @functools.lru_cache(maxsize=64)
-def _prefix(model: ServedModel, system: str | None) -> str:
-    """The opening that all prompts with this system prompt share."""
+def _prefix(model: ServedModel, system: str | None, tools: str) -> str:
+    """The opening that all prompts with this system prompt, and these tools of the client's, share."""
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": "\x00"})
-    return model.task.prompt(turns, budget_s=RENDER_S).partition("\x00")[0]
+    offered = json.loads(tools) if tools else None
+    return model.task.prompt(turns, tools=offered, budget_s=RENDER_S).partition("\x00")[0]
 
 
 def _texts(body: dict[str, Any]) -> list[str]:
@@ -464,9 +536,11 @@ def _texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _text_prompt(model: ServedModel, message: Message) -> _Prompt:
+def _text_prompt(model: ServedModel, message: Message, offer: Offer | None) -> _Prompt:
     """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
-    return _Prompt(model.opening + message["content"], "", ()) if model.bare else _chat_prompt(model, [message])[0]
+    if model.bare:
+        return _Prompt(model.opening + message["content"], "", ())
+    return _chat_prompt(model, [message], offer)[0]
 
 
 def _number(body: dict[str, Any], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:

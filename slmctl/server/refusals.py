@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from slmctl.server import openai_replies
-from slmctl.server.openai_requests import BadRequestError
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.rate_limits import BusyError
 from slmctl.server.request_run import RequestFailedError
 

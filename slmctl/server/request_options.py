@@ -33,6 +33,7 @@ WITHOUT_EFFECT = frozenset({
     "metadata", "store", "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "parallel_tool_calls", "max_tool_calls", "reasoning", "reasoning_effort", "prediction",
 })  # fmt: skip
+CALL = "call"  # the kind of task whose answers call functions
 SAMPLING = frozenset({"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"})
 # They change a text that is drawn token by token, and no label; not one of them is supported for texts.
 PENALTIES = frozenset({
@@ -47,6 +48,8 @@ REASONS = {  # of a refusal
     "audio": "answers are texts",
     "modalities": "answers are texts",
 }
+
+REASONS_OF_CALLS = {"functions": "send 'tools'", "function_call": "send 'tool_choice'"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         task: The contract of the model that is asked.
     """
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
+    if task.kind == CALL and kind != "text":
+        return _of_calls(body, options, kind)
     function = forced_function(options)
     calls, reason = (("tool_choice",), "") if function is not None else _about_tools(options)
     if reason:
@@ -103,6 +108,19 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
     if function is not None:
         ignored.remove("tool_choice")  # it was read
     return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})), function=function)
+
+
+def _of_calls(body: JsonObject, options: JsonObject, kind: str) -> SortedOptions:
+    """The same for a model that calls functions: it reads which ones, and at most one is called."""
+    readable = READ[kind] | {"tool_choice", "parallel_tool_calls"}
+    read = {name: value for name, value in options.items() if name in readable}
+    for name in options:
+        if name not in read and name not in WITHOUT_EFFECT:
+            return SortedOptions({}, refused=name, reason=REASONS_OF_CALLS.get(name, REASONS.get(name, "")))
+    ignored = {*options.keys() - read.keys(), *({"stop"} & read.keys())}
+    if body.get("parallel_tool_calls") is True:
+        ignored.add("parallel_tool_calls")
+    return SortedOptions(read, tuple(sorted(ignored)))
 
 
 def forced_function(options: JsonObject) -> Function | None:

@@ -34,53 +34,53 @@ class ResponseStream:
     def __init__(self, checked: CheckedRequest, name: str) -> None:
         self.checked, self.name = checked, name
         self._number = 0
-        self._choice = ReplyChoice()
+        self._choice = ReplyChoice(function=checked.function)
         self._extra: JsonObject = {}
-        self._call: JsonObject = {"item_id": _item_id(checked), "output_index": 0}
-        self._place: JsonObject = {**self._call, "content_index": 0}
+        self._is_begun = False  # the message or the call has been announced
+
+    @property
+    def _item_place(self) -> JsonObject:
+        return {"item_id": _item_id(self.checked, self._choice), "output_index": 0}
+
+    @property
+    def _place(self) -> JsonObject:
+        return {**self._item_place, "content_index": 0}
 
     def opening(self) -> bytes:
-        """The events before the first piece: the response, its message, and the part of it that holds the text."""
+        """The events before the first piece: the response, and its message or call where it is known which it is."""
         head = {**_head(self.checked, self.name, "in_progress"), "output": []}
-        item = _item(self.checked, self._choice, "in_progress")
-        begun = (
-            self._event("response.created", response=head)
-            + self._event("response.in_progress", response=head)
-            + self._event(
-                "response.output_item.added",
-                output_index=0,
-                item=item if self.checked.function else item | {"content": []},
-            )
-        )
-        if self.checked.function:
-            return begun
-        return begun + self._event("response.content_part.added", **self._place, part=item["content"][0])
+        begun = self._event("response.created", response=head) + self._event("response.in_progress", response=head)
+        return begun if self.checked.may_call else begun + self._begin()
+
+    def call(self, index: int, name: str) -> bytes:
+        """The event that announces the call of a function; the pieces from then on are its arguments."""
+        self._choice.function = name
+        return self._begin()
 
     def piece(self, index: int, event: Event) -> bytes:
         """A piece of the text, or of the arguments of a call."""
+        begun = self._begin()
         self._choice.add(event)
-        if self.checked.function:
-            return self._event("response.function_call_arguments.delta", **self._call, delta=event.get("piece", ""))
+        delta = event.get("piece", "")
+        if self._choice.function:
+            return begun + self._event("response.function_call_arguments.delta", **self._item_place, delta=delta)
         tokens = _logprobs(event.get("tokens", []))
-        return self._event("response.output_text.delta", **self._place, delta=event.get("piece", ""), logprobs=tokens)
+        return begun + self._event("response.output_text.delta", **self._place, delta=delta, logprobs=tokens)
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
-        """The events by which the message is whole."""
-        rest = event.get("tokens") and not self.checked.function
-        part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else b""
+        """The events by which the message or the call is whole."""
+        rest = event.get("tokens") and not self._choice.function
+        part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else self._begin()
         self._choice.last, self._extra = event, extra
         text, tokens = self._choice.text, _logprobs(self._choice.tokens)
         item = _item(self.checked, self._choice, "incomplete" if event["finish"] == "length" else "completed")
-        if self.checked.function:
-            return self._event(
-                "response.function_call_arguments.done", **self._call, name=self.checked.function, arguments=text
-            ) + self._event("response.output_item.done", output_index=0, item=item)
-        return (
-            part
-            + self._event("response.output_text.done", **self._place, text=text, logprobs=tokens)
-            + self._event("response.content_part.done", **self._place, part=item["content"][0])
-            + self._event("response.output_item.done", output_index=0, item=item)
-        )
+        if self._choice.function:
+            done = {"name": self._choice.function, "arguments": text}
+            part += self._event("response.function_call_arguments.done", **self._item_place, **done)
+        else:
+            part += self._event("response.output_text.done", **self._place, text=text, logprobs=tokens)
+            part += self._event("response.content_part.done", **self._place, part=item["content"][0])
+        return part + self._event("response.output_item.done", output_index=0, item=item)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
         """The event with the whole response."""
@@ -102,6 +102,19 @@ class ResponseStream:
         fields = {name: error["error"][name] for name in ("code", "message", "param")}
         return self._event("response.failed", response=body) + self._event("error", **fields, **error)
 
+    def _begin(self) -> bytes:
+        """The events that announce the message, with the part of it that holds the text, or the call; once."""
+        if self._is_begun:
+            return b""
+        self._is_begun = True
+        item = _item(self.checked, self._choice, "in_progress")
+        is_call = bool(self._choice.function)
+        added = {"output_index": 0, "item": item if is_call else item | {"content": []}}
+        event = self._event("response.output_item.added", **added)
+        if is_call:
+            return event
+        return event + self._event("response.content_part.added", **self._place, part=item["content"][0])
+
     def _event(self, kind: str, **fields: Any) -> bytes:
         body = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
@@ -119,6 +132,7 @@ def _head(checked: CheckedRequest, name: str, status: str) -> JsonObject:
         "safety_identifier": None, "service_tier": "default", "store": False, "temperature": None,
         "tool_choice": "none", "tools": [], "top_logprobs": 0, "top_p": None, "truncation": "disabled", "usage": None,
         "user": None, "metadata": {},
+        **({"tool_choice": "auto", "parallel_tool_calls": False} if checked.may_call else {}),
         **repeated,
         "text": {"format": {"type": "text"}, **repeated.get("text", {})},
     }  # fmt: skip
@@ -126,19 +140,19 @@ def _head(checked: CheckedRequest, name: str, status: str) -> JsonObject:
 
 def _item(checked: CheckedRequest, choice: ReplyChoice, status: str) -> JsonObject:
     """The message, or the call of a function, that is the answer."""
-    if checked.function:
+    if choice.function:
         return {
-            "id": _item_id(checked), "type": "function_call", "status": status, "name": checked.function,
+            "id": _item_id(checked, choice), "type": "function_call", "status": status, "name": choice.function,
             "call_id": openai_replies.call_id(checked, 0), "arguments": choice.text,
         }  # fmt: skip
     return {
-        "id": _item_id(checked), "type": "message", "status": status, "role": "assistant",
+        "id": _item_id(checked, choice), "type": "message", "status": status, "role": "assistant",
         "content": [_part(checked, choice)],
     }  # fmt: skip
 
 
-def _item_id(checked: CheckedRequest) -> str:
-    return f"{'fc' if checked.function else 'msg'}_{checked.id}"
+def _item_id(checked: CheckedRequest, choice: ReplyChoice) -> str:
+    return f"{'fc' if choice.function else 'msg'}_{checked.id}"
 
 
 def _part(checked: CheckedRequest, choice: ReplyChoice) -> JsonObject:

@@ -11,8 +11,9 @@ from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import openai_requests
-from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server import openai_requests, request_options
+from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 
 TOKENS = "message.output_text.logprobs"  # the value of `include` that asks for the tokens of the answer
 TEXTS = ("input_text", "output_text", "text")  # types of parts that hold a text
@@ -34,7 +35,8 @@ def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceiling
     """
     model = openai_requests.model_of(body, models)
     options = openai_requests.supported(body, "response", model)
-    chat = as_chat(options.read)
+    calls = model.task.kind == request_options.CALL
+    chat = as_chat(options.read, calls=calls)
     if (function := options.function) is not None:
         called = {"name": function.name, "parameters": function.parameters}
         chat |= {"tools": [{"type": "function", "function": called}], "tool_choice": "required"}
@@ -43,6 +45,8 @@ def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceiling
     except BadRequestError as error:
         raise _in_own_names(error) from None
     repeated = {name: body[name] for name in REPEATED if name in body}
+    if calls or function is not None:
+        repeated |= {name: body[name] for name in ("tools", "tool_choice") if name in body}
     return replace(
         checked,
         kind="response",
@@ -51,8 +55,11 @@ def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceiling
     )
 
 
-def as_chat(body: JsonObject) -> JsonObject:
+def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
     """The chat request that asks the same.
+
+    Args:
+        calls: The model calls functions: tools, calls and their results are read.
 
     Raises:
         BadRequestError: It has no conversation of texts, or an option of another form.
@@ -72,7 +79,29 @@ def as_chat(body: JsonObject) -> JsonObject:
     if not isinstance(instructions, str):
         raise BadRequestError("'instructions' must be a text", "instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []
-    return chat | {"messages": [*system, *_messages(body.get("input"))]}
+    if calls:
+        chat |= {name: body[name] for name in ("parallel_tool_calls",) if name in body}
+        chat |= {name: make(body[name]) for name, make in (("tools", _tools), ("tool_choice", _choice)) if name in body}
+    return chat | {"messages": [*system, *_messages(body.get("input"), calls=calls)]}
+
+
+def _tools(tools: Any) -> Any:
+    """A list of functions in the form of a chat; what is no function is left to be refused."""
+    return [_nested(tool) for tool in tools] if isinstance(tools, list) else tools
+
+
+def _nested(tool: Any) -> Any:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _choice(choice: Any) -> Any:
+    """A choice of tools in the form of a chat."""
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        part = {"mode": choice.get("mode"), "tools": _tools(choice.get("tools"))}
+        return {"type": "allowed_tools", "allowed_tools": part}
+    return _nested(choice)
 
 
 def _form(text: Any) -> JsonObject:
@@ -87,13 +116,30 @@ def _form(text: Any) -> JsonObject:
     return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
-def _messages(conversation: Any) -> list[JsonObject]:
-    """The conversation in `input`: a text of the user's, or a list of messages."""
+def _messages(conversation: Any, *, calls: bool) -> list[JsonObject]:
+    """The conversation in `input`: a text of the user's, or a list of messages, with calls and results between them."""
     if isinstance(conversation, str):
         return [{"role": "user", "content": conversation}]
     if not isinstance(conversation, list) or not conversation:
         raise BadRequestError("'input' must be a text, or a list of messages that is not empty", "input")
-    return [_message(item, f"input[{k}]") for k, item in enumerate(conversation)]
+    messages: list[JsonObject] = []
+    for k, item in enumerate(conversation):
+        kind = item.get("type") if calls and isinstance(item, dict) else None
+        if kind == "function_call":
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(_call(item))
+        elif kind == "function_call_output":
+            content = _content(item.get("output"), f"input[{k}]", "output")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+        else:
+            messages.append(_message(item, f"input[{k}]"))
+    return messages
+
+
+def _call(item: JsonObject) -> JsonObject:
+    function = {name: item.get(name) for name in ("name", "arguments")}
+    return {"id": item.get("call_id"), "type": "function", "function": function}
 
 
 def _message(item: Any, where: str) -> JsonObject:
@@ -103,16 +149,22 @@ def _message(item: Any, where: str) -> JsonObject:
     if kind != "message":
         named = f", not '{kind[:100]}'" if isinstance(kind, str) else ""
         raise BadRequestError(f"{where} must be a message{named}", "input")
-    role, content = item.get("role"), item.get("content")
+    role = item.get("role")
     if not isinstance(role, str) or role not in openai_requests.ROLES:
         raise BadRequestError(f"{where} needs a role: user, assistant, system or developer", "input")
+    content = _content(item.get("content"), where, "content")
+    unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
+    return {**unread, "role": role, "content": content}
+
+
+def _content(content: Any, where: str, name: str) -> str:
+    """A text, or parts that hold one."""
     if isinstance(content, list):
         texts = [part.get("text") if _is_text(part) else None for part in content]
         content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
-        raise BadRequestError(f"{where} needs content: a text, or parts of type input_text or output_text", "input")
-    unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
-    return {**unread, "role": role, "content": content}
+        raise BadRequestError(f"{where} needs {name}: a text, or parts of type input_text or output_text", "input")
+    return content
 
 
 def _is_text(part: Any) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +21,18 @@ from typing import Any, Protocol, TypeVar
 
 from slmctl import sensitive
 from slmctl.artifacts import artifact
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import Prices, ServeConfig
+from slmctl.errors import DataError
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.network.openai_client import Reply
 from slmctl.sensitive import conversation_veto, search_process
+from slmctl.server.client_schemas import satisfies
 from slmctl.server.generalist import Generalist, GeneralistError
 from slmctl.server.log import Log
 from slmctl.server.routed import Escalation, LocalAnswer, Routed, Sample
-from slmctl.task import untuned_prompt
+from slmctl.server.tool_requests import Offer
+from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
 
 LOOK_S = 2.0  # for the detectors, which take a millisecond; after it there is doubt
@@ -148,6 +153,8 @@ class Router:
         request: str = "",
         log: Log | None = None,
         unread: Sequence[str] = (),
+        also: Sequence[str] = (),
+        offer: Offer | None = None,
         is_novel: Callable[[], bool] | None = None,
     ) -> Routed:
         """Answer a request.
@@ -157,18 +164,18 @@ class Router:
             options: The other fields of the request; those that may leave are picked here.
             headers: The request's.
             local: Runs the local model to its end: its last event, and `text`.
-            ends_at: When the caller needs an answer, in the loop's time: the general model gets no more than what
-                is left.
+            ends_at: When the caller needs an answer, in the loop's time: the general model gets what is left.
             request: The id that the answer carries, for the log of decisions.
             log: Gets the decision where no file is named for it.
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
+            also, offer: Texts of calls and tools, which are searched too, and the functions that may be called.
             is_novel: Tells whether the question is new; called in a thread beside the local model.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
         """
         begun = time.monotonic()
-        cleared = await self.cleared(messages, headers, unread=unread)
+        cleared = await self.cleared(messages, headers, unread=unread, also=_searched(also, offer))
         looked = time.monotonic()
         compared = asyncio.ensure_future(asyncio.to_thread(is_novel)) if is_novel is not None else None
         try:
@@ -177,7 +184,7 @@ class Router:
             novel = await compared if compared is not None else None
         answered = time.monotonic()
         verdict = self.judged(event)
-        reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at)
+        reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at, offer)
         if reply is None:
             routed = Routed(
                 event["text"], self.name, "local", reason, event, event.get("finish", "stop"),
@@ -187,7 +194,7 @@ class Router:
         else:
             assert self.generalist is not None and verdict is not None
             routed = Routed(
-                text, self.generalist.name, "generalist", reason, event, reply.finish or "stop", verdict.p_correct,
+                text, self.generalist.name, "generalist", reason, event, _finish(reply), verdict.p_correct,
                 verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
         self.shared.count(routed, reply.seconds if reply is not None else 0.0)
@@ -197,17 +204,22 @@ class Router:
         return routed
 
     async def cleared(
-        self, messages: Sequence[Any], headers: Mapping[str, str], *, unread: Sequence[str] = ()
+        self,
+        messages: Sequence[Any],
+        headers: Mapping[str, str],
+        *,
+        unread: Sequence[str] = (),
+        also: Sequence[str] = (),
     ) -> conversation_veto.Cleared:
         """The veto; a detector that fails or takes long is a doubt, and so are fields that none searches."""
-        if self._cleared is not None:
+        if self._cleared is not None and (self._cleared.reason or not also):  # tools were not searched before
             return self._cleared
         if unread:
             return conversation_veto.Cleared(reason="doubt")
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
-        look = functools.partial(conversation_veto.clear, messages, engine=self.detector, redact=redact)
+        look = functools.partial(conversation_veto.clear, messages, engine=self.detector, redact=redact, also=also)
         cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
@@ -224,11 +236,12 @@ class Router:
         verdict: Decision | None,
         options: Mapping[str, Any],
         ends_at: float | None,
+        offer: Offer | None,
     ) -> tuple[str, Reply | None, str, str]:
         """The reason, the general model's reply and its text where it is used, and what kind of fault prevented it."""
         if cleared.reason:
             return cleared.reason, None, "", ""
-        if verdict is None or self._is_held_otherwise(options):
+        if verdict is None or self._is_held_otherwise(options) or (offer is not None and offer.is_chosen):
             return "doubt", None, "", ""
         if verdict.keep or self.generalist is None:
             return verdict.reason, None, "", ""
@@ -237,7 +250,7 @@ class Router:
             return "circuit-open", None, "", ""
         try:
             limit_s = self._limit_s(ends_at)
-            outcome, error = await _ended(self._escalated(cleared, options), limit_s)
+            outcome, error = await _ended(self._escalated(cleared, options, offer), limit_s)
         except asyncio.CancelledError:
             breaker.leaves()
             raise
@@ -268,15 +281,39 @@ class Router:
             limit_s = min(limit_s, ends_at - asyncio.get_running_loop().time() - CUT_S)
         return max(0.0, limit_s)
 
-    async def _escalated(self, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> tuple[Reply, str]:
+    async def _escalated(
+        self, cleared: conversation_veto.Cleared, options: Mapping[str, Any], offer: Offer | None
+    ) -> tuple[Reply, str]:
         """The general model's reply, and its text as the task allows it.
 
         Raises:
             GeneralistError: There is none, or none that the task allows.
         """
         assert self.generalist is not None
-        reply = await self.generalist.ask(self._asked(cleared.messages), self._options(options))
+        tools = offer.tools if offer is not None else ()
+        reply = await self.generalist.ask(self._asked(cleared.messages, tools), self._options(options), tools=tools)
+        if offer is not None:
+            return reply, await asyncio.to_thread(self._read_call, reply, cleared, offer)
         return reply, await asyncio.to_thread(self._read, reply, cleared, options)
+
+    def _read_call(self, reply: Reply, cleared: conversation_veto.Cleared, offer: Offer) -> str:
+        """The call in a reply, or that there is none, as the local model would write it.
+
+        Raises:
+            GeneralistError: It is none that was offered.
+        """
+        try:
+            text = tool_calls.answer_of_openai(reply.tool_calls or ()) or reply.text
+            answer = untuned_prompt.read(self.task, text)
+            restored = conversation_veto.restore(answer, cleared.marks, is_json=answer != tool_calls.NO_CALL)
+            call = tool_calls.read_answer(restored)
+        except (DataError, ValueError, RecursionError):
+            raise GeneralistError("generalist-garbage") from None
+        if call is not None:
+            schema = next((tool.schema for tool in offer.callable if tool.name == call.name), None)
+            if schema is None or not satisfies(json.dumps(schema), json.dumps(call.arguments)):
+                raise GeneralistError("generalist-garbage")
+        return self.task.form.shown(call)
 
     def _read(self, reply: Reply, cleared: conversation_veto.Cleared, options: Mapping[str, Any]) -> str:
         """The text of a reply as the task allows it; apart from the loop, since it is another's and may be long.
@@ -294,12 +331,14 @@ class Router:
             raise GeneralistError("generalist-garbage")
         return text if is_json or self.task.kind == "classify" else _until(text, options.get("stop"))
 
-    def _asked(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    def _asked(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[JsonObject] = ()
+    ) -> list[Mapping[str, str]]:
         """The conversation as the generalist gets it, with the task in its system prompt if the local model has one."""
         if not self.task.system and self.task.kind == "generate":
             return list(messages)
-        turns = [message for message in messages if message["role"] != "system"]
-        return [{"role": "system", "content": untuned_prompt.brief(self.task)}, *turns]
+        turns = [_turn(message) for message in messages if message["role"] != "system"]
+        return [{"role": "system", "content": untuned_prompt.brief(self.task, tools=tools)}, *turns]
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's sampling options, by one name each; a label or an object is not sampled, and needs its room."""
@@ -360,6 +399,24 @@ def _forget(task: asyncio.Future[Any]) -> None:
     """Retrieve the exception of a task that is no longer awaited, or asyncio would log it."""
     if not task.cancelled():
         task.exception()
+
+
+def _turn(message: Mapping[str, str]) -> Mapping[str, str]:
+    """A message as it leaves: what came of a call, which is a text, is one too."""
+    if message["role"] != "tool":
+        return message
+    return {"role": "user", "content": f"{message.get('name', 'The tool')} returned: {message['content']}"}
+
+
+def _searched(also: Sequence[str], offer: Offer | None) -> Sequence[str]:
+    """Further texts that are searched: the task's own tools leave with an escalated question, too."""
+    own = offer.tools if offer is not None and not offer.is_clients else ()
+    return (*also, *conversation_veto.texts_in(own))
+
+
+def _finish(reply: Reply) -> str:
+    """Why a reply ended, in the engine's words."""
+    return "stop" if reply.finish in ("", "tool_calls") else reply.finish
 
 
 def _until(text: str, stop: Any) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from slmctl.errors import UsageError
 from slmctl.server import openai_requests
 from slmctl.server.backends import Backend
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
-from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.server.request_run import Exchange, RequestFailedError
 
 BEHIND = 16  # questions that wait for it; more are dropped
@@ -123,7 +124,7 @@ class Shadow:
             return None
         finally:
             exchange.close()
-        return exchange.choices[0].text
+        return own.kept(exchange.choices[0].text)
 
     def _drop(self, then: Then) -> None:
         self._fates["dropped"] += 1

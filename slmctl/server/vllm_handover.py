@@ -126,6 +126,11 @@ def _check(handover: Handover) -> None:
             f"'{handover.name}' cannot be the name of a model in vLLM",
             hint="letters, digits, dots, hyphens, underscores",
         )
+    if handover.task.kind == "call":
+        raise UsageError(
+            "calls are held to the form of their base by slmctl's own engine, which vLLM does not do",
+            hint="slmctl serve",
+        )
     for part in (handover.model, handover.adapter):
         if part is not None:
             artifact.require_whole(part)

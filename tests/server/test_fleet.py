@@ -25,10 +25,11 @@ from slmctl.server import fleet as fleets
 from slmctl.server.api_keys import Key
 from slmctl.server.app import application
 from slmctl.server.backends import LocalEngine
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
-from slmctl.server.openai_requests import BadRequestError, ServedModel
+from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_run import RequestFailedError
 

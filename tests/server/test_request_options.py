@@ -10,7 +10,8 @@ from support import tiny
 from support.serving import GENERATE, chat
 
 from slmctl.server import api_forms, client_schemas
-from slmctl.server.openai_requests import BadRequestError, Ceilings, CheckedRequest, ServedModel
+from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.task.contract import Task
 
 LABELS = tuple(tiny.LABELS)

@@ -231,7 +231,7 @@ def test_a_detector_that_hangs_keeps_it_here(monkeypatch: pytest.MonkeyPatch) ->
     "messages",
     [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
-        [{"role": "user", "content": None}], [{"role": "tool", "content": "x"}], [{"content": "x"}], ["hello"], [None],
+        [{"role": "user", "content": None}], [{"role": "x", "content": "x"}], [{"content": "x"}], ["hello"], [None],
         [{"role": "user"}], [{"role": ["user"], "content": "x"}],
     ],
 )  # fmt: skip

@@ -45,10 +45,12 @@ SCHEMA = {
         "note": {"type": ["string", "null"]},
     },
 }
+TOOL = {"name": "track_order", "description": "Tell where an order is.", "parameters": SCHEMA}
 TASKS = {
     "classify": Task("classify", "", "", labels=("billing", "delivery", "returns")),
     "extract": Task("extract", "", "", schema=SCHEMA),
     "generate": Task("generate", "", ""),
+    "call": Task("call", "", "", tools=({"type": "function", "function": TOOL},)),
 }
 EXTRA = {"task": "x", "confidence": 0.875, "route": "local", "reason": "above_threshold", "model": NAME, "seconds": 0.5}
 
@@ -75,6 +77,7 @@ class Fake:
     finish: str = "stop"
     more: dict[str, str] = field(default_factory=dict)  # further models: name and kind
     collects: bool = False
+    calls: str = ""  # the function that an answer calls; its text is the arguments
     asked: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
     words: list[dict[str, Any]] = field(default_factory=list)  # feedback
     url: str = ""
@@ -122,6 +125,10 @@ class Fake:
         return JSONResponse(word)
 
     async def _stream(self) -> AsyncIterator[str]:
+        if self.calls:
+            async for chunk in self._call():
+                yield chunk
+            return
         half = len(self.text) // 2
         yield self._chunk({"role": "assistant", "content": ""})
         yield self._chunk({"content": self.text[:half]})
@@ -138,7 +145,15 @@ class Fake:
         yield f"data: {json.dumps({'model': NAME, 'choices': [], 'usage': usage})}\n\n"
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
+    async def _call(self) -> AsyncIterator[str]:
+        called: dict[str, Any] = {"index": 0, "id": "call_1", "type": "function"}
+        yield self._chunk({"role": "assistant", "content": None})
+        yield self._chunk({"tool_calls": [called | {"function": {"name": self.calls, "arguments": ""}}]})
+        for piece in (self.text[:9], self.text[9:]):
+            yield self._chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+        yield self._chunk({}, finish_reason="tool_calls", **{"slmctl": self.extra}) + "data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         # json.dumps spells a lone surrogate as an escape, which a browser reads
         return f"data: {json.dumps({'model': NAME, 'choices': [choice], **more})}\n\n"
@@ -392,6 +407,25 @@ def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
         assert json.loads(browser.ask("window.copied")) == answer
 
 
+def test_a_call_is_its_function_and_a_table_of_arguments(browser: Browser) -> None:
+    arguments = {"order": "A-17", "paid": True}
+    with faking("call", text=json.dumps(arguments), calls="track_order", collects=True) as fake:
+        visit(browser, fake.url)
+        assert "Calls the function that a text asks for" in seen(browser)
+        ask(browser)
+        told = seen(browser, "#result")
+        for part in ("track_order", "Tell where an order is.", "Order number", "A-17", "yes"):
+            assert part in told
+        browser.ask("[...document.querySelectorAll('#result button')].find(b => b.textContent === 'Wrong').click()")
+        browser.wait("!!document.querySelector('#result textarea')")
+        shown = browser.ask("document.querySelector('#result textarea').value")
+        assert json.loads(shown) == {"name": "track_order", "arguments": arguments}
+    with faking("call", text="none") as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        assert "No function is called" in seen(browser, "#result")
+
+
 def test_json_that_was_cut_off_is_said_to_be(browser: Browser) -> None:
     with faking("extract", text='{"order": "A-1', finish="length") as fake:
         visit(browser, fake.url)
@@ -406,12 +440,13 @@ def test_text_from_a_model_stays_text(browser: Browser, kind: str) -> None:
     with faking(kind) as fake:
         visit(browser, fake.url)
         for text in HOSTILE:
-            fake.text = json.dumps({text: [text, {text: text}]}) if kind == "extract" else text
+            fake.text = json.dumps({text: [text, {text: text}]}) if kind in ("extract", "call") else text
+            fake.calls = text if kind == "call" else ""
             fake.extra = EXTRA | {"reason": text, "model": text, "route": text, "labels": {text + "x": 0.1}}
             ask(browser)
             home = "#log article:last-of-type" if kind == "generate" else "#result"
             said = browser.ask(f"document.querySelector('{home}').textContent")
-            if kind != "extract":  # JSON's own escapes stand in the raw form of it
+            if kind not in ("extract", "call"):  # JSON's own escapes stand in the raw form of it
                 assert OBEYED.sub("", text) in said
             assert not OBEYED.search(said)
         assert browser.ask("document.title") == f"{NAME} · slmctl"
@@ -507,8 +542,11 @@ def test_one_of_several_models_is_chosen(browser: Browser) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_screen(browser: Browser, kind: str, width: int) -> None:
     long = "W" * 3000
-    text = json.dumps({"order": long, "items": [{"name": {"deep": [long]}}]}) if kind == "extract" else long
-    with faking(kind, text=text, extra=EXTRA | {"labels": {long + "x": 0.1}}) as fake:
+    objects = kind in ("extract", "call")
+    text = json.dumps({"order": long, "items": [{"name": {"deep": [long]}}]}) if objects else long
+    with faking(
+        kind, text=text, calls=long if kind == "call" else "", extra=EXTRA | {"labels": {long + "x": 0.1}}
+    ) as fake:
         visit(browser, fake.url, width=width)
         ask(browser, long)
         browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")

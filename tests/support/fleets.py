@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.releases import registry
 from slmctl.task.contract import Task
+from slmctl.task.tool_calls import OWN
 from support import TESTS, tiny
 from support.reported import small_report
 
@@ -26,11 +28,28 @@ def task(kind: str, *labels: str) -> Task:
     )  # fmt: skip
 
 
+TOOLS: tuple[dict[str, Any], ...] = tuple(
+    {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    for name, description, parameters in (
+        (
+            "track_order",
+            "Tell where an order is.",
+            {
+                "type": "object",
+                "properties": {"order": {"enum": ["A-1", "A-2"]}, "express": {"type": "boolean"}},
+                "required": ["order"],
+                "additionalProperties": False,
+            },
+        ),
+        ("close_account", "Close the account.", {"type": "object", "properties": {}}),
+    )
+)
 TASKS = {
     "tickets": task("classify", "account", "billing", "delivery"),
     "moods": task("classify", "glad", "sad"),
     "orders": task("extract"),
     "letters": task("generate"),
+    "errands": dataclasses.replace(task("call"), tools=TOOLS, call_form=OWN),
 }
 
 
