@@ -69,22 +69,13 @@ def stage_of(name: str) -> str:
     return parts[2] if len(parts) > 2 and parts[1] == "stages" else ""
 
 
-@functools.cache
-def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
-    """Every node of a tree, found once: a planted violation changes one tree of hundreds."""
-    return tuple(ast.walk(tree))
-
-
-@functools.cache
-def imported(tree: ast.AST) -> tuple[str, ...]:
+def imported(tree: ast.AST) -> Iterator[str]:
     """Every module or name that a tree imports, as written: at the top, inside functions, for types alone."""
-    names: list[str] = []
-    for node in nodes(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names += (f"{node.module}.{alias.name}" for alias in node.names)
-    return tuple(names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_imports(name: str, trees: Trees) -> set[str]:
@@ -131,7 +122,7 @@ def underscored_modules(trees: Trees) -> Iterator[str]:
 
 def long_functions(trees: Trees) -> Iterator[str]:
     for name, tree in trees.items():
-        for node in nodes(tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > MAX_FUNCTION:
@@ -141,7 +132,7 @@ def long_functions(trees: Trees) -> Iterator[str]:
 def classes_of_one_name(trees: Trees) -> Iterator[str]:
     homes = defaultdict(list)
     for name, tree in trees.items():
-        for node in nodes(tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(name)
     for title, modules in homes.items():
@@ -160,28 +151,20 @@ def writes_by_hand(trees: Trees) -> Iterator[str]:
     `path.rename(x)` and `path.replace(x)` take one argument, which tells them from `str.replace` and pandas' `rename`.
     """
     for name in trees.keys() - set(WRITERS):
-        yield from (f"{name}:{sentence}" for sentence in written_by_hand(trees[name]))
-
-
-@functools.cache
-def written_by_hand(tree: ast.Module) -> tuple[str, ...]:
-    """The line of each such place, with what stands there."""
-    places = []
-    for node in nodes(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
-            titles = {f"{node.module}.{alias.name}" for alias in node.names} | {alias.name for alias in node.names}
-            if titles & (RENAMES | TEMPORARY):
-                places.append(f"{node.lineno} imports {', '.join(sorted(titles & (RENAMES | TEMPORARY)))}")
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-            continue
-        title, last = ast.unparse(node.func), node.func.attr
-        renames = last in ("rename", "replace") and len(node.args) == 1 and not node.keywords
-        kept = last.endswith("TemporaryFile") and any(
-            key.arg == "delete" and ast.unparse(key.value) == "False" for key in node.keywords
-        )
-        if title in RENAMES or last in TEMPORARY or renames or kept:
-            places.append(f"{node.lineno} writes by hand: {title}")
-    return tuple(places)
+        for node in ast.walk(trees[name]):
+            if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
+                titles = {f"{node.module}.{alias.name}" for alias in node.names} | {alias.name for alias in node.names}
+                if titles & (RENAMES | TEMPORARY):
+                    yield f"{name}:{node.lineno} imports {', '.join(sorted(titles & (RENAMES | TEMPORARY)))}"
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            title, last = ast.unparse(node.func), node.func.attr
+            renames = last in ("rename", "replace") and len(node.args) == 1 and not node.keywords
+            kept = last.endswith("TemporaryFile") and any(
+                key.arg == "delete" and ast.unparse(key.value) == "False" for key in node.keywords
+            )
+            if title in RENAMES or last in TEMPORARY or renames or kept:
+                yield f"{name}:{node.lineno} writes by hand: {title}"
 
 
 BLIND = "dict[str, Any]"  # a structure of which mypy knows neither keys nor values
@@ -192,7 +175,6 @@ def folder_of(name: str) -> str:
     return stage_of(name) or room(name)
 
 
-@functools.cache
 def is_blind(node: ast.stmt) -> bool:
     """True for a function, a method or field of a class, or an alias, whose types hold BLIND; private ones do not."""
     if isinstance(node, ast.ClassDef):
@@ -208,7 +190,6 @@ def is_blind(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and BLIND in ast.unparse(node.value)
 
 
-@functools.cache
 def title_of(node: ast.stmt) -> str:
     """The name that a statement at the top of a module binds."""
     if isinstance(node, ast.Assign | ast.AnnAssign):
@@ -222,7 +203,7 @@ def names_used(name: str, trees: Trees) -> set[tuple[str, str]]:
     modules = {title: f"{module}.{title}" for module, title in pairs if f"{module}.{title}" in trees}
     reached = {
         (modules[node.value.id], node.attr)
-        for node in nodes(trees[name])
+        for node in ast.walk(trees[name])
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
     }
     return pairs | reached
@@ -287,7 +268,7 @@ def test_a_planted_violation_is_found(rule: object, name: str, source: str) -> N
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     pronouns = ("What ", "Who ", "Whether ", "Where ", "Which ", "How ")
     for name, tree in TREES.items():
-        for node in nodes(tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 assert not (ast.get_docstring(node) or "").startswith(pronouns), f"{name}: {ast.get_docstring(node)}"
 
@@ -297,7 +278,7 @@ def test_names_say_what_they_hold() -> None:
     bound = [
         f"{name}:{node.lineno}"
         for name, tree in TREES.items()
-        for node in nodes(tree)
+        for node in ast.walk(tree)
         if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in dialect)
         or (isinstance(node, ast.arg) and node.arg in dialect)
     ]
@@ -395,7 +376,7 @@ def test_module_has_a_noun_and_a_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", TREES)
 def test_what_the_product_never_does(name: str) -> None:
-    for node in nodes(TREES[name]):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ExceptHandler):
             caught = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} if node.type else {"all"}
             assert not caught & {"all", "Exception", "BaseException"}, f"line {node.lineno} catches everything"
@@ -405,5 +386,5 @@ def test_what_the_product_never_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TREES if room(name) == "stages"])
 def test_stages_raise_they_do_not_exit(name: str) -> None:
-    calls = {ast.unparse(node.func) for node in nodes(TREES[name]) if isinstance(node, ast.Call)}
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
     assert not calls & {"sys.exit", "os._exit", "exit", "quit"}

@@ -75,6 +75,7 @@ class CollectedRow(_Line):
         novel: No training row is like the question; None where nobody looked.
         shadow: The answer of the shadow release to the same question; None where there is none.
         shadow_digest: `sha256:…` of its file.
+        tools: The tools that the client sent; empty where the task's own were offered.
     """
 
     id: str
@@ -98,6 +99,7 @@ class CollectedRow(_Line):
     novel: bool | None = None
     shadow: str | None = None
     shadow_digest: str = ""
+    tools: list[JsonObject] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -147,6 +149,7 @@ class Review(_Line):
         digest: `sha256:…` of the file that gave `before`.
         seen: When the row was collected, in UTC; empty for one that was not.
         shadow: The shadow release's answer; None where there is none.
+        tools: Those of the collected row.
     """
 
     id: str
@@ -161,6 +164,7 @@ class Review(_Line):
     digest: str = ""
     seen: str = ""
     shadow: str | None = None
+    tools: list[JsonObject] = field(default_factory=list)
 
     @property
     def uniform(self) -> bool:

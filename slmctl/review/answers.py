@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.deduplication import minhash
 from slmctl.errors import DataError
 from slmctl.task import tool_calls
@@ -42,14 +44,20 @@ def _json(text: str) -> str | None:
         return None
 
 
-def fault_of(task: Task, answer: str) -> str:
-    """The reason why the task does not allow an answer, in one sentence; empty for one that it allows."""
+def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
+    """The reason why the task does not allow an answer, in one sentence; empty for one that it allows.
+
+    Args:
+        task: The task.
+        answer: The answer.
+        tools: Those of the question, where its client sent some of its own.
+    """
     if not answer.strip():
         return "the answer is empty"
     try:
         value: Any = task.read_answer(answer)
         if task.kind == "call":
-            tool_calls.require_offered(value, task.offered())
+            tool_calls.require_offered(value, task.offered(tools))
     except DataError as error:
         return error.message
     if task.kind != "extract" or task.fits_schema(value):

@@ -249,13 +249,14 @@ class ReviewSession:
         )  # fmt: skip
         if answer is None:
             return replace(review, before="")
-        if fault := fault_of(self.task, answer):
+        if fault := fault_of(self.task, answer, tools=candidate.row.tools):
             raise DecisionRefusedError(fault)
         same = equal_answer(self.task, answer, candidate.before)
         return replace(
             review,
             decision="accepted" if same else "corrected",
             messages=candidate.row.messages,
+            tools=candidate.row.tools,
             after=candidate.before if same else answer.strip(),
         )
 

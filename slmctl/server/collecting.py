@@ -38,9 +38,10 @@ def hand_over(
         shadow: Answers it once more, and an answer that differs is one more reason to collect it.
         questions: The training rows, where they are known.
     """
+    has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
         name = id if index == 0 else f"{id}-{index + 1}"
-        row = _row(checked, index, choice, routed, collector.answered(name, checked.model.name))
+        row = _row(checked, index, choice, routed, collector.answered(name, checked.model.name, offers=has_tools))
         draw = collector.draw(escalated=row.route != "local", unsure=routed is not None and not routed.sure)
         if is_marked or checked.unread:  # what is not searched is not written down
             if draw.chosen is not None:
@@ -51,7 +52,7 @@ def hand_over(
             if answer is not None and shadow is not None:
                 row = dataclasses.replace(row, shadow=answer, shadow_digest=shadow.model.digest)
                 draw = collector.draw_disagreement(draw) if answer != row.local else draw
-            collector.take(row, draw, id=name, question=checked.question, questions=questions)
+            collector.take(row, draw, id=name, question=checked.question, questions=questions, also=checked.also)
 
         if shadow is not None and len(choices) == 1 and checked.turns[0]:
             shadow.ask(checked, row.local, collect)
@@ -64,21 +65,22 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
     sent = checked.sent
     if checked.kind == "text":  # every prompt is a conversation of its own
         sent = (sent[index * len(sent) // len(checked.requests)],)
-    escalated = routed is not None and routed.route != "local"
+    escalated, answer = routed is not None and routed.route != "local", checked.kept(choice.text)
     return CollectedRow(
         id=id,
         time=stamp(),
         messages=[dict(message) for message in sent],
-        answer=choice.text,
+        answer=answer,
         digest=checked.model.digest,
         model=checked.model.name,
         version=checked.model.version,
-        local_answer=routed.local["text"] if routed is not None and escalated else "",
-        general_answer=choice.text if escalated else "",
+        local_answer=checked.kept(routed.local["text"]) if routed is not None and escalated else "",
+        general_answer=answer if escalated else "",
         route=routed.route if routed is not None else "local",
         reason=routed.reason if routed is not None else NO_POLICY,
         p_correct=routed.p_correct if routed is not None else None,
         confidence=choice.last.get("confidence"),
         labels=dict(list(choice.last.get("labels", {}).items())[:LABELS]),
         novel=routed.novel if routed is not None else None,
+        tools=list(checked.offer.tools) if checked.offer is not None and checked.offer.is_clients else [],
     )

@@ -16,7 +16,7 @@ import random
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -69,10 +69,15 @@ class Draw:
 
 @dataclass
 class Answered:
-    """An answer of this server, for feedback: its line's id, its model, and the last word on it."""
+    """An answer of this server, for feedback: its line's id, its model, and the last word on it.
+
+    Attributes:
+        offers: The client offered tools of its own, which are not kept.
+    """
 
     row: str
     model: str
+    offers: bool = False
     collected: bool = False
     last: tuple[bool | None, str | None] | None = None
 
@@ -83,11 +88,12 @@ class _Row:
     id: str
     question: str = field(repr=False)
     questions: Questions | None = None
+    also: Sequence[str] = field(default=(), repr=False)
 
     @property
     def characters(self) -> int:
         texts = [*(str(message.get("content", "")) for message in self.row.messages), self.row.answer]
-        return sum(map(len, texts)) + len(self.row.local_answer) + len(self.row.shadow or "")
+        return sum(map(len, (*texts, *self.also))) + len(self.row.local_answer) + len(self.row.shadow or "")
 
 
 @dataclass(frozen=True)
@@ -160,18 +166,25 @@ class Collector:
             draw.chosen or ("shadow" if picked else None), draw.uniform, 1 - (1 - draw.probability) * (1 - share)
         )
 
-    def answered(self, id: str, model: str) -> str:
+    def answered(self, id: str, model: str, *, offers: bool = False) -> str:
         """Remember an answer, so that feedback on it is taken; the id that its line has.
 
         A client may use an id twice: then it has another one in the files, and feedback goes to the last answer.
         """
         with self._lock:
             row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id
-            self._remember(id, Answered(row, model))
+            self._remember(id, Answered(row, model, offers))
         return row
 
     def take(
-        self, row: CollectedRow, draw: Draw, *, id: str, question: str = "", questions: Questions | None = None
+        self,
+        row: CollectedRow,
+        draw: Draw,
+        *,
+        id: str,
+        question: str = "",
+        questions: Questions | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         """Have an answer written down if it was drawn.
 
@@ -181,6 +194,7 @@ class Collector:
             id: The id that the client knows.
             question: The text to look for among the training rows.
             questions: The training rows; None where they are not known.
+            also: Texts of calls and tools; where something is found in one, the answer is left out.
         """
         if draw.chosen is None:
             return
@@ -188,7 +202,7 @@ class Collector:
             row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
             uniform_probability=self.settings.kept,
         )  # fmt: skip
-        item = _Row(chosen, id, question, questions)
+        item = _Row(chosen, id, question, questions, also)
         with self._lock:
             full = self._characters + item.characters > WAITING_CHARACTERS or not self._thread.is_alive()
             if not full:
@@ -275,11 +289,13 @@ class Collector:
         while len(self._ids) > IDS:
             self._ids.popitem(last=False)
 
-    def _search(self, messages: conversation_veto.Messages) -> tuple[conversation_veto.Messages | None, str]:
+    def _search(
+        self, messages: conversation_veto.Messages, also: Sequence[str] = ()
+    ) -> tuple[conversation_veto.Messages | None, str]:
         """Messages as they may be written down, or None and why not."""
         redact = sensitive.KINDS if self.settings.sensitive == "redact" else ()
         try:
-            cleared = conversation_veto.clear(messages, engine=self._detector, redact=redact)
+            cleared = conversation_veto.clear(messages, engine=self._detector, redact=redact, also=also)
         except (SlmctlError, ModuleNotFoundError, OSError, ValueError, RuntimeError):
             return None, "failed"
         return (None, cleared.reason) if cleared.reason else (cleared.messages, "")
@@ -313,7 +329,7 @@ class Collector:
         return item is not None
 
     def _append_row(self, item: _Row) -> None:
-        row, reason = self._cleared(item.row)
+        row, reason = self._cleared(item.row, item.also)
         with self._lock:
             self._characters -= item.characters
         if row is None:
@@ -341,7 +357,7 @@ class Collector:
             return False
         return True
 
-    def _cleared(self, row: CollectedRow) -> tuple[CollectedRow | None, str]:
+    def _cleared(self, row: CollectedRow, also: Sequence[str]) -> tuple[CollectedRow | None, str]:
         """A row without sensitive data, or None and why there is none: the answers are searched as the messages are."""
         answers = {
             name: text
@@ -350,7 +366,7 @@ class Collector:
         }
         texts = list(dict.fromkeys(answers.values()))  # one text once, or a value would be read across its copies
         turns = [{"role": "assistant", "content": text} for text in texts]
-        messages, reason = self._search([*row.messages, *turns])
+        messages, reason = self._search([*row.messages, *turns], also)
         if messages is None:
             return None, reason
         cut = len(row.messages)
@@ -384,9 +400,12 @@ class Collector:
             for path in reversed(collected_files([self.settings.to])):
                 if len(ids) >= IDS:
                     break
-                rows = [(str(line.get("id", "")), str(line.get("model", ""))) for line in json_lines.read(path)]
-                for id, model in reversed(rows):
-                    ids.setdefault(id, Answered(id, model, collected=True))
+                rows = [
+                    (str(line.get("id", "")), str(line.get("model", "")), "tools" in line)
+                    for line in json_lines.read(path)
+                ]
+                for id, model, offers in reversed(rows):
+                    ids.setdefault(id, Answered(id, model, offers, collected=True))
             for id, word in last_feedback([self.settings.to]).items():
                 if id in ids:
                     ids[id].last = (word.ok, word.answer)

@@ -100,7 +100,8 @@ def read(path: Path) -> ReviewedRows:
 def _row(review: Review) -> JsonObject:
     """A decision as a row: the conversation with the answer that is right."""
     answer = {"role": "assistant", "content": review.after}
-    return {"id": review.id, "time": review.seen or review.time, "messages": [*review.messages, answer]}
+    row = {"id": review.id, "time": review.seen or review.time, "messages": [*review.messages, answer]}
+    return row | ({"tools": review.tools} if review.tools else {})
 
 
 def rows_of(path: Path) -> Iterator[JsonObject]:

@@ -96,6 +96,7 @@ async def _task(request: Request) -> Response:
             "version": model.version or None,
             "max_tokens": gateway.settings.max_tokens,
             "feedback": gateway.settings.collect is not None,
+            **({"tools": [tool["function"] for tool in task.tools]} if task.tools else {}),
         }
     )
 

@@ -89,6 +89,11 @@ async function ask(messages, onPiece) {
           found.text += choice.delta.content;
           onPiece(found.text);
         }
+        for (const call of (choice.delta && choice.delta.tool_calls) || []) {
+          found.call ??= { name: "", arguments: "" };
+          for (const part of ["name", "arguments"]) found.call[part] += (call.function && call.function[part]) || "";
+          onPiece(`${found.call.name} ${found.call.arguments}`);
+        }
       }
     }
   } catch (error) {
@@ -275,10 +280,28 @@ const TASKS = {
     const raw = make("details", "", make("summary", "", "JSON"), make("pre", "text", text));
     return [isObject(value) ? fieldsOf(value, task.schema || {}, "Fields found") : make("pre", "text", text), raw, copyButton(text)];
   },
+  // The function that is called, with its arguments as fields; the raw answer is the call as feedback and files hold it.
+  call(found) {
+    if (!found.call) return [make("h2", "note", "No function is called"), make("p", "text", found.text)];
+    const tool = task.tools.find((one) => one.name === found.call.name) || {};
+    const head = [make("h2", "note", "Calls"), make("p", "best", found.call.name)];
+    if (tool.description) head.push(make("p", "note", tool.description));
+    let value;
+    try {
+      value = JSON.parse(found.call.arguments);
+    } catch {
+      return [...head, make("p", "notice warn", "The arguments are no whole JSON: the answer was cut off."), make("pre", "text", found.call.arguments)];
+    }
+    const text = JSON.stringify({ name: found.call.name, arguments: value }, null, 2);
+    found.text = text;
+    const raw = make("details", "", make("summary", "", "JSON"), make("pre", "text", text));
+    const fields = isObject(value) && Object.keys(value).length ? fieldsOf(value, tool.parameters || {}, "Arguments") : make("p", "none", "It has no arguments.");
+    return [...head, fields, raw, copyButton(text)];
+  },
 };
 
 function card(home) {
-  const text = make(task.kind === "extract" ? "pre" : "div", "text");
+  const text = make(["extract", "call"].includes(task.kind) ? "pre" : "div", "text");
   const shown = make("article", "answer", text);
   shown.setAttribute("aria-busy", "true"); // read out when it is whole, not letter by letter
   home.append(shown);
@@ -361,20 +384,26 @@ function forget() {
 }
 
 function arrange() {
-  const names = { classify: "Sorts a text into one category", extract: "Reads the fields out of a text", generate: "Answers in free text" };
+  const names = { classify: "Sorts a text into one category", extract: "Reads the fields out of a text", generate: "Answers in free text", call: "Calls the function that a text asks for" };
   document.title = `${clean(task.name)} · slmctl`;
   at("name").textContent = clean(task.name);
   at("kind").textContent = ["Served by slmctl", task.version && `version ${clean(task.version)}`].filter(Boolean).join(" · ");
   at("about").textContent = names[task.kind];
   at("api").textContent = `${location.origin}/v1`;
   at("asked").textContent = task.kind === "generate" ? "Message" : "Text";
-  at("send").textContent = { classify: "Find the category", extract: "Read the fields", generate: "Send" }[task.kind];
+  at("send").textContent = { classify: "Find the category", extract: "Read the fields", generate: "Send", call: "Find the function" }[task.kind];
   at("length").max = task.max_tokens;
   at("length").placeholder = `up to ${task.max_tokens}`;
   at("options").hidden = task.kind !== "generate";
   at("labels").hidden = !task.labels.length;
   at("labels").firstElementChild.textContent = `The ${task.labels.length} categories`;
   at("labels").lastElementChild.replaceChildren(...task.labels.map((label) => make("li", "", label)));
+  if (task.tools) {
+    at("labels").hidden = !task.tools.length;
+    at("labels").firstElementChild.textContent = `The ${task.tools.length} functions`;
+    const about = ({ name, description }) => make("li", "", description ? `${name}: ${description}` : name);
+    at("labels").lastElementChild.replaceChildren(...task.tools.map(about));
+  }
   form.hidden = false;
   field.focus();
 }
