@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import pytest
 import uvicorn
 from support import TESTS, production, tiny
 from support.browser import Browser
+from support.forks import Done, Forks
 from support.production import collected
 from support.reported import HOSTILE
 
@@ -348,28 +348,35 @@ def test_the_command_serves_until_it_is_told_to_end(project: Path) -> None:
     assert (review.id, review.decision) == (first["row"]["id"], "accepted")
 
 
-def review(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def reviews() -> Iterator[Forks]:
+    """Forks that have what the command needs."""
+    with Forks("slmctl.cli.main", "slmctl.review.session", "slmctl.review.spreadsheet") as forks:
+        yield forks
+
+
+def review(forks: Forks, folder: Path, *args: str) -> Done:
     """Run the command where its files lie."""
-    return tiny.slmctl(folder, "review", *args, cwd=folder)
+    return forks.run(folder, "review", *args, cwd=folder)
 
 
-def test_the_command_writes_and_reads_a_spreadsheet(project: Path) -> None:
-    assert tiny.ok(review(project, "--csv", "rows.csv")) == "rows.csv"
+def test_the_command_writes_and_reads_a_spreadsheet(reviews: Forks, project: Path) -> None:
+    assert tiny.ok(review(reviews, project, "--csv", "rows.csv")) == "rows.csv"
     text = (project / "rows.csv").read_text(encoding="utf-8-sig")
     assert text.count("\n") == 21
-    empty = review(project, "--csv", "rows.csv")
+    empty = review(reviews, project, "--csv", "rows.csv")
     assert (empty.returncode, "its column reviewed_answer is empty" in empty.stderr) == (3, True)
     (project / "rows.csv").write_text("id,reviewed_answer\nr1,account\nr2,nonsense\n")
-    some = review(project, "--csv", "rows.csv", "--reviewer", "ann")
+    some = review(reviews, project, "--csv", "rows.csv", "--reviewer", "ann")
     assert (some.returncode, "row 3: 'nonsense' is not one of the 3 labels" in some.stderr) == (3, True)
     (line,) = Review.read(project / "reviewed.jsonl")
     assert (line.id, line.after, line.reviewer) == ("r1", "account", "ann")
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
-    tiny.ok(review(project, "--csv", "rows.csv", "--label", "returns"))
+    tiny.ok(review(reviews, project, "--csv", "rows.csv", "--label", "returns"))
     assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
 
 
-def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
+def test_where_there_is_nothing_to_review_it_says_so(reviews: Forks, project: Path) -> None:
     bare = project / "bare"
     bare.mkdir()
     for folder, args, words, code in (
@@ -378,5 +385,5 @@ def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
         (project, ["--label", "x", "--set", "task={kind: classify, labels: [account]}"], "does not list 'x'", 2),
         (project, ["--uniform", "2"], "is no share such as 30% or 0.3", 2),
     ):
-        done = review(folder, *args)
+        done = review(reviews, folder, *args)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr

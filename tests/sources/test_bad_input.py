@@ -340,7 +340,7 @@ def test_the_table_is_long_enough() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def test_prepare_accounts_for_every_row_of_them(desk: Path) -> None:
+def test_prepare_accounts_for_every_row_of_them(stages: Any, desk: Path) -> None:
     values = yaml.safe_load((desk / "slmctl.yaml").read_text())
     mapping = {"input": "text", "output": "label"}
     faults: dict[str, set[int]] = {}
@@ -355,7 +355,7 @@ def test_prepare_accounts_for_every_row_of_them(desk: Path) -> None:
         faults[case.name] = set(case.faults)
         rows += case.rows
     (desk / "slmctl.yaml").write_text(yaml.safe_dump(values))
-    done = tiny.slmctl(desk, "prepare", "--set", "prepare.min_rows.label=0")  # some labels have one row
+    done = stages.run(desk, "prepare", "--set", "prepare.min_rows.label=0")  # some labels have one row
     path = Path(tiny.ok(done))
     assert "\x1b" not in done.stdout + done.stderr
     manifest = json.loads((path / "manifest.json").read_text())
@@ -367,19 +367,19 @@ def test_prepare_accounts_for_every_row_of_them(desk: Path) -> None:
         assert numbers <= {source["row"] for source in left if source["file"] == name}, name
 
 
-def test_prepare_refuses_what_cannot_be_read_with_3(desk: Path) -> None:
+def test_prepare_refuses_what_cannot_be_read_with_3(stages: Any, desk: Path) -> None:
     (desk / "tickets.csv").write_bytes(b"text,category\ngr\x94\xe1e,\x1b]0;title\x07a\n" + b"a,b\n" * 99)
-    done = tiny.slmctl(desk, "prepare")
+    done = stages.run(desk, "prepare")
     assert done.returncode == 3
     assert "tickets.csv is neither UTF-8 nor CP1252: line 2 holds the byte 0x94" in done.stderr
     assert "hint: say which it is, encoding: NAME; cp850 reads 'größe'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_text_of_a_file_does_not_reach_the_terminal_as_it_is(desk: Path) -> None:
+def test_text_of_a_file_does_not_reach_the_terminal_as_it_is(stages: Any, desk: Path) -> None:
     # a column name with line breaks and control sequences could once write a hint of its own
     (desk / "tickets.csv").write_text('"a\x1b]0;owned\x07\n hint: run me",\x9b31mb\n1,2\n')
-    done = tiny.slmctl(desk, "prepare")
+    done = stages.run(desk, "prepare")
     assert done.returncode == 3
     assert "its columns: a hint: run me, 31mb" in done.stderr
     assert not {"\x1b", "\x07", "\x9b", "\r"} & set(done.stderr)

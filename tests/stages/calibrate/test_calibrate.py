@@ -311,7 +311,7 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(
 
 
 @pytest.mark.slow
-def test_run_calibrates_where_its_section_asks_for_it(tiny_base: Path, tmp_path: Path) -> None:
+def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: Path, tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     shutil.copytree(tiny_base, desk / "base")
     tiny.write_csv(desk / "tickets.csv", tiny.rows())
@@ -319,17 +319,17 @@ def test_run_calibrates_where_its_section_asks_for_it(tiny_base: Path, tmp_path:
     more = "{path: more.csv, input: text, output: category, split: calibration}"
     text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
-    done = tiny.slmctl(desk, "run", timeout=600)
+    done = stages.run(desk, "run")
     assert Path(tiny.ok(done)).parent.name == "published"
-    stages = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
-    assert stages.index("evaluate") < stages.index("calibrate") < stages.index("publish")
-    policy = Path(tiny.ok(tiny.slmctl(desk, "calibrate")))  # current
+    names = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
+    assert names.index("evaluate") < names.index("calibrate") < names.index("publish")
+    policy = Path(tiny.ok(stages.run(desk, "calibrate")))  # current
     served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
     Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
     assert len(list((desk / "runs" / "policy").iterdir())) == 1
-    without = tiny.slmctl(desk, "run", "--set", "calibrate=null")
+    without = stages.run(desk, "run", "--set", "calibrate=null")
     assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
-    outside = tiny.slmctl(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
+    outside = stages.run(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
     assert outside.returncode in (0, 5)
     made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
     assert made == {"calibration", "test", "validation"}

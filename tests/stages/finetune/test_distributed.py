@@ -197,11 +197,11 @@ def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: si
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) -> None:
+def test_two_processes_that_were_killed_go_on_to_the_same_adapter(stages: Forks, desk: Path) -> None:
     # dropout: only the first process's random state was kept once, and the others went on differently
     dropout = ("finetune.epochs=4", "finetune.lora.dropout=0.3")
     args = ["finetune", *sets(*dropout, "finetune.processes=2", f"finetune.main_port={free_port()}")]
-    tiny.ok(tiny.slmctl(desk, *args, timeout=120))
+    tiny.ok(stages.run(desk, *args))
     wanted = made(desk).digest
     shutil.rmtree(desk / "runs" / "adapter")
     child = tiny.start(desk, *args)
@@ -209,7 +209,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_adapter(desk: Path) ->
         assert child.poll() is None, child.communicate()
         time.sleep(0.005)
     tiny.kill_group(child)
-    done = tiny.slmctl(desk, *args, timeout=120)
+    done = stages.run(desk, *args)
     tiny.ok(done)
     assert "going on from step-" in done.stderr
     assert made(desk).digest == wanted

@@ -286,11 +286,11 @@ def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) 
 
 
 @pytest.fixture
-def followed(desk: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
+def followed(stages: Forks, desk: Path) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
     second_version(desk)
     for version in ("1.0", "1.1"):
-        tiny.ok(tiny.slmctl(desk, "promote", version, "--tag", "production"))
-    tiny.ok(tiny.slmctl(desk, "promote", "1.0", "--tag", "production"))
+        tiny.ok(stages.run(desk, "promote", version, "--tag", "production"))
+    tiny.ok(stages.run(desk, "promote", "1.0", "--tag", "production"))
     child = tiny.start(desk, "serve", "dir:./registry#production", "--port", "0")
     assert child.stdout is not None
     url = child.stdout.readline().strip()
