@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.config import ServeConfig
     from slmctl.pipeline.served_adapters import ServedAdapter
-    from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+    from slmctl.server.fleet import Fleet
+    from slmctl.server.fleet_members import LoadableRelease, Member, Served
     from slmctl.server.novelty import Novelty
     from slmctl.server.openai_requests import ServedModel
     from slmctl.server.shadow import Shadow
@@ -43,6 +44,15 @@ class _Plan:
     pin: bool = True
     weight: int = 1
     router: bool = False
+
+
+@dataclass(frozen=True)
+class _ShadowRelease:
+    """The release of a shadow, its file, and the bytes that it is taken to need."""
+
+    artifact: Artifact
+    path: Path
+    bytes: int
 
 
 class ServedFleet:
@@ -73,14 +83,17 @@ class ServedFleet:
                 opened.callback(collector.close)
             self._escalation = escalation
             self.fleet: Fleet = Fleet(
-                members, settings, keys=self._keys, collector=collector, escalation=escalation, budget=settings.memory
-            )
+                members, settings, keys=self._keys, collector=collector, escalation=escalation, budget=settings.memory,
+                discover=self._newcomers if self._is_registry else None,
+            )  # fmt: skip
+            shadow = self._find_shadow(settings.shadow) if settings.shadow is not None else None
+            self.fleet.shadow_bytes = shadow.bytes if shadow is not None else 0
             self.fleet.require_fit()
             opened.enter_context(escalation.open())
             opened.callback(self.fleet.close_all)
             self.fleet.load_pinned()
-            if settings.shadow is not None:
-                self._shadow = self.fleet.shadow = self._open_shadow(settings.shadow)
+            if shadow is not None:
+                self._shadow = self.fleet.shadow = self._open_shadow(shadow)
                 opened.callback(self._shadow.close_engine)
             self._stack.enter_context(opened.pop_all())
         return self
@@ -124,8 +137,6 @@ class ServedFleet:
         Raises:
             SlmctlError: One cannot be served; nothing has been loaded.
         """
-        from slmctl.server.fleet import Member
-
         plans = list(self._plans())
         if len(plans) > 1 and self._settings.policy is not None:
             raise UsageError(
@@ -142,14 +153,23 @@ class ServedFleet:
                 f"the shadow answers beside the first model, '{plans[0].name}', which is not pinned",
                 hint=f"serve.fleet.{plans[0].name}.pin: true",
             )
-        for plan in plans:
-            release = self._find(plan)
-            name = plan.name or next(iter(release.models), "") or Path(plan.spec or "").stem
-            follows = (plan.spec or "").startswith("dir:")
-            yield Member(
-                name, release, find=functools.partial(self._find, plan) if follows else None, pin=plan.pin,
-                weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router,
-            )  # fmt: skip
+        yield from map(self._member, plans)
+
+    def _member(self, plan: _Plan) -> Member:
+        """A member, found and verified.
+
+        Raises:
+            SlmctlError: It cannot be served.
+        """
+        from slmctl.server.fleet_members import Member
+
+        release = self._find(plan)
+        name = plan.name or next(iter(release.models), "") or Path(plan.spec or "").stem
+        follows = (plan.spec or "").startswith("dir:")
+        return Member(
+            name, release, find=functools.partial(self._find, plan) if follows else None, pin=plan.pin,
+            weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router,
+        )  # fmt: skip
 
     def _plans(self) -> Iterator[_Plan]:
         settings, spec = self._settings, self._model
@@ -162,13 +182,27 @@ class ServedFleet:
             return
         from slmctl.config import PRODUCTION
 
-        names = self._production(spec) if spec is not None and spec.startswith("dir:") and "#" not in spec else []
+        names = self._production(spec) if spec is not None and self._is_registry else []
         if not names:
             yield _Plan(spec, policy=settings.policy or False)
         for place, name in enumerate(names):
             alone = len(names) == 1  # it gets every request, so it is loaded at the start
             policy = settings.policy or False
             yield _Plan(f"{spec}#{name}@{PRODUCTION}", name, place == 0, policy, pin=alone)
+
+    @property
+    def _is_registry(self) -> bool:
+        """True where every release in production of a registry is served."""
+        return self._model is not None and self._model.startswith("dir:") and "#" not in self._model
+
+    def _newcomers(self, members: Collection[str]) -> dict[str, Callable[[], Member]]:
+        """By name, the projects in production beside those that are members."""
+        from slmctl.config import PRODUCTION
+
+        assert self._model is not None
+        names = [name for name in self._production(self._model) if name not in members]
+        plans = [_Plan(f"{self._model}#{name}@{PRODUCTION}", name, False, pin=False) for name in names]
+        return {plan.name: functools.partial(self._member, plan) for plan in plans}
 
     def _from_config(self, release: str) -> str:
         """A release as a command would name it from here: a path in the config is relative to its folder."""
@@ -190,7 +224,7 @@ class ServedFleet:
         """
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
-        from slmctl.server.fleet import LoadableRelease
+        from slmctl.server.fleet_members import LoadableRelease
         from slmctl.server.router import fitted_policy, require_detector
         from slmctl.server.shadow import require_comparable
 
@@ -307,7 +341,7 @@ class ServedFleet:
         from slmctl.pipeline import model_lookup
         from slmctl.server.auto import AtItsWord
         from slmctl.server.backends import LocalEngine
-        from slmctl.server.fleet import Served
+        from slmctl.server.fleet_members import Served
         from slmctl.server.openai_requests import ServedModel
         from slmctl.server.router import Router
 
@@ -348,7 +382,7 @@ class ServedFleet:
         """The only member, whose engine is a server elsewhere."""
         from slmctl.pipeline import model_lookup
         from slmctl.server.backends import EndpointEngine
-        from slmctl.server.fleet import LoadableRelease, Member, Served
+        from slmctl.server.fleet_members import LoadableRelease, Member, Served
         from slmctl.server.openai_requests import ServedModel
 
         settings = self._settings
@@ -366,7 +400,19 @@ class ServedFleet:
         models = {named.name: ServedModel(named.name, task, aliases=named.aliases, version=named.version)}
         return Member(named.name, LoadableRelease("", models, 0, lambda: Served(backend, models)), pin=True)
 
-    def _open_shadow(self, name: str) -> Shadow:
+    def _find_shadow(self, name: str) -> _ShadowRelease:
+        """The shadow's release, and the estimate of what its engine will hold."""
+        from slmctl.model_files import memory
+        from slmctl.pipeline import model_lookup
+
+        artifact, path = model_lookup.gguf(make_workspace(self._options), name, self._type)
+        classifier = model_lookup.is_classifier(artifact)
+        context = self._settings.context_length
+        return _ShadowRelease(
+            artifact, path, memory.engine_bytes(path, sequences=1, context=context, classifier=classifier)
+        )
+
+    def _open_shadow(self, release: _ShadowRelease) -> Shadow:
         from slmctl.inference.engine import Engine
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
@@ -374,8 +420,7 @@ class ServedFleet:
         from slmctl.server.openai_requests import ServedModel
         from slmctl.server.shadow import HANG_S, Shadow, require_comparable
 
-        settings = self._settings
-        artifact, path = model_lookup.gguf(make_workspace(self._options), name, self._type)
+        settings, artifact, path = self._settings, release.artifact, release.path
         memory.require_engine(path, sequences=1, context=settings.context_length)
         classifier = model_lookup.is_classifier(artifact)
         with contextlib.ExitStack() as stack:

@@ -44,7 +44,8 @@ from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collecting import NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.fair_queue import FairQueue
-from slmctl.server.fleet import Fleet, Loaded, Member, Served
+from slmctl.server.fleet import Fleet
+from slmctl.server.fleet_members import Loaded, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel

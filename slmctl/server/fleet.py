@@ -11,25 +11,23 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from slmctl import hardware
 from slmctl.config import ServeConfig
 from slmctl.console import size
 from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.server.api_keys import Key, KeyRing
-from slmctl.server.backends import Backend
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.collector import Collector, Questions
+from slmctl.server.collector import Collector
+from slmctl.server.fleet_members import STATES, LoadableRelease, Loaded, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics, Samples
 from slmctl.server.openai_requests import ServedModel, find_model
 from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
-from slmctl.server.router import Router
 from slmctl.server.shadow import Shadow
 
 DEFAULT = "default"
@@ -37,8 +35,8 @@ AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 LOADERS = 2  # models that are loaded at the same time
 LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
 ROOM_S = 2.0  # that a cold start waits for a model without work
-State = Literal["on disk", "loading", "loaded", "failed"]
-STATES: tuple[State, ...] = ("on disk", "loading", "loaded", "failed")
+PATIENCE = 3  # cold starts of a model without room, after which another one makes it
+DRAIN_S = 60.0  # that this one takes no new requests, if nobody asks for the first any more
 FAMILIES = {  # name: kind, help
     "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
     "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
@@ -48,109 +46,12 @@ FAMILIES = {  # name: kind, help
 }
 
 
-@dataclass(frozen=True)
-class Served:
-    """A release that is loaded: who answers, with the models that clients can ask for, the first one by default.
-
-    Attributes:
-        router: Decides for the default model; None keeps every answer local.
-        questions: Tells which questions to the default model are new; None where nobody knows.
-        notes: Warnings for the operator, logged at the start.
-        close: Ends who answers.
-    """
-
-    backend: Backend
-    models: Mapping[str, ServedModel]
-    router: Router | None = None
-    questions: Questions | None = None
-    notes: Sequence[str] = ()
-    close: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class LoadableRelease:
-    """A release that was verified, and can be loaded.
-
-    Attributes:
-        digest: Tells it from the one that its tag stood for before.
-        models: The models of it by name, as its files tell them; none of a file without a task.
-        bytes: Estimate of what its engine will hold.
-        load: Loads it, for seconds; see `SlmctlError`.
-    """
-
-    digest: str
-    models: Mapping[str, ServedModel]
-    bytes: int
-    load: Callable[[], Served]
-
-
-@dataclass(eq=False)
-class Loaded:
-    """A release in memory, and the requests that it has."""
-
-    served: Served
-    digest: str
-    bytes: int
-    users: int = 0
-
-
-@dataclass(eq=False)
-class Member:
-    """One model of the fleet.
-
-    Attributes:
-        find: Finds and verifies the release that its tag stands for now; None where it has no tag.
-        has_policy: A policy decides about its answers.
-        is_router: A task router: its labels are names of other members, which answer in its place.
-        release: The one that is served, or will be at the next load.
-        loaded: None while it is on disk.
-        work: Requests that it has, those that wait for its load too.
-        used: Its place in the order of use.
-        fault: Why its newest release is not served; empty where it is.
-        again_at: Time before which a load that failed is not tried again.
-    """
-
-    name: str
-    release: LoadableRelease
-    find: Callable[[], LoadableRelease] | None = None
-    pin: bool = False
-    weight: int = 1
-    has_policy: bool = False
-    is_router: bool = False
-    loaded: Loaded | None = None
-    loading: asyncio.Task[None] | None = None
-    work: int = 0
-    used: int = 0
-    fault: str = ""
-    again_at: float | None = None
-    loads: int = 0
-    evictions: int = 0
-    measured: dict[str, int] = field(default_factory=dict)  # bytes by digest, once they are known
-
-    @property
-    def state(self) -> State:
-        if self.loaded is not None:
-            return "loaded"
-        if self.loading is not None:
-            return "loading"
-        return "failed" if self.again_at is not None else "on disk"
-
-    @property
-    def models(self) -> Mapping[str, ServedModel]:
-        """The models by name, as far as they are known."""
-        return self.loaded.served.models if self.loaded is not None else self.release.models
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it holds, or is expected to hold once it is loaded."""
-        return self.loaded.bytes if self.loaded is not None else _needed(self, self.release)
-
-
 class Fleet:
     """The members, the default one first, and what they share.
 
     Args:
         budget: Bytes that they may hold together; None for what the machine has.
+        discover: By name, what finds and verifies a release that has come beside the members whose names it gets.
         collector: Writes answers down; None for none.
         escalation: The routers' way to the generalist.
     """
@@ -164,11 +65,13 @@ class Fleet:
         collector: Collector | None = None,
         escalation: Escalation | None = None,
         budget: int | None = None,
+        discover: Callable[[Collection[str]], Mapping[str, Callable[[], Member]]] | None = None,
     ) -> None:
         self.members = {member.name: member for member in members}
         self.settings, self.keys, self.collector, self.budget = settings, keys, collector, budget
-        self.escalation = escalation or Escalation()
+        self.escalation, self._discover = escalation or Escalation(), discover
         self.shadow: Shadow | None = None  # of the default member
+        self.shadow_bytes = 0  # of its engine, an estimate until it is measured
         self._uses = itertools.count(1)
         self._reserved = 0  # bytes of what is being loaded
         self._leaving: list[Loaded] = []  # with their last answers
@@ -199,10 +102,12 @@ class Fleet:
         if self.budget is None:
             return
         pinned = [member for member in self.members.values() if member.pin]
-        names, needed = ", ".join(member.name for member in pinned), sum(member.bytes for member in pinned)
+        names = ", ".join([*(member.name for member in pinned), *(["the shadow"] if self.shadow_bytes else [])])
+        needed = self._needed_always()
         limit = f"and serve.memory is {size(self.budget)}"
         if needed > self.budget:
-            what = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
+            alone = len(pinned) == 1 and not self.shadow_bytes
+            what = "the pinned model needs" if alone else "the pinned models need"
             raise UsageError(f"{what} about {size(needed)} ({names}), {limit}", hint=LESS)
         for member in self.members.values():
             if not member.pin and needed + member.bytes > self.budget:
@@ -211,6 +116,10 @@ class Fleet:
                     f"model '{member.name}' needs about {size(member.bytes)}{beside}, {limit}",
                     hint="raise it, leave the model out, or lower serve.context_length or serve.sequences",
                 )
+
+    def _needed_always(self) -> int:
+        """Bytes of what is never evicted."""
+        return self.shadow_bytes + sum(member.bytes for member in self.members.values() if member.pin)
 
     def load_pinned(self) -> None:
         """Load the pinned members.
@@ -315,6 +224,8 @@ class Fleet:
         Raises:
             RequestFailedError: It cannot be loaded, or not now.
         """
+        if member.is_drained:
+            raise _no_room(member, f"model '{member.name}' makes room for another one that has waited for long")
         while member.loaded is None:
             if member.loading is None:
                 self._require_hope(member)
@@ -360,7 +271,7 @@ class Fleet:
             RequestFailedError: There is no room for it now.
             SlmctlError: It cannot be loaded.
         """
-        needed = _needed(member, release)
+        needed = member.needed_by(release)
         await self._make_room(member, needed)
         try:
             served = await asyncio.get_running_loop().run_in_executor(self._loaders, release.load)
@@ -372,7 +283,7 @@ class Fleet:
     def _keep(self, member: Member, release: LoadableRelease, served: Served) -> None:
         held = served.backend.held_bytes()
         member.loaded = Loaded(served, release.digest, held)
-        member.release, member.fault, member.again_at = release, "", None
+        member.release, member.fault, member.again_at, member.refused = release, "", None, 0
         member.measured[release.digest] = held
         member.loads += 1
 
@@ -382,7 +293,7 @@ class Fleet:
         return [member.loaded for member in self.members.values() if member.loaded is not None] + self._leaving
 
     def _held(self) -> int:
-        return sum(loaded.bytes for loaded in self._all())
+        return self.shadow_bytes + sum(loaded.bytes for loaded in self._all())
 
     def _free(self) -> int:
         """Bytes that another member may take."""
@@ -418,20 +329,37 @@ class Fleet:
             self._idle.clear()
             left = ends_at - time.monotonic()
             if left <= 0 or self._stopping:
+                member.refused += 1
+                if member.refused >= PATIENCE:
+                    self._drain_for(member, needed)
                 self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
                 raise _no_room(member)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), left)
 
+    def _drain_for(self, member: Member, needed: int) -> None:
+        """Let the least recently used model that could make room take no new requests, until it is idle and goes."""
+        others = [other for other in self.members.values() if other.loaded is not None and not other.pin]
+        idle = sum(other.bytes for other in others if other.work == 0)
+        busy = sorted((other for other in others if other.work), key=lambda other: other.used)
+        for other in busy:
+            if needed <= self._free() + idle + other.bytes:
+                other.drained_until = time.monotonic() + DRAIN_S
+                self._log.event("model_drained", model=other.name, for_model=member.name)
+                return
+
     def _measure(self) -> None:
         for loaded in self._all():
             loaded.bytes = max(loaded.served.backend.held_bytes(), 1)
+        if self.shadow is not None:
+            self.shadow_bytes = self.shadow.backend.held_bytes()
 
     async def _evict(self, member: Member) -> None:
         loaded, member.loaded = member.loaded, None
         assert loaded is not None and loaded.users == 0
         member.measured[loaded.digest] = loaded.bytes
         member.evictions += 1
+        member.drained_until = 0.0
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)
         await self._end(loaded)
@@ -466,13 +394,13 @@ class Fleet:
 
     @property
     def follows(self) -> bool:
-        """True where a member has a tag."""
-        return any(member.find is not None for member in self.members.values())
+        """True where a member has a tag, or others may come."""
+        return self._discover is not None or any(member.find is not None for member in self.members.values())
 
     async def follow(self) -> None:
         """Read every tag again; new requests go to what they stand for, running answers end where they began."""
         moved = []
-        for member in self.members.values():
+        for member in list(self.members.values()):
             if member.find is None:
                 continue
             try:
@@ -482,8 +410,31 @@ class Fleet:
                 member.fault = error.message
                 self._log.event("not_followed", model=member.name, error=error.message)
                 continue
+        moved += await self._joined()
         if moved or not self.faults:
             self._log.event("followed", models=moved or None)
+
+    async def _joined(self) -> list[str]:
+        """Take in the projects that have a first release by now, each on disk until it is asked for; their names."""
+        if self._discover is None:
+            return []
+        names = []
+        try:
+            newcomers = await asyncio.to_thread(self._discover, frozenset(self.members))
+        except SlmctlError as error:
+            self._log.event("not_followed", model=None, error=error.message)
+            return []
+        for name, find in newcomers.items():
+            try:
+                member = await asyncio.to_thread(find)
+                if self.budget is not None and self._needed_always() + member.bytes > self.budget:
+                    raise UsageError(f"it needs about {size(member.bytes)} beside what is pinned")
+            except SlmctlError as error:
+                self._log.event("not_followed", model=name, error=error.message)
+                continue
+            self.members[name] = member
+            names.append(name)
+        return names
 
     async def _followed(self, member: Member, find: Callable[[], LoadableRelease]) -> bool:
         """Serve what a tag stands for; False where that is served already."""
@@ -544,18 +495,9 @@ class Fleet:
         }
 
 
-def _needed(member: Member, release: LoadableRelease) -> int:
-    """Bytes of a release once it is loaded: as measured, else as estimated."""
-    return member.measured.get(release.digest, release.bytes)
-
-
-def _no_room(member: Member) -> RequestFailedError:
-    return RequestFailedError(
-        f"there is no memory for model '{member.name}' now: the models that are loaded have work or are pinned",
-        "no_room",
-        503,
-        retry_after_s=ROOM_S,
-    )
+def _no_room(member: Member, reason: str = "") -> RequestFailedError:
+    why = f"there is no memory for model '{member.name}' now: the models that are loaded have work or are pinned"
+    return RequestFailedError(reason or why, "no_room", 503, retry_after_s=ROOM_S)
 
 
 def _seen(task: asyncio.Task[None]) -> None:

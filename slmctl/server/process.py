@@ -176,4 +176,10 @@ class _Server(uvicorn.Server):
             keys.reload()
             self._log.event("keys_read", fault=keys.fault or None)
         if self._gateway.fleet.follows and (self._moving is None or self._moving.done()):
-            self._moving = asyncio.create_task(self._gateway.fleet.follow())
+            self._moving = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Read every tag again; a project with a first release takes part from then on."""
+        fleet = self._gateway.fleet
+        await fleet.follow()
+        self._gateway.limits.share_among(len(fleet.members))

@@ -115,6 +115,12 @@ class Limits:
             raise BusyError(f"more than {rate:g} requests a minute", "rate", wait)
         client.left -= 1
 
+    def share_among(self, models: int) -> None:
+        """Share the places among so many models."""
+        self.models = models
+        if models > 1 and self.order.slots is None:  # from now on an engine of its own has no order for all
+            self.order.slots = self.sequences
+
     def enter(self, key: Key, model: str) -> HeldPlace:
         """Take a place for a request to a model.
 

@@ -30,7 +30,8 @@ from slmctl.server.app import application
 from slmctl.server.auto import AtItsWord, Fixed
 from slmctl.server.backends import LocalEngine
 from slmctl.server.collector import Collector
-from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+from slmctl.server.fleet import Fleet
+from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.generalist import Generalist
 from slmctl.server.log import Log
 from slmctl.server.openai_requests import ServedModel

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from slmctl.server.api_keys import Key
 from slmctl.server.app import application
 from slmctl.server.backends import LocalEngine
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+from slmctl.server.fleet import Fleet
+from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.rate_limits import ANYBODY
 from slmctl.server.request_run import RequestFailedError
+from slmctl.server.shadow import Shadow
 
 SETTINGS = ServeConfig(sequences=2, context_length=256, max_tokens=16)
 NAMES = ("tickets", "moods", "orders", "letters")
@@ -147,6 +149,86 @@ def test_the_least_recently_used_goes_and_neither_what_is_pinned_nor_what_has_wo
 
     run(place, work)
     assert [line["model"] for line in place.events("model_evicted")] == ["orders", "letters"]
+
+
+def test_a_model_that_is_never_idle_makes_room_after_some_refusals(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "ROOM_S", 0.05)
+    place = opened("tickets", "moods", "orders", bytes=int(1.8 * held), budget=3 * held, pinned=("tickets",))
+
+    async def work() -> None:
+        moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
+        await place.use("moods")
+        answering = place.fleet.at_work(moods)  # from now on somebody always asks for it
+        answering.__enter__()
+        for _ in range(fleets.PATIENCE):
+            await place.use("moods")
+            with pytest.raises(RequestFailedError, match="no memory for model 'orders' now"):
+                await place.use("orders")
+        with pytest.raises(RequestFailedError, match="'moods' makes room for another one") as refused:
+            await place.use("moods")
+        assert (refused.value.status, refused.value.code, moods.state) == (503, "no_room", "loaded")
+        monkeypatch.setattr(fleets, "ROOM_S", 20.0)
+        waits = asyncio.create_task(place.use("orders"))
+        await asyncio.sleep(0.01)
+        answering.__exit__(None, None, None)  # its last answer
+        await waits
+        assert (moods.state, orders.state, orders.refused) == ("on disk", "loaded", 0)
+        await place.use("moods")  # in its turn
+        assert moods.state == "loaded"
+
+    run(place, work)
+    assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "orders")]
+
+
+def test_the_engine_of_a_shadow_counts_as_pinned(held: int) -> None:
+    place = opened("tickets", "moods", bytes=2_000_000, budget=5_000_000, pinned=("tickets",))
+    place.fleet.require_fit()
+    place.fleet.shadow_bytes = 2_000_000
+    with pytest.raises(UsageError, match=r"'moods' needs about 2.0 MB beside the pinned tickets, the shadow, and"):
+        place.fleet.require_fit()
+    place.fleet.shadow_bytes = 4_000_000
+    with pytest.raises(UsageError, match=r"the pinned models need about 6.0 MB \(tickets, the shadow\)"):
+        place.fleet.require_fit()
+
+    place = opened("tickets", "moods", bytes=held, budget=int(2.5 * held), pinned=("tickets",))
+    shadow = load([], "tickets")
+    place.fleet.shadow = Shadow(shadow.backend, ServedModel("tickets", TASKS["tickets"]), shadow.close)
+
+    async def work() -> None:
+        await place.fleet.measure()
+        assert place.fleet.shadow_bytes > 0.5 * held
+        with pytest.raises(RequestFailedError, match="no memory for model 'moods' now"):
+            await place.use("moods")
+
+    run(place, work)
+    shadow.close()
+
+
+def test_a_project_with_a_first_release_takes_part_once_the_tags_are_read() -> None:
+    place, newcomer = opened("tickets", pinned=("tickets",)), opened("moods").fleet.members["moods"]
+    known: list[Collection[str]] = []
+
+    def damaged() -> Member:
+        raise IntegrityError("the release is damaged")
+
+    def discover(names: Collection[str]) -> dict[str, Callable[[], Member]]:
+        known.append(names)
+        found = {"moods": lambda: newcomer, "orders": damaged}
+        return {name: find for name, find in found.items() if name not in names}
+
+    fleet = Fleet(list(place.fleet.members.values()), SETTINGS, discover=discover)
+    place = dataclasses.replace(place, fleet=fleet)
+    assert fleet.follows
+
+    async def work() -> None:
+        await fleet.follow()
+        assert place.states() == {"tickets": "loaded", "moods": "on disk"}
+        await place.use("moods")
+        await fleet.follow()
+        assert [set(names) for names in known] == [{"tickets"}, {"tickets", "moods"}]
+
+    run(place, work)
+    assert [line["model"] for line in place.events("not_followed")] == ["orders", "orders"]
 
 
 def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded() -> None:

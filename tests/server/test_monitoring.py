@@ -22,7 +22,8 @@ from slmctl.config import CollectConfig, Prices, ServeConfig
 from slmctl.inference.escalation_policy import Policy
 from slmctl.server import collector, fleet, routed
 from slmctl.server.collector import Collector
-from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+from slmctl.server.fleet import Fleet
+from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.metrics import Metrics
 from slmctl.server.router import Router
 from slmctl.task.contract import Task

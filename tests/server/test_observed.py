@@ -20,7 +20,8 @@ from slmctl.config import ServeConfig
 from slmctl.server import openai_requests
 from slmctl.server.app import application
 from slmctl.server.backends import Backend
-from slmctl.server.fleet import Fleet, LoadableRelease, Member, Served
+from slmctl.server.fleet import Fleet
+from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.log import Log
 from slmctl.task.contract import Task
 
