@@ -105,8 +105,10 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
     *before, answer = record.messages
     best: tuple[float, int, str, str] | None = None  # bits, index of the message, text before the string, string
     question = record.input
-    answer = {**answer, "content": task.written(answer["content"])}  # as the model has seen it
-    for k, message in ((len(before) - 1, before[-1]), (len(before), answer)) if before else ():
+    places = [(len(before) - 1, before[-1]), (len(before), answer)] if before else []
+    if task.kind == "call":  # its arguments are read from the question, in another spelling: to give them is no memory
+        places = places[:1]
+    for k, message in places:
         for start, rare_string in _rare(message["content"], rows):
             if k == len(before) and rare_string in question:
                 continue  # the answer quotes the question, so the prompt holds the string
