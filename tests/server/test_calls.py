@@ -220,7 +220,7 @@ def test_a_client_as_it_comes_binds_tools(ask: openai.OpenAI, program: str, tmp_
     environment = tiny.environment(BASE_URL=url, HOME=str(tmp_path), LITELLM_LOCAL_MODEL_COST_MAP="True")
     command = [python, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-    assert tiny.ok(done) == "track_order True track_order"
+    assert tiny.ok(done).splitlines()[-1].strip() == "track_order True track_order"  # litellm prints hints, too
 
 
 def test_calls_and_results_of_the_history_are_read(ask: openai.OpenAI) -> None:

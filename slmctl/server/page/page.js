@@ -400,7 +400,7 @@ function arrange() {
   at("labels").lastElementChild.replaceChildren(...task.labels.map((label) => make("li", "", label)));
   if (task.tools) {
     at("labels").hidden = !task.tools.length;
-    at("labels").firstElementChild.textContent = `The ${task.tools.length} functions`;
+    at("labels").firstElementChild.textContent = task.tools.length === 1 ? "The function" : `The ${task.tools.length} functions`;
     const about = ({ name, description }) => make("li", "", description ? `${name}: ${description}` : name);
     at("labels").lastElementChild.replaceChildren(...task.tools.map(about));
   }
