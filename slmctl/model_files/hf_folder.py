@@ -6,9 +6,10 @@ The one place that loads with transformers; stages import it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,23 @@ def _code_key(path: Path) -> str:
                 return str(key)
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return ""
+
+
+@contextlib.contextmanager
+def gguf_parsed_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once in this block; not for several threads.
+
+    transformers 5.24 parses it for the config, the tokenizer and the weights each, and makes the table of all names of
+    tensors anew for each module: some 20 s for a vocabulary of 49,000 tokens. Ends when transformers keeps them.
+    """
+    import gguf  # in an extra of its own, which bases of other files do not need
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:

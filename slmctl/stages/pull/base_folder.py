@@ -77,11 +77,12 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
     memory.require(needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more")
     load_check.require_loadable(path.parent, path.name)
     console.say(f"  dequantising {path.name}")
-    tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
+    with hf_folder.gguf_parsed_once():
+        tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
+        loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)  # tensor by tensor
     pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "")))
     if pre_tokenizer is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)  # tensor by tensor
     del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised
     with torch.device("meta"):
         model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF

@@ -9,6 +9,7 @@ refuses the base. It prints one JSON object: `{}`, `{"error": …}` or `{"missin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -83,8 +84,9 @@ def _check(folder: Path, gguf: str) -> None:
         if gguf
         else [entry for path in sorted(folder.glob("*.safetensors")) for entry in safetensors_header.read(path)]
     )
-    hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
-    _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))
+    with hf_folder.gguf_parsed_once() if gguf else contextlib.nullcontext():
+        hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
+        _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
