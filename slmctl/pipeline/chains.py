@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
-from slmctl.pipeline import released
+from slmctl.pipeline import invented_rows, released
 from slmctl.pipeline.resolve import (
     Project,
     base_file_requests,
@@ -82,13 +82,17 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
             targets.require_reachable(settings.publish.to, _settings(project))
 
 
-def run_stage(project: Project, name: str, section: config.Section | None = None) -> Outcome:
+def run_stage(
+    project: Project, name: str, section: config.Section | None = None,
+    inputs: Mapping[str, Artifact | list[Artifact]] | None = None,
+) -> Outcome:  # fmt: skip
     """Run a stage of the pipeline; before a training whose LoRA targets are set, try them on a small copy of the base.
 
     Args:
         project: Where.
         name: Which stage.
         section: A config to use in place of the project's.
+        inputs: Artifacts for roles that should not be looked up.
 
     Raises:
         DataError: An adapter of these targets could not go through the stages after the training.
@@ -96,7 +100,7 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
     """
     if name == "quantize":
         _write_base_files(project, section or project.config.quantize)
-    request = resolve_stage(project, name, section=section)
+    request = resolve_stage(project, name, inputs, section)
     section = request.section
     if isinstance(section, config.FinetuneConfig) and section.lora.target_modules != "all-linear":
         base = request.inputs["base"]
@@ -114,6 +118,24 @@ def run_stage(project: Project, name: str, section: config.Section | None = None
         if not outcome.current:
             console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
+
+
+def try_invented_rows(project: Project) -> None:
+    """Train without and with the rows that `label.invent` wrote, and decide which training goes on.
+
+    Nothing is done where none was accepted, or where the same was decided before.
+
+    Raises:
+        What `run_stage` raises.
+    """
+    if not invented_rows.is_open(project):
+        return
+    console.say("  training twice: without and with the rows that label.invent wrote")
+    made = []
+    for section in invented_rows.sections(project):
+        prepared = run_stage(project, "prepare", section).artifact
+        made.append(run_stage(project, "finetune", inputs={PREPARED.name: prepared}).artifact)
+    console.say(f"  {invented_rows.decide(project, *made).sentence}")
 
 
 def _write_base_files(project: Project, section: config.Section) -> None:

@@ -16,16 +16,16 @@ from pathlib import Path
 
 from slmctl import config, console, hardware
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
+from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
-from slmctl.pipeline import released, resolve, row_estimate, runner, stage_estimates
+from slmctl.pipeline import invented_rows, released, resolve, row_estimate, runner, stage_estimates
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
-from slmctl.pipeline.stage_estimates import TrainingRate, estimate
+from slmctl.pipeline.stage_estimates import StageEstimate, TrainingRate, estimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
@@ -136,14 +136,23 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     rows = None if unreadable or not to_run else row_estimate.of(project)
     shape = _shape(project)
     states = [
-        state
-        if state.current
-        else replace(state, **asdict(estimate(state.name, project.config, shape, rows, rates or {})))
+        state if state.current else replace(state, **asdict(_estimate(project, state.name, shape, rows, rates or {})))
         for state in states
     ]
     made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
     limits = [*_limits(project, made, to_run), *_notes(project, shape, to_run)]
     return replace(made, requirements=(*requirements, *limits))
+
+
+def _estimate(
+    project: Project, name: str, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float]
+) -> StageEstimate:
+    """The estimate of a stage; of a training that is to be made twice, of both."""
+    made = estimate(name, project.config, shape, rows, rates)
+    if name != "finetune" or not invented_rows.is_open(project):
+        return made
+    twice = [None if value is None else 2 * value for value in (made.disk_bytes, made.seconds)]
+    return StageEstimate(disk_bytes=twice[0], memory_bytes=made.memory_bytes, seconds=twice[1])  # type: ignore[arg-type]
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -177,6 +186,7 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
             try:
                 request = resolve.expected(project, name)
                 current = request.path.exists() and not runner.resume_folder(request).exists()
+                current = current and not (name == "finetune" and invented_rows.is_open(project))
                 state = StagePlan(name, current, str(request.path.relative_to(project.root)))
             except (SlmctlError, ModuleNotFoundError):  # what it needs is missing; the requirements say what cannot be
                 pass
@@ -385,6 +395,11 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
     if short:
         text = "; ".join(short)
         yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
+    if "finetune" in names and made.rows is not None and invented_rows.is_open(project):
+        try:
+            invented_rows.require_validation(made.rows.validation, project.config.finetune.batch_size)
+        except DataError as error:
+            yield Requirement("invented", error.message, error)
     if not names:
         return
     needed, free = made.disk_bytes, shutil.disk_usage(project.root).free
@@ -400,6 +415,9 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
 def _notes(project: Project, shape: ModelShape | None, names: Sequence[str]) -> Iterator[Requirement]:
     """Notes on what may stop the run: memory that is short now, and a version that was published already."""
     section = project.config.finetune
+    if "finetune" in names and invented_rows.is_open(project):
+        text = "finetune trains twice, without and with the rows that label.invent writes; the better one goes on"
+        yield Requirement("invented", text, note=True)
     if "finetune" in names and shape is not None and not hardware.accelerator():
         width, smallest = 2 if section.matmul_dtype == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS
         least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), hardware.available_bytes()

@@ -91,7 +91,7 @@ def resolve_stage(
         UsageError: A source file does not exist.
     """
     stage = STAGES[name]
-    section = with_files(project, section or config.stage_config(project.config, name))
+    section = with_files(project, section or _section(project, name))
     filled = dict(inputs or {})
     alone = isinstance(section, config.QuantizeConfig) and "base" in filled  # see `base_file_requests`
     for role in stage.takes if not alone else ():
@@ -104,6 +104,17 @@ def resolve_stage(
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
+
+
+def _section(project: Project, name: str) -> config.Section:
+    """The section of a stage; of `prepare` with the rows that `label.invent` wrote, where they were found to help."""
+    section = config.stage_config(project.config, name)
+    if isinstance(section, config.PrepareConfig):
+        from slmctl.pipeline import invented_rows  # which resolves both ways
+
+        made = invented_rows.choice(project)
+        return section.model_copy(update={"invented": made is not None and made.used})
+    return section
 
 
 def base_file_requests(project: Project, section: config.QuantizeConfig, adapter: Artifact) -> list[StageRequest]:
@@ -158,6 +169,9 @@ def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelCon
     reading = config.RowReading(
         clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, own_gold=bool(own) or not section.gold
     )
+    if section.invent is not None:  # whose variants are of training rows, and near no held-out one
+        training = snapshot.gathered(prepare.sources, folder)
+        reading = reading.model_copy(update={"training": training, "similarity": prepare.duplicates.similarity})
     files = {"sources": snapshot.gathered(section.sources, folder), "gold": snapshot.gathered(gold, folder)}
     return section.model_copy(update={**files, "reading": reading})
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class Bound:
         kept, error, error_bound: Of these rows at the threshold.
         fields: Of an object, the bound of each of its keys by itself, at the same threshold.
         curve: (kept, error, error_bound) of stricter and looser thresholds.
+        fitted: The score and the threshold.
     """
 
     max_error: float
@@ -81,6 +82,7 @@ class Bound:
     threshold: float = 0.0
     fields: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[tuple[float, float, float]] = ()
+    fitted: FittedThreshold | None = field(default=None, repr=False)
 
 
 def same(answer: str, other: str) -> bool:
@@ -151,8 +153,29 @@ def accept(
     return Bound(
         config.max_error, config.confidence, "", figures["tested_on"], figures["kept"], figures["error"],
         figures["error_bound"], fitted["threshold"], _fields(config, gold),
-        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
+        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]], fitted,
     )  # fmt: skip
+
+
+def accept_more(
+    more: Sequence[LabelledRow], rows: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound
+) -> None:
+    """Score and accept rows by the score and the threshold that a bound was fitted for; without one, none is accepted.
+
+    Args:
+        more: Rows that are no part of `rows`; `score`, `p_correct` and `accepted` are set.
+        rows, gold: Those of `accept`; the linear model learns of them alone.
+        bound: What `accept` came to.
+    """
+    if bound.fitted is None or not more:
+        return
+    names = bound.fitted["weights"]
+    chances = _chances_by_others(more, rows, gold) if "linear" in names else None
+    for entry in more:
+        entry.signals = _signals(entry, names, chances)
+    _score(more, bound.fitted)
+    for entry in more:
+        entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= bound.threshold
 
 
 def _without(nothing: Bound, reason: str) -> Bound:
@@ -209,21 +232,27 @@ def _measure(
 ) -> None:
     """Set the signals of every row: the same ones for all."""
     every = [*rows, *gold]
-    several = len(config.teachers) > 1
-    has_probabilities = any(vote.confidence is not None for entry in every for vote in entry.votes)
+    names = {"votes", *(["teachers"] if len(config.teachers) > 1 else [])}
+    if any(vote.confidence is not None for entry in every for vote in entry.votes):
+        names.add("tokens")
     if chances is None and config.task.kind == "classify":
         chances = linear_chances(rows, gold)
     for entry in every:
-        values = {"votes": _log_odds(entry.agreement)}
-        if several:
-            values["teachers"] = _teachers(entry)
-        if has_probabilities:
-            sure = [vote.confidence for vote in entry.votes if vote.is_valid and vote.confidence is not None
-                    and same(vote.answer, entry.answer)]  # fmt: skip
-            values["tokens"] = _log_odds(sum(sure) / len(sure)) if sure else 0.0
-        if chances:
-            values["linear"] = _log_odds(chances[entry.row.id])
-        entry.signals = values
+        entry.signals = _signals(entry, names | ({"linear"} if chances else set()), chances)
+
+
+def _signals(entry: LabelledRow, names: Collection[str], chances: Mapping[str, float] | None) -> dict[str, float]:
+    """The signals of a row, by name, in the one order that all have."""
+    values = {"votes": _log_odds(entry.agreement)}
+    if "teachers" in names:
+        values["teachers"] = _teachers(entry)
+    if "tokens" in names:
+        sure = [vote.confidence for vote in entry.votes if vote.is_valid and vote.confidence is not None
+                and same(vote.answer, entry.answer)]  # fmt: skip
+        values["tokens"] = _log_odds(sum(sure) / len(sure)) if sure else 0.0
+    if "linear" in names and chances is not None:
+        values["linear"] = _log_odds(chances[entry.row.id])
+    return values
 
 
 def _teachers(entry: LabelledRow) -> float:
@@ -262,6 +291,20 @@ def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> 
                 chances |= {every[k].row.id: chance for k, chance in zip(inside, probabilities, strict=True)}
             meter.advance()
     return chances
+
+
+def _chances_by_others(
+    more: Sequence[LabelledRow], rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]
+) -> dict[str, float]:
+    """`linear_chances` of rows that the model does not learn from: it learns of all the others."""
+    others = [entry for entry in (*rows, *gold) if entry.answer]
+    chosen = [entry for entry in gold if entry.row.is_pool]
+    model = linear_baseline.fit(
+        [entry.row.text for entry in others], [entry.answer for entry in others],
+        choosing=[entry.row.text for entry in chosen], chosen=[entry.row.gold for entry in chosen],
+    )  # fmt: skip
+    chances = model.chances([entry.row.text for entry in more], [entry.answer for entry in more])
+    return {entry.row.id: chance for entry, chance in zip(more, chances, strict=True)}
 
 
 def _fold(id: str) -> int:

@@ -12,10 +12,13 @@ from slmctl import console
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import LabelConfig
 from slmctl.metrics import statistics
+from slmctl.stages.label.journal import TeacherAnswer
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
+from slmctl.stages.label.writers import ReleaseWriter
 
 SAMPLE = 20  # rows that are asked for a plan
+WRITTEN = 5  # rows that are written for it
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class TeacherPlan:
         cost: Of all answers, those in the journal included; None without prices or without an answer.
         interval: The 95 % bootstrap interval of the cost over the sampled rows.
         seconds: Time for the answers that are not there yet.
+        rows: Rows that it may see.
     """
 
     name: str
@@ -39,6 +43,22 @@ class TeacherPlan:
     cost: float | None
     interval: tuple[float, float] | None
     seconds: float | None
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class WritingCost:
+    """The plan of rows that are written for thin labels.
+
+    Attributes:
+        sentence: What is written, in words.
+        rows: At most; they are labelled like any row.
+        cost: Of writing and labelling all of them; None without prices or without an answer.
+    """
+
+    sentence: str
+    rows: int
+    cost: float | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,7 @@ class CostPlan:
         stays: Rows that no teacher may see.
         left_out: Rows that are not asked for, by reason.
         spent: What the journals hold already, the sample included.
+        writing: Rows that are written beside; None where the config asks for none.
     """
 
     rows: int
@@ -64,16 +85,22 @@ class CostPlan:
     currency: str
     max_cost: float | None
     spent: float
+    writing: WritingCost | None = None
 
     @property
     def cost(self) -> float | None:
-        """Of all teachers; None where no price is answered."""
+        """Of all teachers and of what is written; None where no price is answered."""
         answered = [part.cost for part in self.parts if part.cost is not None]
+        if self.writing is not None and self.writing.cost is not None:
+            answered.append(self.writing.cost)
         return sum(answered) if answered else None
 
     def to_json(self) -> JsonObject:
         """The plan as JSON values."""
-        return {**dataclasses.asdict(self), "cost": self.cost}
+        fields = dataclasses.asdict(self)
+        if self.writing is None:
+            del fields["writing"]
+        return {**fields, "cost": self.cost}
 
     def lines(self) -> Iterator[str]:
         """The plan for people."""
@@ -92,6 +119,10 @@ class CostPlan:
                 yield "  cost: none is answered (prices of the teacher)"
             if teacher.seconds:
                 yield f"  time: {console.duration(teacher.seconds)} at the rate of the sample"
+        if self.writing is not None:
+            yield self.writing.sentence
+            if self.writing.cost is not None:
+                yield f"  cost: at most about {self.writing.cost:,.2f} {self.currency}, their labels included"
         if self.stays:
             yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
         for reason, count in self.left_out.items():
@@ -102,6 +133,19 @@ class CostPlan:
             if self.max_cost is not None and self.cost > self.max_cost:
                 share = self.max_cost / self.cost
                 yield f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} rows will be labelled"
+
+
+def of_writing(
+    sentence: str, writer: EndpointTeacher | ReleaseWriter, count: int, answers: Sequence[TeacherAnswer | None],
+    parts: Sequence[TeacherPlan],
+) -> WritingCost:  # fmt: skip
+    """The plan of so many rows, from some that were written and from the cost of a row's labels."""
+    there = [answer for answer in answers if answer is not None]
+    labels = [part.cost / part.rows for part in parts if part.cost is not None and part.rows]
+    priced = writer.journal.prices is not None and there
+    each = sum(answer.cost for answer in there) / len(there) if priced else None
+    known = [*([each] if each is not None else []), *labels]
+    return WritingCost(sentence, count, count * sum(known) if known else None)
 
 
 def part(
@@ -119,13 +163,12 @@ def part(
         sum(answer.prompt_tokens for answer in flat) / answered,
         sum(answer.completion_tokens for answer in flat) / answered,
     )
-    cost, interval = None, None
+    cost, interval, rows = None, None, sum(map(teacher.may_see, every))
     if teacher.journal.prices is not None:
         costs = np.array([sum(answer.cost for answer in answers) for answers in by_row])
-        rows = sum(map(teacher.may_see, every))
         drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs), seed=config.seed)])
         low, high = statistics.percentiles(drawn / len(costs) * rows)
         cost, interval = float(costs.mean() * rows), (low, high)
     at_once = teacher.concurrency
     seconds = sum(answer.seconds for answer in flat) / answered * max(0, needed - answered) / at_once
-    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None)
+    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None, rows)

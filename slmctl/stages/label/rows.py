@@ -34,7 +34,7 @@ from slmctl.task import cleaning, conversation_formats, split
 from slmctl.task.cleaning import Replacement
 from slmctl.task.records import SPLITS, RowRejectedError
 
-TEST = SPLITS.index("test")
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 SEARCH_S = 30.0  # for the detectors on one row, on a busy machine
 TAUGHT = ("train", "validation")  # splits whose answers a model may know by heart
 
@@ -59,6 +59,16 @@ class LabelRow:
     number: int
     gold: str = field(default="", repr=False)
     is_pool: bool = False
+
+
+@dataclass(frozen=True)
+class _PlacedRow:
+    """A gold row with the position and the moment by which it is split, and the split that its source is bound to."""
+
+    row: LabelRow
+    position: float
+    moment: float
+    bound: str | None
 
 
 @dataclass(frozen=True)
@@ -132,45 +142,49 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
         except RowRejectedError as error:
             left_out[error.rule] += 1
             continue
-        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number)
+        yield LabelRow(_id(source, raw, text), text, cleaned(config, text), source.title, raw.number)
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
     """The gold rows with an answer of the task, without those that `prepare` measures with."""
-    rows: list[LabelRow] = []
-    positions: list[float] = []
-    moments: list[float] = []
-    forced: list[str | None] = []
-    for source in config.gold:
-        for row, position, time in _gold_of(config, source, left_out):
-            rows.append(row)
-            positions.append(position)
-            moments.append(time)
-            forced.append(source.split)
+    found = [entry for source in config.gold for entry in _gold_of(config, source, left_out)]
+    rows = [entry.row for entry in found]
     if not rows:
         raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
     if config.reading.own_gold:
-        assigned = _splits(config, rows, np.array(positions), np.array(moments))
-        kept = [
-            row
-            for row, by_rule, bound in zip(rows, assigned, forced, strict=True)
-            if (SPLITS.index(bound) if bound else by_rule) != TEST
-        ]
+        kept = [row for row, split in zip(rows, _splits(config, found), strict=True) if split != TEST]
         left_out["gold rows that prepare measures with"] += len(rows) - len(kept)
         rows = kept
-    return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]  # of equals the first
+    return _once(rows)
 
 
-def _splits(config: LabelConfig, rows: Sequence[LabelRow], positions: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """The split of each gold row, as `prepare` assigns it."""
-    names = sorted({row.gold for row in rows}) if config.task.kind == "classify" else []
+def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    """The rows without those whose text an earlier one has."""
+    return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]
+
+
+def training(config: LabelConfig) -> tuple[list[LabelRow], list[LabelRow]]:
+    """Rows of `prepare` with an answer of the task, a text once: those that it trains on, and those it holds out."""
+    found = [entry for source in config.reading.training for entry in _gold_of(config, source, Counter())]
+    splits = _splits(config, found)
+    held_out = _once([entry.row for entry, split in zip(found, splits, strict=True) if split != TRAIN])
+    taken = {minhash.normalise(row.text) for row in held_out}
+    train = _once([entry.row for entry, split in zip(found, splits, strict=True) if split == TRAIN])
+    return [row for row in train if minhash.normalise(row.text) not in taken], held_out
+
+
+def _splits(config: LabelConfig, found: Sequence[_PlacedRow]) -> list[int]:
+    """The split of each gold row, as `prepare` assigns it, by its place in SPLITS."""
+    names = sorted({entry.row.gold for entry in found}) if config.task.kind == "classify" else []
     index = {name: k for k, name in enumerate(names)}
-    labels = np.array([index.get(row.gold, -1) for row in rows])
-    return split.assign(config.reading.splits, positions, moments, labels, names)
+    labels = np.array([index.get(entry.row.gold, -1) for entry in found])
+    positions, moments = (np.array([getattr(entry, name) for entry in found]) for name in ("position", "moment"))
+    by_rule = split.assign(config.reading.splits, positions, moments, labels, names)
+    return [SPLITS.index(entry.bound) if entry.bound else int(own) for entry, own in zip(found, by_rule, strict=True)]
 
 
-def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[tuple[LabelRow, float, float]]:
-    """The gold rows of a source, each with the position and the moment by which it is split."""
+def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[_PlacedRow]:
+    """The gold rows of a source."""
     columns = columns_of(source.local, **source.reading)
     form = conversation_formats.recognise(source, columns)
     names, renamed = config.task.label_names, config.task.label_map
@@ -194,9 +208,9 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
         group = conversation_formats.cell(raw.columns.get(source.group)) if source.group else ""
         key = hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else minhash.normalise(text) or text
         row = LabelRow(
-            id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
+            id, text, cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
         )
-        yield row, split.position_of(key), _moment(config, source, raw)
+        yield _PlacedRow(row, split.position_of(key), _moment(config, source, raw), source.split)
 
 
 def _moment(config: LabelConfig, source: Source, raw: Row) -> float:
@@ -214,7 +228,7 @@ def _id(source: Source, raw: Row, text: str) -> str:
     return row_fingerprints.id_digits(own) if own else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
 
 
-def _cleaned(config: LabelConfig, text: str) -> str:
+def cleaned(config: LabelConfig, text: str) -> str:
     reading = config.reading
     if not reading.clean and not reading.replace:
         return text

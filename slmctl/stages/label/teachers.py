@@ -32,6 +32,7 @@ from slmctl.task.contract import Task
 
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
+WRITING = 1.0  # temperature of texts that are to differ from each other
 PASSES = 3  # over the rows without an answer, since what failed may have passed
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 KINDS = ("published", "gguf")  # of a release that may teach
@@ -45,6 +46,18 @@ class Vote:
     answer: str
     is_valid: bool
     confidence: float | None
+
+
+@dataclass(frozen=True)
+class WritingRequest:
+    """A prompt to write one text.
+
+    Attributes:
+        number: Tells requests with the same messages apart, from 1 on; it seeds the text.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    number: int
 
 
 class NearestExamples:
@@ -120,11 +133,39 @@ class EndpointTeacher:
                 left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
                 if not left or self._budget.reached:
                     break
-                requests = self._unanswered(left, meter)
-                if self._teacher.batch and in_batches:
-                    batches.ask(self._config, self._teacher, self.journal, self._budget, requests, self._answer)
-                else:
-                    self._ask_one_by_one(requests, meter)
+                self._send(self._unanswered(left, meter), meter, in_batches=in_batches)
+
+    def write(self, requests: Sequence[WritingRequest], *, in_batches: bool = True) -> list[TeacherAnswer | None]:
+        """The texts of requests to write, in their order, from the journal where they are there; None for none.
+
+        Raises:
+            NetworkError: The endpoint cannot be reached, or refuses the key or the model.
+        """
+        asked = [(self._key(request, number), request) for number, request in map(self._to_write, requests)]
+        with console.progress(f"write {self.name}", len(asked), "texts") as meter:
+            for _ in range(PASSES):
+                left = [(key, request) for key, request in asked if key not in self.journal.answers]
+                if not left or self._budget.reached:
+                    break
+                self._send(
+                    (
+                        (key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens))
+                        for key, request in left
+                    ),
+                    meter, in_batches=in_batches,
+                )  # fmt: skip
+        return [self.journal.answers.get(key) for key, _ in asked]
+
+    def _to_write(self, request: WritingRequest) -> tuple[int, EndpointRequest]:
+        seed = {"seed": self._config.seed + request.number}
+        asked = EndpointRequest(request.messages, self._config.max_tokens, WRITING, options=seed)
+        return request.number, asked
+
+    def _send(self, requests: Iterator[PaidRequest], meter: console.Meter, *, in_batches: bool) -> None:
+        if self._teacher.batch and in_batches:
+            batches.ask(self._config, self._teacher, self.journal, self._budget, requests, self._answer)
+        else:
+            self._ask_one_by_one(requests, meter)
 
     def _ask_one_by_one(self, requests: Iterator[PaidRequest], meter: console.Meter) -> None:
         watch = _PaidRequests(self.journal, self._budget, self._answer)
@@ -334,5 +375,8 @@ def open_teacher(
 
 def journal_path(folder: Path, teacher: Teacher) -> Path:
     """The journal of a teacher: one file for each address and model, or each release."""
-    named = [artifact.load(teacher.release).digest] if teacher.release else [teacher.url, teacher.model]
+    named: list[str | None] = [teacher.url, teacher.model]
+    if teacher.release is not None:
+        is_bare = teacher.release.suffix == ".gguf"
+        named = [(artifact.foreign(teacher.release, "gguf") if is_bare else artifact.load(teacher.release)).digest]
     return folder / f"{sha256_bytes(canonical(named))[7:19]}.jsonl"

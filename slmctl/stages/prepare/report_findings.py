@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from slmctl.console import percent
 from slmctl.metrics.statistics import wilson
+from slmctl.metrics.thin_labels import THIN, thin
 from slmctl.reports.html_page import Notice, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
@@ -30,6 +31,7 @@ def notices(facts: PrepareFacts) -> Iterator[Notice]:
     yield from _suspects(facts)
     yield from _overlap(facts)
     yield from _wide_interval(facts)
+    yield from _thin_labels(facts)
     yield from _few_test_rows(facts)
     yield from _unused_renames(facts)
     yield from _odd_answers(facts)
@@ -200,6 +202,20 @@ def _wide_interval(facts: PrepareFacts) -> Iterator[Notice]:
             f"±{margin(rows):.1f} points: models that are closer cannot be told apart.",
             "warn",
             "Held-out rows",
+        )
+
+
+def _thin_labels(facts: PrepareFacts) -> Iterator[Notice]:
+    slips = {slip["label"] for slip in facts.get("label_typos", [])}
+    labels = {name: splits.get("train", 0) for name, splits in facts.get("labels", {}).items() if name not in slips}
+    few = thin(labels)
+    if few:
+        names = ", ".join(f"“{name[:60]}” ({labels[name]:,})" for name in few[:3]) + (", …" if len(few) > 3 else "")
+        yield Notice(
+            f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'is', 'are')} thin, with fewer "
+            f"than {THIN} training rows: {names}. More rows help most there; label.invent writes some and tries them.",
+            "warn",
+            "Labels",
         )
 
 

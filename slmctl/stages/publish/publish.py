@@ -71,7 +71,7 @@ def run(
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
-    teaching = _teaching(labelled)
+    teaching = _teaching(labelled, prepared)
     _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching, lora)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
@@ -246,13 +246,16 @@ def _write_texts(
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
 
 
-def _teaching(labelled: Artifact | None) -> dict[str, Any]:
+def _teaching(labelled: Artifact | None, prepared: Artifact) -> dict[str, Any]:
     """The teachers whose labels were trained on, with their number and bound; empty where there are none."""
-    if labelled is None or not labelled.metrics["accepted"]:
+    if labelled is None:
         return {}
     facts = labelled.metrics
+    invented = facts.get("invented", {}) if prepared.manifest.config.get("invented") else {}
+    if not facts["accepted"] and not invented.get("accepted"):
+        return {}
     names = [{"name": entry["name"], "terms": entry["terms"]} for entry in facts["teachers"]]
-    return {"rows": facts["accepted"], "bound": facts["bound"], "teachers": names}
+    return {"rows": facts["accepted"], "bound": facts["bound"], "teachers": names, "invented": invented}
 
 
 def _summary(prepared: Artifact) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Invented rows: both trainings, the decision between them, and what follows it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import endpoint, teacher, tiny
+
+from slmctl import config
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.errors import DataError
+from slmctl.metrics import trial_choice
+from slmctl.pipeline import invented_rows, preflight, resolve
+from slmctl.pipeline.resolve import Project
+from slmctl.pipeline.stage_table import STAGES
+
+INVENT = "  votes: 1\n  examples: 2\n  invent: {per_label: 12}\n"
+FAST = "finetune: {max_steps: 4, learning_rate: 1e-2, batch_size: 4, lora: {rank: 4}}\n"
+
+
+def blocks(losses: list[float], tokens: int = 40) -> np.ndarray:
+    return np.array([(8, tokens, loss * tokens) for loss in losses])
+
+
+def test_a_gain_that_every_block_shows_is_no_chance_and_one_that_few_show_may_be() -> None:
+    random = np.random.default_rng(1)
+    before = [1.0 + 0.3 * random.normal() for _ in range(12)]  # records differ much more than the trainings
+    steady = trial_choice.paired_gain(blocks(before), blocks([loss - 0.05 for loss in before]))
+    assert steady.mean == pytest.approx(0.05)
+    assert steady.bound(0.95) > 0.049
+    unsteady = trial_choice.paired_gain(
+        blocks(before), blocks([loss - 0.05 + 0.3 * random.normal() for loss in before])
+    )
+    assert unsteady.bound(0.95) < 0
+    same = trial_choice.paired_gain(blocks(before), blocks(before))
+    assert same.bound(0.95) == 0.0  # which is not above 0
+
+
+def test_of_trainings_that_are_equal_few_are_taken_for_better() -> None:
+    random = np.random.default_rng(2)
+    taken = 0
+    for _ in range(400):
+        hard = 0.3 * random.normal(size=8)
+        first, second = (blocks(list(1 + hard + 0.05 * random.normal(size=8))) for _ in range(2))
+        taken += trial_choice.paired_gain(first, second).bound(invented_rows.CONFIDENCE) > 0
+    assert taken <= 32  # 5 % are expected, 20, and two in three times as many are three standard deviations off
+
+
+def teacher_variant(seed: str, label: str) -> str:
+    words = seed.split()
+    own = [word for word in words if word in tiny.WORDS[label]]
+    rest = sorted(set(tiny.FILLER.split()) - set(words), key=lambda word: teacher.chance(word, seed))
+    return " ".join([*own, *rest[:6]])
+
+
+def desk(folder: Path, url: str, base: Path) -> Path:
+    """A project with a thin label, and few training steps."""
+    teacher.project(folder, url, rows=6, gold=260, more=INVENT)
+    pairs = tiny.rows(700, seed=3)
+    others = [pair for pair in pairs if pair[1] != "account"][:280]
+    few = [pair for pair in pairs if pair[1] == "account"][:16]
+    tiny.write_csv(folder / "gold.csv", [*others, *few])
+    shutil.copytree(base, folder / "base")
+    path = folder / "slmctl.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + FAST, encoding="utf-8")
+    return folder
+
+
+def project_of(folder: Path) -> Project:
+    return Project(folder, config.load(folder / "slmctl.yaml"))
+
+
+def test_a_run_trains_both_ways_once_and_goes_on_with_one(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("trl")
+
+    def manners(body: dict[str, object], before: int) -> endpoint.Turn:
+        messages = body["messages"]
+        assert isinstance(messages, list)
+        writes = str(messages[0]["content"]).startswith("You write messages")
+        said = teacher_variant(f"{messages[-1]['content']}", "account") if writes else teacher.answer(body)  # type: ignore[arg-type]
+        return teacher.reply(body, said)  # type: ignore[arg-type]
+
+    with endpoint.serving(manners) as fake:
+        folder = desk(tmp_path / "desk", fake.url, tiny_base)
+        plan = preflight.plan(project_of(folder), ["pull", "label", "prepare", "finetune"])
+        assert "finetune trains twice" in " ".join(need.state for need in plan.requirements)
+        teacher.slmctl(folder, "run", "--until", "finetune")
+    said = capsys.readouterr().err
+    assert "training twice" in said
+    (decision,) = (folder / "runs" / ".invented").glob("*.json")
+    made = json.loads(decision.read_bytes())
+    project = project_of(folder)
+    choice = invented_rows.choice(project)
+    assert choice is not None
+    assert choice.sentence in said
+    assert made["rows"] == len(teacher.lines(teacher.labelled(folder) / "invented.jsonl")) > 0
+    assert choice.used == ((choice.gain_at_least or -1.0) > 0)
+    adapters = {str(path.relative_to(folder)) for path in (folder / "runs" / "adapter").glob("[!.]*")}
+    assert adapters == {choice.without, choice.with_rows}
+    data = [artifact.load(path) for path in (folder / "runs" / "prepared").glob("[!.]*")]
+    with_rows, without = sorted(data, key=lambda one: one.metrics["train"], reverse=True)
+    assert with_rows.metrics["train"] == without.metrics["train"] + choice.rows
+    for name in ("validation", "calibration", "test"):
+        assert with_rows.file(f"{name}.jsonl").read_bytes() == without.file(f"{name}.jsonl").read_bytes()
+    teacher.slmctl(folder, "run", "--until", "finetune")  # the endpoint is gone, and all is current
+    assert "training twice" not in capsys.readouterr().err
+    assert len(list((folder / "runs" / "adapter").glob("[!.]*"))) == 2
+    follow_either_decision(folder, choice, with_rows, without)
+
+
+def follow_either_decision(
+    folder: Path, choice: invented_rows.InventedChoice, with_rows: Artifact, without: Artifact
+) -> None:
+    """Later stages take the training that won, whichever it is; settings that differ decide anew."""
+    adapters = [artifact.load(folder / path) for path in (choice.without, choice.with_rows)]
+    for better in (0, 1):
+        made = [with_losses(one, [1.0 - 0.1 * (k == better)] * 5) for k, one in enumerate(adapters)]
+        decided = invented_rows.decide(project_of(folder), *made)
+        assert decided.used == bool(better)
+        project = project_of(folder)
+        assert resolve.find(project, STAGES["finetune"].takes[1]).digest == (without, with_rows)[better].digest
+        assert resolve.expected(project, "finetune").path == (folder / (choice.without, choice.with_rows)[better])
+    few = [with_losses(one, [1.0 - 0.5 * k] * 2) for k, one in enumerate(adapters)]
+    assert not invented_rows.decide(project_of(folder), *few).used  # two blocks tell nothing
+    text = (folder / "slmctl.yaml").read_text()
+    (folder / "slmctl.yaml").write_text(text.replace("rank: 4", "rank: 8"))
+    assert invented_rows.is_open(project_of(folder))
+
+
+def with_losses(adapter: Artifact, losses: list[float]) -> Artifact:
+    """The adapter as if its validation had come out so."""
+    metrics = adapter.metrics | {"validation_blocks": blocks(losses).tolist()}
+    return Artifact(adapter.path, Manifest(**adapter.manifest.__dict__ | {"metrics": metrics}))
+
+
+def test_too_few_validation_rows_are_refused_before() -> None:
+    invented_rows.require_validation(65, 16)
+    with pytest.raises(DataError, match=r"64 are too few: with finetune\.batch_size 16 it takes 65 and more"):
+        invented_rows.require_validation(64, 16)
+
+
+def test_without_the_key_nothing_changes(tmp_path: Path) -> None:
+    folder = teacher.project(tmp_path, "http://127.0.0.1:9/v1", rows=3, gold=10)
+    project = project_of(folder)
+    assert not invented_rows.is_open(project)
+    assert invented_rows.choice(project) is None
+    section = config.stage_config(project.config, "prepare")
+    assert "invented" not in config.recipe(section)
+    assert config.recipe(section.model_copy(update={"invented": True}))["invented"] is True
