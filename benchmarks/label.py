@@ -3,14 +3,16 @@
     python -m benchmarks.label bound DATA [--labelled FOLDER] [--quick]
     python -m benchmarks.label plan DATA [--quick]
     python -m benchmarks.label private [--rows 1000]
-    python -m benchmarks.label students DATA BASE RELEASE [--folder FOLDER]
+    python -m benchmarks.label students DATA --base BASE [--quick]
+    python -m benchmarks.label soft DATA... --base BASE [--quick]
 
 DATA is a folder with `train.csv` and `test.csv` (columns text, category). `bound` draws 300 gold rows 100 times from
 recorded answers: of teacher B, whose labels are the true ones with 12 % seeded errors of the nearest label, and with
 --labelled of the artifact that `slmctl label` left for all training rows. `plan` asks teacher B behind an endpoint of
 this process. `students` trains three models with BASE: on 300 rows that people labelled, on these and the accepted
-labels of RELEASE (a release that was trained on the half of the training rows that no student gets, behind
-`slmctl serve`), and on all of them; the test rows are scored once.
+labels of a release (trained with BASE on the half of the training rows that no student gets, unless `--release` names
+one), and on all of them; the test rows are scored once. `soft` trains students of the accepted rows with hard labels
+and with the teacher's distribution over labels.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import argparse
 import csv
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import disguises, endpoint
 
-from benchmarks import result
+from benchmarks import label_students, result
+from benchmarks.label_students import HEAD, single, slmctl
 from slmctl.config import LabelConfig
 from slmctl.console import percent
 from slmctl.metrics.error_threshold import FIT_SHARE, place_of
@@ -44,24 +46,8 @@ from slmctl.stages.label.teachers import Vote
 
 WRONG = 0.12  # of teacher B's labels
 GOLD, SEEDS, QUICK_ROWS = 300, 100, 2000
-MAX_ERROR, HELD, WON, NEAR = 0.05, ">= 0.95", ">= 0.6", "<= 0.1"
+MAX_ERROR, HELD, NEAR = 0.05, ">= 0.95", "<= 0.1"
 PACKAGES = ("numpy", "scikit-learn", "httpx")
-HEAD = (
-    'project: banking77\nversion: "1.0"\nbase: {base}\npull: {{rehearse: false}}\n'
-    "task: {{kind: classify, labels: {labels}, system: Name the intent.}}\n"
-)
-STUDENT = """\
-prepare:
-  sources:
-    - {{path: {gold}, input: text, output: category}}
-    - {{path: {data}/test.csv, input: text, output: category, split: test}}
-  splits: {{validation: 0.03, calibration: 0, test: 0}}
-  min_rows: {{validation: 0, label: 0}}
-  max_overlap: 100%
-finetune: {{epochs: 4, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
-quantize: {{types: [Q8_0]}}
-evaluate: {{models: [gguf]}}
-"""
 
 
 def main() -> None:
@@ -73,17 +59,20 @@ def main() -> None:
         one.add_argument("--quick", action="store_true")
     commands.choices["bound"].add_argument("--labelled", type=Path, action="append", default=[])
     commands.add_parser("private").add_argument("--rows", type=int, default=1000)
-    students = commands.add_parser("students")
-    students.add_argument("data", type=Path)
-    students.add_argument("base")
-    students.add_argument("release", type=Path)
-    students.add_argument("--folder", type=Path, default=Path("label-students"))
+    label_students.add_arguments(commands.add_parser("students"), several=False)
+    label_students.add_arguments(commands.add_parser("soft"), several=True)
     options = parser.parse_args()
-    rows = {"bound": bounds, "plan": plans, "private": private, "students": learn}[options.command](options)
+    measures = {
+        "bound": bounds, "plan": plans, "private": private, "students": label_students.learn,
+        "soft": label_students.soft,
+    }  # fmt: skip
+    rows = measures[options.command](options)
     for row in rows:
         print(f"{row.metric}: {row.ours:g} ({row.peer}: {row.theirs:g}) {row.goal} {row.met}")  # noqa: T201
-    if not getattr(options, "quick", False):
-        command = f"python -m benchmarks.label {' '.join(sys.argv[1:2])} ..."
+    trains = options.command in ("students", "soft")
+    if trains or not getattr(options, "quick", False):
+        quick = " --quick" if trains and options.quick else ""
+        command = f"python -m benchmarks.label {options.command} ...{quick}"
         print(result.write(f"label-{options.command}", command, rows, PACKAGES))  # noqa: T201
 
 
@@ -174,13 +163,6 @@ def with_gold(entry: LabelledRow, *, is_pool: bool) -> LabelledRow:
     return LabelledRow(gold, entry.votes, entry.answer)
 
 
-def single(metric: str, ours: float, peer: str, theirs: float, goal: str = "") -> result.Row:
-    """A figure that is measured once."""
-    ratio = round(ours / theirs, 4) if theirs else 0.0
-    return result.Row(metric, round(ours, 5), peer, round(theirs, 5), ratio, (ratio, ratio), goal,
-                      result.meets(ours, goal))  # fmt: skip
-
-
 # Plans and privacy
 
 
@@ -205,18 +187,13 @@ def project(folder: Path, url: str, gold: Sequence[tuple[str, str]], texts: Sequ
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "slmctl.yaml").write_text(
-        HEAD.format(base="none", labels="from-data") + "label:\n  sources: [{path: new.jsonl, input: text}]\n"
+        HEAD.format(name="banking77", base="none", labels="from-data")
+        + "label:\n  sources: [{path: new.jsonl, input: text}]\n"
         "  gold: {path: gold.csv, input: text, output: category}\n  votes: 1\n"
         f"  teachers: [{{url: {url}, model: large, prices: {{input: 1.0, output: 4.0}}, concurrency: 32}}]\n{more}",
         encoding="utf-8",
     )
     return folder
-
-
-def slmctl(folder: Path, *args: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "slmctl", "-C", str(folder), *args], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
 
 
 def plans(options: argparse.Namespace) -> list[result.Row]:
@@ -258,50 +235,6 @@ def private(options: argparse.Namespace) -> list[result.Row]:
     return [
         single(f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}", len(left), "allowed", 0),
         single("bytes of personal data at the endpoint", values, "allowed", 0, "<= 0"),
-    ]
-
-
-# Students
-
-
-def learn(options: argparse.Namespace) -> list[result.Row]:
-    """Accuracy on the full test set of three students; the test rows are scored once."""
-    pairs, folder = read(options.data / "train.csv"), options.folder.resolve()
-    random.Random(0).shuffle(pairs)
-    mine = pairs[: len(pairs) // 2]  # the teacher was trained on the other half
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {}
-    for name in ("300", "accepted", "all"):
-        place = folder / name
-        place.mkdir(exist_ok=True)
-        gold = mine if name == "all" else mine[:GOLD]
-        with (place / "gold.csv").open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows([("text", "category"), *gold])
-        (place / "new.jsonl").write_text(
-            "".join(json.dumps({"text": text}) + "\n" for text, _ in mine[GOLD:]), encoding="utf-8"
-        )
-        labels = json.dumps(sorted({label for _, label in pairs}))
-        text = HEAD.format(base=options.base, labels=labels) + STUDENT.format(
-            gold=place / "gold.csv", data=options.data.resolve()
-        )
-        if name == "accepted":
-            text += (
-                f"label:\n  sources: [{{path: new.jsonl, input: text}}]\n"
-                f"  gold: {{path: gold.csv, input: text, output: category}}\n"
-                f"  teachers: [{{release: {options.release.resolve()}}}]\n"
-            )
-        (place / "slmctl.yaml").write_text(text, encoding="utf-8")
-        made = json.loads(slmctl(place, "run", "--until", "evaluate", "--json"))
-        model = made["metrics"]["models"]["Q8_0"]
-        figures[name] = model["metrics"]["accuracy"]
-        print(f"{name}: {percent(figures[name])} {model['interval']}")  # noqa: T201
-    won = (figures["accepted"] - figures["300"]) / (figures["all"] - figures["300"])
-    return [
-        single(
-            "accuracy on the test set: 300 rows and accepted labels", figures["accepted"], "300 rows", figures["300"]
-        ),
-        single("accuracy on the test set: all rows", figures["all"], "300 rows", figures["300"]),
-        single("share of the distance from 300 rows to all that is won", won, "all rows", 1.0, WON),
     ]
 
 

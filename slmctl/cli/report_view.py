@@ -99,9 +99,9 @@ def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:
 
 def _invented(project: Project, adapter: Artifact | None) -> str:
     """The decision on rows that a teacher wrote, of which the adapter is one outcome."""
-    from slmctl.pipeline import invented_rows
+    from slmctl.pipeline import resolve
 
-    made = invented_rows.choice(project)
+    made = resolve.invented_choice_of(project)
     if made is None or adapter is None:
         return ""
     used = str(adapter.path.relative_to(project.root))

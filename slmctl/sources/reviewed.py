@@ -151,7 +151,8 @@ def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
     """One part, whose columns are known and of which nothing targeted can be held out."""
     update = {
         "sheet": None, "format": "jsonl", "encoding": None, "header_row": None, "conversation_format": "messages",
-        "id": "id", "time": "time", "group": None, "weight": None, "hf": None, "file": None, "sql": None, "name": name,
+        "id": "id", "time": "time", "group": None, "weight": None, "soft": None, "hf": None, "file": None, "sql": None,
+        "name": name,
         "split": "train" if kind == "targeted" else source.split,
     }  # fmt: skip
     return source.model_copy(update=update).at(file, whole=source.name or source.hf or str(source.path))

@@ -41,6 +41,7 @@ NEEDS = {
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
 }
+MOST_SOFT = 1000  # labels whose probabilities a row may hold
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -97,7 +98,7 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
         mapping = tuple((column, f"column '{column}'") for column in fields)
         read = functools.partial(_READERS[name], calls=calls)
         conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
-    for column in filter(None, (source.id, source.group, source.time, source.weight)):
+    for column in filter(None, (source.id, source.group, source.time, source.weight, source.soft)):
         require_column(source, columns, column)
     return conversation_format if source.label is None else _labelled(conversation_format, source.label)
 
@@ -153,6 +154,8 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str, *, calls:
         reply: Message = {"role": "assistant", "content": answer}
         if source.weight is not None:
             reply["weight"] = _weight(row.get(source.weight), f"'{source.weight}'")
+        if source.soft is not None and (soft := _soft(row.get(source.soft), source.soft)):
+            reply["soft"] = soft
         return Conversation([{"role": "user", "content": text}, reply])
 
     answer = f"the label {label!r}" if label else _description(source.output)
@@ -350,6 +353,18 @@ def _weight(value: Any, where: str) -> float:
         if not isinstance(weight, bool) and isinstance(weight, int | float) and 0 <= weight <= 100:
             return weight
     raise RowRejectedError("bad weight", f"{where} has the weight {str(value)[:20]!r}, not 0 to 100")
+
+
+def _soft(value: Any, column: str) -> dict[str, float]:
+    """The probabilities of labels in a cell, likeliest first; empty for an empty cell."""
+    parsed = _parsed(value) or {}
+    if not isinstance(parsed, dict) or len(parsed) > MOST_SOFT:
+        raise RowRejectedError("bad probabilities", f"'{column}' does not hold one object, {{label: probability}}")
+    for share in parsed.values():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            where = f"'{column}' has the probability {str(share)[:20]!r}"
+            raise RowRejectedError("bad probabilities", f"{where}, not 0 to 1")
+    return dict(sorted(parsed.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _text(content: Any, at: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import endpoint, teacher, tiny
+from support.left import leave
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -17,7 +18,6 @@ from slmctl.errors import DataError
 from slmctl.metrics import trial_choice
 from slmctl.pipeline import invented_rows, preflight, resolve
 from slmctl.pipeline.resolve import Project
-from slmctl.pipeline.stage_table import STAGES
 
 INVENT = "  votes: 1\n  examples: 2\n  invent: {per_label: 12}\n"
 FAST = "finetune: {max_steps: 4, learning_rate: 1e-2, batch_size: 4, lora: {rank: 4}}\n"
@@ -75,6 +75,44 @@ def project_of(folder: Path) -> Project:
     return Project(folder, config.load(folder / "slmctl.yaml"))
 
 
+@pytest.fixture
+def decided(tmp_path: Path) -> tuple[Path, list[Artifact]]:
+    """A project whose stages left their artifacts up to both trainings, and the two adapters."""
+    folder = teacher.project(tmp_path, "http://127.0.0.1:9/v1", rows=3, gold=10, more=INVENT)
+    (folder / "base").mkdir()
+    (folder / "base" / "config.json").write_text("{}")
+    project = project_of(folder)
+    leave(project, resolve.resolve_stage(project, "pull"), {})
+    leave(project, resolve.resolve_stage(project, "label"), {"accepted": 2, "invented": {"accepted": 7}})
+    adapters = []
+    for section in invented_rows.sections(project):
+        data = leave(project, resolve.resolve_stage(project, "prepare", section=section), {})
+        request = resolve.resolve_stage(project, "finetune", {"prepared": data})
+        adapters.append(leave(project, request, {"validation_blocks": []}))
+    return folder, adapters
+
+
+def test_later_stages_follow_the_decision_and_other_settings_need_another(decided: tuple[Path, list[Artifact]]) -> None:
+    folder, adapters = decided
+    assert invented_rows.is_open(project_of(folder))
+    assert resolve.expected(project_of(folder), "finetune").path == adapters[0].path  # until then without them
+    for better in (0, 1):
+        made = [with_losses(one, [1.0 - 0.1 * (k == better)] * 5) for k, one in enumerate(adapters)]
+        choice = invented_rows.decide(project_of(folder), *made)
+        assert (choice.used, choice.rows) == (bool(better), 7)
+        assert ("are trained on" if better else "are left out") in choice.sentence
+        assert resolve.expected(project_of(folder), "finetune").path == adapters[better].path
+        assert resolve.invented_choice_of(project_of(folder)) == choice
+        assert not invented_rows.is_open(project_of(folder))
+    few = [with_losses(one, [1.0 - 0.5 * k] * 2) for k, one in enumerate(adapters)]
+    assert invented_rows.decide(project_of(folder), *few).gain_at_least is None  # two blocks tell nothing
+    assert not invented_rows.decide(project_of(folder), *few).used
+    text = (folder / "slmctl.yaml").read_text()
+    (folder / "slmctl.yaml").write_text(text + FAST)
+    assert invented_rows.is_open(project_of(folder))
+
+
+@pytest.mark.slow
 def test_a_run_trains_both_ways_once_and_goes_on_with_one(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +135,7 @@ def test_a_run_trains_both_ways_once_and_goes_on_with_one(
     (decision,) = (folder / "runs" / ".invented").glob("*.json")
     made = json.loads(decision.read_bytes())
     project = project_of(folder)
-    choice = invented_rows.choice(project)
+    choice = resolve.invented_choice_of(project)
     assert choice is not None
     assert choice.sentence in said
     assert made["rows"] == len(teacher.lines(teacher.labelled(folder) / "invented.jsonl")) > 0
@@ -112,26 +150,6 @@ def test_a_run_trains_both_ways_once_and_goes_on_with_one(
     teacher.slmctl(folder, "run", "--until", "finetune")  # the endpoint is gone, and all is current
     assert "training twice" not in capsys.readouterr().err
     assert len(list((folder / "runs" / "adapter").glob("[!.]*"))) == 2
-    follow_either_decision(folder, choice, with_rows, without)
-
-
-def follow_either_decision(
-    folder: Path, choice: invented_rows.InventedChoice, with_rows: Artifact, without: Artifact
-) -> None:
-    """Later stages take the training that won, whichever it is; settings that differ decide anew."""
-    adapters = [artifact.load(folder / path) for path in (choice.without, choice.with_rows)]
-    for better in (0, 1):
-        made = [with_losses(one, [1.0 - 0.1 * (k == better)] * 5) for k, one in enumerate(adapters)]
-        decided = invented_rows.decide(project_of(folder), *made)
-        assert decided.used == bool(better)
-        project = project_of(folder)
-        assert resolve.find(project, STAGES["finetune"].takes[1]).digest == (without, with_rows)[better].digest
-        assert resolve.expected(project, "finetune").path == (folder / (choice.without, choice.with_rows)[better])
-    few = [with_losses(one, [1.0 - 0.5 * k] * 2) for k, one in enumerate(adapters)]
-    assert not invented_rows.decide(project_of(folder), *few).used  # two blocks tell nothing
-    text = (folder / "slmctl.yaml").read_text()
-    (folder / "slmctl.yaml").write_text(text.replace("rank: 4", "rank: 8"))
-    assert invented_rows.is_open(project_of(folder))
 
 
 def with_losses(adapter: Artifact, losses: list[float]) -> Artifact:
@@ -150,7 +168,7 @@ def test_without_the_key_nothing_changes(tmp_path: Path) -> None:
     folder = teacher.project(tmp_path, "http://127.0.0.1:9/v1", rows=3, gold=10)
     project = project_of(folder)
     assert not invented_rows.is_open(project)
-    assert invented_rows.choice(project) is None
+    assert resolve.invented_choice_of(project) is None
     section = config.stage_config(project.config, "prepare")
     assert "invented" not in config.recipe(section)
     assert config.recipe(section.model_copy(update={"invented": True}))["invented"] is True

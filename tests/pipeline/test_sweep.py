@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.left import leave
 
 from slmctl import config
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Manifest
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, FullError, IntegrityError, StageError, UsageError
 from slmctl.pipeline import preflight, resolve, sweep, sweep_plan
@@ -56,21 +55,6 @@ class Trainings:
         return Outcome(
             leave(project, request, {"validation_loss": loss, "validation_blocks": blocks}, seconds), False, 1
         )
-
-
-def leave(
-    project: Project, request: resolve.StageRequest, metrics: dict[str, Any], seconds: float = 0
-) -> artifact.Artifact:
-    """An artifact where a recipe puts it, as if its stage had run."""
-    with artifact.draft(request.path) as place:
-        (place / "content.txt").write_text(f"{request.recipe_id}")
-        return artifact.seal(
-            place, request.path,
-            lambda files, digest: Manifest(
-                request.stage.leaves, request.stage.id, digest, request.recipe_id, request.recipe, request.digests,
-                files, metrics, seconds=seconds,
-            ),
-        )  # fmt: skip
 
 
 def project_of(root: Path) -> Project:

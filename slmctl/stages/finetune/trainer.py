@@ -28,7 +28,7 @@ from slmctl.errors import StageError
 from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
-from slmctl.stages.finetune.packing import EncodedRecord
+from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
@@ -98,7 +98,7 @@ class AnswerTrainer(SFTTrainer):
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
         pieces = self.batches(records)
         counts = (  # here on the host, where nobody waits for a device: answer tokens, tokens, computed tokens
-            sum(int((piece["weights"] > 0).sum()) for piece in pieces),
+            sum(map(answer_tokens, records)),  # of one answer each, whatever else it may be
             sum(len(record["input_ids"]) for record in records if any(record["weights"])),
             sum(piece["input_ids"].numel() for piece in pieces),
         )
@@ -316,9 +316,19 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         return iter([*records, *[len(order)] * self.fill])
 
 
+def answer_tokens(record: EncodedRecord) -> int:
+    """Number of tokens of a record that the loss is on."""
+    return sum(
+        label != IGNORED and weight > 0 for label, weight in zip(record["labels"], record["weights"], strict=True)
+    )
+
+
 def without_loss(record: EncodedRecord) -> EncodedRecord:
     """The record with all loss weights 0: it is computed, since every process needs a full batch, and adds nothing."""
-    return {**record, "weights": [0.0] * len(record["weights"])}
+    bare: EncodedRecord = {**record, "weights": [0.0] * len(record["weights"])}
+    if "alternatives" in record:
+        bare |= {"alternatives": [], "shares": []}
+    return bare
 
 
 class TrainingMonitor(TrainerCallback):

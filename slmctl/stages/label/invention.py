@@ -111,7 +111,8 @@ class WritingPlan:
         """What will be written, in words."""
         if self.note:
             return f"invent: {self.note}"
-        return f"invent: at most {self.most} rows for {len(self.seeds)} thin labels (fewer than {THIN} training rows)"
+        labels = f"{len(self.seeds)} thin label{'s' if len(self.seeds) != 1 else ''}"
+        return f"invent: at most {self.most} rows for {labels} (fewer than {THIN} training rows)"
 
 
 def plan(config: LabelConfig, all_rows: LabelRows) -> WritingPlan | None:

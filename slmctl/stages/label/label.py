@@ -34,6 +34,7 @@ from slmctl.stages.label.teachers import (
     ReleaseTeacher,
     journal_path,
     open_teacher,
+    soft_target,
     task_of,
     votes_of,
 )
@@ -301,6 +302,8 @@ def _require_done(job: LabelJob, unwritten: int = 0) -> None:
     spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
     goes_on = "the same command goes on" if job.budget.reached == "max_time" else "a larger label.max_cost goes on"
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
+    if unwritten:
+        ends = "; without label.invent it ends with what is answered"
     raise PausedError(
         f"label stopped at label.{job.budget.reached}: {left} rows are left{spent}", hint=f"{goes_on}{ends}"
     )
@@ -400,6 +403,8 @@ def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[st
         "p_correct": entry.p_correct,
         "source": {"file": entry.row.file, "row": entry.row.number},
     }
+    if weight and job.config.soft:
+        line["soft"] = soft_target(job.teachers, entry.row, entry.answer)
     if weight:
         line["weight"] = 1.0 if entry.p_correct is None else max(entry.p_correct, 0.01)
     return line

@@ -33,6 +33,7 @@ from slmctl.task.contract import Task
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
 WRITING = 1.0  # temperature of texts that are to differ from each other
+LEAST_SHARE = 0.01  # of the probability: a label that is less likely is not learned
 PASSES = 3  # over the rows without an answer, since what failed may have passed
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 KINDS = ("published", "gguf")  # of a release that may teach
@@ -284,6 +285,7 @@ class ReleaseTeacher:
         for row in rows:
             for vote in range(self._votes):
                 content = [self._entry.sha256, self._task.digest, row.text, vote, self._config.seed if vote else 0]
+                content += ["every label"] if self._config.soft else []
                 self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
         left = [
             (row, vote) for row in rows for vote in range(self._votes)
@@ -304,7 +306,7 @@ class ReleaseTeacher:
                     self._keys[row.id, vote],
                     TeacherAnswer(
                         answer.text, answer.finish, answer.prompt_tokens, answer.completion_tokens,
-                        confidence=answer.confidence,
+                        confidence=answer.confidence, labels=_likeliest(answer.labels) if self._config.soft else {},
                     ),
                 )  # fmt: skip
                 meter.advance()
@@ -319,8 +321,26 @@ class ReleaseTeacher:
             yield Request(
                 text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, stop=(task.end,),
                 max_tokens=self._config.max_tokens, schema=task.constraint, temperature=WARM if vote else 0.0,
-                seed=self._config.seed + vote,
+                seed=self._config.seed + vote, every_label=self._config.soft,
             )  # fmt: skip
+
+
+def _likeliest(labels: Mapping[str, float]) -> dict[str, float]:
+    """The labels that are likely enough to be learned, in digits that every machine writes alike."""
+    return {name: round(share, 4) for name, share in labels.items() if share >= LEAST_SHARE}
+
+
+def soft_target(teachers: Sequence[EndpointTeacher | ReleaseTeacher], row: LabelRow, answer: str) -> dict[str, float]:
+    """The probabilities of labels by the releases among the teachers, their mean, likeliest first.
+
+    Empty where it would say no more than the answer, or where the answer is not the likeliest label.
+    """
+    told = [given.labels for teacher in teachers for given in teacher.answers(row) if given.labels]
+    mean = {name: sum(labels.get(name, 0.0) for labels in told) / len(told) for name in {*(itertools.chain(*told))}}
+    order = sorted(mean.items(), key=lambda item: (-item[1], item[0]))
+    if len(order) < 2 or order[0][0] != answer:
+        return {}
+    return {name: round(share, 4) for name, share in order}
 
 
 def task_of(folder: Path, task: Task) -> Task:
