@@ -62,7 +62,7 @@ def _of_first_layers(old: dict[str, Any], layers: int) -> dict[str, Any]:
         elif key.endswith("layer_indices") and isinstance(value, list):
             new[key] = [index for index in value if index < layers]
         elif key == "per_layer_config" and isinstance(value, dict):
-            new[key] = {index: one for index, one in value.items() if int(index) < layers}
+            new[key] = {index: kept for index, kept in value.items() if int(index) < layers}
     return new
 
 

@@ -19,7 +19,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import fingerprint
 from slmctl.config import former_keys
-from slmctl.config.fields import Outside, bare_type, former_name, section_in
+from slmctl.config.fields import Outside, bare_type, former_name, is_inherited, section_in
 from slmctl.config.sections import Config
 from slmctl.errors import UsageError
 
@@ -55,7 +55,7 @@ def renamed(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple
         if (former := former_name(field)) is not None:
             yield dotted, former
         inner = section_in(field.annotation)
-        if inner is not None:
+        if inner is not None and not is_inherited(field):  # what is inherited cannot be written there
             listed = typing.get_origin(bare_type(field.annotation)) is list
             yield from renamed(inner, dotted + ("[]." if listed else "."))
 

@@ -144,8 +144,8 @@ def of_writing(
     labels = [part.cost / part.rows for part in parts if part.cost is not None and part.rows]
     priced = writer.journal.prices is not None and there
     each = sum(answer.cost for answer in there) / len(there) if priced else None
-    known = [*([each] if each is not None else []), *labels]
-    return WritingCost(sentence, count, count * sum(known) if known else None)
+    costs = [*([each] if each is not None else []), *labels]
+    return WritingCost(sentence, count, count * sum(costs) if costs else None)
 
 
 def part(

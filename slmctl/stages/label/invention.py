@@ -38,7 +38,7 @@ BRIEF = (
 )
 QUOTES = "\"'“”„«»`"
 
-Asked = tuple[str, LabelRow, WritingRequest]  # the label, the training row, and what a writer is asked
+Order = tuple[str, LabelRow, WritingRequest]  # the label, the training row, and what a writer is asked
 
 EMPTY, CUT_OFF = "no text came", "longer than label.max_tokens"
 PERSONAL, HELD_OUT, REPEATS = "holds personal data", "near a held-out row", "nearly the same as another row"
@@ -80,12 +80,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class WritingPlan:
-    """All that may be written, known before anything is asked.
+    """All that may be written, known before anything is orders.
 
     Attributes:
         counts: Training rows of each label.
         seeds: The training rows of each thin label that hold no personal data.
-        known: Texts of real rows, held-out ones apart.
+        real: Texts of real rows, held-out ones apart.
         held_out: Texts of rows that `prepare` measures with.
         note: Why nothing is written, in a sentence; empty where something is.
     """
@@ -93,7 +93,7 @@ class WritingPlan:
     per_label: int
     counts: Mapping[str, int] = field(default_factory=dict)
     seeds: Mapping[str, Sequence[LabelRow]] = field(default_factory=dict)
-    known: Sequence[str] = field(default_factory=list, repr=False)
+    real: Sequence[str] = field(default_factory=list, repr=False)
     held_out: Sequence[str] = field(default_factory=list, repr=False)
     note: str = ""
 
@@ -108,7 +108,7 @@ class WritingPlan:
 
     @property
     def sentence(self) -> str:
-        """What will be written, in words."""
+        """The rows to write, in words."""
         if self.note:
             return f"invent: {self.note}"
         labels = f"{len(self.seeds)} thin label{'s' if len(self.seeds) != 1 else ''}"
@@ -136,8 +136,8 @@ def plan(config: LabelConfig, all_rows: LabelRows) -> WritingPlan | None:
     if not seeds:
         return WritingPlan(config.invent.per_label, counts, note="no training row of a thin label may be shown")
     held_out_texts = [row.text for row in held_out]
-    known = [row.text for row in (*train, *all_rows.gold, *all_rows.rows)]
-    return WritingPlan(config.invent.per_label, counts, seeds, known, held_out_texts)
+    real = [row.text for row in (*train, *all_rows.gold, *all_rows.rows)]
+    return WritingPlan(config.invent.per_label, counts, seeds, real, held_out_texts)
 
 
 def still_thin(made: WritingPlan, accepted: Sequence[LabelledRow]) -> list[str]:
@@ -147,7 +147,7 @@ def still_thin(made: WritingPlan, accepted: Sequence[LabelledRow]) -> list[str]:
     return [name for name in thin(counts) if name in made.seeds]
 
 
-def requests(config: LabelConfig, made: WritingPlan, labels: Sequence[str]) -> list[Asked]:
+def requests(config: LabelConfig, made: WritingPlan, labels: Sequence[str]) -> list[Order]:
     """The requests to a writer, those of a label with its training rows by turns."""
     return [
         (label, row, WritingRequest(_messages(config, label, row), 1 + number // len(made.seeds[label])))
@@ -164,15 +164,15 @@ def _messages(config: LabelConfig, label: str, row: LabelRow) -> tuple[dict[str,
 
 
 def variants(
-    config: LabelConfig, made: WritingPlan, asked: Sequence[Asked], answers: Sequence[TeacherAnswer | None],
+    config: LabelConfig, made: WritingPlan, orders: Sequence[Order], answers: Sequence[TeacherAnswer | None],
     cleared: dict[str, Cleared], left_out: Counter[str],
 ) -> list[Variant]:  # fmt: skip
     """The texts that may be labelled: none with personal data, none like another row or a held-out one.
 
     What may leave of them is added to `cleared`, and those that are left out are counted in `left_out`.
     """
-    found = []
-    for number, ((label, seed, _), answer) in enumerate(zip(asked, answers, strict=True), 1):
+    drafts = []
+    for number, ((label, seed, _), answer) in enumerate(zip(orders, answers, strict=True), 1):
         text = "" if answer is None else answer.text.strip().strip(QUOTES).strip()
         if not text or answer is None:
             left_out[EMPTY] += 1
@@ -181,18 +181,18 @@ def variants(
         else:
             id = hashlib.sha256(f"invented/{number}/{text}".encode()).hexdigest()[:16]
             row = LabelRow(id, text, rows.cleaned(config, text), FILE, number)
-            found.append(Variant(row, label, seed.id))
-    cleared |= rows.clearances(config, [one.row for one in found], len(found))
-    clean = [one for one in found if not cleared[one.row.id].reason and not cleared[one.row.id].marks]
-    left_out[PERSONAL] += len(found) - len(clean)
+            drafts.append(Variant(row, label, seed.id))
+    cleared |= rows.clearances(config, [variant.row for variant in drafts], len(drafts))
+    clean = [variant for variant in drafts if not cleared[variant.row.id].reason and not cleared[variant.row.id].marks]
+    left_out[PERSONAL] += len(drafts) - len(clean)
     return _new(config, made, clean, left_out)
 
 
-def _new(config: LabelConfig, made: WritingPlan, found: Sequence[Variant], left_out: Counter[str]) -> list[Variant]:
+def _new(config: LabelConfig, made: WritingPlan, drafts: Sequence[Variant], left_out: Counter[str]) -> list[Variant]:
     """The variants that are like no real row and no earlier variant, by the measure of `prepare`."""
-    if not found:
+    if not drafts:
         return []
-    parts = [made.held_out, made.known, [one.row.text for one in found]]
+    parts = [made.held_out, made.real, [variant.row.text for variant in drafts]]
     texts = [minhash.normalise(text) or text for part in parts for text in part]
     first, second = len(parts[0]), len(parts[0]) + len(parts[1])
     own = np.arange(second, len(texts))
@@ -205,43 +205,43 @@ def _new(config: LabelConfig, made: WritingPlan, found: Sequence[Variant], left_
         ]
         near.append(spill.near(config.reading.similarity, rows=own))
     kept = []
-    for one, held_out, known, earlier in zip(found, *(part.tolist() for part in near), strict=True):
+    for variant, held_out, repeated, earlier in zip(drafts, *(part.tolist() for part in near), strict=True):
         if held_out >= 0:
             left_out[HELD_OUT] += 1
-        elif known >= 0 or earlier >= 0:
+        elif repeated >= 0 or earlier >= 0:
             left_out[REPEATS] += 1
         else:
-            kept.append(one)
+            kept.append(variant)
     return kept
 
 
 def facts(
-    made: WritingPlan, writer: str, asked: Sequence[Asked],
+    made: WritingPlan, writer: str, orders: Sequence[Order],
     accepted: Sequence[tuple[Variant, LabelledRow]], left_out: Counter[str], note: str = "",
 ) -> InventedFacts:  # fmt: skip
     """The figures of what was written and accepted."""
-    written = Counter(label for label, _, _ in asked)
-    kept = Counter(one.label for one, _ in accepted)
+    written = Counter(label for label, _, _ in orders)
+    kept = Counter(variant.label for variant, _ in accepted)
     return {
         "writer": writer,
         "labels": {
             name: {"rows": made.counts[name], "written": written[name], "accepted": kept[name]} for name in written
         },
-        "written": len(asked), "accepted": len(accepted),
+        "written": len(orders), "accepted": len(accepted),
         "left_out": {reason: many for reason, many in left_out.most_common() if many}, "note": made.note or note,
     }  # fmt: skip
 
 
 def judged(
-    found: Sequence[Variant], entries: Sequence[LabelledRow], left_out: Counter[str]
+    drafts: Sequence[Variant], entries: Sequence[LabelledRow], left_out: Counter[str]
 ) -> list[tuple[Variant, LabelledRow]]:
     """The variants whose accepted label is the one that they were written for."""
     kept = []
-    for one, entry in zip(found, entries, strict=True):
-        if entry.accepted and entry.answer == one.label:
-            kept.append((one, entry))
+    for variant, entry in zip(drafts, entries, strict=True):
+        if entry.accepted and entry.answer == variant.label:
+            kept.append((variant, entry))
         else:
-            left_out[UNSURE if entry.answer in ("", one.label) else OTHER_LABEL] += 1
+            left_out[UNSURE if entry.answer in ("", variant.label) else OTHER_LABEL] += 1
     return kept
 
 

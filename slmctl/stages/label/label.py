@@ -106,7 +106,7 @@ def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
         files = _write(job, labelled, gold, bound, invented.rows if invented else (), out)
         figures = report_facts.collect(job.teachers, job.all_rows, labelled, gold, bound, files, job.config)
         if invented is not None:
-            write_jsonl(out / INVENTED, (_variant_line(job, *one) for one in invented.rows))
+            write_jsonl(out / INVENTED, (_variant_line(job, *pair) for pair in invented.rows))
             figures["invented"] = invented.figures
     report_page.write(out, figures, guard.receipt())
     console.say(f"  {files['accepted']} accepted, {files['review']} to review, {files['refused']} refused")
@@ -145,10 +145,10 @@ def _plan_of_writing(job: LabelJob, parts: Sequence[TeacherPlan]) -> WritingCost
     """The cost of variants, from a few that are asked for; None where none are to be written."""
     if job.writing is None or job.writer is None:
         return None
-    asked = invention.requests(job.config, job.writing, [] if job.writing.note else list(job.writing.seeds))
-    random.Random(job.config.seed).shuffle(asked)  # noqa: S311 - draws rows, hides nothing
-    answers = job.writer.write([request for *_, request in asked[: cost_plan.WRITTEN]], in_batches=False)
-    return cost_plan.of_writing(job.writing.sentence, job.writer, len(asked), answers, parts)
+    orders = invention.requests(job.config, job.writing, [] if job.writing.note else list(job.writing.seeds))
+    random.Random(job.config.seed).shuffle(orders)  # noqa: S311 - draws rows, hides nothing
+    answers = job.writer.write([request for *_, request in orders[: cost_plan.WRITTEN]], in_batches=False)
+    return cost_plan.of_writing(job.writing.sentence, job.writer, len(orders), answers, parts)
 
 
 def check(config: LabelConfig) -> None:
@@ -272,18 +272,18 @@ def _invent(
     elif not note:
         thin = invention.still_thin(made, [entry for entry in labelled if entry.accepted])
         note = "" if thin else "no label is thin with the accepted rows"
-    asked = invention.requests(job.config, made, thin)
-    answers = writer.write([request for *_, request in asked])
+    orders = invention.requests(job.config, made, thin)
+    answers = writer.write([request for *_, request in orders])
     _require_done(job, unwritten=sum(answer is None for answer in answers))
-    found = invention.variants(job.config, made, asked, answers, job.cleared, left_out)
-    more = [one.row for one in found]
+    variants = invention.variants(job.config, made, orders, answers, job.cleared, left_out)
+    more = [variant.row for variant in variants]
     for teacher in job.teachers:
         teacher.ask(more)
     _require_done(job, unwritten=sum(not _is_answered(job, row) for row in more))
     entries = _labelled(job, more)
     acceptance.accept_more(entries, labelled, gold, bound)
-    kept = invention.judged(found, entries, left_out)
-    return Invented(kept, invention.facts(made, writer.name, asked, kept, left_out, note))
+    kept = invention.judged(variants, entries, left_out)
+    return Invented(kept, invention.facts(made, writer.name, orders, kept, left_out, note))
 
 
 def _require_done(job: LabelJob, unwritten: int = 0) -> None:

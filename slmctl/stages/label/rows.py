@@ -147,12 +147,12 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
     """The gold rows with an answer of the task, without those that `prepare` measures with."""
-    found = [entry for source in config.gold for entry in _gold_of(config, source, left_out)]
-    rows = [entry.row for entry in found]
+    placed = [entry for source in config.gold for entry in _gold_of(config, source, left_out)]
+    rows = [entry.row for entry in placed]
     if not rows:
         raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
     if config.reading.own_gold:
-        kept = [row for row, split in zip(rows, _splits(config, found), strict=True) if split != TEST]
+        kept = [row for row, split in zip(rows, _splits(config, placed), strict=True) if split != TEST]
         left_out["gold rows that prepare measures with"] += len(rows) - len(kept)
         rows = kept
     return _once(rows)
@@ -165,22 +165,22 @@ def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
 
 def training(config: LabelConfig) -> tuple[list[LabelRow], list[LabelRow]]:
     """Rows of `prepare` with an answer of the task, a text once: those that it trains on, and those it holds out."""
-    found = [entry for source in config.reading.training for entry in _gold_of(config, source, Counter())]
-    splits = _splits(config, found)
-    held_out = _once([entry.row for entry, split in zip(found, splits, strict=True) if split != TRAIN])
+    placed = [entry for source in config.reading.training for entry in _gold_of(config, source, Counter())]
+    splits = _splits(config, placed)
+    held_out = _once([entry.row for entry, split in zip(placed, splits, strict=True) if split != TRAIN])
     taken = {minhash.normalise(row.text) for row in held_out}
-    train = _once([entry.row for entry, split in zip(found, splits, strict=True) if split == TRAIN])
+    train = _once([entry.row for entry, split in zip(placed, splits, strict=True) if split == TRAIN])
     return [row for row in train if minhash.normalise(row.text) not in taken], held_out
 
 
-def _splits(config: LabelConfig, found: Sequence[_PlacedRow]) -> list[int]:
+def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
     """The split of each gold row, as `prepare` assigns it, by its place in SPLITS."""
-    names = sorted({entry.row.gold for entry in found}) if config.task.kind == "classify" else []
+    names = sorted({entry.row.gold for entry in placed}) if config.task.kind == "classify" else []
     index = {name: k for k, name in enumerate(names)}
-    labels = np.array([index.get(entry.row.gold, -1) for entry in found])
-    positions, moments = (np.array([getattr(entry, name) for entry in found]) for name in ("position", "moment"))
+    labels = np.array([index.get(entry.row.gold, -1) for entry in placed])
+    positions, moments = (np.array([getattr(entry, name) for entry in placed]) for name in ("position", "moment"))
     by_rule = split.assign(config.reading.splits, positions, moments, labels, names)
-    return [SPLITS.index(entry.bound) if entry.bound else int(own) for entry, own in zip(found, by_rule, strict=True)]
+    return [SPLITS.index(entry.bound) if entry.bound else int(own) for entry, own in zip(placed, by_rule, strict=True)]
 
 
 def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[_PlacedRow]:

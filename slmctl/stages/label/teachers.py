@@ -142,10 +142,10 @@ class EndpointTeacher:
         Raises:
             NetworkError: The endpoint cannot be reached, or refuses the key or the model.
         """
-        asked = [(self._key(request, number), request) for number, request in map(self._to_write, requests)]
-        with console.progress(f"write {self.name}", len(asked), "texts") as meter:
+        keyed = [(self._key(request, number), request) for number, request in map(self._to_write, requests)]
+        with console.progress(f"write {self.name}", len(keyed), "texts") as meter:
             for _ in range(PASSES):
-                left = [(key, request) for key, request in asked if key not in self.journal.answers]
+                left = [(key, request) for key, request in keyed if key not in self.journal.answers]
                 if not left or self._budget.reached:
                     break
                 self._send(
@@ -155,12 +155,12 @@ class EndpointTeacher:
                     ),
                     meter, in_batches=in_batches,
                 )  # fmt: skip
-        return [self.journal.answers.get(key) for key, _ in asked]
+        return [self.journal.answers.get(key) for key, _ in keyed]
 
     def _to_write(self, request: WritingRequest) -> tuple[int, EndpointRequest]:
         seed = {"seed": self._config.seed + request.number}
-        asked = EndpointRequest(request.messages, self._config.max_tokens, WRITING, options=seed)
-        return request.number, asked
+        sent = EndpointRequest(request.messages, self._config.max_tokens, WRITING, options=seed)
+        return request.number, sent
 
     def _send(self, requests: Iterator[PaidRequest], meter: console.Meter, *, in_batches: bool) -> None:
         if self._teacher.batch and in_batches:
@@ -330,15 +330,15 @@ def _likeliest(labels: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in labels.items() if share >= LEAST_SHARE}
 
 
-def soft_target(teachers: Sequence[EndpointTeacher | ReleaseTeacher], row: LabelRow, answer: str) -> dict[str, float]:
+def soft_target(teachers: Sequence[EndpointTeacher | ReleaseTeacher], row: LabelRow, label: str) -> dict[str, float]:
     """The probabilities of labels by the releases among the teachers, their mean, likeliest first.
 
-    Empty where it would say no more than the answer, or where the answer is not the likeliest label.
+    Empty where it would say no more than the label, or where that is not the likeliest one.
     """
-    told = [given.labels for teacher in teachers for given in teacher.answers(row) if given.labels]
-    mean = {name: sum(labels.get(name, 0.0) for labels in told) / len(told) for name in {*(itertools.chain(*told))}}
+    each = [answer.labels for teacher in teachers for answer in teacher.answers(row) if answer.labels]
+    mean = {name: sum(labels.get(name, 0.0) for labels in each) / len(each) for name in {*(itertools.chain(*each))}}
     order = sorted(mean.items(), key=lambda item: (-item[1], item[0]))
-    if len(order) < 2 or order[0][0] != answer:
+    if len(order) < 2 or order[0][0] != label:
         return {}
     return {name: round(share, 4) for name, share in order}
 

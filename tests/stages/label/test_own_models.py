@@ -114,7 +114,8 @@ def test_soft_labels_are_the_release_s_own_and_reach_the_data_set(
 ) -> None:
     folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}", rows=60, gold=260)
     path = folder / "slmctl.yaml"
-    path.write_text(path.read_text(encoding="utf-8") + "  soft: true\n  max_error: 40%\n", encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("labels: from-data", f"labels: [{', '.join(sorted(tiny.WORDS))}]")
+    path.write_text(text + "  soft: true\n  max_error: 40%\n", encoding="utf-8")
     answered_as_by(release_of(tiny_run), folder / "gold.csv")  # however well it was trained, labels are accepted
     teacher.slmctl(folder, "label")
     found = artifact.load(teacher.labelled(folder))
@@ -131,9 +132,10 @@ def test_soft_labels_are_the_release_s_own_and_reach_the_data_set(
         else:
             assert row["votes"][0]["confidence"] > 0.97
     assert any(row["soft"] for row in rows)
+    people = tiny.write_csv(tmp_path / "people.csv", tiny.rows(200, seed=5))
     settings = {
         "task": {"kind": "classify", "labels": "from-data", "system": "Name the category."},
-        "sources": [{"path": folder / "gold.csv", "input": "text", "output": "category"}],
+        "sources": [{"path": people, "input": "text", "output": "category"}],
     }
     (tmp_path / "out").mkdir()
     prepare.run(PrepareConfig.model_validate(settings), base=artifacts["base"], out=tmp_path / "out", labelled=found)
