@@ -186,7 +186,7 @@ def _rows(facts: LabelFacts) -> PageSection:
         Bar("accepted", facts["accepted"], colour="c3"), Bar("to review", facts["review"], colour="c2"),
         Bar("refused", facts["refused"], colour="c5"),
     ]  # fmt: skip
-    blocks: list[Block] = [Chart("Every row is in teacher file", svg_chart.stack(bars, title="Rows by file"))]
+    blocks: list[Block] = [Chart("Every row is in one file", svg_chart.stack(bars, title="Rows by file"))]
     reasons = dict(facts["left_out"])
     if facts["not_drawn"]:
         reasons["beyond label.max_rows"] = facts["not_drawn"]
