@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import string
@@ -69,6 +70,14 @@ def test_an_answer_that_quotes_its_question_gives_nothing_away() -> None:
     (one,) = memorisation_probe.choose(TASK, rows, 10)
     assert one.rare_string == "QX-482913-ZK"
     assert one.prompt.endswith("<|im_start|>user\norder")  # asked for where the customer wrote it
+
+
+@pytest.mark.parametrize("kind", ["extract", "call"])
+def test_what_is_read_from_a_question_is_no_memory(kind: str) -> None:
+    task = dataclasses.replace(TASK, kind=kind, schema={"type": "object"})
+    rows = [record("send QX-482913-ZK on 4 March", '{"number": "QX-482913-ZK", "on": "2026-03-04T10:00:00"}', 0)]
+    (one,) = memorisation_probe.choose(task, rows, 10)
+    assert (one.rare_string, one.prompt.endswith("<|im_start|>user\nsend")) == ("QX-482913-ZK", True)
 
 
 def test_a_string_takes_as_many_words_as_it_takes_to_be_odd() -> None:
