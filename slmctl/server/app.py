@@ -191,18 +191,16 @@ class Gateway:
         """The model that a router names for a request; the router is free again before that one is asked."""
         with contextlib.ExitStack() as held:
             served = await self._held(member, ends_at, held)
-            assert served.router is not None
-
-            def make(checked: CheckedRequest) -> Exchange:
-                exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
-                self.running.add(exchange)
-                held.callback(self.running.discard, exchange)
-                return exchange
-
-            naming = await auto.ask(
-                body, kind, http.headers, http.receive, make=make, model=served.models[member.name],
-                router=served.router, place=place, ceilings=self.ceilings,
-            )  # fmt: skip
+            try:
+                naming = await auto.ask(
+                    body, kind, http.headers, http.receive, model=served.models[member.name], served=served,
+                    place=place, ceilings=self.ceilings, running=self.running,
+                    limit_s=self.settings.answer_timeout_s, ends_at=ends_at,
+                )  # fmt: skip
+            except RequestFailedError as error:
+                if error.code != "refused":
+                    self.metrics.failed.labels(error.code).inc()
+                raise
         self.named.add(naming)
         return naming
 

@@ -20,6 +20,7 @@ from slmctl.inference.escalation_policy import Decision
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import api_forms
 from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.fleet import Served
 from slmctl.server.metrics import Samples
 from slmctl.server.openai_requests import FORMS, Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import HeldPlace
@@ -117,8 +118,8 @@ class Naming:
 
 async def ask(
     body: JsonObject, kind: str, headers: Mapping[str, str], receive: Callable[[], Awaitable[Any]],
-    *, make: Callable[[CheckedRequest], Exchange], model: ServedModel, router: Router, place: HeldPlace,
-    ceilings: Ceilings,
+    *, model: ServedModel, served: Served, place: HeldPlace, ceilings: Ceilings, running: set[Exchange],
+    limit_s: float, ends_at: float,
 ) -> Naming:  # fmt: skip
     """Ask a router for the model that a request is for.
 
@@ -127,11 +128,13 @@ async def ask(
         kind: Of the API.
         headers: The request's.
         receive: Tells that the client has gone.
-        make: Makes the exchange with the router's engine; `close` ends it.
         model: The router as it is served.
-        router: The veto and the policy of it.
+        served: Its release in memory, with its veto and policy.
         place: The request's place, whose turn is taken and given back.
         ceilings: On the size of a request.
+        running: The exchanges that end with the server.
+        limit_s: Seconds that an answer has.
+        ends_at: When they are over, in the loop's time.
 
     Raises:
         BadRequestError: The conversation cannot be read.
@@ -141,7 +144,10 @@ async def ask(
     checked = await asyncio.to_thread(api_forms.check, question, kind, {model.name: model}, ceilings)
     if len(checked.requests) > 1:
         raise BadRequestError(f"only one prompt is supported by '{model.name}', which names a model for it", "prompt")
-    exchange = make(checked)
+    router = served.router
+    assert router is not None
+    exchange = Exchange(checked, served.backend, limit_s, ends_at=ends_at)
+    running.add(exchange)
     try:
         exchange.watch(receive)
         cleared = await exchange.beside(router.cleared(checked.sent, headers, unread=checked.unread))
@@ -151,6 +157,7 @@ async def ask(
         await exchange.whole()
     finally:
         exchange.close()
+        running.discard(exchange)
         place.rest()
     (choice,) = exchange.choices
     event: LocalAnswer = {**choice.last, "text": choice.text}
