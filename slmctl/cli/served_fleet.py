@@ -129,6 +129,26 @@ class ServedFleet:
             named = f"{shadow.model.name} {shadow.model.version}".strip()
             yield f"  {named} answers the same in the background ({shadow.model.file})"
 
+    def releases(self) -> dict[str, tuple[Artifact, Path | None]]:
+        """The release of each model of the config's fleet, verified, with its policy; nothing is loaded.
+
+        Raises:
+            SlmctlError: There is none, it is damaged, or its policy does not fit.
+        """
+        from slmctl.pipeline import model_lookup
+        from slmctl.server.router import fitted_policy
+
+        releases = {}
+        for plan in self._plans():
+            artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
+            models = self._models_of(plan, artifact, path)
+            policy = self._policy(plan, artifact, path)
+            if policy is not None and models:
+                main = next(iter(models.values()))
+                fitted_policy(policy, main.digest, main.task)
+            releases[plan.name] = artifact, policy
+        return releases
+
     # Members
 
     def _members(self) -> Iterator[Member]:

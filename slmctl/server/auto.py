@@ -150,7 +150,7 @@ async def ask(
     running.add(exchange)
     try:
         exchange.watch(receive)
-        cleared = await exchange.beside(router.cleared(checked.sent, headers, unread=checked.unread))
+        cleared = await exchange.beside(router.cleared(checked.sent, headers, unread=checked.unread, also=checked.also))
         exchange.on_end = place.rest
         await exchange.beside(place.turn(model.name))
         exchange.begin()
