@@ -220,7 +220,11 @@ class Router:
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
         look = functools.partial(conversation_veto.clear, messages, engine=self.detector, redact=redact, also=also)
-        cleared, _ = await _ended(asyncio.get_running_loop().run_in_executor(self._lookers, look), LOOK_S)
+        try:
+            looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
+        except RuntimeError:  # its release was evicted after it had named another model
+            return conversation_veto.Cleared(reason="doubt")
+        cleared, _ = await _ended(looking, LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
     def judged(self, event: LocalAnswer) -> Decision | None:
