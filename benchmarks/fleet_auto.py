@@ -101,7 +101,7 @@ def measure(
     )
     path = result.write(
         "fleet-auto", command, made, ["llama-cpp-python", "scikit-learn"], routers=found, max_error=errors,
-        rows={task: {split: len(listed) for split, listed in splits.items()} for task, splits in data.items()},
+        data={task: {split: len(listed) for split, listed in splits.items()} for task, splits in data.items()},
         tested=len(tests), reasons=dict(away), training_s=round(trained_s),
         median_s=round(statistics.median(each.seconds for each in auto), 4),
     )  # fmt: skip

@@ -83,7 +83,7 @@ def threshold(rows: Sequence[FleetOutcome], config: CalibrateConfig) -> tuple[fl
 
 
 def kept(rows: Sequence[FleetOutcome], *, least: float | None, confidence: float) -> Kept:
-    """What is kept of some rows.
+    """Kept answers among some rows.
 
     Args:
         least: The score from which on an answer is kept; None for the policies' own thresholds.
@@ -108,5 +108,5 @@ def kept(rows: Sequence[FleetOutcome], *, least: float | None, confidence: float
 
 
 def confusion(rows: Sequence[FleetOutcome]) -> list[tuple[str, str, int]]:
-    """How often the router named which model for rows of which one."""
+    """Numbers of rows by the model that they are for and the one that the router named."""
     return [(*pair, number) for pair, number in sorted(Counter((row.task, row.named) for row in rows).items())]

@@ -20,7 +20,7 @@ from slmctl.inference.escalation_policy import Decision
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import api_forms
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.fleet import Served
+from slmctl.server.fleet_members import Served
 from slmctl.server.metrics import Samples
 from slmctl.server.openai_requests import FORMS, Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import HeldPlace
