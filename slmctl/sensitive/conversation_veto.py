@@ -81,6 +81,7 @@ def clear(
         if not isinstance(message.get("content"), str) or message.get("role") not in ROLES or unread_fields(message):
             return Cleared(reason="doubt")  # pictures are not searched, nor are calls that nobody made a text of
     plain = [_plain(message) for message in messages]
+    also = (*also, *dict.fromkeys(message["name"] for message in plain if "name" in message))
     if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
         return Cleared(reason="doubt")
     further = list(_further(also))
@@ -129,7 +130,7 @@ def _readings(messages: Messages) -> Iterator[str]:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, str]:
-    """The part of a message that is known: of a tool's result its name too, which the server has checked."""
+    """The part of a message that is known: of a tool's result its name too, which is searched as its text is."""
     plain = {"role": message["role"], "content": message["content"]}
     name = message.get("name") if message["role"] == "tool" else None
     return plain | ({"name": name} if isinstance(name, str) else {})

@@ -131,6 +131,7 @@ SENSITIVE: dict[str, dict[str, Any]] = {
     "a key of an argument": {"messages": call_of(json.dumps({SECRET: 1}))},
     "an argument backwards": {"messages": call_of(json.dumps({"iban": SECRET[::-1]}))},
     "a result": {"messages": [*call_of("{}")[:-1], {"role": "tool", "tool_call_id": "c1", "content": f"to {SECRET}"}]},
+    "the name in a result": {"messages": [*ASKED, {"role": "tool", "name": "4111111111111111", "content": "ok"}]},
     "a description": {"messages": ASKED, "tools": tool_of(description=f"Pays to {SECRET}.")},
     "a schema": {
         "messages": ASKED,
