@@ -128,7 +128,10 @@ def _messages(conversation: Any, *, calls: bool) -> list[JsonObject]:
         if kind == "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
-            messages[-1].setdefault("tool_calls", []).append(_call(item))
+            before = messages[-1].get("tool_calls", [])
+            if not isinstance(before, list):
+                raise BadRequestError(f"the message before input[{k}] has tool_calls that are no list", "input")
+            messages[-1]["tool_calls"] = [*before, _call(item)]
         elif kind == "function_call_output":
             content = _content(item.get("output"), f"input[{k}]", "output")
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slmctl.server import tool_requests
+from slmctl.server import responses_requests, tool_requests
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.task.contract import Task
 from slmctl.task.tool_calls import NO_CALL
@@ -105,6 +105,14 @@ def test_a_choice_that_cannot_be_made_is_refused(choice: Any, said: str) -> None
     with pytest.raises(BadRequestError, match=said) as refused:
         tool_requests.offer({"tools": TWO, "tool_choice": choice}, OWN)
     assert refused.value.param == "tool_choice"
+
+
+def test_tool_calls_that_are_no_list_before_an_item_that_is_a_call_are_refused() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}"}
+    for calls in ("abc", 0, {"a": 1}):
+        turns = [{"role": "assistant", "content": "x", "tool_calls": calls}, call]
+        with pytest.raises(BadRequestError, match=r"before input\[1\] has tool_calls that are no list"):
+            responses_requests.as_chat({"input": turns}, calls=True)
 
 
 def test_calls_of_the_history_are_read_with_their_results() -> None:
