@@ -7,7 +7,7 @@ smaller one orders the answers, and one fixed sequence tests the whole way: no l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -16,7 +16,7 @@ import numpy as np
 from slmctl.config import NO_TASK, CalibrateConfig
 from slmctl.inference.escalation_policy import PolicyFigures
 from slmctl.metrics import error_threshold
-from slmctl.metrics.error_threshold import CalibrationRows
+from slmctl.metrics.error_threshold import CalibrationRows, Mask
 from slmctl.metrics.statistics import error_bound, exact_interval
 
 
@@ -73,11 +73,10 @@ def threshold(rows: Sequence[FleetOutcome], config: CalibrateConfig) -> tuple[fl
     Raises:
         GateError: None keeps the error low enough.
     """
-    scores = np.array([row.score for row in rows])
-    outside = np.array([row.task == NO_TASK for row in rows])
+    scores = np.array([row.score for row in rows], dtype=float)  # a type of its own: there may be no rows
     table = CalibrationRows(
-        ("score",), scores[:, None], np.array([row.right for row in rows]), outside,
-        np.array([row.named == NO_TASK for row in rows]), np.array([row.fits for row in rows]),
+        ("score",), scores[:, None], _mask(row.right for row in rows), _mask(row.task == NO_TASK for row in rows),
+        _mask(row.named == NO_TASK for row in rows), _mask(row.fits for row in rows),
     )  # fmt: skip
     return error_threshold.tested(scores, table, config)
 
@@ -105,6 +104,10 @@ def kept(rows: Sequence[FleetOutcome], *, least: float | None, confidence: float
         "none_rows": outside,
         "none_kept": (len(held) - inside_kept) / max(outside, 1),
     }
+
+
+def _mask(values: Iterable[bool]) -> Mask:
+    return np.array(list(values), dtype=bool)
 
 
 def confusion(rows: Sequence[FleetOutcome]) -> list[tuple[str, str, int]]:

@@ -54,6 +54,11 @@ def test_no_threshold_is_no_promise() -> None:
         fleet_figures.threshold([outcome(1.0, right=k % 2 == 0) for k in range(400)], CalibrateConfig())
 
 
+def test_without_calibration_rows_no_threshold_can_be_shown() -> None:
+    with pytest.raises(GateError, match="cannot be shown: 0 rows test it"):
+        fleet_figures.threshold([], CalibrateConfig())
+
+
 def test_kept_answers_to_questions_for_no_model_are_wrong() -> None:
     every = [outcome(1.0)] * 3 + [outcome(1.0, right=False, task=NO_TASK), outcome(-1.0), outcome(-1.0, task=NO_TASK)]
     kept = fleet_figures.kept(every, least=None, confidence=0.95)
