@@ -16,7 +16,7 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: on a model this small more threads only wait for each other
 
-from slmctl import config
+from slmctl import config, console
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.pipeline import resolve
@@ -52,6 +52,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("longest files")
         for name, seconds in balance.seconds_of_files([each for each in found if isinstance(each, pytest.TestReport)]):
             terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Have each test begin at the console's normal level, whatever commands the last one ran in this process."""
+    console.set_level(0)
+    yield
+    console.set_level(0)
 
 
 @pytest.fixture(scope="session")

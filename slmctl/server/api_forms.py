@@ -119,6 +119,7 @@ def _shown(checked: CheckedRequest, choice: ReplyChoice) -> ReplyChoice:
         parts = [*reader.feed(choice.text), *reader.close()]
         name = next((part.text for part in parts if part.kind == "name"), "")
         return replace(choice, function=name, text="".join(part.text for part in parts if part.kind != "name"))
+    text = choice.text
     if checked.label_property:
-        return replace(choice, text=json.dumps({checked.label_property: choice.text}, ensure_ascii=False))
-    return replace(choice, function=checked.function)
+        text = json.dumps({checked.label_property: text}, ensure_ascii=False)
+    return replace(choice, function=checked.function, text=text)
