@@ -15,7 +15,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jinja2
@@ -96,22 +96,29 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
         used = {"messages": ["tools"], "sharegpt": ["system", "tools"], "alpaca": ["input", "system", "history"]}
         fields = [*NEEDS[name], *(column for column in optional if column in used.get(name, ["tools"]))]
         mapping = tuple((column, f"column '{column}'") for column in fields)
-        read = functools.partial(_READERS[name], calls=calls)
+        if source.label is not None:
+            mapping = (*mapping, ("answer", f"the label {source.label!r}"))
+        read = functools.partial(_READERS[name], calls=calls, label=source.label)
         conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
+        _require_columns_alone(source, name)
     for column in filter(None, (source.id, source.group, source.time, source.weight, source.soft)):
         require_column(source, columns, column)
-    return conversation_format if source.label is None else _labelled(conversation_format, source.label)
+    return conversation_format
 
 
-def _labelled(made: ConversationFormat, label: str) -> ConversationFormat:
-    """The format with a label in place of the answer that a row brings."""
-    if made.name == "columns":
-        return made
+def _require_columns_alone(source: Source, name: str) -> None:
+    """Refuse a column of weights or probabilities beside conversations, which nothing would read.
 
-    def read(row: Columns) -> Conversation:
-        return Conversation([*made.read(row).messages[:-1], {"role": "assistant", "content": label}])
-
-    return replace(made, read=read, mapping=(*made.mapping, ("answer", f"the label {label!r}")))
+    Raises:
+        DataError: The source names one.
+    """
+    hints = {
+        "weight": "a message of the assistant has its weight in 'weight'",
+        "soft": "a table, of which 'input' and 'output' name the columns",
+    }
+    for key, hint in hints.items():
+        if getattr(source, key) is not None:
+            raise DataError(f"{source.title} holds conversations ({name}), of which '{key}' is not read", hint=hint)
 
 
 def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
@@ -238,18 +245,18 @@ def cell(value: Any) -> str:
 # Conversations
 
 
-def _from_messages(columns: Columns, *, calls: bool) -> Conversation:
-    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"), calls=calls)
+def _from_messages(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
+    return _conversation(_list(columns["messages"], "messages"), columns.get("tools"), calls=calls, label=label)
 
 
-def _from_sharegpt(columns: Columns, *, calls: bool) -> Conversation:
+def _from_sharegpt(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
     turns = _list(columns["conversations"], "conversations")
     opening = cell(columns.get("system"))
     head = [{"role": "system", "content": opening}] if opening else []
-    return _conversation([*head, *turns], columns.get("tools"), calls=calls)
+    return _conversation([*head, *turns], columns.get("tools"), calls=calls, label=label)
 
 
-def _from_alpaca(columns: Columns, *, calls: bool) -> Conversation:
+def _from_alpaca(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
     question = "\n\n".join(filter(None, (cell(columns["instruction"]), cell(columns.get("input")))))
     if not question:
         raise RowRejectedError("empty input", "'instruction' is empty")
@@ -260,14 +267,14 @@ def _from_alpaca(columns: Columns, *, calls: bool) -> Conversation:
             raise RowRejectedError("not a conversation", "'history' does not hold pairs of question and answer")
         messages += [{"role": "user", "content": cell(turn[0])}, {"role": "assistant", "content": cell(turn[1])}]
     last = {"role": "assistant", "content": cell(columns["output"])}
-    return _conversation([*messages, {"role": "user", "content": question}, last], calls=calls)
+    return _conversation([*messages, {"role": "user", "content": question}, last], calls=calls, label=label)
 
 
-def _from_prompt_completion(columns: Columns, *, calls: bool) -> Conversation:
+def _from_prompt_completion(columns: Columns, *, calls: bool, label: str | None) -> Conversation:
     prompt, completion = _parsed(columns["prompt"]), _parsed(columns["completion"])
     question = prompt if isinstance(prompt, list) else [{"role": "user", "content": cell(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": cell(completion)}]
-    return _conversation([*question, *answer], columns.get("tools"), calls=calls)
+    return _conversation([*question, *answer], columns.get("tools"), calls=calls, label=label)
 
 
 _READERS: dict[str, Callable[..., Conversation]] = {
@@ -305,9 +312,14 @@ def _list(value: Any, name: str) -> list[Any]:
     return parsed
 
 
-def _conversation(turns: Sequence[Any], tools: Any = None, *, calls: bool = False) -> Conversation:
-    """Messages in our form, checked: known roles, texts, and an answer at the end."""
+def _conversation(
+    turns: Sequence[Any], tools: Any = None, *, calls: bool = False, label: str | None = None
+) -> Conversation:
+    """Messages in our form, checked: known roles, texts, and an answer at the end, or the label in its place."""
     messages = [_message(turn, at) for at, turn in enumerate(turns, 1)]
+    if label is not None:
+        own = messages[-1:] if messages and messages[-1]["role"] == "assistant" else []
+        messages = [*messages[: len(messages) - len(own)], {"role": "assistant", "content": label}]
     if not any(message["role"] == "user" for message in messages):
         raise RowRejectedError("empty input", "no message is of role 'user'")
     last = messages[-1]
@@ -338,6 +350,8 @@ def _message(turn: Any, at: int) -> Message:
         message |= {"content": "", "tool_calls": [_tool_call(_parsed(message["content"]), at)]}
     elif turn.get("tool_calls"):
         message["tool_calls"] = [_tool_call(call, at) for call in _list(turn["tool_calls"], "tool_calls")]
+    elif turn.get("function_call") and role == "assistant":  # OpenAI's form before `tool_calls`
+        message["tool_calls"] = [_tool_call(_parsed(turn["function_call"]), at)]
     if role == "tool" and isinstance(turn.get("name"), str):
         message["name"] = turn["name"]
     weight = turn.get("weight")

@@ -119,12 +119,35 @@ def test_weights_tools_and_calls_are_kept() -> None:
     assert [message.get("weight") for message in made.messages] == [None, 1, None, 0.5]
 
 
-@pytest.mark.parametrize("row", [{"messages": [USER, ANSWER], "tools": []}, {"body": "Where is it?"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER], "tools": []},
+        {"messages": [USER]},
+        {"messages": [USER, {"role": "assistant", "content": ""}]},
+        {"prompt": USER["content"], "completion": ""},
+        {"body": USER["content"]},
+    ],
+)
 def test_a_label_of_the_source_is_the_answer_of_every_row(row: dict[str, Any]) -> None:
     fields = {"input": "body"} if "body" in row else {}
     shape = conversation_formats.recognise(source(label="parcels", **fields), list(row))
     assert shape.read(row).messages == [USER, {"role": "assistant", "content": "parcels"}]
     assert shape.mapping[-1][1] == "the label 'parcels'"
+
+
+@pytest.mark.parametrize("key", ["weight", "soft"])
+def test_a_column_beside_conversations_that_nothing_would_read_is_refused(key: str) -> None:
+    with pytest.raises(DataError, match=f"of which '{key}' is not read"):
+        conversation_formats.recognise(source(**{key: "share"}), ["messages", "share"])
+
+
+def test_the_older_form_of_a_call_is_read() -> None:
+    call = {"name": "track", "arguments": '{"order": 7}'}
+    made = read({"messages": [USER, {"role": "assistant", "content": None, "function_call": call}, ANSWER]})
+    assert made.messages[1]["tool_calls"] == [
+        {"type": "function", "function": {"name": "track", "arguments": {"order": 7}}}
+    ]
 
 
 def test_a_source_has_a_label_or_an_output() -> None:
