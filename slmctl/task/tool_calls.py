@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import jsonschema
+import referencing
+from jsonschema.exceptions import UnknownType
 from pydantic import ConfigDict
+from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.errors import DataError
@@ -164,7 +167,7 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
     """Refuse a call of a tool that is not offered, or with arguments that its schema does not allow.
 
     Raises:
-        RowRejectedError: It is such a call.
+        RowRejectedError: It is such a call, or the schema cannot be applied.
     """
     if call is None:
         return
@@ -172,7 +175,11 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
     if tool is None:
         offered = ", ".join(tool.name for tool in tools)
         raise RowRejectedError("unknown tool", f"'{call.name[:60]}' is none of the tools: {offered[:200]}")
-    fault = jsonschema.exceptions.best_match(_validator(json.dumps(tool.schema)).iter_errors(call.arguments))
+    try:
+        fault = jsonschema.exceptions.best_match(_validator(json.dumps(tool.schema)).iter_errors(call.arguments))
+    except (Unresolvable, UnknownType, RecursionError):
+        text = f"the parameters of the tool '{tool.name}' refer to a schema that is not in them, or to themselves"
+        raise RowRejectedError("bad tools", text) from None
     if fault is not None:
         where = "".join(f".{part}" for part in fault.absolute_path)
         raise RowRejectedError("wrong arguments", f"{call.name}{where}: {fault.message[:200]}")
@@ -180,7 +187,8 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads(schema))
+    # by an empty registry, since jsonschema would fetch what a reference names elsewhere
+    return jsonschema.Draft202012Validator(json.loads(schema), registry=referencing.Registry())
 
 
 def from_function(function: Any) -> ToolCall:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def test_arguments_are_held_to_the_schema_of_an_offered_tool() -> None:
             tool_calls.require_offered(call, task.offered())
         assert caught.value.rule == rule
         assert not task.accepts(call.answer)
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/missing", "#", "http://127.0.0.1:9/schema.json"])
+def test_a_reference_that_leads_nowhere_is_refused_and_none_is_fetched(
+    reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **_: asked.append(args))
+    parameters = {"properties": {"to": {"$ref": reference}}, "type": "object", "allOf": [{"$ref": reference}]}
+    (tool,) = tool_calls.read_tools([{"name": "fly", "parameters": parameters}])
+    with pytest.raises(RowRejectedError) as caught:
+        tool_calls.require_offered(ToolCall("fly", {"to": "Rome"}), [tool])
+    assert caught.value.rule == "bad tools"
+    assert not asked
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from slmctl.errors import DataError
+from slmctl.inference import grammar_pool
 from slmctl.task import tool_calls
 from slmctl.task.records import Message, RowRejectedError
+from slmctl.task.tool_calls import Tool
 
 _SPELLED = ("", tool_calls.NO_CALL, "null", "None", "{}")  # cells that say that no tool fits
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)  # of Hermes, Qwen and others
+_LISTED = "[TOOL_CALLS]"  # of Mistral
+_MARKS = (
+    "<tool_call",
+    "</tool_call",
+    _LISTED,
+    "<|tool_call",
+    "<|python_tag|>",
+    "<function=",
+    "<function_call",
+    "functools[",
+)
+_CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
 
 
 def answered(message: Message, conversation_format: str) -> Message:
@@ -24,27 +43,83 @@ def answer_in(message: Message, conversation_format: str) -> str:
     """The answer in an assistant's message, as it is kept.
 
     A message of a chat with text and no call says that no tool was called. A cell of a table must hold a call as JSON,
-    or say that there is none.
+    or say that there is none. A call that stands in the text, as JSON or between the marks of a model, is read too.
 
     Raises:
         RowRejectedError: There are several calls, or what is there is no call.
     """
     made, text = message.get("tool_calls") or [], message["content"]
-    if len(made) > 1:
-        raise RowRejectedError("several calls", f"the answer has {len(made)} calls, and at most one is learned")
     if made:
+        _require_one(made)
         function = made[0]["function"]
         return _kept(function["name"], function["arguments"])
     if text.strip() in _SPELLED:
         return tool_calls.NO_CALL
-    value = _parsed(text)
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):  # an entry of OpenAI's `tool_calls`
-        value = value["function"]
-    if isinstance(value, dict) and "name" in value and value.keys() <= {"name", "arguments"}:
-        return _kept(value["name"], value.get("arguments", {}))
+    written = _written(text)
+    if written:
+        _require_one(written)
+        return _answer_of_written(written[0], text)
     if conversation_format in ("messages", "sharegpt", "prompt-completion"):
         return tool_calls.NO_CALL
-    raise RowRejectedError("not a call", f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor 'none'")
+    raise _no_call(text)
+
+
+def _written(text: str) -> list[Any]:
+    """The calls that stand in a text, as values that are to be checked; empty for a text without one.
+
+    Raises:
+        RowRejectedError: It has the marks of a call, and none that can be read.
+    """
+    if "<tool_call>" in text:
+        return [_parsed(part) for part in _TAGGED.findall(text)]
+    value = _parsed(text.strip().removeprefix(_LISTED))
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
+        value = value["tool_calls"]
+    values = value if isinstance(value, list) else [value]
+    if values and all(map(_is_like_a_call, values)):
+        return values
+    if any(mark in text for mark in _MARKS):
+        raise _no_call(text)
+    return []
+
+
+def _is_like_a_call(value: Any) -> bool:
+    return isinstance(value, dict) and (isinstance(value.get("function"), dict) or "name" in value)
+
+
+def _answer_of_written(value: Any, text: str) -> str:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):  # an entry of OpenAI's `tool_calls`
+        value = value["function"]
+    if not isinstance(value, dict) or "name" not in value or not value.keys() <= _CALL_KEYS:
+        raise _no_call(text)
+    return _kept(value["name"], value.get("arguments", value.get("parameters", {})))
+
+
+def _require_one(made: Sequence[Any]) -> None:
+    if len(made) > 1:
+        raise RowRejectedError("several calls", f"the answer has {len(made)} calls, and at most one is learned")
+
+
+def _no_call(text: str) -> RowRejectedError:
+    return RowRejectedError("not a call", f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor 'none'")
+
+
+def require_grammar(tools: Sequence[Tool]) -> None:
+    """Refuse tools of a row that no answer can be held to, as those of `task.tools` are.
+
+    Raises:
+        RowRejectedError: There is such a tool.
+    """
+    if importlib.util.find_spec("llguidance") is None:
+        return
+    for tool in tools:
+        if fault := _fault_of(tool_calls.OWN.rules([tool])):
+            raise RowRejectedError("bad tools", f"the tool '{tool.name}': {fault}")
+
+
+@functools.lru_cache(maxsize=4096)  # the rows of a data set have most of their tools in common
+def _fault_of(rules: str) -> str:
+    return grammar_pool.fault_of(rules)
 
 
 def _kept(name: Any, arguments: Any) -> str:

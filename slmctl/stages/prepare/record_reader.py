@@ -297,6 +297,8 @@ class RecordReader:
             raise RowRejectedError("bad tools", error.message) from None
         if not offered:
             raise RowRejectedError("bad tools", "the row has no tools, and the task has none: task.tools names them")
+        if tools:  # those of the task are checked when the config is read
+            calls.require_grammar(offered)
         tool_calls.require_offered(tool_calls.read_answer(answer), offered)
 
     def _apply_policy(self, source: int, record: Record, tally: Tally) -> tuple[Record, bool]:

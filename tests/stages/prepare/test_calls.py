@@ -20,6 +20,14 @@ OAK = {"arguments": {"people": 3, "room": "Oak"}, "name": "book_room"}
 KEPT = json.dumps(OAK)
 FLY = {"type": "function", "function": {"name": "fly", "description": "Fly.", "parameters": {}}}
 
+FLIGHT = {"name": "fly", "arguments": {"to": "Rome"}}
+
+
+def to_fly(schema: dict[str, Any]) -> dict[str, Any]:
+    """A tool whose one argument has this schema."""
+    parameters = {"type": "object", "properties": {"to": schema}}
+    return {"type": "function", "function": {"name": "fly", "description": "Fly.", "parameters": parameters}}
+
 
 def read(
     rows: list[dict[str, Any]], tmp_path: Path, *, tools: Any = TOOLS, **policy: Any
@@ -45,6 +53,13 @@ def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dic
     return {"messages": [{"role": "user", "content": "Oak for three"}, answer], **more}
 
 
+def said(content: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chat whose last message has no `tool_calls`."""
+    return {
+        "messages": [{"role": "user", "content": "Oak for three"}, {"role": "assistant", "content": content, **more}]
+    }
+
+
 @pytest.mark.parametrize(
     ("row", "answer"),
     [
@@ -54,6 +69,14 @@ def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dic
         (chat(content="Which room?"), "none"),
         (chat(content=None), "none"),
         (chat({"name": "fly", "arguments": {}}, tools=[FLY]), '{"arguments": {}, "name": "fly"}'),
+        (said(function_call={"name": "book_room", "arguments": json.dumps(OAK["arguments"])}), KEPT),
+        (said(f"<tool_call>\n{KEPT}\n</tool_call>"), KEPT),
+        (said(f"I book it.\n<tool_call>{KEPT}"), KEPT),
+        (said(f"[TOOL_CALLS] [{KEPT}]"), KEPT),
+        (said(json.dumps({"name": "book_room", "parameters": OAK["arguments"]})), KEPT),
+        (said('{"answer": "none of them"}'), "none"),
+        ({"conversations": [{"from": "human", "value": "Oak"}, {"from": "gpt", "value": f"<tool_call>{KEPT}"}]}, KEPT),
+        ({"prompt": "Oak for 3", "completion": f"<tool_call>{KEPT}</tool_call>"}, KEPT),
         ({"text": "Oak for 3", "call": OAK}, KEPT),
         ({"text": "Oak for 3", "call": KEPT}, KEPT),
         ({"text": "Oak for 3", "call": json.dumps({"type": "function", "function": OAK})}, KEPT),
@@ -79,6 +102,12 @@ def test_a_call_becomes_the_one_form(row: dict[str, Any], answer: str, tmp_path:
         (chat({"name": "book_room", "arguments": {}}), "wrong arguments"),
         (chat({"name": "book_room", "arguments": "not JSON"}), "not a call"),
         (chat(OAK, tools=[{"name": "a b"}]), "bad tools"),
+        (chat(FLIGHT, tools=[to_fly({"$ref": "#/$defs/missing"})]), "bad tools"),
+        (chat(FLIGHT, tools=[to_fly({"type": "string", "pattern": "(?=a)b"})]), "bad tools"),
+        (said(f"<tool_call>{KEPT}</tool_call><tool_call>{KEPT}</tool_call>"), "several calls"),
+        (said("<tool_call>book_room(Oak)</tool_call>"), "not a call"),
+        (said("[TOOL_CALLS]book_room[ARGS]{}"), "not a call"),
+        (said(json.dumps({**OAK, "people": 3})), "not a call"),
         ({"text": "hello", "call": "please book"}, "not a call"),
         ({"text": "hello", "call": '{"tool": "book_room"}'}, "not a call"),
     ],
