@@ -206,18 +206,19 @@ class Gateway:
 
     async def _held(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Served:
         """The release of a member in memory, until `held` ends; see `_leased`."""
-        held.enter_context(self.fleet.at_work(member))
-        loaded = await self._leased(member, ends_at)
+        loaded = await self._leased(member, ends_at, held)
         held.callback(self.fleet.give_back, loaded)
         return loaded.served
 
-    async def _leased(self, member: Member, ends_at: float) -> Loaded:
-        """The member in memory.
+    async def _leased(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Loaded:
+        """The member in memory, at work until `held` ends.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now, or not in time.
         """
         try:
+            self.fleet.require_open(member)
+            held.enter_context(self.fleet.at_work(member))
             async with asyncio.timeout_at(ends_at):
                 return await self.fleet.lease(member)
         except TimeoutError:

@@ -218,14 +218,21 @@ class Fleet:
             member.used = next(self._uses)
             self._tell_idle()
 
+    def require_open(self, member: Member) -> None:
+        """Refuse a new request for a member that makes room; its place in the order of use stays as it is.
+
+        Raises:
+            RequestFailedError: It does.
+        """
+        if member.is_drained:
+            raise _no_room(member, f"model '{member.name}' makes room for another one that has waited for long")
+
     async def lease(self, member: Member) -> Loaded:
         """The member's release in memory, to answer one request; `give_back` ends that.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now.
         """
-        if member.is_drained:
-            raise _no_room(member, f"model '{member.name}' makes room for another one that has waited for long")
         while member.loaded is None:
             if member.loading is None:
                 self._require_hope(member)
@@ -325,6 +332,7 @@ class Fleet:
                         await self._evict(evictable[0])
                     if needed <= self._free():
                         self._reserved += needed
+                        self._open_again(member)
                         return
             self._idle.clear()
             left = ends_at - time.monotonic()
@@ -338,15 +346,27 @@ class Fleet:
                 await asyncio.wait_for(self._idle.wait(), left)
 
     def _drain_for(self, member: Member, needed: int) -> None:
-        """Let the least recently used model that could make room take no new requests, until it is idle and goes."""
+        """Let the least recently used model that could make room take no new requests, until it is idle and goes.
+
+        One that is drained already and would be enough is waited for; another one is not drained beside it.
+        """
         others = [other for other in self.members.values() if other.loaded is not None and not other.pin]
         idle = sum(other.bytes for other in others if other.work == 0)
         busy = sorted((other for other in others if other.work), key=lambda other: other.used)
-        for other in busy:
-            if needed <= self._free() + idle + other.bytes:
-                other.drained_until = time.monotonic() + DRAIN_S
+        enough = [other for other in busy if needed <= self._free() + idle + other.bytes]
+        drained = [other for other in enough if other.is_drained]
+        for other in drained or enough[:1]:
+            if not drained:
+                other.drained_for = member.name
                 self._log.event("model_drained", model=other.name, for_model=member.name)
-                return
+            if other.drained_for == member.name:
+                other.drained_until = time.monotonic() + DRAIN_S
+
+    def _open_again(self, member: Member) -> None:
+        """Let those take requests again that were to make room for a member, which has found some."""
+        for other in self.members.values():
+            if other.drained_for == member.name:
+                other.drained_for, other.drained_until = "", 0.0
 
     def _measure(self) -> None:
         for loaded in self._all():
@@ -359,7 +379,7 @@ class Fleet:
         assert loaded is not None and loaded.users == 0
         member.measured[loaded.digest] = loaded.bytes
         member.evictions += 1
-        member.drained_until = 0.0
+        member.drained_for, member.drained_until = "", 0.0
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)
         await self._end(loaded)

@@ -78,6 +78,7 @@ class Member:
         fault: Why its newest release is not served; empty where it is.
         again_at: Time before which a load that failed is not tried again.
         refused: Cold starts of it that found no room, since it was last loaded.
+        drained_for: The name of the one that it makes room for; empty for none.
         drained_until: Time until which it takes no new requests.
     """
 
@@ -95,6 +96,7 @@ class Member:
     fault: str = ""
     again_at: float | None = None
     refused: int = 0
+    drained_for: str = ""
     drained_until: float = 0.0
     loads: int = 0
     evictions: int = 0

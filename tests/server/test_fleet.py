@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import io
@@ -56,6 +57,7 @@ class Opened:
 
     async def use(self, name: str) -> None:
         member = self.fleet.members[name]
+        self.fleet.require_open(member)
         with self.fleet.at_work(member):
             self.fleet.give_back(await self.fleet.lease(member))
 
@@ -178,6 +180,39 @@ def test_a_model_that_is_never_idle_makes_room_after_some_refusals(held: int, mo
 
     run(place, work)
     assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "orders")]
+
+
+def test_one_model_makes_room_at_a_time_and_takes_requests_again_where_another_one_went(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "ROOM_S", 0.02)
+    place = opened("moods", "orders", "letters", bytes=int(1.8 * held), budget=3 * held)
+
+    async def refused() -> None:
+        with pytest.raises(RequestFailedError, match="no memory for model 'letters' now"):
+            await place.use("letters")
+
+    async def work() -> None:
+        await place.use("moods")
+        await place.use("orders")
+        moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
+        with place.fleet.at_work(moods), contextlib.ExitStack() as answering:
+            answering.enter_context(place.fleet.at_work(orders))
+            for _ in range(fleets.PATIENCE):
+                await refused()
+            used = moods.used
+            with pytest.raises(RequestFailedError, match="'moods' makes room"):
+                await place.use("moods")
+            assert moods.used == used  # it is not the most recently used one now
+            await refused()
+            assert not orders.is_drained
+            answering.close()  # its last answer
+            await place.use("letters")
+            assert place.states() == {"moods": "loaded", "orders": "on disk", "letters": "loaded"}
+            await place.use("moods")  # nobody needs its room any more
+
+    run(place, work)
+    assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "letters")]
 
 
 def test_the_engine_of_a_shadow_counts_as_pinned(held: int) -> None:
