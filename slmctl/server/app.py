@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -314,19 +314,21 @@ class _Run:
             return {**choice.last, "text": choice.text}
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
+        offer = self.checked.offer if self.naming is None else self.naming.offered(self.checked.offer)
         work = router.route(
             self.checked.sent, self.checked.options, headers, local,
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
-            also=self.checked.also, offer=self.checked.offer,
+            also=self.checked.also, offer=offer,
             is_novel=self._is_novel if self.served.questions else None,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         if self.naming is None or self.naming.is_left_to(self._own):
             self.p_correct = routed.p_correct
-        elif self.naming.is_sure and self.naming.p_correct is None:
+        elif self.naming.is_sure and self.naming.p_correct is None and self.reason == "confident":
             self.reason = NO_POLICY
         if routed.route != "local":
+            self.checked = replace(self.checked, offer=offer)  # a text is not taken apart for a call
             choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
@@ -471,9 +473,9 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     gateway = Gateway(fleet, log)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _chat, methods=["POST"]),
-            Route("/v1/completions", _text, methods=["POST"]),
-            Route("/v1/responses", _response, methods=["POST"]),
+            Route("/v1/chat/completions", _answers("chat"), methods=["POST"]),
+            Route("/v1/completions", _answers("text"), methods=["POST"]),
+            Route("/v1/responses", _answers("response"), methods=["POST"]),
             Route("/v1/feedback", feedback.take, methods=["POST"]),
             *model_list.routes(),
             Route("/healthz", _health),
@@ -493,19 +495,12 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     return app
 
 
-async def _chat(http: HttpRequest) -> Response:
-    gateway: Gateway = http.app.state.gateway
-    return await gateway.answer(http, "chat")
+def _answers(kind: str) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def answer(http: HttpRequest) -> Response:
+        gateway: Gateway = http.app.state.gateway
+        return await gateway.answer(http, kind)
 
-
-async def _text(http: HttpRequest) -> Response:
-    gateway: Gateway = http.app.state.gateway
-    return await gateway.answer(http, "text")
-
-
-async def _response(http: HttpRequest) -> Response:
-    gateway: Gateway = http.app.state.gateway
-    return await gateway.answer(http, "response")
+    return answer
 
 
 async def _health(http: HttpRequest) -> Response:

@@ -27,6 +27,7 @@ from slmctl.server.rate_limits import HeldPlace
 from slmctl.server.request_run import Exchange
 from slmctl.server.routed import LocalAnswer, Routed
 from slmctl.server.router import Router, open_task
+from slmctl.server.tool_requests import Offer
 
 PATH = "x-slmctl-path"  # header: the models that were asked, in order
 QUESTION = ("messages", "prompt", "input", "instructions")  # options that hold the conversation
@@ -90,6 +91,13 @@ class Naming:
     def is_left_to(self, own: Router | None) -> bool:
         """True where the named model's own policy decides on its answer."""
         return self.is_sure and self.label != NO_TASK and own is not None
+
+    def offered(self, offer: Offer | None) -> Offer | None:
+        """The functions that a general model may call: none where it gets the conversation alone.
+
+        A client's choice among them is kept, since it keeps the answer here.
+        """
+        return offer if self.is_sure or (offer is not None and offer.is_chosen) else None
 
     def decides_by(self, own: Router | None) -> Router:
         """The router of the answer: the named model's own where the naming is sure and it has one."""

@@ -71,6 +71,7 @@ class Place:
     budget: int | None = None
     bytes: int = 1000
     sequences: int = 1
+    context: int = 256
     collect: Path | None = None
     log: io.StringIO = field(default_factory=io.StringIO)
 
@@ -83,9 +84,9 @@ class Place:
                 name, LoadableRelease(name, self._models(name), self.bytes, functools.partial(self._load, name)),
                 has_policy=name in self.judges, is_router=name == "auto",
             )
-            for name in ("auto", "tickets", "moods", "letters")
+            for name in ("auto", "tickets", "moods", "letters", "errands")
         ]  # fmt: skip
-        settings = ServeConfig(sequences=self.sequences, context_length=256, max_tokens=8)
+        settings = ServeConfig(sequences=self.sequences, context_length=self.context, max_tokens=8)
         collector = Collector(self.collect_config(), detector="rules") if self.collect else None
         self.fleet = Fleet(
             members, settings, escalation=self.escalation, budget=self.budget, collector=collector
@@ -100,7 +101,7 @@ class Place:
 
     def _load(self, name: str) -> Served:
         labels = bool(self.tasks[name].labels)
-        engine = Engine(KEPT, sequences=self.sequences, context=256, threads=1, classifier=labels)
+        engine = Engine(KEPT, sequences=self.sequences, context=self.context, threads=1, classifier=labels)
         router = None
         if name in self.judges:
             router = Router(self.judges[name], self.tasks[name], name, shared=self.escalation)
@@ -194,6 +195,23 @@ def test_an_unsure_router_asks_the_general_model_with_the_conversation_alone(lar
     assert 'slmctl_auto_total{model="tickets",sure="false"} 1.0' in page
 
 
+def test_an_unsure_router_sends_no_tools_and_a_reply_in_the_form_of_a_call_is_a_text() -> None:
+    called = '{"name": "close_account", "arguments": {}}'
+    with endpoint.serving(lambda body, before: says(called)) as fake:
+        place = Place("errands", {"auto": unsure()}, fake.url, context=1024)
+
+        async def work(ask: Ask) -> list[httpx.Response]:
+            return [await ask(), await ask(stream=True), await ask(tool_choice="required")]
+
+        (whole, streamed, chosen), _ = asked(place, work)
+    assert whole.status_code == 200, whole.text
+    assert (text_of(whole), whole.headers["x-slmctl-route"]) == (called, "generalist; reason=unsure")
+    assert [body["messages"] for body in fake.bodies] == [chat("hello")] * 2
+    assert not any("tools" in body for body in fake.bodies)
+    assert "close_account" in streamed.text and "tool_calls" not in streamed.text
+    assert chosen.headers["x-slmctl-route"] == "local; reason=doubt"  # the choice is among that model's tools
+
+
 def test_what_is_for_no_model_goes_to_the_general_one_or_says_so(large: Fake) -> None:
     answer, _ = one(Place("none", {"auto": sure()}, large.url))
     assert (text_of(answer), answer.headers["x-slmctl-path"]) == ("forty-two", "auto, generalist")
@@ -204,7 +222,7 @@ def test_what_is_for_no_model_goes_to_the_general_one_or_says_so(large: Fake) ->
     assert answer.headers["x-slmctl-route"] == "local; reason=out-of-scope"
     assert answer.json()["slmctl"]["path"] == [{"model": "auto", "answer": "none"}]
     assert {member.name: member.loads for member in place.fleet.members.values()} == {
-        "auto": 1, "tickets": 0, "moods": 0, "letters": 0,
+        "auto": 1, "tickets": 0, "moods": 0, "letters": 0, "errands": 0,
     }  # fmt: skip
 
 
@@ -236,10 +254,16 @@ def test_a_general_model_that_fails_leaves_the_answer_of_the_named_one() -> None
 
 
 def test_without_any_policy_the_router_is_taken_at_its_word() -> None:
-    answer, _ = one(Place("letters", {"auto": AtItsWord()}), max_tokens=2)
+    place = Place("letters", {"auto": AtItsWord()})
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        return [await ask(max_tokens=2), await ask(CARD, max_tokens=2)]
+
+    (answer, sensitive), _ = asked(place, work)
     about = answer.json()["slmctl"]
     assert (about["model"], about["reason"], "p_correct" in about) == ("letters", "no-policy", False)
     assert about["path"] == [{"model": "auto", "answer": "letters"}, {"model": "letters"}]
+    assert sensitive.headers["x-slmctl-route"] == "local; reason=sensitive"
 
 
 def test_a_stream_and_the_responses_api_say_the_path_too() -> None:
