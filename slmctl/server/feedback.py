@@ -16,7 +16,7 @@ from slmctl.server import openai_requests
 from slmctl.server.api_keys import Key
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
-from slmctl.server.rate_limits import Limits
+from slmctl.server.rate_limits import ANYBODY, Limits
 from slmctl.task import tool_calls
 from slmctl.task.contract import Task
 
@@ -51,9 +51,9 @@ async def take(http: HttpRequest) -> Response:
         raise HTTPException(404, "feedback is not taken here: serve.collect is not set")
     id, ok, answer = _read(openai_requests.read(await gateway.body_of(http)))
     answered = await asyncio.to_thread(collector.find, id)
-    models = gateway.fleet.models(key)
-    if answered is None or not key.may_ask(answered.model) or not models:
+    if answered is None or not (key.may_ask(answered.model) or (answered.asked and key.may_ask(answered.asked))):
         raise HTTPException(404, f"request '{id}' was not answered here lately")
+    models = gateway.fleet.models(ANYBODY)  # a key for a router may ask none of those that it names
     task = (models.get(answered.model) or next(iter(models.values()))).task
     if answer is not None:
         answer = await asyncio.to_thread(_allowed, answer, task, answered.offers)

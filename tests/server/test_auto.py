@@ -25,7 +25,8 @@ from slmctl.errors import SlmctlError
 from slmctl.inference.engine import Engine
 from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.production.records import CollectedRow, collected_files
-from slmctl.server.api_keys import Key
+from slmctl.server import api_keys
+from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.app import application
 from slmctl.server.auto import AtItsWord, Fixed
 from slmctl.server.backends import LocalEngine
@@ -121,9 +122,10 @@ def asked(place: Place, work: Callable[[Ask], Awaitable[Any]]) -> Any:
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
 
                 async def ask(
-                    text: str = "hello", path: str = "chat/completions", headers: Any = None, **more: Any
+                    text: str | None = "hello", path: str = "chat/completions", headers: Any = None, **more: Any
                 ) -> httpx.Response:
-                    body = {"model": "auto", **({} if "input" in more else {"messages": chat(text)}), **more}
+                    question = {} if "input" in more else {"messages": chat(text or "")}
+                    body = more if text is None else {"model": "auto", **question, **more}
                     return await client.post(f"/v1/{path}", json=body, headers=headers)
 
                 result = await work(ask)
@@ -335,6 +337,27 @@ def test_answers_are_collected_under_the_model_that_gave_them_where_the_router_w
         place.fleet.collector.close()
         rows = [row for path in collected_files([tmp_path]) for row in CollectedRow.read(path)]
         assert [row.model for row in rows] == models
+
+
+def test_a_key_for_auto_may_say_what_would_have_been_right(tmp_path: Path) -> None:
+    ring = tmp_path / "keys.json"
+    secrets = {name: api_keys.add(ring, name, models=[name]) for name in ("auto", "moods")}
+    place = Place("tickets", {"auto": sure()}, collect=tmp_path / "collected")
+    place.fleet.keys = KeyRing(ring)
+    bearer = {name: {"authorization": f"Bearer {secret}"} for name, secret in secrets.items()}
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        answer = await ask(headers=bearer["auto"])
+        id = answer.headers["x-request-id"]
+        return [
+            await ask(None, "feedback", bearer[name], request_id=id, answer=label)
+            for name, label in (("auto", "billing"), ("auto", "glad"), ("moods", "billing"))
+        ]
+
+    (right, wrong, other), _ = asked(place, work)
+    assert (right.status_code, right.json().get("answer")) == (200, "billing"), right.text
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "answer")  # a label of another model
+    assert other.status_code == 404
 
 
 CONFIG = """\
