@@ -76,7 +76,7 @@ class CollectedRow(_Line):
         shadow: The answer of the shadow release to the same question; None where there is none.
         shadow_digest: `sha256:…` of its file.
         tools: The tools that the client sent; empty where the task's own were offered.
-        asked: The router that the client asked, where one named the model; else empty.
+        router: The router that the client asked, where one named the model; else empty.
     """
 
     id: str
@@ -101,7 +101,7 @@ class CollectedRow(_Line):
     shadow: str | None = None
     shadow_digest: str = ""
     tools: list[JsonObject] = field(default_factory=list)
-    asked: str = ""
+    router: str = ""
 
     @property
     def text(self) -> str:

@@ -449,7 +449,7 @@ class _Run:
                 self.checked, self.exchange.choices, routed, id=self.note.id, is_marked=self.is_marked,
                 collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
-                asked=self.naming.name if self.naming is not None else "",
+                router=self.naming.name if self.naming is not None else "",
             )  # fmt: skip
 
     def _is_novel(self) -> bool:

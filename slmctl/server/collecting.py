@@ -23,7 +23,7 @@ def hand_over(
     id: str,
     is_marked: bool,
     collector: Collector,
-    asked: str = "",
+    router: str = "",
     shadow: Shadow | None = None,
     questions: Questions | None = None,
 ) -> None:
@@ -36,15 +36,15 @@ def hand_over(
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         collector: Where they go.
-        asked: The router that the client asked, where one named the model.
+        router: The router that the client asked, where one named the model.
         shadow: Answers it once more, and an answer that differs is one more reason to collect it.
         questions: The training rows, where they are known.
     """
     has_tools = checked.offer is not None and checked.offer.is_clients
     for index, choice in enumerate(choices):
         name = id if index == 0 else f"{id}-{index + 1}"
-        line = collector.answered(name, checked.model.name, offers=has_tools, asked=asked)
-        row = dataclasses.replace(_row(checked, index, choice, routed, line), asked=asked)
+        line = collector.answered(name, checked.model.name, offers=has_tools, router=router)
+        row = dataclasses.replace(_row(checked, index, choice, routed, line), router=router)
         draw = collector.draw(escalated=row.route != "local", unsure=routed is not None and not routed.sure)
         if is_marked or checked.unread:  # what is not searched is not written down
             if draw.chosen is not None:
