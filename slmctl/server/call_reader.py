@@ -26,14 +26,14 @@ class CallReader:
 
     def __init__(self, form: CallForm) -> None:
         self._before, self._between = form.bare(form.before), form.bare(form.between)
-        self._step: Literal["opening", "name", "arguments", "text", "end"] = "opening"
+        self._step: Literal["opening", "arguments", "text", "end"] = "opening"
         self._held = ""  # that may belong to what comes next
         self._object = _ObjectEnd()
 
     def feed(self, piece: str) -> Iterator[Part]:
         """The parts that are known with one more piece."""
         self._held += piece
-        if self._step in ("opening", "name"):
+        if self._step == "opening":
             yield from self._named()
         if self._step == "arguments":
             if not self._object.is_begun:
@@ -49,7 +49,7 @@ class CallReader:
 
     def close(self) -> Iterator[Part]:
         """The rest of an answer that ends here: one that was cut before its function has a name is a text."""
-        if self._step in ("opening", "name") and (text := self._held.strip()):
+        if self._step == "opening" and (text := self._held.strip()):
             yield Part("text", text)
 
     def _named(self) -> Iterator[Part]:
