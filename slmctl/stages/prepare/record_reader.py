@@ -225,7 +225,8 @@ class RecordReader:
             id="",
             messages=(*messages[:-1], self._answered(messages[-1], answer if label is None else label)),
             source={"file": origin.title, "row": number},
-            tools=self._tools(conversation.tools),
+            # a source of one label is for a router, which is asked with the conversation alone
+            tools=self._tools(conversation.tools) if origin.label is None else None,
             label=label,
             group=hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else None,
         )

@@ -144,3 +144,17 @@ def test_what_redacting_makes_of_an_argument_must_still_fit(tmp_path: Path) -> N
     assert (record.answer, rejected) == (json.dumps(note), [])
     tools = json.loads(json.dumps(TOOLS).replace('"maxLength": 12', '"pattern": "@"'))
     assert read([{"text": "Oak", "call": note}], tmp_path, tools=tools, email="redact")[1] == ["wrong arguments"]
+
+
+def test_a_row_of_a_source_with_a_label_has_no_tools(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "fly to Rome"}, {"role": "assistant", "content": KEPT}]}
+    (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
+    for more, tools in (({"label": KEPT}, None), ({}, (FLY,))):
+        source = Source.model_validate({"path": tmp_path / "rows.jsonl", **more})
+        task = Task("classify", QWEN, "<|im_end|>", labels=(KEPT,))
+        plan = ReadingPlan(
+            (source,), (("messages", "tools"),), task, None, False, sensitive.SensitivePolicy({}), None
+        )  # fmt: skip
+        batch = RecordReader(plan).read(0, [(1, {**row, "tools": [FLY]}, "")])
+        (record,) = [Record.from_json(json.loads(line)) for line in batch.lines]
+        assert (record.answer, record.tools) == (KEPT, tools)
