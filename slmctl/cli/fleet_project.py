@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slmctl import config
-from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.cli import base_proposal, data_project, project_config, project_template
 from slmctl.cli.base_proposal import BaseProposal
@@ -21,9 +20,9 @@ from slmctl.config import FILENAME, NO_TASK, PRODUCTION
 from slmctl.config.serve_section import FLEET_NAME
 from slmctl.console import percent
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.inference.escalation_policy import Policy
 from slmctl.metrics.error_threshold import MIN_ROWS
-from slmctl.pipeline import released
+from slmctl.model_files.gguf_choice import gguf_file
+from slmctl.pipeline import model_lookup, released
 from slmctl.releases import registry
 from slmctl.reports.html_page import count
 from slmctl.sources.first_look import FirstLook, raw_data
@@ -46,7 +45,7 @@ class Specialist:
 
     Attributes:
         rows: Number of rows of each split that has some.
-        policy: The newest policy for its file; None where nothing was calibrated.
+        policy: The newest policy for the file that serve takes; None where nothing was calibrated.
     """
 
     name: str
@@ -153,21 +152,14 @@ def _specialist(name: str, release: Artifact, folder: Path | None, places: Seque
         data = released.data_set(place, release)
         if data is not None:
             rows = {split: int(data.metrics[split]) for split in SPLITS if data.metrics[split]}
-            return Specialist(name, place, data, rows, _policy(place, release))
+            policy = model_lookup.newest_policy([place], gguf_file(release).sha256)  # of the file that serve takes
+            return Specialist(name, place, data, rows, policy)
     digest = str(release.manifest.inputs.get("prepared", "")).removeprefix("sha256:")[:12]
     where = "in no folder beside the registry or here" if folder is None else f"not below {folder}"
     raise UsageError(
         f"the training data of '{name}' {release.metrics['version']} (runs/prepared, digest {digest}) is {where}",
         hint=f"name the folder of the project that made it: --project {name}=FOLDER",
     )
-
-
-def _policy(place: Path, release: Artifact) -> Path | None:
-    """The newest policy of a project that was fitted on a file of the release."""
-    files = {entry.sha256.removeprefix("sha256:") for entry in release.files(".gguf")}
-    made = [entry for entry in lineage.readable_artifacts(place) if entry.kind == "policy"]
-    fitting = [entry for entry in made if Policy.read(entry.path).gguf.removeprefix("sha256:") in files]
-    return max(fitting, key=lambda entry: entry.manifest.started).path if fitting else None
 
 
 def _base(base: str | None, specialists: Sequence[Specialist], releases: Mapping[str, Artifact]) -> BaseProposal:

@@ -330,23 +330,18 @@ class ServedFleet:
         Raises:
             IntegrityError: None was fitted on its file.
         """
-        from slmctl.artifacts import lineage
-        from slmctl.inference.escalation_policy import Policy
         from slmctl.pipeline import model_lookup
 
         if not isinstance(plan.policy, bool):
             return plan.policy
         if not plan.policy:
             return None
-        digest = _digest_of(artifact, path).removeprefix("sha256:")
         roots = {
             self._options.directory.resolve(),
             model_lookup.root_of(self._options.directory, artifact.path).resolve(),
         }
-        made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
-        for entry in sorted(made, key=lambda entry: entry.manifest.started, reverse=True):
-            if Policy.read(entry.path).gguf.removeprefix("sha256:") == digest:
-                return entry.path
+        if (newest := model_lookup.newest_policy(roots, _digest_of(artifact, path))) is not None:
+            return newest
         raise IntegrityError(
             f"no policy below runs/ was fitted on {path.name}, which answers as '{plan.name}'",
             hint=f"slmctl calibrate, or serve.fleet.{plan.name}.policy: PATH",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import MANIFEST, Artifact
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
+from slmctl.inference.escalation_policy import Policy
 from slmctl.inference.events import EXPANDED
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.pipeline import resolve, stage_table
@@ -28,6 +30,19 @@ def gguf(where: Workspace, spec: str | None, type: str | None) -> tuple[Artifact
     model = find_model(where, spec, ("published", "gguf"), default="published")
     artifact.require_whole(model, hint=AGAIN)
     return model, model.file(gguf_file(model, type).path)
+
+
+def newest_policy(roots: Iterable[Path], gguf: str) -> Path | None:
+    """The newest policy below the runs of some projects that was fitted on a file; None where none was.
+
+    Args:
+        roots: Folders of projects.
+        gguf: sha256 of the file that answers.
+    """
+    digest = gguf.removeprefix("sha256:")
+    made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
+    fitting = [entry for entry in made if Policy.read(entry.path).gguf.removeprefix("sha256:") == digest]
+    return max(fitting, key=lambda entry: entry.manifest.started).path if fitting else None
 
 
 def spoken_to(where: Workspace, model: str | None, type: str | None) -> tuple[Path, Task, str]:

@@ -16,6 +16,8 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
 from slmctl.cli import fleet_project
 from slmctl.errors import UsageError
+from slmctl.inference.escalation_policy import Policy
+from slmctl.pipeline import model_lookup
 from slmctl.stages.prepare import prepare
 
 KEPT = TESTS / "fixtures" / "0.1.0"
@@ -86,6 +88,26 @@ def test_the_rows_are_those_of_the_releases_with_their_splits(fleet: Path, tmp_p
     assert list(settings.serve.fleet) == ["auto", "orders", "tickets"]
     assert not list((fleet / "router").glob("*.jsonl"))  # nothing is copied
     shutil.rmtree(fleet / "router")
+
+
+def test_a_policy_is_that_of_the_file_that_serve_takes(fleet: Path, tmp_path: Path) -> None:
+    place = tmp_path / "fleet"
+    shutil.copytree(fleet, place)
+    release = artifact.load(place / "registry" / "orders" / "1.0")
+    smallest = release.files(".gguf")[0].sha256.removeprefix("sha256:")
+    for name, file, started in (("a", smallest, "2026-01-01T00:00:00Z"), ("b", "f" * 64, "2026-02-01T00:00:00Z")):
+        fitted = Policy(file, "t", "classify", "the label", "", {"odds": 1.0}, 0.0, ((0.0, 0.5),), 0.0)
+        path = place / "orders" / "runs" / "policy" / name
+
+        def manifest(listed: Any, digest: str, started: str = started) -> Manifest:
+            return Manifest("policy", "calibrate/1", digest, "sha256:0", {}, {}, listed, started=started)
+
+        with artifact.draft(path) as draft:
+            fitted.write(draft)
+            artifact.seal(draft, path, manifest)
+    policies = {each.name: each.policy for each in made(place).specialists}
+    assert policies == {"orders": place / "orders" / "runs" / "policy" / "a", "tickets": None}
+    assert model_lookup.newest_policy([place / "orders"], "sha256:" + "f" * 64) == path  # for another file, and newer
 
 
 def test_it_says_what_is_missing_and_what_that_means(fleet: Path, tmp_path: Path) -> None:
