@@ -29,7 +29,8 @@ class FleetOutcome:
         named: The router's answer.
         right: The named model is the right one, and its answer is right.
         keep: Every policy keeps it, at its own threshold.
-        score: The smaller one of the scores of router and model; -inf where no model is named.
+        score: The smaller one of the scores of router and model; -inf where no model is named, or one of both answers
+            has no log probabilities.
         fits: It fitted a score of one of the policies, so it tests no threshold.
         tokens: Of the prompt and the answer of the model that answered.
     """
@@ -76,7 +77,7 @@ def threshold(rows: Sequence[FleetOutcome], config: CalibrateConfig) -> tuple[fl
     scores = np.array([row.score for row in rows], dtype=float)  # a type of its own: there may be no rows
     table = CalibrationRows(
         ("score",), scores[:, None], _mask(row.right for row in rows), _mask(row.task == NO_TASK for row in rows),
-        _mask(row.named == NO_TASK for row in rows), _mask(row.fits for row in rows),
+        _mask(row.named == NO_TASK or row.score == -float("inf") for row in rows), _mask(row.fits for row in rows),
     )  # fmt: skip
     return error_threshold.tested(scores, table, config)
 

@@ -45,6 +45,9 @@ def test_what_the_router_gives_to_nobody_is_never_kept() -> None:
     every = [*rows(800), *(outcome(-float("inf"), right=False, task="a", named=NO_TASK) for _ in range(500))]
     least, _ = fleet_figures.threshold(every, CalibrateConfig(max_error=0.2))
     assert least > -float("inf")
+    unknown = [outcome(1.0), *(outcome(-float("inf")) for _ in range(500))]  # right answers that nobody is sure of
+    with pytest.raises(GateError, match="cannot be shown: 1 rows test it"):
+        fleet_figures.threshold(unknown, CalibrateConfig())
     kept = fleet_figures.kept(every, least=-float("inf"), confidence=0.95)
     assert kept["kept_rows"] == 800
 

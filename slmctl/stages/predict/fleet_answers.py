@@ -12,7 +12,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import NO_TASK, Source
 from slmctl.errors import DataError, StageError
 from slmctl.inference import engine
-from slmctl.inference.escalation_policy import LABELS, Decision, Policy
+from slmctl.inference.escalation_policy import LABELS, Policy
 from slmctl.stages.predict import predict
 from slmctl.stages.predict.prompts import asked
 from slmctl.task.contract import Task
@@ -21,7 +21,7 @@ from slmctl.task.records import Record
 
 @dataclass(frozen=True)
 class FleetModel:
-    """A model of the fleet: its release, which file of it, and its policy where it has one."""
+    """A model of the fleet: its release, whose smallest GGUF file answers, its task, and its policy if it has one."""
 
     release: Artifact
     task: Task
@@ -33,7 +33,8 @@ class Judged:
     """An answer with what a policy says of it.
 
     Attributes:
-        score: The policy's score; infinite where there is no policy, which keeps everything.
+        score: The policy's score; infinite where there is no policy, which keeps everything, and -inf where the
+            answer has no log probabilities.
         keep: The policy keeps it at its own threshold.
         tokens: Of the prompt and of the answer.
     """
@@ -169,13 +170,13 @@ def _judged(
             for index, answer in answerer.answer(list(prompts.values())):
                 if isinstance(answer, engine.EngineError):
                     raise StageError(f"row {records[places[index]].id} could not be answered: {answer.message}")
-                judgements[places[index]] = _of_policy(model.policy, answer)
+                judgements[places[index]] = of_policy(model.policy, answer)
                 meter.advance()
     return {place: judgements[place] for place in sorted(judgements)}, Timing(timing["median"], timing["p95"])
 
 
-def _of_policy(policy: Policy | None, answer: engine.Answer) -> Judged:
-    """An answer under a policy."""
+def of_policy(policy: Policy | None, answer: engine.Answer) -> Judged:
+    """An answer under a policy; one that tells nothing of how sure it is is not kept."""
     tokens, text = (answer.prompt_tokens, answer.completion_tokens), answer.text.strip()
     if policy is None:
         return Judged(text, float("inf"), keep=True, tokens=tokens)
@@ -183,5 +184,8 @@ def _of_policy(policy: Policy | None, answer: engine.Answer) -> Judged:
         "confidence": answer.confidence, "labels": dict(list(answer.labels.items())[:LABELS]),
         "logprobs": answer.logprobs, "raw_logprobs": answer.raw_logprobs,
     }  # fmt: skip
-    decision: Decision = policy.judge(fields, text)
-    return Judged(text, policy.score(fields), decision.keep, tokens)
+    try:
+        decision, score = policy.judge(fields, text), policy.score(fields)
+    except ValueError:  # it has no log probabilities
+        return Judged(text, -float("inf"), keep=False, tokens=tokens)
+    return Judged(text, score, decision.keep, tokens)
