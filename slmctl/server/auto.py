@@ -149,7 +149,10 @@ async def ask(
         RequestFailedError: There is no answer.
     """
     question = {name: body[name] for name in QUESTION if name in body} | {"model": model.name}
-    checked = await asyncio.to_thread(api_forms.check, question, kind, {model.name: model}, ceilings)
+    try:
+        checked = await asyncio.to_thread(api_forms.check, question, kind, {model.name: model}, ceilings)
+    except BadRequestError as error:
+        raise _with_hint(error, body, model.name) from None
     if len(checked.requests) > 1:
         raise BadRequestError(f"only one prompt is supported by '{model.name}', which names a model for it", "prompt")
     router = served.router
@@ -174,6 +177,23 @@ async def ask(
     if label == NO_TASK and verdict is not None:
         verdict = _for_none(verdict.p_correct)  # whatever its policy thinks of it, no model is for the request
     return Naming(model.name, label, event, verdict, p_correct, cleared, router)
+
+
+def _with_hint(error: BadRequestError, body: JsonObject, name: str) -> BadRequestError:
+    """The error about a conversation; of one that has calls or results in it, with what can be asked instead."""
+    turns = [
+        turn for listed in (body.get("messages"), body.get("input")) if isinstance(listed, list) for turn in listed
+    ]
+    if not any(isinstance(turn, dict) and (turn.get("tool_calls") or _is_of_call(turn)) for turn in turns):
+        return error
+    return BadRequestError(
+        f"'{name}' reads no calls and no results: ask the model that calls the functions by its name", error.param,
+        status=error.status, code=error.code,
+    )  # fmt: skip
+
+
+def _is_of_call(turn: JsonObject) -> bool:
+    return turn.get("role") == "tool" or turn.get("type") in ("function_call", "function_call_output")
 
 
 def without_task(model: ServedModel) -> ServedModel:

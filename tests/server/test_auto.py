@@ -305,6 +305,21 @@ def test_the_options_of_a_request_are_those_of_the_named_model() -> None:
     assert (none.status_code, none.json()["error"]["code"]) == (400, "no_task")
 
 
+def test_a_conversation_with_calls_is_asked_of_its_model_by_name() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "track_order", "arguments": "{}"}}
+    turns = [*chat("where"), {"role": "assistant", "tool_calls": [call]},
+             {"role": "tool", "tool_call_id": "c1", "content": "ok"}]  # fmt: skip
+    items = [*chat("where"), {"type": "function_call", "call_id": "c1", "name": "track_order", "arguments": "{}"}]
+
+    async def work(ask: Ask) -> list[httpx.Response]:
+        return [await ask(messages=turns), await ask(path="responses", input=items), await ask(messages=[])]
+
+    answers, _ = asked(Place("errands", {"auto": sure()}), work)
+    assert [answer.status_code for answer in answers] == [400] * 3
+    hints = ["by its name" in answer.json()["error"]["message"] for answer in answers]
+    assert (hints, answers[1].json()["error"]["param"]) == ([True, True, False], "input")
+
+
 def test_one_sequence_and_room_for_one_model_are_enough_for_many_at_once() -> None:
     with Engine(KEPT, sequences=1, context=256, threads=1) as engine:
         held = engine.held_bytes()
