@@ -426,6 +426,28 @@ def test_a_call_is_its_function_and_a_table_of_arguments(browser: Browser) -> No
         assert "No function is called" in seen(browser, "#result")
 
 
+def test_what_a_router_had_answered_is_shown_in_its_own_form_and_corrected_as_a_text(browser: Browser) -> None:
+    path = [{"model": "auto", "answer": "errands"}, {"model": "errands"}]
+    local, beyond = ({**EXTRA, "task": "call", "path": path, "route": route} for route in ("local", "generalist"))
+    order = json.dumps({"order": "A-17"})
+    category = {**local, "task": "classify"}
+    for text, calls, extra, shown in (
+        (order, "track_order", local, ["Calls", "track_order", "order\tA-17"]),
+        (order, "", {**local, "task": "extract"}, ["Fields found", "order\tA-17"]),
+        ("It left.", "", {**beyond, "task": "classify"}, ["It left."]),
+        ("sad", "", category, ["Category", "sad"]),
+    ):
+        with faking("classify", text=text, calls=calls, extra=extra, collects=True) as fake:
+            visit(browser, fake.url)
+            ask(browser)
+            told = seen(browser, "#result")
+            assert all(part in told for part in shown), told
+            assert ("Category" in told) is (extra is category)
+            browser.ask("document.querySelectorAll('.verdict button')[1].click()")
+            browser.wait("!!document.querySelector('#result textarea')")
+            assert browser.complaints == []
+
+
 def test_json_that_was_cut_off_is_said_to_be(browser: Browser) -> None:
     with faking("extract", text='{"order": "A-1', finish="length") as fake:
         visit(browser, fake.url)

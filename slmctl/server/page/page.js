@@ -4,6 +4,14 @@ let task = null; // what /v1/task says
 let turns = []; // of the conversation
 let running = null; // the AbortController of the answer that is being written
 
+const KINDS = ["classify", "extract", "generate", "call"];
+
+// Whether an answer may have another form than the task's: a router's is that of the model it named, or free text.
+function isOther(found) {
+  const kind = found.call ? "call" : found.extra.task;
+  return (KINDS.includes(kind) && kind !== task.kind) || Boolean(found.extra.path && found.extra.route === "generalist");
+}
+
 const bounded = (share) => Math.min(1, Math.max(0, Number(share) || 0));
 
 // Asking
@@ -246,8 +254,9 @@ function verdict(found) {
 
 // The field for the right answer: the labels, or the answer to correct.
 function correction(found, tell) {
-  const field = make(task.kind === "classify" ? "select" : "textarea", "");
-  if (task.kind === "classify") {
+  const chooses = task.kind === "classify" && !isOther(found) && !found.extra.path; // the labels of a router are no answers
+  const field = make(chooses ? "select" : "textarea", "");
+  if (chooses) {
     for (const label of task.labels.filter((one) => one !== found.text)) {
       const option = make("option", "", label);
       option.value = label;
@@ -283,7 +292,7 @@ const TASKS = {
   // The function that is called, with its arguments as fields; the raw answer is the call as feedback and files hold it.
   call(found) {
     if (!found.call) return [make("h2", "note", "No function is called"), make("p", "text", found.text)];
-    const tool = task.tools.find((one) => one.name === found.call.name) || {};
+    const tool = (task.tools || []).find((one) => one.name === found.call.name) || {};
     const head = [make("h2", "note", "Calls"), make("p", "best", found.call.name)];
     if (tool.description) head.push(make("p", "note", tool.description));
     let value;
@@ -299,6 +308,17 @@ const TASKS = {
     return [...head, fields, raw, copyButton(text)];
   },
 };
+
+// An answer in another form than the task's: a call as one, JSON that is an object as fields, the rest as text.
+function other(found) {
+  if (found.call) return TASKS.call(found);
+  try {
+    if (isObject(JSON.parse(found.text))) return TASKS.extract(found);
+  } catch {
+    // no JSON
+  }
+  return [make("p", "text", found.text)];
+}
 
 function card(home) {
   const text = make(["extract", "call"].includes(task.kind) ? "pre" : "div", "text");
@@ -356,7 +376,7 @@ async function answer(question) {
       if (chat) shown.scrollIntoView({ block: "end" });
     });
     if (chat) turns.push(asked, { role: "assistant", content: found.text });
-    else text.replaceWith(...TASKS[task.kind](found));
+    else text.replaceWith(...(isOther(found) ? other(found) : TASKS[task.kind](found)));
     shown.append(facts(found));
     if (task.feedback && found.id) shown.append(verdict(found));
     done = "Answered.";
