@@ -145,17 +145,21 @@ class EndpointTeacher:
         keyed = [(self._key(request, number), request) for number, request in map(self._to_write, requests)]
         with console.progress(f"write {self.name}", len(keyed), "texts") as meter:
             for _ in range(PASSES):
-                left = [(key, request) for key, request in keyed if key not in self.journal.answers]
-                if not left or self._budget.reached:
+                if self._budget.reached or all(key in self.journal.answers for key, _ in keyed):
                     break
-                self._send(
-                    (
-                        (key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens))
-                        for key, request in left
-                    ),
-                    meter, in_batches=in_batches,
-                )  # fmt: skip
+                self._send(self._unwritten(keyed), meter, in_batches=in_batches)
         return [self.journal.answers.get(key) for key, _ in keyed]
+
+    def _unwritten(self, keyed: Sequence[tuple[str, EndpointRequest]]) -> Iterator[PaidRequest]:
+        """The requests to write that neither the journal answers nor a batch holds, once batches are collected."""
+        out = set(itertools.chain.from_iterable(self.journal.batches.values()))
+        for key, request in keyed:
+            if self._budget.reached:
+                return
+            if key in self.journal.answers or key in out:
+                continue
+            out.add(key)
+            yield key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens)
 
     def _to_write(self, request: WritingRequest) -> tuple[int, EndpointRequest]:
         seed = {"seed": self._config.seed + request.number}

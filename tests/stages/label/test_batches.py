@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from support import batches, teacher
 
+from slmctl import config
 from slmctl.errors import PausedError
+from slmctl.network import guard
 from slmctl.stages.label import batches as stage
-from slmctl.stages.label.journal import Journal
+from slmctl.stages.label.journal import Budget, Journal, opened
+from slmctl.stages.label.teachers import EndpointTeacher, NearestExamples, WritingRequest
+from slmctl.task.contract import Task
 
 pytest.importorskip("httpx")
 pytest.importorskip("sklearn")
@@ -68,7 +72,7 @@ def test_a_batch_that_takes_longer_than_the_run_is_come_back_to_by_its_id(tmp_pa
             teacher.slmctl(folder, "label", "--set", "label.max_time=0.005")
         assert list(journal(folder).batches) == ["batch_0"]
         assert journal(folder).ledger.doubtful == 0
-        server.batches["batch_0"]["left"] = 1
+        server.polls = server.batches["batch_0"]["left"] = 1
         teacher.slmctl(folder, "label")
         assert list(server.batches) == ["batch_0"]  # no second one was made
     assert labelled_rows(folder) == 20
@@ -100,3 +104,30 @@ def test_a_ceiling_is_held_in_batches_too(tmp_path: Path) -> None:
             teacher.slmctl(folder, "label", "--max-cost", "0.003", "--set", "label.max_tokens=8")
         cost = sum(teacher.tokens(body) * 2 + 2 * 8 for body in server.served) / 1e6
         assert 0.001 < cost <= 0.003
+
+
+def test_texts_in_an_open_batch_are_not_asked_for_again(tmp_path: Path) -> None:
+    guard.seal()
+    requests = [WritingRequest(({"role": "user", "content": f"A message {k}"},), 1 + k) for k in range(6)]
+
+    def write(folder: Path, max_time: float | None) -> list[object]:
+        section = config.load(folder / "slmctl.yaml").label
+        assert section is not None
+        (large,) = section.teachers
+        one = Journal(tmp_path / "texts.jsonl", large.prices)
+        with opened([one]):
+            writer = EndpointTeacher(
+                section, large, one, Budget([one], None, max_time),
+                task=Task("classify", "", "", labels=("a", "b")), examples=NearestExamples([], 0), cleared={},
+            )  # fmt: skip
+            return list(writer.write(requests))
+
+    with batches.serving(answers, polls=10**9) as server:
+        folder = project(tmp_path / "desk", server.url)
+        assert write(folder, 0.2) == [None] * 6
+        server.polls = 1
+        for batch in server.batches.values():
+            batch["left"] = 1
+        assert all(write(folder, None))
+    served = Counter(body["messages"][-1]["content"] for body in server.served)
+    assert served == Counter(f"A message {k}" for k in range(6))
