@@ -6,19 +6,23 @@ by the recipes of both, and everything after `prepare` follows it; until it is m
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from slmctl import config
+from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.errors import DataError, SlmctlError
 from slmctl.metrics import trial_choice
 from slmctl.pipeline import invented_choice, resolve
 from slmctl.pipeline.invented_choice import CONFIDENCE, InventedChoice
 from slmctl.pipeline.resolve import Project
-from slmctl.pipeline.stage_table import LABELLED
+from slmctl.pipeline.stage_table import LABELLED, PREPARED
 
 LEAST_BLOCKS = 3  # of validation records: of fewer nobody can tell how much a difference would vary
 
@@ -31,6 +35,15 @@ def is_open(project: Project) -> bool:
         return accepted(project) > 0
     except SlmctlError:
         return True  # label has not run
+
+
+def are_labelled(project: Project) -> bool:
+    """True where the stage label has run."""
+    try:
+        accepted(project)
+    except SlmctlError:
+        return False
+    return True
 
 
 def accepted(project: Project) -> int:
@@ -48,6 +61,18 @@ def sections(project: Project) -> tuple[config.Section, config.Section]:
     section = config.stage_config(project.config, "prepare")
     without, with_rows = (section.model_copy(update={"invented": value}) for value in (False, True))
     return without, with_rows
+
+
+def trainings(project: Project) -> Iterator[Path]:
+    """The data sets and adapters of both trainings while the choice is open, whether they exist or not."""
+    if not is_open(project):
+        return
+    for section in sections(project):
+        with contextlib.suppress(SlmctlError):  # what it needs has not been made
+            data = resolve.resolve_stage(project, "prepare", section=section)
+            yield data.path
+            request = resolve.resolve_stage(project, "finetune", {PREPARED.name: artifact.load(data.path)})
+            yield request.path
 
 
 def decide(project: Project, without: Artifact, with_rows: Artifact) -> InventedChoice:

@@ -129,30 +129,54 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
         names: Stages to run, in order.
         rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
     """
-    states = list(_states(project, names))
+    twice = _trains_twice(project, names)
+    states = list(_states(project, names, twice=twice))
     to_run = [state.name for state in states if not state.current]
     requirements = list(_requirements(project, to_run))
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
     rows = None if unreadable or not to_run else row_estimate.of(project)
     shape = _shape(project)
     states = [
-        state if state.current else replace(state, **asdict(_estimate(project, state.name, shape, rows, rates or {})))
+        state
+        if state.current
+        else replace(state, **asdict(_estimate(project, state.name, shape, rows, rates or {}, twice=twice)))
         for state in states
     ]
     made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
     limits = [*_limits(project, made, to_run), *_notes(project, shape, to_run)]
+    limits += _invented(project, rows) if twice and "finetune" in to_run else []
     return replace(made, requirements=(*requirements, *limits))
 
 
 def _estimate(
-    project: Project, name: str, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float]
-) -> StageEstimate:
+    project: Project, name: str, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float], *,
+    twice: bool,
+) -> StageEstimate:  # fmt: skip
     """The estimate of a stage; of a training that is to be made twice, of both."""
     made = estimate(name, project.config, shape, rows, rates)
-    if name != "finetune" or not invented_rows.is_open(project):
+    if name != "finetune" or not twice:
         return made
-    twice = [None if value is None else 2 * value for value in (made.disk_bytes, made.seconds)]
-    return StageEstimate(disk_bytes=twice[0], memory_bytes=made.memory_bytes, seconds=twice[1])  # type: ignore[arg-type]
+    both = [None if value is None else 2 * value for value in (made.disk_bytes, made.seconds)]
+    return StageEstimate(disk_bytes=both[0], memory_bytes=made.memory_bytes, seconds=both[1])  # type: ignore[arg-type]
+
+
+def _trains_twice(project: Project, names: Sequence[str]) -> bool:
+    """True where a run trains without and with invented rows; the stage `finetune` by itself trains once."""
+    return len(names) > 1 and "finetune" in names and invented_rows.is_open(project)
+
+
+def _invented(project: Project, rows: RowEstimate | None) -> Iterator[Requirement]:
+    """A note on both trainings, and too few validation rows for them: refused only where both are counted."""
+    text = "finetune trains twice, without and with the rows that label.invent writes; the better one goes on"
+    yield Requirement("invented", text, note=True)
+    if rows is None:
+        return
+    try:
+        invented_rows.require_validation(rows.validation, project.config.finetune.batch_size)
+    except DataError as error:
+        is_known = rows.exact and invented_rows.are_labelled(project)
+        state = error.message if is_known else f"by an estimate: {error.message}"
+        yield Requirement("invented", state, error if is_known else None, note=not is_known)
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -172,7 +196,7 @@ def training_rate(project: Project, tokens: int, rates: Mapping[str, float]) -> 
 # Stages
 
 
-def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
+def _states(project: Project, names: Sequence[str], *, twice: bool) -> Iterator[StagePlan]:
     """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
     waiting: set[str] = set()  # kinds that a stage before will make anew
     for name in names:
@@ -186,7 +210,7 @@ def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
             try:
                 request = resolve.expected(project, name)
                 current = request.path.exists() and not runner.resume_folder(request).exists()
-                current = current and not (name == "finetune" and invented_rows.is_open(project))
+                current = current and not (name == "finetune" and twice)
                 state = StagePlan(name, current, str(request.path.relative_to(project.root)))
             except (SlmctlError, ModuleNotFoundError):  # what it needs is missing; the requirements say what cannot be
                 pass
@@ -395,11 +419,6 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
     if short:
         text = "; ".join(short)
         yield Requirement("rows", text, GateError(text, hint=MORE_ROWS))
-    if "finetune" in names and made.rows is not None and invented_rows.is_open(project):
-        try:
-            invented_rows.require_validation(made.rows.validation, project.config.finetune.batch_size)
-        except DataError as error:
-            yield Requirement("invented", error.message, error)
     if not names:
         return
     needed, free = made.disk_bytes, shutil.disk_usage(project.root).free
@@ -415,9 +434,6 @@ def _limits(project: Project, made: RunPlan, names: Sequence[str]) -> Iterator[R
 def _notes(project: Project, shape: ModelShape | None, names: Sequence[str]) -> Iterator[Requirement]:
     """Notes on what may stop the run: memory that is short now, and a version that was published already."""
     section = project.config.finetune
-    if "finetune" in names and invented_rows.is_open(project):
-        text = "finetune trains twice, without and with the rows that label.invent writes; the better one goes on"
-        yield Requirement("invented", text, note=True)
     if "finetune" in names and shape is not None and not hardware.accelerator():
         width, smallest = 2 if section.matmul_dtype == "bfloat16" else 4, catalogue.LEAST_PIECE_TOKENS
         least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), hardware.available_bytes()

@@ -18,9 +18,11 @@ from slmctl.errors import DataError
 from slmctl.metrics import trial_choice
 from slmctl.pipeline import invented_rows, preflight, resolve
 from slmctl.pipeline.resolve import Project
+from slmctl.provenance import gc
 
 INVENT = "  votes: 1\n  examples: 2\n  invent: {per_label: 12}\n"
 FAST = "finetune: {max_steps: 4, learning_rate: 1e-2, batch_size: 4, lora: {rank: 4}}\n"
+COUNTED = {"train": 9, "validation": 1, "calibration": 0, "test": 0, "rejected": 0, "tokens": {"total": 90}}
 
 
 def blocks(losses: list[float], tokens: int = 40) -> np.ndarray:
@@ -86,7 +88,7 @@ def decided(tmp_path: Path) -> tuple[Path, list[Artifact]]:
     leave(project, resolve.resolve_stage(project, "label"), {"accepted": 2, "invented": {"accepted": 7}})
     adapters = []
     for section in invented_rows.sections(project):
-        data = leave(project, resolve.resolve_stage(project, "prepare", section=section), {})
+        data = leave(project, resolve.resolve_stage(project, "prepare", section=section), COUNTED)
         request = resolve.resolve_stage(project, "finetune", {"prepared": data})
         adapters.append(leave(project, request, {"validation_blocks": []}))
     return folder, adapters
@@ -110,6 +112,35 @@ def test_later_stages_follow_the_decision_and_other_settings_need_another(decide
     text = (folder / "slmctl.yaml").read_text()
     (folder / "slmctl.yaml").write_text(text + FAST)
     assert invented_rows.is_open(project_of(folder))
+
+
+def test_both_trainings_are_kept_while_the_choice_is_open(decided: tuple[Path, list[Artifact]]) -> None:
+    folder, adapters = decided
+    shutil.rmtree(adapters[1].path)
+    checkpoint = adapters[1].path.with_name(f".resume-{adapters[1].path.name}")
+    checkpoint.mkdir()
+    (checkpoint / "state").write_text("half of it")
+    assert not [item for item in gc.survey(project_of(folder), []).items if item.size]
+    made = [with_losses(one, [1.0 - 0.1 * (one is adapters[0])] * 5) for one in adapters]
+    invented_rows.decide(project_of(folder), *made)
+    assert checkpoint in {item.path for item in gc.survey(project_of(folder), []).items}
+
+
+def test_a_plan_refuses_what_is_counted_and_notes_what_is_estimated(decided: tuple[Path, list[Artifact]]) -> None:
+    folder, _ = decided
+
+    def needs(*names: str) -> list[preflight.Requirement]:
+        found = preflight.plan(project_of(folder), names).requirements
+        return [one for one in found if one.name == "invented"]
+
+    assert [one.error is not None for one in needs("prepare", "finetune")] == [False, True]
+    assert not needs("finetune")  # by itself it trains once
+    shutil.rmtree(folder / "runs" / "prepared")
+    twice, few = needs("prepare", "finetune")
+    assert "finetune trains twice" in twice.state
+    assert few.state.startswith("by an estimate")
+    assert few.note
+    assert few.error is None
 
 
 @pytest.mark.slow
