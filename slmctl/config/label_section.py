@@ -79,6 +79,15 @@ class Invent(Section):
         description="a release of a generate task, or the GGUF file of a base, that writes on this machine; the first "
         "teacher with a url when left out",
     )
+    terms: Annotated[Literal["permitted", "private"] | None, WhenSet()] = Field(
+        None, description="your word on the terms of the model in release, as label.teachers[].terms"
+    )
+
+    @model_validator(mode="after")
+    def _has_its_terms(self) -> Invent:
+        if self.terms is not None and self.release is None:
+            raise ValueError("'terms' belongs to 'release'; a teacher that writes has its own")
+        return self
 
 
 class RowReading(Section):

@@ -99,7 +99,7 @@ STAGES = {
                 Role("gguf", ("gguf",)), Role("report", ("report",)), LABELLED,
             ),
             "published", "slmctl.stages.publish.publish", ("llama_cpp", "gguf"),
-            ("llama_cpp_python", "gguf"), version=4,
+            ("llama_cpp_python", "gguf"), version=5,
         ),
     )
 }  # fmt: skip
