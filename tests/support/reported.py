@@ -201,5 +201,6 @@ def label_facts(names: Sequence[str] = ("billing", "delivery", "returns"), text:
         "invented": {
             "writer": text, "labels": {name: {"rows": 9, "written": 27, "accepted": 11} for name in names},
             "written": 81, "accepted": 33, "left_out": {"near a held-out row": 4, text: 44}, "note": "",
+            "never_given": [],
         },
     }  # fmt: skip

@@ -54,11 +54,27 @@ class WritingCost:
         sentence: What is written, in words.
         rows: At most; they are labelled like any row.
         cost: Of writing and labelling all of them; None without prices or without an answer.
+        written: Rows that were written for the plan; `cut_off` of them were longer than `label.max_tokens`.
     """
 
     sentence: str
     rows: int
     cost: float | None
+    written: int = 0
+    cut_off: int = 0
+
+    def lines(self, currency: str, max_tokens: int) -> Iterator[str]:
+        """The plan for people."""
+        yield self.sentence
+        if self.cost is not None:
+            yield f"  cost: at most about {self.cost:,.2f} {currency}, their labels included"
+        elif self.rows:
+            yield "  cost: not known, and not in the sum below (prices of the teacher, or no row was written)"
+        if self.cut_off:
+            yield (
+                f"  {self.cut_off} of {self.written} that were written are longer than label.max_tokens "
+                f"({max_tokens}): they are paid and left out; raise label.max_tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,7 @@ class CostPlan:
         stays: Rows that no teacher may see.
         left_out: Rows that are not asked for, by reason.
         spent: What the journals hold already, the sample included.
+        max_tokens: Of an answer, and of a row that is written.
         writing: Rows that are written beside; None where the config asks for none.
     """
 
@@ -85,6 +102,7 @@ class CostPlan:
     currency: str
     max_cost: float | None
     spent: float
+    max_tokens: int
     writing: WritingCost | None = None
 
     @property
@@ -120,9 +138,7 @@ class CostPlan:
             if teacher.seconds:
                 yield f"  time: {console.duration(teacher.seconds)} at the rate of the sample"
         if self.writing is not None:
-            yield self.writing.sentence
-            if self.writing.cost is not None:
-                yield f"  cost: at most about {self.writing.cost:,.2f} {self.currency}, their labels included"
+            yield from self.writing.lines(self.currency, self.max_tokens)
         if self.stays:
             yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
         for reason, count in self.left_out.items():
@@ -145,7 +161,9 @@ def of_writing(
     priced = writer.journal.prices is not None and there
     each = sum(answer.cost for answer in there) / len(there) if priced else None
     costs = [*([each] if each is not None else []), *labels]
-    return WritingCost(sentence, count, count * sum(costs) if costs else None)
+    is_known = bool(costs) and (each is not None or isinstance(writer, ReleaseWriter))
+    cut_off = sum(answer.finish == "length" for answer in there)
+    return WritingCost(sentence, count, count * sum(costs) if is_known else None, len(there), cut_off)
 
 
 def part(

@@ -29,6 +29,7 @@ from slmctl.stages.label.journal import TeacherAnswer
 from slmctl.stages.label.rows import LabelRow, LabelRows
 from slmctl.stages.label.teachers import WritingRequest
 
+NAMED = 5  # labels in a note
 MOST = 3  # variants of a label for each of its training rows
 FILE = "invented"  # the file of a variant, where a row's place is told
 BRIEF = (
@@ -58,6 +59,7 @@ class InventedFacts(TypedDict):
 
     Attributes:
         note: Why none was written; empty where some were.
+        never_given: Thin labels that nothing was written for, since no gold row has them and no teacher is told them.
         left_out: Number of variants that were not accepted, by the reason.
     """
 
@@ -67,6 +69,7 @@ class InventedFacts(TypedDict):
     accepted: int
     left_out: dict[str, int]
     note: str
+    never_given: list[str]
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class WritingPlan:
         real: Texts of real rows, held-out ones apart.
         held_out: Texts of rows that `prepare` measures with.
         note: Why nothing is written, in a sentence; empty where something is.
+        never_given: Thin labels that no teacher is told, so that nothing is written for them.
     """
 
     per_label: int
@@ -96,6 +100,7 @@ class WritingPlan:
     real: Sequence[str] = field(default_factory=list, repr=False)
     held_out: Sequence[str] = field(default_factory=list, repr=False)
     note: str = ""
+    never_given: Sequence[str] = ()
 
     def wanted(self, label: str) -> int:
         """Number of rows to write for a label."""
@@ -112,7 +117,18 @@ class WritingPlan:
         if self.note:
             return f"invent: {self.note}"
         labels = f"{len(self.seeds)} thin label{'s' if len(self.seeds) != 1 else ''}"
-        return f"invent: at most {self.most} rows for {labels} (fewer than {THIN} training rows)"
+        return (
+            f"invent: at most {self.most} rows for {labels} (fewer than {THIN} training rows){_left(self.never_given)}"
+        )
+
+
+def _left(never_given: Sequence[str]) -> str:
+    """The thin labels that nothing is written for, in words."""
+    if not never_given:
+        return ""
+    names = ", ".join(f"'{console.shown(name, 40)}'" for name in never_given[:NAMED])
+    more = f" and {len(never_given) - NAMED} more" if len(never_given) > NAMED else ""
+    return f"; none for {names}{more}, which no gold row has: task.labels.names tells teachers of them"
 
 
 def plan(config: LabelConfig, all_rows: LabelRows) -> WritingPlan | None:
@@ -123,9 +139,14 @@ def plan(config: LabelConfig, all_rows: LabelRows) -> WritingPlan | None:
     counts = Counter(row.gold for row in train)
     for name in config.task.label_names or ():
         counts.setdefault(name, 0)
-    few = thin(counts)
+    names = set(config.task.label_names or (row.gold for row in all_rows.gold))
+    never_given = [name for name in thin(counts) if name not in names]
+    few = [name for name in thin(counts) if name in names]
     if not few:
-        return WritingPlan(config.invent.per_label, counts, note=f"no label has fewer than {THIN} training rows")
+        text = f"no label has fewer than {THIN} training rows"
+        if never_given:
+            text = f"nothing is written{_left(never_given)}"
+        return WritingPlan(config.invent.per_label, counts, note=text, never_given=never_given)
     if len(all_rows.gold) < MIN_ROWS:
         text = f"{len(all_rows.gold)} gold rows give no bound, so no label would be accepted and nothing is written"
         return WritingPlan(config.invent.per_label, counts, note=text)
@@ -137,7 +158,7 @@ def plan(config: LabelConfig, all_rows: LabelRows) -> WritingPlan | None:
         return WritingPlan(config.invent.per_label, counts, note="no training row of a thin label may be shown")
     held_out_texts = [row.text for row in held_out]
     real = [row.text for row in (*train, *all_rows.gold, *all_rows.rows)]
-    return WritingPlan(config.invent.per_label, counts, seeds, real, held_out_texts)
+    return WritingPlan(config.invent.per_label, counts, seeds, real, held_out_texts, never_given=never_given)
 
 
 def still_thin(made: WritingPlan, accepted: Sequence[LabelledRow]) -> list[str]:
@@ -229,6 +250,7 @@ def facts(
         },
         "written": len(orders), "accepted": len(accepted),
         "left_out": {reason: many for reason, many in left_out.most_common() if many}, "note": made.note or note,
+        "never_given": list(made.never_given),
     }  # fmt: skip
 
 
@@ -252,5 +274,5 @@ def sentence(figures: InventedFacts) -> str:
     labels = len(figures["labels"])
     return (
         f"invent: {figures['accepted']} of {figures['written']} rows that {console.shown(figures['writer'], 60)} wrote "
-        f"for {labels} thin label{'s' if labels != 1 else ''} are accepted"
+        f"for {labels} thin label{'s' if labels != 1 else ''} are accepted{_left(figures['never_given'])}"
     )

@@ -137,7 +137,7 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
             rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
             sample=len(sample),
             parts=tuple(parts), stays=len(stays), left_out=dict(job.all_rows.left_out), currency=config.currency,
-            max_cost=config.max_cost, spent=job.budget.spent, writing=writing,
+            max_cost=config.max_cost, spent=job.budget.spent, max_tokens=config.max_tokens, writing=writing,
         )  # fmt: skip
 
 

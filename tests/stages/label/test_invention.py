@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from support import endpoint, teacher, tiny
 
+from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.deduplication.row_fingerprints import FILENAME, Fingerprints, query_fingerprint
 from slmctl.errors import PausedError, UsageError
 from slmctl.metrics.thin_labels import THIN, thin
-from slmctl.stages.label import invention
+from slmctl.pipeline.resolve import Project, resolve_stage
+from slmctl.stages.label import cost_plan, invention, rows
 
 pytest.importorskip("httpx")
 pytest.importorskip("sklearn")
@@ -94,10 +96,6 @@ def tiny_chance(text: str) -> float:
 
 def held_out_of(folder: Path) -> str:
     """A gold row of the thin label that prepare holds out for validation or calibration."""
-    from slmctl import config
-    from slmctl.pipeline.resolve import Project, resolve_stage
-    from slmctl.stages.label import rows
-
     section = resolve_stage(Project(folder, config.load(folder / "slmctl.yaml")), "label").section
     assert isinstance(section, config.LabelConfig)
     train, held_out = rows.training(section)
@@ -185,6 +183,7 @@ def test_the_plan_counts_them_and_a_ceiling_stops_them(tmp_path: Path, capsys: p
         written = sum(map(is_writing, fake.bodies))
         assert written == 5
         assert 0 < plan["writing"]["cost"] < plan["cost"]
+        assert (plan["writing"]["written"], plan["writing"]["cut_off"]) == (5, 0)
         own = plan["parts"][0]["cost"]
         most = own + 0.3 * plan["writing"]["cost"]
         with pytest.raises(PausedError, match=r"label stopped at label\.max_cost"):
@@ -195,6 +194,31 @@ def test_the_plan_counts_them_and_a_ceiling_stops_them(tmp_path: Path, capsys: p
         assert len(asked) == len(set(asked))
     (bill,) = artifact.load(teacher.labelled(folder)).metrics["teachers"]
     assert plan["cost"] == pytest.approx(bill["cost"], rel=0.1)
+
+
+def test_nothing_is_written_for_a_label_that_no_gold_row_has(tmp_path: Path) -> None:
+    folder = project(tmp_path, "http://127.0.0.1:9/v1")
+    pairs = [pair for pair in tiny.rows(700, seed=3) if pair[1] != THIN_LABEL]
+    tiny.write_csv(folder / "people.csv", pairs[400:])
+    text = (folder / "slmctl.yaml").read_text()
+    gold = "label:\n  gold: {path: people.csv, input: text, output: category}\n"
+    (folder / "slmctl.yaml").write_text(text.replace("label:\n", gold))
+    section = resolve_stage(Project(folder, config.load(folder / "slmctl.yaml")), "label").section
+    assert isinstance(section, config.LabelConfig)
+    made = invention.plan(section, rows.read(section))
+    assert made is not None
+    assert (made.most, made.never_given) == (0, [THIN_LABEL])
+    assert made.sentence == (
+        f"invent: nothing is written; none for '{THIN_LABEL}', which no gold row has: task.labels.names tells teachers "
+        "of them"
+    )
+
+
+def test_a_plan_tells_texts_that_are_too_long_and_a_cost_that_is_not_known() -> None:
+    made = cost_plan.WritingCost("invent: 12 rows", 12, None, 5, 2)
+    _, cost, cut_off = made.lines("EUR", 256)
+    assert "cost: not known" in cost
+    assert "2 of 5 that were written are longer than label.max_tokens (256)" in cut_off
 
 
 @pytest.mark.parametrize(
@@ -229,6 +253,7 @@ def test_where_nothing_can_be_won_nothing_is_written(
         ("{url: http://127.0.0.1:9/v1, model: large, prices: {input: 2.0, output: 8.0, currency: EUR}}",
          "{release: some}", "'invent' needs a teacher that can write"),
         ("per_label: 40", "per_label: 40, only: all", "'thin'"),
+        ("per_label: 40", "per_label: 40, terms: permitted", "'terms' belongs to 'release'"),
     ],
 )  # fmt: skip
 def test_a_config_that_cannot_invent_is_refused(old: str, new: str, said: str, tmp_path: Path) -> None:
