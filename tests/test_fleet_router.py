@@ -93,4 +93,5 @@ def test_from_two_projects_to_auto(tiny_base: Path, tmp_path: Path) -> None:
     shared = [json.loads((router / "shared" / f"{name}.json").read_bytes()) for name in ("auto", *WORDS)]
     assert {policy["threshold"] for policy in shared} == {figures["threshold"]}
     child, url = begin(router, *SMALL, *(f"--set=serve.fleet.{name}.policy=shared/{name}.json" for name in WORDS))
+    assert httpx.get(f"{url}/readyz").json()["ready"] is True
     end(child)

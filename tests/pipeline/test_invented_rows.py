@@ -20,6 +20,9 @@ from slmctl.pipeline import invented_rows, preflight, resolve
 from slmctl.pipeline.resolve import Project
 from slmctl.provenance import gc
 
+# of trl's settings, in a process in which another test has loaded transformers before
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
 INVENT = "  votes: 1\n  examples: 2\n  invent: {per_label: 12}\n"
 FAST = "finetune: {max_steps: 4, learning_rate: 1e-2, batch_size: 4, lora: {rank: 4}}\n"
 COUNTED = {"train": 9, "validation": 1, "calibration": 0, "test": 0, "rejected": 0, "tokens": {"total": 90}}
