@@ -53,8 +53,8 @@ def available_bytes() -> int:
 def reuse_freed_memory() -> None:
     """Let this process keep what its large tensors free, for the next ones; a no-op without glibc.
 
-    By default glibc hands blocks of over 32 MB back at once, and the kernel clears every page of the next one: of a
-    classification with long prompts by transformers that was two fifths of the time.
+    By default glibc hands blocks of over 32 MB back at once, and the kernel clears every page of the next one: a
+    quarter of the processor's time, where transformers classified texts with long prompts.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

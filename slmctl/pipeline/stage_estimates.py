@@ -36,7 +36,7 @@ REHEARSAL_SECONDS = 25
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
 REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
 GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
-SHOTS = 2  # times the seconds without examples in the prompt; their common beginning is read once
+SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from slmctl.console import percent
 from slmctl.metrics.statistics import wilson
@@ -210,7 +210,7 @@ def _thin_labels(facts: PrepareFacts) -> Iterator[Notice]:
     labels = {name: splits.get("train", 0) for name, splits in facts.get("labels", {}).items() if name not in slips}
     few = thin(labels)
     if few:
-        names = ", ".join(f"“{name[:60]}” ({labels[name]:,})" for name in few[:3]) + (", …" if len(few) > 3 else "")
+        names = _first([f"“{name[:60]}” ({labels[name]:,})" for name in few])
         yield Notice(
             f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'is', 'are')} thin, with fewer "
             f"than {THIN} training rows: {names}. More rows help most there; label.invent writes some and tries them.",
@@ -222,13 +222,18 @@ def _thin_labels(facts: PrepareFacts) -> Iterator[Notice]:
 def _few_test_rows(facts: PrepareFacts) -> Iterator[Notice]:
     few = labels_with_few_test_rows(facts)
     if few:
-        names = ", ".join(f"“{name[:60]}”" for name in few[:3]) + (", …" if len(few) > 3 else "")
+        names = _first([f"“{name[:60]}”" for name in few])
         yield Notice(
             f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'has', 'have')} fewer than {FEW} "
             f"test rows ({names}): what a model scores on {either(len(few), 'it', 'them')} alone says little.",
             "warn",
             "Labels",
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first three names, and a sign where there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _odd_answers(facts: PrepareFacts) -> Iterator[Notice]:
