@@ -186,9 +186,9 @@ class EndpointPool:
                     await asyncio.to_thread(watch.failed, index, error)
                 if error.status in TOO_MUCH:
                     places.ease(endpoint, error.pause_s, begun=begun)
-            if error.status in HOPELESS:
-                places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
-                continue
+                if error.status in HOPELESS:  # before its place is free, so that no other request takes it
+                    places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
+                    continue
             if error.status not in AGAIN:
                 return Refusal(error.message, error.status)
             failed_at, failures = endpoint, failures + 1
@@ -251,10 +251,11 @@ class _Places:
         Raises:
             NetworkError: It was the last one.
         """
-        if self._running.keys() == {endpoint}:
+        if self._running.pop(endpoint, None) is None:
+            return
+        if not self._running:
             raise NetworkError(f"{endpoint.host}: {reason}")
-        if self._running.pop(endpoint, None) is not None:
-            console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
+        console.say(f"  {urlsplit(endpoint.url).netloc} is asked no more: {reason}")
 
     def ease(self, endpoint: EndpointClient, pause_s: float, *, begun: float) -> None:
         """Ask an endpoint half as much, and nothing for so many seconds.

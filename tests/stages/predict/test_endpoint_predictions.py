@@ -222,6 +222,7 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
         (written,) = (desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")
         with written.open("a") as stream:
             stream.write('{"key": "torn')  # as a kill leaves it
+        assert len(fake.bodies) == 11  # nothing is asked of an endpoint that has refused the key
         first = fake.questions[:10]
         fake.bodies.clear()
         credit[0] = 1000
