@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from support import reported, tiny, workbooks
 from support.forks import Forks
 
+from slmctl import config as configs
 from slmctl import sensitive
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PrepareConfig, Source
@@ -27,6 +28,7 @@ from slmctl.stages.prepare.record_reader import ReadingPlan, RecordReader
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS, read_records
 
+TEMPLATES = Path(__file__).parents[3] / "templates"
 CLASSIFY = {"kind": "classify", "labels": "from-data", "system": tiny.SYSTEM}
 
 
@@ -57,6 +59,17 @@ def run(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
         return Prepared(out, prepare.run(config, base=artifacts["base"], out=out))
 
     return call
+
+
+@pytest.mark.parametrize("template", sorted(path.parent.name for path in TEMPLATES.glob("*/slmctl.yaml")))
+def test_the_rows_of_every_template_are_taken(template: str, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    """What `slmctl init` writes is refused by no limit, least of all by that on what the splits share."""
+    tiny.ok(tiny.slmctl(tmp_path, "init", template, "desk"))
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = prepare.run(configs.load(tmp_path / "desk" / "slmctl.yaml").prepare, base=artifacts["base"], out=out)
+    assert metrics["rows_in"] >= 300
+    assert len(read_records(out / "test.jsonl")) >= 40
 
 
 def test_rows_in_are_rows_out_and_rejected(run: Any) -> None:
