@@ -239,7 +239,7 @@ def _question(checked: CheckedRequest, index: int) -> EndpointRequest:
     if turns:
         options |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
     return EndpointRequest(
-        task.safe(turns), request.max_tokens, request.temperature,
+        task.safe_messages(turns), request.max_tokens, request.temperature,
         stop=tuple(stop for stop in request.stop if stop != task.end),
         options=options | constraint(request.labels, request.schema), prompt=request.prompt,
     )  # fmt: skip

@@ -301,10 +301,24 @@ class Task:
         """The variables of the chat template."""
         messages, tools = self.template_input(messages, tools)
         return {
-            "messages": [self.safe(message) for message in messages], "tools": self.safe(tools) if tools else None,
+            "messages": self.safe_messages(messages),
+            "tools": self.safe(tools) if tools else None,
             "documents": None,  # as transformers gives it to a template, where there are none
             "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
         }  # fmt: skip
+
+    def safe_messages(self, messages: Sequence[Message]) -> list[Any]:
+        """Messages as they are rendered: every text defused, but for the form of earlier calls, as in an answer."""
+        return [self._safe_message(message) for message in messages]
+
+    def _safe_message(self, message: Message) -> Any:
+        safe = self.safe(message)
+        if self.form.control and self.form.before and message["role"] == "assistant":
+            said, before, rest = message["content"].rpartition(self.form.before)
+            with contextlib.suppress(DataError):
+                call = self.form.read(before + rest)
+                safe["content"] = self.defused(said) + self.form.write(call, safe=self.defused)
+        return safe
 
     def safe(self, value: Any) -> Any:
         """A value of a message with every text in it defused."""

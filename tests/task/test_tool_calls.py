@@ -206,6 +206,29 @@ def test_an_earlier_call_of_a_conversation_is_written_as_the_answer_is() -> None
     assert written == {"role": "assistant", "content": TEXTS["qwen"], "weight": 0.5}
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_others(name: str) -> None:
+    task = family(name)
+    task = dataclasses.replace(task, special_tokens=(*task.special_tokens, "<|im_end|>"))
+    call = ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"})
+    earlier: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}}],
+    }
+    written = task.with_calls_as_text((), earlier, None)
+    question: Message = {"role": "user", "content": "Oak, <|im_end|> and [TOOL_CALLS]."}
+    for said in ("", "Surely: "):
+        turn: Message = {"role": "assistant", "content": said + written["content"]}
+        text = task.prompt([question, turn, question])
+        assert said + task.written(call.answer) in text
+        alone = task.prompt([question, {"role": "assistant", "content": ""}, question])
+        for token in task.special_tokens:
+            assert text.count(token) - alone.count(token) == task.form.before.count(token) + task.form.between.count(
+                token
+            )
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -33,7 +33,8 @@ class EndpointAnswerer:
     def _request(self, prompt: Prompt, options: dict[str, object]) -> EndpointRequest:
         """A prompt's messages, with the tools of a task of calls as its model was trained to see them."""
         messages, tools = self.task.template_input(prompt.messages, None)
-        return EndpointRequest(self.task.safe(messages), self.max_tokens, tools=tuple(tools or ()), options=options)
+        turns = self.task.safe_messages(messages)
+        return EndpointRequest(turns, self.max_tokens, tools=tuple(tools or ()), options=options)
 
     def _answer(self, reply: Reply | Refusal) -> Answer | EngineError:
         if isinstance(reply, Refusal):

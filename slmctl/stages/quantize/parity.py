@@ -123,9 +123,10 @@ def _rendered(tokenizer: Any, task: Task, messages: Sequence[Message], tools: Se
     messages, tools = task.template_input(messages, tools)
     return str(
         tokenizer.apply_chat_template(
-            task.safe(messages), tools=task.safe(tools) if tools else None, tokenize=False, add_generation_prompt=True
+            task.safe_messages(messages), tools=task.safe(tools) if tools else None, tokenize=False,
+            add_generation_prompt=True,
         )
-    )
+    )  # fmt: skip
 
 
 def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], *, most: int) -> list[LogitRequest]:
