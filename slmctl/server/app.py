@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -19,7 +18,6 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import NO_TASK
@@ -48,31 +46,15 @@ from slmctl.server.fleet import Fleet
 from slmctl.server.fleet_members import Loaded, Member, Served
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
+from slmctl.server.observed import REQUEST_ID, Note, Observed
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
-from slmctl.server.refusals import QUESTIONS, ROUTE, route_header, unanswered
+from slmctl.server.refusals import ROUTE, route_header
 from slmctl.server.request_run import Exchange, RequestFailedError
 from slmctl.server.routed import FAMILIES, LocalAnswer, Routed
 from slmctl.server.router import Router
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-OPEN = ("/healthz", "/readyz")  # answered without a key, beside the page
-COUNTED = (*QUESTIONS, "/v1/models", "/v1/feedback", "/healthz", "/readyz", "/metrics")
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
-REQUEST_ID = "x-request-id"
-
-
-@dataclass
-class Note:
-    """Fields of one request for the log and the metrics."""
-
-    id: str
-    begun: float = field(default_factory=time.monotonic)
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.begun, 4)
 
 
 class Gateway:
@@ -485,9 +467,9 @@ def application(fleet: Fleet, log: Log) -> Starlette:
             *page.routes(),
         ],
         middleware=[
-            Middleware(_Observed, gateway=gateway),
+            Middleware(Observed, gateway=gateway),
             *([cors] if origins else []),
-            # inside _Observed: Starlette's own would stand around it, and its answers would not be counted
+            # inside Observed: Starlette's own would stand around it, and its answers would not be counted
             Middleware(ServerErrorMiddleware, handler=refusals.bug),
         ],
         exception_handlers=refusals.HANDLERS,
@@ -527,68 +509,3 @@ async def _metrics(http: HttpRequest) -> Response:
     metrics.ready.set(gateway.ready)
     metrics.dropped.set(gateway.log.dropped)
     return Response(metrics.page(), media_type="text/plain; version=0.0.4")
-
-
-class _Observed:
-    """Around everything: a request's id, who may speak to the loopback, and its line in log and figures."""
-
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self.app, self.gateway = app, gateway
-        loopback = served_on_loopback(gateway.settings.host) and gateway.fleet.keys is None
-        self._hosts = frozenset((*LOOPBACK, gateway.settings.host)) if loopback else frozenset[str]()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"host")}
-        note = Note(_id_of(headers.get(b"x-request-id", b"")))
-        scope.setdefault("state", {})["note"] = note
-        status = 0
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", note.id.encode())]
-            await send(message)
-
-        try:
-            if self._hosts and _hostname(headers.get(b"host", b"localhost")) not in self._hosts:
-                # a web page whose name was made to stand for this machine
-                body = openai_replies.error(
-                    "this server is asked without a key, and so by the names of the loopback alone",
-                    "invalid_request_error", request_id=note.id,
-                )  # fmt: skip
-                route = unanswered(scope["path"], 403)
-                await JSONResponse(body, status_code=403, headers=route)(scope, receive, observed)
-            else:
-                await self.app(scope, receive, observed)
-        finally:
-            self._count(scope, status, note)
-
-    def _count(self, scope: MutableMapping[str, Any], status: int, note: Note) -> None:
-        path = scope["path"] if scope["path"] in COUNTED else "other"
-        self.gateway.metrics.requests.labels(path, str(status)).inc()
-        if scope["path"] in ("/healthz", "/readyz", "/metrics") and status == 200:
-            return  # asked every few seconds, and nothing happened
-        self.gateway.log.request(
-            request_id=note.id, method=scope["method"], path=scope["path"][:200], status=status, seconds=note.seconds,
-            **note.fields,
-        )  # fmt: skip
-
-
-def _id_of(header: bytes) -> str:
-    """The client's own id where it is a sane one, else a new one."""
-    text = header.decode("latin-1")
-    sane = 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
-    return text if sane else secrets.token_hex(12)
-
-
-def _hostname(host: bytes) -> str:
-    text = host.decode("latin-1").strip().lower()
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-
-
-def served_on_loopback(host: str) -> bool:
-    """True where only this machine can reach the server."""
-    return host in LOOPBACK or host.startswith("127.")

@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from slmctl.server import openai_replies
-from slmctl.server.app import REQUEST_ID
+from slmctl.server.observed import REQUEST_ID
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_FRAMING = 64 << 10  # bytes of chunk headers, chunk extensions and trailers of one body

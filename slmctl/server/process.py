@@ -20,10 +20,11 @@ import uvicorn
 
 from slmctl.errors import UsageError
 from slmctl.server import key_revocation
-from slmctl.server.app import Gateway, application, served_on_loopback
+from slmctl.server.app import Gateway, application
 from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.fleet import Fleet
 from slmctl.server.log import Log, ToLog
+from slmctl.server.observed import served_on_loopback
 from slmctl.server.rate_limits import ANYBODY
 
 IDLE_S = 30  # that a connection stays open between requests
