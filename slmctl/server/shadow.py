@@ -137,16 +137,9 @@ def require_comparable(shadow: ServedModel, served: ServedModel) -> None:
     Raises:
         UsageError: They are of another kind, or have other labels or another schema.
     """
-    mine, theirs = shadow.task, served.task
-    for what, own, other in (
-        ("another task", mine.kind, theirs.kind),
-        ("other labels", sorted(mine.labels), sorted(theirs.labels)),
-        ("another schema", mine.schema, theirs.schema),
-        ("other tools", mine.tools, theirs.tools),
-    ):
-        if own != other:
-            raise UsageError(
-                f"the shadow {shadow.name} {shadow.version} has {what} than {served.name} {served.version}, so "
-                "their answers cannot be compared",
-                hint="name a release of the same task, or leave --shadow out",
-            )
+    if what := shadow.task.difference(served.task):
+        raise UsageError(
+            f"the shadow {shadow.name} {shadow.version} has {what} than {served.name} {served.version}, so their "
+            "answers cannot be compared",
+            hint="name a release of the same task, or leave --shadow out",
+        )
