@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slmctl.server.novelty import Novelty
     from slmctl.server.openai_requests import ServedModel
     from slmctl.server.shadow import Shadow
+    from slmctl.task.contract import Task
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Plan:
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
         policy: Its policy; True for the one that was fitted on its file.
-        pin, weight, router: See `FleetMember`.
+        pin, weight, router, larger: See `FleetMember`.
     """
 
     spec: str | None
@@ -44,6 +45,7 @@ class _Plan:
     pin: bool = True
     weight: int = 1
     router: bool = False
+    larger: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class ServedFleet:
             about = (
                 f"needs about {size(member.bytes)} once it is asked" if member.loaded is None else size(member.bytes)
             )
-            yield f"  {member.name}: {member.state}, {about}{', pinned' if member.pin else ''}"
+            then = f", then {member.larger} where it is unsure" if member.larger else ""
+            yield f"  {member.name}: {member.state}, {about}{', pinned' if member.pin else ''}{then}"
         if collect is not None:
             loaded = self.fleet.default.loaded
             has_rows = loaded is not None and loaded.served.questions is not None
@@ -138,15 +141,17 @@ class ServedFleet:
         from slmctl.pipeline import model_lookup
         from slmctl.server.router import fitted_policy
 
-        releases = {}
-        for plan in self._plans():
+        plans, releases = list(self._plans()), {}
+        tasks: dict[str, Task] = {}
+        for plan in plans:
             artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
             models = self._models_of(plan, artifact, path)
             policy = self._policy(plan, artifact, path)
-            if policy is not None and models:
-                main = next(iter(models.values()))
+            main = next(iter(models.values()))
+            if policy is not None:
                 fitted_policy(policy, main.digest, main.task)
-            releases[plan.name] = artifact, policy
+            releases[plan.name], tasks[plan.name] = (artifact, policy), main.task
+        _require_one_task(plans, tasks)
         return releases
 
     # Members
@@ -173,7 +178,9 @@ class ServedFleet:
                 f"the shadow answers beside the first model, '{plans[0].name}', which is not pinned",
                 hint=f"serve.fleet.{plans[0].name}.pin: true",
             )
-        yield from map(self._member, plans)
+        members = list(map(self._member, plans))
+        _require_one_task(plans, {name: model.task for member in members for name, model in member.models.items()})
+        yield from members
 
     def _member(self, plan: _Plan) -> Member:
         """A member, found and verified.
@@ -188,7 +195,7 @@ class ServedFleet:
         follows = (plan.spec or "").startswith("dir:")
         return Member(
             name, release, find=functools.partial(self._find, plan) if follows else None, pin=plan.pin,
-            weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router,
+            weight=plan.weight, has_policy=bool(plan.policy) or plan.router, is_router=plan.router, larger=plan.larger,
         )  # fmt: skip
 
     def _plans(self) -> Iterator[_Plan]:
@@ -197,7 +204,7 @@ class ServedFleet:
             for place, (name, member) in enumerate(settings.fleet.items()):
                 yield _Plan(
                     self._from_config(member.release), name, place == 0, member.policy, member.pin, member.weight,
-                    member.router,
+                    member.router, member.larger or "",
                 )  # fmt: skip
             return
         from slmctl.config import PRODUCTION
@@ -251,11 +258,6 @@ class ServedFleet:
         settings = self._settings
         artifact, path = model_lookup.gguf(make_workspace(self._options), plan.spec, self._type)
         models = self._models_of(plan, artifact, path)
-        if not models and plan.name:
-            raise UsageError(
-                f"model '{plan.name}' of the fleet is {path.name}, which carries no task",
-                hint="a release of slmctl publish, or a gguf artifact",
-            )
         if plan.router:
             self._require_names(plan, next(iter(models.values())).task.labels)
         if models and self._shadow is not None and plan.is_default:  # the tag has moved to a release of another task
@@ -291,11 +293,20 @@ class ServedFleet:
             )
 
     def _models_of(self, plan: _Plan, artifact: Artifact, path: Path) -> dict[str, ServedModel]:
-        """The models of a release by name, the adapters' last; none of a file without a task."""
+        """The models of a release by name, the adapters' last; none of a file without a task.
+
+        Raises:
+            UsageError: It is one of a fleet, and carries no task.
+        """
         from slmctl.pipeline import model_lookup
         from slmctl.server.openai_requests import ServedModel
 
         own = model_lookup.own_task(artifact)
+        if own is None and plan.name:
+            raise UsageError(
+                f"model '{plan.name}' of the fleet is {path.name}, which carries no task",
+                hint="a release of slmctl publish, or a gguf artifact",
+            )
         if own is None:
             return {}
         main = ServedModel("", own, file=path.name, digest=_digest_of(artifact, path))
@@ -463,6 +474,20 @@ class ServedFleet:
 
         root = model_lookup.root_of(self._options.directory, artifact.path).resolve()
         return novelty.of_model(root, artifact, settings.training_rows)
+
+
+def _require_one_task(plans: Sequence[_Plan], tasks: Mapping[str, Task]) -> None:
+    """Refuse a larger model for another task than that of the model before it; `tasks` by name.
+
+    Raises:
+        UsageError: It answers with other labels, say.
+    """
+    for plan in plans:
+        if plan.larger and (what := tasks[plan.larger].difference(tasks[plan.name])):
+            raise UsageError(
+                f"the larger model '{plan.larger}' has {what} than '{plan.name}', so it cannot answer in its place",
+                hint=f"name a release of the same task, or leave serve.fleet.{plan.name}.larger out",
+            )
 
 
 def _with_adapter(main: ServedModel, name: str, lora: ServedAdapter) -> ServedModel:

@@ -79,6 +79,11 @@ class FleetMember(Section):
         False, description="policy by which answers are kept or escalated; true: the one below runs/ that was fitted "
         "on the file that answers"
     )  # fmt: skip
+    larger: Text | None = Field(
+        None,
+        description="larger model of this fleet for the same task, asked where the policy does not keep an answer of "
+        "this one",
+    )
     pin: bool = Field(False, description="load it when the server starts, and keep it loaded")
     router: bool = Field(
         False,
@@ -224,4 +229,23 @@ class ServeConfig(Section):
         ):
             if getattr(self, key):
                 raise ValueError(f"'{key}' and 'fleet' exclude each other: {reason}")
+        for name, member in self.fleet.items():
+            if member.larger is not None and (fault := self._fault_of_larger(name, member, member.larger)):
+                raise ValueError(fault)
         return self
+
+    def _fault_of_larger(self, name: str, member: FleetMember, larger: str) -> str:
+        """Why a model cannot have a larger one, as far as the config says it; empty where it can."""
+        other, where = self.fleet.get(larger), f"'fleet.{name}.larger' is '{larger}'"
+        if member.router:
+            return f"'fleet.{name}' is a task router, and 'larger' belongs to a model that it names"
+        if other is None:
+            return f"{where}, and the models of 'fleet' are {', '.join(self.fleet)}"
+        if other is member or other.router:
+            return f"{where}, which is {'itself' if other is member else 'a task router'}: name another model"
+        if other.larger is not None:
+            return f"{where}, which has a larger model itself: only one is asked after a model"
+        if not member.policy or not other.policy:
+            unsure = name if not member.policy else larger
+            return f"{where}, and 'fleet.{unsure}' has no 'policy' that says which answers to keep: policy: true"
+        return ""

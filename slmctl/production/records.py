@@ -76,7 +76,7 @@ class CollectedRow(_Line):
         shadow: The answer of the shadow release to the same question; None where there is none.
         shadow_digest: `sha256:…` of its file.
         tools: The tools that the client sent; empty where the task's own were offered.
-        router: The router that the client asked, where one named the model; else empty.
+        router: The task router, or the smaller model, that the client asked where this one answered; else empty.
     """
 
     id: str

@@ -23,6 +23,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import NO_TASK
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
+from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import (
     api_forms,
     auto,
@@ -52,7 +53,7 @@ from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.refusals import ROUTE, route_header
 from slmctl.server.request_run import Exchange, RequestFailedError
 from slmctl.server.routed import FAMILIES, LocalAnswer, Routed
-from slmctl.server.router import Router
+from slmctl.server.router import CUT_S, Router
 
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 
@@ -132,30 +133,28 @@ class Gateway:
         with contextlib.ExitStack() as held:
             place = self.limits.enter(key, member.name)
             held.callback(place.leave)
+            lease = held.enter_context(contextlib.ExitStack())  # ends before the place does, where another is asked
             naming = await self._named(http, body, kind, member, place, ends_at) if member.is_router else None
             if naming is not None and naming.label != NO_TASK:
                 member = self.fleet.members[naming.label]
                 model = member.models[member.name]
-            served = await self._held(member, ends_at, held)
+            served = await self.held(member, ends_at, lease)
             models = {name: served.models[name] for name in (model.name,) if name in served.models} or served.models
             if naming is not None and naming.label == NO_TASK:
                 models = {model.name: auto.without_task(model)}
-            # in a thread: the release's chat template renders the prompt
-            checked = await asyncio.to_thread(
-                api_forms.check, {**body, "model": next(iter(models))}, kind, models, self.ceilings
-            )
+            checked = await self.checked(body, kind, models)
             if naming is not None and naming.label == NO_TASK:
                 auto.require_text(checked)
-            await self._require_grammar(checked, served.backend)
-            note.fields |= {"model": checked.model.name, "stream": checked.stream}
+            await self.require_grammar(checked, served.backend)
+            note.fields["stream"] = checked.stream
             if self.settings.log_texts:
                 note.fields["prompt"] = checked.text
             place.widen(len(checked.requests))
             exchange = Exchange(checked, served.backend, self.settings.answer_timeout_s, ends_at=ends_at)
             self.running.add(exchange)
             marked = conversation_veto.is_marked(http.headers)
-            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, is_marked=marked,
-                       naming=naming)  # fmt: skip
+            run = _Run(self, member, served, exchange, note, place, held.pop_all().close, lease=lease, body=body,
+                       is_marked=marked, naming=naming)  # fmt: skip
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(run.close, RequestFailedError("", "cancelled", 499))
             try:
@@ -172,7 +171,7 @@ class Gateway:
     ) -> Naming:
         """The model that a router names for a request; the router is free again before that one is asked."""
         with contextlib.ExitStack() as held:
-            served = await self._held(member, ends_at, held)
+            served = await self.held(member, ends_at, held)
             try:
                 naming = await auto.ask(
                     body, kind, http.headers, http.receive, model=served.models[member.name], served=served,
@@ -186,7 +185,17 @@ class Gateway:
         self.named.add(naming)
         return naming
 
-    async def _held(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Served:
+    async def checked(self, body: JsonObject, kind: str, models: Mapping[str, ServedModel]) -> CheckedRequest:
+        """The request as the first one of some models is asked it.
+
+        Raises:
+            BadRequestError: It cannot be.
+        """
+        # in a thread: the release's chat template renders the prompt
+        named = {**body, "model": next(iter(models))}
+        return await asyncio.to_thread(api_forms.check, named, kind, models, self.ceilings)
+
+    async def held(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Served:
         """The release of a member in memory, until `held` ends; see `_leased`."""
         loaded = await self._leased(member, ends_at, held)
         held.callback(self.fleet.give_back, loaded)
@@ -228,7 +237,7 @@ class Gateway:
             raise RequestFailedError("the client has gone", "client_gone", 499) from None
         return bytes(raw)
 
-    async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
+    async def require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
         """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
         if not (text := checked.client_form):
             return
@@ -245,20 +254,30 @@ class _Run:
 
     def __init__(
         self, gateway: Gateway, member: Member, served: Served, exchange: Exchange, note: Note, place: HeldPlace,
-        free: Callable[[], None], *, is_marked: bool, naming: Naming | None = None,
+        free: Callable[[], None], *, lease: contextlib.ExitStack, body: JsonObject, is_marked: bool,
+        naming: Naming | None = None,
     ) -> None:  # fmt: skip
-        self.naming, self._member = naming, member.name
+        self.naming, self._body = naming, body
         self.is_marked = is_marked  # as sensitive, by the client
-        self.gateway, self.served, self.exchange, self.note = gateway, served, exchange, note
-        self.place, self._free = place, free  # the request's place among all, and what else it holds
-        self.shadow = gateway.fleet.shadow if member is gateway.fleet.default else None
-        self.checked = exchange.checked
+        self.gateway, self.exchange, self.note = gateway, exchange, note
+        self.place, self._free, self._lease = place, free, lease  # its place among all, what else it holds, its model
+        self._is_by(member, served, exchange.checked)
         self.route, self.reason, self.name = "local", NO_POLICY, self.checked.model.name
         self.p_correct: float | None = None  # by the policy, where one decides
         self.routed: Routed | None = None
-        self.is_default = self.checked.model is next(iter(served.models.values()))
-        self._own = served.router if self.is_default else None
+        self.pieces = list[Event]()  # of a routed answer
+        self.steps = [naming.step] if naming is not None else []  # the models here that were asked
+        self._tells_path = naming is not None or bool(member.larger)
+        self._via = naming.name if naming is not None else ""  # the model that was asked first, where another answers
         self._closed = False
+
+    def _is_by(self, member: Member, served: Served, checked: CheckedRequest) -> None:
+        """Have a model be the one that answers here."""
+        self._member, self.served, self.checked = member, served, checked
+        self.note.fields["model"] = checked.model.name
+        self.is_default = checked.model is next(iter(served.models.values()))
+        self._own = served.router if self.is_default else None
+        self.shadow = self.gateway.fleet.shadow if member is self.gateway.fleet.default else None
 
     async def respond(self, headers: Mapping[str, str]) -> Response:
         """The whole answer, or a stream that has begun: whatever fails before is still a status."""
@@ -276,24 +295,26 @@ class _Run:
     async def _begin(self) -> None:
         """Have the local model answer, when it is the request's turn."""
         self.exchange.on_end = self.place.rest
-        await self.exchange.beside(self.place.turn(self._member))
+        await self.exchange.beside(self.place.turn(self._member.name))
         self.exchange.begin()
 
     async def _routed(self, router: Router, headers: Mapping[str, str]) -> Response:
         """The answer of the model that the router chose; a stream of it begins when that is decided."""
         if len(self.checked.requests) > 1:
             raise BadRequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
-        (choice,), pieces = self.exchange.choices, list[Event]()
-        if self.naming is not None and self.naming.label == NO_TASK:  # the router's own answer is the local one
+        (choice,), is_for_none = self.exchange.choices, self.naming is not None and self.naming.label == NO_TASK
+        if self.naming is not None and is_for_none:  # the router's own answer is the local one
             choice.text, choice.last = self.naming.label, self.naming.event
-            pieces.append({"piece": choice.text})
+            self.pieces.append({"piece": choice.text})
 
         async def local() -> LocalAnswer:
             if not choice.last:
                 await self._begin()
-            while self.exchange.running:
-                pieces.append((await self.exchange.next())[1])
-            return {**choice.last, "text": choice.text}
+            self.pieces += await self.exchange.whole()
+            event: LocalAnswer = {**choice.last, "text": choice.text}
+            if not is_for_none:
+                self._count_in(event)
+            return event
 
         ends_at = self.exchange.deadline  # so that the local answer is still given where the general model is slow
         offer = self.checked.offer if self.naming is None else self.naming.offered(self.checked.offer)
@@ -302,20 +323,71 @@ class _Run:
             ends_at=ends_at, request=self.note.id, log=self.gateway.log, unread=self.checked.unread,
             also=self.checked.also, offer=offer,
             is_novel=self._is_novel if self.served.questions else None,
+            larger=self._larger if self._is_own and self._member.larger else None,
         )  # fmt: skip
         self.routed = routed = await self.exchange.beside(_as_coroutine(work))
+        (choice,) = self.exchange.choices  # of the larger model where it has answered
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
-        if self.naming is None or self.naming.is_left_to(self._own):
+        if self.naming is None or self._is_own:
             self.p_correct = routed.p_correct
         elif self.naming.is_sure and self.naming.p_correct is None and self.reason == "confident":
             self.reason = NO_POLICY
         if routed.route != "local":
-            self.checked = replace(self.checked, offer=offer)  # a text is not taken apart for a call
-            choice.text, choice.tokens, pieces = routed.text, [], [{"piece": routed.text}]
+            if offer is None:
+                self.checked = replace(self.checked, offer=None)  # a text is not taken apart for a call
+            choice.text, choice.tokens, self.pieces = routed.text, [], [{"piece": routed.text}]
             used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
         self._saw_first()
-        return self._streaming(self._decided(pieces)) if self.checked.stream else self._json()
+        return self._streaming(self._decided(self.pieces)) if self.checked.stream else self._json()
+
+    async def _larger(self, cleared: Cleared) -> tuple[Router, LocalAnswer] | None:
+        """The answer of the larger model and the router that decides on it; None where it gives none.
+
+        Turn and memory of the model before it are given back first, as those of a task router are.
+        """
+        gateway, smaller, kind = self.gateway, self.checked.model, self.checked.kind
+        member = gateway.fleet.members[self._member.larger]
+        ends_at = self.exchange.deadline - 2 * CUT_S  # so that the answer that is there is still given
+        self._lease.close()
+        try:
+            served = await gateway.held(member, ends_at, self._lease)
+            model = served.models[member.name]
+            if what := model.task.difference(smaller.task):  # a tag has moved, and the other one has not yet
+                raise BadRequestError(f"'{model.name}' has {what} than '{smaller.name}'", code="other_task")
+            checked = await gateway.checked(self._body, kind, {model.name: model})
+            await gateway.require_grammar(checked, served.backend)
+            exchange = Exchange(checked, served.backend, gateway.settings.answer_timeout_s, ends_at=ends_at)
+            try:
+                exchange.on_end = self.place.rest
+                await exchange.beside(self.place.turn(member.name))
+                exchange.begin()
+                pieces = await exchange.whole()
+            finally:
+                exchange.close()
+                self.place.rest()
+        except (BadRequestError, RequestFailedError) as error:
+            self._lease.close()
+            gateway.log.event("larger_failed", model=member.name, reason=error.code or "refused")
+            return None
+        self._via = self._via or smaller.name
+        self._is_by(member, served, checked)
+        self.exchange.choices, self.pieces = exchange.choices, pieces
+        (choice,) = exchange.choices
+        event: LocalAnswer = {**choice.last, "text": choice.text}
+        self._count_in(event)
+        assert self._own is not None
+        return self._own.beside(cleared, tuple(str(each["model"]) for each in self.steps)), event
+
+    def _count_in(self, event: LocalAnswer) -> None:
+        """Add the model whose answer this is to those that were asked."""
+        judged = self._own.judged(event) if self._own is not None else None
+        self.steps.append(auto.step(self.checked.model.name, judged.p_correct if judged is not None else None))
+
+    @property
+    def _is_own(self) -> bool:
+        """True where the policy of the model that answers here decides."""
+        return self._own is not None if self.naming is None else self.naming.is_left_to(self._own)
 
     def _json(self) -> Response:
         choices = self.exchange.choices
@@ -379,11 +451,11 @@ class _Run:
         if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
             who |= openai_replies.release(self.checked.model)
         probability = {} if self.p_correct is None else {"p_correct": self.p_correct}
-        path = {} if self.naming is None else {"path": self.naming.path(self.routed, self._own)}
+        path = {"path": auto.path(self.steps, self.routed)} if self._tells_path else {}
         return openai_replies.facts(self.checked, event) | who | probability | path
 
     def _headers(self) -> dict[str, str]:
-        path = {} if self.naming is None else {PATH: self.naming.header(self.routed)}
+        path = {PATH: auto.header(self.steps, self.routed)} if self._tells_path else {}
         return {ROUTE: route_header(self.route, self.reason)} | path
 
     @property
@@ -420,18 +492,18 @@ class _Run:
             "completion_tokens": used["completion_tokens"], "finish": [last["finish"] for last in lasts],
             "confidence": [last.get("confidence") for last in lasts],
         }  # fmt: skip
-        if self.naming is not None:
-            self.note.fields["asked"] = self.naming.header(self.routed)
+        if self._tells_path:
+            self.note.fields["asked"] = auto.header(self.steps, self.routed)
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in self.exchange.choices]
-        routed = self.routed if self.naming is None or self.naming.is_left_to(self._own) else None
+        routed = self.routed if self._is_own else None
         # an answer that nobody was sure to ask the right model for says nothing about that model
         if self.gateway.fleet.collector is not None and (self.naming is None or self.naming.is_sure):
             collecting.hand_over(
                 self.checked, self.exchange.choices, routed, id=self.note.id, is_marked=self.is_marked,
                 collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
-                router=self.naming.name if self.naming is not None else "",
+                router=self._via,
             )  # fmt: skip
 
     def _is_novel(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,20 +108,10 @@ class Naming:
             return own.beside(self.cleared, path)
         return self.router.beside(self.cleared, path, self.label, Fixed(self.verdict))
 
-    def path(self, routed: Routed | None, own: Router | None) -> list[JsonObject]:
-        """Every model that was asked, with its P(correct) where a policy says it."""
-        steps: list[JsonObject] = [_step(self.name, self.p_correct) | {"answer": self.label}]
-        if self.label != NO_TASK:
-            judged = own.judged(routed.local) if own is not None and routed is not None else None
-            steps.append(_step(self.label, judged.p_correct if judged is not None else None))
-        if routed is not None and routed.route != "local":
-            steps.append({"model": routed.model})
-        return steps
-
-    def header(self, routed: Routed | None) -> str:
-        """`auto, tickets` or `auto, tickets, generalist`."""
-        names = [self.name] + ([self.label] if self.label != NO_TASK else [])
-        return ", ".join([*names, "generalist"] if routed is not None and routed.route != "local" else names)
+    @property
+    def step(self) -> JsonObject:
+        """The router as the first of the models that were asked."""
+        return step(self.name, self.p_correct) | {"answer": self.label}
 
 
 async def ask(
@@ -234,5 +224,17 @@ def _for_none(p_correct: float) -> Decision:
     return Decision(False, p_correct, "out-of-scope")
 
 
-def _step(model: str, p_correct: float | None) -> JsonObject:
+def step(model: str, p_correct: float | None) -> JsonObject:
+    """A model that was asked, with its P(correct) where a policy says it."""
     return {"model": model} | ({"p_correct": p_correct} if p_correct is not None else {})
+
+
+def path(steps: Sequence[JsonObject], routed: Routed | None) -> list[JsonObject]:
+    """Every model that was asked: those here, and the general one where its answer is used."""
+    return [*steps, *([{"model": routed.model}] if routed is not None and routed.route != "local" else [])]
+
+
+def header(steps: Sequence[JsonObject], routed: Routed | None) -> str:
+    """`auto, tickets` or `auto, tickets, generalist`."""
+    beyond = ["generalist"] if routed is not None and routed.route != "local" else []
+    return ", ".join([*(str(each["model"]) for each in steps), *beyond])

@@ -36,7 +36,7 @@ def hand_over(
         id: The request's; further answers of one request get `ID-2` and so on.
         is_marked: The client has marked it as sensitive, so nothing of it is written down.
         collector: Where they go.
-        router: The router that the client asked, where one named the model.
+        router: The task router, or the smaller model, that the client asked where this one answered.
         shadow: Answers it once more, and an answer that differs is one more reason to collect it.
         questions: The training rows, where they are known.
     """

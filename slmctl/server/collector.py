@@ -73,7 +73,7 @@ class Answered:
 
     Attributes:
         offers: The client offered tools of its own, which are not kept.
-        router: The router that the client asked, where one named the model; else empty.
+        router: The task router, or the smaller model, that the client asked where this one answered; else empty.
     """
 
     row: str

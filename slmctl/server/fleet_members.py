@@ -71,6 +71,7 @@ class Member:
         find: Finds and verifies the release that its tag stands for now; None where it has no tag.
         has_policy: A policy decides about its answers.
         is_router: A task router: its labels are names of other members, which answer in its place.
+        larger: The member that is asked where the policy does not keep an answer; empty for none.
         release: The one that is served, or will be at the next load.
         loaded: None while it is on disk.
         work: Requests that it has, those that wait for its load too.
@@ -89,6 +90,7 @@ class Member:
     weight: int = 1
     has_policy: bool = False
     is_router: bool = False
+    larger: str = ""
     loaded: Loaded | None = None
     loading: asyncio.Task[None] | None = None
     work: int = 0

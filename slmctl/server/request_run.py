@@ -106,10 +106,12 @@ class Exchange:
         """True until every choice has ended."""
         return not all(choice.last for choice in self.choices)
 
-    async def whole(self) -> None:
-        """Run every choice to its end."""
+    async def whole(self) -> list[Event]:
+        """Run every choice to its end; the events that were left."""
+        events = list[Event]()
         while self.running:
-            await self.next()
+            events.append((await self.next())[1])
+        return events
 
     async def beside(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work that `end` ends too.

@@ -1,8 +1,8 @@
 """The router: keeps the local answer or escalates to the generalist; a sensitive question never leaves.
 
-In this order: the veto (`conversation_veto`), the local answer, the policy, the circuit breaker, the generalist. A
-doubt or a failure ends with the local answer, which is there before a question leaves, so no answer is made of two
-models' texts.
+In this order: the veto (`conversation_veto`), the local answer, the policy, the larger local model where there is one
+with its policy, the circuit breaker, the generalist. A doubt or a failure ends with the local answer, which is there
+before a question leaves, so no answer is made of two models' texts.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Judge(Protocol):
     """Decides on answers, as a policy does; see `Policy.judge`."""
 
     def judge(self, answer: Mapping[str, Any], text: str) -> Decision: ...
+
+
+# Asks a larger local model: the router that decides on its answer, and the answer; None where it gives none.
+Larger = Callable[[conversation_veto.Cleared], Awaitable["tuple[Router, LocalAnswer] | None"]]
 
 
 class Router:
@@ -156,6 +160,7 @@ class Router:
         also: Sequence[str] = (),
         offer: Offer | None = None,
         is_novel: Callable[[], bool] | None = None,
+        larger: Larger | None = None,
     ) -> Routed:
         """Answer a request.
 
@@ -170,6 +175,7 @@ class Router:
             unread: Fields of the caller's messages that no detector searches, such as `tool_calls`.
             also, offer: Texts of calls and tools, which are searched too, and the functions that may be called.
             is_novel: Tells whether the question is new; called in a thread beside the local model.
+            larger: Asks a larger local model where the policy does not keep the answer, sensitive or not.
 
         Raises:
             The exceptions of `local`: without a local answer there is none at all.
@@ -182,8 +188,21 @@ class Router:
             event = await local()
         finally:
             novel = await compared if compared is not None else None
-        answered = time.monotonic()
-        verdict = self.judged(event)
+        router, verdict = self, self.judged(event)
+        if larger is not None and (verdict is None or not verdict.keep):
+            router, event = await larger(cleared) or (self, event)
+        times = {"look_ms": looked - begun, "local_ms": time.monotonic() - looked}
+        return await router._given(
+            cleared, event, options, times, ends_at=ends_at, request=request, log=log, offer=offer, novel=novel
+        )
+
+    async def _given(
+        self, cleared: conversation_veto.Cleared, event: LocalAnswer, options: Mapping[str, Any],
+        times: dict[str, float], *, ends_at: float | None, request: str, log: Log | None, offer: Offer | None,
+        novel: bool | None,
+    ) -> Routed:  # fmt: skip
+        """The local answer or the general model's, counted and written down; `times` is what was needed so far."""
+        answered, verdict = time.monotonic(), self.judged(event)
         reason, reply, text, fault = await self._decided(cleared, verdict, options, ends_at, offer)
         if reply is None:
             routed = Routed(
@@ -198,7 +217,7 @@ class Router:
                 verdict.keep, novel, reply.prompt_tokens or 0, reply.completion_tokens or 0,
             )  # fmt: skip
         self.shared.count(routed, reply.seconds if reply is not None else 0.0)
-        times = {"look_ms": looked - begun, "local_ms": answered - looked, "beyond_ms": time.monotonic() - answered}
+        times["beyond_ms"] = time.monotonic() - answered
         self.shared.note(routed, times, redacted=len(cleared.marks), fault=fault, request=request, log=log,
                          path=self._path)  # fmt: skip
         return routed

@@ -448,6 +448,18 @@ def test_what_a_router_had_answered_is_shown_in_its_own_form_and_corrected_as_a_
             assert browser.complaints == []
 
 
+def test_an_answer_of_a_second_model_for_the_task_is_corrected_by_a_label(browser: Browser) -> None:
+    path = [{"model": "tickets", "p_correct": 0.4}, {"model": "desk", "p_correct": 0.9}, {"model": "large"}]
+    extra = {**EXTRA, "task": "classify", "path": path, "route": "generalist"}
+    with faking("classify", text="delivery", extra=extra, collects=True) as fake:
+        visit(browser, fake.url)
+        ask(browser)
+        assert "Category" in seen(browser, "#result")
+        browser.ask("document.querySelectorAll('.verdict button')[1].click()")
+        browser.wait("!!document.querySelector('#result select')")
+        assert browser.complaints == []
+
+
 def test_json_that_was_cut_off_is_said_to_be(browser: Browser) -> None:
     with faking("extract", text='{"order": "A-1', finish="length") as fake:
         visit(browser, fake.url)

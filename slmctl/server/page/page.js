@@ -6,10 +6,16 @@ let running = null; // the AbortController of the answer that is being written
 
 const KINDS = ["classify", "extract", "generate", "call"];
 
+// Whether a router named the model that answered: its step of the path holds what it named.
+function isNamed(found) {
+  const [first] = Array.isArray(found.extra.path) ? found.extra.path : [];
+  return Boolean(first && first.answer);
+}
+
 // Whether an answer may have another form than the task's: a router's is that of the model it named, or free text.
 function isOther(found) {
   const kind = found.call ? "call" : found.extra.task;
-  return (KINDS.includes(kind) && kind !== task.kind) || Boolean(found.extra.path && found.extra.route === "generalist");
+  return (KINDS.includes(kind) && kind !== task.kind) || (isNamed(found) && found.extra.route === "generalist");
 }
 
 const bounded = (share) => Math.min(1, Math.max(0, Number(share) || 0));
@@ -254,7 +260,7 @@ function verdict(found) {
 
 // The field for the right answer: the labels, or the answer to correct.
 function correction(found, tell) {
-  const chooses = task.kind === "classify" && !isOther(found) && !found.extra.path; // the labels of a router are no answers
+  const chooses = task.kind === "classify" && !isOther(found) && !isNamed(found); // the labels of a router are no answers
   const field = make(chooses ? "select" : "textarea", "");
   if (chooses) {
     for (const label of task.labels.filter((one) => one !== found.text)) {
