@@ -77,6 +77,11 @@ def _router(settings: Config) -> str:
     return routers[0]
 
 
+def _larger(settings: Config) -> dict[str, str]:
+    """The larger model of each that has one, by name."""
+    return {name: member.larger for name, member in settings.serve.fleet.items() if member.larger is not None}
+
+
 def _models(options: Options, project: Project) -> dict[str, FleetModel]:
     """The models of the config's fleet by name, each verified with its policy."""
     from slmctl.cli.served_fleet import ServedFleet
@@ -105,7 +110,7 @@ def _answered(
     records = [*split["calibration"], *split["test"]]
     own = fleet_answers.originals(sources, records)
     rows, timings = fleet_answers.answers(
-        models, router, records, own, max_tokens=project.config.predict.max_tokens
+        models, router, records, own, larger=_larger(project.config), max_tokens=project.config.predict.max_tokens
     )  # fmt: skip
     outcomes = [_outcome(row, models, project.config) for row in rows]
     first = len(split["calibration"])
@@ -115,15 +120,22 @@ def _answered(
 def _outcome(row: FleetRow, models: Mapping[str, FleetModel], settings: Config) -> FleetOutcome:
     from slmctl.config import CalibrateConfig
     from slmctl.metrics.error_threshold import FIT_SHARE, place_of
-    from slmctl.metrics.fleet_figures import FleetOutcome
+    from slmctl.metrics.fleet_figures import FleetOutcome, ModelOutcome
     from slmctl.stages.calibrate.calibrate import is_right
 
-    config = settings.calibrate or CalibrateConfig()
-    right = row.answered is not None and row.named.text == row.task
-    right = right and is_right(models[row.task].task, config, row.answered.text, row.expected)  # type: ignore[union-attr]
+    config, named = settings.calibrate or CalibrateConfig(), row.named
+    answers = tuple(
+        ModelOutcome(
+            model,
+            named.text == row.task and is_right(models[row.task].task, config, answer.text, row.expected),
+            named.keep and answer.keep,
+            min(named.score, answer.score),  # so that a threshold on it is the same threshold for router and model
+        )
+        for model, answer in row.answered.items()
+    )
     fits = any(place_of(id) < FIT_SHARE for id in (row.id, row.origin) if id)
-    tokens = (row.answered or row.named).tokens
-    return FleetOutcome(row.task, row.named.text, right, row.keep, row.score, fits, tokens)
+    tokens = next(iter(row.answered.values()), named).tokens
+    return FleetOutcome(row.task, named.text, named.keep, answers, fits, tokens)
 
 
 def _report(
@@ -155,7 +167,8 @@ def _report(
     shared = fleet_figures.kept(test, least=least, confidence=level) if least is not None else None
     report = FleetReport(
         f"{settings.project} {settings.version}", level, _line("the policies' own", own),
-        _line("one for all", shared) if shared is not None else None, fault, tasks, fleet_figures.confusion(test),
+        _line("one for all", shared) if shared is not None else None, fault, tasks, fleet_figures.by_model(test),
+        _larger(settings), fleet_figures.confusion(test),
         {name: timing.median_ms for name, timing in timings.items()}, router,
         _cost(settings.serve.prices, test, timings, router, own["kept_rows"]),
         [] if own["none_rows"] else ["No row is for none of the models, so nothing is known of such questions."],
@@ -183,7 +196,7 @@ def _cost(
         return None
     prompt, answer = (sum(row.tokens[place] for row in rows) / len(rows) for place in (0, 1))
     there = (prompt * prices.api_per_million_input_tokens + answer * prices.api_per_million_output_tokens) / 1000
-    ms = [timings[router].median_ms + (timings[row.named].median_ms if row.named in timings else 0.0) for row in rows]
+    ms = [timings[router].median_ms + sum(timings[answer.model].median_ms for answer in row.asked) for row in rows]
     machine = sum(ms) / len(ms) / 3600 * prices.machine_per_hour
     return FleetCost(prices.currency, machine + there * (1 - kept / len(rows)), there)
 
@@ -210,6 +223,8 @@ def _lines(report: FleetReport) -> Iterator[str]:
             f"{line.title}: {percent(line.kept)} of {line.rows:,} rows kept; {right} of the answers right "
             f"({percent(low)} to {percent(high)}), error at most {percent(line.error_bound)}"
         )
+    for model, asked, kept, wrong in report.models if report.larger else ():
+        yield f"{model}: asked for {asked:,} rows; {kept:,} of its answers kept, {wrong:,} of these wrong"
     if report.own.none_rows:
         yield f"for no model: {percent(1 - report.own.none_kept)} of {report.own.none_rows:,} rows sent away"
     if report.fault:

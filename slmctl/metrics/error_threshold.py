@@ -115,8 +115,16 @@ def tested(scores: Floats, rows: CalibrationRows, config: CalibrateConfig) -> tu
     Raises:
         GateError: No threshold keeps the error low enough.
     """
+    return passed(list(_cuts(scores[~rows.fits], rows.only(~rows.fits))), rows, config)
+
+
+def passed(cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> tuple[float, PolicyFigures]:
+    """The loosest of some thresholds that passes, from the strictest on, and its figures; see `choose`.
+
+    Raises:
+        GateError: None keeps the error low enough.
+    """
     tests = rows.only(~rows.fits)
-    cuts = list(_cuts(scores[~rows.fits], tests))
     chosen = choose(cuts, int(tests.outside.sum()), config)
     if chosen is None:
         raise GateError(_unreachable(cuts, config), hint="a larger calibrate.max_error, more rows, or a better model")

@@ -53,6 +53,8 @@ class FleetReport:
         shared: With the one threshold of all; None where none was set.
         fault: Why none was set.
         tasks: By task, with the thresholds that are in use.
+        models: (model, rows that it is asked, kept answers of it, wrong ones of these), with these thresholds.
+        larger: The larger model of each that has one, by name.
         confusion: (task, named, rows).
         latency_ms: Median of one answer of each model, one caller at a time.
     """
@@ -63,6 +65,8 @@ class FleetReport:
     shared: KeptLine | None
     fault: str
     tasks: list[KeptLine]
+    models: list[tuple[str, int, int, int]]
+    larger: Mapping[str, str]
     confusion: list[tuple[str, str, int]]
     latency_ms: Mapping[str, float]
     router: str
@@ -76,7 +80,8 @@ def page(report: FleetReport) -> Page:
     return Page(
         kicker=f"Fleet · {report.project}",
         headline=f"{percent(own.kept)} of the questions are kept here, {_right(own)} of the answers right",
-        lead=f"{count(own.rows + own.none_rows, 'test row')} asked of {report.router} and of the model that it names.",
+        lead=f"{count(own.rows + own.none_rows, 'test row')} asked of {report.router} and of the model that it names"
+        + (", then of a larger one." if report.larger else "."),
         figures=list(_figures(report)),
         notices=[Notice(note, "warn") for note in report.notes],
         sections=[_kept(report), _router(report), _time(report)],
@@ -111,7 +116,12 @@ def _kept(report: FleetReport) -> PageSection:
         "of exact tests on the calibration rows. " + report.fault
     ))  # fmt: skip
     tasks = Table("By task", head, [_row(line) for line in report.tasks], note="With the policies' own thresholds.")
-    return PageSection("Kept answers", [whole, tasks])
+    models = Table(
+        "By model", ("", "rows asked", "kept answers", "wrong"),
+        [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in report.models],
+        note="With the policies' own thresholds; a larger model is asked where the one before it is unsure.",
+    )  # fmt: skip
+    return PageSection("Kept answers", [whole, tasks, models])
 
 
 def _row(line: KeptLine) -> list[str]:
@@ -136,12 +146,14 @@ def _router(report: FleetReport) -> PageSection:
 
 
 def _time(report: FleetReport) -> PageSection:
-    first = report.latency_ms.get(report.router, 0.0)
-    rows = [
-        [name, f"{own:,.1f}", "" if name == report.router else f"{own + first:,.1f}"]
-        for name, own in report.latency_ms.items()
-    ]
-    table = Table("Latency", ("model", "ms", "with the router, ms"), rows, note=(
-        "Median of one answer, one caller at a time, on the machine that measured."
+    ms = report.latency_ms
+    before = {name: ms.get(report.router, 0.0) for name in ms if name != report.router}
+    for name, larger in report.larger.items():
+        if larger in before:
+            before[larger] = max(before[larger], before.get(name, 0.0) + ms.get(name, 0.0))
+    rows = [[name, f"{own:,.1f}", f"{own + before[name]:,.1f}" if name in before else ""] for name, own in ms.items()]
+    table = Table("Latency", ("model", "ms", "with those asked before, ms"), rows, note=(
+        "Median of one answer, one caller at a time, on the machine that measured. The router is asked before every "
+        "model, and a small model before its larger one."
     ))  # fmt: skip
     return PageSection("Time", [table])

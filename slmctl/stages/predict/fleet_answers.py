@@ -55,7 +55,7 @@ class FleetRow:
         task: The name of the model that it is for, or NO_TASK.
         expected: The reference answer of that model; empty for none.
         named: The router's answer.
-        answered: The named model's; None where the router names none.
+        answered: By model the answer of the one that is named, then that of its larger one; none where none is named.
     """
 
     id: str
@@ -63,17 +63,7 @@ class FleetRow:
     task: str
     expected: str = field(repr=False)
     named: Judged
-    answered: Judged | None
-
-    @property
-    def keep(self) -> bool:
-        """True where every policy keeps it."""
-        return self.named.keep and self.answered is not None and self.answered.keep
-
-    @property
-    def score(self) -> float:
-        """The smaller one of both scores: a threshold on it is the same threshold for router and model."""
-        return -float("inf") if self.answered is None else min(self.named.score, self.answered.score)
+    answered: Mapping[str, Judged]
 
 
 @dataclass(frozen=True)
@@ -114,13 +104,16 @@ def originals(sources: Sequence[Source], records: Sequence[Record]) -> list[Reco
 
 def answers(
     models: Mapping[str, FleetModel], router: str, records: Sequence[Record], own: Sequence[Record | None],
-    *, max_tokens: int,
+    *, larger: Mapping[str, str], max_tokens: int,
 ) -> tuple[list[FleetRow], dict[str, Timing]]:  # fmt: skip
-    """Ask the router about every record, then each model about those that it is named for.
+    """Ask the router about every record, then each model about those that it, or a model before it, is named for.
+
+    A larger model is asked about all of them, since a threshold that is not known yet says where it is needed.
 
     Args:
         models: The fleet by name.
         router: The name of the router.
+        larger: The larger model of each that has one, by name.
         records: Rows of the router's project.
         own: `originals` of them.
         max_tokens: The longest answer, in tokens.
@@ -130,30 +123,37 @@ def answers(
     """
     timings: dict[str, Timing] = {}
     named, timings[router] = _judged(models[router], router, dict(enumerate(records)), max_tokens)
-    answered: dict[int, Judged] = {}
+    ways = {place: [name for name in (judged.text, larger.get(judged.text)) if name] for place, judged in named.items()}
+    answers_of: dict[str, dict[int, Judged]] = {}
     for name in models:
-        places = [place for place, judged in named.items() if judged.text == name]
+        places = [place for place, way in ways.items() if name in way]
         if places and name != router:
-            turns = {place: _as_asked(models[name].task, name, records[place], own[place]) for place in places}
-            judged, timings[name] = _judged(models[name], name, turns, max_tokens)
-            answered |= judged
+            turns = {
+                place: _as_asked(models[name].task, name, records[place], own[place], named=ways[place][0])
+                for place in places
+            }
+            answers_of[name], timings[name] = _judged(models[name], name, turns, max_tokens)
     rows = [
         FleetRow(
             record.id, other.id if other is not None else "", record.answer, other.answer if other is not None else "",
-            named[place], answered.get(place),
+            named[place], {name: answers_of[name][place] for name in ways[place] if name in answers_of},
         )
         for place, (record, other) in enumerate(zip(records, own, strict=True))
     ]  # fmt: skip
     return rows, timings
 
 
-def _as_asked(task: Task, name: str, record: Record, own: Record | None) -> Record:
-    """A record as a model is asked it: its own as it stands, another one's with the model's system prompt."""
+def _as_asked(task: Task, name: str, record: Record, own: Record | None, *, named: str) -> Record:
+    """A record as a model is asked it: its own as it stands, another one's with the model's system prompt.
+
+    A larger model than the one that is `named` gets the record of that one's task.
+    """
     if own is not None and record.answer == name:
         return own
-    rest = tuple(message for message in record.messages if message["role"] != "system")
+    source = own if own is not None and record.answer == named else record
+    rest = tuple(message for message in source.messages if message["role"] != "system")
     system = ({"role": "system", "content": task.system},) if task.system else ()
-    fields = record.to_json() | {"messages": [*system, *rest]}
+    fields = source.to_json() | {"messages": [*system, *rest]}
     return Record.from_json(fields)
 
 
