@@ -33,8 +33,8 @@ class Judged:
     """An answer with what a policy says of it.
 
     Attributes:
-        score: The policy's score; infinite where there is no policy, which keeps everything, and -inf where the
-            answer has no log probabilities.
+        score: The policy's score; infinite where there is no policy, which keeps everything, and -inf where no
+            threshold keeps it: the answer has no log probabilities, or is the out-of-scope label.
         keep: The policy keeps it at its own threshold.
         tokens: Of the prompt and of the answer.
     """
@@ -188,4 +188,4 @@ def of_policy(policy: Policy | None, answer: engine.Answer) -> Judged:
         decision, score = policy.judge(fields, text), policy.score(fields)
     except ValueError:  # it has no log probabilities
         return Judged(text, -float("inf"), keep=False, tokens=tokens)
-    return Judged(text, score, decision.keep, tokens)
+    return Judged(text, -float("inf") if decision.reason == "out-of-scope" else score, decision.keep, tokens)
