@@ -118,7 +118,7 @@ def make(
     for name in releases:
         if name == NO_TASK or not FLEET_NAME.fullmatch(name):
             raise UsageError(f"the release '{name}' cannot be a label of a router: publish it under another name")
-    places = _places(root, directory)
+    places = project_places([root.parent, directory.resolve(), directory.resolve().parent])
     specialists = [_specialist(name, release, named.get(name), places) for name, release in releases.items()]
     if not nothing:
         notes.append(
@@ -135,9 +135,8 @@ def _production(root: Path) -> dict[str, Artifact]:
     return {name: registry.find(root, f"{name}@{PRODUCTION}") for name in names}
 
 
-def _places(root: Path, directory: Path) -> list[Path]:
-    """Folders that may be the projects: around the registry and around the working folder."""
-    around = [root.parent, directory.resolve(), directory.resolve().parent]
+def project_places(around: Sequence[Path]) -> list[Path]:
+    """Folders that may be projects with data: some folders, and those in them."""
     places = [place for near in around for place in (near, *sorted(near.glob("[!.]*/")))]
     return [place for place in dict.fromkeys(places) if (place / "runs" / "prepared").is_dir()]
 
@@ -148,17 +147,33 @@ def _specialist(name: str, release: Artifact, folder: Path | None, places: Seque
     Raises:
         UsageError: Its data set is in none of the folders.
     """
-    for place in places if folder is None else [folder]:
+    where = "in no folder beside the registry or here" if folder is None else f"not below {folder}"
+    hint = f"name the folder of the project that made it: --project {name}=FOLDER"
+    place, data = made_of(name, release, places if folder is None else [folder], where=where, hint=hint)
+    rows = {split: int(data.metrics[split]) for split in SPLITS if data.metrics[split]}
+    policy = model_lookup.newest_policy([place], gguf_file(release).sha256)  # of the file that serve takes
+    return Specialist(name, place, data, rows, policy)
+
+
+def made_of(
+    name: str, release: Artifact, places: Sequence[Path], *, where: str, hint: str
+) -> tuple[Path, Artifact]:  # fmt: skip
+    """The project that made a release, one of some folders, and the data set that it was trained on.
+
+    Args:
+        where, hint: Of the error, where the data set is not and what to do.
+
+    Raises:
+        UsageError: It is in none of them.
+    """
+    for place in places:
         data = released.data_set(place, release)
         if data is not None:
-            rows = {split: int(data.metrics[split]) for split in SPLITS if data.metrics[split]}
-            policy = model_lookup.newest_policy([place], gguf_file(release).sha256)  # of the file that serve takes
-            return Specialist(name, place, data, rows, policy)
+            return place, data
     digest = str(release.manifest.inputs.get("prepared", "")).removeprefix("sha256:")[:12]
-    where = "in no folder beside the registry or here" if folder is None else f"not below {folder}"
     raise UsageError(
         f"the training data of '{name}' {release.metrics['version']} (runs/prepared, digest {digest}) is {where}",
-        hint=f"name the folder of the project that made it: --project {name}=FOLDER",
+        hint=hint,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,13 @@ from slmctl.cli.group import Options, config_options, open_project, option, prin
 from slmctl.errors import GateError, UsageError
 
 if TYPE_CHECKING:
+    from slmctl.cli.seen_rows import SeenRows
     from slmctl.config import Config, Prices
     from slmctl.metrics.fleet_figures import FleetOutcome, Kept
     from slmctl.pipeline.resolve import Project
     from slmctl.reports.fleet_page import FleetCost, FleetReport, KeptLine
     from slmctl.stages.predict.fleet_answers import FleetModel, FleetRow, Timing
+    from slmctl.task.records import Record
 
 PAGE, FIGURES = "fleet.html", "fleet.json"
 NO_SHARED = "No threshold was set for all together"
@@ -47,8 +50,8 @@ def measure(options: Options, policies: Path | None) -> None:
     project = open_project(options)
     router = _router(project.config)
     models = _models(options, project)
-    calibration, test, timings = _answered(project, models, router)
-    report, least = _report(project.config, router, calibration, test, timings)
+    calibration, test, timings, notes = _answered(project, models, router)
+    report, least = _report(project.config, router, calibration, test, timings, notes)
     fields = {**dataclasses.asdict(report), "threshold": least}
     folder = project.root / "runs"
     with atomic.file(folder / PAGE) as draft:
@@ -98,26 +101,64 @@ def _models(options: Options, project: Project) -> dict[str, FleetModel]:
 
 def _answered(
     project: Project, models: Mapping[str, FleetModel], router: str
-) -> tuple[list[FleetOutcome], list[FleetOutcome], dict[str, Timing]]:
-    """The rows of calibration and test as the fleet answers them."""
+) -> tuple[list[FleetOutcome], list[FleetOutcome], dict[str, Timing], list[str]]:
+    """The rows of calibration and test as the fleet answers them, and notes on rows that are left out."""
     from slmctl.pipeline import resolve
     from slmctl.pipeline.stage_table import PREPARED
     from slmctl.stages.predict import fleet_answers
     from slmctl.task.records import read_records
 
     prepared, sources = resolve.find(project, PREPARED), project.config.prepare.sources
-    split = {name: read_records(prepared.file(f"{name}.jsonl")) for name in ("calibration", "test")}
-    records = [*split["calibration"], *split["test"]]
-    own = fleet_answers.originals(sources, records)
+    larger, seen, spent = _larger(project.config), _seen(project, models), Counter[str]()
+    held: list[tuple[str, Record, Record | None]] = []
+    for split in ("calibration", "test"):
+        records = read_records(prepared.file(f"{split}.jsonl"))
+        for record, own in zip(records, fleet_answers.originals(sources, records), strict=True):
+            if own is not None and record.answer in seen and seen[record.answer].is_spent(own, split):
+                spent[record.answer] += 1
+            else:
+                held.append((split, record, own))
     rows, timings = fleet_answers.answers(
-        models, router, records, own, larger=_larger(project.config), max_tokens=project.config.predict.max_tokens
+        models, router, [record for _, record, _ in held], [own for _, _, own in held], larger=larger,
+        max_tokens=project.config.predict.max_tokens,
     )  # fmt: skip
-    outcomes = [_outcome(row, models, project.config) for row in rows]
-    first = len(split["calibration"])
-    return outcomes[:first], outcomes[first:], timings
+    outcomes: dict[str, list[FleetOutcome]] = {"calibration": [], "test": []}
+    for (split, record, own), row in zip(held, rows, strict=True):
+        fits = own is not None and record.answer in seen and seen[record.answer].fits(own)
+        outcomes[split].append(_outcome(row, models, project.config, fits=fits))
+    notes = [
+        f"{number:,} rows of {name} are left out: {larger[name]} was trained on them, or chosen by them."
+        for name, number in spent.items()
+    ]
+    return outcomes["calibration"], outcomes["test"], timings, notes
 
 
-def _outcome(row: FleetRow, models: Mapping[str, FleetModel], settings: Config) -> FleetOutcome:
+def _seen(project: Project, models: Mapping[str, FleetModel]) -> dict[str, SeenRows]:
+    """The rows that a larger model was trained and chosen by, by the name of the model before it.
+
+    Raises:
+        UsageError: The data of a larger model is not here.
+    """
+    from slmctl.cli import fleet_project
+    from slmctl.cli.seen_rows import SeenRows
+    from slmctl.config import NO_TASK
+
+    root, seen = project.root.resolve(), {}
+    rows = [source.local for source in project.config.prepare.sources if source.label not in (None, NO_TASK)]
+    beside = [place for path in rows for place in path.resolve().parents[4:5]]  # of PROJECT/runs/prepared/…/test.jsonl
+    for name, other in _larger(project.config).items():
+        release = models[other].release
+        places = fleet_project.project_places([*release.path.resolve().parents[2:3], root, root.parent, *beside])
+        _, data = fleet_project.made_of(
+            other, release, places, hint="put the project that made it beside this one",
+            where="in no folder beside its registry or here, so nobody knows which rows it has seen",
+        )  # fmt: skip
+        seen[name] = SeenRows.of(data)
+    return seen
+
+
+def _outcome(row: FleetRow, models: Mapping[str, FleetModel], settings: Config, *, fits: bool) -> FleetOutcome:
+    """A row as it counts; `fits` is true where it fitted the score of a larger model."""
     from slmctl.config import CalibrateConfig
     from slmctl.metrics.error_threshold import FIT_SHARE, place_of
     from slmctl.metrics.fleet_figures import FleetOutcome, ModelOutcome
@@ -133,7 +174,7 @@ def _outcome(row: FleetRow, models: Mapping[str, FleetModel], settings: Config) 
         )
         for model, answer in row.answered.items()
     )
-    fits = any(place_of(id) < FIT_SHARE for id in (row.id, row.origin) if id)
+    fits = fits or any(place_of(id) < FIT_SHARE for id in (row.id, row.origin) if id)
     tokens = next(iter(row.answered.values()), named).tokens
     return FleetOutcome(row.task, named.text, named.keep, answers, fits, tokens)
 
@@ -144,6 +185,7 @@ def _report(
     calibration: Sequence[FleetOutcome],
     test: Sequence[FleetOutcome],
     timings: Mapping[str, Timing],
+    notes: list[str],
 ) -> tuple[FleetReport, float | None]:
     """The report, and the threshold of all."""
     from slmctl.config import NO_TASK, CalibrateConfig
@@ -165,13 +207,14 @@ def _report(
         for name in sorted({row.task for row in test} - {NO_TASK})
     ]
     shared = fleet_figures.kept(test, least=least, confidence=level) if least is not None else None
+    if not own["none_rows"]:
+        notes = [*notes, "No row is for none of the models, so nothing is known of such questions."]
     report = FleetReport(
         f"{settings.project} {settings.version}", level, _line("the policies' own", own),
         _line("one for all", shared) if shared is not None else None, fault, tasks, fleet_figures.by_model(test),
         _larger(settings), fleet_figures.confusion(test),
         {name: timing.median_ms for name, timing in timings.items()}, router,
-        _cost(settings.serve.prices, test, timings, router, own["kept_rows"]),
-        [] if own["none_rows"] else ["No row is for none of the models, so nothing is known of such questions."],
+        _cost(settings.serve.prices, test, timings, router, own["kept_rows"]), notes,
     )  # fmt: skip
     return report, least
 
@@ -223,8 +266,8 @@ def _lines(report: FleetReport) -> Iterator[str]:
             f"{line.title}: {percent(line.kept)} of {line.rows:,} rows kept; {right} of the answers right "
             f"({percent(low)} to {percent(high)}), error at most {percent(line.error_bound)}"
         )
-    for model, asked, kept, wrong in report.models if report.larger else ():
-        yield f"{model}: asked for {asked:,} rows; {kept:,} of its answers kept, {wrong:,} of these wrong"
+    for model, rows, kept, wrong in report.models if report.larger else ():
+        yield f"{model}: asked about {rows:,} rows; {kept:,} of its answers kept, {wrong:,} of these wrong"
     if report.own.none_rows:
         yield f"for no model: {percent(1 - report.own.none_kept)} of {report.own.none_rows:,} rows sent away"
     if report.fault:

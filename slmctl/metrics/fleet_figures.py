@@ -102,26 +102,26 @@ def threshold(rows: Sequence[FleetOutcome], config: CalibrateConfig) -> tuple[fl
     Raises:
         GateError: None keeps the error low enough.
     """
-    given = [_given(row) for row in rows]
-    scores = np.array([each[0].score if each else -math.inf for each in given], dtype=float)  # there may be no rows
+    answers = [_possible(row) for row in rows]
+    scores = np.array([each[0].score if each else -math.inf for each in answers], dtype=float)  # there may be no rows
     table = CalibrationRows(
-        ("score",), scores[:, None], _mask(bool(each) and each[-1].right for each in given),
-        _mask(row.task == NO_TASK for row in rows), _mask(not each for each in given),
+        ("score",), scores[:, None], _mask(bool(each) and each[-1].right for each in answers),
+        _mask(row.task == NO_TASK for row in rows), _mask(not each for each in answers),
         _mask(row.fits for row in rows),
     )  # fmt: skip
     return error_threshold.passed(list(cuts([row for row in rows if not row.fits])), table, config)
 
 
-def _given(row: FleetOutcome) -> list[ModelOutcome]:
+def _possible(row: FleetOutcome) -> list[ModelOutcome]:
     """The answers to a row that some threshold gives, the surest one first.
 
     One that is no surer than an earlier one is never given, since that one is kept wherever it would be.
     """
-    given: list[ModelOutcome] = []
+    rising: list[ModelOutcome] = []
     for answer in row.answers:
-        if answer.score > (given[-1].score if given else -math.inf):
-            given.append(answer)
-    return given[::-1]
+        if answer.score > (rising[-1].score if rising else -math.inf):
+            rising.append(answer)
+    return rising[::-1]
 
 
 def cuts(rows: Sequence[FleetOutcome]) -> Iterator[Cut]:
@@ -133,7 +133,7 @@ def cuts(rows: Sequence[FleetOutcome]) -> Iterator[Cut]:
     changes: list[tuple[float, int, float, int, int]] = []  # the score, and what is added to each field of a Cut
     for row in rows:
         outside, expected, wrong = row.task == NO_TASK, 0.0, 0
-        for place, answer in enumerate(_given(row)):
+        for place, answer in enumerate(_possible(row)):
             now = 1 / (1 + math.exp(min(max(answer.score, -30.0), 30.0)))
             is_wrong, is_first = int(outside or not answer.right), place == 0
             changes.append((answer.score, int(is_first), now - expected, is_wrong - wrong, int(is_first and outside)))
@@ -176,10 +176,10 @@ def by_model(rows: Sequence[FleetOutcome]) -> list[tuple[str, int, int, int]]:
 
     With the policies' own thresholds.
     """
-    asked = Counter(answer.model for row in rows for answer in row.asked)
+    rows_of = Counter(answer.model for row in rows for answer in row.asked)
     held = [answer for row in rows if (answer := row.kept(None)) is not None]
     kept, wrong = Counter(each.model for each in held), Counter(each.model for each in held if not each.right)
-    return [(model, number, kept[model], wrong[model]) for model, number in sorted(asked.items())]
+    return [(model, number, kept[model], wrong[model]) for model, number in sorted(rows_of.items())]
 
 
 def _mask(values: Iterable[bool]) -> Mask:

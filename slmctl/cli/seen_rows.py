@@ -1,0 +1,55 @@
+"""Held-out rows of a task router that a larger model was trained on, or chosen by: they measure nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slmctl.task.records import SPLITS, Record, read_records
+
+if TYPE_CHECKING:
+    from slmctl.artifacts.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The rows of a data set, known by their ids and by their normalised texts.
+
+    Attributes:
+        splits: By id or text the first of SPLITS that holds it.
+        fitted: Ids and texts of rows that fitted the score of a policy.
+    """
+
+    splits: Mapping[str, str]
+    fitted: frozenset[str]
+
+    @classmethod
+    def of(cls, data: Artifact) -> SeenRows:
+        """The rows of a prepared data set."""
+        from slmctl.metrics.error_threshold import FIT_SHARE, place_of
+
+        splits: dict[str, str] = {}
+        fitted: set[str] = set()
+        for split in reversed([split for split in SPLITS if data.metrics[split]]):
+            for record in read_records(data.file(f"{split}.jsonl")):
+                splits |= dict.fromkeys(_keys(record), split)
+                if split == "calibration" and place_of(record.id) < FIT_SHARE:
+                    fitted |= set(_keys(record))
+        return cls(splits, frozenset(fitted))
+
+    def is_spent(self, record: Record, split: str) -> bool:
+        """True where a row of a split stands in an earlier one here, so that something was trained or chosen by it."""
+        held = [SPLITS.index(self.splits[key]) for key in _keys(record) if key in self.splits]
+        return min(held, default=len(SPLITS)) < SPLITS.index(split)
+
+    def fits(self, record: Record) -> bool:
+        """True for a row that fitted the score of the policy."""
+        return not self.fitted.isdisjoint(_keys(record))
+
+
+def _keys(record: Record) -> Iterator[str]:
+    from slmctl.deduplication import minhash
+
+    yield record.id
+    yield f"text/{minhash.normalise(record.input)}"
