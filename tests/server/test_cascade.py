@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -180,6 +181,25 @@ def test_a_larger_model_that_gives_no_answer_costs_none(general: Fake, more: dic
         assert "desk" not in answer.headers["x-slmctl-path"]
         (failed,) = lines(place, "larger_failed")
         assert (failed["model"], failed["reason"]) == ("desk", reason)
+
+
+def test_a_stopping_server_ends_the_larger_models_answer_too() -> None:
+    place = cascade(NEVER, ALWAYS, desk=silent)
+
+    async def work(ask: Ask) -> httpx.Response:
+        asking = asyncio.create_task(ask(model="tickets"))
+        while place.fleet.members["desk"].loaded is None:
+            await asyncio.sleep(0.01)
+        place.app.state.gateway.end_all()
+        return await asking
+
+    answer, _ = asked(place, work)  # which sees that nothing is held any more
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_stopping")
+
+
+def test_many_at_once_wait_for_one_sequence_and_not_for_each_other() -> None:
+    many, _ = asked(cascade(NEVER, ALWAYS), lambda ask: asyncio.gather(*(ask() for _ in range(12))))
+    assert [(answer.status_code, answer.json()["model"]) for answer in many] == [(200, "desk")] * 12
 
 
 def test_room_for_one_model_is_enough_and_where_there_is_none_the_smaller_ones_answer_is_given() -> None:
