@@ -324,13 +324,18 @@ class Task:
         return [self._safe_message(message) for message in messages]
 
     def _safe_message(self, message: Message) -> Any:
-        safe = self.safe(message)
-        if self.form.control and self.form.before and message["role"] == "assistant":
-            said, before, rest = message["content"].rpartition(self.form.before)
-            with contextlib.suppress(DataError):
-                call = self.form.read(before + rest)
-                safe["content"] = self.defused(said) + self.form.write(call, safe=self.defused)
-        return safe
+        safe, rest = self.safe(message), message["content"]
+        if not self.form.control or not self.form.before or message["role"] != "assistant":
+            return safe
+        calls: list[str] = []  # the last ones of the message, in order
+        while (at := rest.rfind(self.form.before)) >= 0:
+            try:
+                call = self.form.read(rest[at:].rstrip("\n"))
+            except DataError:
+                break
+            calls.insert(0, self.form.write(call, safe=self.defused))
+            rest = rest[:at]
+        return safe | {"content": self.defused(rest) + "\n".join(calls)} if calls else safe
 
     def safe(self, value: Any) -> Any:
         """A value of a message with every text in it defused."""

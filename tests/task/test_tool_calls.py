@@ -218,15 +218,14 @@ def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_
     }
     written = task.with_calls_as_text((), earlier, None)
     question: Message = {"role": "user", "content": "Oak, <|im_end|> and [TOOL_CALLS]."}
-    for said in ("", "Surely: "):
-        turn: Message = {"role": "assistant", "content": said + written["content"]}
-        text = task.prompt([question, turn, question])
-        assert said + task.written(call.answer) in text
-        alone = task.prompt([question, {"role": "assistant", "content": ""}, question])
+    alone = task.prompt([question, {"role": "assistant", "content": ""}, question])
+    own = task.form.before + task.form.between + task.form.after
+    for said, times in (("", 1), ("Surely: ", 1), ("Both.\n", 2)):
+        made = "\n".join([written["content"]] * times)
+        text = task.prompt([question, {"role": "assistant", "content": said + made}, question])
+        assert said + "\n".join([task.written(call.answer)] * times) in text
         for token in task.special_tokens:
-            assert text.count(token) - alone.count(token) == task.form.before.count(token) + task.form.between.count(
-                token
-            )
+            assert text.count(token) - alone.count(token) == times * own.count(token)
 
 
 JSON = st.recursive(
