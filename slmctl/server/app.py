@@ -195,14 +195,18 @@ class Gateway:
         named = {**body, "model": next(iter(models))}
         return await asyncio.to_thread(api_forms.check, named, kind, models, self.ceilings)
 
-    async def held(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Served:
+    async def held(
+        self, member: Member, ends_at: float, held: contextlib.ExitStack, *, is_spare: bool = False
+    ) -> Served:  # fmt: skip
         """The release of a member in memory, until `held` ends; see `_leased`."""
-        loaded = await self._leased(member, ends_at, held)
+        loaded = await self._leased(member, ends_at, held, is_spare=is_spare)
         held.callback(self.fleet.give_back, loaded)
         return loaded.served
 
-    async def _leased(self, member: Member, ends_at: float, held: contextlib.ExitStack) -> Loaded:
-        """The member in memory, at work until `held` ends.
+    async def _leased(
+        self, member: Member, ends_at: float, held: contextlib.ExitStack, *, is_spare: bool
+    ) -> Loaded:  # fmt: skip
+        """The member in memory, at work until `held` ends; a spare one that is not there refuses no request.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now, or not in time.
@@ -211,12 +215,13 @@ class Gateway:
             self.fleet.require_open(member)
             held.enter_context(self.fleet.at_work(member))
             async with asyncio.timeout_at(ends_at):
-                return await self.fleet.lease(member)
+                return await self.fleet.lease(member, is_spare=is_spare)
         except TimeoutError:
             message = f"model '{member.name}' was not loaded within {self.settings.answer_timeout_s:g} s"
             raise RequestFailedError(message, "deadline_exceeded", 504) from None
         except RequestFailedError as error:
-            self.metrics.refused.labels(error.code).inc()
+            if not is_spare:
+                self.metrics.refused.labels(error.code).inc()
             raise
 
     async def body_of(self, http: HttpRequest) -> bytes:
@@ -351,7 +356,7 @@ class _Run:
         ends_at = self.exchange.deadline - 2 * CUT_S  # so that the answer that is there is still given
         self._lease.close()
         try:
-            served = await gateway.held(member, ends_at, self._lease)
+            served = await gateway.held(member, ends_at, self._lease, is_spare=True)
             model = served.models[member.name]
             if what := model.task.difference(smaller.task):  # a tag has moved, and the other one has not yet
                 raise BadRequestError(f"'{model.name}' has {what} than '{smaller.name}'", code="other_task")
@@ -368,7 +373,9 @@ class _Run:
                 self.place.rest()
         except (BadRequestError, RequestFailedError) as error:
             self._lease.close()
-            gateway.log.event("larger_failed", model=member.name, reason=error.code or "refused")
+            reason = error.code or "refused"
+            gateway.metrics.larger_failed.labels(member.name, reason).inc()
+            gateway.log.event("larger_failed", model=member.name, reason=reason)
             return None
         self._via = self._via or smaller.name
         self._is_by(member, served, checked)

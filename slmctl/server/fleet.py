@@ -227,8 +227,11 @@ class Fleet:
         if member.is_drained:
             raise _no_room(member, f"model '{member.name}' makes room for another one that has waited for long")
 
-    async def lease(self, member: Member) -> Loaded:
+    async def lease(self, member: Member, *, is_spare: bool = False) -> Loaded:
         """The member's release in memory, to answer one request; `give_back` ends that.
+
+        Args:
+            is_spare: The request has an answer already, so no other model is to make room for this one.
 
         Raises:
             RequestFailedError: It cannot be loaded, or not now.
@@ -236,8 +239,10 @@ class Fleet:
         while member.loaded is None:
             if member.loading is None:
                 self._require_hope(member)
+                member.is_spare = True  # until another request waits for it, too
                 member.loading = asyncio.create_task(self._load(member))
                 member.loading.add_done_callback(_seen)
+            member.is_spare = member.is_spare and is_spare
             await asyncio.shield(member.loading)
         member.loaded.users += 1
         return member.loaded
@@ -265,7 +270,7 @@ class Fleet:
                 f"model '{member.name}' cannot be loaded", "model_failed", 503, retry_after_s=AGAIN_S
             ) from None
         finally:
-            member.loading = None
+            member.loading, member.is_spare = None, False
         assert member.loaded is not None
         seconds = round(time.monotonic() - begun, 3)
         self._log.event("model_loaded", model=member.name, bytes=member.loaded.bytes, seconds=seconds)
@@ -337,8 +342,8 @@ class Fleet:
             self._idle.clear()
             left = ends_at - time.monotonic()
             if left <= 0 or self._stopping:
-                member.refused += 1
-                if member.refused >= PATIENCE:
+                member.refused += not member.is_spare
+                if member.refused >= PATIENCE and not member.is_spare:
                     self._drain_for(member, needed)
                 self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
                 raise _no_room(member)

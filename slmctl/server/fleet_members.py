@@ -78,7 +78,8 @@ class Member:
         used: Its place in the order of use.
         fault: Why its newest release is not served; empty where it is.
         again_at: Time before which a load that failed is not tried again.
-        refused: Cold starts of it that found no room, since it was last loaded.
+        is_spare: Only requests that have an answer already wait for its load.
+        refused: Cold starts of it that found no room, since it was last loaded; of spare ones none counts.
         drained_for: The name of the one that it makes room for; empty for none.
         drained_until: Time until which it takes no new requests.
     """
@@ -97,6 +98,7 @@ class Member:
     used: int = 0
     fault: str = ""
     again_at: float | None = None
+    is_spare: bool = False
     refused: int = 0
     drained_for: str = ""
     drained_until: float = 0.0

@@ -21,7 +21,7 @@ from slmctl.cli.served_fleet import ServedFleet
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, collected_files
-from slmctl.server import api_keys
+from slmctl.server import api_keys, fleet
 from slmctl.server.api_keys import KeyRing
 from slmctl.server.backends import LocalEngine
 from slmctl.server.fleet_members import Served
@@ -175,12 +175,14 @@ def test_a_larger_model_that_gives_no_answer_costs_none(general: Fake, more: dic
     routes = {"": "local; reason=unsure", general.url: "generalist; reason=unsure"}
     for url, route in list(routes.items())[: 1 if "timeout_s" in more else 2]:  # then a general model has little time
         place = cascade(NEVER, ALWAYS, url, **more)
-        answer, _ = one(place, model="tickets")
+        answer, page = one(place, model="tickets")
         assert answer.headers["x-slmctl-route"] == route
         assert answer.json()["slmctl"]["path"][0] == SMALL
         assert "desk" not in answer.headers["x-slmctl-path"]
         (failed,) = lines(place, "larger_failed")
         assert (failed["model"], failed["reason"]) == ("desk", reason)
+        assert f'slmctl_larger_failed_total{{model="desk",reason="{reason}"}} 1.0' in page
+        assert "slmctl_refused_total{" not in page  # the client has an answer
 
 
 def test_a_stopping_server_ends_the_larger_models_answer_too() -> None:
@@ -224,6 +226,30 @@ def test_room_for_one_model_is_enough_and_where_there_is_none_the_smaller_ones_a
     answer, page = asked(place, full)
     assert (answer.status_code, answer.headers["x-slmctl-path"]) == (200, "tickets"), answer.text
     assert [line["reason"] for line in lines(place, "larger_failed")] == ["no_room"]
+    assert 'slmctl_larger_failed_total{model="desk",reason="no_room"} 1.0' in page
+    assert "slmctl_refused_total{" not in page
+
+
+def test_a_larger_model_without_room_takes_no_model_out_of_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    # its refused loads counted as those of a client, so the smaller one was drained for it
+    monkeypatch.setattr(fleet, "ROOM_S", 0.2)
+    with Engine(KEPT, sequences=1, context=256, threads=1) as engine:
+        held = engine.held_bytes()
+    place = cascade(NEVER, ALWAYS, budget=int(1.5 * held), bytes=int(0.9 * held))
+
+    async def work(ask: Ask) -> tuple[list[int], list[int]]:
+        tickets = place.fleet.members["tickets"]
+        with place.fleet.at_work(tickets):
+            spare = [(await ask(model="tickets")).status_code for _ in range(fleet.PATIENCE + 1)]
+            assert not tickets.is_drained
+            place.fleet.members["desk"].refused = fleet.PATIENCE - 1
+            shared = await asyncio.gather(ask(model="tickets"), ask(model="desk"))
+            assert tickets.is_drained  # for the client that asked for the larger one by its name
+            return spare, [answer.status_code for answer in shared]
+
+    (spare, shared), page = asked(place, work)
+    assert (spare, shared) == ([200] * (fleet.PATIENCE + 1), [200, 503])
+    assert [line["model"] for line in lines(place, "model_drained")] == ["tickets"]
     assert 'slmctl_refused_total{reason="no_room"} 1.0' in page
 
 
