@@ -53,7 +53,7 @@ from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.refusals import ROUTE, route_header
 from slmctl.server.request_run import Exchange, RequestFailedError
 from slmctl.server.routed import FAMILIES, LocalAnswer, Routed
-from slmctl.server.router import CUT_S, Router
+from slmctl.server.router import Router
 
 SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client that reads slowly
 
@@ -353,15 +353,17 @@ class _Run:
         """
         gateway, smaller, kind = self.gateway, self.checked.model, self.checked.kind
         member = gateway.fleet.members[self._member.larger]
-        ends_at = self.exchange.deadline - 2 * CUT_S  # so that the answer that is there is still given
+        assert self._own is not None
+        ends_at = self._own.larger_ends_at(self.exchange.deadline, cleared)
         self._lease.close()
         try:
             served = await gateway.held(member, ends_at, self._lease, is_spare=True)
             model = served.models[member.name]
             if what := model.task.difference(smaller.task):  # a tag has moved, and the other one has not yet
                 raise BadRequestError(f"'{model.name}' has {what} than '{smaller.name}'", code="other_task")
-            checked = await gateway.checked(self._body, kind, {model.name: model})
-            await gateway.require_grammar(checked, served.backend)
+            async with asyncio.timeout_at(ends_at):
+                checked = await gateway.checked(self._body, kind, {model.name: model})
+                await gateway.require_grammar(checked, served.backend)
             exchange = Exchange(checked, served.backend, gateway.settings.answer_timeout_s, ends_at=ends_at)
             try:
                 exchange.on_end = self.place.rest
@@ -371,9 +373,9 @@ class _Run:
             finally:
                 exchange.close()
                 self.place.rest()
-        except (BadRequestError, RequestFailedError) as error:
+        except (BadRequestError, RequestFailedError, TimeoutError) as error:
             self._lease.close()
-            reason = error.code or "refused"
+            reason = "deadline_exceeded" if isinstance(error, TimeoutError) else error.code or "refused"
             gateway.metrics.larger_failed.labels(member.name, reason).inc()
             gateway.log.event("larger_failed", model=member.name, reason=reason)
             return None

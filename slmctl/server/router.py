@@ -246,6 +246,17 @@ class Router:
         cleared, _ = await _ended(looking, LOOK_S)
         return cleared if cleared is not None else conversation_veto.Cleared(reason="doubt")
 
+    def larger_ends_at(self, deadline: float, cleared: conversation_veto.Cleared) -> float:
+        """When a larger local model must have answered, in the loop's time, so that the answer that is there is given.
+
+        The general model, where the question may leave, keeps the time that it may need, up to half of what is left.
+        """
+        ends_at = deadline - 2 * CUT_S
+        if self.generalist is None or cleared.reason:
+            return ends_at
+        left = max(0.0, ends_at - asyncio.get_running_loop().time())
+        return ends_at - min(self.generalist.settings.timeout_s, left / 2)
+
     def judged(self, event: LocalAnswer) -> Decision | None:
         """The policy's decision on the local answer; None where it has none."""
         try:

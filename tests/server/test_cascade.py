@@ -21,6 +21,7 @@ from slmctl.cli.served_fleet import ServedFleet
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, collected_files
+from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.server import api_keys, fleet
 from slmctl.server.api_keys import KeyRing
 from slmctl.server.backends import LocalEngine
@@ -172,8 +173,7 @@ def other() -> Served:
     ids=["failed", "silent", "moved"],
 )
 def test_a_larger_model_that_gives_no_answer_costs_none(general: Fake, more: dict[str, Any], reason: str) -> None:
-    routes = {"": "local; reason=unsure", general.url: "generalist; reason=unsure"}
-    for url, route in list(routes.items())[: 1 if "timeout_s" in more else 2]:  # then a general model has little time
+    for url, route in {"": "local; reason=unsure", general.url: "generalist; reason=unsure"}.items():
         place = cascade(NEVER, ALWAYS, url, **more)
         answer, page = one(place, model="tickets")
         assert answer.headers["x-slmctl-route"] == route
@@ -183,6 +183,39 @@ def test_a_larger_model_that_gives_no_answer_costs_none(general: Fake, more: dic
         assert (failed["model"], failed["reason"]) == ("desk", reason)
         assert f'slmctl_larger_failed_total{{model="desk",reason="{reason}"}} 1.0' in page
         assert "slmctl_refused_total{" not in page  # the client has an answer
+
+
+@pytest.mark.parametrize("step", ["checked", "require_grammar"])
+def test_a_request_that_takes_long_to_check_for_the_larger_model_gets_the_smaller_ones_answer(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    place = cascade(NEVER, ALWAYS, timeout_s=4)
+    gateway = place.app.state.gateway
+    real = getattr(gateway, step)
+
+    async def slow(*args: Any) -> Any:
+        if place.fleet.members["desk"].loaded is not None:
+            await asyncio.sleep(60)
+        return await real(*args)
+
+    monkeypatch.setattr(gateway, step, slow)
+    answer, _ = one(place, model="tickets")
+    assert (answer.json()["model"], answer.headers["x-slmctl-route"]) == ("tickets", "local; reason=unsure")
+    assert [line["reason"] for line in lines(place, "larger_failed")] == ["deadline_exceeded"]
+
+
+def test_a_question_that_stays_leaves_the_time_of_the_general_model_to_the_larger_one(general: Fake) -> None:
+    router = Router(policy(NEVER), TASKS["tickets"], "tickets", Place("tickets", {}, general.url).escalation.generalist)
+
+    async def work() -> list[float]:
+        now = asyncio.get_running_loop().time()
+        ways = ((11.0, ""), (101.0, ""), (11.0, "sensitive"))
+        return [router.larger_ends_at(now + left, Cleared(reason=reason)) - now for left, reason in ways]
+
+    half, fixed, stays = asyncio.run(work())
+    assert half == pytest.approx(5, abs=0.1)  # of the 10 s before the answer has to be given
+    assert fixed == pytest.approx(80)  # the general model has 20 s
+    assert stays == pytest.approx(10)
 
 
 def test_a_stopping_server_ends_the_larger_models_answer_too() -> None:
