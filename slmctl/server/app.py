@@ -274,6 +274,7 @@ class _Run:
         self.steps = [naming.step] if naming is not None else []  # the models here that were asked
         self._tells_path = naming is not None or bool(member.larger)
         self._via = naming.name if naming is not None else ""  # the model that was asked first, where another answers
+        self._is_second = False  # a larger model has answered
         self._closed = False
 
     def _is_by(self, member: Member, served: Served, checked: CheckedRequest) -> None:
@@ -379,7 +380,7 @@ class _Run:
             gateway.metrics.larger_failed.labels(member.name, reason).inc()
             gateway.log.event("larger_failed", model=member.name, reason=reason)
             return None
-        self._via = self._via or smaller.name
+        self._via, self._is_second = self._via or smaller.name, True
         self._is_by(member, served, checked)
         self.exchange.choices, self.pieces = exchange.choices, pieces
         (choice,) = exchange.choices
@@ -512,7 +513,7 @@ class _Run:
                 self.checked, self.exchange.choices, routed, id=self.note.id, is_marked=self.is_marked,
                 collector=self.gateway.fleet.collector, shadow=self.shadow if self.is_default else None,
                 questions=self.served.questions if self.is_default else None,
-                router=self._via,
+                router=self._via, is_second=self._is_second,
             )  # fmt: skip
 
     def _is_novel(self) -> bool:

@@ -191,6 +191,8 @@ class Router:
         router, verdict = self, self.judged(event)
         if larger is not None and (verdict is None or not verdict.keep):
             router, event = await larger(cleared) or (self, event)
+        if router is not self:
+            novel = None  # by the rows of the model that answers it is not known yet
         times = {"look_ms": looked - begun, "local_ms": time.monotonic() - looked}
         return await router._given(
             cleared, event, options, times, ends_at=ends_at, request=request, log=log, offer=offer, novel=novel

@@ -33,6 +33,16 @@ LABELS = TASKS["tickets"].labels
 SMALL, LARGE = {"model": "tickets", "p_correct": 0.4}, {"model": "desk", "p_correct": 0.9}
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Training rows that every question is new to, or none."""
+
+    novel: bool
+
+    def is_novel(self, text: str) -> bool:
+        return self.novel
+
+
 def cascade(small: float, large: float, url: str = "", **more: Any) -> Place:
     """Two models of one task, each with the threshold of its policy, behind a router that names the smaller one."""
     judges: dict[str, Judge] = {"auto": sure(), "tickets": policy(small, p=0.4), "desk": policy(large, p=0.9)}
@@ -320,6 +330,35 @@ def test_an_answer_is_collected_under_the_model_that_gave_it(tmp_path: Path) -> 
     place.fleet.collector.close()
     rows = [row for path in collected_files([tmp_path]) for row in CollectedRow.read(path)]
     assert [(row.model, row.router, row.p_correct) for row in rows] == [("desk", "tickets", 0.9), ("desk", "auto", 0.9)]
+
+
+def test_an_answer_after_an_unsure_model_is_collected_as_unsure_and_novel_by_the_data_of_its_own(
+    tmp_path: Path,
+) -> None:
+    def collected(folder: Path, kept: float, small: float, rows_of: dict[str, Rows]) -> list[CollectedRow]:
+        place = cascade(small, ALWAYS, collect=folder, kept=kept, questions=rows_of)
+
+        async def work(ask: Ask) -> None:
+            for model in ("tickets", "auto"):
+                await ask(model=model)
+
+        asked(place, work)
+        collector = place.fleet.collector
+        assert collector is not None
+        collector.close()
+        decisions = lines(place, "decision")
+        assert [line.get("novel") for line in decisions] == [None if small == NEVER else False] * 2
+        return [row for path in collected_files([folder]) for row in CollectedRow.read(path)]
+
+    both = {"tickets": Rows(False), "desk": Rows(True)}
+    rows = collected(tmp_path / "both", 0, NEVER, both)
+    assert [(row.model, row.chosen, row.reason, row.novel) for row in rows] == [
+        ("desk", "unsure", "confident", True)
+    ] * 2
+    rows = collected(tmp_path / "one", 0, NEVER, {"tickets": Rows(True)})
+    assert [row.novel for row in rows] == [None] * 2  # the larger one's data is not here
+    rows = collected(tmp_path / "sure", 1, ALWAYS, both)
+    assert [(row.model, row.chosen, row.novel) for row in rows] == [("tickets", "uniform", False)] * 2
 
 
 def test_a_call_is_answered_by_the_larger_model_in_the_form_of_a_call() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import io
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from slmctl.inference.escalation_policy import Decision, Policy
 from slmctl.server.app import application
 from slmctl.server.auto import Fixed
 from slmctl.server.backends import LocalEngine
-from slmctl.server.collector import Collector
+from slmctl.server.collector import Collector, Questions
 from slmctl.server.fleet import Fleet
 from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.generalist import Generalist
@@ -55,6 +55,8 @@ class Place:
 
     Attributes:
         judges: The policy of each model that has one.
+        kept: The share of all answers that is collected.
+        questions: The training rows of each model whose data is here.
         larger: The larger model, `desk`, of each model that has one; it has the task of the first of them.
         desk: Loads it in place of an engine.
     """
@@ -67,6 +69,8 @@ class Place:
     sequences: int = 1
     context: int = 256
     collect: Path | None = None
+    kept: float = 1.0
+    questions: Mapping[str, Questions] = field(default_factory=dict)
     larger: Sequence[str] = ()
     desk: Callable[[], Served] | None = None
     timeout_s: float = 120
@@ -95,7 +99,7 @@ class Place:
         self.app = application(self.fleet, Log(self.log))
 
     def collect_config(self) -> Any:
-        return ServeConfig.model_validate({"collect": {"to": self.collect, "kept": 1.0}}).collect
+        return ServeConfig.model_validate({"collect": {"to": self.collect, "kept": self.kept}}).collect
 
     def _models(self, name: str) -> dict[str, ServedModel]:
         return {name: ServedModel(name, self.tasks[name])}
@@ -108,7 +112,8 @@ class Place:
         router = None
         if name in self.judges:
             router = Router(self.judges[name], self.tasks[name], name, shared=self.escalation)
-        return Served(LocalEngine(engine, name), self._models(name), router, close=engine.close)
+        questions = self.questions.get(name)
+        return Served(LocalEngine(engine, name), self._models(name), router, questions, close=engine.close)
 
 
 Ask = Callable[..., Awaitable[httpx.Response]]
