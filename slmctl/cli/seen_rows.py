@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The rows of a data set, known by their ids and by their normalised texts.
+    """The rows of a data set, known by their normalised texts, and by their ids where `prepare` made these.
+
+    Such an id is a hash of the row as it came in, so it finds a row whose text was cleaned or redacted otherwise. One
+    of a column of the data says nothing: two data sets may both count their rows from 1.
 
     Attributes:
         splits: By id or text the first of SPLITS that holds it.
@@ -31,11 +34,16 @@ class SeenRows:
 
         splits: dict[str, str] = {}
         fitted: set[str] = set()
+        # rows of a teacher, which the config does not list, have the ids of its file
+        sources = zip(data.metrics["sources"], data.manifest.config["sources"], strict=False)
+        hashed = {facts["file"] for facts, source in sources if not source["id"]}
         for split in reversed([split for split in SPLITS if data.metrics[split]]):
             for record in read_records(data.file(f"{split}.jsonl")):
-                splits |= dict.fromkeys(_keys(record), split)
+                id, text = _keys(record)
+                keys = (id, text) if record.source["file"] in hashed else (text,)
+                splits |= dict.fromkeys(keys, split)
                 if split == "calibration" and place_of(record.id) < FIT_SHARE:
-                    fitted |= set(_keys(record))
+                    fitted |= set(keys)
         return cls(splits, frozenset(fitted))
 
     def is_spent(self, record: Record, split: str) -> bool:
@@ -48,8 +56,8 @@ class SeenRows:
         return not self.fitted.isdisjoint(_keys(record))
 
 
-def _keys(record: Record) -> Iterator[str]:
+def _keys(record: Record) -> tuple[str, str]:
+    """Its id and its text."""
     from slmctl.deduplication import minhash
 
-    yield record.id
-    yield f"text/{minhash.normalise(record.input)}"
+    return record.id, f"text/{minhash.normalise(record.input)}"

@@ -27,3 +27,21 @@ def test_a_row_of_an_earlier_split_is_spent_whatever_its_id(artifacts: dict[str,
     assert not any(seen.is_spent(record, "test") or seen.fits(record) for record in test)
     turns: tuple[Message, ...] = ({"role": "user", "content": "a text of nobody"}, test[0].messages[-1])
     assert not seen.is_spent(dataclasses.replace(test[0], id="1" * 16, messages=turns), "test")
+    # its id is a hash of the row as it came in, which another project has cleaned otherwise
+    assert seen.is_spent(dataclasses.replace(train[0], messages=turns), "test")
+    assert seen.fits(dataclasses.replace(next(filter(seen.fits, calibration)), messages=turns))
+
+
+def test_an_id_of_the_data_itself_makes_no_two_rows_one(artifacts: dict[str, Artifact]) -> None:
+    # two data sets that both count their rows from 1 "shared" rows that are different
+    prepared = artifacts["prepared"]
+    config = prepared.manifest.config
+    sources = [{**source, "id": "ticket"} for source in config["sources"]]
+    manifest = dataclasses.replace(prepared.manifest, config={**config, "sources": sources})
+    seen = SeenRows.of(dataclasses.replace(prepared, manifest=manifest))
+    train = read_records(prepared.file("train.jsonl"))[0]
+    fitted = next(filter(seen.fits, read_records(prepared.file("calibration.jsonl"))))
+    turns: tuple[Message, ...] = ({"role": "user", "content": "a text of nobody"}, train.messages[-1])
+    assert seen.is_spent(dataclasses.replace(train, id="0" * 16), "test")
+    assert not seen.is_spent(dataclasses.replace(train, messages=turns), "test")
+    assert not seen.fits(dataclasses.replace(fitted, messages=turns))
