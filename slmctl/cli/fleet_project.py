@@ -171,8 +171,9 @@ def made_of(
         if data is not None:
             return place, data
     digest = str(release.manifest.inputs.get("prepared", "")).removeprefix("sha256:")[:12]
+    version = model_lookup.served_name(release, release.path).version
     raise UsageError(
-        f"the training data of '{name}' {release.metrics['version']} (runs/prepared, digest {digest}) is {where}",
+        f"the training data of '{name}' {version} (runs/prepared, digest {digest}) is {where}",
         hint=hint,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from slmctl.pipeline.resolve import Project
     from slmctl.reports.fleet_page import FleetCost, FleetReport, KeptLine
     from slmctl.stages.predict.fleet_answers import FleetModel, FleetRow, Timing
-    from slmctl.task.records import Record
 
 PAGE, FIGURES = "fleet.html", "fleet.json"
 NO_SHARED = "No threshold was set for all together"
@@ -102,22 +100,28 @@ def _models(options: Options, project: Project) -> dict[str, FleetModel]:
 def _answered(
     project: Project, models: Mapping[str, FleetModel], router: str
 ) -> tuple[list[FleetOutcome], list[FleetOutcome], dict[str, Timing], list[str]]:
-    """The rows of calibration and test as the fleet answers them, and notes on rows that are left out."""
+    """The rows of calibration and test as the fleet answers them, and notes on rows that are left out.
+
+    Raises:
+        UsageError: No row is left, or the data of a larger model is not here.
+    """
+    from slmctl.cli import seen_rows
     from slmctl.pipeline import resolve
     from slmctl.pipeline.stage_table import PREPARED
     from slmctl.stages.predict import fleet_answers
     from slmctl.task.records import read_records
 
     prepared, sources = resolve.find(project, PREPARED), project.config.prepare.sources
-    larger, seen, spent = _larger(project.config), _seen(project, models), Counter[str]()
-    held: list[tuple[str, Record, Record | None]] = []
-    for split in ("calibration", "test"):
-        records = read_records(prepared.file(f"{split}.jsonl"))
-        for record, own in zip(records, fleet_answers.originals(sources, records), strict=True):
-            if own is not None and record.answer in seen and seen[record.answer].is_spent(own, split):
-                spent[record.answer] += 1
-            else:
-                held.append((split, record, own))
+    larger, seen = _larger(project.config), _seen(project, models)
+    rows_of = {split: read_records(prepared.file(f"{split}.jsonl")) for split in ("calibration", "test")}
+    held, notes = seen_rows.unseen(
+        (
+            (split, record, own)
+            for split, records in rows_of.items()
+            for record, own in zip(records, fleet_answers.originals(sources, records), strict=True)
+        ),
+        seen, larger,
+    )  # fmt: skip
     rows, timings = fleet_answers.answers(
         models, router, [record for _, record, _ in held], [own for _, _, own in held], larger=larger,
         max_tokens=project.config.predict.max_tokens,
@@ -126,10 +130,6 @@ def _answered(
     for (split, record, own), row in zip(held, rows, strict=True):
         fits = own is not None and record.answer in seen and seen[record.answer].fits(own)
         outcomes[split].append(_outcome(row, models, project.config, fits=fits))
-    notes = [
-        f"{number:,} rows of {name} are left out: {larger[name]} was trained on them, or chosen by them."
-        for name, number in spent.items()
-    ]
     return outcomes["calibration"], outcomes["test"], timings, notes
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slmctl.errors import UsageError
 from slmctl.task.records import SPLITS, Record, read_records
 
 if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
+
+HeldOut = tuple[str, Record, Record | None]  # its split, a record of the router, the same one of its own model
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,38 @@ class SeenRows:
     def fits(self, record: Record) -> bool:
         """True for a row that fitted the score of the policy."""
         return not self.fitted.isdisjoint(_keys(record))
+
+
+def unseen(
+    rows: Iterable[HeldOut], seen: Mapping[str, SeenRows], larger: Mapping[str, str]
+) -> tuple[list[HeldOut], list[str]]:
+    """The held-out rows that no larger model has seen, and a sentence on those that each has.
+
+    Args:
+        rows: In the order in which they are asked.
+        seen: What the larger model of each has seen, by the name of the model before it.
+        larger: The larger model of each that has one, by name.
+
+    Raises:
+        UsageError: No row is left.
+    """
+    left: list[HeldOut] = []
+    spent = Counter[str]()
+    for split, record, own in rows:
+        if own is not None and record.answer in seen and seen[record.answer].is_spent(own, split):
+            spent[record.answer] += 1
+        else:
+            left.append((split, record, own))
+    notes = [
+        f"{number:,} rows of {name} are left out: {larger[name]} was trained on them, or chosen by them."
+        for name, number in spent.items()
+    ]
+    if not left:
+        raise UsageError(
+            " ".join(["there is no held-out row to measure with.", *notes]).rstrip("."),
+            hint="prepare.splits of the projects: calibration and test rows that no larger model was trained on",
+        )
+    return left, notes
 
 
 def _keys(record: Record) -> tuple[str, str]:

@@ -165,3 +165,10 @@ def test_the_command_writes_it(fleet: Path) -> None:
     other = tiny.slmctl(fleet, "init", "chatter.csv", "--none", "chatter.csv")
     assert (other.returncode, "are for a router" in other.stderr) == (2, True)
     shutil.rmtree(fleet / "made")
+
+
+def test_the_data_of_a_gguf_artifact_that_is_gone_is_one_sentence() -> None:
+    made = artifact.load(KEPT / "gguf")  # which has its version in the config, and not beside its figures
+    message = r"^the training data of 'large' 1.0 \(runs/prepared, digest 775676f04000\) is away"
+    with pytest.raises(UsageError, match=message):
+        fleet_project.made_of("large", made, [], where="away", hint="look for it")
