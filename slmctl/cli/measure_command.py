@@ -130,7 +130,7 @@ def _answered(
     for (split, record, own), row in zip(held, rows, strict=True):
         fits = own is not None and record.answer in seen and seen[record.answer].fits(own)
         outcomes[split].append(_outcome(row, models, project.config, fits=fits))
-    return outcomes["calibration"], outcomes["test"], timings, notes
+    return outcomes["calibration"], outcomes["test"], timings, [*notes, *fleet_answers.remarks(models, larger)]
 
 
 def _seen(project: Project, models: Mapping[str, FleetModel]) -> dict[str, SeenRows]:

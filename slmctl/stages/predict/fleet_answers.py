@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from slmctl.inference.escalation_policy import LABELS, Policy
 from slmctl.stages.predict import predict
 from slmctl.stages.predict.prompts import asked
 from slmctl.task.contract import Task
-from slmctl.task.records import Record
+from slmctl.task.records import Message, Record
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def answers(
         places = [place for place, way in ways.items() if name in way]
         if places and name != router:
             turns = {
-                place: _as_asked(models[name].task, name, records[place], own[place], named=ways[place][0])
+                place: _as_asked(models, name, records[place], own[place], router=router, named=ways[place][0])
                 for place in places
             }
             answers_of[name], timings[name] = _judged(models[name], name, turns, max_tokens)
@@ -143,18 +144,39 @@ def answers(
     return rows, timings
 
 
-def _as_asked(task: Task, name: str, record: Record, own: Record | None, *, named: str) -> Record:
-    """A record as a model is asked it: its own as it stands, another one's with the model's system prompt.
+def _as_asked(
+    models: Mapping[str, FleetModel], name: str, record: Record, own: Record | None, *, router: str, named: str
+) -> Record:  # fmt: skip
+    """A record as a model is asked it: its own as it stands, another one's with the model's system prompt and cleaning.
 
     A larger model than the one that is `named` gets the record of that one's task.
     """
     if own is not None and record.answer == name:
         return own
-    source = own if own is not None and record.answer == named else record
-    rest = tuple(message for message in source.messages if message["role"] != "system")
-    system = ({"role": "system", "content": task.system},) if task.system else ()
-    fields = source.to_json() | {"messages": [*system, *rest]}
-    return Record.from_json(fields)
+    task = models[name].task
+    source, of = (own, named) if own is not None and record.answer == named else (record, router)
+    turns = [message for message in source.messages if message["role"] != "system"]
+    if _cleans_otherwise(task, models[of].task):
+        turns = task.cleaned(turns)
+    system: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
+    return dataclasses.replace(source, messages=(*system, *turns))
+
+
+def remarks(models: Mapping[str, FleetModel], larger: Mapping[str, str]) -> list[str]:
+    """Sentences on larger models that are asked other texts here than where they are served, which gives them raw ones.
+
+    The raw texts are not here: records hold what the model that they were prepared for is asked.
+    """
+    return [
+        f"{other} cleans texts otherwise than {name}: its rows are cleaned by both here, and by its own task alone "
+        "where it is served."
+        for name, other in larger.items()
+        if _cleans_otherwise(models[other].task, models[name].task)
+    ]
+
+
+def _cleans_otherwise(task: Task, other: Task) -> bool:
+    return (task.clean, task.replace) != (other.clean, other.replace)
 
 
 def _judged(

@@ -51,4 +51,29 @@ def test_a_larger_model_is_asked_the_row_of_the_named_one_with_its_own_system_pr
     lengths = {name: answer.tokens[0] for name, answer in row.answered.items()}
     longer = len(models["large"].task.system.split()) - len(tickets.system.split())
     assert lengths["large"] >= lengths["tickets"] + longer
-    assert (row.expected, row.origin, timings.keys()) == ("delivery", "b", models.keys())
+    assert (row.expected, row.origin, set(timings)) == ("delivery", "b", set(models))
+
+
+def test_a_larger_model_that_cleans_otherwise_gets_the_text_cleaned_by_its_own_task(tmp_path: Path) -> None:
+    release, small = published(tmp_path, "tickets"), TASKS["tickets"]
+    models = {"auto": FleetModel(release, task("classify", "tickets"), None)}
+    models["tickets"] = FleetModel(release, small, None)
+    answer: Message = {"role": "assistant", "content": "delivery"}
+    own = Record("b", ({"role": "user", "content": "<p>my</p> <b>parcel</b>"}, answer), {"file": "x", "row": 1})
+    router = dataclasses.replace(own, messages=(own.messages[0], {**answer, "content": "tickets"}))
+
+    def lengths(larger: FleetModel) -> list[int]:
+        (row,), _ = fleet_answers.answers(
+            {**models, "large": larger}, "auto", [router], [own], larger={"tickets": "large"}, max_tokens=8
+        )
+        return [answer.tokens[0] for answer in row.answered.values()]
+
+    same = FleetModel(release, small, None)
+    asked, larger = lengths(same)
+    assert asked == larger
+    other = FleetModel(release, dataclasses.replace(small, clean=("html",)), None)
+    asked, larger = lengths(other)
+    assert asked > larger  # the marks are gone
+    assert fleet_answers.remarks({**models, "large": same}, {"tickets": "large"}) == []
+    (remark,) = fleet_answers.remarks({**models, "large": other}, {"tickets": "large"})
+    assert remark.startswith("large cleans texts otherwise than tickets: ")
