@@ -37,9 +37,9 @@ NO_SHARED = "No threshold was set for all together"
 def measure(options: Options, policies: Path | None) -> None:
     """Measure the task router of serve.fleet and its models together.
 
-    In the router's project, its held-out rows are asked of it, then of the model that it names. Calibration rows set
-    one threshold for all, by one fixed sequence; test rows say how right the kept answers are. Writes
-    runs/fleet.html and runs/fleet.json.
+    In the router's project, its held-out rows are asked of it, then of the model that it names, and of a larger one
+    where that has one. Calibration rows set one threshold for all, by one fixed sequence; test rows say how right the
+    kept answers are. Writes runs/fleet.html and runs/fleet.json.
     """
     from slmctl.artifacts import atomic
     from slmctl.artifacts.artifact import canonical
