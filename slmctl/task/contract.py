@@ -324,8 +324,9 @@ class Task:
         return [self._safe_message(message) for message in messages]
 
     def _safe_message(self, message: Message) -> Any:
-        safe, rest = self.safe(message), message["content"]
-        if not self.form.control or not self.form.before or message["role"] != "assistant":
+        safe, rest = self.safe(message), message.get("content")
+        own = self.form.control and self.form.before and message.get("role") == "assistant"
+        if not own or not isinstance(rest, str):  # such as a call of the standard form, which has no text
             return safe
         calls: list[str] = []  # the last ones of the message, in order
         while (at := rest.rfind(self.form.before)) >= 0:
