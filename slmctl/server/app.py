@@ -212,9 +212,9 @@ class Gateway:
             RequestFailedError: It cannot be loaded, or not now, or not in time.
         """
         try:
-            self.fleet.require_open(member)
-            held.enter_context(self.fleet.at_work(member))
             async with asyncio.timeout_at(ends_at):
+                await self.fleet.opened(member, is_spare=is_spare)
+                held.enter_context(self.fleet.at_work(member))
                 return await self.fleet.lease(member, is_spare=is_spare)
         except TimeoutError:
             message = f"model '{member.name}' was not loaded within {self.settings.answer_timeout_s:g} s"

@@ -34,9 +34,9 @@ DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 LOADERS = 2  # models that are loaded at the same time
 LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
-ROOM_S = 2.0  # that a cold start waits for a model without work
-PATIENCE = 3  # cold starts of a model without room, after which another one makes it
-DRAIN_S = 60.0  # that this one takes no new requests, if nobody asks for the first any more
+ROOM_S = 30.0  # that a cold start waits for the last answers of the models that make room
+SHORT_S = 2.0  # that one waits for which nobody makes room
+RETRY_S = 2.0  # after a cold start that found no room
 FAMILIES = {  # name: kind, help
     "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
     "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
@@ -73,10 +73,11 @@ class Fleet:
         self.shadow: Shadow | None = None  # of the default member
         self.shadow_bytes = 0  # of its engine, an estimate until it is measured
         self._uses = itertools.count(1)
-        self._reserved = 0  # bytes of what is being loaded
+        self._wanted: dict[str, int] = {}  # bytes of the members that others make room for, and of those being loaded
+        self._loading: dict[str, int] = {}  # of the latter
         self._leaving: list[Loaded] = []  # with their last answers
         self._room = asyncio.Lock()  # held while bytes are counted
-        self._idle = asyncio.Event()  # something has no work any more
+        self._changed = asyncio.Event()  # of now: set, and followed by another one, when there may be room
         self._tasks: set[asyncio.Task[None]] = set()
         # threads of their own: those of the loop check requests meanwhile
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
@@ -216,16 +217,18 @@ class Fleet:
         finally:
             member.work -= 1
             member.used = next(self._uses)
-            self._tell_idle()
+            self._tell()
 
-    def require_open(self, member: Member) -> None:
-        """Refuse a new request for a member that makes room; its place in the order of use stays as it is.
+    async def opened(self, member: Member, *, is_spare: bool = False) -> None:
+        """Wait while a member makes room for another one; its place in the order of use stays as it is.
 
         Raises:
-            RequestFailedError: It does.
+            RequestFailedError: It does, and the request has an answer already.
         """
-        if member.is_drained:
-            raise _no_room(member, f"model '{member.name}' makes room for another one that has waited for long")
+        while member.goes_for:
+            if is_spare:
+                raise _no_room(member, f"model '{member.name}' makes room for another one")
+            await self._changed.wait()
 
     async def lease(self, member: Member, *, is_spare: bool = False) -> Loaded:
         """The member's release in memory, to answer one request; `give_back` ends that.
@@ -242,7 +245,9 @@ class Fleet:
                 member.is_spare = True  # until another request waits for it, too
                 member.loading = asyncio.create_task(self._load(member))
                 member.loading.add_done_callback(_seen)
-            member.is_spare = member.is_spare and is_spare
+            if member.is_spare and not is_spare:
+                member.is_spare = False
+                self._tell()
             await asyncio.shield(member.loading)
         member.loaded.users += 1
         return member.loaded
@@ -250,7 +255,7 @@ class Fleet:
     def give_back(self, loaded: Loaded) -> None:
         """End a lease."""
         loaded.users -= 1
-        self._tell_idle()
+        self._tell()
 
     def _require_hope(self, member: Member) -> None:
         if member.again_at is not None and (left := member.again_at - time.monotonic()) > 0:
@@ -288,14 +293,15 @@ class Fleet:
         try:
             served = await asyncio.get_running_loop().run_in_executor(self._loaders, release.load)
         finally:
-            self._reserved -= needed
+            del self._wanted[member.name], self._loading[member.name]
+            self._tell()
         served.backend.start(self._log, self._metrics)
         return served
 
     def _keep(self, member: Member, release: LoadableRelease, served: Served) -> None:
         held = served.backend.held_bytes()
         member.loaded = Loaded(served, release.digest, held)
-        member.release, member.fault, member.again_at, member.refused = release, "", None, 0
+        member.release, member.fault, member.again_at = release, "", None
         member.measured[release.digest] = held
         member.loads += 1
 
@@ -308,70 +314,88 @@ class Fleet:
         return self.shadow_bytes + sum(loaded.bytes for loaded in self._all())
 
     def _free(self) -> int:
-        """Bytes that another member may take."""
-        machine = hardware.available_bytes() - self._reserved
-        return machine if self.budget is None else min(machine, self.budget - self._held() - self._reserved)
+        """Bytes that nobody holds now, or will hold when what is being loaded is there."""
+        loading = sum(self._loading.values())
+        machine = hardware.available_bytes() - loading
+        return machine if self.budget is None else min(machine, self.budget - self._held() - loading)
 
-    def _evictable(self) -> list[Member]:
-        """Members without work that are not pinned, the least recently used first."""
+    def _evictable(self, newest: Member) -> list[Member]:
+        """Members that could make room for the newest one: those without work first, the least recently used first."""
         members = [
             member
             for member in self.members.values()
-            if member.loaded is not None and not member.pin and member.work == 0
+            if member.loaded is not None and not member.pin and not member.goes_for and member is not newest
         ]
-        return sorted(members, key=lambda member: member.used)
+        return sorted(members, key=lambda member: (member.work > 0, member.used))
 
     async def _make_room(self, member: Member, needed: int) -> None:
-        """Reserve bytes; members without work go for it.
+        """Have the least recently used members go until there are so many bytes, which are kept for this one.
+
+        One with work goes after its last answer, and new requests for it wait until it has gone. For a member that only
+        requests with an answer want, none of these goes.
 
         Raises:
-            RequestFailedError: Too many have work.
+            RequestFailedError: The others are pinned, or are at work for too long.
         """
-        ends_at = time.monotonic() + ROOM_S
-        while True:
-            async with self._room:
-                await asyncio.to_thread(self._measure)
-                evictable = self._evictable()
-                if needed <= self._free() + sum(other.bytes for other in evictable):
-                    while needed > self._free() and (evictable := self._evictable()):
-                        await self._evict(evictable[0])
-                    if needed <= self._free():
-                        self._reserved += needed
-                        self._open_again(member)
+        begun = time.monotonic()
+        try:
+            while True:
+                changed = self._changed
+                async with self._room:
+                    await asyncio.to_thread(self._measure)
+                    self._claim(member, needed)
+                    for other in self._going_for(member):
+                        if other.work == 0:
+                            await self._evict(other)
+                    if member.name in self._wanted and needed <= self._free():
+                        self._loading[member.name] = needed
                         return
-            self._idle.clear()
-            left = ends_at - time.monotonic()
-            if left <= 0 or self._stopping:
-                member.refused += not member.is_spare
-                if member.refused >= PATIENCE and not member.is_spare:
-                    self._drain_for(member, needed)
-                self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
-                raise _no_room(member)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), left)
+                hopes = self._wanted and not member.is_spare
+                left = begun + (ROOM_S if hopes else SHORT_S) - time.monotonic()
+                if left <= 0 or self._stopping:
+                    self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
+                    raise _no_room(member)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), left)
+        finally:
+            for other in self._going_for(member):  # too late
+                other.goes_for = ""
+            if member.name not in self._loading:
+                self._wanted.pop(member.name, None)
+            self._tell()
 
-    def _drain_for(self, member: Member, needed: int) -> None:
-        """Let the least recently used model that could make room take no new requests, until it is idle and goes.
+    def _claim(self, member: Member, needed: int) -> None:
+        """Choose anew who makes room, unless there is enough without; nobody where it would not be enough.
 
-        One that is drained already and would be enough is waited for; another one is not drained beside it.
+        What those hold that make room for other members counts as free, and what these want as held.
         """
-        others = [other for other in self.members.values() if other.loaded is not None and not other.pin]
-        idle = sum(other.bytes for other in others if other.work == 0)
-        busy = sorted((other for other in others if other.work), key=lambda other: other.used)
-        enough = [other for other in busy if needed <= self._free() + idle + other.bytes]
-        drained = [other for other in enough if other.is_drained]
-        for other in drained or enough[:1]:
-            if not drained:
-                other.drained_for = member.name
+        before = self._going_for(member)
+        for other in before:
+            other.goes_for = ""
+        going = sum(other.bytes for other in self.members.values() if other.goes_for)
+        wanted = sum(size for name, size in self._wanted.items() if name != member.name and name not in self._loading)
+        short = needed - (self._free() + going - wanted)
+        chosen: list[Member] = []
+        for other in self._evictable(member):
+            if short <= 0 or (other.work and member.is_spare):
+                break
+            chosen.append(other)
+            short -= other.bytes
+        if short > 0:
+            self._wanted.pop(member.name, None)
+            return
+        for other in reversed(chosen):  # the least recently used may be small, and one after it enough
+            if short + other.bytes <= 0:
+                chosen.remove(other)
+                short += other.bytes
+        self._wanted[member.name] = needed
+        for other in chosen:
+            other.goes_for = member.name
+            if other.work and other not in before:
                 self._log.event("model_drained", model=other.name, for_model=member.name)
-            if other.drained_for == member.name:
-                other.drained_until = time.monotonic() + DRAIN_S
 
-    def _open_again(self, member: Member) -> None:
-        """Let those take requests again that were to make room for a member, which has found some."""
-        for other in self.members.values():
-            if other.drained_for == member.name:
-                other.drained_for, other.drained_until = "", 0.0
+    def _going_for(self, member: Member) -> list[Member]:
+        return [other for other in self.members.values() if other.goes_for == member.name]
 
     def _measure(self) -> None:
         for loaded in self._all():
@@ -384,16 +408,17 @@ class Fleet:
         assert loaded is not None and loaded.users == 0
         member.measured[loaded.digest] = loaded.bytes
         member.evictions += 1
-        member.drained_for, member.drained_until = "", 0.0
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)
         await self._end(loaded)
+        member.goes_for = ""
+        self._tell()
 
     async def _within_budget(self, newest: Member) -> None:
         """Evict what the newest member, which holds more than was estimated, has no room for."""
         async with self._room:
-            while self.budget is not None and self._held() + self._reserved > self.budget:
-                others = [member for member in self._evictable() if member is not newest]
+            while self.budget is not None and self._held() + sum(self._loading.values()) > self.budget:
+                others = [member for member in self._evictable(newest) if member.work == 0]
                 if not others:
                     return
                 await self._evict(others[0])
@@ -403,8 +428,10 @@ class Fleet:
         await asyncio.to_thread(loaded.served.close)
         self._leaving.remove(loaded)
 
-    def _tell_idle(self) -> None:
-        self._idle.set()
+    def _tell(self) -> None:
+        """Wake whoever waits for room, or for a member that makes some."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -493,7 +520,7 @@ class Fleet:
     async def close(self) -> None:
         """End what goes on in the loop; `close_all` ends who answers."""
         self._stopping = True
-        self._tell_idle()
+        self._tell()
         loads = [member.loading for member in self.members.values() if member.loading is not None]
         await asyncio.gather(*loads, *self._tasks, return_exceptions=True)
         if self.shadow is not None:
@@ -522,7 +549,7 @@ class Fleet:
 
 def _no_room(member: Member, reason: str = "") -> RequestFailedError:
     why = f"there is no memory for model '{member.name}' now: the models that are loaded have work or are pinned"
-    return RequestFailedError(reason or why, "no_room", 503, retry_after_s=ROOM_S)
+    return RequestFailedError(reason or why, "no_room", 503, retry_after_s=RETRY_S)
 
 
 def _seen(task: asyncio.Task[None]) -> None:

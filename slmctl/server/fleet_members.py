@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,9 +78,7 @@ class Member:
         fault: Why its newest release is not served; empty where it is.
         again_at: Time before which a load that failed is not tried again.
         is_spare: Only requests that have an answer already wait for its load.
-        refused: Cold starts of it that found no room, since it was last loaded; of spare ones none counts.
-        drained_for: The name of the one that it makes room for; empty for none.
-        drained_until: Time until which it takes no new requests.
+        goes_for: The name of the one that it makes room for: it takes no new requests. Empty for none.
     """
 
     name: str
@@ -99,9 +96,7 @@ class Member:
     fault: str = ""
     again_at: float | None = None
     is_spare: bool = False
-    refused: int = 0
-    drained_for: str = ""
-    drained_until: float = 0.0
+    goes_for: str = ""
     loads: int = 0
     evictions: int = 0
     measured: dict[str, int] = field(default_factory=dict)  # bytes by digest, once they are known
@@ -127,8 +122,3 @@ class Member:
     def needed_by(self, release: LoadableRelease) -> int:
         """Bytes of a release once it is loaded: as measured, else as estimated."""
         return self.measured.get(release.digest, release.bytes)
-
-    @property
-    def is_drained(self) -> bool:
-        """True while it takes no new requests, so that it makes room for another one."""
-        return self.loaded is not None and time.monotonic() < self.drained_until

@@ -274,8 +274,8 @@ def test_room_for_one_model_is_enough_and_where_there_is_none_the_smaller_ones_a
 
 
 def test_a_larger_model_without_room_takes_no_model_out_of_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    # its refused loads counted as those of a client, so the smaller one was drained for it
-    monkeypatch.setattr(fleet, "ROOM_S", 0.2)
+    monkeypatch.setattr(fleet, "SHORT_S", 0.2)
+    monkeypatch.setattr(fleet, "ROOM_S", 0.4)
     with Engine(KEPT, sequences=1, context=256, threads=1) as engine:
         held = engine.held_bytes()
     place = cascade(NEVER, ALWAYS, budget=int(1.5 * held), bytes=int(0.9 * held))
@@ -283,15 +283,16 @@ def test_a_larger_model_without_room_takes_no_model_out_of_service(monkeypatch: 
     async def work(ask: Ask) -> tuple[list[int], list[int]]:
         tickets = place.fleet.members["tickets"]
         with place.fleet.at_work(tickets):
-            spare = [(await ask(model="tickets")).status_code for _ in range(fleet.PATIENCE + 1)]
-            assert not tickets.is_drained
-            place.fleet.members["desk"].refused = fleet.PATIENCE - 1
-            shared = await asyncio.gather(ask(model="tickets"), ask(model="desk"))
-            assert tickets.is_drained  # for the client that asked for the larger one by its name
-            return spare, [answer.status_code for answer in shared]
+            spare = [(await ask(model="tickets")).status_code for _ in range(3)]
+            assert not lines(place, "model_drained")
+            first = asyncio.create_task(ask(model="tickets"))
+            while place.fleet.members["desk"].loading is None:
+                await asyncio.sleep(0.001)
+            second = await ask(model="desk")  # a client that asks for the larger one by its name
+            return spare, [(await first).status_code, second.status_code]
 
     (spare, shared), page = asked(place, work)
-    assert (spare, shared) == ([200] * (fleet.PATIENCE + 1), [200, 503])
+    assert (spare, shared) == ([200] * 3, [200, 503])
     assert [line["model"] for line in lines(place, "model_drained")] == ["tickets"]
     assert 'slmctl_refused_total{reason="no_room"} 1.0' in page
 

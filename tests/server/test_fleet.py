@@ -57,7 +57,7 @@ class Opened:
 
     async def use(self, name: str) -> None:
         member = self.fleet.members[name]
-        self.fleet.require_open(member)
+        await self.fleet.opened(member)
         with self.fleet.at_work(member):
             self.fleet.give_back(await self.fleet.lease(member))
 
@@ -139,77 +139,82 @@ def test_the_least_recently_used_goes_and_neither_what_is_pinned_nor_what_has_wo
         assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "orders": "on disk"}
         members = place.fleet.members
         members["orders"].measured.clear()
-        with place.fleet.at_work(members["moods"]), place.fleet.at_work(members["letters"]):
-            with pytest.raises(RequestFailedError, match="no memory for model 'orders' now") as refused:
-                await place.use("orders")
-            assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
+        with place.fleet.at_work(members["moods"]), contextlib.ExitStack() as answering:
+            answering.enter_context(place.fleet.at_work(members["letters"]))
             waits = asyncio.create_task(place.use("orders"))
             await asyncio.sleep(0.2)
-            assert place.states()["orders"] == "loading"
-        await waits  # there was room as soon as one had no work: that of `letters` ended first
+            assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "orders": "loading"}
+            answering.close()
+            await waits  # there was room as soon as one had no work: that of `letters` ended first
         assert place.states() == {**dict.fromkeys(NAMES, "loaded"), "letters": "on disk"}
 
     run(place, work)
     assert [line["model"] for line in place.events("model_evicted")] == ["orders", "letters"]
 
 
-def test_a_model_that_is_never_idle_makes_room_after_some_refusals(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleets, "ROOM_S", 0.05)
-    place = opened("tickets", "moods", "orders", bytes=int(1.8 * held), budget=3 * held, pinned=("tickets",))
+def test_a_model_that_is_never_idle_makes_room_and_what_asks_for_it_waits(held: int) -> None:
+    place = opened("tickets", "moods", "orders", bytes=int(1.5 * held), budget=int(2.7 * held), pinned=("tickets",))
 
     async def work() -> None:
         moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
         await place.use("moods")
-        answering = place.fleet.at_work(moods)  # from now on somebody always asks for it
-        answering.__enter__()
-        for _ in range(fleets.PATIENCE):
-            await place.use("moods")
-            with pytest.raises(RequestFailedError, match="no memory for model 'orders' now"):
-                await place.use("orders")
-        with pytest.raises(RequestFailedError, match="'moods' makes room for another one") as refused:
-            await place.use("moods")
-        assert (refused.value.status, refused.value.code, moods.state) == (503, "no_room", "loaded")
-        monkeypatch.setattr(fleets, "ROOM_S", 20.0)
-        waits = asyncio.create_task(place.use("orders"))
-        await asyncio.sleep(0.01)
-        answering.__exit__(None, None, None)  # its last answer
-        await waits
-        assert (moods.state, orders.state, orders.refused) == ("on disk", "loaded", 0)
-        await place.use("moods")  # in its turn
-        assert moods.state == "loaded"
+        with place.fleet.at_work(moods):  # from now on somebody always asks for it
+            waits = asyncio.create_task(place.use("orders"))
+            await asyncio.sleep(0.1)
+            used, again = moods.used, [asyncio.create_task(place.use("moods")) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert (moods.work, moods.used, moods.state, orders.state) == (1, used, "loaded", "loading")
+        await waits  # for its last answer
+        await asyncio.gather(*again)  # in its turn
+        assert (moods.state, orders.state, moods.loads) == ("loaded", "on disk", 2)
 
     run(place, work)
     assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "orders")]
+    assert place.loads == ["tickets", "moods", "orders", "moods"]
 
 
-def test_one_model_makes_room_at_a_time_and_takes_requests_again_where_another_one_went(
+def test_several_cold_starts_have_room_made_for_each_and_stay_within_the_budget(held: int) -> None:
+    place = opened(*NAMES, bytes=int(1.2 * held), budget=int(2.6 * held))
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, sum(part.bytes for part in place.fleet._all()))
+            await asyncio.sleep(0.001)
+
+    async def work() -> None:
+        watching = asyncio.create_task(watch())
+        for _ in range(3):
+            await asyncio.gather(*(place.use(name) for name in NAMES for _ in range(2)))
+        watching.cancel()
+        assert not place.fleet._wanted and not any(member.goes_for for member in place.fleet.members.values())
+
+    run(place, work)
+    assert 0 < most <= 2.6 * held
+    assert place.events("model_has_no_room") == []
+
+
+def test_a_model_takes_requests_again_where_another_one_went_or_nobody_did_in_time(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleets, "ROOM_S", 0.02)
+    monkeypatch.setattr(fleets, "ROOM_S", 0.3)
     place = opened("moods", "orders", "letters", bytes=int(1.8 * held), budget=3 * held)
-
-    async def refused() -> None:
-        with pytest.raises(RequestFailedError, match="no memory for model 'letters' now"):
-            await place.use("letters")
 
     async def work() -> None:
         await place.use("moods")
         await place.use("orders")
         moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]
-        with place.fleet.at_work(moods), contextlib.ExitStack() as answering:
-            answering.enter_context(place.fleet.at_work(orders))
-            for _ in range(fleets.PATIENCE):
-                await refused()
-            used = moods.used
-            with pytest.raises(RequestFailedError, match="'moods' makes room"):
-                await place.use("moods")
-            assert moods.used == used  # it is not the most recently used one now
-            await refused()
-            assert not orders.is_drained
-            answering.close()  # its last answer
-            await place.use("letters")
-            assert place.states() == {"moods": "loaded", "orders": "on disk", "letters": "loaded"}
-            await place.use("moods")  # nobody needs its room any more
+        with place.fleet.at_work(moods), place.fleet.at_work(orders):
+            waits = asyncio.create_task(place.use("letters"))
+            await asyncio.sleep(0.1)
+            assert (moods.goes_for, orders.goes_for) == ("letters", "")  # one is enough
+            with pytest.raises(RequestFailedError, match="no memory for model 'letters' now") as refused:
+                await waits
+            assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
+            await place.use("moods")
+        await place.use("letters")
+        assert place.states() == {"moods": "loaded", "orders": "on disk", "letters": "loaded"}
 
     run(place, work)
     assert [(line["model"], line["for_model"]) for line in place.events("model_drained")] == [("moods", "letters")]
