@@ -10,6 +10,8 @@ from pathlib import Path
 # The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
 DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
 
+AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
+
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 # Parameters of mallopt(3), and the largest value that it takes.

@@ -381,6 +381,7 @@ class ServedFleet:
                     sequences=settings.sequences,
                     context=settings.context_length,
                     adapters={name: lora.path for name, lora in loras.items()},
+                    grammars=model_lookup.is_constrained(artifact),
                     classifier=model_lookup.is_classifier(artifact),
                 )
             )
@@ -451,8 +452,8 @@ class ServedFleet:
         classifier = model_lookup.is_classifier(artifact)
         with contextlib.ExitStack() as stack:
             engine = Engine(
-                path, sequences=1, context=settings.context_length, classifier=classifier, hang_s=HANG_S,
-                background=True,
+                path, sequences=1, context=settings.context_length, grammars=model_lookup.is_constrained(artifact),
+                classifier=classifier, hang_s=HANG_S, background=True,
             )  # fmt: skip
             stack.enter_context(engine)
             task, bare, opening = model_lookup.task_in(artifact, path, engine)

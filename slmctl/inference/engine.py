@@ -125,6 +125,7 @@ class Engine:
         threads: CPU threads; the cores this process may use, by default.
         adapters: LoRA adapters over the model, by the name that requests call them.
         hang_s: Seconds without a sign of life after which the process is killed.
+        grammars: Requests are held to a schema; what that needs of the vocabulary is read while the file is loaded.
         classifier: Requests are for labels, so little else is done than reading prompts: the fused attention is used,
             and quantized weights are held as BF16 where prompts are read faster with them here (`expansion`).
         background: The child gives way to every other process of this machine.
@@ -143,6 +144,7 @@ class Engine:
         threads: int | None = None,
         adapters: Mapping[str, Path] | None = None,
         hang_s: float = HANG_S,
+        grammars: bool = False,
         classifier: bool = False,
         background: bool = False,
     ) -> None:
@@ -160,7 +162,7 @@ class Engine:
             "context": context,
             "threads": threads or usable_cores(),
         }
-        self._settings |= {"classifier": classifier, "timings": expansion_timings()}
+        self._settings |= {"grammars": grammars, "classifier": classifier, "timings": expansion_timings()}
         self._settings["adapters"] = {name: str(path) for name, path in (adapters or {}).items()}
         self._ids = itertools.count()
         self._lock = threading.RLock()
@@ -207,13 +209,9 @@ class Engine:
         return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
 
     def held_bytes(self) -> int:
-        """Memory of the child, its part of what several processes share; 0 without a child."""
+        """Memory of the child and its grammars, their part of what several processes share; 0 without a child."""
         child = self._child
-        try:
-            lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text(encoding="ascii").splitlines() if child else []
-        except OSError:  # it has ended
-            return 0
-        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return _held_bytes(child.pid) if child is not None else 0
 
     def revive(self) -> None:
         """Start the child again if it has died.
@@ -501,6 +499,18 @@ def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -
         while (line := outbox.get()) is not None:
             pipe.write(line)
             pipe.flush()
+
+
+def _held_bytes(pid: int) -> int:
+    """Memory of a process and those that it started, of what they share with others their part; 0 once it has ended."""
+    folder = Path("/proc") / str(pid)
+    try:
+        lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
+        started = {int(part) for threads in folder.glob("task/*/children") for part in threads.read_text().split()}
+    except OSError:
+        return 0
+    own = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return own + sum(_held_bytes(each) for each in started)
 
 
 def answer_of(event: Event, text: str) -> Answer:

@@ -8,6 +8,7 @@ forked from one that holds the vocabulary. The thread that decodes never waits f
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import queue
 import socket
@@ -66,8 +67,7 @@ class _Nursery:
         """
         try:
             with self._lock:
-                if self._process is None or self._process.poll() is not None:
-                    self._start()
+                self._start()
                 assert self._control is not None
                 own, other = socket.socketpair()
                 with own, other:
@@ -76,7 +76,14 @@ class _Nursery:
         except OSError as error:
             raise DataError(f"no grammar can be made of the schema now: {error}") from None
 
+    def prepare(self) -> None:
+        """Start the process; one that does not start is tried again with the first schema, which gets its words."""
+        with self._lock, contextlib.suppress(OSError):
+            self._start()
+
     def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
         self.close()
         self._control, other = socket.socketpair()
         with other:
@@ -180,6 +187,10 @@ class Grammars:
         self._nursery, self._deliver = _Nursery(model), deliver
         self._lines: dict[str, queue.SimpleQueue[_Job | None]] = {}  # by schema, the one used last at the end
         self._schemas: dict[str, str] = {}  # of each answer
+
+    def prepare(self) -> None:
+        """Have the vocabulary read from now on, for the first answer."""
+        threading.Thread(target=self._nursery.prepare, daemon=True).start()
 
     def begin(self, walk: str, schema: str) -> None:
         """Begin an answer under a schema; its state is delivered."""

@@ -217,8 +217,10 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     inbox: queue.Queue[Message | None] = queue.Queue()
     pulse = Pulse()
     threading.Thread(target=_read, args=(inbox, send, pulse), daemon=True).start()
-    model = LlamaModel(path, **settings)
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
+    if settings.pop("grammars"):
+        grammars.prepare()
+    model = LlamaModel(path, **settings)
     scheduler = Scheduler(model, model.sequences, settings["context"], send, grammars, settings["adapters"])
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides when to end
         signal.signal(number, signal.SIG_IGN)

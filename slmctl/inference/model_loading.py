@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as lc
+
+from slmctl.hardware import AMX, cpu_flags
 
 LEAST_WIDTH = 64  # of the states, from which on the products in the layout for AMX are right
 
@@ -21,7 +26,24 @@ def load(path: str) -> Any:
     if model and (is_recurrent(model) or lc.llama_model_n_embd(model) < LEAST_WIDTH):
         lc.llama_model_free(model)
         model = _load(path, lays_out=False)
+    elif model and AMX in cpu_flags():
+        forget(path)
     return model
+
+
+def forget(path: str) -> None:
+    """Give the pages of a file back whose weights were copied.
+
+    llama.cpp keeps all of the file in memory, and needs no more of it than the embeddings of the tokens that come.
+    These are read again when they are needed.
+    """
+    libc = ctypes.CDLL(None)
+    file = Path(path).resolve()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        place, _, _, _, _, *name = line.split(maxsplit=5)
+        if name == [str(file)]:
+            start, end = (int(part, 16) for part in place.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def is_recurrent(model: Any) -> bool:

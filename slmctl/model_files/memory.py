@@ -15,11 +15,10 @@ from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import FullError
-from slmctl.hardware import available_bytes, cpu_flags
+from slmctl.hardware import AMX, available_bytes, cpu_flags
 from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
-AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.expansion` holds weights in 16 bits
 LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere

@@ -85,6 +85,11 @@ def is_classifier(source: Artifact) -> bool:
     return _has_task(source) and bool(Task.read(source.path).labels)
 
 
+def is_constrained(source: Artifact) -> bool:
+    """True for a model whose answers are held to a schema or to tools."""
+    return _has_task(source) and bool(Task.read(source.path).constraint)
+
+
 DEFAULT = "default"  # a name of every served model, for clients that name none of their own
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import queue
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -589,3 +591,36 @@ def test_a_file_that_is_no_model_cannot_be_loaded(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + b"\0" * 64)
     with pytest.raises(EngineError, match=r"broken\.gguf cannot be loaded"):
         Engine(path)
+
+
+def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_and_counted(gguf: Path) -> None:
+    with Engine(gguf, sequences=1, context=256, threads=1) as plain:
+        without = plain.held_bytes()
+    with Engine(gguf, sequences=1, context=256, threads=1, grammars=True) as model:
+        deadline = time.monotonic() + 60
+        while model.held_bytes() < without + (8 << 20):  # a process of its own, before anybody has asked for JSON
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        answer = model.ask(Request("hello", schema=SCHEMA, max_tokens=120))
+        assert set(json.loads(answer.text)) == set(json.loads(SCHEMA)["required"])
+
+
+def test_the_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    from slmctl.inference import model_loading
+
+    path = tmp_path / "weights of mine"
+    path.write_bytes(bytes(range(256)) * (1 << 12))
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines())
+        next(line for line in lines if line.endswith(str(path)))
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[:] == path.read_bytes()
+        assert resident() == 1024
+        model_loading.forget(str(path))
+        assert resident() == 0
+        assert mapped[5000] == 5000 % 256
+        assert 0 < resident() < 1024
+        assert mapped[:] == path.read_bytes()

@@ -139,7 +139,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
             entry = gguf_file(self.model, self.type)
             path = self.model.file(entry.path)
             memory.require_engine(path, sequences=engine.SEQUENCES, context=engine.CONTEXT)
-            self._engine = engine.Engine(path, classifier=bool(self.task.labels))
+            self._engine = engine.Engine(path, grammars=bool(self.task.constraint), classifier=bool(self.task.labels))
             return GgufAnswerer(self._engine, self.task, self.max_tokens), entry
         from slmctl.stages.predict.transformers_answerer import HfAnswerer  # torch is needed for HF models alone
 
