@@ -28,10 +28,21 @@ ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
 # were measured with SmolLM2-135M on two processors.
 ELEMENT_SECONDS = 20e-9
 PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
-PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once; where memory is short
+PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once on a CPU; where memory is short
+# Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
+# so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
+PREFIX_ALLOWANCE = 2
 BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
 RANK, TRAINED_BYTES = 16, 20  # of the adapter; of a trained weight: itself, its gradient, moments and best value
 MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
+
+
+def piece_budget(prefix: int, limit: int = PIECE_TOKENS) -> int:
+    """Number of tokens that a piece may compute, with a shared prefix of so many.
+
+    A `limit` below PIECE_TOKENS, for little memory, lowers all of it; one above, on a GPU, has room for prefixes.
+    """
+    return limit + PREFIX_ALLOWANCE * prefix * min(limit, PIECE_TOKENS) // PIECE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class ModelShape:
         adapter = TRAINED_BYTES * RANK * self.channels
         return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
 
-    def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: int = 64) -> float:
+    def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: float = 64) -> float:
         """Estimated time of an epoch of `finetune` on a CPU.
 
         A product with a frozen weight takes 2 operations a weight and token forward, and 2 for the gradient of its

@@ -188,9 +188,9 @@ def require(project: Project, names: Sequence[str]) -> None:
     plan(project, names).require()
 
 
-def training_rate(project: Project, tokens: int, rates: Mapping[str, float]) -> TrainingRate:
-    """The rate of trainings on records of so many tokens; `rates` as in `plan`."""
-    return stage_estimates.training_rate(project.config, _shape(project), tokens, rates)
+def training_rate(project: Project, rows: RowEstimate, rates: Mapping[str, float]) -> TrainingRate:
+    """The rate of trainings on such rows; `rates` as in `plan`."""
+    return stage_estimates.training_rate(project.config, _shape(project), rows, rates)
 
 
 # Stages

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from slmctl.config import PrepareConfig, Source
+from slmctl.config import PrepareConfig, Source, TaskConfig
 from slmctl.errors import SlmctlError
 from slmctl.pipeline import resolve
 from slmctl.pipeline.resolve import Project
@@ -18,6 +20,7 @@ from slmctl.sources.rows import format_of, read_rows
 COUNTED_BYTES = 16_000_000  # a larger file is not read to its end
 SAMPLE = 200  # rows whose texts are looked at
 CHARACTERS_A_TOKEN = 4.0  # of everyday text, in the tokenizers of the catalogue
+CHARACTERS_A_TOKEN_OF_JSON = 3.0  # of tools
 TURN_TOKENS = 16  # of the chat template and the answer, around a text
 DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard deviations, and share by near-duplicates
 
@@ -33,6 +36,7 @@ class RowEstimate:
         test: Held-out rows for reports.
         most_test: The most test rows that there can be; None where a part of them is not known.
         tokens: Mean tokens of a training record.
+        shared: Tokens of these that all records begin with: the system prompt, and the tools that are listed there.
         size: Bytes of the sources.
         exact: Counted in the data set; else estimated before it is made.
     """
@@ -43,6 +47,7 @@ class RowEstimate:
     test: int
     most_test: int | None
     tokens: int
+    shared: int
     size: int
     exact: bool
 
@@ -61,7 +66,7 @@ def of(project: Project) -> RowEstimate | None:
         counts = [_count(source) for source in files]
     except (SlmctlError, OSError, ModuleNotFoundError):
         return None
-    return _split(section, files, counts) if files else None
+    return _split(project.config.task, section, files, counts) if files else None
 
 
 def _of_data_set(project: Project) -> RowEstimate | None:
@@ -72,7 +77,20 @@ def _of_data_set(project: Project) -> RowEstimate | None:
         rows = sum(int(facts[name]) for name in ("train", "validation", "calibration", "test", "rejected"))
     except (LookupError, TypeError, ValueError):  # of another release
         return None
-    return RowEstimate(rows, train, validation, test, test, tokens, 0, exact=True)
+    shared = min(_shared_tokens(project.config.task), tokens)
+    return RowEstimate(rows, train, validation, test, test, tokens, shared, 0, exact=True)
+
+
+def _shared_tokens(task: TaskConfig) -> int:
+    """Estimated tokens of the system prompt and of the config's tools."""
+    tools = task.tools
+    if isinstance(tools, Path):
+        try:
+            tools = json.loads(tools.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # prepare says what is wrong
+            tools = None
+    listed = len(json.dumps(tools)) if tools else 0
+    return round(len(task.system) / CHARACTERS_A_TOKEN + listed / CHARACTERS_A_TOKEN_OF_JSON)
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,9 @@ def _asked(source: Source, columns: Mapping[str, object]) -> list[object]:
     return named or list(columns.values())
 
 
-def _split(section: PrepareConfig, sources: list[Source], counts: list[_Counted]) -> RowEstimate | None:
+def _split(
+    task: TaskConfig, section: PrepareConfig, sources: list[Source], counts: list[_Counted]
+) -> RowEstimate | None:
     """The splits that so many rows of each source will make."""
     if any(count.rows is None for count in counts):
         return None
@@ -134,9 +154,10 @@ def _split(section: PrepareConfig, sources: list[Source], counts: list[_Counted]
     most = placed["test"] + (min(free, drawn) if by_hash else free)
     total = sum(rows)
     tokens = sum(n * count.tokens for n, count in zip(rows, counts, strict=True)) / max(total, 1)
-    exact = all(count.exact for count in counts)
+    exact, shared = all(count.exact for count in counts), _shared_tokens(task)
     return RowEstimate(
         rows=total, train=placed["train"] + round((1 - held_out) * free),
         validation=placed["validation"] + round(section.splits.validation * free), test=test,
-        most_test=most if exact else None, tokens=round(tokens), size=sum(count.size for count in counts), exact=False,
+        most_test=most if exact else None, tokens=shared + round(tokens), shared=shared,
+        size=sum(count.size for count in counts), exact=False,
     )  # fmt: skip

@@ -129,14 +129,35 @@ def _finetune(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     if hardware.accelerator():
         return StageEstimate(disk)
     width = 2 if section.matmul_dtype == "bfloat16" else 4
-    peak = sizes.shape.training_bytes(width, in_4bit=section.load_in_4bit)
+    work = _Work.of(section.batch_size, rows) if rows is not None else _Work()
+    peak = sizes.shape.training_bytes(width, work.piece, in_4bit=section.load_in_4bit)
     rate = rates.get(section.matmul_dtype)
     if rate is None or rows is None or not rows.train or not rows.tokens:
         return StageEstimate(disk, peak)
     train = rows.train * section.train_share
     seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(train * section.epochs)
-    seconds = sizes.shape.training_seconds(rate, usable_cores(), rows=seen, tokens=rows.tokens)
+    seconds = seen * sizes.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
     return StageEstimate(disk, peak, seconds)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Work of a training on a processor, see `stages.finetune.batches`.
+
+    Attributes:
+        row: Tokens for a record: its own, and its part of what all begin with, which every piece computes once.
+        piece: Most tokens at once.
+    """
+
+    row: float = 0.0
+    piece: int = catalogue.PIECE_TOKENS
+
+    @classmethod
+    def of(cls, batch_size: int, rows: RowEstimate) -> _Work:
+        own, most = max(rows.tokens - rows.shared, 1), catalogue.piece_budget(rows.shared)
+        together = min(max((most - rows.shared) // own, 1), batch_size)
+        piece = max(catalogue.PIECE_TOKENS, rows.shared + together * own)
+        return cls(own + rows.shared * math.ceil(batch_size / together) / batch_size, piece)
 
 
 @dataclass(frozen=True)
@@ -152,11 +173,14 @@ class TrainingRate:
     rank_bytes: int | None
 
 
-def training_rate(settings: Config, shape: ModelShape | None, tokens: int, rates: Mapping[str, float]) -> TrainingRate:
-    """The rate of a training on records of so many tokens; the other arguments are those of `estimate`."""
+def training_rate(
+    settings: Config, shape: ModelShape | None, rows: RowEstimate, rates: Mapping[str, float]
+) -> TrainingRate:
+    """The rate of a training on such rows; the other arguments are those of `estimate`."""
     rate = None if hardware.accelerator() else rates.get(settings.finetune.matmul_dtype)
+    row = _Work.of(settings.finetune.batch_size, rows).row if rows.tokens else 0.0
     return TrainingRate(
-        shape.training_seconds(rate, usable_cores(), rows=1, tokens=tokens) if shape and rate and tokens else None,
+        shape.training_seconds(rate, usable_cores(), rows=1, tokens=row) if shape and rate and row else None,
         4 * shape.channels if shape else None,
     )
 
@@ -200,7 +224,8 @@ def _answering_seconds(
     if rate is None or rows is None or count is None:
         return None
     generated = 1 if settings.task.kind == "classify" else GENERATED
-    return generated * count * rows.tokens * sizes.products / (rate * 1e9)
+    tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)  # the engine computes what they share once
+    return generated * tokens * sizes.products / (rate * 1e9)
 
 
 def _bits(kind: str) -> int:

@@ -189,7 +189,7 @@ def request(
     if counted is None:
         raise DataError("the rows of the sources cannot be counted before they are read", hint="slmctl prepare")
     _require_validation(counted.validation, tried)
-    rate = preflight.training_rate(project, counted.tokens, rates)
+    rate = preflight.training_rate(project, counted, rates)
     made = SweepRequest(project, tried, TrialRows(counted.train, counted.validation), rate, budget_s)
     if made.rate.row_seconds is not None and made.planned() is None:
         raise _too_little(made, 1.0)

@@ -79,6 +79,30 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
     assert "training" not in "".join(run_plan.summary(unmeasured))
 
 
+def test_a_long_system_prompt_and_tools_cost_memory_and_a_part_of_the_time(fresh: Path) -> None:
+    tools = [
+        {"type": "function", "function": {"name": f"tool_{k}", "parameters": {"type": "object"}}} for k in range(50)
+    ]
+    (fresh / "tools.json").write_text(json.dumps(tools))
+    rates = {"float32": 100.0, "bfloat16": 400.0}
+
+    def planned(*sets: str) -> tuple[preflight.RunPlan, preflight.StagePlan]:
+        plan = preflight.plan(opened(fresh, *sets), CHAIN, rates)
+        return plan, next(stage for stage in plan.stages if stage.name == "finetune")
+
+    short, trained = planned()
+    assert short.rows is not None and short.rows.shared == 4  # "Name the category."
+    for setting, least in (("task.system=" + "Answer as we do. " * 240, 1000), ("task.tools=tools.json", 1200)):
+        sets = (setting, "task.kind=call") if "tools" in setting else (setting,)
+        long, alike = planned(*sets)
+        assert long.rows is not None and least < long.rows.shared < 1.5 * least
+        assert long.rows.tokens - long.rows.shared == short.rows.tokens - short.rows.shared
+        assert trained.memory_bytes and alike.memory_bytes and alike.memory_bytes > 1.2 * trained.memory_bytes
+        # a step of 16 records computes it once, so it costs far less than its share of a record
+        assert trained.seconds and alike.seconds
+        assert 2 < alike.seconds / trained.seconds < long.rows.tokens / short.rows.tokens / 3
+
+
 def test_what_is_current_is_said_and_asks_for_nothing(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
         raise MissingError("the GGUF converter is missing", hint="slmctl doctor --fix")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from slmctl.model_files.catalogue import PIECE_TOKENS, piece_budget
 from slmctl.stages.finetune.packing import (
     IGNORED,
     BatchPacker,
@@ -19,11 +20,7 @@ from slmctl.stages.finetune.packing import (
     prompt_length,
 )
 
-PIECE_TOKENS = 768  # tokens computed at once on a CPU: enough for full products, little enough for the cache
 SMALLER_PIECES = (512, 256, 128)  # for models that would not fit into memory otherwise
-# Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
-# so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
-PREFIX_ALLOWANCE = 2
 
 
 class PieceSize(NamedTuple):
@@ -55,14 +52,6 @@ class PackedBatches:
             self.filled += tokens
             self.padded += tokens - prefix - sum(len(record["input_ids"]) - prefix for record in part)
         return batches
-
-
-def piece_budget(prefix: int, limit: int) -> int:
-    """Number of tokens that a piece may compute, with a shared prefix of so many.
-
-    A `limit` below PIECE_TOKENS, for little memory, lowers all of it; one above, on a GPU, has room for prefixes.
-    """
-    return limit + PREFIX_ALLOWANCE * prefix * min(limit, PIECE_TOKENS) // PIECE_TOKENS
 
 
 def split_batch(
