@@ -53,7 +53,9 @@ def _phone(choose: random.Random) -> str:
 
 
 def _ip(choose: random.Random) -> str:
-    return ".".join(str(choose.randint(11, 250)) for _ in range(4))
+    parts = [choose.randint(11, 250) for _ in range(4)]
+    parts[0] += parts[0] == 127  # that is this machine's own address, and nobody's
+    return ".".join(map(str, parts))
 
 
 def _secret(choose: random.Random) -> str:

@@ -322,7 +322,7 @@ def planted(folder: Path, url: str, count: int, **more: Any) -> list[str]:
     ways = [*(disguises.MUTATIONS | disguises.MORE).values()]
     assert len(ways) == 22
     teacher.project(folder, url, rows=6, gold=8, **more)
-    cases = [case for case in disguises.prompts(count, seed=11) if not case[2].startswith("127.")]  # nobody's address
+    cases = disguises.prompts(count, seed=11)
     rows = [
         "\n".join(message["content"] for message in ways[k % 22](text, value) if message["role"] == "user")
         for k, (_, text, value) in enumerate(cases)
