@@ -10,8 +10,6 @@ from pathlib import Path
 # The device nodes that the drivers of NVIDIA (dxg: inside WSL2) and AMD make.
 DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
 
-AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
-
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
 
 # Parameters of mallopt(3), and the largest value that it takes.
@@ -33,6 +31,12 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
     return frozenset(next(lines, "").partition(":")[2].split())
+
+
+def held_bytes() -> int:
+    """Anonymous memory of this process."""
+    resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes() -> int:

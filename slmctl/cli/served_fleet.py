@@ -270,7 +270,7 @@ class ServedFleet:
             require_detector(settings.detector)
         needed = memory.engine_bytes(
             path, sequences=settings.sequences, context=settings.context_length,
-            classifier=model_lookup.is_classifier(artifact),
+            classifier=model_lookup.is_classifier(artifact), grammars=model_lookup.is_constrained(artifact),
         )  # fmt: skip
         load = functools.partial(self._load, plan, artifact, path, policy)
         return LoadableRelease(artifact.digest, models, needed, load)
@@ -373,7 +373,8 @@ class ServedFleet:
 
         settings = self._settings
         loras = self._adapters(artifact, path)
-        memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
+        if plan.pin:  # of the others, the fleet has made room for what they were measured to hold
+            memory.require_engine(path, sequences=settings.sequences, context=settings.context_length)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(
                 Engine(

@@ -503,12 +503,14 @@ def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -
 
 def _held_bytes(pid: int) -> int:
     """Memory of a process and those that it started, of what they share with others their part; 0 once it has ended."""
-    folder = Path("/proc") / str(pid)
+    folder, started = Path("/proc") / str(pid), set[int]()
     try:
         lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()
-        started = {int(part) for threads in folder.glob("task/*/children") for part in threads.read_text().split()}
     except OSError:
         return 0
+    for thread in folder.glob("task/*/children"):
+        with contextlib.suppress(OSError):  # that thread has ended
+            started.update(map(int, thread.read_text(encoding="ascii").split()))
     own = 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return own + sum(_held_bytes(each) for each in started)
 

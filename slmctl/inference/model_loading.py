@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as lc
 
-from slmctl.hardware import AMX, cpu_flags
+from slmctl.hardware import held_bytes
 
+COPIED = 0.6  # of a file, from which on its weights were laid out anew, and none is read from it but an embedding
 LEAST_WIDTH = 64  # of the states, from which on the products in the layout for AMX are right
 
 
@@ -22,11 +24,12 @@ def load(path: str) -> Any:
     sequence of a batch but the first gets what lay in the memory; and where an input has one block of 32 columns, as
     in models made for tests. Such models keep the layout of the file.
     """
+    before = held_bytes()
     model = _load(path, lays_out=True)
     if model and (is_recurrent(model) or lc.llama_model_n_embd(model) < LEAST_WIDTH):
         lc.llama_model_free(model)
         model = _load(path, lays_out=False)
-    elif model and AMX in cpu_flags():
+    elif model and held_bytes() - before > COPIED * Path(path).stat().st_size:
         forget(path)
     return model
 
@@ -37,12 +40,11 @@ def forget(path: str) -> None:
     llama.cpp keeps all of the file in memory, and needs no more of it than the embeddings of the tokens that come.
     These are read again when they are needed.
     """
-    libc = ctypes.CDLL(None)
-    file = Path(path).resolve()
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        place, _, _, _, _, *name = line.split(maxsplit=5)
-        if name == [str(file)]:
-            start, end = (int(part, 16) for part in place.split("-"))
+    libc, file = ctypes.CDLL(None), os.fsencode(Path(path).resolve())
+    for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+        place, *_, name = line.split(b" ", 5) if line else [b"", b""]
+        if name.lstrip(b" ") == file:
+            start, end = (int(part, 16) for part in place.split(b"-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import threading
 from collections.abc import Iterable
@@ -15,14 +14,16 @@ from pathlib import Path
 
 from slmctl.console import size
 from slmctl.errors import FullError
-from slmctl.hardware import AMX, available_bytes, cpu_flags
+from slmctl.hardware import available_bytes, cpu_flags, held_bytes
 from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
+AMX = "amx_int8"  # of processors for which llama.cpp copies all quantized weights into the order of its products
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # of those on which `inference.expansion` holds weights in 16 bits
 LEAST_EXPANDED = 32 << 20  # bytes of a file; it leaves smaller ones
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which it copies everywhere
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
+GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and a token of theirs
 
 
 def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
@@ -57,17 +58,21 @@ def require_engine(path: Path, *, sequences: int, context: int) -> None:
     require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
 
 
-def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool = False) -> int:
+def engine_bytes(path: Path, *, sequences: int, context: int, classifier: bool = False, grammars: bool = False) -> int:
     """Bytes that llama.cpp's process holds for a GGUF file, with the keys and values of so many sequences, at most.
 
     Args:
         classifier: The quantized weights may be held in 16 bits, where this processor multiplies those faster.
+        grammars: Answers are held to a schema, which takes processes with the vocabulary.
     """
     head = gguf_header.read(path)
     weights = path.stat().st_size
     if classifier and BF16 & cpu_flags() and weights >= LEAST_EXPANDED:
         weights = max(weights, 2 * sum(tensor.weights for tensor in head.tensors))
-    return weights + sequences * context * _cell_bytes(head) + ENGINE_BYTES
+    vocabulary = head.metadata.get("tokenizer.ggml.tokens")
+    tokens = len(vocabulary) if isinstance(vocabulary, list) else 0
+    more = GRAMMAR_BYTES + GRAMMAR_TOKEN_BYTES * tokens if grammars else 0
+    return weights + sequences * context * _cell_bytes(head) + ENGINE_BYTES + more
 
 
 def repacked_bytes(types: Iterable[str]) -> float:
@@ -95,12 +100,6 @@ def _cell_bytes(head: gguf_header.GgufHeader) -> int:
     each = width // query if isinstance(width, int) and isinstance(query, int) and query else 0
     sizes = [head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")]
     return 2 * sum(pair for pair in pairs if isinstance(pair, int)) * sum(one for one in sizes if isinstance(one, int))
-
-
-def held_bytes() -> int:
-    """Anonymous memory of this process."""
-    resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def trim_heap() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from slmctl.model_files import hf_folder, memory, safetensors_header, stored_weights
+from slmctl import hardware
+from slmctl.model_files import hf_folder, safetensors_header, stored_weights
 
 FIXED_BYTES = 150_000_000  # thread pools, tokenizer, records
 KEPT_STATES = 6  # of the hidden size, and as many of the widest layer's, while a layer is computed
@@ -68,7 +69,7 @@ class ModelSize:
 
     def _computing_bytes(self, weights: int, tokens: int, kept: int) -> int:
         states = 4 * tokens * KEPT_STATES * (self.hidden + self.widest)
-        return memory.held_bytes() + FIXED_BYTES + weights + states + 4 * kept * self.vocabulary
+        return hardware.held_bytes() + FIXED_BYTES + weights + states + 4 * kept * self.vocabulary
 
 
 def read(folder: Path) -> ModelSize:

@@ -51,7 +51,7 @@ from slmctl.server.observed import REQUEST_ID, Note, Observed
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.server.rate_limits import ANYBODY, HeldPlace, Limits
 from slmctl.server.refusals import ROUTE, route_header
-from slmctl.server.request_run import Exchange, RequestFailedError
+from slmctl.server.request_run import Exchange, Receive, RequestFailedError, while_wanted
 from slmctl.server.routed import FAMILIES, LocalAnswer, Routed
 from slmctl.server.router import Router
 
@@ -138,7 +138,7 @@ class Gateway:
             if naming is not None and naming.label != NO_TASK:
                 member = self.fleet.members[naming.label]
                 model = member.models[member.name]
-            served = await self.held(member, ends_at, lease)
+            served = await self.held(member, ends_at, lease, http.receive)
             models = {name: served.models[name] for name in (model.name,) if name in served.models} or served.models
             if naming is not None and naming.label == NO_TASK:
                 models = {model.name: auto.without_task(model)}
@@ -171,7 +171,7 @@ class Gateway:
     ) -> Naming:
         """The model that a router names for a request; the router is free again before that one is asked."""
         with contextlib.ExitStack() as held:
-            served = await self.held(member, ends_at, held)
+            served = await self.held(member, ends_at, held, http.receive)
             try:
                 naming = await auto.ask(
                     body, kind, http.headers, http.receive, model=served.models[member.name], served=served,
@@ -196,15 +196,16 @@ class Gateway:
         return await asyncio.to_thread(api_forms.check, named, kind, models, self.ceilings)
 
     async def held(
-        self, member: Member, ends_at: float, held: contextlib.ExitStack, *, is_spare: bool = False
+        self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive | None = None, *,
+        is_spare: bool = False,
     ) -> Served:  # fmt: skip
         """The release of a member in memory, until `held` ends; see `_leased`."""
-        loaded = await self._leased(member, ends_at, held, is_spare=is_spare)
+        loaded = await self._leased(member, ends_at, held, receive, is_spare=is_spare)
         held.callback(self.fleet.give_back, loaded)
         return loaded.served
 
     async def _leased(
-        self, member: Member, ends_at: float, held: contextlib.ExitStack, *, is_spare: bool
+        self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive | None, *, is_spare: bool
     ) -> Loaded:  # fmt: skip
         """The member in memory, at work until `held` ends; a spare one that is not there refuses no request.
 
@@ -212,7 +213,7 @@ class Gateway:
             RequestFailedError: It cannot be loaded, or not now, or not in time.
         """
         try:
-            async with asyncio.timeout_at(ends_at):
+            async with while_wanted(receive, ends_at):
                 await self.fleet.opened(member, is_spare=is_spare)
                 held.enter_context(self.fleet.at_work(member))
                 return await self.fleet.lease(member, is_spare=is_spare)

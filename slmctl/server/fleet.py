@@ -1,8 +1,8 @@
 """The fleet: the models behind one address, each loaded when it is first asked for, within a budget of memory.
 
 A server of one release is a fleet of one member that is pinned. What is counted is bytes: the estimate of a member that
-is being loaded, and what its engine holds from then on. The least recently used member goes first, never one with
-work and never a pinned one.
+is being loaded, and what its engine holds from then on. The least recently used member goes first, one with work after
+its last answer, and a pinned one never.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ DEFAULT = "default"
 AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 LOADERS = 2  # models that are loaded at the same time
 LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
-ROOM_S = 30.0  # that a cold start waits for the last answers of the models that make room
+WAIT = 0.9  # share of an answer's time that a cold start waits for room, so that its requests are told of it
 SHORT_S = 2.0  # that one waits for which nobody makes room
 RETRY_S = 2.0  # after a cold start that found no room
+MEASURED_S = 0.25  # for which the bytes of engines are taken to stay as they are
 FAMILIES = {  # name: kind, help
     "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
     "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
@@ -76,6 +77,8 @@ class Fleet:
         self._wanted: dict[str, int] = {}  # bytes of the members that others make room for, and of those being loaded
         self._loading: dict[str, int] = {}  # of the latter
         self._leaving: list[Loaded] = []  # with their last answers
+        self._following: set[str] = set()  # members whose next release is being loaded
+        self._measured_at = 0.0
         self._room = asyncio.Lock()  # held while bytes are counted
         self._changed = asyncio.Event()  # of now: set, and followed by another one, when there may be room
         self._tasks: set[asyncio.Task[None]] = set()
@@ -223,9 +226,11 @@ class Fleet:
         """Wait while a member makes room for another one; its place in the order of use stays as it is.
 
         Raises:
-            RequestFailedError: It does, and the request has an answer already.
+            RequestFailedError: It does, and the request has an answer already; or the server stops.
         """
         while member.goes_for:
+            if self._stopping:
+                raise RequestFailedError("the server is being stopped", "server_stopping", 503)
             if is_spare:
                 raise _no_room(member, f"model '{member.name}' makes room for another one")
             await self._changed.wait()
@@ -302,8 +307,9 @@ class Fleet:
         held = served.backend.held_bytes()
         member.loaded = Loaded(served, release.digest, held)
         member.release, member.fault, member.again_at = release, "", None
-        member.measured[release.digest] = held
         member.loads += 1
+        if held:
+            member.measured[release.digest] = held
 
     # Memory
 
@@ -320,13 +326,17 @@ class Fleet:
         return machine if self.budget is None else min(machine, self.budget - self._held() - loading)
 
     def _evictable(self, newest: Member) -> list[Member]:
-        """Members that could make room for the newest one: those without work first, the least recently used first."""
+        """Members that could make room for the newest one: those without work, then those chosen already, by use."""
         members = [
             member
             for member in self.members.values()
-            if member.loaded is not None and not member.pin and not member.goes_for and member is not newest
+            if member.loaded is not None
+            and not member.pin
+            and member.goes_for in ("", newest.name)
+            and member is not newest
+            and member.name not in self._following
         ]
-        return sorted(members, key=lambda member: (member.work > 0, member.used))
+        return sorted(members, key=lambda member: (member.work > 0, not member.goes_for, member.used))
 
     async def _make_room(self, member: Member, needed: int) -> None:
         """Have the least recently used members go until there are so many bytes, which are kept for this one.
@@ -335,28 +345,28 @@ class Fleet:
         requests with an answer want, none of these goes.
 
         Raises:
-            RequestFailedError: The others are pinned, or are at work for too long.
+            RequestFailedError: The others are pinned, or are at work for longer than a request may take.
         """
         begun = time.monotonic()
         try:
             while True:
-                changed = self._changed
                 async with self._room:
-                    await asyncio.to_thread(self._measure)
+                    await self._measure_again()
                     self._claim(member, needed)
                     for other in self._going_for(member):
                         if other.work == 0:
                             await self._evict(other)
-                    if member.name in self._wanted and needed <= self._free():
+                    if member.name in self._wanted and needed <= self._free() - self._counted_on(member):
                         self._loading[member.name] = needed
                         return
-                hopes = self._wanted and not member.is_spare
-                left = begun + (ROOM_S if hopes else SHORT_S) - time.monotonic()
+                    changed = self._changed
+                wait_s = WAIT * self.settings.answer_timeout_s if self._wanted and not member.is_spare else SHORT_S
+                left = begun + wait_s - time.monotonic()
                 if left <= 0 or self._stopping:
                     self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
                     raise _no_room(member)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
+                    await asyncio.wait_for(changed.wait(), min(left, MEASURED_S))
         finally:
             for other in self._going_for(member):  # too late
                 other.goes_for = ""
@@ -365,14 +375,14 @@ class Fleet:
             self._tell()
 
     def _claim(self, member: Member, needed: int) -> None:
-        """Choose anew who makes room, unless there is enough without; nobody where it would not be enough.
+        """Choose who makes room, unless there is enough without; nobody where it would not be enough.
 
-        What those hold that make room for other members counts as free, and what these want as held.
+        It is chosen anew after every change: one that has no work any more goes before one that has. What those hold
+        that make room for other members counts as free, and what these want as held.
         """
         before = self._going_for(member)
-        for other in before:
-            other.goes_for = ""
-        going = sum(other.bytes for other in self.members.values() if other.goes_for)
+        going = sum(other.bytes for other in self.members.values() if other.goes_for not in ("", member.name))
+        going += sum(loaded.bytes for loaded in self._leaving)
         wanted = sum(size for name, size in self._wanted.items() if name != member.name and name not in self._loading)
         short = needed - (self._free() + going - wanted)
         chosen: list[Member] = []
@@ -382,20 +392,38 @@ class Fleet:
             chosen.append(other)
             short -= other.bytes
         if short > 0:
+            chosen = []
             self._wanted.pop(member.name, None)
-            return
+        else:
+            self._wanted[member.name] = needed
         for other in reversed(chosen):  # the least recently used may be small, and one after it enough
             if short + other.bytes <= 0:
                 chosen.remove(other)
                 short += other.bytes
-        self._wanted[member.name] = needed
+        for other in before:
+            other.goes_for = ""
         for other in chosen:
             other.goes_for = member.name
             if other.work and other not in before:
                 self._log.event("model_drained", model=other.name, for_model=member.name)
+        if any(not other.goes_for for other in before):
+            self._tell()
+
+    def _counted_on(self, member: Member) -> int:
+        """Free bytes that other members count on, beside those of who makes room for them."""
+        return sum(
+            max(0, size - sum(other.bytes for other in self.members.values() if other.goes_for == name))
+            for name, size in self._wanted.items()
+            if name != member.name and name not in self._loading
+        )
 
     def _going_for(self, member: Member) -> list[Member]:
         return [other for other in self.members.values() if other.goes_for == member.name]
+
+    async def _measure_again(self) -> None:
+        if time.monotonic() > self._measured_at + MEASURED_S:
+            await asyncio.to_thread(self._measure)
+            self._measured_at = time.monotonic()
 
     def _measure(self) -> None:
         for loaded in self._all():
@@ -410,9 +438,8 @@ class Fleet:
         member.evictions += 1
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)
-        await self._end(loaded)
         member.goes_for = ""
-        self._tell()
+        await self._end(loaded)
 
     async def _within_budget(self, newest: Member) -> None:
         """Evict what the newest member, which holds more than was estimated, has no room for."""
@@ -427,6 +454,7 @@ class Fleet:
         await loaded.served.backend.close()
         await asyncio.to_thread(loaded.served.close)
         self._leaving.remove(loaded)
+        self._tell()
 
     def _tell(self) -> None:
         """Wake whoever waits for room, or for a member that makes some."""
@@ -491,8 +519,8 @@ class Fleet:
     async def _followed(self, member: Member, find: Callable[[], LoadableRelease]) -> bool:
         """Serve what a tag stands for; False where that is served already."""
         release = await asyncio.to_thread(find)
-        if member.loading is not None:
-            await asyncio.wait({member.loading})
+        while member.loading is not None or member.goes_for:
+            await (self.opened(member) if member.loading is None else asyncio.wait({member.loading}))
         if release.digest == member.release.digest:
             member.fault, member.again_at = "", None
             return False
@@ -500,8 +528,12 @@ class Fleet:
         if old is None:
             member.release, member.fault, member.again_at = release, "", None
             return True
-        with self.at_work(member):  # so that it is not evicted for its own successor
+        self._following.add(member.name)  # so that it does not make room for another one meanwhile
+        try:
             served = await self._opened(member, release)
+        finally:
+            self._following.discard(member.name)
+            self._tell()
         self._keep(member, release, served)
         self._leaving.append(old)
         self._beside(self._retire(old))

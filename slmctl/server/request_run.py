@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from slmctl.inference.events import Event
@@ -14,6 +14,7 @@ from slmctl.server.openai_replies import ReplyChoice
 from slmctl.server.openai_requests import CheckedRequest
 
 T = TypeVar("T")
+Receive = Callable[[], Awaitable[Any]]
 # Ends of a request from outside: the status where no answer has begun yet, and the message.
 ENDINGS = {
     "deadline_exceeded": (504, "no whole answer within {seconds:g} s"),
@@ -62,12 +63,11 @@ class Exchange:
         for index in range(len(self.checked.requests)):
             self._cancels.append(self.backend.begin(self.checked, index, self._putter(index)))
 
-    def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
+    def watch(self, receive: Receive) -> None:
         """End when the client hangs up."""
 
         async def wait() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await _hung_up(receive)
             self.end("client_gone")
 
         self._watch = asyncio.create_task(wait())
@@ -148,3 +148,43 @@ def _failure(event: Event) -> RequestFailedError:
     if event.get("died"):
         return RequestFailedError("the engine died while it answered; it is being started again", "engine_died", 503)
     return RequestFailedError(event["error"], "engine_failed", 502)
+
+
+@contextlib.asynccontextmanager
+async def while_wanted(receive: Receive | None, ends_at: float) -> AsyncIterator[None]:
+    """End what waits at a time of the loop, or when the client hangs up.
+
+    Args:
+        receive: Tells that it does; None where another one listens already.
+
+    Raises:
+        TimeoutError: The time has come.
+        RequestFailedError: The client has gone.
+    """
+    gone: asyncio.Task[None] | None = None
+    try:
+        async with asyncio.timeout_at(ends_at) as limit:
+            if receive is not None:
+                gone = asyncio.create_task(_hung_up(receive))
+                gone.add_done_callback(lambda task: None if task.cancelled() else _expire(limit))
+            try:
+                yield
+            finally:
+                if gone is not None and not gone.done():
+                    gone.cancel()
+    except TimeoutError:
+        if gone is not None and gone.done() and not gone.cancelled():
+            status, words = ENDINGS["client_gone"]
+            raise RequestFailedError(words, "client_gone", status) from None
+        raise
+
+
+async def _hung_up(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _expire(limit: asyncio.Timeout) -> None:
+    with contextlib.suppress(RuntimeError):  # what waited has come meanwhile
+        limit.reschedule(asyncio.get_running_loop().time())

@@ -605,14 +605,15 @@ def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_
         assert set(json.loads(answer.text)) == set(json.loads(SCHEMA)["required"])
 
 
-def test_the_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["weights of mine", "gewichte-ä\u2028\x85"])
+def test_the_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path, name: str) -> None:
     from slmctl.inference import model_loading
 
-    path = tmp_path / "weights of mine"
+    path = tmp_path / name
     path.write_bytes(bytes(range(256)) * (1 << 12))
 
     def resident() -> int:
-        lines = iter(Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines())
+        lines = iter(Path("/proc/self/smaps").read_text(encoding="utf-8").split("\n"))
         next(line for line in lines if line.endswith(str(path)))
         return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
 

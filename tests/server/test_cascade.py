@@ -275,7 +275,7 @@ def test_room_for_one_model_is_enough_and_where_there_is_none_the_smaller_ones_a
 
 def test_a_larger_model_without_room_takes_no_model_out_of_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "SHORT_S", 0.2)
-    monkeypatch.setattr(fleet, "ROOM_S", 0.4)
+    monkeypatch.setattr(fleet, "WAIT", 0.4 / 120)
     with Engine(KEPT, sequences=1, context=256, threads=1) as engine:
         held = engine.held_bytes()
     place = cascade(NEVER, ALWAYS, budget=int(1.5 * held), bytes=int(0.9 * held))

@@ -198,7 +198,7 @@ def test_several_cold_starts_have_room_made_for_each_and_stay_within_the_budget(
 def test_a_model_takes_requests_again_where_another_one_went_or_nobody_did_in_time(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleets, "ROOM_S", 0.3)
+    monkeypatch.setattr(fleets, "WAIT", 0.3 / SETTINGS.answer_timeout_s)
     place = opened("moods", "orders", "letters", bytes=int(1.8 * held), budget=3 * held)
 
     async def work() -> None:
@@ -387,7 +387,7 @@ def test_a_key_is_for_its_models_alone() -> None:
 def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleets, "ROOM_S", 0.1)
+    monkeypatch.setattr(fleets, "WAIT", 0.1 / SETTINGS.answer_timeout_s)
     place = opened("tickets", "moods", "letters", bytes=int(1.8 * held), budget=2 * held)
     app = application(place.fleet, place.log)
 

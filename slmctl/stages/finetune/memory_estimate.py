@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slmctl import hardware
 from slmctl.config import FinetuneConfig
 from slmctl.model_files import catalogue, memory, model_size
 
@@ -40,4 +41,4 @@ def estimate_bytes(folder: Path, config: FinetuneConfig, tokens: int, keys: int 
     activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
     adapter = TRAINED_BYTES * config.lora.rank * model.channels
-    return int(memory.held_bytes() + FIXED_BYTES + weights + adapter + activations)
+    return int(hardware.held_bytes() + FIXED_BYTES + weights + adapter + activations)

@@ -12,7 +12,7 @@ import torch
 from tokenizers import pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from slmctl import console
+from slmctl import console, hardware
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError
 from slmctl.model_files import gguf_header, hf_folder, memory, safetensors_header, vocabulary
@@ -73,7 +73,8 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
         head = gguf_header.read(path)
     metadata = head.metadata
     sizes = [tensor.weights for tensor in head.tensors]
-    needed = memory.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)  # float16, one expanded
+    # in float16, and one tensor expanded
+    needed = hardware.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)
     memory.require(needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more")
     load_check.require_loadable(path.parent, path.name)
     console.say(f"  dequantising {path.name}")

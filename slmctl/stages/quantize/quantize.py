@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from slmctl import console
+from slmctl import console, hardware
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig, resolve_matmul_dtype
@@ -117,7 +117,7 @@ def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
     reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
     converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
     answers = CHILD_BYTES + 2 * cells * model.cache + int(memory.repacked_bytes(types) * model.linear)
-    return max(reference, memory.held_bytes() + max(converter, answers))
+    return max(reference, hardware.held_bytes() + max(converter, answers))
 
 
 def _importance_records(config: QuantizeConfig, base: Base) -> int:
