@@ -91,13 +91,17 @@ class AnswerTrainer(SFTTrainer):
         with _hidden_head(kwargs["model"]):
             super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
-        self.model_accepts_loss_kwargs = True  # the count of answer tokens in a step reaches compute_loss
+        self.model_accepts_loss_kwargs = True  # what a step's loss is divided by reaches compute_loss
+        learned = [count for count in map(answer_tokens, self.train_dataset) if count]
+        self.mean_tokens = sum(learned) / max(len(learned), 1)  # of an answer
+        self.step_mean = 1.0  # what makes a step's loss one of its own answer tokens, as it is logged
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
         pieces = self.batches(records)
-        counts = (  # here on the host, where nobody waits for a device: answer tokens, tokens, computed tokens
+        counts = (  # here on the host, where nobody waits for a device: records, answer tokens, tokens, computed tokens
+            sum(any(record["weights"]) for record in records),
             sum(map(answer_tokens, records)),  # of one answer each, whatever else it may be
             sum(len(record["input_ids"]) for record in records if any(record["weights"])),
             sum(piece["input_ids"].numel() for piece in pieces),
@@ -115,19 +119,23 @@ class AnswerTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor]:
-        """Same as in transformers; unsloth replaces that method by one that expects `labels` in every batch."""
+        """The batches of a step, and what its loss is divided by; unsloth's own method expects `labels` in each."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        counts = [sum(batch["counts"][k] for batch in batch_samples) for k in range(3)]
+        counts = [sum(batch["counts"][k] for batch in batch_samples) for k in range(4)]
         counts.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
-        self.interrupted = counts[3] > 0  # of all processes, in the same step
-        self.progress.real += counts[1]
-        self.progress.computed += counts[2]
-        return torch.tensor(counts[0])
+        self.interrupted = counts[4] > 0  # of all processes, in the same step
+        self.progress.real += counts[2]
+        self.progress.computed += counts[3]
+        # Not by the step's own answer tokens: records of like length share a step, so where short answers are of one
+        # kind (such as no call), a step of these would weigh each of their tokens many times another one.
+        divisor = counts[0] * self.mean_tokens
+        self.step_mean = divisor / max(counts[1], 1)
+        return torch.tensor(divisor)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one batch, piece by piece; a loss that is not finite stops before the update."""
@@ -147,12 +155,15 @@ class AnswerTrainer(SFTTrainer):
         if self.accelerator.num_processes == 1:
             self.unchecked.append(("loss", self.state.global_step + 1, total))
             self._check_when_due()
-        return total
+        return total * self.step_mean
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of the answer tokens of a piece, over the count of answer tokens in the whole step."""
+        """Cross-entropy of the answer tokens of a piece, over those that so many records as the step's have on average.
+
+        So each answer token of the data set weighs the same, whichever records its step holds.
+        """
         loss = model(**inputs).loss
         if num_items_in_batch is not None:
             # every process averages over all of them, and accelerate then averages over the processes

@@ -442,6 +442,41 @@ def test_a_batch_in_two_parts_gives_the_same_losses(artifacts: dict[str, Artifac
             assert two[key] == pytest.approx(one[key], abs=1e-4)
 
 
+def test_every_answer_token_of_an_epoch_counts_the_same(
+    artifacts: dict[str, Artifact], rows: list[Any], model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # records of like length share a step, and each step had divided by its own tokens: those of short answers won
+    short, long = rows[0], rows[-1]
+    more = [token for token in long["labels"] if token != IGNORED] * 6
+    longer = {
+        "input_ids": long["input_ids"] + more, "labels": long["labels"] + more,
+        "weights": long["weights"] + [1.0] * len(more),
+    }  # fmt: skip
+    records = [*[short] * 4, *[longer] * 4]
+
+    def encode(*args: Any, **options: Any) -> Any:
+        encoded, cut = encoding.encode(*args, **options)
+        return (records if options.get("soft") else encoded), cut
+
+    steps = []
+    compute = trainer.AnswerTrainer.compute_loss
+
+    def compute_loss(*args: Any, **options: Any) -> Any:
+        loss = compute(*args, **options)
+        if "num_items_in_batch" in options:
+            steps.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(finetune, "encode", encode)
+    monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", compute_loss)
+    run({"learning_rate": 1e-12, "batch_size": 4, "matmul_dtype": "float32"}, artifacts, tmp_path / "one")
+    with torch.no_grad():
+        assert sum(steps) / 2 == pytest.approx(float(loss_of(model, records)), abs=1e-4)
+        by_step = sorted(float(loss_of(model, part)) for part in (records[:4], records[4:]))
+    logged = sorted(entry["loss"] for entry in log_of(tmp_path / "one") if "loss" in entry)
+    assert logged == pytest.approx(by_step, abs=1e-4)  # what is shown is the mean over the step's own tokens
+
+
 def test_weight_decay_draws_weights_to_zero(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     norms = []
     for decay in (0.0, 0.9):
