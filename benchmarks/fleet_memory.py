@@ -51,12 +51,14 @@ class Load:
         refused: Answers of 503 that were asked again.
         errors: Requests without an answer, by status.
         peak_bytes: Most that the engines held together, as /metrics tells it.
+        loads: Times that a model was loaded meanwhile.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     refused: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     peak_bytes: float = 0.0
+    loads: float = 0.0
 
     @property
     def p95_s(self) -> float:
@@ -132,7 +134,7 @@ def told(load: Load) -> dict[str, Any]:
     }
     return {
         "models": by_model, "refused_and_asked_again": load.refused, "errors": dict(load.errors),
-        "peak_engine_bytes": load.peak_bytes,
+        "peak_engine_bytes": load.peak_bytes, "loads": load.loads,
     }  # fmt: skip
 
 
@@ -187,18 +189,22 @@ async def load(
             await _ask(http, model, choose.choice(TEXTS), outcome)
             await asyncio.sleep(choose.expovariate(1 / think_s) if think_s else 0)
 
+    async def total(http: httpx.AsyncClient, family: str) -> float:
+        page = (await http.get("/metrics")).text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in page if line.startswith(family + "{"))
+
     async def watch(http: httpx.AsyncClient) -> None:
         while True:
-            page = (await http.get("/metrics")).text.splitlines()
-            held = sum(float(line.rpartition(" ")[2]) for line in page if line.startswith("slmctl_model_bytes{"))
-            outcome.peak_bytes = max(outcome.peak_bytes, held)
+            outcome.peak_bytes = max(outcome.peak_bytes, await total(http, "slmctl_model_bytes"))
             await asyncio.sleep(2)
 
     limits = httpx.Limits(max_connections=clients + 2)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+        outcome.loads -= await total(http, "slmctl_model_loads_total")
         watching = asyncio.create_task(watch(http))
         await asyncio.gather(*(client(number, http) for number in range(clients)))
         watching.cancel()
+        outcome.loads += await total(http, "slmctl_model_loads_total")
     return outcome
 
 

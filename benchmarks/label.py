@@ -233,7 +233,13 @@ def private(options: argparse.Namespace) -> list[result.Row]:
     sent = json.dumps(fake.bodies)
     values = sum(len(value.encode()) for _, _, value in cases if value in sent)
     return [
-        single(f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}", len(left), "allowed", 0, "<= 0"),
+        single(
+            f"rows with personal data in {len(ways)} disguises that left, of {len(texts)}",
+            len(left),
+            "allowed",
+            0,
+            "<= 0",
+        ),
         single("bytes of personal data at the endpoint", values, "allowed", 0, "<= 0"),
     ]
 

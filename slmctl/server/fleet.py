@@ -260,6 +260,9 @@ class Fleet:
     def give_back(self, loaded: Loaded) -> None:
         """End a lease."""
         loaded.users -= 1
+        if not loaded.has_answered:
+            loaded.has_answered = True
+            loaded.bytes = loaded.served.backend.held_bytes() or loaded.bytes
         self._tell()
 
     def _require_hope(self, member: Member) -> None:
@@ -304,12 +307,10 @@ class Fleet:
         return served
 
     def _keep(self, member: Member, release: LoadableRelease, served: Served) -> None:
-        held = served.backend.held_bytes()
-        member.loaded = Loaded(served, release.digest, held)
+        # the bytes that it was given, until it is known what it holds with an answer
+        member.loaded = Loaded(served, release.digest, max(served.backend.held_bytes(), member.needed_by(release)))
         member.release, member.fault, member.again_at = release, "", None
         member.loads += 1
-        if held:
-            member.measured[release.digest] = held
 
     # Memory
 
@@ -427,14 +428,16 @@ class Fleet:
 
     def _measure(self) -> None:
         for loaded in self._all():
-            loaded.bytes = max(loaded.served.backend.held_bytes(), 1)
+            held = loaded.served.backend.held_bytes()
+            loaded.bytes = (held or loaded.bytes) if loaded.has_answered else max(held, loaded.bytes)
         if self.shadow is not None:
             self.shadow_bytes = self.shadow.backend.held_bytes()
 
     async def _evict(self, member: Member) -> None:
         loaded, member.loaded = member.loaded, None
         assert loaded is not None and loaded.users == 0
-        member.measured[loaded.digest] = loaded.bytes
+        if loaded.has_answered:
+            member.measured[loaded.digest] = loaded.bytes
         member.evictions += 1
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)

@@ -54,12 +54,19 @@ class LoadableRelease:
 
 @dataclass(eq=False)
 class Loaded:
-    """A release in memory, and the requests that it has."""
+    """A release in memory, and the requests that it has.
+
+    Attributes:
+        bytes: What it holds; before its first answer at least what is expected, since it holds more from then on.
+        users: Requests that it has.
+        has_answered: A request has ended.
+    """
 
     served: Served
     digest: str
     bytes: int
     users: int = 0
+    has_answered: bool = False
 
 
 @dataclass(eq=False)

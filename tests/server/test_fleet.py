@@ -153,7 +153,7 @@ def test_the_least_recently_used_goes_and_neither_what_is_pinned_nor_what_has_wo
 
 
 def test_a_model_that_is_never_idle_makes_room_and_what_asks_for_it_waits(held: int) -> None:
-    place = opened("tickets", "moods", "orders", bytes=int(1.5 * held), budget=int(2.7 * held), pinned=("tickets",))
+    place = opened("tickets", "moods", "orders", bytes=int(1.2 * held), budget=int(2.7 * held), pinned=("tickets",))
 
     async def work() -> None:
         moods, orders = place.fleet.members["moods"], place.fleet.members["orders"]

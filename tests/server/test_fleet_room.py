@@ -261,3 +261,26 @@ def test_an_engine_that_cannot_be_measured_keeps_its_estimate() -> None:
         assert a.needed_by(a.release) == 10
 
     run(place, work)
+
+
+def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
+    # its grammars come with the first question, when others had been given their bytes
+    place = fleet({"a": 60, "b": 40}, budget=90)
+    a, b = place.members.values()
+    engine = Weight(20)
+    served = Served(cast(Backend, engine), a.release.models)
+    a.release = dataclasses.replace(a.release, load=lambda: served)
+
+    async def work() -> None:
+        with place.at_work(a):
+            loaded = await place.lease(a)
+            assert (loaded.bytes, a.bytes) == (60, 60)
+            waits = asyncio.create_task(use(place, "b"))
+            await asyncio.sleep(0.1)
+            engine.size = 50
+            assert b.state == "loading"
+            place.give_back(loaded)
+            await asyncio.wait_for(waits, 2)
+            assert loaded.bytes == 50
+
+    run(place, work)
