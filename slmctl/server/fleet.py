@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,9 @@ from slmctl.errors import FullError, SlmctlError, UsageError
 from slmctl.server.api_keys import Key, KeyRing
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.collector import Collector
-from slmctl.server.fleet_members import STATES, LoadableRelease, Loaded, Member, Served
+from slmctl.server.fleet_members import FAMILIES, LoadableRelease, Loaded, Member, Served, figures
 from slmctl.server.log import Log
-from slmctl.server.metrics import Metrics, Samples
+from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel, find_model
 from slmctl.server.request_run import RequestFailedError
 from slmctl.server.routed import Escalation
@@ -36,15 +35,10 @@ LOADERS = 2  # models that are loaded at the same time
 LESS = "raise it, pin fewer models, or lower serve.context_length or serve.sequences"
 WAIT = 0.9  # share of an answer's time that a cold start waits for room, so that its requests are told of it
 SHORT_S = 2.0  # that one waits for which nobody makes room
+CALM_S = 2.0  # without a request, after which a model goes at once
+RECENT_S = 60.0  # after it had to go, in which a model waits CALM_S before it takes the room of one that is asked
 RETRY_S = 2.0  # after a cold start that found no room
 MEASURED_S = 0.25  # for which the bytes of engines are taken to stay as they are
-FAMILIES = {  # name: kind, help
-    "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
-    "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
-    "slmctl_model_loads": ("counter", "Times that a model was loaded."),
-    "slmctl_model_evictions": ("counter", "Times that a model made room for another one."),
-    "slmctl_model_fault": ("gauge", "1 for a model whose newest release could not be loaded."),
-}
 
 
 class Fleet:
@@ -73,7 +67,6 @@ class Fleet:
         self.escalation, self._discover = escalation or Escalation(), discover
         self.shadow: Shadow | None = None  # of the default member
         self.shadow_bytes = 0  # of its engine, an estimate until it is measured
-        self._uses = itertools.count(1)
         self._wanted: dict[str, int] = {}  # bytes of the members that others make room for, and of those being loaded
         self._loading: dict[str, int] = {}  # of the latter
         self._leaving: list[Loaded] = []  # with their last answers
@@ -181,7 +174,7 @@ class Fleet:
     def start(self, log: Log, metrics: Metrics) -> None:
         """Answer from now on, in the running loop."""
         self._log, self._metrics = log, metrics
-        metrics.include(FAMILIES, self.figures)
+        metrics.include(FAMILIES, lambda: figures(self.members.values()))
         for member in self.members.values():
             if member.loaded is not None:
                 member.loaded.served.backend.start(log, metrics)
@@ -214,12 +207,12 @@ class Fleet:
     def at_work(self, member: Member) -> Iterator[None]:
         """Keep a member loaded, once it is."""
         member.work += 1
-        member.used = next(self._uses)
+        member.used = time.monotonic()
         try:
             yield
         finally:
             member.work -= 1
-            member.used = next(self._uses)
+            member.used = time.monotonic()
             self._tell()
 
     async def opened(self, member: Member, *, is_spare: bool = False) -> None:
@@ -326,8 +319,12 @@ class Fleet:
         machine = hardware.available_bytes() - loading
         return machine if self.budget is None else min(machine, self.budget - self._held() - loading)
 
-    def _evictable(self, newest: Member) -> list[Member]:
-        """Members that could make room for the newest one: those without work, then those chosen already, by use."""
+    def _evictable(self, newest: Member, *, calm: bool = False) -> list[Member]:
+        """Members that could make room for the newest one: those without work, then those chosen already, by use.
+
+        Args:
+            calm: Only those that nobody has asked for a while.
+        """
         members = [
             member
             for member in self.members.values()
@@ -336,6 +333,7 @@ class Fleet:
             and member.goes_for in ("", newest.name)
             and member is not newest
             and member.name not in self._following
+            and (not calm or (member.work == 0 and member.used < time.monotonic() - CALM_S))
         ]
         return sorted(members, key=lambda member: (member.work > 0, not member.goes_for, member.used))
 
@@ -343,7 +341,8 @@ class Fleet:
         """Have the least recently used members go until there are so many bytes, which are kept for this one.
 
         One with work goes after its last answer, and new requests for it wait until it has gone. For a member that only
-        requests with an answer want, none of these goes.
+        requests with an answer want, none of these goes. Where members come and go, each load is to serve several
+        requests: a member that had to go lately waits a moment for its turn.
 
         Raises:
             RequestFailedError: The others are pinned, or are at work for longer than a request may take.
@@ -351,9 +350,11 @@ class Fleet:
         begun = time.monotonic()
         try:
             while True:
+                waited_s = time.monotonic() - begun
+                calm = waited_s < CALM_S and time.monotonic() < member.evicted_at + RECENT_S
                 async with self._room:
                     await self._measure_again()
-                    self._claim(member, needed)
+                    self._claim(member, needed, calm=calm)
                     for other in self._going_for(member):
                         if other.work == 0:
                             await self._evict(other)
@@ -361,7 +362,8 @@ class Fleet:
                         self._loading[member.name] = needed
                         return
                     changed = self._changed
-                wait_s = WAIT * self.settings.answer_timeout_s if self._wanted and not member.is_spare else SHORT_S
+                hopes = (calm or self._wanted or self._following - {member.name}) and not member.is_spare
+                wait_s = WAIT * self.settings.answer_timeout_s if hopes else SHORT_S
                 left = begun + wait_s - time.monotonic()
                 if left <= 0 or self._stopping:
                     self._log.event("model_has_no_room", model=member.name, bytes=needed, free=max(0, self._free()))
@@ -375,7 +377,7 @@ class Fleet:
                 self._wanted.pop(member.name, None)
             self._tell()
 
-    def _claim(self, member: Member, needed: int) -> None:
+    def _claim(self, member: Member, needed: int, *, calm: bool) -> None:
         """Choose who makes room, unless there is enough without; nobody where it would not be enough.
 
         It is chosen anew after every change: one that has no work any more goes before one that has. What those hold
@@ -387,7 +389,7 @@ class Fleet:
         wanted = sum(size for name, size in self._wanted.items() if name != member.name and name not in self._loading)
         short = needed - (self._free() + going - wanted)
         chosen: list[Member] = []
-        for other in self._evictable(member):
+        for other in self._evictable(member, calm=calm):
             if short <= 0 or (other.work and member.is_spare):
                 break
             chosen.append(other)
@@ -439,6 +441,7 @@ class Fleet:
         if loaded.has_answered:
             member.measured[loaded.digest] = loaded.bytes
         member.evictions += 1
+        member.evicted_at = time.monotonic()
         self._log.event("model_evicted", model=member.name, bytes=loaded.bytes)
         self._leaving.append(loaded)
         member.goes_for = ""
@@ -563,23 +566,6 @@ class Fleet:
         for loaded in self._all():
             await loaded.served.backend.close()
         await self.escalation.close()
-
-    def figures(self) -> dict[str, Samples]:
-        """Every figure of FAMILIES."""
-        members = self.members.values()
-        return {
-            "slmctl_model_state": [
-                ({"model": member.name, "state": state}, float(member.state == state))
-                for member in members
-                for state in STATES
-            ],
-            "slmctl_model_bytes": [
-                ({"model": member.name}, float(member.loaded.bytes if member.loaded else 0)) for member in members
-            ],
-            "slmctl_model_loads": [({"model": member.name}, float(member.loads)) for member in members],
-            "slmctl_model_evictions": [({"model": member.name}, float(member.evictions)) for member in members],
-            "slmctl_model_fault": [({"model": member.name}, float(bool(member.fault))) for member in members],
-        }
 
 
 def _no_room(member: Member, reason: str = "") -> RequestFailedError:

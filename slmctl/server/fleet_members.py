@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from slmctl.server.backends import Backend
 from slmctl.server.collector import Questions
+from slmctl.server.metrics import Samples
 from slmctl.server.openai_requests import ServedModel
 from slmctl.server.router import Router
 
 State = Literal["on disk", "loading", "loaded", "failed"]
 STATES: tuple[State, ...] = ("on disk", "loading", "loaded", "failed")
+FAMILIES = {  # name: kind, help
+    "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
+    "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
+    "slmctl_model_loads": ("counter", "Times that a model was loaded."),
+    "slmctl_model_evictions": ("counter", "Times that a model made room for another one."),
+    "slmctl_model_fault": ("gauge", "1 for a model whose newest release could not be loaded."),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ class Member:
         release: The one that is served, or will be at the next load.
         loaded: None while it is on disk.
         work: Requests that it has, those that wait for its load too.
-        used: Its place in the order of use.
+        used: When it was last used, in seconds of the monotonic clock.
+        evicted_at: When it last had to go.
         fault: Why its newest release is not served; empty where it is.
         again_at: Time before which a load that failed is not tried again.
         is_spare: Only requests that have an answer already wait for its load.
@@ -99,7 +109,8 @@ class Member:
     loaded: Loaded | None = None
     loading: asyncio.Task[None] | None = None
     work: int = 0
-    used: int = 0
+    used: float = 0.0
+    evicted_at: float = -math.inf
     fault: str = ""
     again_at: float | None = None
     is_spare: bool = False
@@ -129,3 +140,20 @@ class Member:
     def needed_by(self, release: LoadableRelease) -> int:
         """Bytes of a release once it is loaded: as measured, else as estimated."""
         return self.measured.get(release.digest, release.bytes)
+
+
+def figures(members: Collection[Member]) -> dict[str, Samples]:
+    """Every figure of FAMILIES."""
+    return {
+        "slmctl_model_state": [
+            ({"model": member.name, "state": state}, float(member.state == state))
+            for member in members
+            for state in STATES
+        ],
+        "slmctl_model_bytes": [
+            ({"model": member.name}, float(member.loaded.bytes if member.loaded else 0)) for member in members
+        ],
+        "slmctl_model_loads": [({"model": member.name}, float(member.loads)) for member in members],
+        "slmctl_model_evictions": [({"model": member.name}, float(member.evictions)) for member in members],
+        "slmctl_model_fault": [({"model": member.name}, float(bool(member.fault))) for member in members],
+    }

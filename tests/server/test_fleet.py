@@ -28,7 +28,7 @@ from slmctl.server.app import application
 from slmctl.server.backends import LocalEngine
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet import Fleet
-from slmctl.server.fleet_members import LoadableRelease, Member, Served
+from slmctl.server.fleet_members import LoadableRelease, Member, Served, figures
 from slmctl.server.log import Log
 from slmctl.server.metrics import Metrics
 from slmctl.server.openai_requests import ServedModel
@@ -348,7 +348,7 @@ def test_a_tag_that_moves_is_followed_and_one_that_cannot_be_leaves_the_old_one(
         found.append(IntegrityError("the release is damaged"))
         await place.fleet.follow()
         assert (tickets.loaded is served, tickets.state, place.fleet.faults) == (True, "loaded", ["tickets"])
-        assert place.fleet.figures()["slmctl_model_fault"][0] == ({"model": "tickets"}, 1.0)
+        assert figures(place.fleet.members.values())["slmctl_model_fault"][0] == ({"model": "tickets"}, 1.0)
         found.append(dataclasses.replace(tickets.release, digest="new"))  # the tag moved back
         await place.fleet.follow()
         assert (tickets.loaded is served, place.fleet.faults) == (True, [])

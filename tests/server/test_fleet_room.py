@@ -25,6 +25,11 @@ from slmctl.server.openai_requests import ServedModel
 from slmctl.server.request_run import RequestFailedError
 
 
+@pytest.fixture(autouse=True)
+def _soon_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "CALM_S", 0.05)
+
+
 class Weight:
     """An engine that holds bytes."""
 
@@ -282,5 +287,26 @@ def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
             place.give_back(loaded)
             await asyncio.wait_for(waits, 2)
             assert loaded.bytes == 50
+
+    run(place, work)
+
+
+def test_models_that_come_and_go_answer_several_requests_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "CALM_S", 0.5)
+    place = fleet({"a": 60, "b": 60}, budget=100)
+    a, b = place.members.values()
+
+    async def work() -> None:
+        await use(place, "a")
+        await asyncio.wait_for(use(place, "b"), 0.3)  # it was there never before: at once, and a goes
+        waits = asyncio.create_task(use(place, "a"))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            await use(place, "b")
+        assert (a.state, b.loads) == ("loading", 1)
+        await waits
+        assert (a.loads, b.loads, b.state) == (2, 1, "on disk")
+        await asyncio.sleep(0.6)
+        await asyncio.wait_for(use(place, "b"), 0.3)  # nobody has asked the other one for a while
 
     run(place, work)
