@@ -350,8 +350,8 @@ class Fleet:
         begun = time.monotonic()
         try:
             while True:
-                waited_s = time.monotonic() - begun
-                calm = waited_s < CALM_S and time.monotonic() < member.evicted_at + RECENT_S
+                now = time.monotonic()
+                calm = not member.is_spare and now < min(begun + CALM_S, member.evicted_at + RECENT_S)
                 async with self._room:
                     await self._measure_again()
                     self._claim(member, needed, calm=calm)
