@@ -10,8 +10,8 @@ from typing import Any
 
 import phrases_calls as phrases
 
-COUNT = 1200
-NONE = 0.18  # share of messages for which no tool fits
+COUNT = 2400
+NONE = 0.25  # share of messages for which no tool fits
 GERMAN = 0.2
 MISSPELT = 0.15
 PLACES = (20, 28, 34, 18)  # of a hundred messages: how many have no, one, two or three sentences before the wish
