@@ -161,6 +161,7 @@ class opened:  # noqa: N801 - reads as a verb in `with`
     def __exit__(self, *exc: object) -> None:
         if self._engine is not None:
             self._engine.close()
+        memory.trim_heap()  # the keys and values of an HF model's batches
 
 
 class GgufAnswerer:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
 ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
+CELLS = 8192  # tokens of a batch's prompts whose keys and values are held, what they share once for each
 KEPT_RULES = 32  # compiled grammars of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
@@ -162,7 +163,7 @@ class HfAnswerer:
         if self.device == "cuda":
             return torch.bfloat16
         size = model_size.read(folder)
-        kept = 2 * ROWS * (TOKENS // ROWS) * size.cache * 4  # keys and values of a batch, and a copy
+        kept = 2 * CELLS * size.cache * 4  # keys and values of a batch, and a copy
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
         if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept + rounded))):
             return torch.float32
@@ -400,8 +401,8 @@ def _batches(
     """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last."""
     batch: list[int] = []
     for index in order:
-        length = len(rows[index]) - len(heads[index])
-        full = len(batch) == ROWS or (len(batch) + 1) * length > TOKENS
+        length, count = len(rows[index]) - len(heads[index]), len(batch) + 1
+        full = len(batch) == ROWS or count * length > TOKENS or count * len(rows[index]) > CELLS
         other = bool(batch) and (heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]])))
         if batch and (full or other):
             yield batch
