@@ -63,7 +63,9 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
     expanded = LlamaModel(path, **sizes, classifier=True, timings=str(tmp_path))
     assert [model.expanded for model in (whole, quantized, expanded)] == [False, False, True]
     assert expanded.chat_template() == whole.chat_template()
-    items = [(token, k, 1, True) for k, token in enumerate(whole.tokenize("hello please invoice"))]
+    text = "hello please, the card was charged twice for one invoice and my parcel is not here, where is it now?"
+    items = [(token, k, 1, True) for k, token in enumerate(whole.tokenize(text))]
+    assert 30 < len(items) <= 64  # of a few tokens the errors are a matter of chance
     exact, own, larger = (
         np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (whole, quantized, expanded)
     )

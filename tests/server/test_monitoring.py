@@ -18,11 +18,10 @@ pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from slmctl.config import CollectConfig, Prices, ServeConfig
+from slmctl.config import CollectConfig, Prices
 from slmctl.inference.escalation_policy import Policy
-from slmctl.server import collector, fleet, routed
+from slmctl.server import collector, fleet_members, routed
 from slmctl.server.collector import Collector
-from slmctl.server.fleet import Fleet
 from slmctl.server.fleet_members import LoadableRelease, Member, Served
 from slmctl.server.metrics import Metrics
 from slmctl.server.router import Router
@@ -48,8 +47,8 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     metrics = Metrics()
     metrics.include(routed.FAMILIES, deciding.figures)
     metrics.include(collector.FAMILIES, collecting.figures)
-    models = Fleet([Member("desk", LoadableRelease("", {}, 0, never_loaded))], ServeConfig())
-    metrics.include(fleet.FAMILIES, models.figures)
+    members = [Member("desk", LoadableRelease("", {}, 0, never_loaded))]
+    metrics.include(fleet_members.FAMILIES, lambda: fleet_members.figures(members))
     page = metrics.page().decode()
     collecting.close()
     samples: Samples = {}

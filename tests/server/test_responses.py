@@ -24,7 +24,7 @@ class Category(Enum):
     account = "account"
 
 
-class Ticket(BaseModel):
+class Ticket(BaseModel, extra="forbid"):
     category: Category
 
 

@@ -151,11 +151,12 @@ class AnswerTrainer(SFTTrainer):
                 loss = self.compute_loss(model, piece, num_items_in_batch=num_items_in_batch)
                 total += loss.detach()
                 self.accelerator.backward(loss)
+        total.mul_(self.step_mean)
         # of several processes, those that have a finite loss meet the others' in the gradient
         if self.accelerator.num_processes == 1:
             self.unchecked.append(("loss", self.state.global_step + 1, total))
             self._check_when_due()
-        return total * self.step_mean
+        return total
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
