@@ -318,6 +318,8 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     tiny.write_csv(desk / "more.csv", tiny.rows(700)[300:])
     more = "{path: more.csv, input: text, output: category, split: calibration}"
     text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
+    assert "epochs: 14, learning_rate: 1e-2" in text  # with alike rows kept, that learns by chance alone
+    text = text.replace("epochs: 14, learning_rate: 1e-2", "epochs: 30, learning_rate: 4e-3")
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
     done = stages.run(desk, "run")
     assert Path(tiny.ok(done)).parent.name == "published"
@@ -327,8 +329,11 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
     Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
     assert len(list((desk / "runs" / "policy").iterdir())) == 1
-    without = stages.run(desk, "run", "--set", "calibrate=null")
+    (desk / "slmctl.yaml").write_text(text, encoding="utf-8")
+    without = stages.run(desk, "run")
+    tiny.ok(without)
     assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
+    (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 10%}\n", encoding="utf-8")
     outside = stages.run(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
     assert outside.returncode in (0, 5)
     made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
