@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -30,7 +31,8 @@ def load(path: str) -> Any:
         lc.llama_model_free(model)
         model = _load(path, lays_out=False)
     elif model and held_bytes() - before > COPIED * Path(path).stat().st_size:
-        forget(path)
+        with contextlib.suppress(OSError):  # it saves memory, and is no reason to end a load
+            forget(path)
     return model
 
 

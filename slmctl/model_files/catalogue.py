@@ -28,7 +28,8 @@ ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
 # were measured with SmolLM2-135M on two processors.
 ELEMENT_SECONDS = 20e-9
 PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
-PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128  # tokens computed at once on a CPU; where memory is short
+# Tokens computed at once on a CPU: enough for full products, little enough for the cache; and where memory is short.
+PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 # Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
 # so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
 PREFIX_ALLOWANCE = 2
