@@ -99,11 +99,11 @@ class AnswerTrainer(SFTTrainer):
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
-        pieces = self.batches(records)
+        pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
         counts = (  # here on the host, where nobody waits for a device: records, answer tokens, tokens, computed tokens
-            sum(any(record["weights"]) for record in records),
-            sum(map(answer_tokens, records)),  # of one answer each, whatever else it may be
-            sum(len(record["input_ids"]) for record in records if any(record["weights"])),
+            len(learned),
+            sum(map(answer_tokens, learned)),  # of one answer each, whatever else it may be
+            sum(len(record["input_ids"]) for record in learned),
             sum(piece["input_ids"].numel() for piece in pieces),
         )
         return {"pieces": pieces, "counts": counts}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
 ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
-CELLS = 8192  # tokens of a batch's prompts whose keys and values are held, what they share once for each
+CELLS = 8192  # tokens of a batch's prompts whose keys and values are held; TOKENS where these do not fit
 KEPT_RULES = 32  # compiled grammars of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
@@ -160,13 +160,15 @@ class HfAnswerer:
         Raises:
             StageError: Not even the weights as they are stored fit.
         """
+        self._cells = CELLS
         if self.device == "cuda":
             return torch.bfloat16
         size = model_size.read(folder)
-        kept = 2 * CELLS * size.cache * 4  # keys and values of a batch, and a copy
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
-        if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept + rounded))):
-            return torch.float32
+        for self._cells in (CELLS, TOKENS):
+            kept = 2 * self._cells * size.cache * 4  # keys and values of a batch, and a copy
+            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept + rounded))):
+                return torch.float32
         needed = size.stored_bytes(TOKENS, kept=ROWS) + kept
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
         return "stored"
@@ -186,7 +188,7 @@ class HfAnswerer:
             yield index, EngineError(what if row else "the prompt is empty")
         self._padded = self._pads and all(len(rows[index]) + room <= self._window for index in fits)
         fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
-        for indices in _batches(fits, rows, heads, alike=not self._padded):
+        for indices in _batches(fits, rows, heads, self._cells, alike=not self._padded):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
             if self.trie:
                 yield from zip(indices, self._labels(head, batch), strict=True)
@@ -396,13 +398,17 @@ class HfAnswerer:
 
 
 def _batches(
-    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]], *, alike: bool
+    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]], cells: int, *, alike: bool
 ) -> Iterator[list[int]]:
-    """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last."""
+    """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last.
+
+    Args:
+        cells: Tokens of a batch, those that its prompts share counted for each; a prompt by itself may have more.
+    """
     batch: list[int] = []
     for index in order:
         length, count = len(rows[index]) - len(heads[index]), len(batch) + 1
-        full = len(batch) == ROWS or count * length > TOKENS or count * len(rows[index]) > CELLS
+        full = len(batch) == ROWS or count * length > TOKENS or count * len(rows[index]) > cells
         other = bool(batch) and (heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]])))
         if batch and (full or other):
             yield batch
