@@ -17,8 +17,8 @@ from slmctl.stages.finetune import packing
 from slmctl.stages.finetune.cpu_kernels import padded_rows
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 
-# Rows of the head computed at a time, by the kind of device: on a CPU their logits stay in the cache.
-VOCABULARY_BLOCK = {"cpu": 4096, "cuda": 16384}
+# rows of the head computed at a time
+VOCABULARY_BLOCK = 16384
 PROBE_TOKENS = 16
 
 
@@ -32,18 +32,22 @@ def install(model: Any, smoothing: float = 0.0) -> None:
     core = core_model(model)
     trunk, own_forward = core.base_model, core.forward
     plain_head = is_plain_head(core, trunk)
+    mean_row: torch.Tensor | None = None  # of the head, which is frozen
 
     def forward(
         input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
         keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0, **kwargs: Any,
     ) -> CausalLMOutput:  # fmt: skip
+        nonlocal mean_row
         spread = smoothing if core.training else 0.0
         kind = {"attention_mask": attention_mask} if layout is None else {"layout": layout}
         where = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False, **kind}
         if plain_head:
             hidden = trunk(**where).last_hidden_state.flatten(0, 1)[keep]  # (N, width)
             head = core.get_output_embeddings().weight
-            loss: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread)
+            if spread and mean_row is None:
+                mean_row = head.mean(dim=0, dtype=torch.float32)
+            loss: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread, mean_row)
             return CausalLMOutput(loss=loss)
         if layout is not None:
             logits = own_forward(**where, logits_to_keep=keep).logits[0].float()  # (N, V)
@@ -106,30 +110,31 @@ class BlockwiseCrossEntropy(Function):
     exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
 
     With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is spread over the
-    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row.
+    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row, `mean` (width,).
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
-        smoothing: float = 0.0,
+        smoothing: float = 0.0, mean: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
+        spread = (smoothing, mean if mean is not None else head.mean(dim=0, dtype=torch.float32)) if smoothing else None
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, grad = _blockwise(hidden, head, targets, weights, smoothing, with_gradient=ctx.needs_input_grad[0])
+            loss, grad = _blockwise(hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        return ctx.saved_tensors[0] * grads[0], None, None, None, None
+        return ctx.saved_tensors[0] * grads[0], *[None] * 5
 
 
 def _blockwise(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, smoothing: float,
-    *, with_gradient: bool,
+    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+    spread: tuple[float, torch.Tensor] | None, *, with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """The loss, and the gradient of hidden (N, width) in float32."""
+    """The loss, and the gradient of hidden (N, width) in float32; `spread` is smoothing and the head's mean row."""
     positions, device = len(hidden), hidden.device
     h = padded_rows(positions, hidden.shape[1], head.dtype, device)  # (count, width)
     h[:positions] = hidden
@@ -139,9 +144,8 @@ def _blockwise(
     largest = torch.full((count,), -torch.inf, device=device)
     total, target_logits = torch.zeros(2, count, device=device).unbind()
     grad = torch.zeros(count, h.shape[1], device=device) if with_gradient else None
-    size = VOCABULARY_BLOCK.get(device.type, VOCABULARY_BLOCK["cuda"])
-    for start in range(0, len(head), size):
-        block = head[start : start + size]
+    for start in range(0, len(head), VOCABULARY_BLOCK):
+        block = head[start : start + VOCABULARY_BLOCK]
         logits = h @ block.T  # (count, block)
         inside = (targets >= start) & (targets < start + len(block))
         place = (targets - start).clamp_(0, len(block) - 1)[:, None]
@@ -154,8 +158,8 @@ def _blockwise(
             grad.mul_(shrink[:, None]).add_(shares @ block)
         largest = now
     target_rows = head[targets].float()  # (count, width)
-    if smoothing:
-        mean = head.mean(dim=0, dtype=torch.float32)
+    if spread:
+        smoothing, mean = spread
         target_logits = target_logits * (1 - smoothing) + h.float() @ mean * smoothing
         target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
     if grad is not None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch.autograd import Function
 
-from slmctl.stages.finetune import packing
+from slmctl.stages.finetune import fused_kernels, packing
 from slmctl.stages.finetune.cpu_kernels import norm_backward, reciprocal_std
 
 Rotation = Literal["halves", "interleaved"]  # the pairs that are turned: k and k + half, or 2 k and 2 k + 1
@@ -47,15 +47,19 @@ class SplitHeads(Function):
     def forward(
         ctx: Any, x: torch.Tensor, groups: Sequence[HeadGroup], cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        parts = _parts(x, groups)
         normed = any(group.norm for group in groups)
         ctx.save_for_backward(cos, sin, x if normed else None)
         ctx.groups, ctx.dtype = groups, x.dtype
-        return tuple(_states(part, group, cos, sin) for part, group in zip(parts, groups, strict=True))
+        fused = fused_kernels.load()
+        if fused:
+            return fused.split(x, groups, cos, sin)
+        return tuple(_states(part, group, cos, sin) for part, group in zip(_parts(x, groups), groups, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        cos, sin, x = ctx.saved_tensors
+        (cos, sin, x), fused = ctx.saved_tensors, fused_kernels.load()
+        if fused:
+            return fused.split_backward(grads, x, ctx.groups, cos, sin, ctx.dtype), None, None, None
         size = grads[0].shape[2]
         result = torch.empty(len(grads[0]), size * sum(group.heads for group in ctx.groups), dtype=ctx.dtype)
         raws = [None] * len(ctx.groups) if x is None else _parts(x, ctx.groups)

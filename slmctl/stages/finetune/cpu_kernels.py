@@ -19,9 +19,11 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.autograd import Function
 from torch.nn import functional
 
+from slmctl.stages.finetune import fused_kernels
 from slmctl.stages.finetune.four_bit import FourBitWeight
 
 ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
+WIDE = 2  # times as many columns in as out make a product wide, see `_updated_product`
 
 
 class FrozenLinear(torch.nn.Linear):
@@ -86,14 +88,20 @@ class RmsNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        x = x.float()
+        x, fused, ctx.eps = x.float(), fused_kernels.load(), eps
+        if fused:
+            ctx.save_for_backward(x, weight, None)
+            return fused.norm(x, weight, eps)
         rstd = reciprocal_std(x, eps)
         ctx.save_for_backward(x, weight, rstd)
         return (x * rstd).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return norm_backward(grads[0] * ctx.saved_tensors[1], ctx.saved_tensors[0], ctx.saved_tensors[2]), None, None
+        (x, weight, rstd), fused = ctx.saved_tensors, fused_kernels.load()
+        if fused:
+            return fused.norm_backward(grads[0], x, weight, ctx.eps), None, None
+        return norm_backward(grads[0] * weight, x, rstd), None, None
 
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -115,9 +123,8 @@ class StackedLinear:
         W | scale B
         A | 0
 
-    so [x, A x] times its upper rows is the layers' output with the updates, rounded once, and
-    [g, B' g] times its left columns is the gradient of x. Of layers in 4 bits, it is put together for each product,
-    in room that all of them share.
+    so [x, A x] times its upper rows is the layers' output with the updates, and [g, B' g] times its left columns is
+    the gradient of x. Of layers in 4 bits, it is put together for each product, in room that all of them share.
     """
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
@@ -196,40 +203,70 @@ def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
 class _StackedProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
-        matrix, high, wide = stack.matrix(), stack.high, stack.wide
-        both = padded_rows(len(x), matrix.shape[1], matrix.dtype)  # (T, in + rank): x | A x
-        both[: len(x), :wide] = x
+        count, share = len(x), getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
+        out, x, low, mask = _updated_product(x, stack.matrix().T, stack.high, share)
+        if stack.bias is not None:
+            out += stack.bias
         if updates:
-            share = getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
-            mask = torch.empty_like(both[:, :wide]).bernoulli_(1 - share).div_(1 - share) if share else None
-            seen = both[:, :wide] if mask is None else both[:, :wide] * mask
-            both[:, wide:] = seen @ matrix[high:, :wide].T
-            ctx.save_for_backward(both, seen, mask)
+            ctx.save_for_backward(x, low, mask)
         ctx.stack = stack
-        return functional.linear(both, matrix[:high], stack.bias)[: len(x)]
+        return out[:count]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         stack = ctx.stack
         matrix, high, wide = stack.matrix(), stack.high, stack.wide
-        count = len(grads[0])
-        both = padded_rows(count, len(matrix), matrix.dtype)  # (T, out + rank): g | B' g
-        both[:count, :high] = grads[0]
+        saved: Any = ctx.saved_tensors if stack.updates else [None] * 3
+        x, low, mask = saved
+        dx: torch.Tensor | None = None
+        if ctx.needs_input_grad[0] and mask is None:
+            dx, g, low_g, _ = _updated_product(grads[0], matrix, wide)
+        else:
+            g = _padded(grads[0], matrix.dtype)
+            low_g = g @ matrix[:high, wide:]
+        if ctx.needs_input_grad[0] and mask is not None:
+            dx = g @ matrix[:high, :wide] + (low_g @ matrix[high:, :wide]).mul_(mask)
         result: list[Any] = []
-        mask = None
         if stack.updates:
-            x, seen, mask = ctx.saved_tensors
-            both[:, high:] = both[:, :high] @ matrix[:high, wide:]
-            downs = both[:, high:].T @ seen  # (rank, in)
-            ups = both[:, :high].T @ x[:, wide:]  # (out, rank): of each layer, its own rows and columns count
+            downs = low_g.T @ (x if mask is None else x * mask)  # (rank, in)
+            ups = g.T @ low  # (out, rank): of each layer, its own rows and columns count
             for _, _, scale, rows, place in stack.updates:
                 result += [downs[place].float(), ups[rows, place].float().mul_(scale)]
-        dx = None
-        if ctx.needs_input_grad[0] and mask is None:
-            dx = both @ matrix[:, :wide]
-        elif ctx.needs_input_grad[0]:
-            dx = both[:, :high] @ matrix[:high, :wide] + (both[:, high:] @ matrix[high:, :wide]).mul_(mask)
-        return None if dx is None else dx[:count], None, *result
+        return None if dx is None else dx[: len(grads[0])], None, *result
+
+
+def _updated_product(
+    given: torch.Tensor, matrix: torch.Tensor, width: int, dropout: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`given` (T, k) times a matrix with its low-rank update, in one product and a thin one.
+
+    Args:
+        matrix: (k + rank, width + rank), the update's factors in its last columns and in its last rows.
+        dropout: Share of `given` that the update does not see.
+
+    Returns:
+        The product (T rounded up, width), x: `given` in the matrix's type, x times the update's first factor (…, rank),
+        and the mask of dropout.
+    """
+    k, count = given.shape[1], len(given)
+    if k > WIDE * width and not dropout:  # a long sum: libraries compute it fastest when k is a round number
+        x = _padded(given, matrix.dtype)
+        both = x @ matrix[:k]  # (T, width + rank): x W | x A
+        low = both[:, width:]
+        return torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low, None
+    both = padded_rows(count, len(matrix), matrix.dtype)  # (T, k + rank): x | x A
+    x, low = both[:, :k], both[:, k:]
+    x[:count] = given
+    mask = torch.empty_like(x).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
+    low.copy_((x if mask is None else x * mask) @ matrix[:k, width:])
+    return both @ matrix[:, :width], x, low, mask
+
+
+def _padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x (T, n) in a type, with rows of zeros behind it, see `padded_rows`."""
+    room = padded_rows(len(x), x.shape[1], dtype)
+    room[: len(x)] = x
+    return room
 
 
 def padded_rows(count: int, width: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
@@ -249,15 +286,20 @@ class GatedActivation(Function):
 
     @staticmethod
     def forward(ctx: Any, both: torch.Tensor, kind: str) -> torch.Tensor:
+        fused, ctx.kind = fused_kernels.load(), kind
+        if fused:
+            ctx.save_for_backward(both, None)
+            return fused.gated(both, kind)
         gate, up = both.chunk(2, dim=1)
         active = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
         ctx.save_for_backward(both, active)
-        ctx.kind = kind
         return active * up
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        both, active = ctx.saved_tensors
+        (both, active), fused = ctx.saved_tensors, fused_kernels.load()
+        if fused:
+            return fused.gated_backward(both, grads[0], ctx.kind), None
         gate, up = both.chunk(2, dim=1)
         result = torch.empty_like(both)
         dgate, dup = result.chunk(2, dim=1)

@@ -185,7 +185,7 @@ class GpuNeeds:
         hidden, vocabulary = text.hidden_size, text.vocab_size
         answers = sum(sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[-together:])
         own = any(getattr(text, key, None) for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
-        columns = vocabulary if own else min(VOCABULARY_BLOCK["cuda"], vocabulary)
+        columns = vocabulary if own else min(VOCABULARY_BLOCK, vocabulary)
         return cls(
             fixed=GPU_FIXED_BYTES + weights + ADAPTER_BYTES * config.lora.rank * wide,
             saved=SAVED_BYTES * wide * (DORA_FACTOR if config.lora.dora else 1),

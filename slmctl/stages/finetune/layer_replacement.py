@@ -356,7 +356,7 @@ def _angles(positions: Any, *, repeated: bool) -> list[torch.Tensor]:
     if positions is None:
         return [torch.empty(0)] * 2
     half = positions[0].shape[-1] // 2
-    return [(x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float() for x in positions]
+    return [(x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float().contiguous() for x in positions]
 
 
 def _head_norm(module: Any, names: Sequence[str], size: int, late: bool) -> HeadNorm | None:

@@ -1,0 +1,167 @@
+"""The element-wise parts of a layer in one pass each, compiled once by this machine's C++ compiler.
+
+torch computes a norm or a rotation in many small operations, each of which reads and writes the whole batch; together
+they take a fifth of a training's time. `fused_kernels.cpp` is built for this processor at first use, in a second, and
+kept in the user's cache. Where there is no compiler, the autograd functions use torch's operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slmctl import child_environment, hardware
+from slmctl.artifacts import atomic
+from slmctl.installation import user_cache
+
+if TYPE_CHECKING:
+    from slmctl.stages.finetune.attention_kernels import HeadGroup
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = (
+    "-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC",
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",  # not -ffast-math: NaN has to be seen
+)  # fmt: skip
+COMPILE_S = 120
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+ROTATIONS = {None: 0, "halves": 1, "interleaved": 2}
+ACTIVATIONS = {"silu": 0, "gelu": 1}  # GELU in its tanh form
+
+
+class _Group(ctypes.Structure):
+    """A `HeadGroup`, as the source declares it."""
+
+    _fields_ = (
+        ("heads", ctypes.c_long), ("rotation", ctypes.c_long), ("norm_place", ctypes.c_long),
+        ("norm_size", ctypes.c_long), ("eps", ctypes.c_float), ("weight", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class FusedKernels:
+    """The functions of the compiled library, on tensors: float32, or bfloat16 where a product gives or takes it."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """RMS norm of x (…, n) float32 with weight (n,)."""
+        x, out = x.contiguous(), torch.empty(x.shape)
+        self._library.norm_forward(_at(x), _at(weight), ctypes.c_float(eps), _at(out), *_long(_rows(x), x.shape[-1]))
+        return out
+
+    def norm_backward(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Gradient of x from g, that of `norm`."""
+        g, x, out = g.contiguous(), x.contiguous(), torch.empty(x.shape)
+        sizes = _long(_rows(x), x.shape[-1])
+        self._library.norm_backward(_at(g), _at(x), _at(weight), ctypes.c_float(eps), _at(out), *sizes)
+        return out
+
+    def split(
+        self, x: torch.Tensor, groups: Sequence[HeadGroup], cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """x (T, heads of all groups * size) -> states (T, heads, size) of each group, see `SplitHeads`."""
+        x, size = x.contiguous(), x.shape[1] // sum(group.heads for group in groups)
+        outs = [torch.empty(len(x), group.heads, size) for group in groups]
+        run = getattr(self._library, f"split_forward_{NAMES[x.dtype]}")
+        run(_at(x), *_described(groups, size), *_angles(cos, sin), _all(outs), *_long(len(x)))
+        return tuple(outs)
+
+    def split_backward(
+        self, grads: Sequence[torch.Tensor], x: torch.Tensor | None, groups: Sequence[HeadGroup], cos: torch.Tensor,
+        sin: torch.Tensor, dtype: torch.dtype,
+    ) -> torch.Tensor:  # fmt: skip
+        """Gradient of x (T, heads of all groups * size) in `dtype`; x itself is needed where a group is normed."""
+        grads, size = [g.contiguous() for g in grads], grads[0].shape[2]
+        out = torch.empty(len(grads[0]), size * sum(group.heads for group in groups), dtype=dtype)
+        run = getattr(self._library, f"split_backward_{NAMES[dtype]}")
+        given = _at(x.contiguous()) if x is not None else ctypes.c_void_p()
+        run(_all(grads), given, *_described(groups, size), *_angles(cos, sin), _at(out), *_long(len(out)))
+        return out
+
+    def gated(self, both: torch.Tensor, kind: str) -> torch.Tensor:
+        """activation(gate) * up, from both (T, 2 n): gate and up side by side -> (T, n)."""
+        both, n = both.contiguous(), both.shape[1] // 2
+        out = torch.empty(len(both), n, dtype=both.dtype)
+        run = getattr(self._library, f"gated_forward_{NAMES[both.dtype]}")
+        run(*_long(ACTIVATIONS[kind]), _at(both), _at(out), *_long(len(both), n))
+        return out
+
+    def gated_backward(self, both: torch.Tensor, g: torch.Tensor, kind: str) -> torch.Tensor:
+        """Gradient of both (T, 2 n) from g (T, n)."""
+        both, g, out = both.contiguous(), g.to(both.dtype).contiguous(), torch.empty(both.shape, dtype=both.dtype)
+        run = getattr(self._library, f"gated_backward_{NAMES[both.dtype]}")
+        run(*_long(ACTIVATIONS[kind]), _at(both), _at(g), _at(out), *_long(len(both), g.shape[1]))
+        return out
+
+
+def _at(x: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _all(tensors: Sequence[torch.Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+
+
+def _long(*values: int) -> tuple[ctypes.c_long, ...]:
+    return tuple(map(ctypes.c_long, values))
+
+
+def _rows(x: torch.Tensor) -> int:
+    return x.numel() // x.shape[-1]
+
+
+def _angles(cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
+    """Cosine and sine, each (T, 1, half), and half; the caller keeps both, and they are whole."""
+    return _at(cos), _at(sin), ctypes.c_long(cos.shape[-1])
+
+
+def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
+    """The groups for the library, how many there are, and the size of a head."""
+    told = (_Group * len(groups))()
+    for one, group in zip(told, groups, strict=True):
+        one.heads, one.rotation = group.heads, ROTATIONS[group.rotation]
+        if group.norm is not None:
+            one.norm_place = 2 if group.norm.after_rotation else 1
+            one.norm_size, one.eps, one.weight = len(group.norm.weight), group.norm.eps, group.norm.weight.data_ptr()
+    return told, *_long(len(groups), size)
+
+
+@functools.cache
+def load() -> FusedKernels | None:
+    """The kernels, built now if this machine has not built them before; None where that is not possible."""
+    if platform.system() != "Linux":  # elsewhere compilers come without OpenMP
+        return None
+    key = json.dumps([SOURCE.read_text(encoding="utf-8"), FLAGS, platform.machine(), sorted(hardware.cpu_flags())])
+    name, cache = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so", user_cache()
+    with contextlib.suppress(OSError):  # none yet, or none that can be read
+        if cache:
+            return FusedKernels(ctypes.CDLL(str(cache / "kernels" / name)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="slmctl-") as scratch:  # a loaded library needs its file no more
+            built = Path(scratch) / name
+            command = ["c++", *FLAGS, str(SOURCE), "-o", str(built)]
+            subprocess.run(command, env=child_environment.bare(), check=True, capture_output=True, timeout=COMPILE_S)
+            if cache:
+                _keep(built, cache / "kernels")
+            return FusedKernels(ctypes.CDLL(str(built)))
+    except (OSError, subprocess.SubprocessError):  # no compiler, or none that takes the source
+        return None
+
+
+def _keep(built: Path, folder: Path) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.file(folder / built.name) as draft:
+            shutil.copyfile(built, draft)
