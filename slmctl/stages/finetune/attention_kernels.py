@@ -7,34 +7,14 @@ rotary positions as its `HeadGroup` says. `PackedAttention` attends with them. B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.autograd import Function
 
 from slmctl.stages.finetune import fused_kernels, packing
 from slmctl.stages.finetune.cpu_kernels import norm_backward, reciprocal_std
-
-Rotation = Literal["halves", "interleaved"]  # the pairs that are turned: k and k + half, or 2 k and 2 k + 1
-
-
-@dataclass(frozen=True)
-class HeadNorm:
-    """RMS norm over each head, weight (size,), or over all heads together, weight (heads * size,)."""
-
-    weight: torch.Tensor
-    eps: float
-    after_rotation: bool = False
-
-
-@dataclass(frozen=True)
-class HeadGroup:
-    """The queries, the keys or the values of a layer, and what is done to them."""
-
-    heads: int
-    rotation: Rotation | None = None
-    norm: HeadNorm | None = None
+from slmctl.stages.finetune.fused_kernels import HeadGroup, HeadNorm, Rotation
 
 
 class SplitHeads(Function):

@@ -236,27 +236,27 @@ class _StackedProduct(Function):
 
 
 def _updated_product(
-    given: torch.Tensor, matrix: torch.Tensor, width: int, dropout: float = 0.0
+    x: torch.Tensor, matrix: torch.Tensor, width: int, dropout: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """`given` (T, k) times a matrix with its low-rank update, in one product and a thin one.
+    """x (T, k) times a matrix with its low-rank update, in one product and a thin one.
 
     Args:
         matrix: (k + rank, width + rank), the update's factors in its last columns and in its last rows.
-        dropout: Share of `given` that the update does not see.
+        dropout: Share of x that the update does not see.
 
     Returns:
-        The product (T rounded up, width), x: `given` in the matrix's type, x times the update's first factor (…, rank),
+        The product (T rounded up, width), x in the matrix's type, that times the update's first factor (…, rank),
         and the mask of dropout.
     """
-    k, count = given.shape[1], len(given)
+    k, count = x.shape[1], len(x)
     if k > WIDE * width and not dropout:  # a long sum: libraries compute it fastest when k is a round number
-        x = _padded(given, matrix.dtype)
+        x = _padded(x, matrix.dtype)
         both = x @ matrix[:k]  # (T, width + rank): x W | x A
         low = both[:, width:]
         return torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low, None
     both = padded_rows(count, len(matrix), matrix.dtype)  # (T, k + rank): x | x A
+    both[:count, :k] = x
     x, low = both[:, :k], both[:, k:]
-    x[:count] = given
     mask = torch.empty_like(x).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
     low.copy_((x if mask is None else x * mask) @ matrix[:k, width:])
     return both @ matrix[:, :width], x, low, mask

@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,8 +27,7 @@ from slmctl import child_environment, hardware
 from slmctl.artifacts import atomic
 from slmctl.installation import user_cache
 
-if TYPE_CHECKING:
-    from slmctl.stages.finetune.attention_kernels import HeadGroup
+Rotation = Literal["halves", "interleaved"]  # the pairs that are turned: k and k + half, or 2 k and 2 k + 1
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = (
@@ -38,6 +38,24 @@ COMPILE_S = 120
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ROTATIONS = {None: 0, "halves": 1, "interleaved": 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1}  # GELU in its tanh form
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMS norm over each head, weight (size,), or over all heads together, weight (heads * size,)."""
+
+    weight: torch.Tensor
+    eps: float
+    after_rotation: bool = False
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """The queries, the keys or the values of a layer, and what is done to them."""
+
+    heads: int
+    rotation: Rotation | None = None
+    norm: HeadNorm | None = None
 
 
 class _Group(ctypes.Structure):
@@ -86,8 +104,8 @@ class FusedKernels:
         grads, size = [g.contiguous() for g in grads], grads[0].shape[2]
         out = torch.empty(len(grads[0]), size * sum(group.heads for group in groups), dtype=dtype)
         run = getattr(self._library, f"split_backward_{NAMES[dtype]}")
-        given = _at(x.contiguous()) if x is not None else ctypes.c_void_p()
-        run(_all(grads), given, *_described(groups, size), *_angles(cos, sin), _at(out), *_long(len(out)))
+        states = _at(x.contiguous()) if x is not None else ctypes.c_void_p()
+        run(_all(grads), states, *_described(groups, size), *_angles(cos, sin), _at(out), *_long(len(out)))
         return out
 
     def gated(self, both: torch.Tensor, kind: str) -> torch.Tensor:
@@ -129,13 +147,13 @@ def _angles(cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
 
 def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
     """The groups for the library, how many there are, and the size of a head."""
-    told = (_Group * len(groups))()
-    for one, group in zip(told, groups, strict=True):
-        one.heads, one.rotation = group.heads, ROTATIONS[group.rotation]
-        if group.norm is not None:
-            one.norm_place = 2 if group.norm.after_rotation else 1
-            one.norm_size, one.eps, one.weight = len(group.norm.weight), group.norm.eps, group.norm.weight.data_ptr()
-    return told, *_long(len(groups), size)
+    described = (_Group * len(groups))()
+    for fields, group in zip(described, groups, strict=True):
+        fields.heads, fields.rotation = group.heads, ROTATIONS[group.rotation]
+        if norm := group.norm:
+            fields.norm_place = 2 if norm.after_rotation else 1
+            fields.norm_size, fields.eps, fields.weight = len(norm.weight), norm.eps, norm.weight.data_ptr()
+    return described, *_long(len(groups), size)
 
 
 @functools.cache

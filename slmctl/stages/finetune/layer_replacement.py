@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from slmctl.stages.finetune import answer_loss, four_bit, lora_targets, packing
-from slmctl.stages.finetune.attention_kernels import HeadGroup, HeadNorm, PackedAttention, Rotation, SplitHeads
+from slmctl.stages.finetune.attention_kernels import PackedAttention, SplitHeads
 from slmctl.stages.finetune.cpu_kernels import (
     FourBitLinear,
     FrozenLinear,
@@ -30,6 +30,7 @@ from slmctl.stages.finetune.cpu_kernels import (
     StackedLinear,
     reciprocal_std,
 )
+from slmctl.stages.finetune.fused_kernels import HeadGroup, HeadNorm, Rotation
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 from slmctl.stages.finetune.short_convolution import PackedShortConvolution
 

@@ -88,10 +88,10 @@ def test_heads(
 
     def norm(heads: int) -> Any:
         weight = torch.randn(16 * (heads if wide else 1))
-        return None if late is None else attention_kernels.HeadNorm(weight, 1e-5, late)
+        return None if late is None else fused_kernels.HeadNorm(weight, 1e-5, late)
 
     groups = [
-        attention_kernels.HeadGroup(heads, turned, norm(heads))
+        fused_kernels.HeadGroup(heads, turned, norm(heads))
         for heads, turned in ((4, rotation), (2, rotation), (2, None))
     ]
     angles, x = torch.randn(9, 1, 6), torch.randn(9, 8 * 16).to(dtype)  # 12 of 16 values are turned
