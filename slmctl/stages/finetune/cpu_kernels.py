@@ -11,7 +11,8 @@ No function is specific to an architecture; `layer_replacement` decides which la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from slmctl.stages.finetune import fused_kernels
 from slmctl.stages.finetune.four_bit import FourBitWeight
 
 ROW_MULTIPLE = 64  # rows of a matrix product are rounded up to a multiple
+Elementwise = Callable[[torch.Tensor], torch.Tensor]
 WIDE = 2  # times as many columns in as out make a product wide, see `_updated_product`
 
 
@@ -204,31 +206,33 @@ class _StackedProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
         count, share = len(x), getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
-        out, x, low, mask = _updated_product(x, stack.matrix().T, stack.high, share)
+        drop: Elementwise | None = None
+        if share:  # the places follow from a seed, so that they need not be kept for the backward pass
+            drop = functools.partial(fused_kernels.dropout, share=share, seed=int(torch.randint(2**32, ())))
+        out, x, low = _updated_product(x, stack.matrix().T, stack.high, drop)
         if stack.bias is not None:
             out += stack.bias
         if updates:
-            ctx.save_for_backward(x, low, mask)
-        ctx.stack = stack
+            ctx.save_for_backward(x, low)
+        ctx.stack, ctx.drop = stack, drop
         return out[:count]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        stack = ctx.stack
+        stack, drop = ctx.stack, ctx.drop
         matrix, high, wide = stack.matrix(), stack.high, stack.wide
-        saved: Any = ctx.saved_tensors if stack.updates else [None] * 3
-        x, low, mask = saved
         dx: torch.Tensor | None = None
-        if ctx.needs_input_grad[0] and mask is None:
-            dx, g, low_g, _ = _updated_product(grads[0], matrix, wide)
+        if ctx.needs_input_grad[0] and drop is None:
+            dx, g, low_g = _updated_product(grads[0], matrix, wide)
         else:
             g = _padded(grads[0], matrix.dtype)
             low_g = g @ matrix[:high, wide:]
-        if ctx.needs_input_grad[0] and mask is not None:
-            dx = g @ matrix[:high, :wide] + (low_g @ matrix[high:, :wide]).mul_(mask)
+        if ctx.needs_input_grad[0] and drop is not None:
+            dx = g @ matrix[:high, :wide] + drop(low_g @ matrix[high:, :wide])
         result: list[Any] = []
         if stack.updates:
-            downs = low_g.T @ (x if mask is None else x * mask)  # (rank, in)
+            x, low = ctx.saved_tensors
+            downs = low_g.T @ (x if drop is None else drop(x))  # (rank, in)
             ups = g.T @ low  # (out, rank): of each layer, its own rows and columns count
             for _, _, scale, rows, place in stack.updates:
                 result += [downs[place].float(), ups[rows, place].float().mul_(scale)]
@@ -236,30 +240,28 @@ class _StackedProduct(Function):
 
 
 def _updated_product(
-    x: torch.Tensor, matrix: torch.Tensor, width: int, dropout: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x: torch.Tensor, matrix: torch.Tensor, width: int, drop: Elementwise | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x (T, k) times a matrix with its low-rank update, in one product and a thin one.
 
     Args:
         matrix: (k + rank, width + rank), the update's factors in its last columns and in its last rows.
-        dropout: Share of x that the update does not see.
+        drop: Dropout before the update.
 
     Returns:
-        The product (T rounded up, width), x in the matrix's type, that times the update's first factor (…, rank),
-        and the mask of dropout.
+        The product (T rounded up, width), x in the matrix's type, and that times the update's first factor (…, rank).
     """
     k, count = x.shape[1], len(x)
-    if k > WIDE * width and not dropout:  # a long sum: libraries compute it fastest when k is a round number
+    if k > WIDE * width and drop is None:  # a long sum: libraries compute it fastest when k is a round number
         x = _padded(x, matrix.dtype)
         both = x @ matrix[:k]  # (T, width + rank): x W | x A
         low = both[:, width:]
-        return torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low, None
+        return torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low
     both = padded_rows(count, len(matrix), matrix.dtype)  # (T, k + rank): x | x A
     both[:count, :k] = x
     x, low = both[:, :k], both[:, k:]
-    mask = torch.empty_like(x).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-    low.copy_((x if mask is None else x * mask) @ matrix[:k, width:])
-    return both @ matrix[:, :width], x, low, mask
+    low.copy_((x if drop is None else drop(x)) @ matrix[:k, width:])
+    return both @ matrix[:, :width], x, low
 
 
 def _padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -205,6 +205,32 @@ void gated_back(const T* both, const T* g, T* out, long rows, long n) {
     }
 }
 
+// A number of 32 bits that looks random and follows from a place and a seed (lowbias32 of C. Wellons).
+inline uint32_t hashed(uint32_t place, uint32_t seed) {
+    uint32_t h = place * 0x9e3779b1u ^ seed;
+    h = (h ^ h >> 16) * 0x7feb352du;
+    h = (h ^ h >> 15) * 0x846ca68bu;
+    return h ^ h >> 16;
+}
+
+template <class T>
+void drop(const T* x, long stride, T* out, long rows, long n, uint32_t seed, uint32_t threshold, float scale) {
+#pragma omp parallel
+    {
+        std::vector<float> buffer(n);
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++) {
+            const T* from = x + row * stride;
+            const uint32_t place = uint32_t(row * n);
+            for (long i = 0; i < n; i++) {
+                const float kept = hashed(place + uint32_t(i), seed) >= threshold ? scale : 0.0f;
+                buffer[i] = kept * float(from[i]);
+            }
+            for (long i = 0; i < n; i++) out[row * n + i] = T(buffer[i]);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -233,6 +259,10 @@ void norm_backward(const float* g, const float* x, const float* weight, float ep
     }                                                                                                                 \
     void gated_backward_##NAME(long kind, const T* both, const T* g, T* out, long rows, long n) {                     \
         kind == SILU ? gated_back<T, SILU>(both, g, out, rows, n) : gated_back<T, GELU_TANH>(both, g, out, rows, n); \
+    }                                                                                                                 \
+    void dropout_##NAME(const T* x, long stride, T* out, long rows, long n, uint32_t seed, uint32_t threshold,       \
+                        float scale) {                                                                                \
+        drop<T>(x, stride, out, rows, n, seed, threshold, scale);                                                     \
     }
 
 FOR_TYPE(bfloat16, bfloat16)

@@ -123,6 +123,24 @@ class FusedKernels:
         run(*_long(ACTIVATIONS[kind]), _at(both), _at(g), _at(out), *_long(len(both), g.shape[1]))
         return out
 
+    def dropout(self, x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+        """See the function `dropout`; the columns of x lie side by side."""
+        out, (rows, n) = torch.empty(x.shape, dtype=x.dtype), x.shape
+        run = getattr(self._library, f"dropout_{NAMES[x.dtype]}")
+        threshold = min(round(share * 2**32), 2**32 - 1)
+        run(_at(x), *_long(x.stride(0)), _at(out), *_long(rows, n), ctypes.c_uint32(seed), ctypes.c_uint32(threshold),
+            ctypes.c_float(1 / (1 - share)))  # fmt: skip
+        return out
+
+
+def dropout(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """x (T, n) without a share of its values, the others made larger for them; a seed drops the same places again."""
+    fused = load()
+    if fused:
+        return fused.dropout(x, share, seed)
+    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - share, generator=torch.Generator().manual_seed(seed))
+    return kept.div_(1 - share).mul_(x)
+
 
 def _at(x: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(x.data_ptr())

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from slmctl.stages.finetune import answer_loss, four_bit, lora_targets, packing
 from slmctl.stages.finetune.attention_kernels import PackedAttention, SplitHeads
 from slmctl.stages.finetune.cpu_kernels import (
+    Elementwise,
     FourBitLinear,
     FrozenLinear,
     GatedActivation,
@@ -213,9 +214,6 @@ def _replace_mlp(mlp: Any) -> bool:
                 mlp.forward = forward
                 return True
     return False
-
-
-Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _mlp(first: StackedLinear, activate: Elementwise, last: StackedLinear) -> Elementwise:

@@ -101,6 +101,27 @@ def test_heads(
     assert_equal(ways, NEAR[dtype])
 
 
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_dropout(compiled: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(fused_kernels, "load", lambda: None)
+    x = torch.ones(400, 130, dtype=dtype)[:, :100]  # columns side by side, rows apart
+    dropped = fused_kernels.dropout(x, 0.2, seed=7)
+    assert torch.equal(dropped, fused_kernels.dropout(x, 0.2, seed=7))  # as the backward pass needs it
+    assert set(dropped.unique().tolist()) == {0.0, 1.25}
+    gone = (dropped == 0).float()
+    other = (fused_kernels.dropout(x, 0.2, seed=8) == 0).float()
+    assert gone.mean() == pytest.approx(0.2, abs=0.01)
+    assert (gone * other).mean() == pytest.approx(0.04, abs=0.005)
+    # over 400 rows a column's share has a standard deviation of 0.02, over 100 columns a row's of 0.04
+    assert gone.mean(dim=0).std() == pytest.approx(0.02, abs=0.005)
+    assert gone.mean(dim=1).std() == pytest.approx(0.04, abs=0.008)
+    for shift in ((0, 1), (1, 0)):
+        beside = gone[shift[0] :, shift[1] :] * gone[: 400 - shift[0], : 100 - shift[1]]
+        assert beside.mean() == pytest.approx(0.04, abs=0.005)
+
+
 def test_what_is_not_finite_is_seen() -> None:
     fused = fused_kernels.load()
     assert fused is not None
