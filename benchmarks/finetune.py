@@ -37,6 +37,10 @@ SIDES = ("slmctl", "trl", "trl-default")
 STEPS, WARM = 24, 4  # of each side; so many of them before the clock starts
 VALIDATION = 200  # records
 REPEAT = 3
+# Goals by the name of a project's folder: times TRL's tokens a second, and the share of the peak of products, which
+# processors with AMX put out of reach of so small a model.
+FASTER = {"SmolLM2-135M": ">= 4", "gemma-3-270m": ">= 10"}
+SHARES = {"SmolLM2-135M": ">= 0.25", "gemma-3-270m": ">= 0.25"}
 
 
 def main() -> None:
@@ -105,16 +109,15 @@ def rows_of(name: str, runs: dict[str, list[dict[str, float]]]) -> list[result.R
     peers = sorted(
         (side for side in runs if side != "slmctl"), key=lambda side: -statistics.median(of(side, "tokens_per_s"))
     )
-    gemma = "gemma" in name.lower()
     share = [run["gflops_per_s"] / run["peak_gflops_per_s"] for run in runs["slmctl"]]
     ratio = statistics.median(share)
     ours = [run["gflops_per_s"] for run in runs["slmctl"]]
     peaks = [run["peak_gflops_per_s"] for run in runs["slmctl"]]
-    goal = ">= 0.5"
+    goal = SHARES.get(name, ">= 0.5")
     rows = [
         result.compared(
             f"{name}: tokens/s", of("slmctl", "tokens_per_s"), of(peer, "tokens_per_s"), peer=peer,
-            goal="" if peer != peers[0] else ">= 4.5" if gemma else ">= 2", digits=0,
+            goal=FASTER.get(name, ">= 2") if peer == peers[0] else "", digits=0,
         )
         for peer in peers
     ]  # fmt: skip
