@@ -19,7 +19,7 @@ from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import CurvePoint, PolicyFigures, linear
-from slmctl.metrics.statistics import error_bound
+from slmctl.metrics.statistics import chance_of_at_most, error_bound
 
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
 FIT_SHARE = 0.3  # of the rows fit the score; the others, held out from the fit, test the thresholds
@@ -138,8 +138,8 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
 
     The order of the tests follows from the scores alone and the first failure ends them, so each is made at the full
     level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
-    the bound should be lowest: on fewer rows one wrong answer would fail the test by chance. That start is predicted
-    from the scores, not from the rows that test it.
+    a test most likely passes: on fewer rows one wrong answer fails it by chance, on more there are more wrong ones.
+    That start is predicted from the scores, not from the rows that test it.
 
     Args:
         cuts: Thresholds from the strictest to the loosest.
@@ -149,7 +149,7 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
     tried = _thinned([cut for cut in cuts if cut.kept >= _least(config)])
     if not tried:
         return None
-    first = min(tried, key=lambda cut: error_bound(math.ceil(cut.expected), cut.kept, config.confidence))
+    first = max(tried, key=lambda cut: _chance_to_pass(cut, config))
     chosen = None
     for cut in tried[tried.index(first) :]:
         if error_bound(cut.wrong, cut.kept, config.confidence) > config.max_error:
@@ -159,6 +159,18 @@ def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | 
             break
         chosen = cut
     return chosen
+
+
+def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
+    """The chance that no more answers are wrong than the bound allows.
+
+    Their number is taken to be geometric, with the mean that the scores predict: few rows fitted the scores, so the
+    prediction itself may be far off, and a start on more rows bears that better.
+    """
+    allowed = -1
+    while chance_of_at_most(allowed + 1, cut.kept, config.max_error) <= 1 - config.confidence:
+        allowed += 1
+    return 1 - (cut.expected / (1 + cut.expected)) ** (allowed + 1)
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:

@@ -51,7 +51,7 @@ def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
     low, high = wrong / total, 1.0
     for _ in range(50):  # the chance of so few falls steadily as the supposed share grows
         middle = (low + high) / 2
-        if _at_most(wrong, total, middle) > 1 - confidence:
+        if chance_of_at_most(wrong, total, middle) > 1 - confidence:
             low = middle
         else:
             high = middle
@@ -64,7 +64,7 @@ def exact_interval(right: int, total: int, confidence: float = 0.95) -> tuple[fl
     return 1 - error_bound(total - right, total, side), error_bound(right, total, side)
 
 
-def _at_most(k: int, n: int, share: float) -> float:
+def chance_of_at_most(k: int, n: int, share: float) -> float:
     """Chance of at most k of n when each has this chance (binomial)."""
     counts = np.arange(1, k + 1, dtype=np.float64)
     ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
