@@ -742,7 +742,11 @@ def test_the_curve_is_an_image_of_both_losses(overfitted: tuple[dict[str, Any], 
     words = [element.text for element in root.iter() if element.text]
     assert {"training loss", "validation loss", "step"} <= set(words)
     assert sum("(kept)" in word for word in words) == 1
-    assert f"step {metrics['best_step']}: {metrics['validation_loss']:.4f} (kept)" in words
+    (best,) = [
+        entry["eval_loss"] for entry in history if "eval_loss" in entry and entry["step"] == metrics["best_step"]
+    ]
+    assert f"step {metrics['best_step']}: {best:.4f} (kept)" in words
+    assert metrics["validation_loss"] == pytest.approx(best, abs=1e-4)
     assert loss_curve.svg(history, metrics["best_step"]) == text
     style = root.findtext(f"{name}style") or ""
     assert "prefers-color-scheme:dark" in style
