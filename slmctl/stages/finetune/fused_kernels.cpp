@@ -61,7 +61,7 @@ inline void norm(const float* x, const float* weight, float eps, float* out, lon
     for (long i = 0; i < n; i++) out[i] = x[i] * r * weight[i];
 }
 
-// g becomes the gradient of x; it is that of the norm's result before. Both may be the same place.
+// The gradient of x from g, that of the norm's result; g and out may be the same place.
 inline void norm_back(const float* g, const float* x, const float* weight, float eps, float* out, long n) {
     const float r = reciprocal_rms(x, n, eps);
     float inner = 0;
@@ -71,7 +71,7 @@ inline void norm_back(const float* g, const float* x, const float* weight, float
     for (long i = 0; i < n; i++) out[i] = g[i] * weight[i] * r - x[i] * inner;
 }
 
-struct Group {  // as fused_kernels.Group
+struct Group {  // _Group of fused_kernels.py
     long heads, rotation, norm_place, norm_size;
     float eps;
     const float* weight;
