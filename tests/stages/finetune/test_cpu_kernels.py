@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from slmctl.stages.finetune import (  # noqa: E402
     answer_loss,
     cpu_kernels,
+    fused_kernels,
     layer_replacement,
     lora_targets,
     packing_check,
@@ -172,8 +173,16 @@ def gradients(model: Any, loss: Any) -> dict[str, Any]:
 
 
 NEAR = 5e-4  # 3.2e-4 were seen
-# Transformers' own gradients in float32 are 2.4e-3 from those in float64 there, those of the kernels 1e-3.
-ROUNDING = {("Gemma 4", 1.0): 3e-3}
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The compiled kernels, or torch's operations as where there is no compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(fused_kernels, "load", lambda: None)
+    elif fused_kernels.load() is None:
+        pytest.skip("no C++ compiler")
+    return str(request.param)
 
 
 def compare(plain: Any, fast: Any, loss: Any, near: float = NEAR) -> None:
@@ -199,12 +208,14 @@ def packed_loss(model: Any) -> Any:
 
 @pytest.mark.parametrize("wild", [0.0, 1.0])
 @pytest.mark.parametrize("name", FAST)
-def test_every_architecture_gives_its_own_loss_and_gradients(name: str, wild: float) -> None:
+def test_every_architecture_gives_its_own_loss_and_gradients(name: str, wild: float, kernels: str) -> None:
     kind, settings, fast_layers = FAST[name]
     plain, fast = adapted(kind, settings, wild=wild), adapted(kind, settings, wild=wild)
     assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
-    compare(plain, fast, packed_loss, near=ROUNDING.get((name[:7], wild), NEAR))
+    # of a wild Gemma 4 transformers' own gradients are 2.4e-3 from those in float64, those of the kernels 1e-3
+    loose = kernels == "compiled" and wild and name.startswith("Gemma 4")
+    compare(plain, fast, packed_loss, near=3e-3 if loose else NEAR)
 
 
 def in_bfloat16(kind: str, settings: dict[str, Any]) -> Any:
@@ -220,14 +231,15 @@ def in_bfloat16(kind: str, settings: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
+def test_every_architecture_trains_with_weights_in_bfloat16(name: str, kernels: str) -> None:
     # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
     kind, settings, fast_layers = FAST[name]
     plain, fast = in_bfloat16(kind, settings).float(), in_bfloat16(kind, settings)
     assert packing_check.supports_packing(fast)
     assert layer_replacement.install_kernels(fast) == {"layers": 3, "fast_layers": fast_layers}
-    # Gemma 4 does not scale its scores down: with eight other draws of the weights 0.15 to 0.94 were seen
-    compare(plain, fast, packed_loss, near=0.4 if "Gemma4" in kind else 0.1)
+    # Gemma 4 does not scale its scores down: over eight draws of the weights both are 0.15 to 0.94 off
+    loose = 0.4 if kernels == "compiled" else 0.3
+    compare(plain, fast, packed_loss, near=loose if "Gemma4" in kind else 0.1)
 
 
 @pytest.mark.parametrize("name", PADDED)
