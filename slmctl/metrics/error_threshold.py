@@ -6,6 +6,7 @@ exact bound of Clopper and Pearson. `calibrate` keeps a model's own answers by i
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -167,10 +168,10 @@ def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
     Their number is taken to be geometric, with the mean that the scores predict: few rows fitted the scores, so the
     prediction itself may be far off, and a start on more rows bears that better.
     """
-    allowed = -1
-    while chance_of_at_most(allowed + 1, cut.kept, config.max_error) <= 1 - config.confidence:
-        allowed += 1
-    return 1 - (cut.expected / (1 + cut.expected)) ** (allowed + 1)
+    refused = bisect.bisect_right(  # so many wrong answers are too many, and fewer are not
+        range(cut.kept), 1 - config.confidence, key=lambda wrong: chance_of_at_most(wrong, cut.kept, config.max_error)
+    )
+    return 1 - (cut.expected / (1 + cut.expected)) ** refused
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
