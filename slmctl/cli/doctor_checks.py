@@ -151,13 +151,10 @@ def _packages() -> list[Check]:
 def _tools() -> list[Check]:
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
     built = bool(_version("llama-cpp-python"))
-    findings = [Check("C++ compiler", compiler)]
-    if not compiler and built:
+    remedy = "apt-get install g++ cmake (llama-cpp-python compiles when it is installed)"
+    if built:
         remedy = "apt-get install g++ (without it, training on a processor takes a fifth longer)"
-        findings = [Check("C++ compiler", "none", True, remedy)]
-    elif not compiler:
-        remedy = "apt-get install g++ cmake (llama-cpp-python compiles when it is installed)"
-        findings = [Check("C++ compiler", "none", False, remedy)]
+    findings = [Check("C++ compiler", compiler or "none", bool(compiler) or built, "" if compiler else remedy)]
     try:
         state = gguf_converter.state()
         ready = state == "ready"

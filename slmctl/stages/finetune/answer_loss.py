@@ -17,8 +17,7 @@ from slmctl.stages.finetune import packing
 from slmctl.stages.finetune.cpu_kernels import padded_rows
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 
-# rows of the head computed at a time
-VOCABULARY_BLOCK = 16384
+VOCABULARY_BLOCK = 16384  # rows of the head computed at a time
 PROBE_TOKENS = 16
 
 

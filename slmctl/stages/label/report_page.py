@@ -131,11 +131,11 @@ def _teachers(facts: LabelFacts) -> PageSection:
 
 
 def _labels(facts: LabelFacts) -> PageSection:
+    if not facts["accepted"]:
+        return PageSection("Labels", [])  # a column of zeros tells no more
     order = sorted(facts["labels"].items(), key=lambda item: (-item[1], item[0]))
     bars = [Bar(name, many, f"{many:,}") for name, many in order]
     blocks: list[Block] = []
-    if not any(facts["labels"].values()):
-        return PageSection("Labels", blocks)  # nothing is accepted, and a column of zeros tells no more
     if bars and len(bars) <= SHOWN:
         blocks.append(
             Chart("Accepted rows by label", svg_chart.bars(bars, title="Accepted rows", width=2 * svg_chart.WIDTH))
