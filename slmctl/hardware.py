@@ -1,9 +1,10 @@
-"""The accelerator, the processor and the free memory of this machine, detected without importing torch."""
+"""The accelerator, the processor, the free memory and the C++ compiler of this machine, without importing torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
     return frozenset(next(lines, "").partition(":")[2].split())
+
+
+def cpp_compiler() -> str:
+    """The first of the usual names of a C++ compiler that PATH has; the empty text where it has none."""
+    return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
 
 
 def held_bytes() -> int:

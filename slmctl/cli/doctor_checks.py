@@ -149,7 +149,7 @@ def _packages() -> list[Check]:
 
 
 def _tools() -> list[Check]:
-    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
+    compiler = hardware.cpp_compiler()
     built = bool(_version("llama-cpp-python"))
     remedy = "apt-get install g++ cmake (llama-cpp-python compiles when it is installed)"
     if built:

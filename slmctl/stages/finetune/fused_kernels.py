@@ -184,15 +184,17 @@ def load() -> FusedKernels | None:
     with contextlib.suppress(OSError):  # none yet, or none that can be read
         if cache:
             return FusedKernels(ctypes.CDLL(str(cache / "kernels" / name)))
+    if not (compiler := hardware.cpp_compiler()):
+        return None
     try:
         with tempfile.TemporaryDirectory(prefix="slmctl-") as scratch:  # a loaded library needs its file no more
             built = Path(scratch) / name
-            command = ["c++", *FLAGS, str(SOURCE), "-o", str(built)]
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
             subprocess.run(command, env=child_environment.bare(), check=True, capture_output=True, timeout=COMPILE_S)
             if cache:
                 _keep(built, cache / "kernels")
             return FusedKernels(ctypes.CDLL(str(built)))
-    except (OSError, subprocess.SubprocessError):  # no compiler, or none that takes the source
+    except (OSError, subprocess.SubprocessError):  # one that does not take the source
         return None
 
 

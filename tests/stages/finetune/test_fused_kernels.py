@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from slmctl import hardware  # noqa: E402
 from slmctl.stages.finetune import attention_kernels, cpu_kernels, fused_kernels  # noqa: E402
 
 ROWS = (1, 7, 130)
@@ -21,7 +21,7 @@ NEAR = {torch.float32: 1e-5, torch.bfloat16: 6e-3}  # where a product gives bflo
 
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
-    if shutil.which("c++") is None:
+    if not hardware.cpp_compiler():
         pytest.skip("no C++ compiler")
     assert fused_kernels.load() is not None
 
