@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from support import serving, teacher, tiny
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import LabelConfig, PrepareConfig
-from slmctl.errors import UsageError
-from slmctl.stages.label import writers
+from slmctl.errors import StageError, UsageError
+from slmctl.inference.engine import Engine, Request
+from slmctl.inference.events import Event
+from slmctl.stages.label import teachers, writers
 from slmctl.stages.label.journal import Budget, Journal
 from slmctl.stages.label.teachers import WritingRequest
 from slmctl.stages.label.writers import ReleaseWriter
@@ -61,6 +64,36 @@ def test_a_release_teaches_and_reads_sensitive_rows(tiny_run: Path, tmp_path: Pa
     before = found.stat().st_mtime_ns
     teacher.slmctl(folder, "label")
     assert teacher.labelled(folder).stat().st_mtime_ns == before
+
+
+class Mortal(Engine):
+    """An engine whose process is killed by each question with the word poison."""
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+        cancel = super().submit(request, on_event)
+        if "poison" in request.prompt:
+            assert self._child is not None
+            self._child.kill()
+        return cancel
+
+
+def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "Engine", Mortal)
+    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}")
+    with (folder / "new.csv").open("a", encoding="utf-8") as stream:
+        stream.write("poison for the engine\n")
+    teacher.slmctl(folder, "label")
+    found = teacher.labelled(folder)
+    assert len(teacher.lines(found / "review.jsonl")) == 12
+    (refused,) = teacher.lines(found / "refused.jsonl")
+    assert refused["input"] == "poison for the engine"
+    with (folder / "new.csv").open("a", encoding="utf-8") as stream:
+        stream.writelines(f"poison {word}\n" for word in ("in the well", "of a snake", "and antidote"))
+    monkeypatch.setattr(teachers, "MOST_DEADLY", 3)
+    with pytest.raises(StageError, match="3 rows end the engine of tiny-desk"):
+        teacher.slmctl(folder, "label")
 
 
 def test_a_release_of_another_task_is_refused(tiny_run: Path, tmp_path: Path) -> None:
