@@ -34,8 +34,8 @@ from slmctl.metrics import trial_choice
 from slmctl.metrics.trial_choice import Measured
 
 SWEEPS, CANDIDATES = 1000, 20
-LOSS, BLOCKS, TOKENS = 0.3, 10, 96  # nats a token, of 320 validation rows with 3 tokens of an answer each
-# Standard deviations over seeds, as shares of the loss: of a block of 32 records, and of a whole training.
+LOSS, BLOCKS, RECORDS = 0.3, 32, 10  # nats a token, of 320 validation rows with 3 tokens of an answer each
+# Standard deviations over seeds, as shares of the loss: of 32 records together, and of a whole training.
 NOISES = {"records": (0.2, 0.0), "trainings": (0.0, 0.05), "both": (0.15, 0.03)}
 BETTER = 0.5  # loss of the candidate that is better, over that of the others
 QUICK = {"train": 1200, "validation": 320, "test": 300}
@@ -106,15 +106,16 @@ def row(what: str, ours: float, theirs: float, goal: str, figure: float) -> resu
 def simulate(seed: int, records: float, whole: float, *, better: float) -> tuple[int, int]:
     """The candidates that a sweep and the lowest loss choose; 0 stands for the settings of today, 7 may be better."""
     random = np.random.default_rng(seed)
-    hardness = random.normal(0, 0.5, BLOCKS)  # of the records, the same for every candidate
+    smaller = (32 / RECORDS) ** 0.5  # by which a block spreads more than 32 records together
+    hardness = random.normal(0, 0.5 * smaller, BLOCKS)  # of the records, the same for every candidate
 
     def trials(number: int, seeds: int) -> Measured:
         level = LOSS * (better if number == 7 else 1.0)
         blocks = []
         for _ in range(seeds):
-            noise = 1 + hardness + random.normal(0, records, BLOCKS) + random.normal(0, whole)
-            tokens = np.full(BLOCKS, TOKENS)
-            blocks.append(np.stack([np.full(BLOCKS, 32), tokens, level * noise * tokens], axis=1))
+            noise = 1 + hardness + random.normal(0, records * smaller, BLOCKS) + random.normal(0, whole)
+            tokens = np.full(BLOCKS, 3 * RECORDS)
+            blocks.append(np.stack([np.full(BLOCKS, RECORDS), tokens, level * noise * tokens], axis=1))
         return Measured(str(number), (1.0 + number,), blocks)
 
     rung = [trials(number, 1) for number in range(CANDIDATES)]

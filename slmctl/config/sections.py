@@ -112,7 +112,7 @@ class FinetuneConfig(Section):
         None, ge=1, description="steps between validations; twice an epoch when left out"
     )
     patience: int | None = Field(
-        6, ge=1, description="validations without improvement after which training stops; null: never"
+        6, ge=1, description="validations in a row, surely worse than the best, after which training stops; null: never"
     )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
     processes: Annotated[int, Outside()] = Field(

@@ -6,7 +6,6 @@ differences. The one-standard-error rule (Breiman et al. 1984) takes the cheapes
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from slmctl.metrics.statistics import Floats, t_quantile
 
 CONFIDENCE = 0.95  # that none of all candidates which are no better replaces the settings of today
+MIN_RECORDS = 64  # of validation: fewer tell too little of two trainings
 
 
 @dataclass(frozen=True)
@@ -167,19 +167,12 @@ def seed_variance(candidates: Sequence[Measured]) -> tuple[float, int]:
 
 
 def _aligned(trials: Sequence[Floats]) -> list[Floats]:
-    """Tokens and nats, (blocks, 2), of each trial, in blocks that are the same records in all of them.
-
-    Trials of other batch sizes validate in other blocks: those that end at the same record are joined.
+    """Tokens and nats, (blocks, 2), of each trial.
 
     Raises:
         ValueError: They do not validate on the same records.
     """
-    ends = [np.cumsum(trial[:, 0]) for trial in trials]
-    common = functools.reduce(np.intersect1d, ends)
-    joined = [
-        np.diff(np.cumsum(trial[:, 1:], axis=0)[np.isin(end, common)], axis=0, prepend=np.zeros((1, 2)))
-        for trial, end in zip(trials, ends, strict=True)
-    ]
-    if any(end[-1] != ends[0][-1] for end in ends) or any((each[:, 0] != joined[0][:, 0]).any() for each in joined):
+    first = trials[0]
+    if any(trial.shape != first.shape or (trial[:, :2] != first[:, :2]).any() for trial in trials):
         raise ValueError("trials that validate on other records cannot be compared")
-    return joined
+    return [trial[:, 1:] for trial in trials]

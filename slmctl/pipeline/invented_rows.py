@@ -24,8 +24,6 @@ from slmctl.pipeline.invented_choice import CONFIDENCE, InventedChoice
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.stage_table import LABELLED, PREPARED
 
-LEAST_BLOCKS = 3  # of validation records: of fewer nobody can tell how much a difference would vary
-
 
 def is_open(project: Project) -> bool:
     """True where a run has yet to train with and without invented rows, as far as that is known."""
@@ -85,7 +83,7 @@ def decide(project: Project, without: Artifact, with_rows: Artifact) -> Invented
     gc.collect()  # of the models
     blocks = [np.array(each.metrics["validation_blocks"], np.float64) for each in (without, with_rows)]
     bound = -math.inf
-    if min(map(len, blocks)) >= LEAST_BLOCKS:
+    if min(each[:, 0].sum() for each in blocks) >= trial_choice.MIN_RECORDS:
         bound = trial_choice.paired_gain(*blocks).bound(CONFIDENCE)
     losses = [float(each[:, 2].sum() / each[:, 1].sum()) for each in blocks]
     made = InventedChoice(
@@ -98,16 +96,15 @@ def decide(project: Project, without: Artifact, with_rows: Artifact) -> Invented
     return made
 
 
-def require_validation(count: int, batch_size: int) -> None:
+def require_validation(count: int) -> None:
     """Refuse validation rows of which nobody could tell whether invented rows help.
 
     Raises:
         DataError: They are too few.
     """
-    least = (LEAST_BLOCKS - 1) * 2 * batch_size + 1
-    if count < least:
+    if count < trial_choice.MIN_RECORDS:
         raise DataError(
-            f"label.invent tries invented rows on validation rows, and {count} are too few: with finetune.batch_size "
-            f"{batch_size} it takes {least} and more",
+            f"label.invent tries invented rows on validation rows, and {count} are too few: it takes "
+            f"{trial_choice.MIN_RECORDS} and more",
             hint="prepare.splits.validation: 0.2, or leave label.invent out",
         )

@@ -172,7 +172,7 @@ def _invented(project: Project, rows: RowEstimate | None) -> Iterator[Requiremen
     if rows is None:
         return
     try:
-        invented_rows.require_validation(rows.validation, project.config.finetune.batch_size)
+        invented_rows.require_validation(rows.validation)
     except DataError as error:
         is_known = rows.exact and invented_rows.are_labelled(project)
         state = error.message if is_known else f"by an estimate: {error.message}"

@@ -48,7 +48,7 @@ STAGES = {
               ("tokenizers", "rapidfuzz", "pyarrow", "python-calamine", "sqlalchemy", "scikit-learn"), version=7),
         Stage(
             "finetune", (BASE, PREPARED), "adapter", "slmctl.stages.finetune.finetune",
-            ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=5, resumes=True,
+            ("torch", "transformers", "trl", "peft"), (*_HF, "trl", "peft", "unsloth"), version=6, resumes=True,
         ),
         Stage("merge", (BASE, Role("adapter", ("adapter",))), "merged", "slmctl.stages.merge.merge", ("torch",),
               ("torch",), version=2),

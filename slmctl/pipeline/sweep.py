@@ -30,7 +30,6 @@ from slmctl.pipeline.stage_estimates import TrainingRate
 from slmctl.pipeline.sweep_plan import SEEDS, Rung, SweepCandidate, TrialRows
 
 FOLDER = ".sweeps"
-LEAST_BLOCKS = 3  # of validation records: of fewer nobody can tell how much a difference would vary
 SPARE = 0.9  # of the budget is planned with: times are estimates
 
 
@@ -188,23 +187,18 @@ def request(
     counted = row_estimate.of(project)
     if counted is None:
         raise DataError("the rows of the sources cannot be counted before they are read", hint="slmctl prepare")
-    _require_validation(counted.validation, tried)
+    if counted.validation < trial_choice.MIN_RECORDS:
+        raise DataError(
+            f"{counted.validation} validation rows are too few to tell settings apart: a sweep needs "
+            f"{trial_choice.MIN_RECORDS} and more",
+            hint="prepare.splits.validation: 0.2",
+        )
     rate = preflight.training_rate(project, counted, rates)
     made = SweepRequest(project, tried, TrialRows(counted.train, counted.validation), rate, budget_s)
     if made.rate.row_seconds is not None and made.planned() is None:
         raise _too_little(made, 1.0)
     _require_disk(made)
     return made
-
-
-def _require_validation(count: int, tried: Sequence[SweepCandidate]) -> None:
-    block = 2 * max(candidate.section.batch_size for candidate in tried)
-    if count <= (LEAST_BLOCKS - 1) * block:
-        raise DataError(
-            f"{count} validation rows are too few to tell settings apart: with batch_size {block // 2} a sweep needs "
-            f"{(LEAST_BLOCKS - 1) * block + 1} and more",
-            hint="prepare.splits.validation: 0.2",
-        )
 
 
 def _too_little(made: SweepRequest, pace: float, spent: float = 0.0) -> UsageError:

@@ -91,11 +91,8 @@ def test_the_gain_of_a_constant_difference_has_no_error() -> None:
     assert gain.error == pytest.approx(0, abs=1e-9)
 
 
-def test_blocks_of_other_batch_sizes_are_joined() -> None:
-    fine = np.array([[16, 40, 10.0], [16, 50, 11.0], [16, 60, 12.0], [9, 30, 6.0]])
-    coarse = np.array([[32, 90, 20.0], [25, 90, 17.0]])
-    gain = trial_choice.gain(Measured("a", (1.0,), [fine] * 2), Measured("b", (1.0,), [coarse] * 2), (0.0, 2))
-    assert gain.mean == pytest.approx(2 / 180)
-    other = coarse * [1, 1.1, 1]
-    with pytest.raises(ValueError, match="other records"):
-        trial_choice.gain(Measured("a", (1.0,), [fine] * 2), Measured("b", (1.0,), [other] * 2), (0.0, 2))
+def test_trials_on_other_records_are_not_compared() -> None:
+    blocks = np.array([[16, 40, 10.0], [16, 50, 11.0], [9, 30, 6.0]])
+    for other in (blocks * [1, 1.1, 1], blocks[:2]):
+        with pytest.raises(ValueError, match="other records"):
+            trial_choice.paired_gain(blocks, other)

@@ -29,7 +29,7 @@ COUNTED = {"train": 9, "validation": 1, "calibration": 0, "test": 0, "rejected":
 
 
 def blocks(losses: list[float], tokens: int = 40) -> np.ndarray:
-    return np.array([(8, tokens, loss * tokens) for loss in losses])
+    return np.array([(16, tokens, loss * tokens) for loss in losses])
 
 
 def test_a_gain_that_every_block_shows_is_no_chance_and_one_that_few_show_may_be() -> None:
@@ -110,7 +110,7 @@ def test_later_stages_follow_the_decision_and_other_settings_need_another(decide
         assert resolve.invented_choice_of(project_of(folder)) == choice
         assert not invented_rows.is_open(project_of(folder))
     few = [with_losses(one, [1.0 - 0.5 * k] * 2) for k, one in enumerate(adapters)]
-    assert invented_rows.decide(project_of(folder), *few).gain_at_least is None  # two blocks tell nothing
+    assert invented_rows.decide(project_of(folder), *few).gain_at_least is None  # 32 records tell nothing
     assert not invented_rows.decide(project_of(folder), *few).used
     text = (folder / "slmctl.yaml").read_text()
     (folder / "slmctl.yaml").write_text(text + FAST)
@@ -193,9 +193,9 @@ def with_losses(adapter: Artifact, losses: list[float]) -> Artifact:
 
 
 def test_too_few_validation_rows_are_refused_before() -> None:
-    invented_rows.require_validation(65, 16)
-    with pytest.raises(DataError, match=r"64 are too few: with finetune\.batch_size 16 it takes 65 and more"):
-        invented_rows.require_validation(64, 16)
+    invented_rows.require_validation(64)
+    with pytest.raises(DataError, match="63 are too few: it takes 64 and more"):
+        invented_rows.require_validation(63)
 
 
 def test_without_the_key_nothing_changes(tmp_path: Path) -> None:

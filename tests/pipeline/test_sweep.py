@@ -17,6 +17,7 @@ from slmctl import config
 from slmctl.artifacts import artifact
 from slmctl.config import FinetuneConfig
 from slmctl.errors import DataError, FullError, IntegrityError, StageError, UsageError
+from slmctl.metrics import trial_choice
 from slmctl.pipeline import preflight, resolve, sweep, sweep_plan
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.runner import Outcome
@@ -168,8 +169,10 @@ def test_a_budget_that_holds_no_plan_is_refused_with_one_that_does(root: Path) -
 
 
 def test_too_few_validation_rows_and_too_little_disk_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"320 validation rows are too few .* needs 1025"):
-        asked(root, 1e6, ["finetune.batch_size=16,256"])
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_choice, "MIN_RECORDS", 321)
+        with pytest.raises(DataError, match=r"320 validation rows are too few .* needs 321"):
+            asked(root, 1e6)
     monkeypatch.setattr(preflight, "training_rate", lambda *_: TrainingRate(ROW_S, 10**12))
     with pytest.raises(FullError, match="the adapters of all trials take about"):
         asked(root, 1e6)

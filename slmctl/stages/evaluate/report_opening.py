@@ -151,4 +151,5 @@ def _curve(opening: Opening | None) -> Iterator[Block]:
     series = (LineSeries("training loss", train, "c5"), LineSeries("validation loss", validation, "c1"))
     title = "Loss of training and validation"
     svg = svg_chart.lines([each for each in series if each.points], title=title, x_label="step", log=True)
-    yield Chart(title, svg, f"The adapter of step {training.best_step} is kept, that of the lowest validation loss.")
+    kept = f"The adapter of step {training.best_step} is kept: the last one, unless an earlier one was surely better."
+    yield Chart(title, svg, kept)

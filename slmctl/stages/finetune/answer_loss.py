@@ -6,12 +6,13 @@ whole: in float32 those of one batch can take more memory than the model.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd import Function
 from torch.nn import functional
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
 from slmctl.stages.finetune import packing
 from slmctl.stages.finetune.cpu_kernels import padded_rows
@@ -21,8 +22,21 @@ VOCABULARY_BLOCK = 16384  # rows of the head computed at a time
 PROBE_TOKENS = 16
 
 
+@dataclass
+class AnswerLoss(ModelOutput):  # type: ignore[misc]
+    """What a model gives for a batch.
+
+    Attributes:
+        loss: The weighted sum of the cross-entropies of its answer tokens.
+        losses: These by token (N,), record after record, for looking at: the gradient flows through `loss`.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+
+
 def install(model: Any, smoothing: float = 0.0) -> None:
-    """Make `model(**batch)` give the weighted sum of the cross-entropies of a batch's answer tokens.
+    """Make `model(**batch)` give an AnswerLoss.
 
     Args:
         model: With or without an adapter on it; its attention is packed already where it will get packed batches.
@@ -36,7 +50,7 @@ def install(model: Any, smoothing: float = 0.0) -> None:
     def forward(
         input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
         keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0, **kwargs: Any,
-    ) -> CausalLMOutput:  # fmt: skip
+    ) -> AnswerLoss:  # fmt: skip
         nonlocal mean_row
         spread = smoothing if core.training else 0.0
         kind = {"attention_mask": attention_mask} if layout is None else {"layout": layout}
@@ -46,13 +60,12 @@ def install(model: Any, smoothing: float = 0.0) -> None:
             head = core.get_output_embeddings().weight
             if spread and mean_row is None:
                 mean_row = head.mean(dim=0, dtype=torch.float32)
-            loss: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread, mean_row)
-            return CausalLMOutput(loss=loss)
-        if layout is not None:
-            logits = own_forward(**where, logits_to_keep=keep).logits[0].float()  # (N, V)
+            losses: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread, mean_row)
+        elif layout is not None:
+            losses = _weighted(own_forward(**where, logits_to_keep=keep).logits[0].float(), labels, weights, spread)
         else:
-            logits = _last_columns(own_forward, where, keep, columns)
-        return CausalLMOutput(loss=_weighted_sum(logits, labels, weights, spread))
+            losses = _weighted(_last_columns(own_forward, where, keep, columns), labels, weights, spread)
+        return AnswerLoss(loss=losses.sum(), losses=losses.detach())
 
     core.forward = forward
 
@@ -61,7 +74,7 @@ def padded_loss(model: Any, batch: dict[str, Any], smoothing: float = 0.0) -> to
     """The loss of a padded batch as the model's own code computes it, in which nothing is installed."""
     where = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
     logits = _last_columns(model, where, batch["keep"], batch["columns"])
-    return _weighted_sum(logits, batch["labels"], batch["weights"], smoothing)
+    return _weighted(logits, batch["labels"], batch["weights"], smoothing).sum()
 
 
 def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, columns: int) -> torch.Tensor:
@@ -77,9 +90,8 @@ def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, colum
     return logits[keep // length, place].float()
 
 
-def _weighted_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
-    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return (losses * weights).sum()
+def _weighted(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) * weights
 
 
 @torch.no_grad()
@@ -103,7 +115,7 @@ def is_plain_head(core: Any, trunk: Any) -> bool:
 
 
 class BlockwiseCrossEntropy(Function):
-    """Weighted sum of the cross-entropies of hidden (N, width) through a frozen head (V, width).
+    """Weighted cross-entropies (N,) of hidden (N, width) through a frozen head (V, width).
 
     The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never exist; the
     exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
@@ -119,21 +131,25 @@ class BlockwiseCrossEntropy(Function):
     ) -> torch.Tensor:  # fmt: skip
         spread = (smoothing, mean if mean is not None else head.mean(dim=0, dtype=torch.float32)) if smoothing else None
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, grad = _blockwise(hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0])
+            losses, grad = _blockwise(hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
-        return loss
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        return ctx.saved_tensors[0] * grads[0], *[None] * 5
+        return ctx.saved_tensors[0] * grads[0][:, None], *[None] * 5
 
 
 def _blockwise(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
     spread: tuple[float, torch.Tensor] | None, *, with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """The loss, and the gradient of hidden (N, width) in float32; `spread` is smoothing and the head's mean row."""
+    """The losses (N,), and the gradient of hidden (N, width) of their sum in float32.
+
+    Args:
+        spread: The smoothing, and the head's mean row.
+    """
     positions, device = len(hidden), hidden.device
     h = padded_rows(positions, hidden.shape[1], head.dtype, device)  # (count, width)
     h[:positions] = hidden
@@ -163,4 +179,4 @@ def _blockwise(
         target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
     if grad is not None:
         grad = grad.div_(total[:, None]).sub_(target_rows).mul_(weights[:, None])[:positions]
-    return ((total.log() + largest - target_logits) * weights).sum(), grad
+    return ((total.log() + largest - target_logits) * weights)[:positions], grad

@@ -87,7 +87,7 @@ class TrainingResult:
         steps_here: Optimizer steps that this process took.
         seconds: Wall time of those.
         loss_before: Validation loss of the base.
-        loss_best: Validation loss of the weights that are saved.
+        loss_best: Validation loss of the weights that are saved, see `AnswerTrainer.settle`.
     """
 
     history: list[dict[str, Any]]
@@ -249,7 +249,7 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
         _end_interrupted(trainer, keep)
-    trainer.restore_best()
+    trainer.settle()
     _require_finite(trainer.model)
     steps = trainer.state.global_step
     return TrainingResult(
@@ -313,9 +313,13 @@ def _report(trainer: AnswerTrainer, result: TrainingResult, overlong: dict[str, 
     if result.overfitted:
         rose = f"validation loss rose to {result.loss_last:.3f} while training loss fell"
         notes.append(f"it overfitted: {rose}; kept is step {trainer.progress.best_step}")
+    validations = [(entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry]
+    lowest, step = min(found for found in validations if found[1])
+    if best > OVERFITTING_RATIO * lowest:
+        notes.append(f"validation loss was {lowest:.3f} at step {step}, which may be luck: the last step is kept")
     if trainer.progress.stopped_early:
         worse = trainer.progress.worse
-        notes.append(f"stopped early at step {result.steps}: {worse} validations without a better one")
+        notes.append(f"stopped early at step {result.steps}: {worse} validations in a row were worse than the best one")
     notes += [f"{count} records longer than max_length were {fate}" for fate, count in overlong.items() if count]
     for note in notes:
         console.say(f"  note: {note}")

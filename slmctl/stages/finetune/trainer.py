@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
@@ -25,6 +26,7 @@ from trl import SFTTrainer
 from slmctl import console
 from slmctl.console import percent
 from slmctl.errors import StageError
+from slmctl.metrics import trial_choice
 from slmctl.model_files import memory
 from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
@@ -32,6 +34,7 @@ from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
+VALIDATION_BLOCKS = 32  # of validation records, or fewer: so many differences tell what is luck
 LEAST_SCALE = 1.0  # of a loss in float16; below it gradients are infinite by themselves
 DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
 
@@ -42,9 +45,9 @@ class Progress:
 
     Attributes:
         before: Validation loss of the base, nats a token.
-        best: Lowest validation loss since.
+        best: Lowest validation loss since; in the end that of the weights that are kept, see `settle`.
         best_blocks: That validation by blocks of records: records, answer tokens and nats of each, see `evaluate`.
-        worse: Validations since the best one.
+        worse: The latest validations that were surely worse than the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
         unlogged: Sum of the losses since the last log entry, of `unlogged_steps` steps; a run that is interrupted
@@ -71,7 +74,7 @@ class AnswerTrainer(SFTTrainer):
         batches: Lays records out as the tensors of one or more batches.
         checkpoints: The folder of checkpoints; None saves nothing.
         check_every: Steps between two looks at whether losses and gradients are finite.
-        patience: Validations without a better one before it stops; None for never.
+        patience: Validations in a row that are surely worse than the best one before it stops; None for never.
     """
 
     def __init__(
@@ -202,29 +205,29 @@ class AnswerTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss of an answer token over all validation records, in nats.
 
-        `blocks` then holds the same by blocks: records of like length, in the same order in every training on these
-        records, so that two trainings can be compared block by block.
+        `blocks` then holds the same by blocks: some VALIDATION_BLOCKS groups of records of like length, the same ones
+        in every training on these records, so that two trainings can be compared block by block.
         """
         self.check()
         self.model.eval()
         share = sorted(self.validation, key=lambda record: len(record["input_ids"]))
         share = share[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        size = 2 * self.args.per_device_train_batch_size
-        ends = [sums.clone()]  # the sums at the end of each block
+        together = 2 * self.args.per_device_train_batch_size
+        losses = [
+            self.model(**self._prepare_inputs(piece)).losses
+            for start in range(0, len(share), together)
+            for piece in self.batches(share[start : start + together])
+        ]
+        nats = iter(torch.cat(losses).tolist() if losses else [])  # of each answer token, record after record
+        size = max(math.ceil(len(share) / VALIDATION_BLOCKS), 1)
+        blocks = []
         for start in range(0, len(share), size):
-            for piece in self.batches(share[start : start + size]):
-                piece = self._prepare_inputs(piece)
-                sums[0] += self.compute_loss(self.model, piece).double()
-                sums[1] += len(piece["labels"])
-            ends.append(sums.clone())
-        counts = [len(share[start : start + size]) for start in range(0, len(share), size)]
-        parts = torch.stack(ends).diff(dim=0).tolist()
-        self.blocks = gather_object(
-            [(count, int(tokens), round(nats, 6)) for count, (nats, tokens) in zip(counts, parts, strict=True)]
-        )
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        metrics = {"eval_loss": float(sums[0] / sums[1])}
+            block = share[start : start + size]
+            tokens = sum(label != IGNORED for record in block for label in record["labels"])
+            blocks.append((len(block), tokens, round(math.fsum(itertools.islice(nats, tokens)), 6)))
+        self.blocks = gather_object(blocks)
+        _, tokens, total = (sum(column) for column in zip(*self.blocks, strict=True))
+        metrics = {"eval_loss": total / tokens}
         if not math.isfinite(metrics["eval_loss"]):
             self.diverged("validation loss", metrics["eval_loss"], self.state.global_step)
         self.log(metrics)
@@ -251,11 +254,25 @@ class AnswerTrainer(SFTTrainer):
         """Copy the adapter's weights: they are the best so far."""
         self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
 
+    def is_surely_worse(self) -> bool:
+        """True if the last validation is worse than the best one by more than luck, compared block by block."""
+        best, last = (np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks))
+        return trial_choice.paired_gain(last, best).bound(trial_choice.CONFIDENCE) > 0
+
     @torch.no_grad()
-    def restore_best(self) -> None:
-        """Put the weights of the best validation back into the model."""
-        for name, p in self.trained().items():
-            p.copy_(self.best_weights[name])
+    def settle(self) -> None:
+        """Keep the last weights, or put those of the best validation back where the last one is surely worse.
+
+        The lowest of several losses on few records is mostly the luckiest one, while the last weights have seen most
+        and took the smallest steps.
+        """
+        if self.is_surely_worse():
+            for name, p in self.trained().items():
+                p.copy_(self.best_weights[name])
+            return
+        last = next(entry for entry in reversed(self.state.log_history) if "eval_loss" in entry)
+        progress = self.progress
+        progress.best, progress.best_step, progress.best_blocks = last["eval_loss"], last["step"], self.blocks
 
     # The log: transformers' own, with the losses of an interrupted run before its next entry
 
@@ -404,7 +421,7 @@ class TrainingMonitor(TrainerCallback):
             progress.best_blocks = self.trainer.blocks
             self.trainer.keep_best()
             return
-        progress.worse += 1
+        progress.worse = progress.worse + 1 if self.trainer.is_surely_worse() else 0
         if self.patience is not None and progress.worse >= self.patience and state.global_step < state.max_steps:
             progress.stopped_early = True
             control.should_training_stop, control.should_save = True, False

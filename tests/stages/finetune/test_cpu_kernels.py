@@ -360,7 +360,7 @@ def test_the_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     targets, weights = torch.randint(0, 5000, (64,)), torch.ones(64)
 
     def blockwise() -> Any:
-        return answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
+        return answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights).sum()
 
     def whole() -> Any:
         return torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="sum")
@@ -412,7 +412,7 @@ def test_a_loss_that_is_far_off_stays_finite() -> None:
     head = torch.randn(50, 8) * 100
     hidden = (torch.randn(4, 8) * 100).requires_grad_()
     targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
-    got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights)
+    got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights).sum()
     wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)
