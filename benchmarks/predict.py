@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("project", type=Path)
     parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--hf-rows", type=int, default=100, help="rows of the slow loop over generate, and beside it")
+    parser.add_argument("--hf-rows", type=int, default=100, help="of the HF model and its loop; 0: neither")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
@@ -47,9 +47,10 @@ def main() -> None:
     if options.one:
         sys.stdout.write(json.dumps(one(options)) + "\n")
         return
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    sides = [side for side in SIDES if options.hf_rows or side.startswith("gguf")]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(options.repeat):
-        for side in SIDES:
+        for side in sides:
             runs[side].append(measured(side, options))
     packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
     raw = {
@@ -74,8 +75,11 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
         ("GGUF, one at a time", "gguf-alone", "gguf-llama", "a loop over llama_cpp.Llama", ""),
         ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 20"),
     ):
-        table.append(result.compared(f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2))
+        if ours in runs:
+            table.append(result.compared(f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2))
     for kind, ours, peer in (("GGUF", "gguf-slmctl", "gguf-llama"), ("HF adapter", "hf-slmctl", "hf-generate")):
+        if ours not in runs:
+            continue
         mine, theirs = runs[ours][0], runs[peer][0]
         pairs = list(zip(mine["answers"], theirs["answers"], strict=True))
         valid = [(a, b) for a, b in pairs if b in mine["labels"]]

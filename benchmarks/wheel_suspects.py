@@ -20,7 +20,8 @@ import numpy as np
 from cleanlab.filter import find_label_issues
 
 from benchmarks import result
-from benchmarks.label import nearest_labels, read, single
+from benchmarks.label import nearest_labels, read
+from benchmarks.label_students import single
 from slmctl.metrics import confident_joint, linear_baseline
 from slmctl.stages.prepare import suspects
 
