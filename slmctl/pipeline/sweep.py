@@ -273,6 +273,8 @@ class _Sweep:
     def _decide(self, number: int, names: Sequence[str]) -> bool:
         """Fix the share of a rung, the largest that the budget still holds for it and those that follow.
 
+        Where it holds the finalists on no share, the best challenger alone stands beside the settings of today.
+
         Returns:
             False where it holds none of them any more.
         """
@@ -281,11 +283,15 @@ class _Sweep:
         rungs = self.made.planned(self._pace(), self._spent(), number)
         if rungs is None and number == 0:
             raise _too_little(self.made, self._pace(), self._spent())
-        if rungs is None:
-            self.say("the budget is used up before the finalists: trials took longer than estimated")
-            return False
-        rung = rungs[number]
-        self.journal.rounds.append(_Round(rung.share, rung.seeds, list(names)))
+        if rungs is not None:
+            decided = _Round(rungs[number].share, rungs[number].seeds, list(names))
+        else:
+            decided = _Round(self.made.smallest()[number].share, SEEDS, list(names[:2]))
+            pair = sum(self._expected(self.made.by_name[name], decided.share) for name in decided.candidates)
+            if number < len(self.made.smallest()) - 1 or self._spent() + SEEDS * pair > self.made.budget_s:
+                self.say("the budget is used up before the finalists: trials took longer than estimated")
+                return False
+        self.journal.rounds.append(decided)
         self._save()
         return True
 

@@ -241,6 +241,23 @@ def test_a_budget_that_ends_compares_what_was_trained(root: Path, trainings: Tra
     assert len(result.rounds[1]) < 6
 
 
+def test_a_budget_for_two_finalists_takes_the_best_challenger_alone(
+    root: Path, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_plan, "SHARES", (1,))  # of few rows there is no smaller share
+    first, finals = asked(root, 1e6).smallest(pace=3.0)
+    made = asked(root, (first.seconds or 0.0) + 0.75 * (finals.seconds or 0.0))  # four of six trials, with some spare
+    said: list[str] = []
+    trainings.pace = 3.0
+    assert made.planned() is not None
+    result = sweep.run(made, said.append)
+    assert result.choice is not None
+    finalists = {trial.candidate for trial in result.rounds[-1]}
+    assert len(finalists) == 2
+    assert sweep_plan.INCUMBENT in finalists
+    assert result.seconds <= made.budget_s
+
+
 def test_a_budget_that_ends_before_the_finalists_leaves_the_settings(root: Path, trainings: Trainings) -> None:
     said: list[str] = []
     trainings.pace = 20.0
