@@ -10,7 +10,7 @@ from slmctl.reports.svg_chart import LineSeries, Point
 
 
 def svg(history: Sequence[dict[str, Any]], best_step: int) -> str:
-    """Training and validation loss over the steps, on a logarithmic scale; the validation of the kept weights is marked."""
+    """Training and validation loss over the steps, on a logarithmic scale; the validation that is kept is marked."""
     train = [Point(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     validation = [_validation(entry, best_step) for entry in history if "eval_loss" in entry]
     series = (LineSeries("training loss", train, "c5"), LineSeries("validation loss", validation, "c1"))

@@ -206,26 +206,30 @@ class AnswerTrainer(SFTTrainer):
         """Mean loss of an answer token over all validation records, in nats.
 
         `blocks` then holds the same by blocks: some VALIDATION_BLOCKS groups of records of like length, the same ones
-        in every training on these records, so that two trainings can be compared block by block.
+        in every training on these records with any number of processes, so that two trainings can be compared block
+        by block.
         """
         self.check()
         self.model.eval()
-        share = sorted(self.validation, key=lambda record: len(record["input_ids"]))
-        share = share[self.accelerator.process_index :: self.accelerator.num_processes]
+        records = sorted(self.validation, key=lambda record: len(record["input_ids"]))
+        own = range(self.accelerator.process_index, len(records), self.accelerator.num_processes)
+        share = [records[index] for index in own]
         together = 2 * self.args.per_device_train_batch_size
         losses = [
             self.model(**self._prepare_inputs(piece)).losses
             for start in range(0, len(share), together)
             for piece in self.batches(share[start : start + together])
         ]
-        nats = iter(torch.cat(losses).tolist() if losses else [])  # of each answer token, record after record
-        size = max(math.ceil(len(share) / VALIDATION_BLOCKS), 1)
-        blocks = []
-        for start in range(0, len(share), size):
-            block = share[start : start + size]
-            tokens = sum(label != IGNORED for record in block for label in record["labels"])
-            blocks.append((len(block), tokens, round(math.fsum(itertools.islice(nats, tokens)), 6)))
-        self.blocks = gather_object(blocks)
+        by_token = iter(torch.cat(losses).tolist() if losses else [])  # nats, record after record
+        counts = [sum(label != IGNORED for label in record["labels"]) for record in share]
+        nats = [math.fsum(itertools.islice(by_token, count)) for count in counts]
+        every = sorted(gather_object(list(zip(own, counts, nats, strict=True))))
+        size = math.ceil(len(every) / VALIDATION_BLOCKS)
+        blocks = [every[start : start + size] for start in range(0, len(every), size)]
+        self.blocks = [
+            (len(block), sum(tokens for _, tokens, _ in block), round(math.fsum(loss for *_, loss in block), 6))
+            for block in blocks
+        ]
         _, tokens, total = (sum(column) for column in zip(*self.blocks, strict=True))
         metrics = {"eval_loss": total / tokens}
         if not math.isfinite(metrics["eval_loss"]):
