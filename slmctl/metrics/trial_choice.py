@@ -15,7 +15,7 @@ import numpy as np
 from slmctl.metrics.statistics import Floats, t_quantile
 
 CONFIDENCE = 0.95  # that none of all candidates which are no better replaces the settings of today
-MIN_RECORDS = 64  # of validation: fewer tell too little of two trainings
+MIN_RECORDS = 20  # of validation: fewer tell too little of two trainings
 
 
 @dataclass(frozen=True)

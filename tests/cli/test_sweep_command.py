@@ -24,7 +24,7 @@ from slmctl.provenance import listing
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 
 CONFIG = tiny.CONFIG.replace(
-    "epochs: 14, learning_rate: 1e-2, batch_size: 8", "epochs: 1, learning_rate: 1e-5, batch_size: 4"
+    "epochs: 14, learning_rate: 4e-3, batch_size: 8", "epochs: 1, learning_rate: 1e-5, batch_size: 4"
 )
 CONFIG += "# a learning rate that is far too low\n"
 OPENED: list[set[str]] | None = None  # names of the functions that open test.jsonl, while a test looks

@@ -109,8 +109,8 @@ def test_later_stages_follow_the_decision_and_other_settings_need_another(decide
         assert resolve.expected(project_of(folder), "finetune").path == adapters[better].path
         assert resolve.invented_choice_of(project_of(folder)) == choice
         assert not invented_rows.is_open(project_of(folder))
-    few = [with_losses(one, [1.0 - 0.5 * k] * 2) for k, one in enumerate(adapters)]
-    assert invented_rows.decide(project_of(folder), *few).gain_at_least is None  # 32 records tell nothing
+    few = [with_losses(one, [1.0 - 0.5 * k]) for k, one in enumerate(adapters)]
+    assert invented_rows.decide(project_of(folder), *few).gain_at_least is None  # 16 records tell nothing
     assert not invented_rows.decide(project_of(folder), *few).used
     text = (folder / "slmctl.yaml").read_text()
     (folder / "slmctl.yaml").write_text(text + FAST)
@@ -193,9 +193,9 @@ def with_losses(adapter: Artifact, losses: list[float]) -> Artifact:
 
 
 def test_too_few_validation_rows_are_refused_before() -> None:
-    invented_rows.require_validation(64)
-    with pytest.raises(DataError, match="63 are too few: it takes 64 and more"):
-        invented_rows.require_validation(63)
+    invented_rows.require_validation(20)
+    with pytest.raises(DataError, match="19 are too few: it takes 20 and more"):
+        invented_rows.require_validation(19)
 
 
 def test_without_the_key_nothing_changes(tmp_path: Path) -> None:

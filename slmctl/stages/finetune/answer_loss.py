@@ -24,7 +24,7 @@ PROBE_TOKENS = 16
 
 @dataclass
 class AnswerLoss(ModelOutput):  # type: ignore[misc]
-    """What a model gives for a batch.
+    """The loss of a batch.
 
     Attributes:
         loss: The weighted sum of the cross-entropies of its answer tokens.

@@ -314,7 +314,7 @@ def _report(trainer: AnswerTrainer, result: TrainingResult, overlong: dict[str, 
         rose = f"validation loss rose to {result.loss_last:.3f} while training loss fell"
         notes.append(f"it overfitted: {rose}; kept is step {trainer.progress.best_step}")
     validations = [(entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry]
-    lowest, step = min(found for found in validations if found[1])
+    lowest, step = min(each for each in validations if each[1])
     if best > OVERFITTING_RATIO * lowest:
         notes.append(f"validation loss was {lowest:.3f} at step {step}, which may be luck: the last step is kept")
     if trainer.progress.stopped_early:

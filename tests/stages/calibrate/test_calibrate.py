@@ -331,8 +331,8 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     tiny.write_csv(desk / "more.csv", tiny.rows(700)[300:])
     more = "{path: more.csv, input: text, output: category, split: calibration}"
     text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
-    assert "epochs: 14, learning_rate: 1e-2" in text  # with alike rows kept, that learns by chance alone
-    text = text.replace("epochs: 14, learning_rate: 1e-2", "epochs: 30, learning_rate: 4e-3")
+    assert "epochs: 14, learning_rate: 4e-3" in text  # with alike rows kept, that learns by chance alone
+    text = text.replace("epochs: 14, learning_rate: 4e-3", "epochs: 30, learning_rate: 4e-3")
     # so large an error that whatever a tiny model learned by chance can be kept
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")
     done = stages.run(desk, "run")

@@ -70,11 +70,12 @@ class Mortal(Engine):
     """An engine whose process is killed by each question with the word poison."""
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
-        cancel = super().submit(request, on_event)
-        if "poison" in request.prompt:
-            assert self._child is not None
+        if "poison" not in request.prompt:
+            return super().submit(request, on_event)
+        if self._child is not None:
             self._child.kill()
-        return cancel
+        on_event({"error": "the process ended", "died": True})
+        return lambda: None
 
 
 def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
