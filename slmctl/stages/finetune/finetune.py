@@ -222,7 +222,7 @@ def _load_model(
 
 
 def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
-    """Train from the newest whole checkpoint or from the start, and put the best weights back into the model."""
+    """Train from the newest whole checkpoint or from the start, and settle which weights stay."""
     resumed = checkpoint.newest(keep)
     checkpoint.require_shared(resumed)
     leads = trainer.is_world_process_zero()
