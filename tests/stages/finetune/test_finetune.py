@@ -717,6 +717,22 @@ def test_the_best_weights_are_kept_only_where_the_last_are_surely_worse(
     assert (stub.progress.best, stub.progress.best_step, stub.progress.best_blocks) == kept
 
 
+def test_patience_counts_validations_in_a_row_that_are_surely_worse() -> None:
+    verdicts = iter([True, False, True, True])  # of validations after the best one
+    stub = types.SimpleNamespace(
+        progress=trainer.Progress(before=2.0, best=1.0), is_surely_worse=lambda: next(verdicts)
+    )
+    monitor = trainer.TrainingMonitor(stub, patience=2)
+    stopped = []
+    for step in range(4):
+        control = transformers.TrainerControl()
+        monitor.on_evaluate(
+            None, types.SimpleNamespace(global_step=step, max_steps=9), control, metrics={"eval_loss": 1.5}
+        )
+        stopped.append(control.should_training_stop)
+    assert stopped == [False, False, False, True]
+
+
 def test_an_overfitted_training_says_so(
     artifacts: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
