@@ -191,7 +191,7 @@ def clinc(ours: Model, linear: Model) -> list[result.Row]:
     tfidf = "TF-IDF, same rows and policy"
     return [
         row("in-scope accuracy (escalated counts as wrong)", first["accuracy"], BERT, 0.962, ">= 0.95"),
-        row("out-of-scope recall there", first["recall"], BERT, 0.523, ">= 0.65"),
+        row("out-of-scope recall there", first["recall"], BERT, 0.523, ">= 0.75"),
         row("out-of-scope recall there", first["recall"], tfidf, theirs["recall"], ""),
         row("in-scope accuracy there", first["accuracy"], tfidf, theirs["accuracy"], ""),
         row("AUROC, in scope against out of scope", auroc(ours.test), tfidf, auroc(linear.test), ""),
