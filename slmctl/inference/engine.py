@@ -113,6 +113,7 @@ DOUBT_S = 4.0  # without a reply, after which it counts as hung
 HANG_S = 20.0  # after which it is killed
 STUCK_S = 300.0  # that one batch may take
 LOAD_S = 1800.0  # that a file may take to load
+MOST_DEADLY = 16  # requests in a row that may end the engine, each by itself, before no other is asked again
 
 
 class Engine:
@@ -264,7 +265,7 @@ class Engine:
         return answer
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False
+        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False
     ) -> Iterator[tuple[int, Answer | EngineError]]:
         """Answer many requests together, each with its index, in the order in which they finish.
 
@@ -275,11 +276,15 @@ class Engine:
             widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
                 the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
                 in the same memory. Nobody else may ask meanwhile.
+            alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
+                one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
+                their error.
         """
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         texts: dict[int, str] = {}
         pending: dict[int, Request] = {}
         long: dict[int, tuple[Request, int]] = {}  # with the tokens that each needs
+        died: dict[int, Request] = {}
         waiting = enumerate(requests)
 
         def feed() -> bool:
@@ -300,6 +305,8 @@ class Engine:
             text, request = texts.pop(index), pending.pop(index)
             if widen and event.get("refused") and (needs := self._needs(request)) > self.context:
                 long[index] = request, needs
+            elif alone and event.get("died"):
+                died[index] = request
             else:
                 yield index, error_of(event) if "error" in event else answer_of(event, text)
             feed()
@@ -312,8 +319,14 @@ class Engine:
             longest = max(long[index][1] for index in fitting)
             self._widen(min(max(longest, 2 * self.context), widest))
             indices = list(fitting)
-            for place, answer in self.ask_all(fitting.values()):
+            for place, answer in self.ask_all(fitting.values(), alone=alone):
                 yield indices[place], answer
+        deadly = 0
+        for index, request in died.items():
+            if deadly < MOST_DEADLY:
+                ((_, again),) = self.ask_all([request], widen=widen)
+                deadly = deadly + 1 if isinstance(again, EngineDiedError) else 0
+            yield index, again
 
     def _needs(self, request: Request) -> int:
         """Tokens of a prompt with its answer; 0 for what cannot be read as tokens."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from slmctl.inference import engine as engines
-from slmctl.inference.engine import Engine, EngineDiedError, EngineError, Request
+from slmctl.inference.engine import Answer, Engine, EngineDiedError, EngineError, Event, Request
 
 
 @pytest.fixture
@@ -64,6 +65,30 @@ def test_a_busy_process_is_not_taken_for_a_hung_one(model: Engine) -> None:
         model.ask(Request("hello " * 200, max_tokens=20))
         assert model.state == "ready"
     assert child(model) is before
+
+
+def test_who_only_shared_a_batch_with_one_that_ends_the_process_is_asked_again(
+    model: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, asked = model.submit, Counter[str]()
+
+    def mortal(request: Request, on_event: Callable[[Event], None]) -> Callable[[], None]:
+        asked[request.prompt] += 1
+        cancel = submit(request, on_event)
+        if "poison" in request.prompt:
+            child(model).kill()
+        return cancel
+
+    monkeypatch.setattr(model, "submit", mortal)
+    prompts = ["hello", "poison", "world", "poison again", "hello world"]
+    answers = dict(model.ask_all([Request(prompt, max_tokens=4) for prompt in prompts], alone=True))
+    assert {k for k, answer in answers.items() if isinstance(answer, EngineDiedError)} == {1, 3}
+    assert {k for k, answer in answers.items() if isinstance(answer, Answer)} == {0, 2, 4}
+    asked.clear()
+    monkeypatch.setattr(engines, "MOST_DEADLY", 2)
+    answers = dict(model.ask_all([Request(f"poison {k}", max_tokens=4) for k in range(4)], alone=True))
+    assert all(isinstance(answers[k], EngineDiedError) for k in range(4))
+    assert sum(asked.values()) == 4 + 2, "the machine ends them, so that no other was to be asked again"
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, output: str) -> None:

@@ -17,7 +17,7 @@ from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import canonical, sha256_bytes
 from slmctl.config import LabelConfig, Teacher
 from slmctl.errors import StageError, UsageError
-from slmctl.inference.engine import CONTEXT, SEQUENCES, Engine, EngineDiedError, EngineError, Request
+from slmctl.inference.engine import CONTEXT, MOST_DEADLY, SEQUENCES, Engine, EngineDiedError, EngineError, Request
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.endpoint_pool import EndpointPool
@@ -31,7 +31,6 @@ from slmctl.task import untuned_prompt
 from slmctl.task.contract import Task
 
 REFUSED = 400  # the status of a request that the engine does not take
-MOST_DEADLY = 16  # rows that may end the engine, each on its own: more, and it is the machine that ends it
 WARM = 0.7  # temperature of every vote but the first
 WRITING = 1.0  # temperature of texts that are to differ from each other
 LEAST_SHARE = 0.01  # of the probability: a label that is less likely is not learned
@@ -302,35 +301,25 @@ class ReleaseTeacher:
         memory.require_engine(path, sequences=SEQUENCES, context=CONTEXT)
         with Engine(path) as engine, console.progress(f"label {self.name}", len(left), "answers") as meter:
             deadly = 0
-            for pair in self._answer(engine, left, meter):  # most only shared a batch with one that ends the engine
-                deadly += bool(self._answer(engine, [pair], meter))
-                if deadly == MOST_DEADLY:
-                    raise StageError(
-                        f"{deadly} rows end the engine of {self.name}, each of them alone",
-                        hint="is the memory full? the same command goes on with the rows that are left",
-                    )
-
-    def _answer(
-        self, engine: Engine, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter
-    ) -> list[tuple[LabelRow, int]]:
-        """Ask for answers and write them down; returns those during which the engine died."""
-        died = []
-        for index, answer in engine.ask_all(self._requests(pairs), widen=True):
-            row, vote = pairs[index]
-            key = self._keys[row.id, vote]
-            if isinstance(answer, EngineError):
-                console.detail(f"{row.file} row {row.number}: {answer.message}")
-                self.journal.fail(key, REFUSED)
-                if isinstance(answer, EngineDiedError):
-                    died.append((row, vote))
-                continue
-            labels = _likeliest(answer.labels) if self._config.soft else {}
-            counts = answer.prompt_tokens, answer.completion_tokens
-            self.journal.answer(
-                key, TeacherAnswer(answer.text, answer.finish, *counts, confidence=answer.confidence, labels=labels)
+            for index, answer in engine.ask_all(self._requests(left), widen=True, alone=True):
+                row, vote = left[index]
+                key = self._keys[row.id, vote]
+                if isinstance(answer, EngineError):
+                    console.detail(f"{row.file} row {row.number}: {answer.message}")
+                    self.journal.fail(key, REFUSED)
+                    deadly += isinstance(answer, EngineDiedError)
+                    continue
+                labels = _likeliest(answer.labels) if self._config.soft else {}
+                counts = answer.prompt_tokens, answer.completion_tokens
+                self.journal.answer(
+                    key, TeacherAnswer(answer.text, answer.finish, *counts, confidence=answer.confidence, labels=labels)
+                )
+                meter.advance()
+        if deadly >= MOST_DEADLY:
+            raise StageError(
+                f"{deadly} rows end the engine of {self.name}",
+                hint="is the memory full? the same command goes on with the rows that are left",
             )
-            meter.advance()
-        return died
 
     def _requests(self, pairs: Sequence[tuple[LabelRow, int]]) -> Iterator[Request]:
         task, mark = self._task, "\x00"

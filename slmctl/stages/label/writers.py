@@ -40,7 +40,7 @@ class ReleaseWriter:
             path = self._source.file(self._entry.path)
             memory.require_engine(path, sequences=SEQUENCES, context=CONTEXT)
             with Engine(path) as engine, console.progress(f"write {self.name}", len(left), "texts") as meter:
-                for index, answer in engine.ask_all(self._prompts(left, self._task(engine)), widen=True):
+                for index, answer in engine.ask_all(self._prompts(left, self._task(engine)), widen=True, alone=True):
                     if isinstance(answer, EngineError):
                         self.journal.fail(left[index][0], REFUSED)
                         continue

@@ -173,7 +173,7 @@ class GgufAnswerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
         requests = (request(self.task, prompt, max_tokens=self.max_tokens, adapter=self.adapter) for prompt in prompts)
-        for index, answer in self.model.ask_all(requests, widen=True):
+        for index, answer in self.model.ask_all(requests, widen=True, alone=True):
             yield index, kept(self.task, answer)
 
 

@@ -64,17 +64,10 @@ def answered(
         outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
         sent = [k for k in range(len(block)) if k not in outcomes]
         prompts = [prompt(task, _input(block[k], reading), list_labels=reading.list_labels) for k in sent]
-        killed = []
         for index, answer in answerer.answer(prompts):
             outcomes[sent[index]] = answer
-            if isinstance(answer, engine.EngineDiedError):
-                killed.append(index)
-        for index in killed:  # most of them only shared a batch with the prompt that ended the engine
-            for _, answer in answerer.answer([prompts[index]]):
-                outcomes[sent[index]] = answer
-        last = [outcomes[sent[index]] for index in killed]
-        if killed and len(killed) == len(prompts) and all(isinstance(each, engine.EngineError) for each in last):
-            raise StageError(f"every row ends the engine: {error_of(last[0])}", hint="is the memory full?")
+        if sent and all(isinstance(outcomes[k], engine.EngineDiedError) for k in sent):
+            raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
         yield [outcomes[k] for k in range(len(block))]
 
 

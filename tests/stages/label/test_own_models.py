@@ -93,7 +93,7 @@ def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
     with (folder / "new.csv").open("a", encoding="utf-8") as stream:
         stream.writelines(f"poison {word}\n" for word in ("in the well", "of a snake", "and antidote"))
     monkeypatch.setattr(teachers, "MOST_DEADLY", 3)
-    with pytest.raises(StageError, match="3 rows end the engine of tiny-desk"):
+    with pytest.raises(StageError, match="4 rows end the engine of tiny-desk"):
         teacher.slmctl(folder, "label")
 
 

@@ -412,11 +412,11 @@ def test_a_shard_is_a_part_of_a_whole(text: str) -> None:
         file_prediction.shard(text)
 
 
-def test_rows_in_the_company_of_one_that_kills_the_engine_are_asked_again(tmp_path: Path) -> None:
+def test_a_row_that_ends_the_engine_has_an_error_and_only_all_of_them_are_one(tmp_path: Path) -> None:
     class Mortal(Echo):
         def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | EngineError]]:
-            deadly = any(prompt.messages[-1]["content"] == "poison" for prompt in prompts)
             for index, found in super().answer(prompts):
+                deadly = prompts[index].messages[-1]["content"] == "poison"
                 yield index, EngineDiedError("the engine died") if deadly else found
 
     source, out = lines(tmp_path / "in.jsonl", ["a", "poison", "b"]), tmp_path / "out.jsonl"
