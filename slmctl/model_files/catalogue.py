@@ -24,9 +24,11 @@ Training = Literal["fast", "packed", "slow"]
 # SmolLM2-135M's shape: time, and memory of the activations, over those of the fast layers.
 TIME = {"fast": 1.0, "packed": 1.2, "slow": 2.1}
 ACTIVATIONS = {"fast": 1.0, "packed": 2.3, "slow": 3.3}
-# Core seconds that a token spends outside of products, for each layer and each element of its width: 16 to 26e-9
-# were measured with SmolLM2-135M on two processors.
-ELEMENT_SECONDS = 20e-9
+# Core seconds that a computed token spends outside of products, for each element of its layers' width and of the
+# logits: 30 to 36e-9 were measured with SmolLM2-135M and gemma-3-270m. Of the tokens so many are learned, and
+# have logits: those of a label after a question.
+ELEMENT_SECONDS = 32e-9
+ANSWER_SHARE = 0.2
 PROCESS_BYTES = 0.75e9  # of a process that has loaded torch and its training libraries, and of the optimizer's code
 # Tokens computed at once on a CPU: enough for full products, little enough for the cache; and where memory is short.
 PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
@@ -98,9 +100,12 @@ class ModelShape:
         Args:
             gflops: Measured rate of matrix products, in GFLOP/s of all cores.
             cores: Cores that share what is no product.
+            tokens: Of a row, as far as they are computed for it: without what it shares with others.
         """
-        products = 4 * (self.parameters - self.embedding) / (gflops * 1e9)
-        rest = ELEMENT_SECONDS / cores * self.layers * (self.hidden + self.intermediate)
+        vocabulary = self.embedding / self.hidden
+        products = 4 * (self.parameters - (1 - ANSWER_SHARE) * self.embedding) / (gflops * 1e9)
+        elements = self.layers * (self.hidden + self.intermediate) + ANSWER_SHARE * vocabulary
+        rest = ELEMENT_SECONDS / cores * elements
         return rows * tokens * TIME[self.training] * (products + rest)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slmctl import hardware
-from slmctl.config import Config
+from slmctl.config import Config, FinetuneConfig
 from slmctl.inference.engine import usable_cores
 from slmctl.model_files import catalogue, memory
 from slmctl.model_files.catalogue import ModelShape
@@ -33,6 +33,7 @@ TENSOR_BYTES = 8  # of a weight of the embedding in the converter
 BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
 PREPARE_SECONDS, ROWS_A_SECOND = 5, 3000
 REHEARSAL_SECONDS = 25
+VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
 REPORT_SECONDS, PUBLISH_SECONDS = 5, 6  # bootstrap and baselines; probes and hashes
 GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
@@ -134,10 +135,17 @@ def _finetune(settings: Config, sizes: _Sizes, rows: RowEstimate | None, rates: 
     rate = rates.get(section.matmul_dtype)
     if rate is None or rows is None or not rows.train or not rows.tokens:
         return StageEstimate(disk, peak)
-    train = rows.train * section.train_share
-    seen = section.max_steps * section.batch_size if section.max_steps else math.ceil(train * section.epochs)
+    seen = computed_records(section, rows.train, rows.validation)
     seconds = seen * sizes.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
     return StageEstimate(disk, peak, seconds)
+
+
+def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
+    """Records that a training computes, those of its validations by their smaller cost."""
+    epoch = max(math.ceil(train * section.train_share / section.batch_size), 1)
+    steps = section.max_steps or math.ceil(epoch * section.epochs)
+    validations = steps / (section.validate_every or math.ceil(epoch / 2)) + 1
+    return steps * section.batch_size + VALIDATION_COST * validations * validation
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from slmctl import config
 from slmctl.config import FinetuneConfig
 from slmctl.config.fields import Outside
 from slmctl.errors import UsageError
+from slmctl.pipeline import stage_estimates
 
 INCUMBENT = "slmctl.yaml"  # the name of the candidate that changes nothing
 KEPT = 3  # of so many candidates one goes on, to so many times the records
@@ -26,7 +27,6 @@ MOST_CANDIDATES = 27  # of a larger space a part is drawn by hash
 SHARES = tuple(1 / part for part in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 LEAST_ROWS = 240  # records of the smallest trial: 15 steps an epoch with the default batch
 VALIDATIONS = 2  # of a trial on a share of the records, where they would cost more than the training
-VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
 SETUP_S = 8.0  # of a trial: the base is loaded and checked
 # Keys that are no setting to choose by validation loss.
 NOT_SWEPT = {
@@ -84,15 +84,8 @@ class TrialRows:
         return math.ceil(math.ceil(self.train * share / section.batch_size) * section.epochs)
 
     def computed(self, candidate: SweepCandidate, share: float) -> float:
-        """Records that one trial computes, those of its validations by their smaller cost."""
-        section = candidate.section
-        steps = self.steps(section, share)
-        if share < 1:
-            validations: float = VALIDATIONS + 1
-        else:
-            epoch = math.ceil(self.train / section.batch_size)
-            validations = steps / (section.validate_every or math.ceil(epoch / 2)) + 1
-        return steps * section.batch_size + VALIDATION_COST * validations * self.validation
+        """Records that one trial computes, see `stage_estimates.computed_records`."""
+        return stage_estimates.computed_records(self.section(candidate, share, 0), self.train, self.validation)
 
 
 @dataclass(frozen=True)
