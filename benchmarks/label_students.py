@@ -66,7 +66,7 @@ class Form:
     seeds: int = 1
 
 
-FULL, QUICK = Form(seeds=2), Form(rows=2500, taught=3000, epochs=3, tested=1500)
+FULL, QUICK = Form(seeds=2), Form(rows=1500, taught=3000, epochs=3, tested=1500)
 
 
 @dataclass(frozen=True)
