@@ -307,12 +307,14 @@ class _Sweep:
     def _train(self, number: int) -> bool:
         """Run the trials of a rung that are missing; False where the budget ended before."""
         decided, count = self.journal.rounds[number], len(sweep_plan.sizes(len(self.made.tried)))
-        share = console.percent(decided.share, 0)
         rung = "finalists" if number == count - 1 else f"rung {number + 1} of {count}"
-        self.say(f"{rung}: {len(decided.candidates)} candidates on {share} of the rows")
-        for name, seed in self._pairs(decided):
-            if self._done(name, decided.share, seed) is not None:
+        self.say(f"{rung}: {len(decided.candidates)} candidates on {console.percent(decided.share, 0)} of the rows")
+        while missing := list(self._missing(decided)):
+            needed = decided.candidates[:2] if number == count - 1 else decided.candidates
+            if self._made_smaller(number, [name for name, _ in missing if name in needed]):
+                decided = self.journal.rounds[number]
                 continue
+            name, seed = missing[0]
             candidate = self.made.by_name[name]
             expected = self._expected(candidate, decided.share)
             if self._spent() + expected > self.made.budget_s:
@@ -321,6 +323,29 @@ class _Sweep:
             self.say(f"trial {name}, seed {seed}: about {console.duration(expected)}")
             self._trial(candidate, decided.share, seed)
         return True
+
+    def _made_smaller(self, number: int, left: Sequence[str]) -> bool:
+        """Take a smaller share for a rung whose trials take so long that it would end without a comparison.
+
+        Args:
+            left: The candidates of the trials that a comparison still needs.
+        """
+        decided = self.journal.rounds[number]
+        if self._spent() + sum(self._expected(self.made.by_name[name], decided.share) for name in left) <= (
+            self.made.budget_s
+        ):
+            return False
+        rungs = self.made.planned(self._pace(), self._spent(), number)
+        if rungs is None or rungs[number].share >= decided.share:
+            return False
+        self.journal.rounds[number] = replace(decided, share=rungs[number].share)
+        self._save()
+        self.say(f"trials take longer than estimated: on {console.percent(rungs[number].share, 0)} of the rows instead")
+        return True
+
+    def _missing(self, decided: _Round) -> Iterator[tuple[str, int]]:
+        """The trials of a rung that did not run yet."""
+        return (pair for pair in self._pairs(decided) if self._done(pair[0], decided.share, pair[1]) is None)
 
     def _pairs(self, decided: _Round) -> Iterator[tuple[str, int]]:
         """Candidates with their seeds; each candidate whole before the next one."""

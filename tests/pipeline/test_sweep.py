@@ -226,6 +226,20 @@ def test_slower_trials_than_estimated_make_the_rest_smaller(root: Path, training
     assert said[0].startswith("rung 1 of 2: 6 candidates on 33 % of the rows")
 
 
+def test_finalists_that_take_longer_than_estimated_go_on_with_fewer_rows(root: Path, trainings: Trainings) -> None:
+    said: list[str] = []
+    made = asked(root, 700, ["finetune.learning_rate=4e-4,8e-4"])
+    (planned,) = made.planned() or ()
+    trainings.pace = 2.0
+    result = sweep.run(made, said.append)
+    assert said[2].startswith("trials take longer than estimated: on ")
+    assert planned.share > result.rounds[0][0].share
+    assert len(result.rounds[0]) == 4  # one more was trained on the share that was planned
+    assert len(trainings.trained) == 5
+    assert dict(result.chosen.values) == {"finetune.learning_rate": "8e-4"}
+    assert result.seconds <= 700
+
+
 def test_a_budget_that_ends_compares_what_was_trained(root: Path, trainings: Trainings) -> None:
     slow = trainings.run_stage
 
