@@ -4,15 +4,13 @@
     python -m benchmarks.label plan DATA [--quick]
     python -m benchmarks.label private [--rows 1000]
     python -m benchmarks.label students DATA --base BASE [--quick]
-    python -m benchmarks.label soft DATA... --base BASE [--quick]
 
 DATA is a folder with `train.csv` and `test.csv` (columns text, category). `bound` draws 300 gold rows 100 times from
 recorded answers: of teacher B, whose labels are the true ones with 12 % seeded errors of the nearest label, and with
 --labelled of the artifact that `slmctl label` left for all training rows. `plan` asks teacher B behind an endpoint of
 this process. `students` trains three models with BASE: on 300 rows that people labelled, on these and the accepted
 labels of a release (trained with BASE on the half of the training rows that no student gets, unless `--release` names
-one), and on all of them; the test rows are scored once. `soft` trains students of the accepted rows with hard labels
-and with the teacher's distribution over labels.
+one), and on all of them; the test rows are scored once.
 """
 
 from __future__ import annotations
@@ -59,17 +57,15 @@ def main() -> None:
         one.add_argument("--quick", action="store_true")
     commands.choices["bound"].add_argument("--labelled", type=Path, action="append", default=[])
     commands.add_parser("private").add_argument("--rows", type=int, default=1000)
-    label_students.add_arguments(commands.add_parser("students"), several=False)
-    label_students.add_arguments(commands.add_parser("soft"), several=True)
+    label_students.add_arguments(commands.add_parser("students"))
     options = parser.parse_args()
     measures = {
         "bound": bounds, "plan": plans, "private": private, "students": label_students.learn,
-        "soft": label_students.soft,
     }  # fmt: skip
     rows = measures[options.command](options)
     for row in rows:
         print(f"{row.metric}: {row.ours:g} ({row.peer}: {row.theirs:g}) {row.goal} {row.met}")  # noqa: T201
-    trains = options.command in ("students", "soft")
+    trains = options.command == "students"
     if trains or not getattr(options, "quick", False):
         quick = " --quick" if trains and options.quick else ""
         command = f"python -m benchmarks.label {options.command} ...{quick}"

@@ -1,4 +1,4 @@
-"""Students of a teacher's labels: what accepted labels win, and soft targets beside hard ones.
+"""Students of a teacher's labels: what accepted labels win.
 
 The teacher is a release on this machine that is trained on rows that no student gets, with the same base as the
 students. Everything is a project below `--folder`, so a run that is stopped goes on.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import itertools
 import json
 import random
 import subprocess
@@ -18,17 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import result
 from slmctl.console import percent
-from slmctl.metrics import statistics
-from slmctl.metrics.statistics import Floats
 
 GOLD, WON = 300, ">= 0.6"
-GAIN = ">= 0"  # of soft over hard targets: the lower bound of the paired difference, see `soft`
-CONFIDENCE = 0.95
-LAX = "  max_error: 10%\n"  # of `soft`: its doubt says something where a teacher is less sure
 HEAD = (
     'project: {name}\nversion: "1.0"\nbase: {base}\npull: {{rehearse: false}}\n'
     "task: {{kind: classify, labels: {labels}, system: Name the intent.}}\n"
@@ -38,10 +30,10 @@ prepare:
   sources:
     - {{path: gold.csv, input: text, output: category}}
     - {{path: {test}, input: text, output: category, split: test}}
-{labelled}  splits: {{validation: {validation}, calibration: 0, test: 0}}
+  splits: {{validation: {validation}, calibration: 0, test: 0}}
   min_rows: {{validation: 0, test: 0, label: 0}}
   max_overlap: 100%
-finetune: {{epochs: {epochs}, label_smoothing: {smoothing}, seed: {seed}, lora: {{dropout: 0.05}}}}
+finetune: {{epochs: {epochs}, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
 quantize: {{types: [Q8_0]}}
 evaluate: {{models: [gguf]}}
 publish: {{memorisation: {{probes: 0}}}}
@@ -56,17 +48,15 @@ class Form:
         rows: Training rows that students get, gold ones included; 0 for half of all.
         taught: Training rows of the teacher; 0 for all others.
         tested: Test rows; 0 for all.
-        seeds: Trainings of each student of `soft`.
     """
 
     rows: int = 0
     taught: int = 0
     epochs: int = 4
     tested: int = 0
-    seeds: int = 1
 
 
-FULL, QUICK = Form(seeds=2), Form(rows=1500, taught=3000, epochs=3, tested=1500)
+FULL, QUICK = Form(), Form(rows=1500, taught=3000, epochs=3, tested=1500)
 
 
 @dataclass(frozen=True)
@@ -89,16 +79,14 @@ class Data:
         return json.dumps(sorted({label for _, label in (*self.mine, *self.others)}))
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    """The arguments of `students` and `soft`."""
-    parser.add_argument("data", type=Path, nargs="+" if several else None)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `students`."""
+    parser.add_argument("data", type=Path)
     parser.add_argument("--base", required=True, help="base of teacher and students")
-    help = "a teacher that was trained on other rows, one for each of the data sets in turn; made when left out"
-    parser.add_argument("--release", type=Path, action="append", default=[], help=help)
+    parser.add_argument("--release", type=Path, help="a teacher that was trained on other rows; made when left out")
     parser.add_argument("--folder", type=Path, default=Path("label-students"))
-    if not several:
-        help = f"which {GOLD} rows are gold: some draws allow no bound, see `bound`"
-        parser.add_argument("--draw", type=int, default=0, help=help)
+    help = f"which {GOLD} rows are gold: some draws allow no bound, see `bound`"
+    parser.add_argument("--draw", type=int, default=0, help=help)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
 
 
@@ -129,7 +117,7 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
     """
     form = QUICK if options.quick else FULL
     data, folder = read(options.data, form), options.folder.resolve()
-    release = next(iter(options.release), None) or teacher(data, folder / data.name / "teacher", options.base, form)
+    release = options.release or teacher(data, folder / data.name / "teacher", options.base, form)
     drawn, students = data.with_gold_first(options.draw), {}
     names = {"300": f"{GOLD} rows", "all": f"all {len(data.mine)} rows"}
     for name in (f"accepted-{options.draw}", f"300-{options.draw}", "all"):
@@ -155,67 +143,10 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
     ]  # fmt: skip
 
 
-def soft(options: argparse.Namespace) -> list[result.Row]:
-    """Students of the same accepted rows, with hard labels and with the teacher's distribution over labels.
-
-    The rule, fixed before anything was measured: soft targets are worth their cost only if the lower bound of their
-    gain in accuracy, paired over the test rows of all data sets at 95 %, one-sided, is above 0, and no data set by
-    itself loses. A row counts once, with the mean of its seeds: two trainings of one recipe answer it much alike.
-    """
-    form = QUICK if options.quick else FULL
-    rows, gains, losing = [], [], 0
-    for folder, release in itertools.zip_longest(options.data, options.release):
-        data, own = read(folder, form), options.folder.resolve() / folder.name
-        release = release or teacher(data, own / "teacher", options.base, form)
-        by_seed = []
-        scores: dict[str, list[float]] = {"soft": [], "hard": []}
-        for seed in range(form.seeds):
-            right, labels = {}, own / f"accepted-{seed}.jsonl"
-            for kind in scores:
-                gold = data.mine[:GOLD]
-                place = project(
-                    own / f"{kind}-{seed}", data, gold, options.base, form,
-                    taught_by(release) + LAX + "  soft: true\n" if kind == "soft" else "", seed, smoothing=0.0,
-                    labelled=labels if kind == "hard" else None,
-                )  # fmt: skip
-                scores[kind].append(measured(place).accuracy)
-                right[kind] = answers(place)
-                if kind == "soft":
-                    labels.write_bytes(accepted_file(place).read_bytes())
-                    if not accepted(place):
-                        sys.exit(f"{data.name}: the gold rows give no bound, so no label was accepted")
-            by_seed.append([int(right["soft"][id]) - int(right["hard"][id]) for id in sorted(right["hard"])])
-        gain = np.mean(by_seed, axis=0)  # (test rows,)
-        low, high = statistics.percentiles(resampled_means(gain), CONFIDENCE)
-        print(f"{data.name}: soft less hard {percent(low)} to {percent(high)}")  # noqa: T201
-        hard, distribution = (float(np.mean(scores[kind])) for kind in ("hard", "soft"))
-        rows.append(
-            single(f"{data.name}: accuracy with soft targets, mean of seeds", distribution, "hard labels", hard)
-        )
-        gains.append(gain)
-        losing += int(gain.mean() < 0)
-    bound = float(np.quantile(resampled_means(np.concatenate(gains)), 1 - CONFIDENCE))
-    return [
-        *rows,
-        single("gain in accuracy of soft targets, at least (95 %, paired, all data sets)", bound, "to be kept", 0.0,
-               GAIN),
-        single("data sets on which soft targets lose", losing, "to be kept", 0, "<= 0"),
-    ]  # fmt: skip
-
-
-def resampled_means(values: Floats) -> Floats:
-    """The means of bootstrap samples of rows."""
-    return np.concatenate([weights @ values for weights in statistics.resamples(len(values))]) / len(values)
-
-
 def accepted(place: Path) -> list[str]:
     """The ids of the rows that a student learned from its teacher."""
-    return [json.loads(line)["id"] for line in accepted_file(place).read_text(encoding="utf-8").splitlines()]
-
-
-def accepted_file(place: Path) -> Path:
     (told,) = (place / "runs" / "labelled").glob("[!.]*")
-    return told / "accepted.jsonl"
+    return [json.loads(line)["id"] for line in (told / "accepted.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def teacher(data: Data, place: Path, base: str, form: Form) -> Path:
@@ -237,10 +168,10 @@ def taught_by(release: Path) -> str:
 
 
 def project(
-    place: Path, data: Data, gold: Sequence[tuple[str, str]], base: str, form: Form, label: str, seed: int = 0, *,
-    smoothing: float = 0.1, test: str = "", labelled: Path | None = None,
+    place: Path, data: Data, gold: Sequence[tuple[str, str]], base: str, form: Form, label: str, *,
+    test: str = "",
 ) -> Path:  # fmt: skip
-    """A project of a student, or of the teacher; with `labelled`, on rows that another project has labelled too."""
+    """A project of a student, or of the teacher."""
     place.mkdir(parents=True, exist_ok=True)
     write_csv(place / "gold.csv", gold)
     if not test:
@@ -248,14 +179,8 @@ def project(
     new = "".join(json.dumps({"text": text}) + "\n" for text, _ in data.mine[GOLD:])
     (place / "new.jsonl").write_text(new, encoding="utf-8")
     validation = 0.1 if len(gold) <= GOLD else 0.03
-    more = f"    - {{path: {labelled}, input: input, output: output, id: id, weight: weight, split: train}}\n"
     text = HEAD.format(name=data.name, base=base, labels=data.labels) + STUDENT.format(
-        test=test or "test.csv",
-        labelled=more if labelled else "",
-        validation=validation,
-        epochs=form.epochs,
-        smoothing=smoothing,
-        seed=seed,
+        test=test or "test.csv", validation=validation, epochs=form.epochs
     )
     (place / "slmctl.yaml").write_text(text + label, encoding="utf-8")
     return place
@@ -283,16 +208,6 @@ def measured(place: Path) -> Student:
     student = Student(model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), linear)
     print(f"{place.parent.name} {place.name}: {student}")  # noqa: T201
     return student
-
-
-def answers(place: Path) -> dict[str, bool]:
-    """Whether the answer to each test row is right, by the row's id."""
-    (data,) = (place / "runs" / "prepared").glob("[!.]*")
-    (told,) = (place / "runs" / "predictions").glob("[!.]*")
-    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    truth = {row["id"]: row["label"] for row in map(json.loads, lines)}
-    given = map(json.loads, (told / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
-    return {row["id"]: row["answer"] == truth[row["id"]] for row in given}
 
 
 def slmctl(folder: Path, *args: str) -> str:

@@ -133,11 +133,6 @@ class LabelConfig(Section):
         None,
         description="classify: write variants of training rows for labels that have few, and try whether they help",
     )
-    soft: Annotated[bool, WhenSet()] = Field(
-        False,
-        description="classify: keep a release's probabilities of the labels, which finetune learns in place of the one "
-        "label",
-    )
     max_rows: Annotated[int | None, WhenSet()] = Field(
         None, ge=1, description="rows to label at most, drawn by chance; all when left out"
     )
@@ -175,14 +170,6 @@ class LabelConfig(Section):
                 "'invent' needs a teacher that can write: one with 'url', or 'invent.release'; a release of this task "
                 "answers with its labels alone"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_soft(self) -> LabelConfig:
-        if self.soft and self.task.kind != "classify":
-            raise ValueError(f"'soft' keeps probabilities of labels, and a task of kind {self.task.kind} has none")
-        if self.soft and not any(teacher.release for teacher in self.teachers):
-            raise ValueError("'soft' needs a teacher with 'release': an endpoint does not tell all probabilities")
         return self
 
     @property

@@ -205,11 +205,6 @@ class Source(Section):
     weight: Annotated[Text | None, WhenSet()] = Field(
         None, description="column of a row's weight in training, from 0 to 100; 1 when left out"
     )
-    soft: Annotated[Text | None, WhenSet()] = Field(
-        None,
-        description="classify: column of the probabilities of labels, {label: probability}, that training learns in "
-        "place of the one answer",
-    )
     split: Literal["train", "validation", "calibration", "test"] | None = Field(
         None, description="put every row of this source into one split"
     )

@@ -151,7 +151,7 @@ def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
     """One part, whose columns are known and of which nothing targeted can be held out."""
     update = {
         "sheet": None, "format": "jsonl", "encoding": None, "header_row": None, "conversation_format": "messages",
-        "id": "id", "time": "time", "group": None, "weight": None, "soft": None, "hf": None, "file": None, "sql": None,
+        "id": "id", "time": "time", "group": None, "weight": None, "hf": None, "file": None, "sql": None,
         "name": name,
         "split": "train" if kind == "targeted" else source.split,
     }  # fmt: skip

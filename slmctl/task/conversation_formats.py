@@ -41,7 +41,6 @@ NEEDS = {
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
 }
-MOST_SOFT = 1000  # labels whose probabilities a row may hold
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -101,24 +100,22 @@ def recognise(source: Source, columns: Sequence[str], *, calls: bool = False) ->
         read = functools.partial(_READERS[name], calls=calls, label=source.label)
         conversation_format = ConversationFormat(name, reason, mapping, read, ("user", "assistant"))
         _require_columns_alone(source, name)
-    for column in filter(None, (source.id, source.group, source.time, source.weight, source.soft)):
+    for column in filter(None, (source.id, source.group, source.time, source.weight)):
         require_column(source, columns, column)
     return conversation_format
 
 
 def _require_columns_alone(source: Source, name: str) -> None:
-    """Refuse a column of weights or probabilities beside conversations, which nothing would read.
+    """Refuse a column of weights beside conversations, which nothing would read.
 
     Raises:
         DataError: The source names one.
     """
-    hints = {
-        "weight": "a message of the assistant has its weight in 'weight'",
-        "soft": "a table, of which 'input' and 'output' name the columns",
-    }
-    for key, hint in hints.items():
-        if getattr(source, key) is not None:
-            raise DataError(f"{source.title} holds conversations ({name}), of which '{key}' is not read", hint=hint)
+    if source.weight is not None:
+        raise DataError(
+            f"{source.title} holds conversations ({name}), of which 'weight' is not read",
+            hint="a message of the assistant has its weight in 'weight'",
+        )
 
 
 def _name_of(source: Source, columns: Sequence[str]) -> tuple[str, str]:
@@ -161,8 +158,6 @@ def _from_columns(source: Source, columns: Sequence[str], reason: str, *, calls:
         reply: Message = {"role": "assistant", "content": answer}
         if source.weight is not None:
             reply["weight"] = _weight(row.get(source.weight), f"'{source.weight}'")
-        if source.soft is not None and (soft := _soft(row.get(source.soft), source.soft)):
-            reply["soft"] = soft
         return Conversation([{"role": "user", "content": text}, reply])
 
     answer = f"the label {label!r}" if label else _description(source.output)
@@ -367,18 +362,6 @@ def _weight(value: Any, where: str) -> float:
         if not isinstance(weight, bool) and isinstance(weight, int | float) and 0 <= weight <= 100:
             return weight
     raise RowRejectedError("bad weight", f"{where} has the weight {str(value)[:20]!r}, not 0 to 100")
-
-
-def _soft(value: Any, column: str) -> dict[str, float]:
-    """The probabilities of labels in a cell, likeliest first; empty for an empty cell."""
-    parsed = _parsed(value) or {}
-    if not isinstance(parsed, dict) or len(parsed) > MOST_SOFT:
-        raise RowRejectedError("bad probabilities", f"'{column}' does not hold one object, {{label: probability}}")
-    for share in parsed.values():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            where = f"'{column}' has the probability {str(share)[:20]!r}"
-            raise RowRejectedError("bad probabilities", f"{where}, not 0 to 1")
-    return dict(sorted(parsed.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _text(content: Any, at: int) -> str:

@@ -58,7 +58,6 @@ class Message(TypedDict):
         role: `system`, `user`, `assistant` or `tool`.
         content: Its text.
         weight: Weight of an assistant's message in the loss; 1 where it is left out.
-        soft: Probability of each label that the answer may be, learned in place of the one answer.
         tool_calls: The calls in an assistant's message.
         name: The function whose result a `tool` message is.
     """
@@ -66,16 +65,14 @@ class Message(TypedDict):
     role: str
     content: str
     weight: NotRequired[float]
-    soft: NotRequired[dict[str, float]]
     tool_calls: NotRequired[list[MessageCall]]
     name: NotRequired[str]
 
 
 def without_weight(message: Message) -> Message:
-    """A copy of a message as a model sees it: its weight in the loss and what else it may be are not part of it."""
+    """A copy of a message as a model sees it: its weight in the loss is not part of it."""
     bare = message.copy()
     bare.pop("weight", None)
-    bare.pop("soft", None)
     return bare
 
 

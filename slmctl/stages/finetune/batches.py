@@ -15,8 +15,6 @@ from slmctl.stages.finetune.packing import (
     BatchPacker,
     EncodedRecord,
     common_prefix,
-    expanded,
-    most_answers,
     prompt_length,
 )
 
@@ -45,7 +43,7 @@ class PackedBatches:
     filled: int = 0
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
-        parts = split_batch(expanded(records), self.limit, share=self.packer.share)
+        parts = split_batch(records, self.limit, share=self.packer.share)
         batches = [self.packer(part) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
@@ -97,8 +95,6 @@ def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = 
     most alike do: in the order of a dictionary, these are neighbours. Batches are of like length, so padding is not
     counted.
     """
-    together *= most_answers(records)
-    records = expanded(records)
     count = min(together, len(records))
     lengths = sorted(len(record["input_ids"]) for record in records)
     prompts = sorted(record["input_ids"][: prompt_length(record)] for record in records)
@@ -133,7 +129,7 @@ class PaddedBatches:
         self.pad, self.limit = pad, limit
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
-        return [self._batch(part) for part in split_batch(expanded(records), self.limit)]
+        return [self._batch(part) for part in split_batch(records, self.limit)]
 
     def _batch(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
         length = max(len(record["input_ids"]) for record in records)

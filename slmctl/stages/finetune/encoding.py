@@ -16,7 +16,6 @@ from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 from slmctl.task.contract import Task
 from slmctl.task.records import Message, Record, read_records, without_weight
 
-LEAST_SHARE = 0.01  # of the probability: a label that is less likely is not learned
 TOGETHER = 256  # records whose prompts are rendered in one request
 
 
@@ -27,10 +26,10 @@ def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count
     lines = []
     for record in records:
         whole = {"max_length": sys.maxsize, "too_long": "error"}
-        (row,), _ = encode([record], task, tokenizer, config.model_copy(update=whole), soft=True)
+        (row,), _ = encode([record], task, tokenizer, config.model_copy(update=whole))
         fate, size, limit = "", len(row["input_ids"]), config.max_length
         if size > limit and config.too_long == "truncate":
-            (row,), _ = encode([record], task, tokenizer, config, soft=True)
+            (row,), _ = encode([record], task, tokenizer, config)
             fate = f"; cut from {size} to fit max_length {limit}"
         elif size > limit:
             outcome = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
@@ -52,18 +51,13 @@ def _token_lines(row: EncodedRecord, tokenizer: Any) -> list[str]:
         mark = " " if label == IGNORED else "*"
         suffix = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
         lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{suffix}")
-    for answer, share in zip(row.get("alternatives", ()), row.get("shares", ()), strict=True):
-        lines.append(f"or {tokenizer.decode(answer)!r}  weight {share:g}")
     return lines
 
 
 def encode(
-    records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig, *, soft: bool = False
+    records: Sequence[Record], task: Task, tokenizer: Any, config: FinetuneConfig
 ) -> tuple[list[EncodedRecord], dict[str, int]]:
     """Tokenize records; the labels of all tokens but those of answers are IGNORED.
-
-    With `soft`, records that hold the probabilities of labels get the other ones as alternatives; without, as for
-    validation, the one answer alone counts.
 
     Returns:
         The encoded records, and how many of those over `max_length` were `dropped` and `truncated`.
@@ -88,8 +82,6 @@ def encode(
                 continue
             row = _truncated(record, task, tokenizer, config.max_length, where)
             cut["truncated"] += 1
-        elif soft:
-            _soften(row, record, task, tokenizer, config.max_length)
         if all(label == IGNORED for label in row["labels"]):
             empty.append(console.place(record.source["file"], record.source["row"]))
         rows.append(row)
@@ -101,37 +93,7 @@ def encode(
         )
     if not rows:
         raise DataError(f"no record is left: all {len(records)} are longer than max_length {config.max_length}")
-    if any("alternatives" in row for row in rows):  # all have the same columns
-        for row in rows:
-            row.setdefault("alternatives", [])
-            row.setdefault("shares", [])
     return rows, cut
-
-
-def _soften(row: EncodedRecord, record: Record, task: Task, tokenizer: Any, limit: int) -> None:
-    """Give a record the other labels that it may have, and each its part of the weight; the shares add up to it.
-
-    Nothing changes where the reference answer is not among the likely ones, so that it never weighs nothing.
-    """
-    message = record.messages[-1]
-    shares = {
-        name: share for name, share in message.get("soft", {}).items() if share >= LEAST_SHARE and name in task.labels
-    }
-    total, weight = sum(shares.values()), float(message.get("weight", 1))
-    if len(shares) < 2 or record.answer not in shares or not weight:
-        return
-    own = len(tokenizer(task.defused(record.answer) + task.end, add_special_tokens=False).input_ids)
-    start = len(row["input_ids"]) - own
-    others = {
-        name: tokenizer(task.defused(name) + task.end, add_special_tokens=False).input_ids
-        for name in shares
-        if name != record.answer
-    }
-    if any(start + len(answer) > limit for answer in others.values()):
-        return
-    row["weights"][start:] = [weight * shares[record.answer] / total] * own
-    row["alternatives"] = list(others.values())
-    row["shares"] = [weight * shares[name] / total for name in others]
 
 
 def share_of(records: Sequence[Record], share: float) -> list[Record]:

@@ -173,7 +173,7 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
         raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
     tokenizer = hf_folder.load_tokenizer(base.path)
     records = share_of(_require_records(prepared, "train"), config.train_share)
-    train, train_overlong = encode(records, task, tokenizer, config, soft=True)
+    train, train_overlong = encode(records, task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
     if gpu is None:
         plan = device_plan.for_cpu(config, *_require_memory(config, base.path, train))
@@ -288,7 +288,6 @@ def _metrics(trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingRes
         "learned": result.learned,
         "overfitted": result.overfitted,
         "too_long": inputs.overlong,
-        **({"soft": soft} if (soft := sum(bool(record.get("alternatives")) for record in inputs.train)) else {}),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "processes": trainer.accelerator.num_processes,
         "tokens_per_s": round(progress.real / max(result.steps, 1) * result.steps_here / result.seconds, 1),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,43 +31,12 @@ NEUTRAL_ARGUMENTS = frozenset({
 class EncodedRecord(TypedDict):
     """A tokenized record: token ids, labels (the id, or IGNORED), and the weight of each token in the loss.
 
-    All three have the length of the record in tokens. `alternatives` are token ids of other answers in place of the
-    last one, and `shares` the weight of each; they are there where a record of the training has some.
+    All three have the length of the record in tokens.
     """
 
     input_ids: list[int]
     labels: list[int]
     weights: list[float]
-    alternatives: NotRequired[list[list[int]]]
-    shares: NotRequired[list[float]]
-
-
-def expanded(records: Sequence[EncodedRecord]) -> list[EncodedRecord]:
-    """The records, each followed by one for every other answer that it may have.
-
-    The weighted sum of their losses is the cross-entropy of the student with the distribution over the answers: at
-    every node of the labels' trie it is that of the next token, weighted by the chance to come there.
-    """
-    rows: list[EncodedRecord] = []
-    for record in records:
-        rows.append(record)
-        start = len(record["labels"])
-        while record.get("alternatives") and record["labels"][start - 1] != IGNORED:
-            start -= 1
-        for answer, share in zip(record.get("alternatives", ()), record.get("shares", ()), strict=True):
-            rows.append(
-                EncodedRecord(
-                    input_ids=[*record["input_ids"][:start], *answer],
-                    labels=[*[IGNORED] * start, *answer],
-                    weights=[*[0.0] * start, *[share] * len(answer)],
-                )
-            )
-    return rows
-
-
-def most_answers(records: Sequence[EncodedRecord]) -> int:
-    """The most answers that one of the records may have."""
-    return 1 + max((len(record.get("alternatives", ())) for record in records), default=0)
 
 
 class BatchPacker:

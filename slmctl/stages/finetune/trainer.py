@@ -358,10 +358,7 @@ def answer_tokens(record: EncodedRecord) -> int:
 
 def without_loss(record: EncodedRecord) -> EncodedRecord:
     """The record with all loss weights 0: it is computed, since every process needs a full batch, and adds nothing."""
-    bare: EncodedRecord = {**record, "weights": [0.0] * len(record["weights"])}
-    if "alternatives" in record:
-        bare |= {"alternatives": [], "shares": []}
-    return bare
+    return {**record, "weights": [0.0] * len(record["weights"])}
 
 
 class TrainingMonitor(TrainerCallback):

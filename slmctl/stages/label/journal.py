@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,6 @@ class TeacherAnswer:
 
     Attributes:
         cost: By the prices of its day; where the endpoint told no tokens (`counted` false), the most it may be.
-        labels: Probability of the likeliest labels, where they were asked for.
     """
 
     text: str
@@ -45,7 +44,6 @@ class TeacherAnswer:
     confidence: float | None = None
     cost: float = 0.0
     counted: bool = True
-    labels: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,10 +121,7 @@ class Journal:
         with self._writing:
             if not answer.counted:
                 answer = dataclasses.replace(answer, cost=self._out.get(key, 0.0))
-            fields = dataclasses.asdict(answer)
-            if not answer.labels:
-                del fields["labels"]
-            self._lines.append({"answered": key, **fields})
+            self._lines.append({"answered": key, **dataclasses.asdict(answer)})
             self._out.pop(key, None)
             self._count(key, answer)
 

@@ -34,7 +34,6 @@ from slmctl.stages.label.teachers import (
     ReleaseTeacher,
     journal_path,
     open_teacher,
-    soft_target,
     task_of,
     votes_of,
 )
@@ -403,8 +402,6 @@ def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[st
         "p_correct": entry.p_correct,
         "source": {"file": entry.row.file, "row": entry.row.number},
     }
-    if weight and job.config.soft:
-        line["soft"] = soft_target(job.teachers, entry.row, entry.answer)
     if weight:
         line["weight"] = 1.0 if entry.p_correct is None else max(entry.p_correct, 0.01)
     return line

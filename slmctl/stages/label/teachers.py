@@ -33,7 +33,6 @@ from slmctl.task.contract import Task
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
 WRITING = 1.0  # temperature of texts that are to differ from each other
-LEAST_SHARE = 0.01  # of the probability: a label that is less likely is not learned
 PASSES = 3  # over the rows without an answer, since what failed may have passed
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 KINDS = ("published", "gguf")  # of a release that may teach
@@ -289,7 +288,6 @@ class ReleaseTeacher:
         for row in rows:
             for vote in range(self._votes):
                 content = [self._entry.sha256, self._task.digest, row.text, vote, self._config.seed if vote else 0]
-                content += ["every label"] if self._config.soft else []
                 self._keys[row.id, vote] = sha256_bytes(canonical(content))[7:39]
         left = [
             (row, vote) for row in rows for vote in range(self._votes)
@@ -309,10 +307,9 @@ class ReleaseTeacher:
                     self.journal.fail(key, REFUSED)
                     deadly += isinstance(answer, EngineDiedError)
                     continue
-                labels = _likeliest(answer.labels) if self._config.soft else {}
                 counts = answer.prompt_tokens, answer.completion_tokens
                 self.journal.answer(
-                    key, TeacherAnswer(answer.text, answer.finish, *counts, confidence=answer.confidence, labels=labels)
+                    key, TeacherAnswer(answer.text, answer.finish, *counts, confidence=answer.confidence)
                 )
                 meter.advance()
         if deadly >= MOST_DEADLY:
@@ -331,26 +328,8 @@ class ReleaseTeacher:
             yield Request(
                 text, prefix if text.startswith(prefix) else "", labels=task.labels, end=task.end, stop=(task.end,),
                 max_tokens=self._config.max_tokens, schema=task.constraint, temperature=WARM if vote else 0.0,
-                seed=self._config.seed + vote, every_label=self._config.soft,
+                seed=self._config.seed + vote,
             )  # fmt: skip
-
-
-def _likeliest(labels: Mapping[str, float]) -> dict[str, float]:
-    """The labels that are likely enough to be learned, in digits that every machine writes alike."""
-    return {name: round(share, 4) for name, share in labels.items() if share >= LEAST_SHARE}
-
-
-def soft_target(teachers: Sequence[EndpointTeacher | ReleaseTeacher], row: LabelRow, label: str) -> dict[str, float]:
-    """The probabilities of labels by the releases among the teachers, their mean, likeliest first.
-
-    Empty where it would say no more than the label, or where that is not the likeliest one.
-    """
-    each = [answer.labels for teacher in teachers for answer in teacher.answers(row) if answer.labels]
-    mean = {name: sum(labels.get(name, 0.0) for labels in each) / len(each) for name in {*(itertools.chain(*each))}}
-    order = sorted(mean.items(), key=lambda item: (-item[1], item[0]))
-    if len(order) < 2 or order[0][0] != label:
-        return {}
-    return {name: round(share, 4) for name, share in order}
 
 
 def task_of(folder: Path, task: Task) -> Task:

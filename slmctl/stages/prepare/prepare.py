@@ -128,7 +128,6 @@ def _labelled_source(labelled: Artifact, file: str) -> Source:
     name = "labelled" if file == ACCEPTED else "invented"
     return Source(
         path=labelled.file(file), name=name, input="input", output="output", id="id", weight="weight", split="train",
-        soft="soft" if labelled.manifest.config.get("soft") else None,
     )  # fmt: skip
 
 
@@ -147,8 +146,6 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
             )
         if config.splits.time is not None and source.time is None and source.split is None:
             raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
-        if source.soft is not None and config.task.kind != "classify":
-            raise DataError(f"{source.title} names probabilities of labels (soft), and the task has no labels")
     task = Task(
         kind=config.task.kind,
         chat_template=PLAIN,
@@ -295,7 +292,7 @@ def explain(config: PrepareConfig, *, base: Artifact | None, count: int = 3) -> 
             if column
         ]
         origins = [origin for _, origin in conversation_format.mapping]
-        own = {source.id, source.group, source.time, source.weight, source.soft}
+        own = {source.id, source.group, source.time, source.weight}
         unused = [name for name in plan.columns[k] if name not in own and not any(name in each for each in origins)]
         lines += [f"  not used     {', '.join(unused)}"] if unused else []
         lines += [*_first_records(reader, k, count), ""]

@@ -223,7 +223,7 @@ class RecordReader:
         group = conversation_formats.cell(columns.get(origin.group)) if origin.group else ""
         record = Record(
             id="",
-            messages=(*messages[:-1], self._answered(messages[-1], answer if label is None else label)),
+            messages=(*messages[:-1], {**messages[-1], "content": answer if label is None else label}),
             source={"file": origin.title, "row": number},
             # a source of one label is for a router, which is asked with the conversation alone
             tools=self._tools(conversation.tools) if origin.label is None else None,
@@ -239,16 +239,6 @@ class RecordReader:
             messages=self._cleaned(record.messages, changes),
         )
         return record, original, system
-
-    def _answered(self, message: Message, answer: str) -> Message:
-        """The last message with the answer as the task has it, and labels that mean another under that one's name."""
-        answered: Message = {**message, "content": answer}
-        if "soft" in message:
-            answered["soft"] = {}
-            for label, share in message["soft"].items():
-                name = self.plan.label_map.get(label, label)
-                answered["soft"][name] = answered["soft"].get(name, 0.0) + share
-        return answered
 
     def _cleaned(self, messages: tuple[Message, ...], changes: Counter[Change]) -> tuple[Message, ...]:
         """The messages with the user's texts cleaned; each step that changed one of them is counted once."""

@@ -11,8 +11,7 @@ import pytest
 from support import serving, teacher, tiny
 
 from slmctl.artifacts import artifact
-from slmctl.artifacts.artifact import Artifact
-from slmctl.config import LabelConfig, PrepareConfig
+from slmctl.config import LabelConfig
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine, Request
 from slmctl.inference.events import Event
@@ -20,7 +19,6 @@ from slmctl.stages.label import teachers, writers
 from slmctl.stages.label.journal import Budget, Journal
 from slmctl.stages.label.teachers import WritingRequest
 from slmctl.stages.label.writers import ReleaseWriter
-from slmctl.stages.prepare import prepare
 from slmctl.task.records import read_records
 
 pytest.importorskip("llama_cpp")
@@ -133,50 +131,6 @@ def test_gold_rows_that_a_release_was_trained_on_tell_nothing(
     left_out = artifact.load(teacher.labelled(folder)).metrics["left_out"]
     assert left_out["gold rows that tiny-desk/1.0 was trained on"] >= 5  # prepare may measure with one of them
     assert "is not here" not in capsys.readouterr().err
-
-
-def answered_as_by(release: Path, gold: Path) -> None:
-    """Give the gold rows the labels that a release gives them."""
-    out = gold.with_name("answered.csv")
-    teacher.slmctl(gold.parent, "predict", str(release), "--input", str(gold), "--column", "text", "--output", str(out))
-    with out.open(encoding="utf-8", newline="") as stream:
-        tiny.write_csv(gold, [(line["text"], line["answer"]) for line in csv.DictReader(stream)])
-
-
-def test_soft_labels_are_the_release_s_own_and_reach_the_data_set(
-    tiny_run: Path, artifacts: dict[str, Artifact], tmp_path: Path
-) -> None:
-    folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}", rows=60, gold=260)
-    path = folder / "slmctl.yaml"
-    text = path.read_text(encoding="utf-8").replace("labels: from-data", f"labels: [{', '.join(sorted(tiny.WORDS))}]")
-    path.write_text(text + "  soft: true\n  max_error: 40%\n", encoding="utf-8")
-    answered_as_by(release_of(tiny_run), folder / "gold.csv")  # however well it was trained, labels are accepted
-    teacher.slmctl(folder, "label")
-    found = artifact.load(teacher.labelled(folder))
-    rows = teacher.lines(found.file("accepted.jsonl"))
-    assert len(rows) > 20
-    for row in rows:
-        soft = row["soft"]
-        assert set(soft) <= set(tiny.WORDS)
-        assert all(0.01 <= share == round(share, 4) for share in soft.values())
-        if soft:  # else the label alone is likely
-            assert next(iter(soft)) == row["output"]
-            assert 0.97 < sum(soft.values()) <= 1.0002
-            assert soft[row["output"]] == pytest.approx(row["votes"][0]["confidence"], abs=1e-4)
-        else:
-            assert row["votes"][0]["confidence"] > 0.97
-    assert any(row["soft"] for row in rows)
-    people = tiny.write_csv(tmp_path / "people.csv", tiny.rows(200, seed=5))
-    settings = {
-        "task": {"kind": "classify", "labels": "from-data", "system": "Name the category."},
-        "sources": [{"path": people, "input": "text", "output": "category"}],
-    }
-    (tmp_path / "out").mkdir()
-    prepare.run(PrepareConfig.model_validate(settings), base=artifacts["base"], out=tmp_path / "out", labelled=found)
-    train = {record.id: record.messages[-1] for record in read_records(tmp_path / "out" / "train.jsonl")}
-    kept = [row for row in rows if row["id"] in train]
-    assert len(kept) > 20
-    assert all(train[row["id"]].get("soft", {}) == row["soft"] for row in kept)
 
 
 def test_a_file_on_this_machine_writes_and_is_asked_once(tiny_run: Path, tmp_path: Path) -> None:
