@@ -321,6 +321,10 @@ class Engine:
             indices = list(fitting)
             for place, answer in self.ask_all(fitting.values(), alone=alone):
                 yield indices[place], answer
+        yield from self._ask_alone(died, widen)
+
+    def _ask_alone(self, died: Mapping[int, Request], widen: bool) -> Iterator[tuple[int, Answer | EngineError]]:
+        """Answer requests during which the engine died, one by one, until MOST_DEADLY in a row end it again."""
         deadly = 0
         for index, request in died.items():
             if deadly < MOST_DEADLY:
