@@ -101,6 +101,8 @@ def fit(
             right = int((model.predict(others) == references).sum())
             if right > most:  # of equals the first
                 best, most = (strength, model), right
+            if right == len(references):  # no other can be better
+                break
     return LinearModel(common, vectorizer, best[1], best[0])
 
 
