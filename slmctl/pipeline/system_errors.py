@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from slmctl.errors import FullError, MissingError
@@ -42,6 +43,11 @@ def spoken(what: str, place: Path) -> Iterator[None]:
             yield
     except ModuleNotFoundError as error:
         raise missing(error, what) from error
+    except BrokenExecutor:
+        raise FullError(
+            f"a process of {what} was ended from outside, as systems do when memory runs out",
+            hint="close other programs, or 'prepare: workers: 1'",
+        ) from None
     except (MemoryError, RuntimeError) as error:
         # torch's own is a RuntimeError, on a CPU with nothing but its words
         named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -335,6 +337,15 @@ def test_a_missing_package_is_said_with_the_command(
 def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=said), system_errors.spoken("pull", tmp_path):
         raise error
+
+
+def test_a_process_that_is_ended_is_said_whoever_waited_for_it(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StageError, match="a process of prepare was ended from outside"),
+        system_errors.spoken("prepare", tmp_path),
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        pool.submit(os._exit, 9).result()
 
 
 def test_any_other_error_stays_as_it_is(tmp_path: Path) -> None:
