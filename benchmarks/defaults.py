@@ -33,6 +33,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "epochs 1": ("epochs=1",),
     "epochs 2": ("epochs=2",),
     "epochs 4": ("epochs=4",),
+    # what `init` writes for so few rows, and with twice the rate
+    "epochs 5": ("epochs=5",),
+    "epochs 5, learning_rate 8e-4": ("epochs=5", "learning_rate=8e-4"),
     "rank 8": ("lora.rank=8", "lora.alpha=16"),
     "rank 32": ("lora.rank=32", "lora.alpha=64"),
     "dropout 0.05": ("lora.dropout=0.05",),

@@ -19,6 +19,9 @@ MAX_LINES = 30
 _COMMENT_AT = 46  # column of the comments
 WIDTH = 120  # characters of a line that is wrapped
 SMALL = 1000  # rows; of fewer none are kept for calibration
+# Twice the default rate had 12 to 41 % less validation loss on 600 and 1,200 rows with the two smallest bases, after
+# three passes and after five. On 10,000 rows it gained nothing, and larger bases were not tried.
+HIGH_RATE, FEW_ROWS, SMALL_BASE = 8e-4, 5_000, 500_000_000
 CHARACTERS_A_TOKEN = 2.5  # at least, in the languages and tokenizers that were looked at
 MAX_LENGTH = 1024  # tokens, the default of finetune.max_length
 DROPS = (0.02, 0.03, 0.05, 0.10)  # bounds of a gate; the tightest that so many rows can show
@@ -152,6 +155,9 @@ def _prepare(proposal: ProjectProposal) -> Iterator[str]:
 def _stages(proposal: ProjectProposal) -> Iterator[str]:
     training: dict[str, object] = {"epochs": epochs(proposal.rows)}
     about = "passes over the training rows"
+    if proposal.rows < FEW_ROWS and 0 < proposal.base.parameters < SMALL_BASE:
+        training["learning_rate"] = HIGH_RATE
+        about = "passes, and twice the default rate: few rows and a small base"
     if (tokens := _longest(proposal.task)) > MAX_LENGTH:
         training["too_long"] = "truncate"
         about = f"the longest row has about {tokens:,} tokens, max_length is {MAX_LENGTH:,}"

