@@ -94,16 +94,19 @@ def figures(
     for run in longer:
         name, rate, memory = f"{run['rows']:,} rows", run["rows_per_s"], run["gb"]
         ratio = round(rate / slowest, 3)
-        rows += [
-            result.Row(
-                f"{name}: rows/s", round(rate), f"{PEER}, {sample:,} rows", round(slowest), ratio, (ratio, ratio),
-                ">= 10", result.meets(ratio, ">= 10"),
-            ),
+        if run["rows"] != sample:  # which stands beside the peer's own runs already
+            rows.append(
+                result.Row(
+                    f"{name}: rows/s", round(rate), f"{PEER}, {sample:,} rows", round(slowest), ratio, (ratio, ratio),
+                    ">= 10", result.meets(ratio, ">= 10"),
+                )
+            )  # fmt: skip
+        rows.append(
             result.Row(
                 f"{name}: peak memory, GB", round(memory, 3), "the bound", 1, round(memory, 3),
                 (round(memory, 3),) * 2, "<= 1", result.meets(memory, "<= 1"),
-            ),
-        ]  # fmt: skip
+            )
+        )  # fmt: skip
     points = [(run["rows"], run["seconds"]) for run in longer]
     # All points, and the two longest, between which the start of the program counts least.
     for few in sorted({len(points), min(2, len(points))} - {0, 1}, reverse=True):
