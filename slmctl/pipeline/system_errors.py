@@ -45,8 +45,8 @@ def spoken(what: str, place: Path) -> Iterator[None]:
         raise missing(error, what) from error
     except BrokenExecutor:
         raise FullError(
-            f"a process of {what} was ended from outside, as systems do when memory runs out",
-            hint="close other programs, or 'prepare: workers: 1'",
+            f"a process that {what} started ended abruptly, most often because memory ran out",
+            hint="close other programs, or --set prepare.workers=1",
         ) from None
     except (MemoryError, RuntimeError) as error:
         # torch's own is a RuntimeError, on a CPU with nothing but its words

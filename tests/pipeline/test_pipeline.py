@@ -339,9 +339,9 @@ def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: st
         raise error
 
 
-def test_a_process_that_is_ended_is_said_whoever_waited_for_it(tmp_path: Path) -> None:
+def test_a_process_that_ends_abruptly_is_said(tmp_path: Path) -> None:
     with (
-        pytest.raises(StageError, match="a process of prepare was ended from outside"),
+        pytest.raises(StageError, match="a process that prepare started ended abruptly"),
         system_errors.spoken("prepare", tmp_path),
         ProcessPoolExecutor(1, get_context("spawn")) as pool,
     ):
