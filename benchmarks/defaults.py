@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "epochs 1": ("epochs=1",),
     "epochs 2": ("epochs=2",),
     "epochs 4": ("epochs=4",),
-    # what `init` writes for so few rows, and with twice the rate
+    # the passes that `init` writes for so few rows, with the default rate and with that of `init`
     "epochs 5": ("epochs=5",),
     "epochs 5, learning_rate 8e-4": ("epochs=5", "learning_rate=8e-4"),
     "rank 8": ("lora.rank=8", "lora.alpha=16"),

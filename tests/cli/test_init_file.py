@@ -462,7 +462,7 @@ def test_the_longest_config_has_thirty_lines_at_most(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "parameters", "rate"), [(4999, 270e6, 8e-4), (5000, 270e6, 4e-4), (4999, 1e9, 4e-4), (4999, 0, 4e-4)]
 )
-def test_a_small_base_learns_faster_from_few_rows(rows: int, parameters: float, rate: float, tmp_path: Path) -> None:
+def test_few_rows_and_a_small_base_get_a_higher_rate(rows: int, parameters: float, rate: float, tmp_path: Path) -> None:
     labels = describe("label", ["one", "two"] * 200)
     task = task_proposal.TaskProposal(
         kind="classify", input="a", output="label", answers=labels, pairs=(("text", "one"),), usable=1.0, reason="",
