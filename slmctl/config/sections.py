@@ -124,7 +124,7 @@ class FinetuneConfig(Section):
         "127.0.0.1", description="address of machine 0"
     )
     main_port: Annotated[int, Outside(), Formerly("port")] = Field(
-        29500, ge=1, le=65535, description="port of machine 0"
+        29500, ge=1, le=65535, description="port of machine 0, where several machines train"
     )
     report_to: Annotated[list[Text], Outside()] = Field(
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"

@@ -56,8 +56,7 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
         draft.write_text(json.dumps(order), encoding="utf-8")
     command = [
         sys.executable, "-m", WORKER, "--nproc_per_node", str(config.processes),
-        "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
-        "--master_addr", config.main_address, "--master_port", str(config.main_port), "-m", WORKER, str(job),
+        *_meeting_point(config), "-m", WORKER, str(job),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // config.processes, 1)))
     settings = {"OMP_NUM_THREADS": threads} | _interface(config) | _environment(config)
@@ -76,6 +75,16 @@ def run_workers(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, o
     guard.add_receipt(outcome.get("receipt", {}))
     metrics: dict[str, Any] = outcome.get("metrics", {})
     return metrics
+
+
+def _meeting_point(config: FinetuneConfig) -> list[str]:
+    """The arguments that tell torchrun where its processes meet: on one machine at a port that is free."""
+    if config.machines == 1:
+        return ["--standalone", "--local_addr", "127.0.0.1"]
+    return [
+        "--nnodes", str(config.machines), "--node_rank", str(config.machine_rank),
+        "--master_addr", config.main_address, "--master_port", str(config.main_port),
+    ]  # fmt: skip
 
 
 def _wait_for(command: list[str], settings: dict[str, str], keep: Path) -> int:

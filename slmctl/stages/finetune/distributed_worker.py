@@ -18,7 +18,7 @@ from slmctl import console
 from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import FinetuneConfig
-from slmctl.errors import SlmctlError
+from slmctl.errors import NetworkError, SlmctlError
 from slmctl.network import guard
 from slmctl.pipeline import stage_log
 from slmctl.stages.finetune import backend
@@ -26,7 +26,7 @@ from slmctl.stages.finetune import backend
 
 def launch(arguments: list[str]) -> int:
     """Run torchrun without its own report on a failed process, which has reported itself; returns the exit code."""
-    from torch.distributed import run
+    from torch.distributed import DistNetworkError, run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.CRITICAL)
@@ -34,6 +34,18 @@ def launch(arguments: list[str]) -> int:
         run.main(arguments)
     except ChildFailedError as error:
         return next(failure.exitcode for failure in error.failures.values()) or 1
+    except DistNetworkError as error:
+        order = json.loads(Path(arguments[-1]).read_text(encoding="utf-8"))
+        config = FinetuneConfig.model_validate(order["config"])
+        reason = str(error).rpartition("message: ")[2].splitlines()[0]
+        where = f"{config.main_address}:{config.main_port}"
+        return _fail(
+            Path(order["answer"]),
+            NetworkError(
+                f"machine {config.machine_rank} cannot meet the others at {where}: {reason}",
+                hint="--set finetune.main_port=PORT, a free one and the same on every machine",
+            ),
+        )
     return 0
 
 
@@ -60,15 +72,20 @@ def work(job: Path) -> int:
             json.dump({"interrupted": str(stop)}, stream)
         return 130
     except SlmctlError as error:
-        failure = [type(error).__name__, error.message, error.hint]
-        with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
-            json.dump({"error": failure}, stream)  # the first failure counts: the others are stopped because of it
-        return error.code
+        return _fail(answer, error)
     if leads:
         outcome = {"metrics": metrics, "receipt": guard.receipt()}
         with atomic.file(answer) as draft:
             draft.write_text(json.dumps(outcome), encoding="utf-8")
     return 0
+
+
+def _fail(answer: Path, error: SlmctlError) -> int:
+    """Report a failure to the process that started the training; returns its exit code."""
+    failure = [type(error).__name__, error.message, error.hint]
+    with contextlib.suppress(FileExistsError), answer.open("x", encoding="utf-8") as stream:
+        json.dump({"error": failure}, stream)  # the first failure counts: the others are stopped because of it
+    return error.code
 
 
 def _opened(path: str, kind: str) -> Artifact:

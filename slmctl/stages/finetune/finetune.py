@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import math
@@ -142,6 +143,7 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         return distributed.run_workers(config, base=base, prepared=prepared, out=out, keep=keep)
     with memory.PeakMeter() as peak, device_plan.out_of_memory(keep):
         metrics = _run(config, base, prepared, out, keep)
+    _leave_group()
     return {"memory_peak": peak.bytes} | metrics
 
 
@@ -162,6 +164,13 @@ def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, 
         _save(trainer.model, base, out)
         _report(trainer, result, inputs.overlong["train"])
     return _metrics(trainer, inputs, result) | layers
+
+
+def _leave_group() -> None:
+    """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # the trainer, whose reference cycles keep the group
 
 
 def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> TrainingInputs:

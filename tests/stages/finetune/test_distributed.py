@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from support import tiny
 from support.forks import Forks
+from support.servers import free_port
 
 from slmctl import config
 from slmctl.artifacts import artifact
@@ -33,12 +34,6 @@ SHORT = ("finetune.epochs=2", "finetune.matmul_dtype=float32")
 
 def sets(*given: str) -> list[str]:
     return [word for one in given for word in ("--set", one)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +78,43 @@ def assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> No
         assert entry == pytest.approx(own, rel=1e-3)
 
 
-def test_two_processes_train_as_one_does(stages: Forks, desk: Path, alone: list[dict[str, Any]]) -> None:
-    args = sets(*SHORT, "finetune.processes=2", f"finetune.main_port={free_port()}")
-    done = stages.run(desk, "finetune", *args)
+# What a process of a training prints when its interpreter ends: the threads that are left.
+THREADS = """
+import atexit, os, pathlib, sys
+if "RANK" in os.environ:
+    atexit.register(lambda: print(
+        "at the end:", sorted(path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")),
+        file=sys.stderr,
+    ))
+"""
+
+
+def test_two_processes_train_as_one_does(desk: Path, tmp_path: Path, alone: list[dict[str, Any]]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(THREADS)
+    environment = tiny.environment(PYTHONPATH=str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # as where another project trains
+        args = sets(*SHORT, "finetune.processes=2", f"finetune.main_port={taken.getsockname()[1]}")
+        done = tiny.slmctl(desk, "finetune", *args, env=environment)
     assert tiny.ok(done) == str(made(desk).path)
     assert made(desk).metrics["processes"] == 2
     assert made(desk).metrics["record_tokens"] > 0
     assert_same(log_of(made(desk)), alone)
     assert done.stderr.count("validation loss before training") == 1, "one process speaks"
     assert "Warning" not in done.stderr
+    # gloo's threads may abort the process if the interpreter ends before they do
+    threads = [line for line in done.stderr.splitlines() if line.startswith("at the end:")]
+    assert len(threads) == 2
+    assert "gloo" not in "".join(threads)
+
+
+def test_a_port_that_is_taken_is_one_sentence(stages: Forks, desk: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = stages.run(desk, "finetune", *sets(*SHORT, "finetune.machines=2", f"finetune.main_port={port}"))
+    assert done.returncode == 9, done.stderr
+    assert f"machine 0 cannot meet the others at 127.0.0.1:{port}: address already in use" in done.stderr
+    assert "hint: --set finetune.main_port=PORT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -177,9 +200,7 @@ def running(desk: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: signal.Signals) -> None:
-    args = sets(
-        "finetune.epochs=500", "finetune.patience=null", "finetune.processes=2", f"finetune.main_port={free_port()}"
-    )
+    args = sets("finetune.epochs=500", "finetune.patience=null", "finetune.processes=2")
     child = tiny.start(desk, "finetune", *args)
     try:
         while not list(desk.glob("runs/adapter/.resume-*/step-*")):
@@ -200,7 +221,7 @@ def test_the_processes_end_with_the_one_that_started_them(desk: Path, number: si
 def test_two_processes_that_were_killed_go_on_to_the_same_adapter(stages: Forks, desk: Path) -> None:
     # dropout: only the first process's random state was kept once, and the others went on differently
     dropout = ("finetune.epochs=4", "finetune.lora.dropout=0.3")
-    args = ["finetune", *sets(*dropout, "finetune.processes=2", f"finetune.main_port={free_port()}")]
+    args = ["finetune", *sets(*dropout, "finetune.processes=2")]
     tiny.ok(stages.run(desk, *args))
     wanted = made(desk).digest
     shutil.rmtree(desk / "runs" / "adapter")
@@ -217,7 +238,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_adapter(stages: Forks,
 
 @pytest.mark.slow
 def test_what_a_process_refuses_is_said_once_and_leaves_nothing(stages: Forks, desk: Path) -> None:
-    args = sets("finetune.max_length=16", "finetune.processes=2", f"finetune.main_port={free_port()}")
+    args = sets("finetune.max_length=16", "finetune.processes=2")
     done = stages.run(desk, "finetune", *args)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("error: record ") == 1
@@ -230,7 +251,7 @@ def test_what_a_process_refuses_is_said_once_and_leaves_nothing(stages: Forks, d
 @pytest.mark.slow
 def test_a_training_that_diverges_in_two_processes_names_the_step(stages: Forks, desk: Path) -> None:
     wild = ("finetune.learning_rate=0.99", "finetune.max_grad_norm=1e30", "finetune.lora.alpha=1e25")
-    args = sets(*wild, "finetune.processes=2", f"finetune.main_port={free_port()}")
+    args = sets(*wild, "finetune.processes=2")
     done = stages.run(desk, "finetune", *args)
     assert done.returncode == 6, done.stderr
     assert "training diverged: the gradient is" in done.stderr
