@@ -35,6 +35,8 @@ PIECE_TOKENS, LEAST_PIECE_TOKENS = 768, 128
 # Each piece computes the shared prefix again. So that this stays a small part of the work, a piece may be larger by
 # so many times its prefix: with 400 tokens shared, 16 records of 60 more are one piece.
 PREFIX_ALLOWANCE = 2
+# Prompts of an HF model that are answered together, and the most tokens of theirs whose keys and values are held.
+ANSWERED_TOGETHER, HELD_TOKENS = 64, 8192
 BYTES_IN_4BIT = 0.53  # of a frozen weight with its share of a scale
 RANK, TRAINED_BYTES = 16, 20  # of the adapter; of a trained weight: itself, its gradient, moments and best value
 MANY_LANGUAGES = 100  # a base that counts so many is taken to know the one that is asked for
@@ -90,6 +92,18 @@ class ModelShape:
         activations = piece_tokens * (saved + 8 * 4 * (self.intermediate + self.hidden))
         adapter = TRAINED_BYTES * RANK * self.channels
         return int(PROCESS_BYTES + weights + adapter + 1.2 * ACTIVATIONS[self.training] * activations)
+
+    def answering_bytes(self, prompt_tokens: int) -> int:
+        """Estimated peak memory of answering on a CPU with a float32 copy of the weights.
+
+        A token's keys and values are taken to be as wide as the residual stream: half of that to twice as much in the
+        bases of the catalogue.
+
+        Args:
+            prompt_tokens: Of one prompt, with the examples in it.
+        """
+        held = min(ANSWERED_TOGETHER * prompt_tokens, HELD_TOKENS)
+        return int(PROCESS_BYTES + 4 * self.parameters + 2 * 4 * held * self.layers * self.hidden)  # and a copy
 
     def training_seconds(self, gflops: float, cores: int, *, rows: int = 1000, tokens: float = 64) -> float:
         """Estimated time of an epoch of `finetune` on a CPU.

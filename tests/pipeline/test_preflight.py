@@ -72,6 +72,12 @@ def test_the_plan_of_a_new_project(fresh: Path) -> None:
     for before, after in zip(plan.stages, larger.stages, strict=True):
         if before.name in ("quantize", "evaluate"):  # a slower machine and one file more
             assert before.seconds and after.seconds and after.seconds > 1.5 * before.seconds
+    base, shown = (
+        {stage.name: stage for stage in preflight.plan(opened(fresh, "evaluate.models=[base]", *sets), CHAIN).stages}
+        for sets in ((), ("evaluate.shots=8",))
+    )  # eight examples in each prompt: their keys and values, 2.3 GB measured with SmolLM2-135M
+    assert base["evaluate"].memory_bytes and shown["evaluate"].memory_bytes
+    assert base["evaluate"].memory_bytes + 0.5e9 < shown["evaluate"].memory_bytes < 3e9
     unmeasured = preflight.plan(opened(fresh), CHAIN)
     assert {stage.name for stage in unmeasured.stages if stage.seconds is None} == {
         "pull", "finetune", "quantize", "evaluate"

@@ -31,13 +31,13 @@ from slmctl.inference.engine import Answer, EngineError
 from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTrie
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
+from slmctl.model_files.catalogue import ANSWERED_TOGETHER, HELD_TOKENS
 from slmctl.task.contract import Task
 
 if TYPE_CHECKING:
     from slmctl.stages.predict.prompts import Prompt
 
-ROWS, TOKENS = 64, 2048  # of one batch: as many prompts, and as many tokens beyond what they share
-CELLS = 8192  # tokens of a batch's prompts whose keys and values are held; TOKENS where these do not fit
+TOKENS = 2048  # of one batch beyond what its prompts share; and of its keys and values, where HELD_TOKENS do not fit
 KEPT_RULES = 32  # compiled grammars of conversations with tools of their own
 COPY_MARGIN = 1.5  # over the memory of a float32 copy that must be free, so that what else runs keeps some
 Scores = npt.NDArray[np.float32]
@@ -160,16 +160,16 @@ class HfAnswerer:
         Raises:
             StageError: Not even the weights as they are stored fit.
         """
-        self._cells = CELLS
+        self._cells = HELD_TOKENS
         if self.device == "cuda":
             return torch.bfloat16
         size = model_size.read(folder)
         rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
-        for self._cells in (CELLS, TOKENS):
+        for self._cells in (HELD_TOKENS, TOKENS):
             kept = 2 * self._cells * size.cache * 4  # keys and values of a batch, and a copy
-            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ROWS) + kept + rounded))):
+            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=ANSWERED_TOGETHER) + kept + rounded))):
                 return torch.float32
-        needed = size.stored_bytes(TOKENS, kept=ROWS) + kept
+        needed = size.stored_bytes(TOKENS, kept=ANSWERED_TOGETHER) + kept
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
         return "stored"
 
@@ -408,7 +408,7 @@ def _batches(
     batch: list[int] = []
     for index in order:
         length, count = len(rows[index]) - len(heads[index]), len(batch) + 1
-        full = len(batch) == ROWS or count * length > TOKENS or count * len(rows[index]) > cells
+        full = len(batch) == ANSWERED_TOGETHER or count * length > TOKENS or count * len(rows[index]) > cells
         other = bool(batch) and (heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]])))
         if batch and (full or other):
             yield batch
