@@ -71,14 +71,12 @@ def main() -> None:
                     runs[side].append(measured(side, project, options.steps, options.validation))
             rows += rows_of(project.name, runs)
             raw[project.name] = runs
-    name, arguments = "finetune", "PROJECT..."
-    if options.shapes:
-        name, arguments = "finetune-shapes", "--shapes ..."
-        kept = result.FOLDER / f"{name}.json"
-        if kept.exists():  # a shape that was measured on another day stays
-            before = json.loads(kept.read_bytes())
-            rows = [result.Row(**row) for row in before["rows"] if row["metric"].partition(":")[0] not in raw] + rows
-            raw = before["runs"] | raw
+    name, arguments = ("finetune-shapes", "--shapes ...") if options.shapes else ("finetune", "PROJECT...")
+    kept = result.FOLDER / f"{name}.json"
+    if kept.exists():  # a model that was measured on another day stays
+        before = json.loads(kept.read_bytes())
+        rows = [result.Row(**row) for row in before["rows"] if row["metric"].partition(":")[0] not in raw] + rows
+        raw = before["runs"] | raw
     packages = ("torch", "transformers", "trl", "peft")
     path = result.write(name, f"python -m benchmarks.finetune {arguments}", rows, packages, runs=raw)
     sys.stdout.write(result.table(name) + f"\n\n{path}\n")
@@ -216,6 +214,8 @@ def one(side: str, project: Path, steps: int, validation: int) -> dict[str, Any]
         layer_replacement.install_kernels(model)
         bench = project / "runs" / ".bench"
         sft: Any = finetune.make_trainer(recipe, model, tokenizer, rows, held, bench, packs=True)
+        sft.drop_tokenizer()  # as `finetune` does
+        del tokenizer
         sft.checkpoints = None
         sft.add_callback(Clock())
         sft.train()
