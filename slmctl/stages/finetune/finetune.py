@@ -63,7 +63,6 @@ class TrainingInputs:
 
     Attributes:
         library: `unsloth` or `transformers`.
-        tokenizer: The base's.
         train: Encoded training records.
         validation: Encoded validation records.
         overlong: By split, how many records over `max_length` were dropped and truncated.
@@ -71,7 +70,6 @@ class TrainingInputs:
     """
 
     library: str
-    tokenizer: Any
     train: list[EncodedRecord]
     validation: list[EncodedRecord]
     overlong: dict[str, dict[str, int]]
@@ -149,13 +147,18 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
 
 def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, keep: Path) -> dict[str, Any]:
     """Train in this process."""
-    inputs = _read_inputs(config, base, prepared)
+    lora_targets.require(config, base.path)
+    tokenizer = hf_folder.load_tokenizer(base.path)
+    inputs = _read_inputs(config, base, prepared, tokenizer)
     torch.manual_seed(config.seed)
     model, packs, layers = _load_model(config, base.path, inputs.library, inputs.plan)
     with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
         trainer = make_trainer(
-            config, model, inputs.tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
+            config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan
         )
+        if inputs.library == "transformers":  # unsloth's trainer looks at it again
+            trainer.drop_tokenizer()
+        del tokenizer
         torch.manual_seed(config.seed + trainer.accelerator.process_index)  # processes drop out differently
         result = _train(trainer, inputs, keep)
     if trainer.is_world_process_zero():
@@ -173,14 +176,12 @@ def _leave_group() -> None:
         gc.collect()  # the trainer, whose reference cycles keep the group
 
 
-def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> TrainingInputs:
+def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tokenizer: Any) -> TrainingInputs:
     """Encode the records, and refuse a training that does not fit into memory before the model is loaded."""
     task, library = Task.read(prepared.path), backend.choose(config.backend)
-    lora_targets.require(config, base.path)
     gpu = device_plan.gpu_here()
     if config.load_in_4bit and gpu is not None and library != "unsloth":
         raise MissingError("4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false")
-    tokenizer = hf_folder.load_tokenizer(base.path)
     records = share_of(_require_records(prepared, "train"), config.train_share)
     train, train_overlong = encode(records, task, tokenizer, config)
     validation, validation_overlong = encode(_require_records(prepared, "validation"), task, tokenizer, config)
@@ -191,7 +192,7 @@ def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact) -> 
             PartialState(backend=device_plan.SHARED_BACKEND).wait_for_everyone()
         plan = device_plan.for_gpu(config, gpu, base.path, train)
     overlong = {"train": train_overlong, "validation": validation_overlong}
-    return TrainingInputs(library, tokenizer, train, validation, overlong, plan)
+    return TrainingInputs(library, train, validation, overlong, plan)
 
 
 def _require_memory(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecord]) -> tuple[int, int]:

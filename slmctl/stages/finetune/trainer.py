@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import math
 import random
@@ -100,6 +101,10 @@ class AnswerTrainer(SFTTrainer):
         self.step_mean = 1.0  # what makes a step's loss one of its own answer tokens, as it is logged
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
+
+    def drop_tokenizer(self) -> None:
+        """Let the tokenizer go, since the records are encoded: one of 262,144 tokens takes a quarter of a gigabyte."""
+        self.processing_class = self._tokenizer = self.callback_handler.processing_class = None
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
         pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
@@ -372,6 +377,8 @@ class TrainingMonitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.meter = console.Meter("finetune", state.max_steps, "steps", done=state.global_step)
+        gc.collect()  # a tokenizer that was dropped has reference cycles
+        memory.trim_heap()
         self._begun, self._real, self._first = time.monotonic(), self.trainer.progress.real, state.global_step
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

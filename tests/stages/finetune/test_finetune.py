@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -478,6 +479,30 @@ def test_every_answer_token_of_an_epoch_counts_the_same(
         by_step = sorted(float(loss_of(model, part)) for part in (records[:4], records[4:]))
     logged = sorted(entry["loss"] for entry in log_of(tmp_path / "one") if "loss" in entry)
     assert logged == pytest.approx(by_step, abs=1e-4)  # what is shown is the mean over the step's own tokens
+
+
+def test_the_tokenizer_is_gone_before_the_first_step(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one of 262,144 tokens takes a quarter of a gigabyte
+    load, step = hf_folder.load_tokenizer, trainer.AnswerTrainer.training_step
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def load_tokenizer(*args: Any, **options: Any) -> Any:
+        found = load(*args, **options)
+        loaded.append(weakref.ref(found))
+        return found
+
+    def training_step(*args: Any, **options: Any) -> Any:
+        alive.extend(each() is not None for each in loaded)
+        return step(*args, **options)
+
+    monkeypatch.setattr(hf_folder, "load_tokenizer", load_tokenizer)
+    monkeypatch.setattr(trainer.AnswerTrainer, "training_step", training_step)
+    run({"max_steps": 1}, artifacts, tmp_path / "one")
+    assert alive == [False] * len(loaded)
+    assert loaded
 
 
 def test_weight_decay_draws_weights_to_zero(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
