@@ -59,7 +59,7 @@ class ModelShape:
         embedding: Weights in embeddings and the output head, which few tokens are multiplied with.
         layers, hidden, intermediate: Number of layers, and widths of the residual stream and of the MLP.
         training: How `finetune` trains it on a CPU.
-        package: A pinned source that needs no hub, whose weights are dequantised; empty for none.
+        copied: Embeddings are held in memory, since their file is not in bfloat16: those of a GGUF are dequantised.
     """
 
     parameters: int
@@ -68,7 +68,7 @@ class ModelShape:
     hidden: int
     intermediate: int
     training: Training
-    package: str
+    copied: bool
 
     @property
     def channels(self) -> int:
@@ -84,8 +84,7 @@ class ModelShape:
             in_4bit: Frozen weights are held in 4 bits, and made whole for their product.
         """
         multiplied = self.parameters - self.embedding
-        # embeddings of 16 bits stay in their file; those of a package are dequantised first
-        weights: float = weight_bytes * (multiplied if weight_bytes == 2 and not self.package else self.parameters)
+        weights: float = weight_bytes * (multiplied if weight_bytes == 2 and not self.copied else self.parameters)
         if in_4bit:
             weights += (BYTES_IN_4BIT - weight_bytes) * multiplied + weight_bytes * 2 * self.hidden * self.intermediate
         saved = 4 * 4 * self.hidden * self.layers + weight_bytes * self.channels
@@ -130,6 +129,7 @@ class CatalogueEntry(ModelShape):
     Attributes:
         name: `ORG/NAME` on the hub.
         commit: A commit of its repository there; empty if none is known.
+        package: A pinned source that needs no hub, whose weights are dequantised; empty for none.
         sha256: Of the package's model file.
         package_bytes: Size of the package; 0 where it is not known.
         license: SPDX id, or the vendor's name of its own terms.
@@ -144,6 +144,7 @@ class CatalogueEntry(ModelShape):
 
     name: str
     commit: str
+    package: str
     sha256: str
     package_bytes: int
     license: str
@@ -201,6 +202,7 @@ def _entry(fields: dict[str, Any], architectures: dict[str, Any]) -> CatalogueEn
         language_count=languages if isinstance(languages, int) else len(codes),
         model_class=architecture["class"],
         training=architecture["training"],
+        copied="package" in fields,
         **{**defaults, **fields},
     )
 
@@ -226,12 +228,15 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
             int(sizes[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
         )
         parameters = base.parameters if base is not None else safetensors_header.parameter_count(folder)
+        tensors = [tensor for path in folder.glob("*.safetensors") for tensor in safetensors_header.read(path)]
+        largest = max(tensors, key=lambda tensor: tensor.elements)  # the embedding, as a rule
     except (DataError, IntegrityError, OSError, LookupError, TypeError, ValueError):
         return None
     tied = bool(sizes.get("tie_word_embeddings", settings.get("tie_word_embeddings", True)))
     return ModelShape(
         parameters=parameters, embedding=(1 if tied else 2) * vocabulary * hidden, layers=layers, hidden=hidden,
-        intermediate=intermediate, training=_training(settings, base.rehearsal if base is not None else {}), package="",
+        intermediate=intermediate, training=_training(settings, base.rehearsal if base is not None else {}),
+        copied=largest.dtype != "BF16",
     )  # fmt: skip
 
 
@@ -250,7 +255,7 @@ def of_gguf(path: Path) -> ModelShape | None:
     alike = [entry.training for entry in entries() if entry.architecture.replace("-text", "") == kind]
     return ModelShape(
         parameters=sum(tensor.weights for tensor in head.tensors), embedding=lookup, layers=layers, hidden=hidden,
-        intermediate=intermediate, training=alike[0] if alike else "slow", package=str(path),
+        intermediate=intermediate, training=alike[0] if alike else "slow", copied=True,
     )  # fmt: skip
 
 
