@@ -227,15 +227,15 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         hidden, layers, intermediate, vocabulary = (
             int(sizes[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
         )
-        parameters = base.parameters if base is not None else safetensors_header.parameter_count(folder)
         tensors = [tensor for path in folder.glob("*.safetensors") for tensor in safetensors_header.read(path)]
         largest = max(tensors, key=lambda tensor: tensor.elements)  # the embedding, as a rule
     except (DataError, IntegrityError, OSError, LookupError, TypeError, ValueError):
         return None
     tied = bool(sizes.get("tie_word_embeddings", settings.get("tie_word_embeddings", True)))
     return ModelShape(
-        parameters=parameters, embedding=(1 if tied else 2) * vocabulary * hidden, layers=layers, hidden=hidden,
-        intermediate=intermediate, training=_training(settings, base.rehearsal if base is not None else {}),
+        parameters=sum(tensor.elements for tensor in tensors), embedding=(1 if tied else 2) * vocabulary * hidden,
+        layers=layers, hidden=hidden, intermediate=intermediate,
+        training=_training(settings, base.rehearsal if base is not None else {}),
         copied=largest.dtype != "BF16",
     )  # fmt: skip
 
