@@ -22,7 +22,7 @@ from slmctl.model_files.base_model import Base
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.stages.finetune import backend
 
-OPTIONAL = ("cuda", "pii", "ray")  # extras that [all] leaves out: nothing is missing without them
+OPTIONAL = ("cuda", "ray")  # extras that [all] leaves out: nothing is missing without them
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 DISTRIBUTIONS = {
     "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",

@@ -81,7 +81,7 @@ class ServedFleet:
             escalation = Escalation.of(settings) if any(member.has_policy for member in members) else Escalation()
             collector = None
             if settings.collect is not None:
-                collector = Collector(settings.collect, detector=settings.detector)
+                collector = Collector(settings.collect)
                 opened.callback(collector.close)
             self._escalation = escalation
             self.fleet: Fleet = Fleet(
@@ -252,7 +252,7 @@ class ServedFleet:
         from slmctl.model_files import memory
         from slmctl.pipeline import model_lookup
         from slmctl.server.fleet_members import LoadableRelease
-        from slmctl.server.router import fitted_policy, require_detector
+        from slmctl.server.router import fitted_policy
         from slmctl.server.shadow import require_comparable
 
         settings = self._settings
@@ -266,8 +266,6 @@ class ServedFleet:
         if policy is not None and models:
             main = next(iter(models.values()))
             fitted_policy(policy, main.digest, main.task)
-        if (policy is not None or plan.router) and not plan.pin:
-            require_detector(settings.detector)
         needed = memory.engine_bytes(
             path, sequences=settings.sequences, context=settings.context_length,
             classifier=model_lookup.is_classifier(artifact), grammars=model_lookup.is_constrained(artifact),
@@ -395,7 +393,7 @@ class ServedFleet:
             if policy is not None:
                 router = Router.of(policy, settings, digest or sha256_file(path), task, name, self._escalation)
             elif plan.router:
-                router = Router(AtItsWord(), task, name, detector=settings.detector, shared=self._escalation)
+                router = Router(AtItsWord(), task, name, shared=self._escalation)
             if router is not None:
                 stack.callback(router.retire)
             notes = [note] if (note := model_lookup.other_build(artifact, path, engine.info["build"])) else []

@@ -144,9 +144,6 @@ class LabelConfig(Section):
         default_factory=list,
         description="kinds of personal data to replace by marks, so that such a row may be sent to an endpoint",
     )
-    detector: Literal["rules", "presidio"] = Field(
-        "rules", description="detector of sensitive data; presidio adds national identity numbers (slmctl[pii])"
-    )
     seed: int = Field(0, ge=0, description="seed of the rows that are drawn, and of the votes")
 
     @model_validator(mode="after")

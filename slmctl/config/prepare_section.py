@@ -339,24 +339,17 @@ class Sensitive(Section):
     iban: Action = Field("redact", description="bank account numbers (IBAN)")
     ip: Action = Field("keep", description="IP addresses; kept ones are counted")
     secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
-    id: WithoutStandIn = Field("keep", description="national identity numbers; found by the detector presidio alone")
-    detector: Annotated[Literal["rules", "presidio"], Formerly("engine")] = Field(
-        "rules", description="rules, or presidio, which adds national identity numbers (slmctl[pii])"
-    )
     pseudonym_key: Annotated[SourcePath | None, Formerly("key")] = Field(
         None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
     )
 
     @property
     def actions(self) -> dict[str, Action]:
-        """The action for each kind that the detector finds."""
-        kinds = ["email", "phone", "card", "iban", "ip", "secret", *(["id"] if self.detector == "presidio" else [])]
-        return {kind: getattr(self, kind) for kind in kinds}
+        """The action for each kind."""
+        return {kind: getattr(self, kind) for kind in ("email", "phone", "card", "iban", "ip", "secret")}
 
     @model_validator(mode="after")
     def _does_something(self) -> Sensitive:
-        if self.detector == "rules" and self.id != "keep":
-            raise ValueError("'id' is found by presidio alone: add 'detector: presidio'")
         if self.pseudonym_key is not None and "pseudonymise" not in self.actions.values():
             raise ValueError("'pseudonym_key' is for stand-ins, and no kind is pseudonymised")
         return self

@@ -123,9 +123,6 @@ class ServeConfig(Section):
     generalist: GeneralistConfig | None = Field(
         None, description="the generalist; sensitive questions are never sent to it"
     )
-    detector: Literal["rules", "presidio"] = Field(
-        "rules", description="detector of sensitive data; presidio adds national identity numbers (slmctl[pii])"
-    )
     prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
     decision_log: Annotated[Path | None, Formerly("decisions")] = Field(
         None,

@@ -389,7 +389,6 @@ def _asked_for(project: Project, name: str) -> Iterator[str]:
             yield from ["huggingface_hub"] if source.hf is not None else []
             kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
             yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
-        yield from ["presidio_analyzer"] if settings.prepare.sensitive.detector == "presidio" else []
     if name == "publish":
         kind = settings.publish.to.partition(":")[0]
         yield from [TARGET_PACKAGES[kind]] if kind in TARGET_PACKAGES else []

@@ -20,7 +20,7 @@ EXTRAS = {
     "unsloth": "cuda", "llama_cpp": "gguf", "llguidance": "gguf", "gguf": "gguf", "sentencepiece": "gguf",
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "httptools": "serve", "prometheus_client": "serve",
-    "presidio_analyzer": "pii", "ray": "ray",
+    "ray": "ray",
     "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Personal data and secrets in a text: find, redact, pseudonymise, count.
 
 Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also through what people do to
-hide them (`unmask`); with the detector `presidio`, national identity numbers too. Names of people, addresses and
-descriptions are not found. No value is kept, printed or counted: findings are positions, tallies are numbers.
+hide them (`unmask`). Names of people, addresses and descriptions are not found. No value is kept, printed or counted:
+findings are positions, tallies are numbers.
 
 A search takes time linear in the text (`rules`); texts longer than WINDOW are read in windows, so its memory is that of
 a window and the findings. `search_process` runs it in a process with a deadline.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,12 +25,11 @@ from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
 from slmctl.sensitive.stand_ins import stand_in
-from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, View, is_encoded, views
+from slmctl.sensitive.unmask import FOLDS, TWO_NUMBERS, is_encoded, views
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 Fate = Literal["keep", "drop", "refuse"]  # of a row; refuse ends the run
 FATES: tuple[Fate, ...] = ("keep", "drop", "refuse")  # from the mildest
-Engine = Literal["rules", "presidio"]
 RULES: dict[str, Rule] = {
     "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
 }  # fmt: skip
@@ -40,7 +38,7 @@ MIN_KEY = 16  # bytes; a shorter key could be found by trying
 # that may say what it is. The longest findings are private keys of some 20,000 characters.
 WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
 PASSES = 4  # text beside a replaced value may be a value itself now
-KINDS = (*RULES, "id")  # id: national identity numbers, by presidio alone
+KINDS = tuple(RULES)
 
 
 @dataclass(frozen=True)
@@ -70,28 +68,9 @@ class Applied:
     sensitive: bool = False
 
 
-def find(text: str, kinds: Iterable[str] = KINDS, *, engine: Engine = "rules") -> list[Finding]:
-    """The findings in a text, in order and without overlap; of those that overlap, the longest.
-
-    Args:
-        text: Any text.
-        kinds: Members of `KINDS` to look for.
-        engine: `presidio` adds its recognisers of national identity numbers.
-
-    Raises:
-        ModuleNotFoundError: The engine is presidio and it is not installed.
-    """
-    return [candidate.finding for candidate in _candidates(text, kinds, engine)]
-
-
-def require(engine: Engine) -> None:
-    """Check that a detector is installed, without importing it.
-
-    Raises:
-        ModuleNotFoundError: It is not.
-    """
-    if engine == "presidio" and importlib.util.find_spec("presidio_analyzer") is None:
-        raise ModuleNotFoundError("No module named 'presidio_analyzer'", name="presidio_analyzer")
+def find(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
+    """The findings of some kinds in a text, in order and without overlap; of those that overlap, the longest."""
+    return [candidate.finding for candidate in _candidates(text, kinds)]
 
 
 @dataclass(frozen=True)
@@ -101,12 +80,10 @@ class SensitivePolicy:
     Attributes:
         actions: Action by kind; a kind left out is not looked for.
         key: Secret that stand-ins are made with, at least MIN_KEY bytes; needed when a kind is pseudonymised.
-        engine: The detector.
     """
 
     actions: Mapping[str, Action]
     key: bytes = field(default=b"", repr=False)
-    engine: Engine = "rules"
 
     def __post_init__(self) -> None:
         for kind, action in self.actions.items():
@@ -122,7 +99,7 @@ class SensitivePolicy:
 
     def apply(self, text: str) -> Applied:
         """The text with the findings of each kind kept or replaced, and the fate of its row."""
-        candidates = _candidates(text, self.actions, self.engine)
+        candidates = _candidates(text, self.actions)
         if not candidates:
             return Applied(text)
         findings = tuple(candidate.finding for candidate in candidates)
@@ -134,7 +111,7 @@ class SensitivePolicy:
         for _ in range(PASSES):
             if replaced == text:
                 break
-            text, replaced = replaced, self._replaced(replaced, _candidates(replaced, self.actions, self.engine))
+            text, replaced = replaced, self._replaced(replaced, _candidates(replaced, self.actions))
         return Applied(replaced, findings, "keep", sensitive="keep" in actions)
 
     def _replaced(self, text: str, candidates: list[Candidate]) -> str:
@@ -257,26 +234,27 @@ def _words_tell(text: str) -> bool:
     ) and TWO_NUMBERS.search(text) is not None  # fmt: skip
 
 
-def _candidates(text: str, kinds: Iterable[str], engine: Engine) -> list[Candidate]:
+def _candidates(text: str, kinds: Iterable[str]) -> list[Candidate]:
     """The findings of some kinds in order, without overlap."""
     searched = frozenset(kinds)
-    candidates = _in_windows(text, engine) if len(text) > WINDOW else _in_window(text, engine)
+    candidates = _in_windows(text) if len(text) > WINDOW else _in_window(text)
     return [candidate for candidate in candidates if candidate.finding.kind in searched]
 
 
-def _in_window(text: str, engine: Engine) -> list[Candidate]:
+def _in_window(text: str) -> list[Candidate]:
     if not _may_hold(text):
         return []
     matches = (
         Candidate(Finding(match.kind, match.rule, *view.origin(match.start, match.end)), match,
                   view.text[match.start : match.end])
         for view in views(text)
-        for match in _matches(view, engine)
+        for rule in RULES.values()
+        for match in rule(view.text)
     )  # fmt: skip
     return _without_overlap(list(matches))
 
 
-def _in_windows(text: str, engine: Engine) -> Iterator[Candidate]:
+def _in_windows(text: str) -> Iterator[Candidate]:
     """The findings in a text that is too long to be read in all ways at once.
 
     Each window decides on the findings that begin in it, with CONTEXT characters before it and OVERLAP behind it in
@@ -287,22 +265,13 @@ def _in_windows(text: str, engine: Engine) -> Iterator[Candidate]:
         start = max(0, first - CONTEXT)
         end = min(len(text), first + WINDOW + OVERLAP)
         after = len(text) if end == len(text) else first + WINDOW
-        for candidate in _in_window(text[start:end], engine):
+        for candidate in _in_window(text[start:end]):
             finding = candidate.finding
             finding = dataclasses.replace(finding, start=max(start + finding.start, done), end=start + finding.end)
             if finding.end > max(done, first) and finding.start < after:
                 yield dataclasses.replace(candidate, finding=finding)
                 done = finding.end
         first = after
-
-
-def _matches(view: View, engine: Engine) -> Iterator[RuleMatch]:
-    if engine == "presidio":
-        from slmctl.sensitive import presidio  # an extra, which takes seconds to import
-
-        yield from presidio.identities(view.text)
-    for rule in RULES.values():
-        yield from rule(view.text)
 
 
 def _without_overlap(candidates: list[Candidate]) -> list[Candidate]:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmctl import sensitive
 from slmctl.sensitive import Finding, search_process
 
 HEADER = "x-slmctl-sensitive"
@@ -58,7 +57,6 @@ def unread_fields(message: Mapping[str, Any]) -> list[str]:
 def clear(
     messages: Sequence[Any],
     *,
-    engine: sensitive.Engine = "rules",
     redact: Collection[str] = (),
     also: Sequence[str] = (),
     timeout_s: float = SEARCH_S,
@@ -67,7 +65,6 @@ def clear(
 
     Args:
         messages: Each with `role` and `content`, a text.
-        engine: The detector.
         redact: Kinds that are replaced by marks; any other kind keeps the conversation here.
         also: Further texts that are searched, of calls and tools; a finding of any kind in one keeps it here.
         timeout_s: Seconds for each of the two searches: of the conversation, and of what is left of it.
@@ -85,13 +82,13 @@ def clear(
     if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
         return Cleared(reason="doubt")
     further = list(_further(also))
-    findings = search_process.find([*_readings(plain), *further], engine=engine, timeout_s=timeout_s)
+    findings = search_process.find([*_readings(plain), *further], timeout_s=timeout_s)
     if not any(findings):
         return Cleared(plain)
     if redact:
         marked, marks = _redacted(plain, findings, frozenset(redact))
         texts = [*_readings(marked), *further]
-        if marks and not any(search_process.find(texts, engine=engine, timeout_s=timeout_s)):
+        if marks and not any(search_process.find(texts, timeout_s=timeout_s)):
             return Cleared(marked, marks=marks)
     return Cleared(reason="sensitive")
 

@@ -109,7 +109,6 @@ class Collector:
 
     Args:
         settings: The section `serve.collect`.
-        detector: The detector of sensitive data.
         chance: Numbers from 0 to 1, one a call.
         now: The time, in UTC.
 
@@ -121,11 +120,10 @@ class Collector:
         self,
         settings: CollectConfig,
         *,
-        detector: sensitive.Engine = "rules",
         chance: Callable[[], float] = _RANDOM.random,
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
-        self.settings, self._detector, self._chance, self._now = settings, detector, chance, now
+        self.settings, self._chance, self._now = settings, chance, now
         self._feedback = settings.to / FEEDBACK
         try:
             if not settings.to.exists():
@@ -297,8 +295,8 @@ class Collector:
         """Messages as they may be written down, or None and why not."""
         redact = sensitive.KINDS if self.settings.sensitive == "redact" else ()
         try:
-            cleared = conversation_veto.clear(messages, engine=self._detector, redact=redact, also=also)
-        except (SlmctlError, ModuleNotFoundError, OSError, ValueError, RuntimeError):
+            cleared = conversation_veto.clear(messages, redact=redact, also=also)
+        except (SlmctlError, OSError, ValueError, RuntimeError):
             return None, "failed"
         return (None, cleared.reason) if cleared.reason else (cleared.messages, "")
 

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from slmctl import sensitive
 from slmctl.artifacts import artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import Prices, ServeConfig
@@ -59,13 +58,9 @@ class Router:
         task: The task contract of the local model.
         name: The local model's name.
         generalist: Gets the escalated questions; None only reports which would be.
-        detector: The detector of sensitive data.
         prices: For the savings.
         decisions: File that gets a line about each decision; the caller's log by default.
         shared: What it has in common with other routers, in place of `generalist`, `prices` and `decisions`.
-
-    Raises:
-        ModuleNotFoundError: The detector is not installed.
     """
 
     def __init__(
@@ -75,19 +70,18 @@ class Router:
         name: str,
         generalist: Generalist | None = None,
         *,
-        detector: sensitive.Engine = "rules",
         prices: Prices | None = None,
         decisions: Path | None = None,
         shared: Escalation | None = None,
     ) -> None:
-        self.policy, self.task, self.name, self.detector = policy, task, name, detector
+        self.policy, self.task, self.name = policy, task, name
         self.shared = shared or Escalation(generalist, prices=prices, decisions=decisions)
         self.generalist = self.shared.generalist
         self._cleared: conversation_veto.Cleared | None = None
         self._path: tuple[str, ...] = ()
         # threads of their own: one that hangs takes none from the server
         self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="veto")
-        require_detector(detector)
+        start_search()
 
     @classmethod
     def of(
@@ -105,12 +99,11 @@ class Router:
 
         Raises:
             IntegrityError: There is no policy, it was changed, or it is for another file or task.
-            ModuleNotFoundError: The detector is not installed.
             UsageError: The general model's address or key is none.
         """
         fitted = fitted_policy(policy, gguf, task)
         shared = shared or Escalation.of(settings)
-        return cls(fitted, task, name, detector=settings.detector, shared=shared)
+        return cls(fitted, task, name, shared=shared)
 
     def open(self) -> contextlib.AbstractContextManager[None]:
         """See `Escalation.open`."""
@@ -240,7 +233,7 @@ class Router:
         if conversation_veto.is_marked(headers):
             return conversation_veto.Cleared(reason="sensitive")
         redact = self.generalist.settings.redact if self.generalist is not None else ()
-        look = functools.partial(conversation_veto.clear, messages, engine=self.detector, redact=redact, also=also)
+        look = functools.partial(conversation_veto.clear, messages, redact=redact, also=also)
         try:
             looking = asyncio.get_running_loop().run_in_executor(self._lookers, look)
         except RuntimeError:  # its release was evicted after it had named another model
@@ -403,13 +396,9 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
     return fitted
 
 
-def require_detector(detector: sensitive.Engine) -> None:
-    """Have the detector look at something, so that a missing one is named at the start.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
-    """
-    search_process.find([""], engine=detector, timeout_s=LOOK_S)
+def start_search() -> None:
+    """Have the detectors look at something, so that the first question does not wait for their process."""
+    search_process.find([""], timeout_s=LOOK_S)
 
 
 async def _ended(work: Awaitable[T], limit_s: float) -> tuple[T | None, BaseException | None]:

@@ -34,7 +34,7 @@ VALUES: dict[str, Any] = {
     "evaluate.choose.reference": "Q8_0", "calibrate.min_token_f1": 0.5, "publish.allowed_texts": ["a@b.de"],
     "publish.signing_key": "key.pem", "publish.s3_endpoint": "http://localhost:9000", "publish.allowed_hosts": ["h"],
     "prepare.sources[].conversation_format": "columns", "label.sources[].conversation_format": "columns",
-    "label.gold[].conversation_format": "columns", "prepare.sensitive.detector": "presidio",
+    "label.gold[].conversation_format": "columns",
     "prepare.sensitive.pseudonym_key": "secret", "serve.decision_log": "log.jsonl", "serve.max_prompt_tokens": 99,
     "finetune.load_in_4bit": True,
     "serve.requests_per_minute": 5, "serve.cors_origins": ["https://example.org"],

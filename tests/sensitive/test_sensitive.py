@@ -14,26 +14,23 @@ import random
 import re
 import stat
 import subprocess
-import sys
 import threading
 import tracemalloc
 import uuid
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import EXAMPLES, ROOT, disguises, tiny
+from support import EXAMPLES, ROOT, disguises
 
 from benchmarks import detectors
 from slmctl import config, sensitive
 from slmctl.artifacts import artifact
-from slmctl.errors import MissingError, UsageError
-from slmctl.installation import pip_line
-from slmctl.pipeline import resolve, system_errors
+from slmctl.errors import UsageError
+from slmctl.pipeline import resolve
 from slmctl.sensitive import KINDS, SensitivePolicy, Tally, find, stand_ins
 from slmctl.sensitive.rules import iban_remainder, luhn
 from slmctl.server import api_keys
@@ -651,9 +648,7 @@ def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path,
 
 
 def test_config_names_every_kind_and_its_actions() -> None:
-    section = config.Sensitive(detector="presidio")
-    assert set(section.actions) == set(KINDS)
-    assert set(config.Sensitive().actions) == set(VALUES)
+    assert set(config.Sensitive().actions) == set(KINDS) == set(VALUES)
     for kind in KINDS:
         allowed = set(get_args(config.Sensitive.model_fields[kind].annotation))
         assert ("pseudonymise" in allowed) == (kind in HAVE_STAND_INS)
@@ -664,7 +659,6 @@ def test_config_names_every_kind_and_its_actions() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{id: redact}", "'id' is found by presidio alone"),
         ("{pseudonym_key: a.key}", "'pseudonym_key' is for stand-ins, and no kind is pseudonymised"),
         ("{secret: pseudonymise}", "found 'pseudonymise', expected 'keep', 'redact', 'drop' or 'refuse'"),
         ("{mail: redact}", "unknown key; did you mean 'email'?"),
@@ -674,41 +668,3 @@ def test_config_that_does_nothing_is_a_fault(text: str, fault: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.parse(f"project: a\nbase: ./b\nprepare: {{sensitive: {text}}}")
     assert fault in caught.value.message
-
-
-# presidio
-
-WITH_PRESIDIO = """
-from slmctl import sensitive
-from slmctl.network import guard
-guard.seal()
-text = "my number is 489-36-8350, nino AA 12 34 56 B, mail jane@example.org"
-found = sensitive.find(text, engine="presidio")
-print([(finding.rule, text[finding.start:finding.end]) for finding in found])
-print(sensitive.SensitivePolicy({"id": "redact", "email": "redact"}, engine="presidio").apply(text).text)
-print(sensitive.find("Jane Doe of 4 Elm Street, order 4155550132 of 2024-11-02", engine="presidio"), guard.contacted)
-"""
-
-
-@pytest.mark.slow  # spaCy, which presidio imports, takes seconds
-@pytest.mark.skipif(util.find_spec("presidio_analyzer") is None, reason="slmctl[pii] is not installed")
-def test_presidio_adds_identity_numbers_without_a_network() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITH_PRESIDIO], capture_output=True, text=True, timeout=300, env=tiny.environment()
-    )
-    assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
-    assert first == str([
-        ("id/us-ssn", "489-36-8350"), ("id/uk-nino", "AA 12 34 56 B"), ("email/address", "jane@example.org"),
-    ])  # fmt: skip
-    assert second == "my number is [ID], nino [ID], mail [EMAIL]"
-    assert third == "[] set()"
-
-
-def test_presidio_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)  # as where it is not installed
-    with pytest.raises(ModuleNotFoundError) as caught:
-        find("id 489-36-8350", engine="presidio")
-    told = system_errors.missing(caught.value, "prepare")
-    assert isinstance(told, MissingError)
-    assert told.hint == pip_line("pii")

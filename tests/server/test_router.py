@@ -90,7 +90,7 @@ def answers(given: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
 
 def routing(url: str = "", *, task: Task = CLASSIFY, **more: Any) -> Router:
     """A router that escalates below P(correct) = 0.7."""
-    kept = {key: more.pop(key) for key in ("prices", "decisions", "detector") if key in more}
+    kept = {key: more.pop(key) for key in ("prices", "decisions") if key in more}
     policy = OF_TEXT if task.kind == "generate" else OF_LABELS
     if task.kind == "extract":
         policy = OF_TEXT.__class__(**{**OF_TEXT.__dict__, "kind": "extract"})

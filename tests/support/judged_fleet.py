@@ -92,7 +92,7 @@ class Place:
         settings = ServeConfig(
             sequences=self.sequences, context_length=self.context, max_tokens=8, answer_timeout_s=self.timeout_s
         )
-        collector = Collector(self.collect_config(), detector="rules") if self.collect else None
+        collector = Collector(self.collect_config()) if self.collect else None
         self.fleet = Fleet(
             members, settings, escalation=self.escalation, budget=self.budget, collector=collector
         )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from slmctl import console, sensitive
+from slmctl import console
 from slmctl.config import LabelConfig, Teacher
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
@@ -166,7 +166,6 @@ def check(config: LabelConfig) -> None:
             "label has no teachers of calls: it knows tasks of the kinds classify, extract and generate",
             hint="give prepare.sources rows whose calls are known",
         )
-    sensitive.require(config.detector)
     for source in config.sources:
         conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
     for source in config.gold:

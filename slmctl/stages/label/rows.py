@@ -290,6 +290,6 @@ def _clear(config: LabelConfig, row: LabelRow) -> Cleared:
     if row.is_pool and config.task.kind != "classify":
         messages.append({"role": "assistant", "content": row.gold})
     try:
-        return conversation_veto.clear(messages, engine=config.detector, redact=config.redact, timeout_s=SEARCH_S)
+        return conversation_veto.clear(messages, redact=config.redact, timeout_s=SEARCH_S)
     except search_process.SearchError:
         return Cleared(reason="doubt")

@@ -179,7 +179,7 @@ def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> 
         labels=config.task.label_names,
         label_map=config.task.label_map,
         by_time=config.splits.time is not None,
-        policy=sensitive.SensitivePolicy(config.sensitive.actions, key, config.sensitive.detector),
+        policy=sensitive.SensitivePolicy(config.sensitive.actions, key),
         tokenizer=tokenizer,
     )
     for source, conversation_format in zip(config.sources, plan.formats(), strict=True):
