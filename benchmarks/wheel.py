@@ -1,6 +1,5 @@
-"""What production teaches: does watch notice, does the verified accuracy hold, does a comparison decide.
+"""What production teaches: does a comparison decide, are label errors found, what does a quarter bring.
 
-    python -m benchmarks.wheel watch ../shared/data/clinc150
     python -m benchmarks.wheel sign ../shared/data/clinc150
     python -m benchmarks.wheel shadow FOLDER RECORDS      # alone on its machine
 

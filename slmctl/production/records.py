@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
 
 FEEDBACK = "feedback.jsonl"
+MOST_TOKENS = 1 << 32  # of a request; a line with more is damaged
 # The reasons for which a row was looked at. A uniform one was drawn by chance from all traffic, with a probability
 # that is known, and nothing else; any other one was picked since it looked difficult.
 UNIFORM = "uniform"
@@ -112,6 +113,26 @@ class CollectedRow(_Line):
     def local(self) -> str:
         """The local model's answer."""
         return self.local_answer or self.answer
+
+
+@dataclass(frozen=True)
+class DecisionLine(_Line):
+    """A line of `serve.decision_log`, or of the server's own log: who answered a request, and why.
+
+    Attributes:
+        time: In UTC.
+        route, reason, p_correct: See CollectedRow.
+        prompt_tokens, completion_tokens: Of the answer that the client got.
+        event: Of the server's own log, the kind of the line.
+    """
+
+    time: str
+    route: str
+    reason: str
+    p_correct: Annotated[float, Field(ge=0, le=1)] | None = None
+    prompt_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    completion_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    event: Literal["decision"] = "decision"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Is a served model still as good as it was measured? Estimates, verified shares, drift."""
+"""Is a served model still as good as it was measured? Verified accuracy and shares by week."""

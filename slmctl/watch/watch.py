@@ -1,26 +1,95 @@
-"""Traffic and decisions of people -> figures of each window beside the measured ones, and alarms."""
+"""Decisions of a server, collected rows and reviews -> the accuracy of a served model, week by week."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from slmctl import console
+from slmctl.artifacts import json_lines
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import Prices
 from slmctl.console import percent
-from slmctl.metrics import drift
-from slmctl.watch import alarms
-from slmctl.watch.alarms import Alarm, SignalCourse
-from slmctl.watch.figures import WindowFigures, window_figures
+from slmctl.errors import DataError, UsageError
+from slmctl.metrics import answer_metrics
+from slmctl.metrics.statistics import error_bound
+from slmctl.metrics.verified_accuracy import WeightedShare, weighted_share
+from slmctl.production import records
+from slmctl.production.records import CollectedRow, DecisionLine, Review
 from slmctl.watch.measured import MeasuredFigures
-from slmctl.watch.traffic import DAY_S, Material, seconds_of, time_of
 
-MOST_FILES = 4  # that the command for the review names one by one
-MOST_ROWS = 50  # ids of rows to review that --json lists
-MOST_WINDOWS = 200
+KEPT = "confident"  # the reason of an answer that the policy keeps
+USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
+COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
+
+
+@dataclass(frozen=True)
+class VerifiedRow:
+    """A reviewed row that was drawn by chance alone.
+
+    Attributes:
+        right: The local model's answer is what the reviewer says is right.
+        probability: With which it was drawn from all traffic, above 0 and up to 1.
+        kept: The policy kept the answer.
+    """
+
+    right: bool
+    probability: float
+    kept: bool
+
+
+@dataclass
+class Week:
+    """Sums over the requests of one week, and the reviewed rows among them.
+
+    Attributes:
+        begin: Its Monday, in UTC.
+        requests: Their number.
+        rated: Requests with a p_correct, whose sum is `p_correct`.
+        kept, escalated: Numbers of requests.
+        paid, avoided: Price of the general model's answers, and what it would have taken for the others.
+        verified: The reviewed rows that were drawn by chance alone.
+    """
+
+    begin: datetime.date
+    requests: int = 0
+    rated: int = 0
+    p_correct: float = 0.0
+    kept: int = 0
+    escalated: int = 0
+    paid: float = 0.0
+    avoided: float = 0.0
+    verified: list[VerifiedRow] = field(default_factory=list)
+
+    def count(self, decision: DecisionLine, prices: Prices | None) -> None:
+        """Add a request."""
+        escalated = decision.route == "generalist"
+        self.requests += 1
+        self.kept += decision.reason == KEPT
+        self.escalated += escalated
+        if decision.p_correct is not None:
+            self.rated += 1
+            self.p_correct += decision.p_correct
+        if prices is not None:
+            price = (
+                decision.prompt_tokens * prices.api_per_million_input_tokens
+                + decision.completion_tokens * prices.api_per_million_output_tokens
+            ) / 1e6
+            self.paid += price if escalated else 0.0
+            self.avoided += 0.0 if escalated else price
+
+    @property
+    def estimated(self) -> float | None:
+        """Mean p_correct: the accuracy that the policy expects; None where no request has one."""
+        return self.p_correct / self.rated if self.rated else None
+
+    @property
+    def accuracy(self) -> WeightedShare:
+        """The local model's accuracy by the reviewed rows."""
+        return weighted_share([row.right for row in self.verified], [row.probability for row in self.verified])
 
 
 @dataclass(frozen=True)
@@ -28,179 +97,179 @@ class Watched:
     """The answer of `slmctl watch`.
 
     Attributes:
-        windows: Oldest first; the last one ends with the last request.
+        weeks: The oldest first.
         measured: What to compare with.
-        courses: The evidence about each signal.
-        sampled: The requests are the uniform share of the collected rows.
-        requests: Number of all requests, those before the first window among them.
-        first, last: Times of the first and the last request, in UTC.
-        to_review: Ids of collected rows since the first alarm, the least sure first.
-        command: The command that reviews them; empty where no row was collected.
+        sampled: The requests are the uniform share of the collected rows, since no log of decisions was given.
+        prices: Those of the costs; None where costs are not known.
     """
 
-    windows: Sequence[WindowFigures]
+    weeks: Sequence[Week]
     measured: MeasuredFigures
-    courses: Sequence[SignalCourse]
     sampled: bool
-    requests: int
-    first: str
-    last: str
-    to_review: Sequence[str] = ()
-    command: str = ""
-
-    @property
-    def alarms(self) -> list[Alarm]:
-        """Those that stand, the earliest first."""
-        return sorted((alarm for course in self.courses for alarm in course.alarms), key=lambda alarm: alarm.since)
-
-    @property
-    def now(self) -> WindowFigures:
-        """The last window."""
-        return self.windows[-1]
+    prices: Prices | None = None
 
     def to_json(self) -> JsonObject:
-        """The answer as JSON values; of each course the evidence at the end."""
+        """The answer as JSON values."""
         return {
-            "alarm": bool(self.alarms),
-            "alarms": [dataclasses.asdict(alarm) for alarm in self.alarms],
-            "review": self.command,
-            "review_ids": list(self.to_review),
-            "requests": self.requests,
+            "weeks": [_week_json(week, self.prices) for week in self.weeks],
+            "measured": asdict(self.measured),
             "sampled": self.sampled,
-            "first": self.first,
-            "last": self.last,
-            "measured": dataclasses.asdict(self.measured),
-            "windows": [_window_json(window) for window in self.windows],
-            "signals": [
-                {"name": course.name, "values": len(course.seconds), "tested": course.tested,
-                 "evidence": _share_of_alarm(course)}
-                for course in self.courses
-            ],
-            "false_alarms_a_month": drift.FALSE_ALARMS,
-        }  # fmt: skip
+        }
+
+    @property
+    def kept_rows(self) -> list[VerifiedRow]:
+        """The reviewed rows of all weeks whose answer the policy kept."""
+        return [row for week in self.weeks for row in week.verified if row.kept]
 
 
 def watch(
-    material: Material,
-    measured: MeasuredFigures,
-    *,
-    window_s: float = 7 * DAY_S,
-    last_s: float = 30 * DAY_S,
-    prices: Prices | None = None,
+    paths: Sequence[Path], measured: MeasuredFigures, *, since: str = "", prices: Prices | None = None
 ) -> Watched:
-    """Look at the traffic of a served model.
+    """Read the files of a served model, each for what its lines say it is, and add up its weeks.
 
     Args:
-        material: The lines of all files.
+        paths: Logs of decisions, files or folders of collected rows, files of reviews.
         measured: What was measured before.
-        window_s: Seconds of a window.
-        last_s: Seconds before the last request that the windows cover, and of which alarms stand.
-        prices: For cost and savings.
+        since: A day, `2026-11-25`; older lines are left out.
+        prices: For the costs.
+
+    Raises:
+        DataError: A file holds none of the three, or no file holds a request.
+        UsageError: A file does not exist.
     """
-    traffic = material.traffic
-    end = float(traffic.seconds[-1]) + 1
-    begin = max(float(traffic.seconds[0]), end - last_s)
-    number = min(MOST_WINDOWS, max(1, math.ceil((end - begin) / window_s - 1e-9)))
-    windows = [
-        window_figures(
-            traffic, material.collected, material.reviews,
-            begin=end - (k + 1) * window_s, end=end - k * window_s, prices=prices,
+    files: dict[str, list[Path]] = {"decisions": [], "collected": [], "reviews": []}
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", hint=USAGE)
+    for path in records.collected_files(paths):
+        if kind := _kind(path):
+            files[kind].append(path)
+    reviews = records.agreed(records.standing(line for path in files["reviews"] for line in Review.read(path)))
+    reviewed = {review.id for review in reviews}
+    collected = (row for path in files["collected"] for row in CollectedRow.read(path))
+    rows = {row.id: row for row in collected if row.uniform or row.id in reviewed}
+    decisions: Iterable[DecisionLine] = (line for path in files["decisions"] for line in DecisionLine.read(path))
+    sampled = not files["decisions"]
+    if sampled:
+        prices = None  # a collected row does not say how many tokens it had
+        uniform = (row for row in rows.values() if row.uniform)
+        decisions = (DecisionLine(row.time, row.route, row.reason, row.p_correct) for row in uniform)
+    weeks: dict[datetime.date, Week] = {}
+    for decision in decisions:
+        if (begin := _monday(decision.time, since)) is not None:
+            weeks.setdefault(begin, Week(begin)).count(decision, prices)
+    if not weeks:
+        raise DataError(
+            "there is no request to look at: the files hold no decision and no row of the uniform share",
+            hint="serve.decision_log writes decisions, serve.collect collects rows",
         )
-        for k in reversed(range(number))
-    ]  # fmt: skip
-    courses = alarms.examine(traffic, material.collected, standing_since=end - last_s)
-    since = min((alarm.since for course in courses for alarm in course.alarms), default="")
-    ids, command = _to_review(material, since) if since else ((), "")
-    return Watched(
-        windows, measured, courses, material.sampled, len(traffic), time_of(float(traffic.seconds[0])),
-        time_of(float(traffic.seconds[-1])), ids, command,
-    )  # fmt: skip
+    for review in reviews:
+        row = rows.get(review.id)
+        begin = _monday(review.seen if row is None else row.time, since)
+        if begin is not None and review.uniform and 0 < review.probability <= 1:
+            verified = VerifiedRow(is_right(review, row), review.probability, row is not None and row.reason == KEPT)
+            weeks.setdefault(begin, Week(begin)).verified.append(verified)
+    return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
+
+
+def is_right(review: Review, row: CollectedRow | None) -> bool:
+    """True where the local model's answer is what the reviewer says is right."""
+    answer, after = (row.local if row is not None else review.before).strip(), review.after.strip()
+    if answer == after:
+        return True
+    if row is not None and row.labels:
+        return False
+    value = answer_metrics.parse(answer)
+    if isinstance(value, dict):
+        return answer_metrics.equal(answer_metrics.parse(after), value)
+    return answer_metrics.same_text(after, answer)
 
 
 def lines(watched: Watched) -> Iterator[str]:
-    """The answer for the terminal: the last window beside what was measured, then the alarms."""
-    now, measured = watched.now, watched.measured
-    yield f"{time_of(now.begin)[:10]} to {time_of(now.end)[:10]}: {requests_text(watched, now.requests)}"
-    yield from (f"  {name:<20} {value}" for name, value in rows_of(now, measured))
-    untested = [course for course in watched.courses if not course.tested]
-    if untested:
-        named = ", ".join(course.title.lower() for course in untested)
-        most = max(len(course.seconds) for course in untested)
-        yield f"not tested yet: {named}; {most:,} of the {drift.REFERENCE} values that the others are compared with"
-    for alarm in watched.alarms:
-        yield f"ALARM  {alarm.sentence} ({alarm.requests:,} requests until it was sure)"
-    if not watched.alarms:
-        yield f"no alarm: of unchanged traffic at most {percent(drift.FALSE_ALARMS, 0)} of the months give one"
-
-
-def rows_of(now: WindowFigures, measured: MeasuredFigures) -> Iterator[tuple[str, str]]:
-    """The figures of a window, each with what was measured before."""
-    if now.estimated is not None:
-        beside = f", calibration {percent(measured.accuracy)}" if measured.accuracy is not None else ""
-        yield "estimated accuracy", f"{percent(now.estimated)}{beside}"
-    yield "verified accuracy", verified_text(now, measured)
-    if now.estimated is not None:
-        beside = f", calibration {percent(measured.kept)}" if measured.kept is not None else ""
-        yield "kept", f"{percent(now.kept)}{beside}"
-    yield "escalated", percent(now.escalated)
-    if now.novel is not None:
-        yield "novel", percent(now.novel)
-    if now.length is not None:
-        yield "length", f"{now.length:,.0f} on average"
-    if now.labels:
-        yield "labels", ", ".join(f"{label} {percent(share)}" for label, share in list(now.labels.items())[:5])
-    if now.cost is not None:
-        cost = now.cost
-        yield "cost", f"{cost.paid:,.2f} {cost.currency} paid, {cost.savings:,.2f} {cost.currency} saved"
-
-
-def verified_text(now: WindowFigures, measured: MeasuredFigures) -> str:
-    """`93.1 % (90.2 % to 95.4 %) on 412 rows drawn by chance, test rows 94.0 %`."""
-    verified = now.verified
-    if verified is None:
-        return "no row of it was reviewed: slmctl review"
-    uniform = verified.uniform
-    if not uniform.rows:
-        return f"{verified.rows:,} rows were reviewed, and none was drawn by chance alone"
-    beside = f", test rows {percent(measured.report)}" if measured.report is not None else ""
-    return (
-        f"{percent(uniform.share)} ({percent(uniform.low)} to {percent(uniform.high)}) on {uniform.rows:,} "
-        f"rows drawn by chance{beside}"
+    """The answer for the terminal: a table of the weeks, with the measured figures as its last row."""
+    measured, prices = watched.measured, watched.prices
+    costs = ("paid", "avoided") if prices is not None else ()
+    rows = [
+        [*_cells(week), *([f"{week.paid:,.2f}", f"{week.avoided:,.2f} {prices.currency}"] if prices else [])]
+        for week in watched.weeks
+    ]
+    rows.append(
+        ["measured", "", _percent(measured.accuracy), _percent(measured.report), "", "", _percent(measured.kept)]
+        + [""] * (1 + len(costs))
     )
+    yield from console.table_lines((*COLUMNS, *costs), rows, optional=("escalated", "requests"))
+    if watched.sampled:
+        yield "no log of decisions: the requests are the uniform share of the collected rows"
+    kept = watched.kept_rows
+    if kept:
+        wrong = sum(not row.right for row in kept)
+        allowed = f", and the policy allows {percent(measured.max_error)}" if measured.max_error is not None else ""
+        yield (
+            f"{wrong:,} of {len(kept):,} reviewed answers that were kept are wrong, so at most "
+            f"{percent(error_bound(wrong, len(kept)))} of all kept ones{allowed}"
+        )
+    if not watched.weeks[-1].verified:
+        yield "no row of the last week that was drawn by chance is reviewed: slmctl review"
 
 
-def requests_text(watched: Watched, number: int) -> str:
-    """`3,012 requests`, or that they are a sample."""
-    return f"{number:,} requests" + (", the uniform share of the collected rows" if watched.sampled else "")
+def _cells(week: Week) -> list[str]:
+    verified = week.accuracy
+    accuracy = (
+        [percent(verified.share), f"{percent(verified.low)} to {percent(verified.high)}", f"{verified.rows:,}"]
+        if verified.rows
+        else ["", "", ""]
+    )
+    return [
+        str(week.begin), f"{week.requests:,}", _percent(week.estimated), *accuracy,
+        _percent(week.kept / week.requests if week.rated else None),
+        _percent(week.escalated / week.requests if week.requests else None),
+    ]  # fmt: skip
 
 
-def _to_review(material: Material, since: str) -> tuple[list[str], str]:
-    """The ids of rows that were collected since a time, the least sure first, and the command that reviews them."""
-    begin = seconds_of(since)
-    decided = {review.id for review in material.reviews}
-    rows = [row for row in material.collected if seconds_of(row.time) >= begin and row.id not in decided]
-    rows.sort(key=lambda row: (row.p_correct if row.p_correct is not None else 1.0, row.id))
-    if not rows:
-        return [], ""
-    days = {row.time[:10] for row in rows}
-    files = [path for path in material.files if path.stem in days] or list(material.files)
-    folders: list[Path] = list(dict.fromkeys(path.parent for path in files))
-    named = files if len(files) <= MOST_FILES else folders
-    return [row.id for row in rows[:MOST_ROWS]], f"slmctl review {' '.join(str(path) for path in named)}"
+def _week_json(week: Week, prices: Prices | None) -> JsonObject:
+    kept = [row.right for row in week.verified if row.kept]
+    return {
+        "begin": str(week.begin),
+        "requests": week.requests,
+        "estimated": week.estimated,
+        "verified": asdict(week.accuracy) if week.verified else None,
+        "kept": week.kept / week.requests if week.rated else None,
+        "escalated": week.escalated / week.requests if week.requests else None,
+        "kept_rows": len(kept),
+        "kept_wrong": kept.count(False),
+        "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency} if prices else None,
+    }
 
 
-def _share_of_alarm(course: SignalCourse) -> float | None:
-    """The evidence at the end over that of an alarm; None where nothing was tested."""
-    if not course.tested:
+def _percent(share: float | None) -> str:
+    return "" if share is None else percent(share)
+
+
+def _monday(time: str, since: str) -> datetime.date | None:
+    """The Monday of a time in UTC; None for an earlier time, and for text that no server wrote as its time."""
+    try:
+        day = datetime.date.fromisoformat(time[:10])
+    except ValueError:
         return None
-    return float(f"{math.exp(min(50.0, float(course.evidence[-1]))):.4g}")
+    if not 2000 <= day.year < 2200 or time[:10] < since:
+        return None
+    return day - datetime.timedelta(days=day.weekday())
 
 
-def _window_json(window: WindowFigures) -> JsonObject:
-    fields = dataclasses.asdict(window)
-    fields |= {"begin": time_of(window.begin), "end": time_of(window.end)}
-    if window.verified is not None and not window.verified.uniform.rows:
-        fields["verified"]["uniform"]["share"] = None
-    if window.cost is not None:
-        fields["cost"]["savings"] = window.cost.savings
-    return fields
+def _kind(path: Path) -> Literal["decisions", "collected", "reviews", ""]:
+    """The kind of a file's lines, by the first that is of one; empty for a file without lines.
+
+    Raises:
+        DataError: No line is of any.
+    """
+    fields: JsonObject | None = None
+    for fields in json_lines.read(path):
+        if "reviewer" in fields:
+            return "reviews"
+        if "messages" in fields and "answer" in fields:
+            return "collected"
+        if "route" in fields and "reason" in fields:
+            return "decisions"
+    if fields is None:
+        return ""
+    raise DataError(f"{path} holds neither decisions nor collected rows nor reviews", hint=USAGE)

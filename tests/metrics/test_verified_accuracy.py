@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmctl.metrics.statistics import exact_interval
-from slmctl.metrics.verified_accuracy import WeightedShare, post_stratified, weighted_share, wrong_bound
+from slmctl.metrics.verified_accuracy import WeightedShare, weighted_share
 
 
 def test_rows_of_one_probability_have_the_exact_interval() -> None:
@@ -29,7 +29,6 @@ def test_rows_of_two_probabilities_stand_for_as_many_as_they_were_drawn_from() -
 def test_no_row_says_nothing() -> None:
     nothing = weighted_share([], [])
     assert (nothing.rows, nothing.low, nothing.high) == (0, 0.0, 1.0) and math.isnan(nothing.share)
-    assert math.isnan(post_stratified([], [], [10.0, 20.0]))
 
 
 def test_the_interval_holds_the_truth_when_the_drawing_changed_in_between() -> None:
@@ -43,12 +42,5 @@ def test_the_interval_holds_the_truth_when_the_drawing_changed_in_between() -> N
     assert held >= 93
 
 
-def test_picked_rows_stand_for_their_stratum() -> None:
-    # 3 unsure rows of a tenth of the traffic, 1 sure one of the rest
-    assert post_stratified([False, False, True, True], [0, 0, 0, 1], [100.0, 900.0]) == pytest.approx(0.1 / 3 + 0.9)
-    assert post_stratified([True], [1], [500.0, 500.0]) == 1.0  # nothing is known of the other stratum
-
-
-def test_the_bound_of_wrong_answers() -> None:
-    assert wrong_bound([True] * 58) == pytest.approx(0.05, abs=0.002)
+def test_a_row_that_is_certain_to_be_drawn_stands_for_itself() -> None:
     assert weighted_share([True], [1.0]) == WeightedShare(1, 1, 1.0, *exact_interval(1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from slmctl.production.records import CollectedRow, Review
-from slmctl.watch.traffic import DAY_S, seconds_of, time_of
 
-BEGIN = seconds_of("2026-10-01")
+BEGIN = datetime.datetime(2026, 10, 5, tzinfo=datetime.UTC)  # a Monday
 LABELS = ("invoice", "delivery", "return", "account")
 
 
@@ -31,41 +31,31 @@ class MadeUp:
     collected: list[CollectedRow] = field(default_factory=list)
     right: dict[str, bool] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._random = np.random.default_rng(self.seed)
-
-    def days(self, number: int, *, new: float = 0.0, tokens: float = 20.0) -> MadeUp:
-        """Add days; a share `new` of their questions is of a subject that the model does not know."""
-        for _ in range(number * self.per_day):
-            self._request(self._random.random() < new, tokens)
+    def days(self, number: int) -> MadeUp:
+        """Add days of requests."""
+        random = np.random.default_rng(self.seed)
+        for n in range(number * self.per_day):
+            p_correct = round(float(random.beta(12, 2)), 4)
+            id, label = f"{n:08x}", str(random.choice(LABELS))
+            time, kept = f"{BEGIN + n * datetime.timedelta(days=1 / self.per_day):%Y-%m-%dT%H:%M:%SZ}", p_correct >= 0.7
+            route, reason = ("local", "confident") if kept else ("generalist", "unsure")
+            self.decisions.append({
+                "time": time, "request": id, "route": route, "reason": reason, "model": "desk",
+                "p_correct": p_correct, "prompt_tokens": 20, "completion_tokens": 3,
+            })  # fmt: skip
+            uniform = bool(random.random() < self.kept_share)
+            if uniform or not kept:
+                self.right[id] = bool(random.random() < p_correct)
+                self.collected.append(CollectedRow(
+                    id, time, [{"role": "user", "content": f"question {n}"}],
+                    answer=label, route=route, reason=reason, p_correct=p_correct, confidence=p_correct,
+                    labels={label: p_correct}, chosen="uniform" if kept else "unsure",
+                    probability=self.kept_share if kept else 1.0, uniform=uniform, uniform_probability=self.kept_share,
+                ))  # fmt: skip
         return self
 
-    def _request(self, new: bool, tokens: float) -> None:
-        random, n = self._random, len(self.decisions)
-        p_correct = round(float(random.beta(2, 5) if new else random.beta(12, 2)), 4)
-        right = not new and random.random() < p_correct
-        novel = bool(random.random() < (0.8 if new else 0.1))
-        label = "account" if new else str(random.choice(LABELS))
-        time, kept = time_of(BEGIN + n * DAY_S / self.per_day), p_correct >= 0.7
-        route, reason = ("local", "confident") if kept else ("generalist", "unsure")
-        self.decisions.append({
-            "time": time, "request": f"{n:08x}", "route": route, "reason": reason, "model": "desk",
-            "p_correct": p_correct, "novel": novel, "prompt_tokens": int(random.poisson(tokens)),
-            "completion_tokens": 3,
-        })  # fmt: skip
-        uniform = bool(random.random() < self.kept_share)
-        if uniform or not kept:
-            self.right[f"{n:08x}"] = bool(right)
-            self.collected.append(CollectedRow(
-                f"{n:08x}", time, [{"role": "user", "content": f"question {n}"}],
-                answer=label, route=route, reason=reason, p_correct=p_correct, confidence=p_correct,
-                labels={label: p_correct}, chosen="uniform" if kept else "unsure",
-                probability=self.kept_share if kept else 1.0, uniform=uniform, uniform_probability=self.kept_share,
-                novel=novel,
-            ))  # fmt: skip
-
-    def reviews(self, *, picked: bool = True) -> list[Review]:
-        """The decisions of a person on every collected row, or on the uniform ones alone."""
+    def reviews(self) -> list[Review]:
+        """The decisions of a person on every collected row."""
         return [
             Review(
                 row.id, row.time, "ada", "accepted" if self.right[row.id] else "corrected", row.messages, row.answer,
@@ -73,7 +63,6 @@ class MadeUp:
                 "uniform" if row.uniform else "unsure", self.kept_share if row.uniform else 1.0, seen=row.time,
             )
             for row in self.collected
-            if row.uniform or picked
         ]  # fmt: skip
 
     def write(self, folder: Path) -> Path:
