@@ -203,9 +203,8 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
     """Revoke a key; a running server refuses it at once."""
     from slmctl.server import api_keys
 
-    path = path or _serve_settings(options).keys
-    servers = api_keys.revoke(path, name)
-    terminal().say(f"revoked {name}" + (f"; running servers told: {servers}" if servers else ""))
+    api_keys.revoke(path or _serve_settings(options).keys, name)
+    terminal().say(f"revoked {name}")
 
 
 @click.command()

@@ -163,8 +163,8 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin.buffer:
-        found = [[dataclasses.astuple(finding) for finding in sensitive.find(text)] for text in json.loads(line)]
-        sys.stdout.write(json.dumps(found) + "\n")
+        findings = [[dataclasses.astuple(finding) for finding in sensitive.find(text)] for text in json.loads(line)]
+        sys.stdout.write(json.dumps(findings) + "\n")
         sys.stdout.flush()
 
 

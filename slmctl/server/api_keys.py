@@ -21,7 +21,6 @@ from pydantic.dataclasses import dataclass
 from slmctl import console
 from slmctl.artifacts import artifact, atomic, locks
 from slmctl.errors import IntegrityError, StageError, UsageError
-from slmctl.server import key_revocation
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -81,56 +80,39 @@ def add(
     return secret
 
 
-def revoke(path: Path, name: str) -> int:
-    """Remove a key; returns the number of running servers that were notified and refuse it from now on.
-
-    Servers are notified first, so that revoking works where the file cannot be changed.
+def revoke(path: Path, name: str) -> None:
+    """Remove a key; where there is no room for a new file, its hash is crossed out in the old one.
 
     Raises:
         UsageError: There is no key of this name.
-        StageError: The file cannot be changed: a server that starts later would let the key in.
+        StageError: The file cannot be changed.
     """
-    if not any(key.name == name for key in (read(path) if path.exists() else [])):
+    keys = read(path) if path.exists() else []
+    if not any(key.name == name for key in keys):
         raise UsageError(f"there is no key '{name}' in {path}", hint="slmctl keys list")
-    notified, silent = key_revocation.tell(path, name)
-    try:
-        _remove(path, name)
-    except OSError as error:
-        servers = (
-            "no server runs with this file"
-            if not notified + silent
-            else f"{notified} running servers refuse it already"
-        )
-        more = f", {silent} did not answer and have to be stopped" if silent else ""
-        raise StageError(
-            f"key '{name}' could not be removed from {path}: {error.strerror}; {servers}{more}, and one that starts "
-            "later would let it in",
-            hint=f"make room or make the file writable, then again: slmctl keys revoke {name}",
-        ) from None
-    return notified
-
-
-def _remove(path: Path, name: str) -> None:
     try:
         with _locked(path):
             _write(path, [key for key in read(path) if key.name != name])
-    except OSError as error:
-        key = next((key for key in read(path) if key.name == name), None)
-        if key is not None and not _cross_out(path, key):
-            raise error
+    except OSError:
+        try:
+            _cross_out(path, name)
+        except OSError as error:
+            raise StageError(
+                f"key '{name}' could not be removed from {path}: {error.strerror}; servers still let it in",
+                hint=f"make room or make the file writable, then again: slmctl keys revoke {name}",
+            ) from None
 
 
-def _cross_out(path: Path, key: Key) -> bool:
-    """Overwrite the hash of a key in place, which needs no room on the disk; False where the file has changed."""
+def _cross_out(path: Path, name: str) -> None:
+    """Overwrite the hash of a key in place, which needs no room on the disk."""
+    hashes = [key.sha256.encode() for key in read(path) if key.name == name]
     with path.open("r+b") as stream:
-        place = stream.read().find(key.sha256.encode())
-        if place < 0:
-            return False
-        stream.seek(place)
-        stream.write(CROSSED_OUT.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    return True
+        place = stream.read().find(hashes[0]) if hashes else -1
+        if place >= 0:
+            stream.seek(place)
+            stream.write(CROSSED_OUT.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def read(path: Path) -> list[Key]:
@@ -173,7 +155,6 @@ class KeyRing:
         self.path, self.fault = path, ""
         self._seen: tuple[int, ...] = ()
         self._keys: dict[str, Key] = {}
-        self._revoked: set[str] = set()  # hashes
         self.reload()
 
     def reload(self) -> None:
@@ -190,14 +171,7 @@ class KeyRing:
             self.reload()
         key = self._keys.get(secret.removeprefix("slm-").rpartition("-")[0])
         same = hmac.compare_digest(key.sha256 if key else _NO_KEY, _hash(secret))
-        return key if key is not None and same and key.sha256 not in self._revoked else None
-
-    def revoke(self, name: str) -> None:
-        """Let the key of this name in no longer, whatever the file says; a new key of the name is another one."""
-        if self._stamp() != self._seen:
-            self.reload()
-        if name in self._keys:
-            self._revoked.add(self._keys[name].sha256)
+        return key if same else None
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -218,8 +192,4 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file at once, readable by its owner alone."""
     with atomic.file(path, 0o600) as draft:
-        listed = [asdict(key) for key in keys]
-        for entry in listed:
-            if entry["models"] is None:  # so that an earlier release reads the file
-                del entry["models"]
-        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": listed}))
+        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]}))

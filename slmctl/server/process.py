@@ -19,7 +19,6 @@ from pathlib import Path
 import uvicorn
 
 from slmctl.errors import UsageError
-from slmctl.server import key_revocation
 from slmctl.server.app import Gateway, application
 from slmctl.server.connection import BoundedConnection, Room
 from slmctl.server.fleet import Fleet
@@ -147,10 +146,7 @@ class _Server(uvicorn.Server):
         self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=fleet.build)
         for note in fleet.notes:
             self._log.event("warning", message=note)
-        with contextlib.ExitStack() as stack:
-            if fleet.keys is not None:
-                stack.enter_context(key_revocation.listening(fleet.keys.path, self._revoke))
-            await self.serve(sockets=[sock])
+        await self.serve(sockets=[sock])
         if self._moving is not None:
             self._moving.cancel()
         await fleet.close()
@@ -166,11 +162,6 @@ class _Server(uvicorn.Server):
         self._gateway.stop()
         asyncio.get_running_loop().call_later(grace, self._gateway.end_all)
         self.should_exit = True
-
-    def _revoke(self, name: str) -> None:
-        if (keys := self._gateway.fleet.keys) is not None:
-            keys.revoke(name)
-            self._log.event("key_revoked", key=name[:100])
 
     def _reload(self) -> None:
         if (keys := self._gateway.fleet.keys) is not None:
