@@ -70,7 +70,6 @@ def _opening(project: Project, report: Artifact, figures: EvaluationReport, only
         gates=[(result.passed, result.text) for result in gates],
         training=_training(adapter) if adapter else None,
         policy=_policy(artifacts, focus.get("sha256")),
-        invented=_invented(project, adapter),
     )
 
 
@@ -95,17 +94,6 @@ def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:
     names = ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
     rows = f"{count(facts.get('train', 0), 'row')} to train on, {figures['n']:,} of {figures['split']} measured"
     return f"{names}: {rows}" if names else rows
-
-
-def _invented(project: Project, adapter: Artifact | None) -> str:
-    """The decision on rows that a teacher wrote, of which the adapter is one outcome."""
-    from slmctl.pipeline import resolve
-
-    made = resolve.invented_choice_of(project)
-    if made is None or adapter is None:
-        return ""
-    used = str(adapter.path.relative_to(project.root))
-    return made.sentence if used == (made.with_rows if made.used else made.without) else ""
 
 
 def _training(adapter: Artifact) -> Training:

@@ -397,8 +397,6 @@ def run(options: Options, until: str, plan_only: bool, emit: tuple[str, Path] | 
         else:
             if name in ("prepare", "label"):
                 chains.gather_sources(project)
-            if name == "finetune":
-                chains.try_invented_rows(project)
             outcome = say_outcome(name, chains.run_stage(project, name))
     print_artifact(options, outcome.artifact)
 

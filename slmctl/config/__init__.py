@@ -2,7 +2,7 @@
 
 from slmctl.config.fields import STDIN, Section, is_remote, moment
 from slmctl.config.json_schema import description, schema, table
-from slmctl.config.label_section import Invent, LabelConfig, RowReading, Teacher, TeacherPrices
+from slmctl.config.label_section import LabelConfig, RowReading, Teacher, TeacherPrices
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
     Duplicates,
@@ -63,7 +63,6 @@ __all__ = [
     "FleetMember",
     "Gate",
     "GeneralistConfig",
-    "Invent",
     "LabelConfig",
     "Labels",
     "Lora",

@@ -62,34 +62,6 @@ class Teacher(Section):
         return self.model or "/".join(self.release.parts[-2:] if self.release else ())
 
 
-class Invent(Section):
-    """Variants of training rows, for labels that have few: written by a teacher, and labelled like any other row."""
-
-    per_label: int = Field(
-        50,
-        ge=1,
-        le=1000,
-        description="rows to write for each such label; never more than three times its training rows",
-    )
-    only: Literal["thin"] = Field(
-        "thin", description="the labels to write for: thin are those that the report of prepare calls so"
-    )
-    release: SourcePath | None = Field(
-        None,
-        description="a release of a generate task, or the GGUF file of a base, that writes on this machine; the first "
-        "teacher with a url when left out",
-    )
-    terms: Annotated[Literal["permitted", "private"] | None, WhenSet()] = Field(
-        None, description="your word on the terms of the model in release, as label.teachers[].terms"
-    )
-
-    @model_validator(mode="after")
-    def _has_its_terms(self) -> Invent:
-        if self.terms is not None and self.release is None:
-            raise ValueError("'terms' belongs to 'release'; a teacher that writes has its own")
-        return self
-
-
 class RowReading(Section):
     """The reading of rows, as `prepare` has it: filled from its section, so that both see the same texts."""
 
@@ -97,8 +69,6 @@ class RowReading(Section):
     replace: list[Replace] = Field(default_factory=list)
     splits: Splits = Field(default_factory=Splits)
     own_gold: bool = False  # the gold rows are those of prepare, so its test rows are left out
-    training: Annotated[list[Source], WhenSet()] = Field(default_factory=list)  # with invent: the sources of prepare
-    similarity: Annotated[float, WhenSet()] = 0.0  # with invent: from which prepare takes two texts for nearly the same
 
 
 def _as_list(value: object) -> object:
@@ -129,10 +99,6 @@ class LabelConfig(Section):
     min_agreement: Percent = Field(
         0.7, description="generate: mean token F1 of a row's answers with each other from which one is accepted"
     )
-    invent: Annotated[Invent | None, WhenSet()] = Field(
-        None,
-        description="classify: write variants of training rows for labels that have few, and try whether they help",
-    )
     max_rows: Annotated[int | None, WhenSet()] = Field(
         None, ge=1, description="rows to label at most, drawn by chance; all when left out"
     )
@@ -154,19 +120,6 @@ class LabelConfig(Section):
             raise ValueError("the teachers' prices are in several currencies")
         if len({(teacher.url, teacher.name) for teacher in self.teachers}) < len(self.teachers):
             raise ValueError("two teachers are the same")
-        return self
-
-    @model_validator(mode="after")
-    def _can_invent(self) -> LabelConfig:
-        if self.invent is None:
-            return self
-        if self.task.kind != "classify":
-            raise ValueError(f"'invent' writes rows of labels, and a task of kind {self.task.kind} has none")
-        if self.invent.release is None and not any(teacher.url for teacher in self.teachers):
-            raise ValueError(
-                "'invent' needs a teacher that can write: one with 'url', or 'invent.release'; a release of this task "
-                "answers with its labels alone"
-            )
         return self
 
     @property

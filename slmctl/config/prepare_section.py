@@ -387,7 +387,6 @@ class PrepareConfig(Section):
 
     task: Annotated[TaskConfig, Inherited()] = TaskConfig()
     label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are one more source
-    invented: Annotated[bool, Inherited(), WhenSet()] = False  # with the rows that label.invent wrote
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the sources to read, in order", validate_default=False
     )

@@ -17,7 +17,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, GateError, UsageError
 from slmctl.metrics import gates
 from slmctl.network import guard
-from slmctl.pipeline import invented_rows, released
+from slmctl.pipeline import released
 from slmctl.pipeline.resolve import (
     Project,
     base_file_requests,
@@ -118,24 +118,6 @@ def run_stage(
         if not outcome.current:
             console.say(f"  report: {outcome.artifact.file('report.html')}")
     return outcome
-
-
-def try_invented_rows(project: Project) -> None:
-    """Train without and with the rows that `label.invent` wrote, and decide which training goes on.
-
-    Nothing is done where none was accepted, or where the same was decided before.
-
-    Raises:
-        What `run_stage` raises.
-    """
-    if not invented_rows.is_open(project):
-        return
-    console.say("  training twice: without and with the rows that label.invent wrote")
-    made = []
-    for section in invented_rows.sections(project):
-        prepared = run_stage(project, "prepare", section).artifact
-        made.append(run_stage(project, "finetune", inputs={PREPARED.name: prepared}).artifact)
-    console.say(f"  {invented_rows.decide(project, *made).sentence}")
 
 
 def _write_base_files(project: Project, section: config.Section) -> None:

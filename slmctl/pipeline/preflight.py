@@ -16,16 +16,16 @@ from pathlib import Path
 
 from slmctl import config, console, hardware
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import DataError, FullError, GateError, MissingError, SlmctlError, UsageError
+from slmctl.errors import FullError, GateError, MissingError, SlmctlError, UsageError
 from slmctl.installation import pip_line
 from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
-from slmctl.pipeline import invented_rows, released, resolve, row_estimate, runner, stage_estimates
+from slmctl.pipeline import released, resolve, row_estimate, runner, stage_estimates
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
-from slmctl.pipeline.stage_estimates import StageEstimate, TrainingRate, estimate
+from slmctl.pipeline.stage_estimates import TrainingRate, estimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
@@ -129,8 +129,7 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
         names: Stages to run, in order.
         rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
     """
-    twice = _trains_twice(project, names)
-    states = list(_states(project, names, twice=twice))
+    states = list(_states(project, names))
     to_run = [state.name for state in states if not state.current]
     requirements = list(_requirements(project, to_run))
     unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
@@ -139,44 +138,12 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     states = [
         state
         if state.current
-        else replace(state, **asdict(_estimate(project, state.name, shape, rows, rates or {}, twice=twice)))
+        else replace(state, **asdict(estimate(state.name, project.config, shape, rows, rates or {})))
         for state in states
     ]
     made = RunPlan(tuple(states), tuple(requirements), tuple(_downloads(project, to_run, shape)), rows)
     limits = [*_limits(project, made, to_run), *_notes(project, shape, to_run)]
-    limits += _invented(project, rows) if twice and "finetune" in to_run else []
     return replace(made, requirements=(*requirements, *limits))
-
-
-def _estimate(
-    project: Project, name: str, shape: ModelShape | None, rows: RowEstimate | None, rates: Mapping[str, float], *,
-    twice: bool,
-) -> StageEstimate:  # fmt: skip
-    """The estimate of a stage; of a training that is to be made twice, of both."""
-    made = estimate(name, project.config, shape, rows, rates)
-    if name != "finetune" or not twice:
-        return made
-    both = [None if value is None else 2 * value for value in (made.disk_bytes, made.seconds)]
-    return StageEstimate(disk_bytes=both[0], memory_bytes=made.memory_bytes, seconds=both[1])  # type: ignore[arg-type]
-
-
-def _trains_twice(project: Project, names: Sequence[str]) -> bool:
-    """True where a run trains without and with invented rows; the stage `finetune` by itself trains once."""
-    return len(names) > 1 and "finetune" in names and invented_rows.is_open(project)
-
-
-def _invented(project: Project, rows: RowEstimate | None) -> Iterator[Requirement]:
-    """A note on both trainings, and too few validation rows for them: refused only where both are counted."""
-    text = "finetune trains twice, without and with the rows that label.invent writes; the better one goes on"
-    yield Requirement("invented", text, note=True)
-    if rows is None:
-        return
-    try:
-        invented_rows.require_validation(rows.validation)
-    except DataError as error:
-        is_known = rows.exact and invented_rows.are_labelled(project)
-        state = error.message if is_known else f"by an estimate: {error.message}"
-        yield Requirement("invented", state, error if is_known else None, note=not is_known)
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -196,7 +163,7 @@ def training_rate(project: Project, rows: RowEstimate, rates: Mapping[str, float
 # Stages
 
 
-def _states(project: Project, names: Sequence[str], *, twice: bool) -> Iterator[StagePlan]:
+def _states(project: Project, names: Sequence[str]) -> Iterator[StagePlan]:
     """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
     waiting: set[str] = set()  # kinds that a stage before will make anew
     for name in names:
@@ -210,7 +177,6 @@ def _states(project: Project, names: Sequence[str], *, twice: bool) -> Iterator[
             try:
                 request = resolve.expected(project, name)
                 current = request.path.exists() and not runner.resume_folder(request).exists()
-                current = current and not (name == "finetune" and twice)
                 state = StagePlan(name, current, str(request.path.relative_to(project.root)))
             except (SlmctlError, ModuleNotFoundError):  # what it needs is missing; the requirements say what cannot be
                 pass

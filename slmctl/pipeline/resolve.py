@@ -13,11 +13,10 @@ from slmctl import config
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.errors import IntegrityError, SlmctlError, UsageError
+from slmctl.errors import IntegrityError, UsageError
 from slmctl.model_files import catalogue
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.pipeline import invented_choice, released
-from slmctl.pipeline.invented_choice import InventedChoice
+from slmctl.pipeline import released
 from slmctl.pipeline.stage_table import BY_KIND, STAGES, Role, Stage
 from slmctl.releases import registry
 from slmctl.sensitive import stand_ins
@@ -92,7 +91,7 @@ def resolve_stage(
         UsageError: A source file does not exist.
     """
     stage = STAGES[name]
-    section = with_files(project, section or _section(project, name))
+    section = with_files(project, section or config.stage_config(project.config, name))
     filled = dict(inputs or {})
     alone = isinstance(section, config.QuantizeConfig) and "base" in filled  # see `base_file_requests`
     for role in stage.takes if not alone else ():
@@ -105,45 +104,6 @@ def resolve_stage(
     recipe_id = artifact.recipe_of(stage.id, recipe, _digests(filled))
     folder = recipe_id.removeprefix("sha256:")[:PATH_ID]
     return StageRequest(stage, section, recipe, filled, recipe_id, project.runs / stage.leaves / folder)
-
-
-def _section(project: Project, name: str) -> config.Section:
-    """The section of a stage; of `prepare` with the rows that `label.invent` wrote, where they were found to help."""
-    section = config.stage_config(project.config, name)
-    if isinstance(section, config.PrepareConfig) and invents(project):
-        made = invented_choice_of(project)
-        return section.model_copy(update={"invented": made is not None and made.used})
-    return section
-
-
-def invents(project: Project) -> bool:
-    """True where the config asks for rows that a teacher writes."""
-    return project.config.label is not None and project.config.label.invent is not None
-
-
-def invented_choice_of(project: Project) -> InventedChoice | None:
-    """The decision on invented rows; None where none was made, or what it depends on is not there."""
-    if not invents(project):
-        return None
-    try:
-        path = invented_choice_path(project)
-    except SlmctlError:  # an input is missing; whoever needs it says so
-        return None
-    return invented_choice.read(path)
-
-
-def invented_choice_path(project: Project) -> Path:
-    """The place of the decision on invented rows: of the same base, labels and settings it is the same.
-
-    Raises:
-        IntegrityError: The base or the labels have not been made.
-    """
-    inputs = [find(project, role).digest for role in STAGES["prepare"].takes]
-    sections = [with_files(project, config.stage_config(project.config, "prepare")), project.config.finetune]
-    recipes = [config.recipe(section) for section in sections]
-    raw = artifact.canonical([*(STAGES[name].id for name in ("prepare", "finetune")), recipes, inputs])
-    digits = artifact.sha256_bytes(raw).removeprefix("sha256:")[:PATH_ID]
-    return project.runs / invented_choice.FOLDER / f"{digits}.json"
 
 
 def base_file_requests(project: Project, section: config.QuantizeConfig, adapter: Artifact) -> list[StageRequest]:
@@ -198,9 +158,6 @@ def _with_gold(project: Project, section: config.LabelConfig) -> config.LabelCon
     reading = config.RowReading(
         clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, own_gold=bool(own) or not section.gold
     )
-    if section.invent is not None:  # whose variants are of training rows, and near no held-out one
-        training = snapshot.gathered(prepare.sources, folder)
-        reading = reading.model_copy(update={"training": training, "similarity": prepare.duplicates.similarity})
     files = {"sources": snapshot.gathered(section.sources, folder), "gold": snapshot.gathered(gold, folder)}
     return section.model_copy(update={**files, "reading": reading})
 

@@ -18,7 +18,7 @@ from slmctl import console
 from slmctl.artifacts import artifact, atomic, lineage, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, Manifest
 from slmctl.errors import IntegrityError
-from slmctl.pipeline import invented_rows, resolve, runner, stage_log, stage_table
+from slmctl.pipeline import resolve, runner, stage_log, stage_table
 from slmctl.provenance import reproduce
 from slmctl.releases import deliveries, registry
 from slmctl.sources import snapshot
@@ -228,7 +228,6 @@ def _current(project: resolve.Project) -> Iterator[Path]:
                     yield from (named.path for named in resolve.predictions_of(project, model))
             else:
                 yield resolve.expected(project, name).path
-    yield from invented_rows.trainings(project)
 
 
 def _served(project: resolve.Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -96,3 +97,29 @@ def test_trials_on_other_records_are_not_compared() -> None:
     for other in (blocks * [1, 1.1, 1], blocks[:2]):
         with pytest.raises(ValueError, match="other records"):
             trial_choice.paired_gain(blocks, other)
+
+
+def blocks_of(losses: Sequence[float], tokens: int = 40) -> np.ndarray:
+    return np.array([(16, tokens, loss * tokens) for loss in losses])
+
+
+def test_a_gain_that_every_block_shows_is_no_chance_and_one_that_few_show_may_be() -> None:
+    random = np.random.default_rng(1)
+    before = [1.0 + 0.3 * random.normal() for _ in range(12)]  # records differ much more than the trainings
+    steady = trial_choice.paired_gain(blocks_of(before), blocks_of([loss - 0.05 for loss in before]))
+    assert steady.mean == pytest.approx(0.05)
+    assert steady.bound(0.95) > 0.049
+    noisy = [loss - 0.05 + 0.3 * random.normal() for loss in before]
+    assert trial_choice.paired_gain(blocks_of(before), blocks_of(noisy)).bound(0.95) < 0
+    same = trial_choice.paired_gain(blocks_of(before), blocks_of(before))
+    assert same.bound(0.95) == 0.0  # which is not above 0
+
+
+def test_of_trainings_that_are_equal_few_are_taken_for_better() -> None:
+    random = np.random.default_rng(2)
+    taken = 0
+    for _ in range(400):
+        hard = 0.3 * random.normal(size=8)
+        first, second = (blocks_of(list(1 + hard + 0.05 * random.normal(size=8))) for _ in range(2))
+        taken += trial_choice.paired_gain(first, second).bound(0.95) > 0
+    assert taken <= 32  # 5 % are expected, 20, and two in three times as many are three standard deviations off

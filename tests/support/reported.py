@@ -198,9 +198,4 @@ def label_facts(names: Sequence[str] = ("billing", "delivery", "returns"), text:
         "kept_gold": 0.8, "teachers": [teacher, own], "currency": text, "labels": dict.fromkeys(names, 270),
         "never": [text], "confusion": pairs, "disagreements": pairs, "fields": dict.fromkeys(names, 0.01),
         "curve": [(k / 20, 0.002 * k, 0.01 + 0.003 * k) for k in range(3, 20)],
-        "invented": {
-            "writer": text, "labels": {name: {"rows": 9, "written": 27, "accepted": 11} for name in names},
-            "written": 81, "accepted": 33, "left_out": {"near a held-out row": 4, text: 44}, "note": "",
-            "never_given": [],
-        },
     }  # fmt: skip

@@ -53,7 +53,6 @@ class Opening:
     gates: Sequence[tuple[bool, str]] = ()
     training: Training | None = None
     policy: PolicyShares | None = None
-    invented: str = ""  # whether rows that a teacher wrote are trained on, and why
 
     @property
     def failed(self) -> int:
@@ -75,8 +74,6 @@ def facts(opening: Opening) -> Iterator[Figure]:
             else ""
         )
         yield Figure("Training", f"{count(training.steps, 'step')} in {console.duration(training.seconds)}{losses}")
-    if opening.invented:
-        yield Figure("Invented rows", opening.invented)
     yield Figure("Gates", _verdict(opening), tone=_tone(opening))
 
 

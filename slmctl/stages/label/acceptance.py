@@ -69,7 +69,6 @@ class Bound:
         kept, error, error_bound: Of these rows at the threshold.
         fields: Of an object, the bound of each of its keys by itself, at the same threshold.
         curve: (kept, error, error_bound) of stricter and looser thresholds.
-        fitted: The score and the threshold.
     """
 
     max_error: float
@@ -82,7 +81,6 @@ class Bound:
     threshold: float = 0.0
     fields: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[tuple[float, float, float]] = ()
-    fitted: FittedThreshold | None = field(default=None, repr=False)
 
 
 def same(answer: str, other: str) -> bool:
@@ -153,29 +151,8 @@ def accept(
     return Bound(
         config.max_error, config.confidence, "", figures["tested_on"], figures["kept"], figures["error"],
         figures["error_bound"], fitted["threshold"], _fields(config, gold),
-        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]], fitted,
+        [(point["kept"], point["error"], point["error_bound"]) for point in figures["curve"]],
     )  # fmt: skip
-
-
-def accept_more(
-    more: Sequence[LabelledRow], rows: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound
-) -> None:
-    """Score and accept rows by the score and the threshold that a bound was fitted for; without one, none is accepted.
-
-    Args:
-        more: Rows that are no part of `rows`; `score`, `p_correct` and `accepted` are set.
-        rows, gold: Those of `accept`; the linear model learns of them alone.
-        bound: What `accept` came to.
-    """
-    if bound.fitted is None or not more:
-        return
-    names = bound.fitted["weights"]
-    chances = _chances_by_others(more, rows, gold) if "linear" in names else None
-    for entry in more:
-        entry.signals = _signals(entry, names, chances)
-    _score(more, bound.fitted)
-    for entry in more:
-        entry.accepted = bool(entry.answer) and (entry.score or 0.0) >= bound.threshold
 
 
 def _without(nothing: Bound, reason: str) -> Bound:
@@ -291,20 +268,6 @@ def linear_chances(rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]) -> 
                 chances |= {every[k].row.id: chance for k, chance in zip(inside, probabilities, strict=True)}
             meter.advance()
     return chances
-
-
-def _chances_by_others(
-    more: Sequence[LabelledRow], rows: Sequence[LabelledRow], gold: Sequence[LabelledRow]
-) -> dict[str, float]:
-    """`linear_chances` of rows that the model does not learn from: it learns of all the others."""
-    others = [entry for entry in (*rows, *gold) if entry.answer]
-    chosen = [entry for entry in gold if entry.row.is_pool]
-    model = linear_baseline.fit(
-        [entry.row.text for entry in others], [entry.answer for entry in others],
-        choosing=[entry.row.text for entry in chosen], chosen=[entry.row.gold for entry in chosen],
-    )  # fmt: skip
-    chances = model.chances([entry.row.text for entry in more], [entry.answer for entry in more])
-    return {entry.row.id: chance for entry, chance in zip(more, chances, strict=True)}
 
 
 def _fold(id: str) -> int:

@@ -12,13 +12,10 @@ from slmctl import console
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import LabelConfig
 from slmctl.metrics import statistics
-from slmctl.stages.label.journal import TeacherAnswer
 from slmctl.stages.label.rows import LabelRow
 from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
-from slmctl.stages.label.writers import ReleaseWriter
 
 SAMPLE = 20  # rows that are asked for a plan
-WRITTEN = 5  # rows that are written for it
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class TeacherPlan:
         cost: Of all answers, those in the journal included; None without prices or without an answer.
         interval: The 95 % bootstrap interval of the cost over the sampled rows.
         seconds: Time for the answers that are not there yet.
-        rows: Rows that it may see.
     """
 
     name: str
@@ -43,38 +39,6 @@ class TeacherPlan:
     cost: float | None
     interval: tuple[float, float] | None
     seconds: float | None
-    rows: int = 0
-
-
-@dataclass(frozen=True)
-class WritingCost:
-    """The plan of rows that are written for thin labels.
-
-    Attributes:
-        sentence: What is written, in words.
-        rows: At most; they are labelled like any row.
-        cost: Of writing and labelling all of them; None without prices or without an answer.
-        written: Rows that were written for the plan; `cut_off` of them were longer than `label.max_tokens`.
-    """
-
-    sentence: str
-    rows: int
-    cost: float | None
-    written: int = 0
-    cut_off: int = 0
-
-    def lines(self, currency: str, max_tokens: int) -> Iterator[str]:
-        """The plan for people."""
-        yield self.sentence
-        if self.cost is not None:
-            yield f"  cost: at most about {self.cost:,.2f} {currency}, their labels included"
-        elif self.rows:
-            yield "  cost: not known, and not in the sum below (prices of the teacher, or no row was written)"
-        if self.cut_off:
-            yield (
-                f"  {self.cut_off} of {self.written} that were written are longer than label.max_tokens "
-                f"({max_tokens}): they are paid and left out; raise label.max_tokens"
-            )
 
 
 @dataclass(frozen=True)
@@ -88,8 +52,6 @@ class CostPlan:
         stays: Rows that no teacher may see.
         left_out: Rows that are not asked for, by reason.
         spent: What the journals hold already, the sample included.
-        max_tokens: Of an answer, and of a row that is written.
-        writing: Rows that are written beside; None where the config asks for none.
     """
 
     rows: int
@@ -102,23 +64,16 @@ class CostPlan:
     currency: str
     max_cost: float | None
     spent: float
-    max_tokens: int
-    writing: WritingCost | None = None
 
     @property
     def cost(self) -> float | None:
-        """Of all teachers and of what is written; None where no price is answered."""
+        """Of all teachers; None where no price is answered."""
         answered = [part.cost for part in self.parts if part.cost is not None]
-        if self.writing is not None and self.writing.cost is not None:
-            answered.append(self.writing.cost)
         return sum(answered) if answered else None
 
     def to_json(self) -> JsonObject:
         """The plan as JSON values."""
-        fields = dataclasses.asdict(self)
-        if self.writing is None:
-            del fields["writing"]
-        return {**fields, "cost": self.cost}
+        return {**dataclasses.asdict(self), "cost": self.cost}
 
     def lines(self) -> Iterator[str]:
         """The plan for people."""
@@ -137,8 +92,6 @@ class CostPlan:
                 yield "  cost: none is answered (prices of the teacher)"
             if teacher.seconds:
                 yield f"  time: {console.duration(teacher.seconds)} at the rate of the sample"
-        if self.writing is not None:
-            yield from self.writing.lines(self.currency, self.max_tokens)
         if self.stays:
             yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
         for reason, count in self.left_out.items():
@@ -149,21 +102,6 @@ class CostPlan:
             if self.max_cost is not None and self.cost > self.max_cost:
                 share = self.max_cost / self.cost
                 yield f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} rows will be labelled"
-
-
-def of_writing(
-    sentence: str, writer: EndpointTeacher | ReleaseWriter, count: int, answers: Sequence[TeacherAnswer | None],
-    parts: Sequence[TeacherPlan],
-) -> WritingCost:  # fmt: skip
-    """The plan of so many rows, from some that were written and from the cost of a row's labels."""
-    there = [answer for answer in answers if answer is not None]
-    labels = [part.cost / part.rows for part in parts if part.cost is not None and part.rows]
-    priced = writer.journal.prices is not None and there
-    each = sum(answer.cost for answer in there) / len(there) if priced else None
-    costs = [*([each] if each is not None else []), *labels]
-    is_known = bool(costs) and (each is not None or isinstance(writer, ReleaseWriter))
-    cut_off = sum(answer.finish == "length" for answer in there)
-    return WritingCost(sentence, count, count * sum(costs) if is_known else None, len(there), cut_off)
 
 
 def part(
@@ -189,4 +127,4 @@ def part(
         cost, interval = float(costs.mean() * rows), (low, high)
     at_once = teacher.concurrency
     seconds = sum(answer.seconds for answer in flat) / answered * max(0, needed - answered) / at_once
-    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None, rows)
+    return TeacherPlan(teacher.name, needed, answered, prompt, completion, cost, interval, seconds or None)

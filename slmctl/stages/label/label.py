@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import jsonschema
 
 from slmctl import console
-from slmctl.config import LabelConfig, Teacher
+from slmctl.config import LabelConfig
 from slmctl.deduplication import minhash
 from slmctl.deduplication.row_fingerprints import FILENAME, FingerprintWriter
 from slmctl.errors import DataError, PausedError, UsageError
@@ -22,10 +21,9 @@ from slmctl.metrics.error_threshold import MIN_ROWS
 from slmctl.network import guard
 from slmctl.sensitive.conversation_veto import Cleared
 from slmctl.sources.rows import columns_of
-from slmctl.stages.label import acceptance, cost_plan, invention, report_facts, report_page, rows, writers
+from slmctl.stages.label import acceptance, cost_plan, report_facts, report_page, rows
 from slmctl.stages.label.acceptance import Bound, LabelledRow
-from slmctl.stages.label.cost_plan import CostPlan, TeacherPlan, WritingCost
-from slmctl.stages.label.invention import InventedFacts, Variant, WritingPlan
+from slmctl.stages.label.cost_plan import CostPlan
 from slmctl.stages.label.journal import Budget, Journal, opened
 from slmctl.stages.label.rows import LabelRow, LabelRows
 from slmctl.stages.label.teachers import (
@@ -37,25 +35,15 @@ from slmctl.stages.label.teachers import (
     task_of,
     votes_of,
 )
-from slmctl.stages.label.writers import ReleaseWriter
 from slmctl.task import conversation_formats
 from slmctl.task.contract import Task
 from slmctl.task.records import write_jsonl
 
-INVENTED = "invented.jsonl"
 REVIEWED = 50  # rows of a uniform sample that people are to look at, where there is no bound
 STAYS = "sensitive, and no teacher on this machine may read it"
 NO_ANSWER = "no teacher gave an answer that the task allows"
 NOTHING_CAME = "no answer came, however often it was asked"
 Teachers = Sequence[EndpointTeacher | ReleaseTeacher]
-
-
-@dataclass(frozen=True)
-class Invented:
-    """Variants of training rows that were accepted, with their figures."""
-
-    rows: Sequence[tuple[Variant, LabelledRow]]
-    figures: InventedFacts
 
 
 @dataclass(frozen=True)
@@ -68,8 +56,6 @@ class LabelJob:
     cleared: dict[str, Cleared]
     teachers: Teachers
     budget: Budget
-    writing: WritingPlan | None
-    writer: EndpointTeacher | ReleaseWriter | None
 
     @property
     def seen(self) -> list[LabelRow]:
@@ -80,8 +66,6 @@ class LabelJob:
 
 def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
     """Ask the teachers, and write `accepted.jsonl`, `review.jsonl`, `refused.jsonl`, `rows.bin` and `report.html`.
-
-    With `invent` there is `invented.jsonl` too: accepted variants of training rows of thin labels.
 
     Args:
         config: The section.
@@ -101,17 +85,11 @@ def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
         _require_done(job)
         labelled, gold = _labelled(job, job.all_rows.rows), _labelled(job, job.all_rows.gold)
         bound = acceptance.accept(config, labelled, gold)
-        invented = _invent(job, labelled, gold, bound)
-        files = _write(job, labelled, gold, bound, invented.rows if invented else (), out)
+        files = _write(job, labelled, gold, bound, out)
         figures = report_facts.collect(job.teachers, job.all_rows, labelled, gold, bound, files, job.config)
-        if invented is not None:
-            write_jsonl(out / INVENTED, (_variant_line(job, *pair) for pair in invented.rows))
-            figures["invented"] = invented.figures
     report_page.write(out, figures, guard.receipt())
     console.say(f"  {files['accepted']} accepted, {files['review']} to review, {files['refused']} refused")
     console.say(f"  {acceptance.sentence(bound)}")
-    if invented is not None:
-        console.say(f"  {invention.sentence(invented.figures)}")
     console.say(f"  {report_facts.cost_sentence(figures)}")
     return dict(figures)
 
@@ -131,23 +109,12 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
         stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
         every = [*job.all_rows.gold, *job.all_rows.rows]
         parts = [cost_plan.part(teacher, sample, every, config) for teacher in job.teachers]
-        writing = _plan_of_writing(job, parts)
         return CostPlan(
             rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
             sample=len(sample),
             parts=tuple(parts), stays=len(stays), left_out=dict(job.all_rows.left_out), currency=config.currency,
-            max_cost=config.max_cost, spent=job.budget.spent, max_tokens=config.max_tokens, writing=writing,
+            max_cost=config.max_cost, spent=job.budget.spent,
         )  # fmt: skip
-
-
-def _plan_of_writing(job: LabelJob, parts: Sequence[TeacherPlan]) -> WritingCost | None:
-    """The cost of variants, from a few that are asked for; None where none are to be written."""
-    if job.writing is None or job.writer is None:
-        return None
-    orders = invention.requests(job.config, job.writing, [] if job.writing.note else list(job.writing.seeds))
-    random.Random(job.config.seed).shuffle(orders)  # noqa: S311 - draws rows, hides nothing
-    answers = job.writer.write([request for *_, request in orders[: cost_plan.WRITTEN]], in_batches=False)
-    return cost_plan.of_writing(job.writing.sentence, job.writer, len(orders), answers, parts)
 
 
 def check(config: LabelConfig) -> None:
@@ -171,8 +138,6 @@ def check(config: LabelConfig) -> None:
     for source in config.gold:
         conversation_formats.recognise(source, columns_of(source.local, **source.reading))
     _schema(config)
-    if config.invent is not None and config.invent.release is not None:
-        writers.require(config.invent.release)
 
 
 @contextmanager
@@ -189,22 +154,14 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
     leaves = any(teacher.url for teacher in config.teachers)
     cleared = rows.clearances(config, every, len(every)) if leaves else {}
     examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
-    writing = invention.plan(config, all_rows)
-    own = config.invent.release if config.invent is not None else None
-    writes = [Teacher(release=own)] if own is not None else []
-    files = [Journal(journal_path(journals, each), each.prices) for each in (*config.teachers, *writes)]
+    files = [Journal(journal_path(journals, teacher), teacher.prices) for teacher in config.teachers]
     with opened(files):
         budget = Budget(files, config.max_cost, config.max_time and config.max_time * 60)
         teachers = [
             open_teacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
-            for teacher, journal in zip(config.teachers, files, strict=False)
+            for teacher, journal in zip(config.teachers, files, strict=True)
         ]
-        writer: EndpointTeacher | ReleaseWriter | None = None
-        if own is not None:
-            writer = ReleaseWriter(config, own, files[-1], budget)
-        elif writing is not None:
-            writer = next(teacher for teacher in teachers if isinstance(teacher, EndpointTeacher))
-        yield LabelJob(config, task, all_rows, cleared, teachers, budget, writing, writer)
+        yield LabelJob(config, task, all_rows, cleared, teachers, budget)
 
 
 def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
@@ -249,59 +206,21 @@ def _say_before(job: LabelJob) -> None:
             f"  note: {len(all_rows.gold)} gold rows give no bound ({MIN_ROWS} are needed): every label will be for "
             "review"
         )
-    if job.writing is not None:
-        console.say(f"  {job.writing.sentence}")
 
 
-def _invent(
-    job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound
-) -> Invented | None:
-    """Variants for the labels that are thin with the accepted rows too; None where the config asks for none.
-
-    Raises:
-        PausedError: A ceiling was reached.
-    """
-    made, writer, left_out = job.writing, job.writer, Counter[str]()
-    if made is None or writer is None:
-        return None
-    thin, note = [], made.note
-    if bound.reason:
-        note = f"nothing is written, since no label would be accepted: {bound.reason}"
-    elif not note:
-        thin = invention.still_thin(made, [entry for entry in labelled if entry.accepted])
-        note = "" if thin else "no label is thin with the accepted rows"
-    orders = invention.requests(job.config, made, thin)
-    answers = writer.write([request for *_, request in orders])
-    _require_done(job, unwritten=sum(answer is None for answer in answers))
-    variants = invention.variants(job.config, made, orders, answers, job.cleared, left_out)
-    more = [variant.row for variant in variants]
-    for teacher in job.teachers:
-        teacher.ask(more)
-    _require_done(job, unwritten=sum(not _is_answered(job, row) for row in more))
-    entries = _labelled(job, more)
-    acceptance.accept_more(entries, labelled, gold, bound)
-    kept = invention.judged(variants, entries, left_out)
-    return Invented(kept, invention.facts(made, writer.name, orders, kept, left_out, note))
-
-
-def _require_done(job: LabelJob, unwritten: int = 0) -> None:
+def _require_done(job: LabelJob) -> None:
     """Stop at a ceiling: what was answered is kept, and the run ends well.
-
-    Args:
-        unwritten: Variants that are not written or not labelled.
 
     Raises:
         PausedError: One was reached.
     """
     if not job.budget.reached:
         return
-    left = sum(not _is_answered(job, row) for row in job.seen) + unwritten
+    left = sum(not _is_answered(job, row) for row in job.seen)
     whole = 0 if any(not _is_answered(job, row) for row in job.all_rows.gold) else _answered_first(job)
     spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
     goes_on = "the same command goes on" if job.budget.reached == "max_time" else "a larger label.max_cost goes on"
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
-    if unwritten:
-        ends = "; without label.invent it ends with what is answered"
     raise PausedError(
         f"label stopped at label.{job.budget.reached}: {left} rows are left{spent}", hint=f"{goes_on}{ends}"
     )
@@ -332,9 +251,8 @@ def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
 
 
 def _write(
-    job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound,
-    invented: Sequence[tuple[Variant, LabelledRow]], out: Path,
-) -> dict[str, int]:  # fmt: skip
+    job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound, out: Path
+) -> dict[str, int]:
     """The three files and the fingerprints; how many rows are in each."""
     in_order = sorted(labelled, key=lambda entry: (entry.row.file, entry.row.number))
     accepted = [entry for entry in in_order if entry.accepted]
@@ -355,9 +273,8 @@ def _write(
             ({**_line(job, entry), "reason": _refusal(job, entry)} for entry in refused),
         ),
     }
-    trained = [*accepted, *(entry for _, entry in invented)]
     with FingerprintWriter(out / FILENAME) as prints:
-        for split, entries in (("train", trained), ("calibration", gold), ("rejected", [*review, *refused])):
+        for split, entries in (("train", accepted), ("calibration", gold), ("rejected", [*review, *refused])):
             texts = [minhash.normalise(entry.row.raw) or entry.row.raw for entry in entries]
             if texts:
                 prints.add(
@@ -404,9 +321,3 @@ def _line(job: LabelJob, entry: LabelledRow, *, weight: bool = False) -> dict[st
     if weight:
         line["weight"] = 1.0 if entry.p_correct is None else max(entry.p_correct, 0.01)
     return line
-
-
-def _variant_line(job: LabelJob, variant: Variant, entry: LabelledRow) -> dict[str, Any]:
-    """A variant as it is written, with the row that it is a variant of."""
-    writer = job.writer.name if job.writer is not None else ""
-    return {**_line(job, entry, weight=True), "writer": writer, "variant_of": variant.of}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from slmctl.artifacts.artifact import sha256_file
 from slmctl.artifacts.lineage import SourceFile
@@ -12,7 +12,6 @@ from slmctl.config import LabelConfig
 from slmctl.metrics.statistics import wilson
 from slmctl.stages.label import acceptance
 from slmctl.stages.label.acceptance import Bound, LabelledRow
-from slmctl.stages.label.invention import InventedFacts
 from slmctl.stages.label.rows import LabelRows
 from slmctl.stages.label.teachers import EndpointTeacher, ReleaseTeacher
 
@@ -57,7 +56,6 @@ class LabelFacts(TypedDict):
         never: Labels that no accepted row has.
         fields: Upper bound of the error of each key of an object.
         curve: (kept, error, error_bound) of thresholds.
-        invented: Rows that were written for thin labels, where the config asks for them.
     """
 
     task: str
@@ -82,7 +80,6 @@ class LabelFacts(TypedDict):
     disagreements: list[tuple[str, str, int]]
     fields: dict[str, float]
     curve: list[tuple[float, float, float]]
-    invented: NotRequired[InventedFacts]
 
 
 def collect(

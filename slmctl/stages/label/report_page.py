@@ -26,7 +26,7 @@ def write(out: Path, facts: LabelFacts, receipt: Receipt) -> None:
 def _page(facts: LabelFacts, receipt: Receipt) -> html_page.Page:
     bound = facts["error_bound"]
     notices = list(_notices(facts))
-    sections = (_bound(facts), _teachers(facts), _labels(facts), _invented(facts), _confusions(facts), _rows(facts),
+    sections = (_bound(facts), _teachers(facts), _labels(facts), _confusions(facts), _rows(facts),
                 _left(receipt))  # fmt: skip
     return html_page.Page(
         kicker=f"Labels of a teacher · {facts['task']}",
@@ -58,9 +58,6 @@ def _figures(facts: LabelFacts) -> Iterator[Figure]:
     priced = [teacher["cost"] for teacher in facts["teachers"] if teacher["cost"] is not None]
     if priced:
         yield Figure("Cost", f"{sum(priced):,.2f} {facts['currency']}", report_facts.cost_sentence(facts))
-    if "invented" in facts and not facts["invented"]["note"]:
-        invented = facts["invented"]
-        yield Figure("Invented", count(invented["accepted"], "row"), f"of {invented['written']:,} for thin labels")
     yield Figure("To review", count(facts["review"]), "review.jsonl")
 
 
@@ -144,30 +141,6 @@ def _labels(facts: LabelFacts) -> PageSection:
         rows = [[name, f"{many:,}"] for name, many in order]
         blocks.append(Table("Accepted rows by label", ["label", "rows"], rows, half=True))
     return PageSection("Labels", blocks)
-
-
-def _invented(facts: LabelFacts) -> PageSection:
-    """The rows that were written for thin labels."""
-    invented = facts.get("invented")
-    if invented is None:
-        return PageSection("Invented rows", [])
-    lead = (
-        "Variants of training rows of labels that have few, written by a teacher and labelled as any row is, without "
-        "its label in the prompt. The bound is not for them: gold rows are of another kind. run trains with and "
-        "without them, and keeps them only if validation loss is lower with them by more than chance."
-    )
-    blocks: list[Block] = []
-    if invented["note"]:
-        blocks.append(Notice(invented["note"][0].upper() + invented["note"][1:] + "."))
-    if invented["labels"]:
-        order = sorted(invented["labels"].items(), key=lambda item: (item[1]["rows"], item[0]))
-        rows = [[name, *(f"{each[key]:,}" for key in ("rows", "written", "accepted"))] for name, each in order]
-        head = ["label", "training rows", "written", "accepted"]
-        blocks.append(Table(f"Written by {invented['writer']}", head, rows, half=True, folded=len(rows) > SHOWN))
-    if invented["left_out"]:
-        rows = [[reason, f"{many:,}"] for reason, many in invented["left_out"].items()]
-        blocks.append(Table("Written rows that were left out", ["reason", "rows"], rows, half=True))
-    return PageSection("Invented rows", blocks, lead)
 
 
 def _confusions(facts: LabelFacts) -> PageSection:

@@ -142,7 +142,7 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
         except RowRejectedError as error:
             left_out[error.rule] += 1
             continue
-        yield LabelRow(_id(source, raw, text), text, cleaned(config, text), source.title, raw.number)
+        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number)
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
@@ -161,16 +161,6 @@ def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
 def _once(rows: Sequence[LabelRow]) -> list[LabelRow]:
     """The rows without those whose text an earlier one has."""
     return list({minhash.normalise(row.text): row for row in reversed(rows)}.values())[::-1]
-
-
-def training(config: LabelConfig) -> tuple[list[LabelRow], list[LabelRow]]:
-    """Rows of `prepare` with an answer of the task, a text once: those that it trains on, and those it holds out."""
-    placed = [entry for source in config.reading.training for entry in _gold_of(config, source, Counter())]
-    splits = _splits(config, placed)
-    held_out = _once([entry.row for entry, split in zip(placed, splits, strict=True) if split != TRAIN])
-    taken = {minhash.normalise(row.text) for row in held_out}
-    train = _once([entry.row for entry, split in zip(placed, splits, strict=True) if split == TRAIN])
-    return [row for row in train if minhash.normalise(row.text) not in taken], held_out
 
 
 def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
@@ -208,7 +198,7 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
         group = conversation_formats.cell(raw.columns.get(source.group)) if source.group else ""
         key = hashlib.sha256(f"group/{group}".encode()).hexdigest()[:12] if group else minhash.normalise(text) or text
         row = LabelRow(
-            id, text, cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
+            id, text, _cleaned(config, text), source.title, raw.number, answer, is_pool=place_of(id) < FIT_SHARE
         )
         yield _PlacedRow(row, split.position_of(key), _moment(config, source, raw), source.split)
 
@@ -228,7 +218,7 @@ def _id(source: Source, raw: Row, text: str) -> str:
     return row_fingerprints.id_digits(own) if own else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
 
 
-def cleaned(config: LabelConfig, text: str) -> str:
+def _cleaned(config: LabelConfig, text: str) -> str:
     reading = config.reading
     if not reading.clean and not reading.replace:
         return text

@@ -32,7 +32,6 @@ from slmctl.task.contract import Task
 
 REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
-WRITING = 1.0  # temperature of texts that are to differ from each other
 PASSES = 3  # over the rows without an answer, since what failed may have passed
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
 KINDS = ("published", "gguf")  # of a release that may teach
@@ -46,18 +45,6 @@ class Vote:
     answer: str
     is_valid: bool
     confidence: float | None
-
-
-@dataclass(frozen=True)
-class WritingRequest:
-    """A prompt to write one text.
-
-    Attributes:
-        number: Tells requests with the same messages apart, from 1 on; it seeds the text.
-    """
-
-    messages: tuple[dict[str, str], ...]
-    number: int
 
 
 class NearestExamples:
@@ -134,36 +121,6 @@ class EndpointTeacher:
                 if not left or self._budget.reached:
                     break
                 self._send(self._unanswered(left, meter), meter, in_batches=in_batches)
-
-    def write(self, requests: Sequence[WritingRequest], *, in_batches: bool = True) -> list[TeacherAnswer | None]:
-        """The texts of requests to write, in their order, from the journal where they are there; None for none.
-
-        Raises:
-            NetworkError: The endpoint cannot be reached, or refuses the key or the model.
-        """
-        keyed = [(self._key(request, number), request) for number, request in map(self._to_write, requests)]
-        with console.progress(f"write {self.name}", len(keyed), "texts") as meter:
-            for _ in range(PASSES):
-                if self._budget.reached or all(key in self.journal.answers for key, _ in keyed):
-                    break
-                self._send(self._unwritten(keyed), meter, in_batches=in_batches)
-        return [self.journal.answers.get(key) for key, _ in keyed]
-
-    def _unwritten(self, keyed: Sequence[tuple[str, EndpointRequest]]) -> Iterator[PaidRequest]:
-        """The requests to write that neither the journal answers nor a batch holds, once batches are collected."""
-        out = set(itertools.chain.from_iterable(self.journal.batches.values()))
-        for key, request in keyed:
-            if self._budget.reached:
-                return
-            if key in self.journal.answers or key in out:
-                continue
-            out.add(key)
-            yield key, request, cost_of(self._teacher.prices, _most_prompt_tokens(request), request.max_tokens)
-
-    def _to_write(self, request: WritingRequest) -> tuple[int, EndpointRequest]:
-        seed = {"seed": self._config.seed + request.number}
-        sent = EndpointRequest(request.messages, self._config.max_tokens, WRITING, options=seed)
-        return request.number, sent
 
     def _send(self, requests: Iterator[PaidRequest], meter: console.Meter, *, in_batches: bool) -> None:
         if self._teacher.batch and in_batches:
@@ -384,8 +341,5 @@ def open_teacher(
 
 def journal_path(folder: Path, teacher: Teacher) -> Path:
     """The journal of a teacher: one file for each address and model, or each release."""
-    named: list[str | None] = [teacher.url, teacher.model]
-    if teacher.release is not None:
-        is_bare = teacher.release.suffix == ".gguf"
-        named = [(artifact.foreign(teacher.release, "gguf") if is_bare else artifact.load(teacher.release)).digest]
+    named = [teacher.url, teacher.model] if teacher.release is None else [artifact.load(teacher.release).digest]
     return folder / f"{sha256_bytes(canonical(named))[7:19]}.jsonl"

@@ -42,7 +42,7 @@ from slmctl.task.cleaning import Replacement
 from slmctl.task.contract import Task, call_form_of, end_of_turn
 from slmctl.task.records import Record
 
-ACCEPTED, INVENTED = "accepted.jsonl", "invented.jsonl"  # of a labelled artifact
+ACCEPTED = "accepted.jsonl"  # of a labelled artifact
 MAX_SCHEMA = 1 << 20  # bytes of a JSON Schema
 SAMPLE = 200  # rows of a source that `explain` reads
 # Shows a record where there is no base: a turn a line, tool calls as JSON.
@@ -110,25 +110,15 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
 
 
 def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
-    """The config with the labels of a teacher as its last source: of rows that are the same, those of people stay.
-
-    Rows that a teacher wrote come after them, where the config takes them.
-    """
-    sources = []
-    if labelled.metrics["accepted"]:
-        sources.append(_labelled_source(labelled, ACCEPTED))
-    else:
+    """The config with the labels of a teacher as its last source: of rows that are the same, those of people stay."""
+    if not labelled.metrics["accepted"]:
         console.say("  label accepted no row, so there is nothing of a teacher to train on")
-    if config.invented and labelled.metrics.get("invented", {}).get("accepted"):
-        sources.append(_labelled_source(labelled, INVENTED))
-    return config.model_copy(update={"sources": [*config.sources, *sources]})
-
-
-def _labelled_source(labelled: Artifact, file: str) -> Source:
-    name = "labelled" if file == ACCEPTED else "invented"
-    return Source(
-        path=labelled.file(file), name=name, input="input", output="output", id="id", weight="weight", split="train",
+        return config
+    source = Source(
+        path=labelled.file(ACCEPTED), name="labelled", input="input", output="output", id="id", weight="weight",
+        split="train",
     )  # fmt: skip
+    return config.model_copy(update={"sources": [*config.sources, source]})
 
 
 def _plan(config: PrepareConfig, model: Base | None, tokenizer: Path | None) -> ReadingPlan:

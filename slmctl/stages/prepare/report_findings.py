@@ -213,7 +213,7 @@ def _thin_labels(facts: PrepareFacts) -> Iterator[Notice]:
         names = _first([f"“{name[:60]}” ({labels[name]:,})" for name in few])
         yield Notice(
             f"{len(few)} of {count(len(facts['labels']), 'label')} {either(len(few), 'is', 'are')} thin, with fewer "
-            f"than {THIN} training rows: {names}. More rows help most there; label.invent writes some and tries them.",
+            f"than {THIN} training rows: {names}. More rows help most there.",
             "warn",
             "Labels",
         )

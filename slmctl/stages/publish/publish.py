@@ -71,7 +71,7 @@ def run(
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     slsa_provenance.write(out, steps)
-    teaching = teaching_of(labelled, prepared)
+    teaching = teaching_of(labelled)
     _write_texts(config, out, task, facts, label, figures, files, prepared, memorisation, teaching, lora)
     task.write(out)
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
@@ -84,7 +84,6 @@ def run(
         "memorisation": memorisation,
         **({"lora": lora} if lora else {}),
         **({"teachers": teaching["teachers"]} if teaching else {}),
-        **({"writer": teaching["writer"]} if teaching.get("writer") else {}),
     }
 
 
@@ -105,19 +104,13 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
     if not is_public:
         return
     for teacher in release.metrics.get("teachers", []):
-        _require_terms(teacher, "labels", "label.teachers[].terms", config)
-    if writer := release.metrics.get("writer"):
-        _require_terms(writer, "texts", "label.invent.terms", config)
-
-
-def _require_terms(teacher: Mapping[str, str], what: str, key: str, config: PublishConfig) -> None:
-    if teacher["terms"] != "permitted":
-        state = "are declared private" if teacher["terms"] else "are not declared"
-        raise GateError(
-            f"the terms of the teacher {teacher['name']}, whose {what} are in this model, {state}, and {config.to} "
-            "is public",
-            hint=f"{key}: permitted, if the terms of its provider permit it",
-        )
+        if teacher["terms"] != "permitted":
+            state = "are declared private" if teacher["terms"] else "are not declared"
+            raise GateError(
+                f"the terms of the teacher {teacher['name']}, whose labels are in this model, {state}, and {config.to} "
+                "is public",
+                hint="label.teachers[].terms: permitted, if the terms of its provider permit it",
+            )
 
 
 def _require_chain(steps: Mapping[str, Artifact]) -> None:
@@ -255,22 +248,13 @@ def _write_texts(
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
 
 
-def teaching_of(labelled: Artifact | None, prepared: Artifact) -> dict[str, Any]:
+def teaching_of(labelled: Artifact | None) -> dict[str, Any]:
     """The teachers whose labels were trained on, with their number and bound; empty where there are none."""
-    if labelled is None:
+    if labelled is None or not labelled.metrics["accepted"]:
         return {}
     facts = labelled.metrics
-    invented = facts.get("invented", {}) if prepared.manifest.config.get("invented") else {}
-    if not facts["accepted"] and not invented.get("accepted"):
-        return {}
     names = [{"name": entry["name"], "terms": entry["terms"]} for entry in facts["teachers"]]
-    own = labelled.manifest.config.get("invent") or {}  # a model that writes and labels nothing is no teacher above
-    writer = {}
-    if invented.get("accepted") and own.get("release"):
-        writer = {"name": invented["writer"], "terms": own.get("terms") or ""}
-    return {
-        "rows": facts["accepted"], "bound": facts["bound"], "teachers": names, "invented": invented, "writer": writer,
-    }  # fmt: skip
+    return {"rows": facts["accepted"], "bound": facts["bound"], "teachers": names}
 
 
 def _summary(prepared: Artifact) -> dict[str, Any]:

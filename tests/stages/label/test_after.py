@@ -141,37 +141,6 @@ def test_the_public_gets_no_model_of_a_teacher_whose_terms_are_not_declared(
         publish.require_allowed(release, section)
 
 
-@pytest.mark.parametrize(
-    ("invent", "accepted", "is_allowed"),
-    [
-        ({"release": "writers/base.gguf"}, 3, False),
-        ({"release": "writers/base.gguf", "terms": "private"}, 3, False),
-        ({"release": "writers/base.gguf", "terms": "permitted"}, 3, True),
-        ({"release": "writers/base.gguf"}, 0, True),
-        ({"per_label": 5}, 3, True),  # a teacher wrote them, whose own terms are checked
-    ],
-)
-def test_the_public_gets_no_texts_of_a_writer_whose_terms_are_not_declared(
-    invent: dict[str, Any], accepted: int, is_allowed: bool, tmp_path: Path
-) -> None:
-    made = released.release(tmp_path)
-    written = {"writer": "writers/base.gguf", "accepted": accepted}
-    facts = {
-        "accepted": 9, "bound": None, "invented": written, "teachers": [{"name": "large", "terms": "permitted"}],
-    }  # fmt: skip
-    labels = Artifact(tmp_path, Manifest("labelled", "label/1", "", "", {"invent": invent}, {}, {}, facts))
-    data = Artifact(tmp_path, Manifest("prepared", "prepare/7", "", "", {"invented": True}, {}, {}, {}))
-    teaching = publish.teaching_of(labels, data)
-    metrics = made.metrics | {"teachers": teaching["teachers"], "writer": teaching["writer"]}
-    release = Artifact(made.path, Manifest(**made.manifest.__dict__ | {"metrics": metrics}))
-    section = PublishConfig.model_validate({"to": "hf:acme/desk", "public": True})
-    if is_allowed:
-        publish.require_allowed(release, section)
-    else:
-        with pytest.raises(GateError, match=r"writers/base\.gguf, whose texts are in this model"):
-            publish.require_allowed(release, section)
-
-
 def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with endpoint.serving(teacher.manners()) as fake:

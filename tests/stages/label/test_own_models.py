@@ -11,14 +11,10 @@ import pytest
 from support import serving, teacher, tiny
 
 from slmctl.artifacts import artifact
-from slmctl.config import LabelConfig
 from slmctl.errors import StageError, UsageError
 from slmctl.inference.engine import Engine, Request
 from slmctl.inference.events import Event
-from slmctl.stages.label import teachers, writers
-from slmctl.stages.label.journal import Budget, Journal
-from slmctl.stages.label.teachers import WritingRequest
-from slmctl.stages.label.writers import ReleaseWriter
+from slmctl.stages.label import teachers
 from slmctl.task.records import read_records
 
 pytest.importorskip("llama_cpp")
@@ -131,24 +127,3 @@ def test_gold_rows_that_a_release_was_trained_on_tell_nothing(
     left_out = artifact.load(teacher.labelled(folder)).metrics["left_out"]
     assert left_out["gold rows that tiny-desk/1.0 was trained on"] >= 5  # prepare may measure with one of them
     assert "is not here" not in capsys.readouterr().err
-
-
-def test_a_file_on_this_machine_writes_and_is_asked_once(tiny_run: Path, tmp_path: Path) -> None:
-    file = min(release_of(tiny_run).glob("*.gguf"), key=lambda path: path.stat().st_size)
-    config = LabelConfig.model_validate({
-        "task": {"kind": "classify"}, "max_tokens": 6, "teachers": [{"release": release_of(tiny_run)}],
-        "invent": {"release": file},
-    })  # fmt: skip
-    turns = ({"role": "system", "content": "write"}, {"role": "user", "content": "my parcel is late"})
-    asked = [WritingRequest(turns, number) for number in (1, 2, 3)]
-    written = []
-    for _ in range(2):
-        journal = Journal(tmp_path / "writer.jsonl")
-        writer = ReleaseWriter(config, file, journal, Budget([journal], None, None))
-        written.append([answer and answer.text for answer in writer.write(asked)])
-        assert journal.ledger.sent == 3
-        journal.close()
-    assert written[0] == written[1]
-    assert None not in written[0]
-    with pytest.raises(UsageError, match="is of a classify task, so it cannot write"):
-        writers.require(release_of(tiny_run))
