@@ -38,9 +38,6 @@ class Teacher(Section):
         description="your word on the teacher's terms: permitted (models trained on its answers may be published) or "
         "private (they may not)",
     )
-    batch: Annotated[bool, Outside()] = Field(
-        False, description="ask through /v1/batches, which takes up to a day and often costs half (prices of its own)"
-    )
     concurrency: Annotated[int, Outside()] = Field(
         8, ge=1, le=256, description="most requests in flight; fewer where the endpoint says it is too many"
     )
@@ -52,8 +49,8 @@ class Teacher(Section):
             raise ValueError("a teacher has either 'url' with 'model', or 'release'")
         if (self.url is None) != (self.model is None):
             raise ValueError("'url' and 'model' come together")
-        if self.url is None and (self.key_env or self.prices or self.batch):
-            raise ValueError("'key_env', 'prices' and 'batch' belong to 'url'")
+        if self.url is None and (self.key_env or self.prices):
+            raise ValueError("'key_env' and 'prices' belong to 'url'")
         return self
 
     @property

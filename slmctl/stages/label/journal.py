@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -88,7 +87,6 @@ class Journal:
         self.path, self.prices = path, prices
         self.ledger = Ledger()
         self.answers: dict[str, TeacherAnswer] = {}
-        self.batches: dict[str, list[str]] = {}  # open ones by id, with the keys of their requests
         self._out: dict[str, float] = {}  # the most that each request that is out may cost
         self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,18 +132,6 @@ class Journal:
             self.ledger.failed += 1
             self.ledger.doubt += most
 
-    def open_batch(self, id: str, keys: Sequence[str]) -> None:
-        """Write down that requests that went out are in a batch, by whose id their answers can be had."""
-        with self._writing:
-            self._lines.append({"batch": id, "keys": list(keys)})
-            self.batches[id] = list(keys)
-
-    def close_batch(self, id: str) -> None:
-        """Write down that a batch is over and that all it brought is here."""
-        with self._writing:
-            self._lines.append({"closed": id})
-            self.batches.pop(id, None)
-
     def _count(self, key: str, answer: TeacherAnswer) -> None:
         self.answers.setdefault(key, answer)
         self.ledger.answered += 1
@@ -169,13 +155,6 @@ class Journal:
                 out.pop(fields["failed"], None)
                 self.ledger.failed += 1
                 self.ledger.doubt += fields["most"]
-            elif "batch" in fields:
-                self.batches[fields["batch"]] = fields["keys"]
-            elif "closed" in fields:
-                self.batches.pop(fields["closed"], None)
-        for key in itertools.chain.from_iterable(self.batches.values()):
-            if key in out:
-                self._out[key] = out.pop(key)
         self.ledger.doubtful += len(out)
         self.ledger.doubt += sum(out.values())
 
@@ -198,10 +177,6 @@ class Budget:
     def spent(self) -> float:
         """The cost of the answers, and the most that is in doubt."""
         return sum(journal.ledger.cost + journal.ledger.doubt for journal in self._journals)
-
-    def seconds_left(self, most: float) -> float:
-        """Seconds until the time is up, at most so many."""
-        return most if self._end is None else max(0.0, min(most, self._end - time.monotonic()))
 
     def out_of_time(self) -> bool:
         """True when the time is up; it ends the run."""

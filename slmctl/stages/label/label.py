@@ -105,7 +105,7 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
         random.Random(config.seed).shuffle(sample)  # noqa: S311 - draws rows, hides nothing
         sample = sample[: cost_plan.SAMPLE]
         for teacher in job.teachers:
-            teacher.ask(sample, in_batches=False)
+            teacher.ask(sample)
         stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
         every = [*job.all_rows.gold, *job.all_rows.rows]
         parts = [cost_plan.part(teacher, sample, every, config) for teacher in job.teachers]

@@ -7,8 +7,7 @@ labels or the schema, and sees every row.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from slmctl.model_files.gguf_choice import gguf_file
 from slmctl.network.endpoint_pool import EndpointPool
 from slmctl.network.openai_client import EndpointError, EndpointRequest, Reply, constraint
 from slmctl.sensitive.conversation_veto import Cleared, restore
-from slmctl.stages.label import batches
-from slmctl.stages.label.batches import PaidRequest, ReadAnswer
 from slmctl.stages.label.journal import Budget, Journal, Permission, TeacherAnswer, cost_of
 from slmctl.stages.label.rows import LabelRow
 from slmctl.task import untuned_prompt
@@ -34,6 +31,7 @@ REFUSED = 400  # the status of a request that the engine does not take
 WARM = 0.7  # temperature of every vote but the first
 PASSES = 3  # over the rows without an answer, since what failed may have passed
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add
+PaidRequest = tuple[str, EndpointRequest, float]  # key, request, the most that it may cost
 KINDS = ("published", "gguf")  # of a release that may teach
 
 
@@ -104,12 +102,8 @@ class EndpointTeacher:
         keys = (self._keys.get((row.id, vote), "") for vote in range(self._config.votes))
         return [self.journal.answers[key] for key in keys if key in self.journal.answers]
 
-    def ask(self, rows: Sequence[LabelRow], *, in_batches: bool = True) -> None:
+    def ask(self, rows: Sequence[LabelRow]) -> None:
         """Ask for every answer that is not in the journal, as far as the budget goes.
-
-        Args:
-            rows: The rows to ask for.
-            in_batches: False for answers at once, also of a teacher with `batch`.
 
         Raises:
             NetworkError: The endpoint cannot be reached, or refuses the key or the model.
@@ -120,22 +114,13 @@ class EndpointTeacher:
                 left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
                 if not left or self._budget.reached:
                     break
-                self._send(self._unanswered(left, meter), meter, in_batches=in_batches)
-
-    def _send(self, requests: Iterator[PaidRequest], meter: console.Meter, *, in_batches: bool) -> None:
-        if self._teacher.batch and in_batches:
-            batches.ask(self._config, self._teacher, self.journal, self._budget, requests, self._answer)
-        else:
-            self._ask_one_by_one(requests, meter)
-
-    def _ask_one_by_one(self, requests: Iterator[PaidRequest], meter: console.Meter) -> None:
-        watch = _PaidRequests(self.journal, self._budget, self._answer)
-        for _, reply in self._pool.ask_all(watch.noted(requests), watch=watch):
-            meter.advance(isinstance(reply, Reply))
+                watch = _PaidRequests(self.journal, self._budget, self._answer)
+                for _, reply in self._pool.ask_all(watch.noted(self._unanswered(left, meter)), watch=watch):
+                    meter.advance(isinstance(reply, Reply))
 
     def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
         """The requests that the journal does not answer, until a ceiling is reached."""
-        out = set(itertools.chain.from_iterable(self.journal.batches.values()))
+        out = set[str]()
         shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
         for row, vote in pairs:
             if self._budget.reached:
@@ -182,7 +167,7 @@ def _most_prompt_tokens(request: EndpointRequest) -> int:
 class _PaidRequests:
     """Lets the requests of a pool out as the budget allows, and writes down what comes of them."""
 
-    def __init__(self, journal: Journal, budget: Budget, read: ReadAnswer) -> None:
+    def __init__(self, journal: Journal, budget: Budget, read: Callable[[Reply], TeacherAnswer]) -> None:
         self._journal, self._budget, self._read = journal, budget, read
         self._keys: dict[int, str] = {}
         self._most: dict[int, float] = {}
@@ -236,7 +221,7 @@ class ReleaseTeacher:
         keys = (self._keys.get((row.id, vote), "") for vote in range(self._votes))
         return [self.journal.answers[key] for key in keys if key in self.journal.answers]
 
-    def ask(self, rows: Sequence[LabelRow], *, in_batches: bool = True) -> None:
+    def ask(self, rows: Sequence[LabelRow]) -> None:
         """Ask for every answer that is not in the journal, as far as the budget goes.
 
         Raises:

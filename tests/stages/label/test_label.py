@@ -403,7 +403,7 @@ def test_without_a_section_it_says_what_is_missing(tmp_path: Path) -> None:
     ("teachers", "said"),
     [
         ("[{url: 'https://h/v1'}]", "'url' and 'model' come together"),
-        ("[{release: r, batch: true}]", "'key_env', 'prices' and 'batch' belong to 'url'"),
+        ("[{release: r, key_env: KEY}]", "'key_env' and 'prices' belong to 'url'"),
         ("[{url: 'https://h/v1', model: m, release: r}]", "either 'url' with 'model', or 'release'"),
         ("[{url: 'https://h/v1', model: m}]\n  max_cost: 3", "'max_cost' needs the 'prices'"),
         ("[{url: 'https://h/v1', model: m}, {url: 'https://h/v1', model: m}]", "two teachers are the same"),
