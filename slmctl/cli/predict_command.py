@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from slmctl.cli import file_answers, job_files
+from slmctl.cli import file_answers
 from slmctl.cli.group import (
     Options,
     artifact_option,
@@ -28,7 +28,7 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Print the number of files, rows and bytes, and stop."),
         click.option("--shard", metavar="K/N",
                      help="Answer the K-th of N parts of the rows, or of the files of a folder; their outputs, "
-                     "concatenated in order, are the whole. With --emit, N tasks answer a part each."),
+                     "concatenated in order, are the whole."),
         click.option("--format", "format_name", metavar="FORMAT",
                      help="Format of the file, such as csv; jsonl by default for -."),
         click.option("--plain", is_flag=True,
@@ -52,7 +52,6 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where the rows are answered."""
     for decorate in (
-        job_files.emit_option("answers the file in a cluster"),
         click.option("--ray", metavar="ADDRESS",
                      help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
         click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
@@ -97,8 +96,7 @@ def predict(
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain, --plan, --ray, --emit and --engine-url are "
-            "for a file",
+            "--shard, --format, --column, --sheet, --encoding, --plain, --plan, --ray and --engine-url are for a file",
             hint="--input FILE --output FILE",
         )
     from slmctl.pipeline import resolve, runner
@@ -111,13 +109,10 @@ def predict(
 def _answer(
     options: Options, model: str | None, type_name: str | None, files: dict[str, Any], *, records: bool
 ) -> None:
-    """Answer files, or write the job that answers them."""
+    """Answer files."""
     file_answers.require_fitting(files["urls"], files["engine_model"], records=records)
     if files["ray"] and files["urls"]:
         raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
-    if files["emit"]:
-        job_files.emit_predict(options, model, type_name, files)
-        return
     work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
     endpoints = None
     if files["urls"]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from slmctl.artifacts.artifact import Artifact
     from slmctl.pipeline.resolve import Project
     from slmctl.pipeline.runner import Outcome
-from slmctl.cli import job_files
 from slmctl.cli.group import (
     CHAIN,
     Options,
@@ -343,18 +342,14 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 @click.command()
 @click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
-@job_files.emit_option("runs the stages in a cluster")
 @stage_options
 @click.pass_obj
-def run(options: Options, until: str, plan_only: bool, emit: tuple[str, Path] | None) -> None:
+def run(options: Options, until: str, plan_only: bool) -> None:
     """Run every stage that is not current, from pull to publish.
 
     What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
     pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time.
     """
-    if emit is not None:
-        job_files.emit_run(options, until, emit)
-        return
     from slmctl.cli import base_table, matmul_rates, report_view, run_plan
     from slmctl.pipeline import chains, preflight
 
