@@ -1,7 +1,9 @@
 # make demo   installs and runs the whole pipeline on the example data
-# make test   installs and runs the tests; make slow runs those that take longer
+# make test   installs and runs the tests
+# make slow   runs those that take longer; with SINCE=REV those of what has changed since a commit
 # make image    builds a container image for the processor (needs docker)
 # make check     lint, types, and the tests that need neither torch nor llama-cpp-python
+# make mutants   plants known faults one by one, and shows which test catches each
 # make torture   promises and hostile inputs at full size: every instant, every corruption, every form (hours)
 # make test-clients   clients of the server as they come, in an environment of their own
 # make test-unsloth   the same for unsloth, with the versions it pins, in an environment of its own
@@ -22,7 +24,7 @@ NAME ?= finetune
 # a process a core; a file stays with one, so that its fixtures are made once, and the longest come first
 PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo image check test slow torture test-clients test-unsloth test-gpu lint types bench readme clean
+.PHONY: demo image check test slow mutants torture test-clients test-unsloth test-gpu lint types bench readme clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo $(DEMO)
@@ -37,7 +39,10 @@ check: lint types
 	$(BIN)/pytest $(PARALLEL) --light --quiet --ignore tests/hostile
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest $(PARALLEL) -m "slow and not gpu and not unsloth and not clients"
+	$(BIN)/pytest $(PARALLEL) $(if $(SINCE),--changed $(SINCE)) -m "slow and not gpu and not unsloth and not clients" || [ $$? -eq 5 ] # none to run
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/support/mutations/run.py
 
 test-clients: $(VENV)/.dev $(CLIENTS)/.ready
 	SLMCTL_CLIENTS=$(abspath $(CLIENTS))/bin/python $(BIN)/pytest tests/server/test_clients.py tests/server/test_calls.py

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import balance, light, shared, tiny
+from support import balance, changed, light, shared, tiny
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -31,6 +31,7 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child cras
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--light", action="store_true", help="run the tests that need neither torch nor llama-cpp-python")
+    parser.addoption("--changed", metavar="REV", help="of the slow tests, run those of what has changed since a commit")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -41,6 +42,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--light"):
         light.select(config, items)
+    if since := config.getoption("--changed"):
+        changed.select(config, items, since)
     if "PYTEST_XDIST_WORKER" in os.environ:
         balance.sort(items)
 

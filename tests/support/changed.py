@@ -1,0 +1,51 @@
+"""Which slow tests a change concerns: `pytest --changed REV` runs those of the folders that differ from a commit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, TESTS
+
+# A folder of tests has the name of the folder of slmctl/ that it tests. These slow tests depend on others as well.
+ALSO = {
+    "server": ("inference", "sensitive"),
+    "stages/calibrate": ("metrics",),
+    "stages/evaluate": ("metrics",),
+    "stages/finetune": ("config", "model_files/hf_folder.py", "network/guard.py", "task"),
+    "stages/label": ("metrics", "network"),
+    "stages/merge": ("model_files",),
+    "stages/predict": ("inference", "network"),
+    "stages/publish": ("releases",),
+    "stages/pull": ("model_files", "stages/quantize"),
+    "stages/quantize": ("inference", "model_files"),
+}
+# Those of tests/promises, tests/hostile and tests/*.py run whole projects; they depend on all of slmctl/.
+EVERYTHING = ("pyproject.toml", ".ci", "tests/conftest.py", "tests/support")
+
+
+def select(config: pytest.Config, items: list[pytest.Item], since: str) -> None:
+    """Leave out the slow tests of what has not changed since a commit."""
+    changed = _changed(since)
+    left_out = [item for item in items if item.get_closest_marker("slow") and not _concerned(item.path, changed)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _changed(since: str) -> list[Path]:
+    """The files that differ from a commit; what each change may concern where git cannot tell."""
+    command = ["git", "-C", str(ROOT), "diff", "--name-only", since]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    return [Path(line) for line in listed.stdout.splitlines()] if listed.returncode == 0 else [Path(EVERYTHING[0])]
+
+
+def _concerned(test: Path, changed: list[Path]) -> bool:
+    """True if a test's own file has changed, or something that it depends on."""
+    folder = test.relative_to(TESTS).parent.as_posix()
+    watched = (
+        [f"slmctl/{name}" for name in (folder, *ALSO.get(folder, ()))] if (ROOT / "slmctl" / folder).is_dir() else []
+    )
+    places = [test.relative_to(ROOT), *map(Path, EVERYTHING), *map(Path, watched or ["slmctl"])]
+    return any(path.is_relative_to(place) for path in changed for place in places)
