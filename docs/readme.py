@@ -68,6 +68,7 @@ def filled(text: str) -> str:
         ("stages", stages),
         ("config", keys),
         ("help", help_text),
+        ("standings", result.standings),
         ("goals", result.goals),
         ("public", public.table),
         ("banking77", banking77.table),
