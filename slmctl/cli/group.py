@@ -212,7 +212,8 @@ def terminal() -> Any:
 
     context = click.get_current_context(silent=True)
     if context is not None:
-        console.set_level(context.ensure_object(Options).level)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, this one speaks
+        console.set_level(context.ensure_object(Options).level if first else -1)
     return console
 
 
@@ -272,7 +273,7 @@ def say_outcome(name: str, outcome: Outcome) -> Outcome:
 
 def print_artifact(options: Options, artifact: Artifact) -> None:
     if os.environ.get("RANK", "0") != "0":
-        return  # of several processes that torchrun started, the first prints
+        return
     if options.json:
         terminal().write_json(artifact.manifest.to_json())
     else:

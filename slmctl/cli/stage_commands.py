@@ -112,7 +112,7 @@ def finetune(
 
     override(options, "finetune", epochs=epochs, learning_rate=learning_rate, seed=seed)
     project = open_project(options, base=base, prepared=prepared)
-    distributed.join_slurm(project.config.finetune)
+    distributed.join_slurm()
     import_trainer_first(project)
     if preview is not None:
         _print_of(project, "finetune", "encoding", "preview", count=preview)

@@ -115,29 +115,14 @@ class FinetuneConfig(Section):
         6, ge=1, description="validations in a row, surely worse than the best, after which training stops; null: never"
     )
     lora: Lora = Field(default_factory=Lora, description="the adapter's shape")
-    processes: Annotated[int, Outside()] = Field(
-        1, ge=1, description="processes that train together, through accelerate"
-    )
-    machines: Annotated[int, Outside()] = Field(1, ge=1, description="machines over which the processes are spread")
-    machine_rank: Annotated[int, Outside()] = Field(0, ge=0, description="this machine's number, from 0")
-    main_address: Annotated[Text, Outside(), Formerly("address")] = Field(
-        "127.0.0.1", description="address of machine 0"
-    )
-    main_port: Annotated[int, Outside(), Formerly("port")] = Field(
-        29500, ge=1, le=65535, description="port of machine 0, where several machines train"
-    )
     report_to: Annotated[list[Text], Outside()] = Field(
         default_factory=list, description="trackers that follow the run, such as mlflow or wandb (uses the network)"
     )
 
     @model_validator(mode="after")
     def _divides(self) -> FinetuneConfig:
-        if self.batch_size % (self.gradient_accumulation_steps * self.processes):
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide by gradient_accumulation_steps and processes"
-            )
-        if self.machine_rank >= self.machines:
-            raise ValueError(f"machine_rank {self.machine_rank} is not below machines {self.machines}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by gradient_accumulation_steps")
         return self
 
 

@@ -75,8 +75,6 @@ def require_no_network(project: Project, stages: Sequence[str]) -> None:
             guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
     if "finetune" in stages and settings.finetune.report_to:
         guard.require(f"finetune.report_to ({', '.join(settings.finetune.report_to)})")
-    if "finetune" in stages and settings.finetune.machines > 1:
-        guard.require("finetune.machines")
     if "publish" in stages:
         with spoken("publish", project.root):
             targets.require_reachable(settings.publish.to, _settings(project))

@@ -152,11 +152,11 @@ def _run_module(module: ModuleType, request: StageRequest, place: Path, more: Ma
 
 def _assists(request: StageRequest) -> bool:
     """True if this process is one of several that make the artifact together, and not the first."""
-    return int(os.environ.get("RANK", "0")) > 0 or getattr(request.section, "machine_rank", 0) > 0
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def _assist(request: StageRequest) -> Artifact:
-    """Be one of several processes, or machines: do the work, leave the writing to the first."""
+    """Be one of several processes: do the work, leave the writing to the first."""
     console.set_level(-1)  # the first one speaks for all
     module = importlib.import_module(request.stage.module)
     with tempfile.TemporaryDirectory() as place:

@@ -50,15 +50,6 @@ def kept(request: StageRequest) -> Iterator[None]:
         log.add(f"{_now()}  done in {console.duration(time.monotonic() - begun)}")
 
 
-@contextlib.contextmanager
-def added(path: Path) -> Iterator[None]:
-    """Add what is said inside the block to a log that another process keeps, as a training's own processes do."""
-    with contextlib.ExitStack() as open_log:
-        with contextlib.suppress(OSError):
-            open_log.enter_context(console.recorded(open_log.enter_context(_Log(path)).add))
-        yield
-
-
 def find(root: Path, named: Path | None) -> Path:
     """The log of an artifact, by its path or the beginning of its id; without a name the last one.
 

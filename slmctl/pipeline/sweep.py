@@ -179,8 +179,6 @@ def request(
         UsageError: A value is not valid, or the budget does not hold the smallest plan.
     """
     section = project.config.finetune
-    if section.machines > 1:
-        raise UsageError("a sweep trains on one machine", hint="--set finetune.machines=1")
     if section.train_share < 1:
         raise UsageError("a sweep sets finetune.train_share itself", hint="remove it from slmctl.yaml")
     tried = sweep_plan.candidates(read, space or sweep_plan.default_space(section))

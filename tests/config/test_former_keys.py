@@ -29,7 +29,7 @@ HEAD: dict[str, Any] = {"project": "acme", "base": "pypi:x==1", "prepare": {"sou
 # Values other than the default, for keys whose default says nothing of their type.
 VALUES: dict[str, Any] = {
     "finetune.batch_size": 8, "finetune.gradient_accumulation_steps": 4, "finetune.max_steps": 9,
-    "finetune.lr_scheduler": "linear", "finetune.matmul_dtype": "float32", "finetune.main_address": "10.0.0.1",
+    "finetune.lr_scheduler": "linear", "finetune.matmul_dtype": "float32",
     "finetune.lora.target_modules": ["q_proj"], "quantize.importance_matrix": 64, "quantize.lora_gguf": True,
     "evaluate.choose.reference": "Q8_0", "calibrate.min_token_f1": 0.5, "publish.allowed_texts": ["a@b.de"],
     "publish.signing_key": "key.pem", "publish.s3_endpoint": "http://localhost:9000", "publish.allowed_hosts": ["h"],

@@ -126,7 +126,7 @@ def test_an_endpoint_that_repeats_its_key(echo: str, desk: Path, tmp_path: Path,
 def test_no_secret_is_in_a_file_a_message_or_a_child(tiny_project: Path, tmp_path: Path) -> None:
     """The whole chain, with secrets in its environment; strace shows what every child is given."""
     desk, log = Path(shutil.copytree(tiny_project, tmp_path / "desk")), tmp_path / "execs"
-    more = ("--set", "finetune.max_steps=8", "--set", "quantize.types=[Q8_0]", "--set", "finetune.processes=2")
+    more = ("--set", "finetune.max_steps=8", "--set", "quantize.types=[Q8_0]")
     command = ["strace", "-f", "-v", "-s", "100000", "-e", "trace=execve", "-o", str(log)]
     done = subprocess.run(
         [*command, *tiny.command(desk, "-v", "run", *more)], env=tiny.environment(**SECRETS), capture_output=True,

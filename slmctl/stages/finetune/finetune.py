@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import json
 import math
@@ -44,7 +43,7 @@ from slmctl.stages.finetune import (
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.device_plan import DevicePlan
 from slmctl.stages.finetune.encoding import encode, share_of
-from slmctl.stages.finetune.interruption import STOP_FILE, FirstInterrupt
+from slmctl.stages.finetune.interruption import FirstInterrupt
 from slmctl.stages.finetune.packing import EncodedRecord
 from slmctl.stages.finetune.trainer import DIVERGED_HINT, AnswerTrainer, without_loss
 from slmctl.task.contract import Task
@@ -137,11 +136,9 @@ def run(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, out: Path
         UsageError: A tracker is unknown, or the processes cannot share a batch.
     """
     _require_trackers(config.report_to)
-    if config.processes * config.machines > 1 and "WORLD_SIZE" not in os.environ:
-        return distributed.run_workers(config, base=base, prepared=prepared, out=out, keep=keep)
     with memory.PeakMeter() as peak, device_plan.out_of_memory(keep):
         metrics = _run(config, base, prepared, out, keep)
-    _leave_group()
+    distributed.leave_group()
     return {"memory_peak": peak.bytes} | metrics
 
 
@@ -167,13 +164,6 @@ def _run(config: FinetuneConfig, base: Artifact, prepared: Artifact, out: Path, 
         _save(trainer.model, base, out)
         _report(trainer, result, inputs.overlong["train"])
     return _metrics(trainer, inputs, result) | layers
-
-
-def _leave_group() -> None:
-    """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        gc.collect()  # the trainer, whose reference cycles keep the group
 
 
 def _read_inputs(config: FinetuneConfig, base: Artifact, prepared: Artifact, tokenizer: Any) -> TrainingInputs:
@@ -248,14 +238,15 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         loss = trainer.progress.before or math.nan
         if inputs.plan.idle_gpus:
             visible = inputs.plan.idle_gpus + 1
-            console.say(f"  note: one of {visible} GPUs trains; --set finetune.processes={visible} uses all")
+            torchrun = f"torchrun --standalone --nproc_per_node {visible} -m slmctl finetune"
+            console.say(f"  note: one of {visible} GPUs trains; `{torchrun}` uses all")
         console.say(f"  {inputs.library} backend{expected}; validation loss before training {loss:.3f}")
         if hf_folder.has_experts(trainer.model):
             console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
     elif leads and resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")
     with FirstInterrupt() as interrupt:
-        trainer.is_interrupted = lambda: interrupt.asked or (keep / STOP_FILE).exists()
+        trainer.is_interrupted = lambda: interrupt.asked
         output = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
         _end_interrupted(trainer, keep)

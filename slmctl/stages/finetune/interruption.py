@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from slmctl import console
 
-STOP_FILE = "stop"  # in the folder of checkpoints: tells the processes of a training to save and end
-
 
 class FirstInterrupt(contextlib.AbstractContextManager["FirstInterrupt"]):
-    """Have the first SIGINT inside the block call `ask` and say that the training ends, where it would interrupt.
+    """Have the first SIGINT inside the block set `asked` and say that the training ends, where it would interrupt.
 
     Outside of the main thread, where no handler can be set, nothing changes.
     """
 
-    def __init__(self, ask: Callable[[], object] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self._ask = ask
         self._before: Any = None
         self._set = False
 
@@ -36,7 +32,6 @@ class FirstInterrupt(contextlib.AbstractContextManager["FirstInterrupt"]):
     def _handle(self, number: int, frame: object) -> None:
         self._restore()
         self.asked = True
-        self._ask()
         console.say("  ending after this step; Ctrl-C again ends at once")
 
     def _restore(self) -> None:

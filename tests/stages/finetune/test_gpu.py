@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,11 @@ def test_a_killed_training_goes_on(desk: Path, plain: dict[str, Any], tmp_path: 
 
 def test_two_processes_share_one_gpu(desk: Path, plain: dict[str, Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
-    options = ["--set=finetune.backend=transformers", "--set=finetune.processes=2"]
-    env = tiny.environment(CUDA_VISIBLE_DEVICES="0")
-    done = tiny.slmctl(folder, "finetune", "--json", *RECIPE, *options, env=env, timeout=900)
+    train = tiny.command(folder, "finetune", "--json", *RECIPE, "--set=finetune.backend=transformers")
+    done = subprocess.run(
+        [*train[:2], "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train[1:]], text=True,
+        capture_output=True, env=tiny.environment(CUDA_VISIBLE_DEVICES="0"), timeout=900, check=False,
+    )  # fmt: skip
     metrics = json.loads(tiny.ok(done))["metrics"]
     assert metrics["processes"] == 2
     assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
