@@ -166,7 +166,7 @@ def _stages(proposal: ProjectProposal) -> Iterator[str]:
     yield "gates:"
     for gate, comment in gates(proposal.task, test_rows(proposal.rows)):
         yield line("  -", gate, comment)
-    yield line("publish", {"to": "dir:./registry"}, "or hf:, s3://, oci://, ollama:")
+    yield line("publish", {"to": "dir:./registry"}, "or hf:, s3://")
 
 
 def epochs(rows: int) -> int:

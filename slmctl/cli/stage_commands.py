@@ -254,8 +254,7 @@ def publish(
 
     Refused are files that no passing report measured, secrets and personal data in any text of the
     release, and a model that completes rare strings of its training rows. TARGET is dir:FOLDER,
-    hf:ORG/NAME (private, unless publish.public), s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or
-    ollama:NAME.
+    hf:ORG/NAME (private, unless publish.public) or s3://BUCKET/PREFIX.
     """
     from slmctl.pipeline import chains, preflight
     from slmctl.reports import scoreboard

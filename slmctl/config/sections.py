@@ -324,10 +324,9 @@ class PublishConfig(Section):
     project: Annotated[Text, Inherited()] = ""
     version: Annotated[Text, Inherited()] = ""
     label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are part of the release
-    to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://|oci://|ollama:).+$"), Outside()] = Field(
+    to: Annotated[Text, Field(pattern=r"^(dir:|hf:|s3://).+$"), Outside()] = Field(
         "dir:./registry",
-        description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME, s3://BUCKET/PREFIX, "
-        "oci://HOST/REPOSITORY or ollama:NAME",
+        description="target of releases: dir:FOLDER (relative to slmctl.yaml), hf:ORG/NAME or s3://BUCKET/PREFIX",
     )
     include: list[Literal["adapter", "merged", "lora"]] = Field(
         default_factory=list,

@@ -32,7 +32,7 @@ from slmctl.releases import registry
 from slmctl.sources import snapshot
 
 # Packages of what the config asks for; those that a stage always imports stand in the stage table.
-TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3", "oci": "oras"}
+TARGET_PACKAGES = {"hf": "huggingface_hub", "s3": "boto3"}
 FORMAT_PACKAGES = {"parquet": "pyarrow", "xlsx": "python_calamine", "ods": "python_calamine"}
 A_SOURCE = "the source, with the columns that the config names"
 MORE_ROWS = "more rows, a larger prepare.splits.test, or another gate"

@@ -21,7 +21,7 @@ EXTRAS = {
     "sklearn": "evaluate", "httpx": "evaluate", "starlette": "serve", "uvicorn": "serve",
     "httptools": "serve", "prometheus_client": "serve",
     "ray": "ray",
-    "boto3": "publish", "oras": "publish", "model_signing": "sign", "OpenSSL": "sign",
+    "boto3": "publish", "model_signing": "sign", "OpenSSL": "sign",
     "pyarrow": "data", "python_calamine": "data", "sqlalchemy": "data", "psycopg": "data",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Fuzz target `registries`: registry and OCI manifests, tags, gates and receipts, mutated and generated."""
+"""Fuzz target `registries`: registry manifests, listings of S3, tags, gates and receipts, mutated and generated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hostile import oci
+from hostile import answers
 from hostile.fuzz import Outcome
 from support import serving
 from support.released import release
@@ -29,7 +29,7 @@ PLACES = ("desk/1.0/manifest.json", "desk/.tags/production", "desk/.gates/1.0", 
 
 
 def run(seconds: float, seed: int) -> Outcome:
-    """Damage a registry in one place or let an OCI registry lie, then read it in every way that commands do."""
+    """Damage a registry in one place or let an S3 service lie, then read it in every way that commands do."""
     console.set_level(-1)
     outcome, random = Outcome(), Random(seed)
     ends, settled, first = time.monotonic() + seconds, time.monotonic() + seconds / 10, 0
@@ -41,14 +41,14 @@ def run(seconds: float, seed: int) -> Outcome:
             targets.deliver(target, targets.plan(target, to, targets.shipment(made)))
         registry.promote(root / "whole", registry.find(root / "whole"), "production")
         deliveries.record(root / "runs", made, to)
-        with oci.running({}) as server:
+        with answers.running({}) as server:
             while time.monotonic() < ends:
                 outcome.cases += 1
                 try:
                     if random.random() < 0.7:
                         _read_folder(root, random)
                     else:
-                        _read_oci(server, made, root / "fetched", random)
+                        _read_s3(server, made, root / "fetched", random)
                 except SlmctlError:
                     pass
                 except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -87,17 +87,17 @@ def _read_folder(root: Path, random: Random) -> None:
     random.choice(ways)()
 
 
-def _read_oci(server: oci.Registry, made: Artifact, into: Path, random: Random) -> None:
-    answers = oci.answers_of(made)
-    key = random.choice([*answers, "/manifests/1.0", "/tags/list"])
-    answers[key] = oci.Answer(_damaged(answers[key].body, random), status=random.choice([200] * 9 + [404, 500, 302]))
-    server.answers = answers
-    _fetch(server.address, random.choice(["", "1.0", "desk@1.0"]), into)
+def _read_s3(server: answers.Server, made: Artifact, into: Path, random: Random) -> None:
+    lying = answers.answers_of(made)
+    key = random.choice([*lying, answers.MANIFEST, answers.LISTING])
+    lying[key] = answers.Answer(_damaged(lying[key].body, random), status=random.choice([200] * 9 + [404, 403, 302]))
+    server.answers = lying
+    _fetch(answers.TO, random.choice(["", "1.0", "desk@1.0"]), into, endpoint=server.address)
 
 
-def _fetch(to: str, name: str, into: Path) -> None:
+def _fetch(to: str, name: str, into: Path, *, endpoint: str | None = None) -> None:
     shutil.rmtree(into, ignore_errors=True)
-    with targets.opened(to, Settings(into), purpose="fuzz") as target:
+    with targets.opened(to, Settings(into, endpoint=endpoint), purpose="fuzz") as target:
         targets.fetch(target, name, None, into=into)
 
 

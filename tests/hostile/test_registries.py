@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import oci
+from hostile import answers
 from support.released import release
 from support.scale import FULL
 
@@ -29,7 +29,6 @@ from slmctl.releases.targets import Settings
 
 ADDRESS = "dir:./registry"
 HTML = {"Content-Type": "text/html"}
-FILEPATH = "org.cncf.model.filepath"
 
 
 def send(root: Path, made: Artifact, to: str = ADDRESS) -> None:
@@ -261,8 +260,8 @@ def memory() -> int:
 LARGE = (2 << 30) if FULL else (64 << 20)  # bytes
 
 
-def fetched(server: oci.Registry, into: Path, name: str = "1.0") -> Artifact:
-    with targets.opened(server.address, Settings(), purpose="test") as target:
+def fetched(server: answers.Server, into: Path, name: str = "1.0") -> Artifact:
+    with targets.opened(answers.TO, Settings(endpoint=server.address), purpose="test") as target:
         return targets.fetch(target, name, None, into=into)
 
 
@@ -270,41 +269,40 @@ def disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_an_honest_oci_registry_gives_the_release(tmp_path: Path) -> None:
+def test_an_honest_service_gives_the_release(tmp_path: Path) -> None:
     made = release(tmp_path)
-    with oci.running(oci.answers_of(made)) as server:
+    with answers.running(answers.answers_of(made)) as server:
         assert fetched(server, tmp_path / "here", "").digest == made.digest
 
 
-def of_file(made: Artifact, name: str) -> str:
-    return f"/blobs/{oci.digest((made.path / name).read_bytes())}"
+PLACES = ["LICENSE", answers.MANIFEST, answers.LISTING]
 
 
-@pytest.mark.parametrize("place", ["LICENSE", "manifest.json", "/manifests/1.0", "/tags/list"])
+@pytest.mark.parametrize("place", PLACES)
 def test_no_more_is_read_than_a_size_says(tmp_path: Path, place: str) -> None:
     """2 GB were written for a file of 11 kB, and a manifest of 2 GB was read into memory."""
     made = release(tmp_path)
-    answers = oci.answers_of(made)
-    key = place if place.startswith("/") else of_file(made, place)
-    answers[key] = oci.Answer(answers[key].body, more=LARGE)
+    honest = answers.answers_of(made)
+    key = place if place.startswith("/") else answers.blob(made, place)
+    honest[key] = answers.Answer(honest[key].body, more=LARGE)
     before = memory()
-    with oci.running(answers) as server, pytest.raises((IntegrityError, NetworkError)):
+    with answers.running(honest) as server, pytest.raises((IntegrityError, NetworkError)):
         fetched(server, tmp_path / "here", "")
     assert server.sent < 40 << 20
     assert memory() - before < 60 << 20
     assert disk(tmp_path / "here") < 1 << 20 if (tmp_path / "here").exists() else True
 
 
-@pytest.mark.parametrize("place", ["LICENSE", "manifest.json", "/manifests/1.0", "/tags/list"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "br", "x-unknown"])
 def test_what_is_compressed_is_not_unpacked(tmp_path: Path, place: str, encoding: str) -> None:
     made = release(tmp_path)
-    answers = oci.answers_of(made)
-    key = place if place.startswith("/") else of_file(made, place)
+    honest = answers.answers_of(made)
+    key = place if place.startswith("/") else answers.blob(made, place)
     bomb = gzip.compress(bytes(LARGE // 4), 1)
-    answers[key] = oci.Answer(bomb, headers={"Content-Encoding": encoding})
+    honest[key] = answers.Answer(bomb, headers={"Content-Encoding": encoding})
     before = memory()
-    with oci.running(answers) as server, pytest.raises((IntegrityError, NetworkError)):
+    with answers.running(honest) as server, pytest.raises((IntegrityError, NetworkError)):
         fetched(server, tmp_path / "here", "")
     assert memory() - before < 60 << 20
 
@@ -312,36 +310,27 @@ def test_what_is_compressed_is_not_unpacked(tmp_path: Path, place: str, encoding
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"[]", b"null", b"[" * 200_000, b'{"layers": 5}', b'{"layers": [5]}', b'{"layers": [{"annotations": []}]}',
-        b'{"layers": [{"annotations": {"org.cncf.model.filepath": "manifest.json"}, "digest": "../../x"}]}',
-        b'{"layers": [{"annotations": {"org.cncf.model.filepath": "manifest.json"}, "digest": ["a"]}]}',
-        b'{"layers": {}}', b"\xff\xfe", b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b'{"layers": ' + b"9" * 5_000 + b"}",
+        b"", b"[]", b"\xff\xfe", b"<ListBucketResult>", b"<a>" * 9_999 + b"</a>" * 9_999, answers.listed("a", "b/c"),
+        answers.listed("acme/../1.0/manifest.json"),
+        b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
+        b"</ListBucketResult>",
     ],
 )  # fmt: skip
-def test_a_manifest_of_oci_that_is_none(tmp_path: Path, body: bytes) -> None:
-    answers = oci.answers_of(release(tmp_path))
-    answers["/manifests/1.0"] = oci.Answer(body)
-    with oci.running(answers) as server, pytest.raises(IntegrityError):
-        fetched(server, tmp_path / "here")
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 5}', b'{"tags": [5]}', b'{"tags": {"a": 1}}', b"[" * 99_999])
-def test_tags_of_oci_that_are_none(tmp_path: Path, body: bytes) -> None:
-    with oci.running({"/tags/list": oci.Answer(body)}) as server, pytest.raises((IntegrityError, NetworkError)):
+def test_a_listing_that_is_none(tmp_path: Path, body: bytes) -> None:
+    with (
+        answers.running({answers.LISTING: answers.Answer(body)}) as server,
+        pytest.raises((IntegrityError, NetworkError)),
+    ):
         fetched(server, tmp_path / "here", "")
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_a_size_that_no_disk_has_is_not_begun(tmp_path: Path) -> None:
     made = release(tmp_path)
     files = (*made.manifest.files, FileEntry("huge.gguf", 1 << 60, "0" * 64))
     raw = dataclasses.replace(made.manifest, files=files, digest=artifact.digest_of(files)).to_bytes()
-    layers = [layer for layer in oci.layers_of(made) if layer["annotations"][FILEPATH] != "manifest.json"]
-    layers.append({"digest": oci.digest(raw), "annotations": {FILEPATH: "manifest.json"}})
-    answers = oci.answers_of(made) | {
-        "/manifests/1.0": oci.Answer(artifact.canonical({"layers": layers})),
-        f"/blobs/{oci.digest(raw)}": oci.Answer(raw),
-    }
-    with oci.running(answers) as server, pytest.raises(StageError, match="free"):
+    lying = answers.answers_of(made) | {answers.MANIFEST: answers.Answer(raw)}
+    with answers.running(lying) as server, pytest.raises(StageError, match="free"):
         fetched(server, tmp_path / "here")
 
 
@@ -353,7 +342,7 @@ def test_links_in_the_draft_of_a_fetch_are_not_followed(tmp_path: Path, linked: 
     (tmp_path / "victim" / "LICENSE").write_text("precious")
     target = tmp_path / "victim" / ("LICENSE" if linked == "LICENSE" else "")
     (tmp_path / "here" / ".draft-desk-1.0" / linked).symlink_to(target)
-    with oci.running(oci.answers_of(made)) as server:
+    with answers.running(answers.answers_of(made)) as server:
         fetched(server, tmp_path / "here")
     assert [path.name for path in (tmp_path / "victim").iterdir()] == ["LICENSE"]
     assert (tmp_path / "victim" / "LICENSE").read_text() == "precious"
@@ -365,13 +354,13 @@ def test_links_in_the_draft_of_a_fetch_are_not_followed(tmp_path: Path, linked: 
 
 @pytest.mark.parametrize("place", ["/endless-1.0.tar.gz", "/endless/"])
 def test_a_package_index_that_sends_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    answers = {
-        "/endless/": oci.Answer(b'<a href="/endless-1.0.tar.gz">endless-1.0.tar.gz</a>', headers=HTML),
-        "/endless-1.0.tar.gz": oci.Answer(b"\x1f\x8b"),
+    endless = {
+        "/endless/": answers.Answer(b'<a href="/endless-1.0.tar.gz">endless-1.0.tar.gz</a>', headers=HTML),
+        "/endless-1.0.tar.gz": answers.Answer(b"\x1f\x8b"),
     }
-    answers[place].more = 64 << 20
-    with oci.running(answers) as server:
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+    endless[place].more = 64 << 20
+    with answers.running(endless) as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.address}/simple/")
         with pytest.raises(NetworkError, match="pip could not fetch"):
             package_index.download("endless==1.0", tmp_path / "here", purpose="test", largest=1 << 20)
     assert disk(tmp_path) <= 1 << 20

@@ -215,7 +215,7 @@ def test_the_receipt_stands_in_the_manifest(desk: Path, tmp_path: Path) -> None:
         (("finetune", "--set", "finetune.report_to=[tensorboard]"), "finetune.report_to (tensorboard)"),
         (("run", "--set", "publish.to=hf:acme/desk"), "the target hf:acme/desk"),
         (("publish", "--plan", "--to", "s3://models/desk"), "the target s3://models/desk"),
-        (("fetch", "oci://registry.invalid/acme/desk#1.0"), "fetch"),
+        (("fetch", "hf:acme/desk#1.0"), "fetch"),
         (("serve", "--engine-url", "https://e.invalid/v1", "--engine-model", "m"), "--engine-url at e.invalid"),
         (
             ("serve", "--policy", "p", "--generalist", "https://g.invalid/v1", "--generalist-model", "m"),

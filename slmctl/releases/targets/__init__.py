@@ -1,6 +1,6 @@
 """Targets of releases: one plan, one delivery and one fetch for all of them.
 
-    dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX   oci://HOST/REPOSITORY   ollama:NAME
+    dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX
 
 A target says what it holds; nothing is remembered here, so a second delivery sends what the target lacks, which is
 nothing. What makes a release visible (its manifest, a commit, a tag) comes last.
@@ -25,7 +25,7 @@ from slmctl.config import Gate
 from slmctl.errors import IntegrityError, StageError, UsageError
 from slmctl.network import guard
 
-KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3", "oci://": "oci", "ollama:": "ollama"}
+KINDS = {"dir:": "local", "hf:": "hub", "s3://": "s3"}
 LARGEST_MANIFEST = bounded_json.MAX_BYTES  # bytes; a signature, which lists the same files, may have as many
 
 
@@ -94,8 +94,8 @@ class Target(Protocol):
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         """The address of an item there."""
 
-    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
-        """The manifest that is visible there under a version; `like` is what would go there."""
+    def published(self, project: str, version: str) -> bytes | None:
+        """The manifest that is visible there under a version."""
 
     def holds(self, shipment: Shipment) -> set[str]:
         """The names of those items that it has, by their content."""
@@ -190,7 +190,7 @@ def prefix(to: str) -> str:
     for kind in KINDS:
         if to.startswith(kind) and len(to) > len(kind):
             return kind
-    raise UsageError(f"'{to}' names no target", hint="dir:FOLDER, hf:ORG/NAME, s3://BUCKET/PREFIX, oci://HOST/REPO")
+    raise UsageError(f"'{to}' names no target", hint="dir:FOLDER, hf:ORG/NAME, s3://BUCKET/PREFIX")
 
 
 def plan(target: Target, to: str, sent: Shipment) -> Plan:
@@ -200,7 +200,7 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
         IntegrityError: It holds another release under the same version, or the same one with a manifest that the
             signature is not of.
     """
-    there = target.published(sent.project, sent.version, like=sent)
+    there = target.published(sent.project, sent.version)
     if there is not None and _digest_of(there, to) != sent.release.digest:
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",

@@ -72,7 +72,7 @@ class HubRepository:
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"hf:{self.repo}@v{shipment.version}/{item.name}"
 
-    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+    def published(self, project: str, version: str) -> bytes | None:
         files = self._files(f"v{version}")
         if files is None:
             return None

@@ -29,7 +29,7 @@ class FolderTarget:
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return str(self.root / shipment.project / shipment.version / item.name)
 
-    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
+    def published(self, project: str, version: str) -> bytes | None:
         path = self.root / project / version / MANIFEST
         try:
             return bounded_json.read_bytes(path)

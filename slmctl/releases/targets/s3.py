@@ -4,15 +4,13 @@
     PREFIX/<project>/<version>/manifest.json     written last: with it the release is visible
     PREFIX/<project>/<version>/model.sig         where it was signed
 
-A file under its hash can be written by several at once and never be torn; a large one goes in parts, and those that
-an interrupted upload left are taken up again. Nothing is visible under a version before all of it is there.
+A file under its hash can be written by several at once and never be torn. Nothing is visible under a version before
+all of it is there.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -30,7 +29,6 @@ from slmctl.network import guard
 from slmctl.network.credentials import secret
 from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather, receive
 
-PART = 64 << 20  # bytes of one part of a large file
 LARGEST_LISTING = 1000  # pages of 1,000 objects
 _BY_NAME = (MANIFEST, SIGNATURE)  # what lies under a version; all else lies under its hash
 
@@ -76,10 +74,9 @@ class Bucket:
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
         return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
 
-    def published(self, project: str, version: str, *, like: Shipment | None = None) -> bytes | None:
-        with _spoken(self.bucket):
-            answer = self._read(self._key(project, version, MANIFEST, ""))
-            return None if answer is None else gather(answer["Body"].iter_chunks(1 << 20), f"the manifest of {version}")
+    def published(self, project: str, version: str) -> bytes | None:
+        with _spoken(self.bucket), self._read(self._key(project, version, MANIFEST, "")) as pieces:
+            return None if pieces is None else gather(pieces, f"the manifest of {version}")
 
     def holds(self, shipment: Shipment) -> set[str]:
         held = set()
@@ -93,15 +90,17 @@ class Bucket:
         with _spoken(self.bucket):
             for item in missing:
                 if item.name != MANIFEST:
-                    self._send(self._key(shipment.project, shipment.version, item.name, item.sha256), item)
+                    key = self._key(shipment.project, shipment.version, item.name, item.sha256)
+                    about = {"Metadata": {"sha256": item.sha256}}
+                    self._client.upload_file(str(item.path), self.bucket, key, ExtraArgs=about)
 
     def finish(self, shipment: Shipment) -> None:
         """The manifest, unless somebody else's is there by now."""
         item = shipment.manifest
         body = item.path.read_bytes()
         key = self._key(shipment.project, shipment.version, MANIFEST, "")
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "ContentMD5": _md5(body)}
-        arguments["Metadata"] = {"sha256": item.sha256}
+        about = {"sha256": item.sha256}
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "Metadata": about}
         with _spoken(self.bucket):
             try:
                 self._client.put_object(**arguments, IfNoneMatch="*")
@@ -123,13 +122,11 @@ class Bucket:
         raise UsageError(f"'{name}' may mean several releases", hint=f"#PROJECT@VERSION: {listed}")
 
     def get(self, project: str, version: str, entry: FileEntry, path: Path) -> None:
-        with _spoken(self.bucket):
-            answer = self._read(self._key(project, version, entry.path, entry.sha256))
-            if answer is None:
-                if entry.path == SIGNATURE:
-                    return
+        with _spoken(self.bucket), self._read(self._key(project, version, entry.path, entry.sha256)) as pieces:
+            if pieces is not None:
+                receive(pieces, path, entry.size)
+            elif entry.path != SIGNATURE:
                 raise IntegrityError(f"{entry.path} is not in s3://{self.bucket}/{self.prefix}", hint="publish again")
-            receive(answer["Body"].iter_chunks(1 << 20), path, entry.size)
 
     def _key(self, project: str, version: str, name: str, sha256: str) -> str:
         inner = f"{project}/{version}/{name}" if name in _BY_NAME else f".blobs/{sha256}"
@@ -153,48 +150,15 @@ class Bucket:
         head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
         return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
 
-    def _read(self, key: str) -> Any:
-        return _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
-
-    def _send(self, key: str, item: ShipmentFile) -> None:
-        """One object, whole or not at all."""
-        arguments = {"Bucket": self.bucket, "Key": key}
-        if item.size <= PART:
-            body = item.path.read_bytes()
-            self._client.put_object(**arguments, Body=body, ContentMD5=_md5(body), Metadata={"sha256": item.sha256})
-            return
-        try:
-            self._send_parts(arguments, item)
-        except ClientError as error:
-            # another publisher of the same file took up the same upload, and was the first to complete it
-            if error.response["Error"]["Code"] != "NoSuchUpload" or not self._has(key, item):
-                raise
-
-    def _send_parts(self, arguments: dict[str, str], item: ShipmentFile) -> None:
-        upload, have = self._begun(arguments["Key"])
-        if upload is None:
-            upload = self._client.create_multipart_upload(**arguments, Metadata={"sha256": item.sha256})["UploadId"]
-        arguments = {**arguments, "UploadId": upload}
-        parts = []
-        with item.path.open("rb") as stream:
-            for number, body in enumerate(iter(lambda: stream.read(PART), b""), 1):
-                etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
-                if have.get(number) != (etag, len(body)):
-                    etag = self._client.upload_part(**arguments, PartNumber=number, Body=body, ContentMD5=_md5(body))[
-                        "ETag"
-                    ]
-                parts.append({"PartNumber": number, "ETag": etag})
-        self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": parts})
-
-    def _begun(self, key: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
-        """An interrupted upload of the same object, and the parts of it that arrived: their ETag and size."""
-        listed = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=key).get("Uploads", [])
-        uploads = [entry["UploadId"] for entry in listed if entry["Key"] == key]
-        if not uploads:
-            return None, {}
-        pages = self._client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=uploads[-1])
-        parts = [part for page in pages for part in page.get("Parts", [])]
-        return uploads[-1], {part["PartNumber"]: (part["ETag"], part["Size"]) for part in parts}
+    @contextlib.contextmanager
+    def _read(self, key: str) -> Iterator[Iterator[bytes] | None]:
+        """The content of an object, piece by piece; None where there is none."""
+        answer = _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
+        if answer is None:
+            yield None
+        else:
+            with contextlib.closing(answer["Body"]) as body:
+                yield body.iter_chunks(1 << 20)
 
 
 def _bound(client: Any) -> None:
@@ -206,14 +170,14 @@ def _bound(client: Any) -> None:
         streamed, request.stream_output = request.stream_output, True
         answer = send(request)
         if not streamed or answer.status_code >= 300:
-            answer._content = gather(answer.raw.stream(1 << 16), "an answer of the service")
+            try:
+                answer._content = gather(answer.raw.stream(1 << 16), "an answer of the service")
+            except IntegrityError:
+                answer.raw.close()
+                raise
         return answer
 
     session.send = bounded
-
-
-def _md5(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def _unless_missing(ask: Any) -> Any:
@@ -233,10 +197,10 @@ def _spoken(bucket: str) -> Iterator[None]:
     """Turn what the client raises into a sentence; its own words on a refusal can hold the key's id."""
     try:
         yield
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
+    except (ClientError, S3UploadFailedError) as error:
+        refusal: Any = error if isinstance(error, ClientError) else error.__context__
         raise NetworkError(
-            f"s3://{bucket} refused {error.operation_name}: {code}",
+            f"s3://{bucket} refused {refusal.operation_name}: {refusal.response['Error']['Code']}",
             hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that the bucket exists",
         ) from None
     except BotoCoreError as error:

@@ -100,8 +100,7 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
             "the base states no license, so the release must not leave this machine",
             hint="publish.license: the license of the base",
         )
-    is_public = config.to.startswith("ollama:") or (config.to.startswith("hf:") and config.public)
-    if not is_public:
+    if not (config.to.startswith("hf:") and config.public):
         return
     for teacher in release.metrics.get("teachers", []):
         if teacher["terms"] != "permitted":

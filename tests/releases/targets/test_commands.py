@@ -21,19 +21,16 @@ from slmctl.pipeline.stage_table import STAGES
 @pytest.fixture(scope="module")
 def sending() -> Iterator[Forks]:
     """Forks that have what sends and fetches, but for the hub's client, which reads its address when imported."""
-    for package in ("boto3", "oras"):
-        pytest.importorskip(package)
-    targets = ("slmctl.releases.targets.s3", "slmctl.releases.targets.oci")
-    with Forks("slmctl.cli.main", "slmctl.pipeline.runner", STAGES["publish"].module, *targets) as forks:
+    pytest.importorskip("boto3")
+    modules = ("slmctl.pipeline.runner", STAGES["publish"].module, "slmctl.releases.targets.s3")
+    with Forks("slmctl.cli.main", *modules) as forks:
         yield forks
 
 
-@pytest.fixture(params=["s3", "oci", "hf"])
+@pytest.fixture(params=["s3", "hf"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """An address, and the environment that leads there."""
-    if request.param == "oci":
-        yield f"oci://{request.getfixturevalue('oci')}/commands/desk", tiny.environment()
-    elif request.param == "s3":
+    if request.param == "s3":
         keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
         yield "s3://models/commands", tiny.environment(AWS_ENDPOINT_URL=request.getfixturevalue("s3"), **keys)
     else:

@@ -1,4 +1,4 @@
-"""S3 beyond what all targets do: parts of large files, who comes first, and what the secret is seen by."""
+"""S3 beyond what all targets do: large files, who comes first, and what the secret is seen by."""
 
 from __future__ import annotations
 
@@ -30,54 +30,24 @@ def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> module.B
     return module.open(f"s3://models/{tmp_path.name}", Settings(endpoint=s3))
 
 
-def test_a_large_file_goes_on_where_it_was_cut(
+def test_a_large_file_whose_upload_is_refused_is_not_there(
     bucket: module.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PART", 5 << 20)  # the least that S3 takes
-    made = release(tmp_path, weights=os.urandom(12 << 20))
-    sent: list[int] = []
-    upload = bucket._client.upload_part
+    made = release(tmp_path, weights=os.urandom(12 << 20))  # more than boto3 sends as one part
 
-    def counted(**asked: Any) -> Any:
-        if len(sent) == 1:
-            raise ConnectionError("cut")
-        sent.append(asked["PartNumber"])
-        return upload(**asked)
+    def refused(**asked: Any) -> Any:
+        told = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+        raise ClientError(told, "UploadPart")
 
-    monkeypatch.setattr(bucket._client, "upload_part", counted)
     shipment = targets.shipment(made)
-    with pytest.raises(ConnectionError):
-        targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
-    assert made.files(".gguf")[0].path not in bucket.holds(shipment)
-    sent.append(0)
-    targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
-    assert sent == [1, 0, 2, 3]
-    assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
-
-
-@pytest.mark.parametrize("completed", [True, False])
-def test_another_publisher_may_end_the_upload_that_both_took_up(
-    bucket: module.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, completed: bool
-) -> None:
-    """As S3 answers then; moto takes an upload that has ended."""
-    monkeypatch.setattr(module, "PART", 5 << 20)
-    shipment = targets.shipment(release(tmp_path, weights=os.urandom(6 << 20)))
-    complete = bucket._client.complete_multipart_upload
-
-    def late(**asked: Any) -> Any:
-        if completed:
-            complete(**asked)
-        told = {"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
-        raise ClientError(told, "CompleteMultipartUpload")
-
-    monkeypatch.setattr(bucket._client, "complete_multipart_upload", late)
-    if completed:
-        targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
-        found = targets.fetch(bucket, "", None, into=tmp_path)
-        assert contents(found.path) == contents(shipment.release.path)
-    else:
-        with pytest.raises(NetworkError, match="NoSuchUpload"):
+    with monkeypatch.context() as broken:
+        broken.setattr(bucket._client, "upload_part", refused)
+        with pytest.raises(NetworkError, match="refused UploadPart: SlowDown"):
             targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
+    assert made.files(".gguf")[0].path not in bucket.holds(shipment)
+    assert bucket.published("desk", "1.0") is None
+    targets.deliver(bucket, targets.plan(bucket, "s3:", shipment))
+    assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
 
 
 def test_of_two_who_publish_a_version_the_first_one_stays(bucket: module.Bucket, tmp_path: Path) -> None:

@@ -22,13 +22,11 @@ from slmctl.releases.targets.local import FolderTarget
 Open = Callable[[], Target]
 
 
-@pytest.fixture(params=["dir", "s3", "oci"])
+@pytest.fixture(params=["dir", "s3"])
 def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A target of each kind, empty."""
     if request.param == "dir":
         return f"dir:{tmp_path / 'registry'}"
-    if request.param == "oci":
-        return f"oci://{request.getfixturevalue('oci')}/acme/{tmp_path.name.lower().replace('[', '-').replace(']', '')}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
@@ -182,7 +180,7 @@ def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkey
     assert not list(tmp_path.glob(".*desk-1.0*"))
 
 
-@pytest.mark.parametrize("to", ["hf:acme/desk", "s3://models/x", "oci://registry.example/acme/desk"])
+@pytest.mark.parametrize("to", ["hf:acme/desk", "s3://models/x"])
 def test_a_proxy_on_the_way_is_among_the_hosts(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_PROXY", "no_proxy", "https_proxy", "HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
@@ -285,7 +283,7 @@ def test_an_unknown_target_is_refused(to: str) -> None:
         targets.prefix(to)
 
 
-@pytest.mark.parametrize("to", ["oci://host", "oci://host/a:tag", "hf:name", "hf:a/b@c", "ollama:a b"])
+@pytest.mark.parametrize("to", ["hf:name", "hf:a/b@c"])
 def test_a_malformed_address_is_refused(to: str) -> None:
     with pytest.raises(UsageError), targets.opened(to, Settings(), purpose="test"):
         pass

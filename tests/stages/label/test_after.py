@@ -121,7 +121,6 @@ def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path
     [
         ("", {"to": "hf:acme/desk", "public": True}, "are not declared"),
         ("private", {"to": "hf:acme/desk", "public": True}, "are declared private"),
-        ("", {"to": "ollama:acme/desk"}, "are not declared"),
         ("permitted", {"to": "hf:acme/desk", "public": True}, ""),
         ("", {"to": "hf:acme/desk"}, ""),
         ("", {"to": "dir:./registry"}, ""),

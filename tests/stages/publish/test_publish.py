@@ -370,7 +370,7 @@ def test_fetch_keeps_to_its_host(tmp_path: Path) -> None:
         "    except OSError:\n        return 'asked'\n"
         "    return 'asked'\n"
         "before = ask('registry.invalid')\n"
-        "with targets.opened('oci://registry.invalid/acme/desk', targets.Settings(), purpose='test'):\n"
+        "with targets.opened('s3://desk/x', targets.Settings(endpoint='https://registry.invalid'), purpose='test'):\n"
         "    print(before, ask('registry.invalid'), ask('elsewhere.invalid'), ask('registry.invalid'))\n"
     )
     env = os.environ | {"RES_OPTIONS": "attempts:1 timeout:1"}

@@ -1,16 +1,16 @@
-"""An OCI registry in a thread that sends whatever a test says."""
+"""An HTTP server in a thread that sends whatever a test says, such as what an S3 service would."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from slmctl.artifacts.artifact import Artifact, canonical
+from slmctl.artifacts import artifact
+from slmctl.artifacts.artifact import Artifact
 
 PIECE = bytes(1 << 20)
 
@@ -25,7 +25,7 @@ class Answer:
     status: int = 200
 
 
-class Registry(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
     """Answers by the end of a path; `sent` counts the bytes of bodies."""
 
     daemon_threads = True
@@ -34,11 +34,11 @@ class Registry(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        return f"oci://127.0.0.1:{self.server_address[1]}/acme/desk"
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Registry
+    server: Server
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -60,8 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running(answers: dict[str, Answer]) -> Iterator[Registry]:
-    with Registry(("127.0.0.1", 0), _Handler) as server:
+def running(answers: dict[str, Answer]) -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), _Handler) as server:
         server.answers = answers
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -72,23 +72,27 @@ def running(answers: dict[str, Answer]) -> Iterator[Registry]:
             thread.join()
 
 
-def digest(raw: bytes) -> str:
-    return "sha256:" + hashlib.sha256(raw).hexdigest()
+TO = "s3://models/acme"
+LISTING = "/models"
+MANIFEST = "/acme/desk/1.0/manifest.json"
 
 
-def layers_of(made: Artifact) -> list[dict[str, Any]]:
-    names = [*(entry.path for entry in made.manifest.files), "manifest.json"]
-    return [
-        {"digest": digest((made.path / name).read_bytes()), "annotations": {"org.cncf.model.filepath": name}}
-        for name in names
-    ]
+def listed(*keys: str) -> bytes:
+    """The answer to a listing of objects."""
+    entries = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+    return f"<ListBucketResult>{entries}</ListBucketResult>".encode()
+
+
+def blob(made: Artifact, name: str) -> str:
+    """The end of the path of a file."""
+    return f"/acme/.blobs/{artifact.sha256_file(made.path / name).removeprefix('sha256:')}"
 
 
 def answers_of(made: Artifact) -> dict[str, Answer]:
-    """What an honest registry answers of a release."""
-    blobs = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file()}
+    """What an honest S3 service answers of a release in TO."""
+    files = {blob(made, entry.path): made.file(entry.path) for entry in made.manifest.files}
     return {
-        "/manifests/1.0": Answer(canonical({"layers": layers_of(made)})),
-        "/tags/list": Answer(b'{"tags": ["1.0"]}'),
-        **{f"/blobs/{digest(raw)}": Answer(raw) for raw in blobs.values()},
+        LISTING: Answer(listed(MANIFEST[1:])),
+        MANIFEST: Answer((made.path / "manifest.json").read_bytes()),
+        **{end: Answer(path.read_bytes()) for end, path in files.items()},
     }
