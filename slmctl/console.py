@@ -26,6 +26,7 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # seconds between progress lines where stderr is not a terminal
 SHOW_AFTER_S = 2.0  # work that is over before this needs no progress
+NARROWEST = 10  # characters of a column that is wrapped
 
 
 class _Notes(Console):
@@ -132,7 +133,6 @@ def table_lines(
     *,
     optional: Sequence[str] = (),
     wrapped: str = "",
-    least: int = 10,
     texts: int = 1,
 ) -> list[str]:
     """The lines of a table for stdout, fitted to the width of a terminal; whole where stdout is none.
@@ -140,7 +140,7 @@ def table_lines(
     The arguments are those of `fitted`.
     """
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
-    return fitted(columns, rows, width=width, optional=optional, wrapped=wrapped, least=least, texts=texts)
+    return fitted(columns, rows, width=width, optional=optional, wrapped=wrapped, texts=texts)
 
 
 def fitted(
@@ -150,7 +150,6 @@ def fitted(
     width: int | None,
     optional: Sequence[str] = (),
     wrapped: str = "",
-    least: int = 10,
     texts: int = 1,
 ) -> list[str]:
     """The lines of a table in which no cell is cut: columns are left out, and where that is not enough, it is a list.
@@ -159,8 +158,7 @@ def fitted(
         columns: Their names, above `rows`.
         width: Characters of a line; None for no bound.
         optional: Columns that are left out where all do not fit, the first one first.
-        wrapped: A column whose cells may be wrapped, to `least` characters.
-        least: The smallest width of that column.
+        wrapped: A column whose cells may be wrapped, to NARROWEST characters.
         texts: The first columns, which are text; the others are figures set to the right.
     """
     rows = [[shown(cell, 1000) for cell in row] for row in rows]
@@ -169,7 +167,7 @@ def fitted(
     def needed(column: str) -> int:
         place = columns.index(column)
         longest = max(map(cell_len, (column, *(row[place] for row in rows))))
-        return 2 + (min(longest, max(least, cell_len(column))) if column == wrapped else longest)
+        return 2 + (min(longest, max(NARROWEST, cell_len(column))) if column == wrapped else longest)
 
     for column in optional:
         if width is not None and column in kept and sum(map(needed, kept)) - 2 > width:

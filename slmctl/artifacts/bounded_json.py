@@ -57,15 +57,15 @@ def read_bytes(
     return raw
 
 
-def parse(raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError) -> JsonObject:
+def parse(raw: bytes, *, where: str, error: type[SlmctlError] = IntegrityError) -> JsonObject:
     """The JSON object in `raw`, which errors call `where`.
 
     Raises:
-        SlmctlError: It has more than `limit` bytes, is not JSON, not an object, or nested deeper than MAX_DEPTH; of
-            the class `error`.
+        SlmctlError: It has more than MAX_BYTES, is not JSON, not an object, or nested deeper than MAX_DEPTH; of the
+            class `error`.
     """
-    if len(raw) > limit:
-        raise error(f"{where} has more than {limit} bytes, too many for a file of its kind")
+    if len(raw) > MAX_BYTES:
+        raise error(f"{where} has more than {MAX_BYTES} bytes, too many for a file of its kind")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as failure:
@@ -78,11 +78,9 @@ def parse(raw: bytes, *, where: str, limit: int = MAX_BYTES, error: type[SlmctlE
     return value
 
 
-def read_object(
-    path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
-) -> JsonObject:
+def read_object(path: Path, *, error: type[SlmctlError] = IntegrityError, follow: bool = False) -> JsonObject:
     """The JSON object in a file; see `read_bytes` and `parse` for arguments and errors."""
-    return parse(read_bytes(path, limit=limit, error=error, follow=follow), where=str(path), limit=limit, error=error)
+    return parse(read_bytes(path, error=error, follow=follow), where=str(path), error=error)
 
 
 def is_deeper(value: object, depth: int) -> bool:

@@ -59,7 +59,7 @@ def bases(
     ]
     console = terminal()
     rows = [_row(entry, rates) for entry in chosen]
-    lines = console.table_lines(COLUMNS, rows, wrapped="license", least=10, optional=OPTIONAL) if rows else []
+    lines = console.table_lines(COLUMNS, rows, wrapped="license", optional=OPTIONAL) if rows else []
     print_result(options, [_fields(entry, rates) for entry in chosen], lines)
     if not options.json:
         console.say(LEGEND if rows else "no base of the catalogue is like that")

@@ -1,18 +1,18 @@
-"""The APIs that are spoken here: each one's requests checked, and its answers in its own form."""
+"""Answers in the form of the API that was asked: whole, or as a stream."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event, TokenInfo
-from slmctl.server import openai_replies, openai_requests, responses_replies, responses_requests
-from slmctl.server.call_reader import Part
+from slmctl.server import openai_replies, responses_replies
+from slmctl.server.call_reader import CallReader, Part
 from slmctl.server.openai_replies import ReplyChoice
-from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
+from slmctl.server.openai_requests import CheckedRequest
 
 
 class AnswerStream(Protocol):
@@ -24,17 +24,6 @@ class AnswerStream(Protocol):
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes: ...
     def ending(self, lasts: Sequence[Event]) -> bytes: ...
     def failed(self, error: JsonObject) -> bytes: ...
-
-
-def check(body: JsonObject, kind: str, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
-    """A request of one of the APIs (`chat`, `text` or `response`), every option checked.
-
-    Raises:
-        BadRequestError: An option is unknown or out of bounds; it is named.
-    """
-    if kind == "response":
-        return responses_requests.check(body, models, ceilings)
-    return openai_requests.check(body, kind, models, ceilings)
 
 
 def whole(
@@ -54,72 +43,77 @@ def stream(checked: CheckedRequest, build: str, name: str) -> AnswerStream:
         if checked.kind == "response"
         else openai_replies.Stream(checked, build, name)
     )
+    return form if _reader(checked) is None else _InParts(form, checked)
+
+
+class _Reader(Protocol):
+    """Reads the pieces of one answer, and gives the parts of it that a client is shown."""
+
+    def feed(self, piece: str) -> Iterable[Part]: ...
+    def close(self) -> Iterable[Part]: ...
+
+
+class _LabelReader:
+    """Shows a label as JSON when it is whole."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._label = name, ""
+
+    def feed(self, piece: str) -> Iterable[Part]:
+        self._label += piece
+        return ()
+
+    def close(self) -> Iterable[Part]:
+        yield Part("text", json.dumps({self._name: self._label}, ensure_ascii=False))
+
+
+def _reader(checked: CheckedRequest) -> _Reader | None:
+    """The reader of one answer; None where its pieces are shown as they come."""
     if checked.may_call:
-        return _TakenApart(form, checked)
-    return _HeldBack(form, checked) if checked.label_property else form
+        return CallReader(checked.model.task.form)
+    return _LabelReader(checked.label_property) if checked.label_property else None
 
 
-class _HeldBack:
-    """A stream of labels in JSON: a label is shown when it is whole."""
-
-    def __init__(self, form: AnswerStream, checked: CheckedRequest) -> None:
-        self._form, self._checked = form, checked
-        self._choices = [ReplyChoice() for _ in checked.requests]
-        self.opening, self.call, self.ending, self.failed = form.opening, form.call, form.ending, form.failed
-
-    def piece(self, index: int, event: Event) -> bytes:
-        """Nothing yet."""
-        self._choices[index].add(event)
-        return b""
-
-    def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
-        """The label as JSON, and the end of its choice."""
-        label = self._choices[index]
-        label.add(event)
-        piece: Event = {"piece": _shown(self._checked, label).text, "tokens": label.tokens}
-        last = event.copy()
-        last.pop("tokens", None)
-        return self._form.piece(index, piece) + self._form.end(index, last, extra)
-
-
-class _TakenApart:
-    """A stream of answers that may call: the name of the function when it is decided, its arguments as they come."""
+class _InParts:
+    """A stream of answers that are read before they are shown."""
 
     def __init__(self, form: AnswerStream, checked: CheckedRequest) -> None:
         self._form = form
-        self._readers = [checked.call_reader() for _ in checked.requests]
+        self._readers = [reader for _ in checked.requests if (reader := _reader(checked)) is not None]
         self._tokens: list[list[TokenInfo]] = [[] for _ in checked.requests]  # of parts that are not shown yet
         self.opening, self.call, self.ending, self.failed = form.opening, form.call, form.ending, form.failed
 
     def piece(self, index: int, event: Event) -> bytes:
-        """The parts that are decided with one more piece."""
+        """The parts that are known with one more piece."""
         self._tokens[index] += event.get("tokens", [])
         return self._parts(index, self._readers[index].feed(event.get("piece", "")))
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
         """The rest of a choice, and its end."""
+        self._tokens[index] += event.get("tokens", [])
         rest = self._parts(index, self._readers[index].close())
-        tokens = [*self._tokens[index], *event.get("tokens", [])]
-        return rest + self._form.end(index, event | ({"tokens": tokens} if tokens else {}), extra)
+        last = event.copy()
+        last.pop("tokens", None)
+        return rest + self._form.end(index, self._with_tokens(index, last), extra)
 
     def _parts(self, index: int, parts: Iterable[Part]) -> bytes:
-        return b"".join(self._part(index, part) for part in parts)
+        return b"".join(
+            self._form.call(index, part.text)
+            if part.kind == "name"
+            else self._form.piece(index, self._with_tokens(index, {"piece": part.text}))
+            for part in parts
+        )
 
-    def _part(self, index: int, part: Part) -> bytes:
-        if part.kind == "name":
-            return self._form.call(index, part.text)
+    def _with_tokens(self, index: int, event: Event) -> Event:
         tokens, self._tokens[index] = self._tokens[index], []
-        return self._form.piece(index, {"piece": part.text, **({"tokens": tokens} if tokens else {})})
+        return event | {"tokens": tokens} if tokens else event
 
 
 def _shown(checked: CheckedRequest, choice: ReplyChoice) -> ReplyChoice:
     """An answer in the form that the client asked for: a message, or the call of a function with its arguments."""
-    if checked.may_call:
-        reader = checked.call_reader()
-        parts = [*reader.feed(choice.text), *reader.close()]
-        name = next((part.text for part in parts if part.kind == "name"), "")
-        return replace(choice, function=name, text="".join(part.text for part in parts if part.kind != "name"))
-    text = choice.text
-    if checked.label_property:
-        text = json.dumps({checked.label_property: text}, ensure_ascii=False)
-    return replace(choice, function=checked.function, text=text)
+    reader = _reader(checked)
+    if reader is None:
+        return replace(choice, function=checked.function)
+    parts = [*reader.feed(choice.text), *reader.close()]
+    name = next((part.text for part in parts if part.kind == "name"), checked.function)
+    return replace(choice, function=name, text="".join(part.text for part in parts if part.kind != "name"))

@@ -193,7 +193,7 @@ class Gateway:
         """
         # in a thread: the release's chat template renders the prompt
         named = {**body, "model": next(iter(models))}
-        return await asyncio.to_thread(api_forms.check, named, kind, models, self.ceilings)
+        return await asyncio.to_thread(openai_requests.check, named, kind, models, self.ceilings)
 
     async def held(
         self, member: Member, ends_at: float, held: contextlib.ExitStack, receive: Receive | None = None, *,

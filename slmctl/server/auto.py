@@ -18,7 +18,7 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import NO_TASK
 from slmctl.inference.escalation_policy import Decision
 from slmctl.sensitive.conversation_veto import Cleared
-from slmctl.server import api_forms
+from slmctl.server import openai_requests
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.fleet_members import Served
 from slmctl.server.metrics import Samples
@@ -140,7 +140,7 @@ async def ask(
     """
     question = {name: body[name] for name in QUESTION if name in body} | {"model": model.name}
     try:
-        checked = await asyncio.to_thread(api_forms.check, question, kind, {model.name: model}, ceilings)
+        checked = await asyncio.to_thread(openai_requests.check, question, kind, {model.name: model}, ceilings)
     except BadRequestError as error:
         raise _with_hint(error, body, model.name) from None
     if len(checked.requests) > 1:

@@ -1,10 +1,15 @@
-"""JSON Schemas of clients: values checked against them in bounded time, and the place of a label in one."""
+"""The form that a client asks answers in: a JSON Schema, choices, a function's arguments, or a place for a label.
+
+Values are checked against a client's schema in bounded time.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import referencing
@@ -13,12 +18,122 @@ from jsonschema.exceptions import UnknownType
 from referencing.exceptions import Unresolvable
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.server.bad_requests import BadRequestError
+from slmctl.server.request_options import Function
+from slmctl.task.contract import Task
 
+SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
 MAX_STEPS = 100_000  # keywords of a client's own schema that are applied to one answer: about a second
 NAMED_LABELS = 3  # that do not fit, in the reason of a refusal
 MAX_PROPERTIES = 100  # of a schema that a label is put into
 # Keywords that hold no condition on a value.
 NOTES = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """The form that a client asks answers in.
+
+    Attributes:
+        schema: A JSON Schema that they are held to.
+        choices: Texts of which one is the answer, as vLLM has them.
+        label_property: The property of an object in which a label is wanted.
+        ignored: The option, where the task's own answers satisfy it anyway.
+    """
+
+    schema: JsonObject | None = None
+    choices: tuple[str, ...] = ()
+    label_property: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> AnswerForm:
+    """The form that a client asks answers in, by its options `response_format` and `structured_outputs`.
+
+    Args:
+        body: The options of a chat.
+        task: The contract of the model that is asked.
+        is_held: Every answer is one that the task allows.
+        option: The option that the form came from, for errors.
+
+    Raises:
+        BadRequestError: The form is none, or the task's answers cannot have it.
+    """
+    form, choices = body.get("response_format", {"type": "text"}), body.get("structured_outputs")
+    kind = form.get("type") if isinstance(form, dict) else None
+    if is_held:
+        if choices is not None:
+            raise _unheld("structured_outputs", task)
+        return AnswerForm() if kind == "text" else _held_form(form, kind, task, option)
+    if choices is not None:
+        return AnswerForm(choices=_choices_of(choices))
+    if kind == "text":
+        return AnswerForm()
+    if kind not in ("json_object", "json_schema"):
+        raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
+    return AnswerForm(schema={"type": "object"} if kind == "json_object" else _schema_of(form))
+
+
+def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> AnswerForm:
+    """The form where a task says itself what answers are allowed: a place for its labels, or its own schema."""
+    if task.labels and kind == "json_schema":
+        place, reason = label_property(json.dumps(_schema_of(form)), task.labels)
+        if not place:
+            raise _unheld(option, task, reason)
+        return AnswerForm(label_property=place)
+    if task.constraint and task.schema:
+        satisfied = kind == "json_object" and task.schema.get("type") == "object"
+        if satisfied or (kind == "json_schema" and is_task_schema(_schema_of(form), task.schema)):
+            return AnswerForm(ignored=(option,) if option == "response_format" else ())
+    raise _unheld(option, task)
+
+
+def called_form(body: JsonObject, function: Function) -> JsonObject:
+    """The form of an answer that is the arguments of a function."""
+    if body.get("response_format", {"type": "text"}) != {"type": "text"}:
+        raise BadRequestError("'response_format' cannot be kept to where a function is called", "response_format")
+    if _size(function.parameters) > SCHEMA_BYTES:
+        raise BadRequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
+    return {"type": "json_schema", "json_schema": {"name": function.name, "schema": function.parameters}}
+
+
+def _choices_of(choices: Any) -> tuple[str, ...]:
+    """The texts of `structured_outputs`."""
+    listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
+    texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
+    if not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
+        raise BadRequestError("'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs")
+    if _size(texts) > SCHEMA_BYTES:
+        raise BadRequestError(
+            f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
+        )
+    return tuple(map(str, texts))
+
+
+def _schema_of(form: JsonObject) -> JsonObject:
+    """The client's own schema in a `response_format` of type json_schema."""
+    schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
+    if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
+        raise BadRequestError(
+            f"'response_format' of type json_schema needs a schema: an object of at most {SCHEMA_BYTES} bytes",
+            "response_format",
+        )
+    return schema
+
+
+def _unheld(name: str, task: Task, reason: str = "its release says what form answers have") -> BadRequestError:
+    return BadRequestError(f"option '{name}' is not supported by a model of kind '{task.kind}': {reason}", name)
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value as JSON; of one that is nested too deeply to be written, more than any bound."""
+    try:
+        return len(json.dumps(value))
+    except RecursionError:
+        return sys.maxsize
+
+
+# Schemas
 
 
 class EndlessError(Exception):

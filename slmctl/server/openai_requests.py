@@ -9,19 +9,19 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference.engine import Request
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import client_schemas, request_options, tool_requests
+from slmctl.server import client_schemas, request_options, responses_requests, tool_requests
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.call_reader import CallReader
-from slmctl.server.request_options import Function, SortedOptions
+from slmctl.server.client_schemas import AnswerForm
+from slmctl.server.request_options import SortedOptions, sort_options
 from slmctl.server.tool_requests import Offer
 from slmctl.task.contract import Task
 from slmctl.task.records import Message
@@ -29,7 +29,6 @@ from slmctl.task.records import Message
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
 STOPS = 4
 ALTERNATIVES = {"chat": 20, "text": 5}  # as OpenAI has them
-SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
 FORMS = ("response_format", "structured_outputs")  # what a client may hold answers to
 RENDER_S = 2.0  # seconds that the chat template may take for one prompt
 CACHED = 8192  # characters of a system prompt whose rendered head is kept
@@ -108,13 +107,13 @@ class CheckedRequest:
     requests: tuple[Request, ...]
     turns: tuple[tuple[Message, ...], ...]
     sent: tuple[Message, ...]
-    options: dict[str, Any]
+    options: JsonObject
     unread: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     stream: bool = False
     with_usage: bool = False
-    schema: dict[str, Any] | None = None  # the client's own, to be checked before it is asked under
-    repeated: dict[str, Any] = field(default_factory=dict)
+    schema: JsonObject | None = None  # the client's own, to be checked before it is asked under
+    repeated: JsonObject = field(default_factory=dict)
     label_property: str = ""
     function: str = ""
     offer: Offer | None = None
@@ -130,10 +129,6 @@ class CheckedRequest:
     def may_call(self) -> bool:
         """True where the answer may call a function, or not, so that its text has to be read for it."""
         return self.offer is not None and self.kind != "text"
-
-    def call_reader(self) -> CallReader:
-        """A reader of one answer of a model that may call."""
-        return CallReader(self.model.task.form)
 
     def kept(self, text: str) -> str:
         """The text of an answer as files keep it: a call in one form, whatever the model writes."""
@@ -167,7 +162,7 @@ class CheckedRequest:
         )
 
 
-def read(raw: bytes) -> dict[str, Any]:
+def read(raw: bytes) -> JsonObject:
     """The JSON object in a body; a value of null is as good as left out.
 
     Raises:
@@ -189,26 +184,50 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
-    """A request of `/v1/chat/completions` (`chat`) or `/v1/completions` (`text`), every option checked.
+def check(body: JsonObject, kind: str, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
+    """A request for an answer, every option checked.
+
+    Args:
+        body: The body of the request, as `read` gives it.
+        kind: `chat`, `text` (completions) or `response`, by its path.
+        models: By name, those that may be asked.
+        ceilings: The largest request.
 
     Raises:
         BadRequestError: An option is unknown or out of bounds; it is named.
     """
     model = model_of(body, models)
-    options = supported(body, kind, model)
-    body, ignored = dict(options.read), options.ignored
+    options = sort_options(body, kind, model.task)
+    if kind != "response":
+        return _checked(options.read, kind, model, options, ceilings)
+    chat = responses_requests.as_chat(options.read, calls=model.calls)
+    try:
+        checked = _checked(chat, "chat", model, options, ceilings)
+    except BadRequestError as error:
+        raise responses_requests.in_own_names(error) from None
+    may_call = model.calls or options.function is not None
+    names = responses_requests.REPEATED_OF_CALLS if may_call else responses_requests.REPEATED
+    ignored = ("text" if name == "response_format" else name for name in checked.ignored)
+    return replace(
+        checked, kind="response", ignored=tuple(sorted(ignored)),
+        repeated={name: body[name] for name in names if name in body},
+    )  # fmt: skip
+
+
+def _checked(
+    body: JsonObject, kind: str, model: ServedModel, options: SortedOptions, ceilings: Ceilings
+) -> CheckedRequest:
+    """A request of a chat or of completions, in their own form."""
     if options.function is not None:
-        body["response_format"] = _form_of(body, options.function)
+        body = body | {"response_format": client_schemas.called_form(body, options.function)}
     offer = tool_requests.offer(body, model.task) if model.calls else None
-    common, schema = _options(body, kind, model, ceilings, offer)
-    place, satisfied = _held_form(body, model, "tools" if options.function else "response_format")
-    prompts, sent, turns, dropped = [], list[Message](), list[Message](), list[str]()
+    option = "tools" if options.function else "response_format"
+    form = client_schemas.answer_form(body, model.task, is_held=model.held, option=option)
+    common = _common(body, kind, model, ceilings, form, offer)
+    turns = _messages(body, calls=model.calls) if kind == "chat" else []
     if kind == "chat":
-        turns = _messages(body, calls=model.calls)
         sent = [_as_text(model, turn) for turn in turns]
-        prompt, dropped = _chat_prompt(model, sent, offer)
-        prompts.append(prompt)
+        prompts = [_chat_prompt(model, sent, offer)]
     else:
         sent = [{"role": "user", "content": text} for text in _texts(body)]
         prompts = [_text_prompt(model, message, offer) for message in sent]
@@ -226,6 +245,7 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         for prompt in prompts
         for k in range(count)
     ]
+    dropped = ["system"] if kind == "chat" and prompts[0].drops_system else []
     names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", *FORMS, *CHOICE)
     return CheckedRequest(
         kind=kind,
@@ -235,18 +255,18 @@ def check(body: dict[str, Any], kind: str, models: Mapping[str, ServedModel], ce
         sent=tuple(sent),
         unread=_unread(body, read=CALL_FIELDS if model.calls else ()),
         options={name: body[name] for name in names if name in body and (name not in CHOICE or offer is not None)},
-        ignored=(*dropped, *sorted({*ignored, *satisfied})),
+        ignored=(*dropped, *sorted({*options.ignored, *form.ignored})),
         stream=_flag(body, "stream"),
         with_usage=_stream_options(body),
-        schema=schema,
-        label_property=place,
+        schema=form.schema,
+        label_property=form.label_property,
         function=options.function.name if options.function else "",
         offer=offer,
         also=tuple(tool_requests.texts(turns, offer)) if offer is not None else (),
     )
 
 
-def _unread(body: dict[str, Any], *, read: Sequence[str]) -> tuple[str, ...]:
+def _unread(body: JsonObject, *, read: Sequence[str]) -> tuple[str, ...]:
     """The fields of the messages that hold a part of the conversation and are not read."""
     names = {name for message in body.get("messages", ()) for name in unread_fields(message)}
     return tuple(sorted(names.difference(read)))
@@ -262,35 +282,13 @@ def for_other(checked: CheckedRequest, model: ServedModel, ceilings: Ceilings) -
     return check(body, "chat", {model.name: model}, ceilings)
 
 
-def supported(body: dict[str, Any], kind: str, model: ServedModel) -> SortedOptions:
-    """The options of a body, sorted by what they do to the answers of a model.
-
-    Raises:
-        BadRequestError: One of them is not supported; it is named.
-    """
-    options = request_options.sort_options(body, kind, model.task)
-    if options.refused:
-        name = options.refused[:100]
-        raise BadRequestError(f"option '{name}' is not supported" + (options.reason and f": {options.reason}"), name)
-    return options
-
-
-def _form_of(body: dict[str, Any], function: Function) -> dict[str, Any]:
-    """The form of an answer that is the arguments of a function."""
-    if body.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise BadRequestError("'response_format' cannot be kept to where a function is called", "response_format")
-    if _size(function.parameters) > SCHEMA_BYTES:
-        raise BadRequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
-    return {"type": "json_schema", "json_schema": {"name": function.name, "schema": function.parameters}}
-
-
 def find_model(models: Mapping[str, ServedModel], name: object) -> ServedModel | None:
     """The model that goes by a name, its own or another one; None where none does."""
     own = models.get(name) if isinstance(name, str) else None
     return own or next((model for model in models.values() if name in model.aliases), None)
 
 
-def model_of(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedModel:
+def model_of(body: JsonObject, models: Mapping[str, ServedModel]) -> ServedModel:
     """The model that a request names, the first one by default.
 
     Raises:
@@ -308,117 +306,36 @@ def model_of(body: dict[str, Any], models: Mapping[str, ServedModel]) -> ServedM
     return model
 
 
-def _options(
-    body: dict[str, Any], kind: str, model: ServedModel, ceilings: Ceilings, offer: Offer | None
-) -> tuple[Request, dict[str, Any] | None]:
-    """The request that all choices share, and the client's own schema."""
-    task = model.task
+def _common(
+    body: JsonObject, kind: str, model: ServedModel, ceilings: Ceilings, form: AnswerForm, offer: Offer | None
+) -> Request:
+    """The request that all choices share."""
+    task, labels = model.task, model.task.labels or form.choices
     length_name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     length = _number(body, length_name, ceilings.max_tokens, 1, ceilings.max_tokens, whole=True)
     temperature = _number(body, "temperature", 0.0, 0, 2)
-    schema, labels = _form(body, model)
-    stops = _stops(body)
-    request = Request(
+    if offer is not None:
+        constraint = task.form.rules(offer.callable, must_call=offer.must_call)
+    else:
+        constraint = task.constraint or (json.dumps(form.schema) if form.schema is not None else "")
+    return Request(
         prompt="",
-        labels=task.labels or labels,
+        labels=labels,
         end=task.end,
         max_tokens=int(length),
-        temperature=0.0 if task.labels or labels else temperature,
+        temperature=0.0 if labels else temperature,
         top_p=_number(body, "top_p", 1.0, 0, 1),
         seed=int(_number(body, "seed", secrets.randbits(31) if temperature else 0, 0, 2**63 - 1, whole=True)),
-        stop=(*stops, *([task.end] if task.end else [])),
-        schema=_constraint(task, schema, offer),
+        stop=(*_stops(body), *([task.end] if task.end else [])),
+        schema=constraint,
         adapter=model.adapter,
         alternatives=_alternatives(body, kind),
         max_prompt=ceilings.max_prompt,
         shorten=length_name not in body,
     )
-    return request, schema
 
 
-def _constraint(task: Task, schema: dict[str, Any] | None, offer: Offer | None) -> str:
-    """The schema, or the grammar of calls, that an answer is held to; empty for none."""
-    if offer is not None:
-        return task.form.rules(offer.callable, must_call=offer.must_call)
-    return task.constraint or (json.dumps(schema) if schema is not None else "")
-
-
-def _form(body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The form that a client asks answers in: a JSON Schema, or a list of choices as vLLM has it."""
-    form = body.get("response_format", {"type": "text"})
-    kind = form.get("type") if isinstance(form, dict) else None
-    choices = body.get("structured_outputs")
-    if model.held:
-        if choices is not None:
-            raise _unheld("structured_outputs", model)
-        return None, ()
-    if choices is not None:
-        listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
-        texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
-        if not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
-            raise BadRequestError(
-                "'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs"
-            )
-        if _size(texts) > SCHEMA_BYTES:
-            raise BadRequestError(
-                f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
-            )
-        return None, tuple(map(str, texts))
-    if kind == "text":
-        return None, ()
-    if kind == "json_object":
-        return {"type": "object"}, ()
-    if kind != "json_schema":
-        raise BadRequestError("'response_format' must have type text, json_object or json_schema", "response_format")
-    return _schema_of(form), ()
-
-
-def _schema_of(form: dict[str, Any]) -> dict[str, Any]:
-    """The client's own schema in a `response_format` of type json_schema."""
-    schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
-    if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
-        raise BadRequestError(
-            f"'response_format' of type json_schema needs a schema: an object of at most {SCHEMA_BYTES} bytes",
-            "response_format",
-        )
-    return schema
-
-
-def _held_form(body: dict[str, Any], model: ServedModel, name: str) -> tuple[str, tuple[str, ...]]:
-    """The property that a label is wanted in, and the option where the task's own answers satisfy it anyway.
-
-    Args:
-        name: The option that the form came from, for errors.
-    """
-    form = body.get("response_format", {"type": "text"})
-    task, kind = model.task, form.get("type") if isinstance(form, dict) else None
-    if kind == "text" or not model.held:
-        return "", ()
-    if task.labels and kind == "json_schema":
-        place, reason = client_schemas.label_property(json.dumps(_schema_of(form)), task.labels)
-        if not place:
-            raise _unheld(name, model, reason)
-        return place, ()
-    if task.constraint and task.schema:
-        satisfied = kind == "json_object" and task.schema.get("type") == "object"
-        if satisfied or (kind == "json_schema" and client_schemas.is_task_schema(_schema_of(form), task.schema)):
-            return "", (name,) if name == "response_format" else ()
-    raise _unheld(name, model)
-
-
-def _unheld(name: str, model: ServedModel, reason: str = "its release says what form answers have") -> BadRequestError:
-    return BadRequestError(f"option '{name}' is not supported by a model of kind '{model.task.kind}': {reason}", name)
-
-
-def _size(value: Any) -> int:
-    """Bytes of a value as JSON; of one that is nested too deeply to be written, more than any bound."""
-    try:
-        return len(json.dumps(value))
-    except RecursionError:
-        return sys.maxsize
-
-
-def _stops(body: dict[str, Any]) -> list[str]:
+def _stops(body: JsonObject) -> list[str]:
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not (isinstance(stops, list) and len(stops) <= STOPS and all(isinstance(s, str) and s for s in stops)):
@@ -426,7 +343,7 @@ def _stops(body: dict[str, Any]) -> list[str]:
     return stops
 
 
-def _alternatives(body: dict[str, Any], kind: str) -> int:
+def _alternatives(body: JsonObject, kind: str) -> int:
     """Number of likeliest tokens to report in the place of each; -1 reports no token."""
     most = ALTERNATIVES[kind]
     if kind == "text":
@@ -438,14 +355,14 @@ def _alternatives(body: dict[str, Any], kind: str) -> int:
     return int(_number(body, "top_logprobs", 0, 0, most, whole=True))
 
 
-def _stream_options(body: dict[str, Any]) -> bool:
+def _stream_options(body: JsonObject) -> bool:
     options = body.get("stream_options", {})
     if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
         raise BadRequestError("'stream_options' may hold include_usage alone", "stream_options")
     return _flag(options, "include_usage", "stream_options")
 
 
-def _messages(body: dict[str, Any], *, calls: bool = False) -> list[Message]:
+def _messages(body: JsonObject, *, calls: bool = False) -> list[Message]:
     """The conversation; of a model that calls functions, with the calls and their results."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -498,22 +415,24 @@ class _Prompt:
     text: str
     prefix: str
     turns: tuple[Message, ...]
+    drops_system: bool = False  # the client's system prompt is no part of it
 
 
-def _chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None) -> tuple[_Prompt, list[str]]:
-    """The rendered prompt of a conversation, and what was left out of it."""
-    task, turns, dropped = model.task, tuple(model.task.cleaned(sent)), list[str]()
-    if not model.bare and (task.system or model.held):  # it was trained with that system prompt: no other is of use
+def _chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None) -> _Prompt:
+    """The rendered prompt of a conversation."""
+    task, turns = model.task, tuple(model.task.cleaned(sent))
+    has_own = not model.bare and bool(task.system or model.held)  # trained with it, so no other one is of use
+    if has_own:
         own: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
         turns = (*own, *(message for message in turns if message["role"] != "system"))
-        dropped = ["system"] if any(message["role"] == "system" for message in sent) else []
+    drops_system = has_own and any(message["role"] == "system" for message in sent)
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
     try:
         tools = offer.tools if offer is not None and offer.is_clients else None
         written = json.dumps(tools) if tools else ""
         find = _prefix if len(system or "") + len(written) < CACHED else _prefix.__wrapped__
         text = task.prompt(turns, tools=tools, budget_s=RENDER_S)
-        return _Prompt(text, find(model, system, written), turns), dropped
+        return _Prompt(text, find(model, system, written), turns, drops_system)
     except DataError as error:
         raise BadRequestError(error.message, "messages") from None
 
@@ -527,7 +446,7 @@ def _prefix(model: ServedModel, system: str | None, tools: str) -> str:
     return model.task.prompt(turns, tools=offered, budget_s=RENDER_S).partition("\x00")[0]
 
 
-def _texts(body: dict[str, Any]) -> list[str]:
+def _texts(body: JsonObject) -> list[str]:
     """The prompts of a completion, as they were sent."""
     prompt = body.get("prompt")
     texts = [prompt] if isinstance(prompt, str) else prompt
@@ -540,10 +459,10 @@ def _text_prompt(model: ServedModel, message: Message, offer: Offer | None) -> _
     """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
     if model.bare:
         return _Prompt(model.opening + message["content"], "", ())
-    return _chat_prompt(model, [message], offer)[0]
+    return _chat_prompt(model, [message], offer)
 
 
-def _number(body: dict[str, Any], name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+def _number(body: JsonObject, name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
     value = body.get(name, default)
     if whole and isinstance(value, float):
         raise BadRequestError(f"'{name}' must be a whole number", name)
@@ -552,7 +471,7 @@ def _number(body: dict[str, Any], name: str, default: float, low: float, high: f
     return value
 
 
-def _flag(body: dict[str, Any], name: str, param: str = "") -> bool:
+def _flag(body: JsonObject, name: str, param: str = "") -> bool:
     value = body.get(name, False)
     if not isinstance(value, bool):
         raise BadRequestError(f"'{name}' must be true or false", param or name)

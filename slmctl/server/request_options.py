@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
+from slmctl.server.bad_requests import BadRequestError
 from slmctl.task.contract import Task
 
 _EVERYWHERE = {"model", "stream", "stream_options", "temperature", "top_p"}
@@ -34,6 +35,7 @@ WITHOUT_EFFECT = frozenset({
     "prompt_cache_retention", "parallel_tool_calls", "max_tool_calls", "reasoning", "reasoning_effort", "prediction",
 })  # fmt: skip
 CALL = "call"  # the kind of task whose answers call functions
+CHOICE = {"tool_choice", "parallel_tool_calls"}  # read with the tools of such a task
 SAMPLING = frozenset({"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"})
 # They change a text that is drawn token by token, and no label; not one of them is supported for texts.
 PENALTIES = frozenset({
@@ -48,7 +50,6 @@ REASONS = {  # of a refusal
     "audio": "answers are texts",
     "modalities": "answers are texts",
 }
-
 REASONS_OF_CALLS = {"functions": "send 'tools'", "function_call": "send 'tool_choice'"}
 
 
@@ -71,16 +72,12 @@ class SortedOptions:
     Attributes:
         read: Those that are read, with their values.
         ignored: Names of those without effect on the answer.
-        refused: Name of the first one that is refused; empty for none.
-        reason: Why it is, where more can be said than that it is not supported.
         function: The one that every answer must call; None where there is none.
     """
 
     read: JsonObject
-    ignored: tuple[str, ...] = ()
-    refused: str = ""
-    reason: str = ""
-    function: Function | None = None
+    ignored: frozenset[str]
+    function: Function | None
 
 
 def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
@@ -90,37 +87,33 @@ def sort_options(body: JsonObject, kind: str, task: Task) -> SortedOptions:
         body: The request, with its values of null left out.
         kind: `chat`, `text` (completions) or `response`.
         task: The contract of the model that is asked.
+
+    Raises:
+        BadRequestError: One of them is not supported; it is named.
     """
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
-    if task.kind == CALL and kind != "text":
-        return _of_calls(body, options, kind)
-    function = forced_function(options)
-    calls, reason = (("tool_choice",), "") if function is not None else _about_tools(options)
-    if reason:
-        return SortedOptions({}, refused=calls[0], reason=reason)
-    dropped = WITHOUT_EFFECT | set(calls) | (PENALTIES if task.labels else set())
-    read = {name: value for name, value in options.items() if name in READ[kind] and name not in calls}
-    ignored = [name for name in options if name in dropped and name not in read]
-    for name in options:
-        if name not in read and name not in dropped:
-            return SortedOptions({}, refused=name, reason=REASONS.get(name, ""))
-    idle = SAMPLING | {"stop"} if task.labels else {"stop"} if task.constraint else set[str]()
-    if function is not None:
-        ignored.remove("tool_choice")  # it was read
-    return SortedOptions(read, tuple(sorted({*ignored, *(idle & read.keys())})), function=function)
-
-
-def _of_calls(body: JsonObject, options: JsonObject, kind: str) -> SortedOptions:
-    """The same for a model that calls functions: it reads which ones, and at most one is called."""
-    readable = READ[kind] | {"tool_choice", "parallel_tool_calls"}
+    calls = task.kind == CALL and kind != "text"
+    function = None if calls else forced_function(options)
+    unused = set[str]() if calls else {"tool_choice"} if function is not None else _unused_tools(options)
+    readable = (READ[kind] | (CHOICE if calls else set())) - unused
+    dropped = WITHOUT_EFFECT | unused | (PENALTIES if task.labels else set())
     read = {name: value for name, value in options.items() if name in readable}
     for name in options:
-        if name not in read and name not in WITHOUT_EFFECT:
-            return SortedOptions({}, refused=name, reason=REASONS_OF_CALLS.get(name, REASONS.get(name, "")))
-    ignored = {*options.keys() - read.keys(), *({"stop"} & read.keys())}
-    if body.get("parallel_tool_calls") is True:
+        if name not in read and name not in dropped:
+            raise _unsupported(name, (REASONS_OF_CALLS if calls else {}).get(name, REASONS.get(name, "")))
+    ignored = options.keys() - read.keys()
+    if task.labels:
+        ignored |= read.keys() & (SAMPLING | {"stop"})
+    elif task.constraint or calls:
+        ignored |= read.keys() & {"stop"}
+    if calls and body.get("parallel_tool_calls") is True:  # one call is made at a time
         ignored.add("parallel_tool_calls")
-    return SortedOptions(read, tuple(sorted(ignored)))
+    return SortedOptions(read, frozenset(ignored - ({"tool_choice"} if function is not None else set())), function)
+
+
+def _unsupported(name: str, reason: str) -> BadRequestError:
+    name = name[:100]
+    return BadRequestError(f"option '{name}' is not supported" + (reason and f": {reason}"), name)
 
 
 def forced_function(options: JsonObject) -> Function | None:
@@ -147,14 +140,18 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
 
 
-def _about_tools(options: JsonObject) -> tuple[tuple[str, ...], str]:
-    """Options of tools that may be left out; or the one at fault, and why."""
+def _unused_tools(options: JsonObject) -> set[str]:
+    """The options of tools, none of which may be called.
+
+    Raises:
+        BadRequestError: One of them asks for a call.
+    """
     for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
         if tools in options and options.get(choice) != "none":
-            return (tools,), _refused_tool(options[tools])
+            raise _unsupported(tools, _refused_tool(options[tools]))
         if choice in options and tools not in options and options[choice] not in ("none", "auto"):
-            return (choice,), f"there are no '{tools}' to choose from"
-    return ("tools", "tool_choice", "functions", "function_call"), ""
+            raise _unsupported(choice, f"there are no '{tools}' to choose from")
+    return {"tools", "tool_choice", "functions", "function_call"}
 
 
 def _refused_tool(tools: Any) -> str:

@@ -1,20 +1,17 @@
-"""Requests of OpenAI's Responses API, made into chat requests: from there on both go one way.
+"""Requests of OpenAI's Responses API as chat requests: from there on both go one way.
 
 Nothing is kept between requests, so a conversation comes whole, as `input`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.sensitive.conversation_veto import unread_fields
-from slmctl.server import openai_requests, request_options
 from slmctl.server.bad_requests import BadRequestError
-from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 
+ROLES = ("user", "assistant", "system", "developer")
 TOKENS = "message.output_text.logprobs"  # the value of `include` that asks for the tokens of the answer
 TEXTS = ("input_text", "output_text", "text")  # types of parts that hold a text
 NAMES = {  # of chat options: their names here, for errors
@@ -22,41 +19,14 @@ NAMES = {  # of chat options: their names here, for errors
     "logprobs": "include",
 }  # fmt: skip
 SAME = ("model", "stream", "temperature", "top_p", "top_logprobs")
-# Options that an answer repeats.
+# Options that an answer repeats, and those that it repeats where a function may be called.
 REPEATED = ("instructions", "max_output_tokens", "metadata", "temperature", "top_p", "top_logprobs", "text",
             "safety_identifier", "prompt_cache_key", "user", "max_tool_calls")  # fmt: skip
-
-
-def check(body: JsonObject, models: Mapping[str, ServedModel], ceilings: Ceilings) -> CheckedRequest:
-    """A request of `/v1/responses`, every option checked.
-
-    Raises:
-        BadRequestError: An option is unknown or out of bounds; it is named.
-    """
-    model = openai_requests.model_of(body, models)
-    options = openai_requests.supported(body, "response", model)
-    calls = model.task.kind == request_options.CALL
-    chat = as_chat(options.read, calls=calls)
-    if (function := options.function) is not None:
-        called = {"name": function.name, "parameters": function.parameters}
-        chat |= {"tools": [{"type": "function", "function": called}], "tool_choice": "required"}
-    try:
-        checked = openai_requests.check(chat, "chat", models, ceilings)
-    except BadRequestError as error:
-        raise _in_own_names(error) from None
-    repeated = {name: body[name] for name in REPEATED if name in body}
-    if calls or function is not None:
-        repeated |= {name: body[name] for name in ("tools", "tool_choice") if name in body}
-    return replace(
-        checked,
-        kind="response",
-        ignored=tuple(sorted({*options.ignored, *(_named(name) for name in checked.ignored)})),
-        repeated=repeated,
-    )
+REPEATED_OF_CALLS = (*REPEATED, "tools", "tool_choice")
 
 
 def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
-    """The chat request that asks the same.
+    """The chat request that asks the same as the options of a response that are read.
 
     Args:
         calls: The model calls functions: tools, calls and their results are read.
@@ -153,7 +123,7 @@ def _message(item: Any, where: str) -> JsonObject:
         named = f", not '{kind[:100]}'" if isinstance(kind, str) else ""
         raise BadRequestError(f"{where} must be a message{named}", "input")
     role = item.get("role")
-    if not isinstance(role, str) or role not in openai_requests.ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRequestError(f"{where} needs a role: user, assistant, system or developer", "input")
     content = _content(item.get("content"), where, "content")
     unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
@@ -178,12 +148,8 @@ def _is_within(value: Any, names: set[str]) -> bool:
     return isinstance(value, dict) and set(value) <= names
 
 
-def _in_own_names(error: BadRequestError) -> BadRequestError:
+def in_own_names(error: BadRequestError) -> BadRequestError:
     """An error about a chat option by the option's name here."""
     name = NAMES.get(error.param, error.param)
     message = error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
     return BadRequestError(message, name, status=error.status, code=error.code)
-
-
-def _named(chat_option: str) -> str:
-    return {"max_tokens": "max_output_tokens", "response_format": "text"}.get(chat_option, chat_option)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,19 +144,18 @@ def test_manifest_finds_the_lowest_bit_of_every_byte() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [RAW + b"\n", RAW[:-1], b" " + RAW, RAW.replace(b"\n ", b"\n  ", 1), RAW[:100], b"", b"[]", b"null", b"\xff\xfe"],
-    ids=["newline", "no newline", "space", "indent", "cut", "empty", "list", "null", "not utf-8"],
-)
+    [
+        RAW + b"\n", RAW[:-1], b" " + RAW, RAW.replace(b"\n ", b"\n  ", 1), RAW[:100], b"", b"[]", b"null", b"\xff\xfe",
+        artifact.canonical({name: value for name, value in json.loads(RAW).items() if name != "self"}),
+        # what can be read, but not written again to compare, once ended in a traceback
+        *(RAW.replace(b"8.5", value) for value in (b"NaN", b"1e999", b'"\\ud800"', b"[" * 100_000)),
+    ],
+    ids=["newline", "no newline", "space", "indent", "cut", "empty", "list", "null", "not utf-8", "no hash", "nan",
+         "infinity", "surrogate", "deep"],
+)  # fmt: skip
 def test_manifest_must_be_canonical(changed: bytes) -> None:
     with pytest.raises(IntegrityError, match=r"manifest|changed|valid"):
         Manifest.from_bytes(changed, where="a manifest")
-
-
-def test_manifest_without_its_hash_is_refused() -> None:
-    fields = json.loads(RAW)
-    del fields["self"]
-    with pytest.raises(IntegrityError, match="has changed since it was written"):
-        Manifest.from_bytes(artifact.canonical(fields), where="m")
 
 
 @pytest.mark.parametrize("change", [{"unknown": 1}, {"files": [{"path": "x"}]}, {"files": 3}])
@@ -164,15 +164,6 @@ def test_manifest_with_a_right_hash_and_wrong_fields_is_refused(change: dict[str
     fields["self"] = artifact.sha256_bytes(artifact.canonical(fields))
     with pytest.raises(IntegrityError, match="does not hold a manifest"):
         Manifest.from_bytes(artifact.canonical(fields), where="m")
-
-
-@pytest.mark.parametrize(
-    "value", [b"NaN", b"1e999", b'"\\ud800"', b"[" * 100_000], ids=["nan", "infinity", "surrogate", "deep"]
-)
-def test_manifest_with_what_canonical_json_lacks_is_refused(value: bytes) -> None:
-    # such a value once ended in a traceback: it can be read, but not written again to compare
-    with pytest.raises(IntegrityError, match=r"changed|valid"):
-        Manifest.from_bytes(RAW.replace(b"8.5", value), where="m")
 
 
 def test_newer_schema_is_refused_with_the_way_out() -> None:
@@ -193,22 +184,17 @@ def test_published_draft_is_whole(made: Artifact) -> None:
     assert artifact.load(made.path) == made
 
 
-def test_exception_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [False, True])
+def test_exception_leaves_nothing(tmp_path: Path, sealed: bool) -> None:
+    def fail(*_: object) -> Manifest:
+        raise RuntimeError("diverged")
+
     final = tmp_path / "gguf" / "abc"
     with pytest.raises(RuntimeError, match="diverged"), artifact.draft(final) as place:
         (place / "half.bin").write_bytes(b"half")
-        raise RuntimeError("diverged")
-    assert listing(tmp_path) == ["gguf"]
-
-
-def test_exception_while_the_manifest_is_made_leaves_nothing(tmp_path: Path) -> None:
-    def fail(files: tuple[FileEntry, ...], digest: str) -> Manifest:
-        raise RuntimeError("no metrics")
-
-    final = tmp_path / "gguf" / "abc"
-    with pytest.raises(RuntimeError, match="no metrics"), artifact.draft(final) as place:
-        (place / "file").write_bytes(b"x")
-        artifact.seal(place, final, fail)
+        if sealed:  # while the manifest is made
+            artifact.seal(place, final, fail)
+        fail()
     assert listing(tmp_path) == ["gguf"]
 
 
@@ -284,31 +270,15 @@ def test_load_wants_a_folder_with_a_manifest(tmp_path: Path) -> None:
         artifact.load(tmp_path)
 
 
-def test_load_finds_a_missing_file(made: Artifact) -> None:
+def test_load_names_every_fault(made: Artifact) -> None:
+    (made.path / "weights.bin").write_bytes(FILES["weights.bin"][:-1])
     (made.path / "task.json").unlink()
-    with pytest.raises(IntegrityError, match=r"is damaged: missing: task\.json") as caught:
+    (made.path / "deep" / "added").write_bytes(b"")
+    faults = ["extra: deep/added", "missing: task.json", "changed: weights.bin (size)"]
+    with pytest.raises(IntegrityError, match=re.escape(f"is damaged: {'; '.join(faults)}")) as caught:
         artifact.load(made.path)
     assert caught.value.hint == f"remove the folder and run the stage again: rm -r {made.path}"
-
-
-def test_load_finds_an_extra_file(made: Artifact) -> None:
-    (made.path / "deep" / "added").write_bytes(b"")
-    with pytest.raises(IntegrityError, match="extra: deep/added"):
-        artifact.load(made.path)
-
-
-def test_load_finds_a_truncated_file(made: Artifact) -> None:
-    (made.path / "weights.bin").write_bytes(FILES["weights.bin"][:-1])
-    with pytest.raises(IntegrityError, match=r"changed: weights\.bin \(size\)"):
-        artifact.load(made.path)
-
-
-def test_load_names_every_fault(made: Artifact) -> None:
-    (made.path / "weights.bin").write_bytes(b"")
-    (made.path / "task.json").unlink()
-    (made.path / "extra").write_bytes(b"")
-    with pytest.raises(IntegrityError, match=r"extra: extra; missing: task\.json; changed: weights\.bin"):
-        artifact.load(made.path)
+    assert artifact.verify_folder(made.path) == faults
 
 
 def test_load_finds_a_changed_manifest(made: Artifact) -> None:

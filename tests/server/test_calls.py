@@ -27,7 +27,8 @@ from slmctl.config import ServeConfig
 from slmctl.errors import UsageError
 from slmctl.inference.engine import Engine
 from slmctl.production.records import CollectedRow, Feedback
-from slmctl.server import api_forms, vllm_handover
+from slmctl.server import openai_requests, vllm_handover
+from slmctl.server.call_reader import CallReader
 from slmctl.server.openai_requests import Ceilings, ServedModel
 from slmctl.task.tool_calls import NO_CALL, CallForm, ToolCall, read_answer
 
@@ -315,10 +316,10 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
     form = CallForm("<|im_start|> ", " <s>", "<|im_start|>", control=("<|im_start|>", "<s>"))
     model = ServedModel("errands", dataclasses.replace(TASKS["errands"], call_form=form))
     body = {**ASK, "model": "errands", "tool_choice": NAMED}
-    checked = api_forms.check(body, "chat", {"errands": model}, Ceilings(64, 1000))
+    checked = openai_requests.check(body, "chat", {"errands": model}, Ceilings(64, 1000))
     with Engine(KEPT, sequences=1, context=1024, threads=1) as engine:
         answer = engine.ask(checked.requests[0])
-    parts = [*(reader := checked.call_reader()).feed(answer.text), *reader.close()]
+    parts = [*(reader := CallReader(checked.model.task.form)).feed(answer.text), *reader.close()]
     assert parts[0].text == "track_order"
     call = read_answer(checked.kept(answer.text))
     assert call is not None and json.loads("".join(part.text for part in parts[1:])) == call.arguments

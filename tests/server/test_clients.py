@@ -7,12 +7,10 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import ROOT, tiny
-from support.serving import begin, end
 
 # The interpreter of an environment with the clients as their registry has them: `make test-clients` makes one. Some of
 # them want other versions of what slmctl itself needs, so they are not installed beside it.
@@ -26,11 +24,9 @@ def examples() -> dict[str, str]:
     return {title: textwrap.dedent(code) for title, code in found}
 
 
-@pytest.fixture(scope="module")
-def url(tiny_run: Path) -> Iterator[str]:
-    child, url = begin(tiny_run)
-    yield f"{url}/v1"
-    end(child)
+@pytest.fixture
+def url(desk_url: str) -> str:
+    return f"{desk_url}/v1"
 
 
 def said(python: str, title: str, url: str, folder: Path) -> str:

@@ -14,7 +14,7 @@ from support.fleets import TASKS
 from slmctl.config import GeneralistConfig as Settings
 from slmctl.inference.escalation_policy import Policy
 from slmctl.sensitive import conversation_veto
-from slmctl.server import api_forms, openai_requests
+from slmctl.server import openai_requests
 from slmctl.server.generalist import Generalist
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.server.routed import Routed
@@ -32,7 +32,7 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "where is order A-2"}
 
 def checked(messages: list[dict[str, Any]], **more: Any) -> CheckedRequest:
     body = openai_requests.read(json.dumps({"messages": messages, **more}).encode())
-    return api_forms.check(body, "chat", {"errands": ServedModel("errands", TASK)}, Ceilings(64, 4000))
+    return openai_requests.check(body, "chat", {"errands": ServedModel("errands", TASK)}, Ceilings(64, 4000))
 
 
 def calls(*called: tuple[str, Any]) -> Turn:

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,32 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tiny
 from support.forks import Forks
-from support.serving import ENDLESS, ROOM, begin, chat, end, figure, post
+from support.serving import ENDLESS, ROOM, begin, chat, end, gateway, lines_of, post
 
 from slmctl.artifacts import artifact
 from slmctl.artifacts.artifact import Artifact, Manifest
+from slmctl.server import api_keys
 from slmctl.task.contract import Task
-
-
-@pytest.fixture(scope="module")
-def gguf(artifacts: dict[str, Artifact]) -> str:
-    """A bare .gguf file, which has no task."""
-    found = artifacts["gguf"]
-    return str(found.file(found.files("F16.gguf")[0].path))
-
-
-@pytest.fixture(scope="module")
-def free(tiny_run: Path, gguf: str) -> Iterator[str]:
-    child, url = begin(tiny_run, gguf)
-    yield url
-    end(child)
-
-
-@pytest.fixture(scope="module")
-def desk_url(tiny_run: Path) -> Iterator[str]:
-    child, url = begin(tiny_run)
-    yield url
-    end(child)
 
 
 def client(url: str, key: str = "none") -> openai.OpenAI:
@@ -68,8 +47,8 @@ def test_openais_client_gets_a_label_with_its_confidence(desk_url: str) -> None:
         assert text.choices[0].text == said.choices[0].message.content
 
 
-def test_openais_client_streams_several_answers_with_log_probabilities(free: str) -> None:
-    with client(free) as ask:
+def test_openais_client_streams_several_answers_with_log_probabilities(free_url: str) -> None:
+    with client(free_url) as ask:
         model = ask.models.list().data[0].id
         options: Any = {"model": model, "messages": chat("hello"), "max_tokens": 6, "n": 3, "temperature": 1.0,
                         "seed": 7, "logprobs": True, "top_logprobs": 2}  # fmt: skip
@@ -91,11 +70,11 @@ def test_openais_client_streams_several_answers_with_log_probabilities(free: str
         assert len(text.choices[0].logprobs.tokens or []) <= 3
 
 
-def test_a_schema_of_the_client_is_kept_to(free: str) -> None:
+def test_a_schema_of_the_client_is_kept_to(free_url: str) -> None:
     schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"],
               "additionalProperties": False}  # fmt: skip
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    with client(free) as ask:
+    with client(free_url) as ask:
         model = ask.models.list().data[0].id
         said = ask.chat.completions.create(model=model, messages=chat("hello"), response_format=form, max_tokens=40)
         assert json.loads(said.choices[0].message.content or "")["kind"] in ("a", "b")
@@ -112,26 +91,30 @@ def test_what_a_task_leaves_out_of_account_is_said(desk_url: str) -> None:
     assert refused.json()["error"]["param"] == "response_format"
 
 
-def test_a_page_of_another_origin_cannot_ask(free: str) -> None:
-    port = free.rpartition(":")[2]
+def test_a_page_of_another_origin_cannot_ask(free_url: str) -> None:
+    port = free_url.rpartition(":")[2]
     body = {"messages": chat("hello"), "max_tokens": 1}
-    refused = post(free, body, host=f"evil.example:{port}")
+    refused = post(free_url, body, host=f"evil.example:{port}")
     assert (refused.status_code, refused.headers["x-slmctl-route"]) == (403, "local; reason=refused")
-    assert post(free, body, host=f"localhost:{port}").status_code == 200
-    plain = httpx.post(f"{free}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "text/plain"})
+    assert post(free_url, body, host=f"localhost:{port}").status_code == 200
+    plain = httpx.post(
+        f"{free_url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "text/plain"}
+    )
     assert plain.status_code == 415
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
-    assert "access-control-allow-origin" not in httpx.options(f"{free}/v1/chat/completions", headers=asked).headers
+    assert "access-control-allow-origin" not in httpx.options(f"{free_url}/v1/chat/completions", headers=asked).headers
 
 
-def test_keys_are_hashed_and_revoked_while_it_runs(stages: Forks, tiny_run: Path, gguf: str, tmp_path: Path) -> None:
+def test_keys_are_hashed_and_revoked_while_it_runs(
+    stages: Forks, tiny_run: Path, bare_gguf: str, tmp_path: Path
+) -> None:
     path = tmp_path / "keys.json"
     named = ("--keys", str(path))
     secret = tiny.ok(stages.run(tmp_path, "keys", "add", "crm", "--rate", "4", *named))
     other = tiny.ok(stages.run(tmp_path, "keys", "add", "erp", *named))
     assert secret not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
-    child, url = begin(tiny_run, gguf, *named, "--host", "0.0.0.0")  # beyond the loopback, since there is a key
+    child, url = begin(tiny_run, bare_gguf, *named, "--host", "0.0.0.0")  # beyond the loopback, since there is a key
     url = url.replace("0.0.0.0", "127.0.0.1")
     body = {"messages": chat("a secret text"), "max_tokens": 1}
     assert post(url, body).status_code == 401
@@ -179,11 +162,11 @@ def test_an_answer_has_a_deadline(tiny_run: Path, endless: Path) -> None:
     end(child)
 
 
-def test_another_engine_is_held_to_the_task(tiny_run: Path, free: str) -> None:
+def test_another_engine_is_held_to_the_task(tiny_run: Path, free_url: str) -> None:
     """The engine behind the gateway is a server of a bare file: it knows no labels, the gateway does."""
-    name = httpx.get(f"{free}/v1/models").json()["data"][0]["id"]
+    name = httpx.get(f"{free_url}/v1/models").json()["data"][0]["id"]
     release = tiny_run / "registry" / "tiny-desk" / "1.0"
-    child, url = begin(tiny_run, str(release), "--engine-url", f"{free}/v1", "--engine-model", name)
+    child, url = begin(tiny_run, str(release), "--engine-url", f"{free_url}/v1", "--engine-model", name)
     assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
     for stream in (False, True):
         with client(url) as ask:
@@ -215,65 +198,40 @@ NAMES = st.sampled_from(
     path=st.sampled_from(["chat/completions", "completions", "responses"]),
     raw=st.binary(max_size=40) | st.dictionaries(NAMES, VALUES, max_size=5).map(lambda body: json.dumps(body).encode()),
 )
-def test_malformed_bodies_get_4xx_in_openais_form(free: str, path: str, raw: bytes) -> None:
-    response = httpx.post(f"{free}/v1/{path}", content=raw, headers={"content-type": "application/json"}, timeout=60)
+def test_malformed_bodies_get_4xx_in_openais_form(free_url: str, path: str, raw: bytes) -> None:
+    response = httpx.post(
+        f"{free_url}/v1/{path}", content=raw, headers={"content-type": "application/json"}, timeout=60
+    )
     if response.status_code != 200:  # a few of them are right by chance
         assert 400 <= response.status_code < 500, response.text
         assert set(response.json()) == {"error"}
         assert {"message", "type", "param", "code"} <= set(response.json()["error"])
 
 
-def test_what_is_no_unicode_does_not_reach_the_engine(free: str) -> None:
-    # half a surrogate pair once killed the child, which could not encode it
-    raw = b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}'
-    said = httpx.post(f"{free}/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
-    assert said.status_code == 400
-    assert post(free, {"messages": chat("hello"), "max_tokens": 1}).status_code == 200
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}], "max_tokens": 1}',
-        b'{"model": "\xed\xa0\x80", "messages": [{"role": "user", "content": "hello"}]}',
-        b'{"messages": [{"role": "user", "content": "hello"}], "stop": "\xed\xbf\xbf"}',
-        json.dumps({"messages": chat("hello"), "max_tokens": 1}).encode("utf-16"),
-        json.dumps({"messages": chat("\ud800")}).encode("utf-16-le"),
-        b'{"messages": [{"role": "user", "content": "\xff"}]}',
-    ],
-)
-def test_a_body_that_is_no_utf_8_does_not_reach_the_engine(free: str, raw: bytes) -> None:
-    # json.loads reads bytes with halves of surrogate pairs let through, and UTF-16 too
-    said = httpx.post(f"{free}/v1/chat/completions", content=raw, headers={"content-type": "application/json"})
-    assert (said.status_code, said.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert post(free, {"messages": chat("hello"), "max_tokens": 1}).status_code == 200
-    assert figure(free, "slmctl_engine_restarts_total") == 0
-
-
-def test_a_schema_that_is_nested_too_deeply_is_refused(free: str) -> None:
+def test_a_schema_that_is_nested_too_deeply_is_refused(free_url: str) -> None:
     for depth in (150, 350, 700):
         schema: dict[str, Any] = {}
         for _ in range(depth):
             schema = {"type": "array", "items": schema}
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-        said = post(free, {"messages": chat("hello"), "response_format": form})
+        said = post(free_url, {"messages": chat("hello"), "response_format": form})
         assert said.status_code == 400, said.text
         assert said.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_choices_have_a_ceiling(free: str) -> None:
+def test_choices_have_a_ceiling(free_url: str) -> None:
     choice = [f"{k:03}" + "x" * 100 for k in range(1000)]
-    said = post(free, {"messages": chat("hello"), "structured_outputs": {"choice": choice}})
+    said = post(free_url, {"messages": chat("hello"), "structured_outputs": {"choice": choice}})
     assert (said.status_code, said.json()["error"]["param"]) == (400, "structured_outputs")
-    said = post(free, {"messages": chat("hello"), "structured_outputs": {"choice": choice[:20]}})
+    said = post(free_url, {"messages": chat("hello"), "structured_outputs": {"choice": choice[:20]}})
     assert said.json()["choices"][0]["message"]["content"] in choice
 
 
-def test_a_completion_is_streamed(free: str) -> None:
+def test_a_completion_is_streamed(free_url: str) -> None:
     body = {"prompt": "hello", "max_tokens": 12, "temperature": 1, "seed": 3}
-    whole = httpx.post(f"{free}/v1/completions", json=body, timeout=60).json()
-    said = httpx.post(f"{free}/v1/completions", json={**body, "stream": True}, timeout=60)
-    *raw, done = [line.removeprefix("data: ") for line in said.text.splitlines() if line]
+    whole = httpx.post(f"{free_url}/v1/completions", json=body, timeout=60).json()
+    said = httpx.post(f"{free_url}/v1/completions", json={**body, "stream": True}, timeout=60)
+    *raw, done = lines_of(said)
     chunks = [json.loads(line) for line in raw]
     assert done == "[DONE]"
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
@@ -281,24 +239,23 @@ def test_a_completion_is_streamed(free: str) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
 
 
-def test_top_p_bounds_what_is_drawn_from(free: str) -> None:
+def test_top_p_bounds_what_is_drawn_from(free_url: str) -> None:
     def ask(**more: Any) -> str:
-        said = post(free, {"messages": chat("hello"), "max_tokens": 12, **more}).json()
+        said = post(free_url, {"messages": chat("hello"), "max_tokens": 12, **more}).json()
         return str(said["choices"][0]["message"]["content"])
 
     greedy = ask(temperature=0)
     assert {ask(temperature=2, top_p=0, seed=seed) for seed in range(3)} == {greedy}
     assert len({ask(temperature=2, seed=seed) for seed in range(3)}) > 1
-    assert post(free, {"messages": chat("hello"), "top_p": 1.5}).json()["error"]["param"] == "top_p"
+    assert post(free_url, {"messages": chat("hello"), "top_p": 1.5}).json()["error"]["param"] == "top_p"
 
 
-def test_a_server_is_asked_by_its_own_address(tiny_run: Path, gguf: str) -> None:
-    child, url = begin(tiny_run, gguf, "--host", "127.0.0.2")
-    assert url.startswith("http://127.0.0.2:")
-    body = {"messages": chat("hello"), "max_tokens": 1}
-    assert post(url, body).status_code == 200
-    assert post(url, body, host="evil.example").status_code == 403
-    end(child)
+def test_a_server_is_asked_by_its_own_address(tmp_path: Path) -> None:
+    with gateway(tmp_path, "--host", "127.0.0.2") as server:
+        assert server.url.startswith("http://127.0.0.2:")
+        body = {"messages": chat("hello"), "max_tokens": 1}
+        assert post(server.url, body).status_code == 200
+        assert post(server.url, body, host="evil.example").status_code == 403
 
 
 def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path) -> None:
@@ -318,36 +275,35 @@ def test_settings_of_the_server_hold_for_every_key(tiny_run: Path, endless: Path
     assert line["answer"] == [said]
 
 
-def test_a_rate_of_the_server_holds_for_every_key(tiny_run: Path, endless: Path) -> None:
-    child, url = begin(tiny_run, str(endless), "--set=serve.requests_per_minute=3")
-    said = [post(url, {"messages": chat("hello"), "max_tokens": 1}) for _ in range(5)]
+def test_a_rate_of_the_server_holds_for_every_key(tmp_path: Path) -> None:
+    with gateway(tmp_path, "--set=serve.requests_per_minute=3") as server:
+        said = [post(server.url, {"messages": chat("hello"), "max_tokens": 1}) for _ in range(5)]
     assert [one.status_code for one in said][:4] == [200, 200, 200, 429]
     assert said[3].json()["error"]["code"] == "rate"
-    end(child)
 
 
-def test_a_damaged_file_of_keys_lets_nobody_in_until_it_is_whole(tiny_run: Path, gguf: str, tmp_path: Path) -> None:
+def test_a_damaged_file_of_keys_lets_nobody_in_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    secret = tiny.ok(tiny.slmctl(tmp_path, "keys", "add", "crm", "--keys", str(path)))
-    child, url = begin(tiny_run, gguf, "--keys", str(path))
-    body = {"messages": chat("hello"), "max_tokens": 1}
+    secret = api_keys.add(path, "crm")
+    with gateway(tmp_path, "--keys", str(path)) as server:
 
-    def ask() -> tuple[int, int]:
-        said = post(url, body, authorization=f"Bearer {secret}").status_code
-        return said, httpx.get(f"{url}/readyz", timeout=60).status_code
+        def ask() -> tuple[int, int]:
+            body = {"messages": chat("hello"), "max_tokens": 1}
+            said = post(server.url, body, authorization=f"Bearer {secret}").status_code
+            return said, httpx.get(f"{server.url}/readyz", timeout=60).status_code
 
-    assert ask() == (200, 200)
-    raw = path.read_bytes()
-    path.write_bytes(raw[:-9])
-    assert ask() == (401, 503)
-    path.write_bytes(raw)
-    child.send_signal(signal.SIGHUP)
-    assert ask() == (200, 200)
-    path.unlink()
-    assert ask() == (401, 503)
-    child.send_signal(signal.SIGHUP)
-    assert ask() == (401, 503)
-    read = [line["fault"] for line in end(child) if line["event"] == "keys_read"]
+        assert ask() == (200, 200)
+        raw = path.read_bytes()
+        path.write_bytes(raw[:-9])
+        assert ask() == (401, 503)
+        path.write_bytes(raw)
+        server.child.send_signal(signal.SIGHUP)
+        assert ask() == (200, 200)
+        path.unlink()
+        assert ask() == (401, 503)
+        server.child.send_signal(signal.SIGHUP)
+        assert ask() == (401, 503)
+        read = [line["fault"] for line in end(server.child) if line["event"] == "keys_read"]
     assert read[0] is None and "there is no file of keys" in read[1]
 
 
@@ -384,8 +340,8 @@ def test_an_extractors_answers_satisfy_its_schema(
     end(child)
 
 
-def test_no_http_at_all_gets_an_error_in_the_same_form(free: str) -> None:
-    with socket.create_connection(("127.0.0.1", int(free.rpartition(":")[2])), timeout=60) as sock:
+def test_no_http_at_all_gets_an_error_in_the_same_form(free_url: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(free_url.rpartition(":")[2])), timeout=60) as sock:
         sock.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
         with sock.makefile("rb") as stream:
             head, _, body = stream.read().partition(b"\r\n\r\n")

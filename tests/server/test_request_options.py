@@ -9,7 +9,7 @@ import pytest
 from support import tiny
 from support.serving import GENERATE, chat
 
-from slmctl.server import api_forms, client_schemas
+from slmctl.server import client_schemas, openai_requests
 from slmctl.server.bad_requests import BadRequestError
 from slmctl.server.openai_requests import Ceilings, CheckedRequest, ServedModel
 from slmctl.task.contract import Task
@@ -25,7 +25,7 @@ def check(kind: str, task: str = "classify", **options: Any) -> CheckedRequest:
     asked: dict[str, Any] = {"chat": {"messages": chat("hello")}, "text": {"prompt": "hello"},
                              "response": {"input": "hello"}}[kind]  # fmt: skip
     models = {"desk": ServedModel("desk", TASKS[task], aliases=("default",))}
-    return api_forms.check({**asked, **options}, kind, models, Ceilings(64, 1000))
+    return openai_requests.check({**asked, **options}, kind, models, Ceilings(64, 1000))
 
 
 IDLE = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "service_tier": "flex",
@@ -95,6 +95,68 @@ def test_a_model_goes_by_the_projects_name_and_by_default(name: str) -> None:
         assert check(kind, model=name).model.name == "desk"
         with pytest.raises(BadRequestError, match="'tickets' is not served here; served: desk"):
             check(kind, model="tickets")
+
+
+def refused(kind: str, more: dict[str, Any], param: str, said: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        check(kind, "generate", **more)
+    assert (caught.value.param, caught.value.status) == (param, 404 if param == "model" else 400)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "said"),
+    [
+        ({"tools": [FUNCTION]}, "tools", "calls none unless 'tool_choice' names the only one"),
+        ({"response_format": {"type": "xml"}}, "response_format", "must have type text, json_object or"),
+        ({"logprobs": 3}, "logprobs", "must be true or false"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs 'logprobs' to be true"),
+        ({"n": 9}, "n", "must be a number from 1 to 8"),
+        ({"temperature": 3}, "temperature", "must be a number from 0 to 2"),
+        ({"temperature": "hot"}, "temperature", "must be a number"),
+        ({"max_tokens": 0}, "max_tokens", "must be a number from 1 to 64"),
+        ({"max_tokens": 10**9}, "max_tokens", "must be a number from 1 to 64"),
+        ({"max_tokens": 1.5}, "max_tokens", "must be a whole number"),
+        ({"seed": -1}, "seed", "must be a number from 0"),
+        ({"seed": 0.5}, "seed", "must be a whole number"),
+        ({"stop": [""]}, "stop", "must be a text or up to 4 texts"),
+        ({"stop": ["a"] * 5}, "stop", "must be a text or up to 4 texts"),
+        ({"messages": []}, "messages", "must be a list that is not empty"),
+        ({"messages": "hello"}, "messages", "must be a list that is not empty"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "needs a role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "needs content"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "last message must be the user's"),
+    ],
+)
+def test_what_a_chat_cannot_have_is_refused_with_the_reason(more: dict[str, Any], param: str, said: str) -> None:
+    refused("chat", more, param, said)
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "said"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "send the whole conversation as 'input'"),
+        ({"conversation": "conv_1"}, "conversation", "no response is kept here"),
+        ({"background": True}, "background", "every answer is given at once"),
+        ({"prompt": {"id": "p"}}, "prompt", "no prompt is kept here"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "type 'web_search' is run by OpenAI's own servers"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "calls none unless 'tool_choice' names the only one"),
+        ({"tool_choice": "required"}, "tool_choice", "no 'tools' to choose from"),
+        ({"truncation": "auto"}, "truncation", "is not supported"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "'max_output_tokens' must be a number"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "'text.format' must have type"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "not supported"),
+        ({"input": []}, "input", "a list of messages that is not empty"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "send the item itself"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input", "not 'function_call_output'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "needs content: a text"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input", "the last message must be the user's"),
+        ({"messages": chat("hello")}, "messages", "not supported"),
+        ({"model": "gpt-4"}, "model", "not served here"),
+    ],
+)
+def test_what_a_response_cannot_have_is_refused_with_the_reason(more: dict[str, Any], param: str, said: str) -> None:
+    refused("response", more, param, said)
 
 
 # A client's schema on a classifier

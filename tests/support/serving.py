@@ -68,7 +68,8 @@ def gateway(
             child.kill()
             child.communicate()
             raise
-        end(child)
+        if child.poll() is None:
+            end(child)
 
 
 def end(child: subprocess.Popen[str]) -> list[dict[str, Any]]:
@@ -91,6 +92,15 @@ def chat(text: str) -> list[Any]:
 
 def post(url: str, body: dict[str, Any], **headers: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def ask(url: str, text: str, **more: Any) -> httpx.Response:
+    return post(url, {"messages": chat(text), **more})
+
+
+def lines_of(response: httpx.Response) -> list[str]:
+    """The data of a stream's events."""
+    return [line.removeprefix("data: ") for line in response.text.splitlines() if line]
 
 
 def engine_of(server: subprocess.Popen[str]) -> int:

@@ -4,20 +4,6 @@ let task = null; // what /v1/task says
 let turns = []; // of the conversation
 let running = null; // the AbortController of the answer that is being written
 
-const KINDS = ["classify", "extract", "generate", "call"];
-
-// Whether a router named the model that answered: its step of the path holds what it named.
-function isNamed(found) {
-  const [first] = Array.isArray(found.extra.path) ? found.extra.path : [];
-  return Boolean(first && first.answer);
-}
-
-// Whether an answer may have another form than the task's: a router's is that of the model it named, or free text.
-function isOther(found) {
-  const kind = found.call ? "call" : found.extra.task;
-  return (KINDS.includes(kind) && kind !== task.kind) || (isNamed(found) && found.extra.route === "generalist");
-}
-
 const bounded = (share) => Math.min(1, Math.max(0, Number(share) || 0));
 
 // Asking
@@ -260,7 +246,7 @@ function verdict(found) {
 
 // The field for the right answer: the labels, or the answer to correct.
 function correction(found, tell) {
-  const chooses = task.kind === "classify" && !isOther(found) && !isNamed(found); // the labels of a router are no answers
+  const chooses = task.kind === "classify";
   const field = make(chooses ? "select" : "textarea", "");
   if (chooses) {
     for (const label of task.labels.filter((one) => one !== found.text)) {
@@ -314,17 +300,6 @@ const TASKS = {
     return [...head, fields, raw, copyButton(text)];
   },
 };
-
-// An answer in another form than the task's: a call as one, JSON that is an object as fields, the rest as text.
-function other(found) {
-  if (found.call) return TASKS.call(found);
-  try {
-    if (isObject(JSON.parse(found.text))) return TASKS.extract(found);
-  } catch {
-    // no JSON
-  }
-  return [make("p", "text", found.text)];
-}
 
 function card(home) {
   const text = make(["extract", "call"].includes(task.kind) ? "pre" : "div", "text");
@@ -382,7 +357,7 @@ async function answer(question) {
       if (chat) shown.scrollIntoView({ block: "end" });
     });
     if (chat) turns.push(asked, { role: "assistant", content: found.text });
-    else text.replaceWith(...(isOther(found) ? other(found) : TASKS[task.kind](found)));
+    else text.replaceWith(...TASKS[task.kind](found));
     shown.append(facts(found));
     if (task.feedback && found.id) shown.append(verdict(found));
     done = "Answered.";
