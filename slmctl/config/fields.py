@@ -36,16 +36,6 @@ class Inherited:
     """Marks a field that a section takes from the top of the file; it cannot be written in the section."""
 
 
-class Formerly:
-    """Gives the name that a key had in an earlier release.
-
-    `slmctl.yaml` may still use it, with a notice. Recipes keep it, so that artifacts of that release stay current.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
 def _as_text(value: object) -> object:
     """`version: 1.0` is the text `1.0` in a text field."""
     return getattr(value, "raw", value)
@@ -151,7 +141,3 @@ def marks(field: Any) -> list[Any]:
 def is_inherited(field: Any) -> bool:
     return any(isinstance(mark, Inherited) for mark in field.metadata)
 
-
-def former_name(field: Any) -> str | None:
-    """The name that a field had in an earlier release, if it was renamed."""
-    return next((mark.name for mark in field.metadata if isinstance(mark, Formerly)), None)

@@ -14,7 +14,6 @@ from pydantic import (
     ValidationError,
 )
 
-from slmctl.config import former_keys
 from slmctl.config.fields import STDIN, Content, is_inherited, is_remote, marks, named_section_in, section_in
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
@@ -67,10 +66,8 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
     values = lines.read(text)
     if not isinstance(values, dict):
         raise UsageError(f"{name} does not hold a mapping of sections", hint="slmctl init shows one")
-    former_keys.rename(values, Config, lines, overrides=False)
     for override in overrides:
         lines.override(values, override)
-    former_keys.rename(values, Config, lines, overrides=True)
     faults = lines.faults + list(_misplaced(values, lines))
     try:
         config = Config.model_validate(_inherit(values))

@@ -19,7 +19,6 @@ from pydantic import (
 from slmctl.config import pattern_bound
 from slmctl.config.fields import (
     STDIN,
-    Formerly,
     Inherited,
     Moment,
     Outside,
@@ -188,9 +187,8 @@ class Source(Section):
     name: Text | None = Field(
         None, description="name of this source in records and reports; the name of its file when left out"
     )
-    conversation_format: Annotated[
-        Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"], Formerly("shape")
-    ] = Field("auto", description="layout of a conversation in a row; auto recognises it by the columns")
+    conversation_format: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
+        "auto", description="layout of a conversation in a row; auto recognises it by the columns")
     input: Text = Field(
         "input",
         description="column of the input, or a template such as '{{ subject }}: {{ body }}'",
@@ -339,7 +337,7 @@ class Sensitive(Section):
     iban: Action = Field("redact", description="bank account numbers (IBAN)")
     ip: Action = Field("keep", description="IP addresses; kept ones are counted")
     secret: WithoutStandIn = Field("redact", description="keys, tokens, passwords and PINs")
-    pseudonym_key: Annotated[SourcePath | None, Formerly("key")] = Field(
+    pseudonym_key: SourcePath | None = Field(
         None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
     )
 

@@ -15,7 +15,7 @@ from pydantic import (
 
 from slmctl.artifacts.artifact import fingerprint
 from slmctl.artifacts.bounded_json import JsonObject
-from slmctl.config.fields import Content, Outside, WhenSet, bare_type, former_name, is_remote, marks, section_in
+from slmctl.config.fields import Content, Outside, WhenSet, bare_type, is_remote, marks, section_in
 from slmctl.errors import UsageError
 
 
@@ -34,7 +34,7 @@ def recipe(section: BaseModel) -> dict[str, Any]:
         if unset and any(isinstance(mark, WhenSet) for mark in field.metadata):
             continue
         marked = any(isinstance(mark, Content) for mark in marks(field))
-        result[former_name(field) or name] = _recipe_value(value, marked=marked)
+        result[name] = _recipe_value(value, marked=marked)
     return result
 
 
@@ -77,8 +77,7 @@ def changed_keys(model: type[BaseModel], recipe: JsonObject, other: JsonObject) 
     """
     changed: JsonObject = {}
     for name, field in model.model_fields.items():
-        key = former_name(field) or name
-        mine, its = recipe.get(key), other.get(key)
+        mine, its = recipe.get(name), other.get(name)
         if mine == its:
             continue
         inner = section_in(field.annotation)
@@ -127,10 +126,9 @@ def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str]
 def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        key = former_name(field) or name
-        if key in recorded:
+        if name in recorded:
             marked = any(isinstance(mark, Content) for mark in marks(field))
-            values[field.alias or name] = _restored_value(field.annotation, recorded[key], find, marked=marked)
+            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
     return values
 
 

@@ -18,7 +18,6 @@ from pydantic import (
 from slmctl.config.fields import (
     WEIGHTED_ONLY_TYPES,
     Content,
-    Formerly,
     Inherited,
     Moment,
     Outside,
@@ -60,7 +59,7 @@ class Lora(Section):
     rank: int = Field(16, ge=1, le=1024, description="rank of the update matrices")
     alpha: float = Field(32, gt=0, description="scale of the update, which is alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the update, a share")
-    target_modules: Annotated[Literal["all-linear"] | list[Text], Formerly("targets")] = Field(
+    target_modules: Literal["all-linear"] | list[Text] = Field(
         "all-linear", description="which linear layers are adapted: all-linear, or names such as q_proj"
     )
     rslora: bool = Field(False, description="scale the update by alpha / sqrt(rank) in place of alpha / rank")
@@ -73,38 +72,38 @@ class FinetuneConfig(Section):
     backend: Literal["auto", "transformers", "unsloth"] = Field(
         "auto", description="auto takes unsloth where it and an accelerator are present, else transformers"
     )
-    load_in_4bit: Annotated[bool, Formerly("load_4bit")] = Field(
+    load_in_4bit: bool = Field(
         False, description="QLoRA: hold the frozen weights in 4 bits (NF4); on a GPU with unsloth"
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
-    max_steps: Annotated[int | None, Formerly("steps")] = Field(
+    max_steps: int | None = Field(
         None, ge=1, description="optimizer steps, in place of epochs"
     )
     train_share: Annotated[Percent, WhenSet()] = Field(
         1.0, gt=0, description="share of the training records that is used, drawn by a hash of their content"
     )
     learning_rate: float = Field(4e-4, gt=0, lt=1, description="peak learning rate")
-    lr_scheduler: Annotated[Literal["cosine", "linear", "constant"], Formerly("schedule")] = Field(
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
     )
-    warmup_ratio: Annotated[float, Formerly("warmup")] = Field(
+    warmup_ratio: float = Field(
         0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises"
     )
-    batch_size: Annotated[int, Formerly("batch")] = Field(16, ge=1, description="records a step, over all processes")
-    gradient_accumulation_steps: Annotated[int, Formerly("accumulation")] = Field(
+    batch_size: int = Field(16, ge=1, description="records a step, over all processes")
+    gradient_accumulation_steps: int = Field(
         1, ge=1, description="parts in which a step's batch is computed (saves memory on a GPU)"
     )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decay of the adapter's weights a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each answer token's target spread over the vocabulary, in training"
     )
-    max_grad_norm: Annotated[float, Formerly("clip")] = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     max_length: int = Field(1024, ge=16, description="longest record in tokens")
     too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="treatment of a longer record; truncate cuts the end of its longest user message"
     )
     seed: int = Field(0, ge=0, description="seed of initial weights, order and dropout")
-    matmul_dtype: Annotated[Literal["auto", "float32", "bfloat16"], Formerly("products")] = Field(
+    matmul_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="data type in which a CPU multiplies frozen weights; auto: bfloat16 where the CPU supports it",
     )
@@ -132,7 +131,7 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
-    max_shard_gb: Annotated[float, Formerly("shard_gb")] = Field(
+    max_shard_gb: float = Field(
         5.0, gt=0, description="largest file of weights in GB; a larger model is split"
     )
 
@@ -145,12 +144,12 @@ class QuantizeConfig(Section):
     types: Annotated[list[QuantType], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
-    importance_matrix: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1)], Formerly("importance")] = Field(
+    importance_matrix: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="number of training records for the importance matrix of types below 6 bits. off: none. auto: 128, "
         "kept only if it lowers KL divergence; of a base of a billion weights and more 64, and kept",
     )
-    lora_gguf: Annotated[bool, Formerly("lora")] = Field(
+    lora_gguf: bool = Field(
         False, description="write the adapter as a GGUF file too, and the base's own GGUF of each type, to load it on"
     )
 
@@ -189,7 +188,7 @@ class Choose(Section):
     """The rule that chooses a GGUF file, on validation rows."""
 
     smallest_within: float = Field(ge=0, lt=1, description="largest loss of the metric, a share such as 0.01")
-    reference: Annotated[QuantType | None, Formerly("of")] = Field(
+    reference: QuantType | None = Field(
         None, description="quantization type to compare with; the largest file when left out"
     )
     metric: Text | None = Field(None, description="metric to compare; the task's primary one when left out")
@@ -211,7 +210,7 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="coverage of the intervals in the report")
     choose: Choose | None = Field(None, description="rule that chooses the GGUF file to publish, on validation rows")
     prices: Prices | None = Field(None, description="prices, for the rows an hour from which the machine is cheaper")
-    shown_characters: Annotated[int, Formerly("cut")] = Field(
+    shown_characters: int = Field(
         0,
         ge=0,
         le=2000,
@@ -293,7 +292,7 @@ class CalibrateConfig(Section):
     max_out_of_scope_kept: Percent | None = Field(
         None, gt=0, description="largest share of out-of-scope questions that may be kept, with the same confidence"
     )
-    min_token_f1: Annotated[float | None, Formerly("token_f1")] = Field(
+    min_token_f1: float | None = Field(
         None, gt=0, le=1, description="generate: token F1 from which an answer counts as right; 1 when left out"
     )
     type: Annotated[Text | None, Outside()] = Field(
@@ -337,19 +336,19 @@ class PublishConfig(Section):
     license: Text | None = Field(
         None, description="the base's license, such as apache-2.0, where its own files do not state it"
     )
-    allowed_texts: Annotated[list[Text], Formerly("allow")] = Field(
+    allowed_texts: list[Text] = Field(
         default_factory=list,
         description="texts that are published although they look like personal data, such as a support address",
     )
     memorisation: Memorisation = Field(default_factory=Memorisation, description="the probe for memorised rows")
     public: Annotated[bool, Outside()] = Field(False, description="hf: make the repository public")
-    signing_key: Annotated[Path | None, Outside(), Formerly("key")] = Field(
+    signing_key: Annotated[Path | None, Outside()] = Field(
         None, description="private key that signs releases (PEM, elliptic curve), outside runs/; it is never copied"
     )
-    s3_endpoint: Annotated[Text | None, Outside(), Formerly("endpoint")] = Field(
+    s3_endpoint: Annotated[Text | None, Outside()] = Field(
         None, description="s3: address of the service, when not the one of AWS_ENDPOINT_URL or AWS itself"
     )
-    allowed_hosts: Annotated[list[Text], Outside(), Formerly("hosts")] = Field(
+    allowed_hosts: Annotated[list[Text], Outside()] = Field(
         default_factory=list,
         description="further hosts to which the target's server redirects its clients, for sign-in or storage",
     )

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from slmctl.config.fields import Bytes, Formerly, Percent, Section, SourcePath, Text
+from slmctl.config.fields import Bytes, Percent, Section, SourcePath, Text
 
 FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT = "default"  # an alias of the first model
@@ -110,10 +110,10 @@ class ServeConfig(Section):
     )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
     sequences: int = Field(8, ge=1, le=256, description="requests answered at the same time")
-    max_waiting_requests: Annotated[int, Formerly("queue")] = Field(
+    max_waiting_requests: int = Field(
         64, ge=0, le=100_000, description="requests that may wait; further ones get 429 at once"
     )
-    context_length: Annotated[int, Formerly("context")] = Field(
+    context_length: int = Field(
         2048, ge=128, description="longest prompt with its answer, in tokens"
     )
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
@@ -124,7 +124,7 @@ class ServeConfig(Section):
         None, description="the generalist; sensitive questions are never sent to it"
     )
     prices: Prices | None = Field(None, description="prices, for the savings in /metrics")
-    decision_log: Annotated[Path | None, Formerly("decisions")] = Field(
+    decision_log: Path | None = Field(
         None,
         description="file for a line about each routed request, without its content; the server's log when left out",
     )
@@ -138,27 +138,27 @@ class ServeConfig(Section):
         None, description="rows.bin of the data set, to tell which questions are new; found below runs/ when left out"
     )
 
-    max_prompt_tokens: Annotated[int | None, Formerly("max_prompt")] = Field(
+    max_prompt_tokens: int | None = Field(
         None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
     )
-    max_body_bytes: Annotated[int, Formerly("max_body")] = Field(
+    max_body_bytes: int = Field(
         1 << 20, ge=1024, description="ceiling for the body of a request, in bytes"
     )
     keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
-    requests_per_minute: Annotated[float | None, Formerly("rate")] = Field(
+    requests_per_minute: float | None = Field(
         None, gt=0, description="requests a minute for each key; no limit when left out"
     )
     concurrency: int | None = Field(
         None, ge=1, description="requests at the same time for each key; no limit when left out"
     )
-    receive_timeout_s: Annotated[float, Formerly("receive_s")] = Field(
+    receive_timeout_s: float = Field(
         10, gt=0, description="seconds that a request has to arrive, head and body"
     )
-    answer_timeout_s: Annotated[float, Formerly("answer_s")] = Field(
+    answer_timeout_s: float = Field(
         120, gt=0, description="seconds that an answer has, waiting included"
     )
     grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server stops")
-    cors_origins: Annotated[list[Text], Formerly("origins")] = Field(
+    cors_origins: list[Text] = Field(
         default_factory=list,
         description="origins of web pages that may send requests from a browser (CORS); none when empty",
     )

@@ -110,14 +110,6 @@ class StrictYaml:
         dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
         return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
 
-    def rename(self, old: Sequence[int | str], new: Sequence[int | str]) -> None:
-        """Let faults of the key at `new` name the line where `old` was written."""
-        before, after = tuple(old), tuple(new)
-        if before in self._flags:
-            self._flags.add(after)
-        elif before in self._at:
-            self._at.setdefault(after, self._at[before])
-
     def _value(self, node: yaml.Node, loc: tuple[int | str, ...], *, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")

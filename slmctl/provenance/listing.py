@@ -13,7 +13,6 @@ from typing import Any
 from slmctl import config, console
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import SHORT_ID, Artifact
-from slmctl.config.fields import former_name
 from slmctl.console import percent
 from slmctl.errors import SlmctlError
 from slmctl.pipeline.stage_table import BY_KIND, STAGES
@@ -348,14 +347,13 @@ def _changes(made: Sequence[Artifact], by_digest: Mapping[str, Artifact]) -> dic
 
 
 def _settings(made: Artifact) -> dict[str, str]:
-    """The config of an artifact by the names that keys have today, with today's default where it has no value."""
+    """The config of an artifact with today's default where it has no value."""
     name, recorded = made.manifest.stage.partition("/")[0], made.manifest.config
     if name in STAGES and recorded:
         model = type(config.stage_config(_BARE, name))
         try:
             section = config.restored(model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID]))
-            names = {former_name(field) or name for name, field in model.model_fields.items()}
-            unknown = {key: value for key, value in recorded.items() if key not in names}
+            unknown = {key: value for key, value in recorded.items() if key not in model.model_fields}
             recorded = section.model_dump(mode="json", exclude_none=True) | unknown
         except SlmctlError:  # of another version: as it stands
             pass

@@ -68,7 +68,6 @@ def test_the_lines_that_do_not_change_are_the_same_bytes() -> None:
     "text",
     [
         "project: x\nbase: b\nfinetune: &one {epochs: 3}\nmerge: *one\n",  # what is changed would change twice
-        "project: x\nbase: b\nfinetune: {batch: 8}\n",  # the former name of batch_size
     ],
 )
 def test_a_file_that_would_mean_something_else_is_left_alone(text: str, tmp_path: Path) -> None:

@@ -633,12 +633,12 @@ def asked(folder: Path, *sets: str) -> resolve.StageRequest:
 def test_hash_of_the_key_is_in_the_recipe_and_the_key_is_not(tiny_project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "desk"
     subprocess.run(["cp", "-r", str(tiny_project), str(folder)], check=True)
-    assert asked(folder).recipe["sensitive"]["key"] is None
+    assert asked(folder).recipe["sensitive"]["pseudonym_key"] is None
     assert not (folder / "runs" / ".keys").exists()
     first = asked(folder, "prepare.sensitive.email=pseudonymise")
     path = folder / config.PSEUDONYM_KEY
     key = path.read_bytes()
-    assert first.recipe["sensitive"]["key"] == artifact.sha256_file(path)
+    assert first.recipe["sensitive"]["pseudonym_key"] == artifact.sha256_file(path)
     assert key.hex() not in json.dumps(first.recipe)
     assert asked(folder, "prepare.sensitive.email=pseudonymise").recipe_id == first.recipe_id
     path.write_bytes(bytes(32))

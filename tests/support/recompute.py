@@ -508,7 +508,7 @@ class Recomputed:
             "prepared": self.manifest["inputs"]["prepared"], "participants": list(self.people),
             "focus": self.focus(measured, choice), "models": measured, "baselines": baselines,
             "pairs": self.pairs(slices), "slices": [self.slice(*one) for one in slices], "choice": choice,
-            "break_even": self.money(measured), "cut": self.config["cut"], **self.release(made),
+            "break_even": self.money(measured), "cut": self.config["shown_characters"], **self.release(made),
         }  # fmt: skip
 
     def manifests(self, digests: list[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -727,7 +727,7 @@ class Recomputed:
             large = [(name, rows) for name, rows in parts.items() if 10 <= len(rows) < n]
             if kind == "group":
                 large = sorted(large, key=lambda one: -len(one[1]))[:50]
-                if not self.config["cut"]:
+                if not self.config["shown_characters"]:
                     large = [(f"#{place}", rows) for place, (_, rows) in enumerate(large, 1)]
             elif kind != "length":
                 large.sort()
@@ -774,7 +774,7 @@ class Recomputed:
         records = lines_of(self.prepared / "validation.jsonl")
         made = self.manifests(self.manifest["inputs"]["validation"])
         files = {facts["model"]: (self.read(path, records), self.facts(path, facts)) for path, facts in made}
-        of = rule["of"] or max(files, key=lambda name: (files[name][1]["size"], name))
+        of = rule["reference"] or max(files, key=lambda name: (files[name][1]["size"], name))
         metric = rule["metric"] or self.primary
         every = dict.fromkeys(range(len(records)), 1)
         candidates = []
