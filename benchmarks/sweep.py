@@ -1,16 +1,15 @@
 """`slmctl sweep`: what it picks among candidates that are equal, and what its settings gain on two public data sets.
 
     python -m benchmarks.sweep noise
-    python -m benchmarks.sweep DATA BASE [--quick] [--budget 2h] [--folder FOLDER] [--only banking77 snips]
+    python -m benchmarks.sweep DATA BASE [--quick] [--folder FOLDER] [--only banking77 snips]
 
 `noise` sends made-up losses through the choice that the command makes: sweeps of 20 candidates, all equal but for the
 noise of a training, and sweeps of 20 in which one is better. Noise is of two kinds, of single records and of a whole
-training, each of the sizes below. The peer takes the lowest loss of the finalists.
+training, each of the sizes below. The peer takes the lowest loss.
 
-With DATA, the folder that holds `banking77/` and `snips/`, each is swept within the budget from the defaults. Then the
-defaults and the chosen settings are trained on all rows and answer the test rows, which the sweep never reads.
-`--quick` takes 1,200 training, 320 validation and 300 test rows of each, two learning rates, and adapters in place of
-Q8_0 files; it takes minutes.
+With DATA, the folder that holds `banking77/` and `snips/`, two learning rates are swept on each. Then the defaults
+and the chosen settings are trained on all rows and answer the test rows, which the sweep never reads.
+`--quick` takes 1,200 training, 320 validation and 300 test rows of each, and adapters in place of Q8_0 files.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LOSS, BLOCKS, RECORDS = 0.3, 32, 10  # nats a token, of 320 validation rows with
 NOISES = {"records": (0.2, 0.0), "trainings": (0.0, 0.05), "both": (0.15, 0.03)}
 BETTER = 0.5  # loss of the candidate that is better, over that of the others
 QUICK = {"train": 1200, "validation": 320, "test": 300}
-QUICK_SPACE = ["finetune.learning_rate=4e-4,8e-4"]
+SPACE = ["finetune.learning_rate=4e-4,8e-4"]
 METRICS = {"banking77": "accuracy", "snips": "exact_match"}
 CONFIG = """\
 project: {name}
@@ -63,12 +62,10 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("base", nargs="?")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--budget", default="2h")
-    parser.add_argument("--space", nargs="*", default=[])
+    parser.add_argument("--space", nargs="*", default=SPACE)
     parser.add_argument("--folder", type=Path, default=Path("sweep"))
     parser.add_argument("--only", nargs="+", choices=METRICS, default=list(METRICS))
     options = parser.parse_args()
-    options.space = options.space or (QUICK_SPACE if options.quick else [])
     if options.data == "noise":
         name, rows, more = "sweep-noise", list(noise_rows()), {"sweeps": SWEEPS, "noise": NOISES}
         command = "python -m benchmarks.sweep noise"
@@ -76,8 +73,8 @@ def main() -> None:
         name = "sweep-quick" if options.quick else "sweep"
         found = {one: measure(one, options) for one in options.only}
         rows = [row for one, runs in found.items() for row in rows_of_runs(one, runs)]
-        command = f"python -m benchmarks.sweep DATA BASE --budget {options.budget}" + " --quick" * options.quick
-        more = {"base": options.base, "budget": options.budget, "space": options.space, "runs": found}
+        command = "python -m benchmarks.sweep DATA BASE" + " --quick" * options.quick
+        more = {"base": options.base, "space": options.space, "runs": found}
     path = result.write(name, command, rows, ("numpy", "torch", "transformers", "trl", "peft"), **more)
     sys.stdout.write(f"{result.table(name)}\n\n{path}\n")
 
@@ -118,12 +115,8 @@ def simulate(seed: int, records: float, whole: float, *, better: float) -> tuple
             blocks.append(np.stack([np.full(BLOCKS, RECORDS), tokens, level * noise * tokens], axis=1))
         return Measured(str(number), (1.0 + number,), blocks)
 
-    rung = [trials(number, 1) for number in range(CANDIDATES)]
-    kept = trial_choice.going_on(rung, 7)
-    kept = trial_choice.going_on([trials(int(each.name), 1) for each in kept], 3)
-    challengers = [trials(int(each.name), 2) for each in kept if each.name != "0"][:2]
-    incumbent = trials(0, 2)
-    choice = trial_choice.choose(incumbent, challengers, tried=CANDIDATES - 1)
+    incumbent, *challengers = (trials(number, 2) for number in range(CANDIDATES))
+    choice = trial_choice.choose(incumbent, challengers)
     lowest = min([incumbent, *challengers], key=lambda each: each.loss)
     return int(choice.chosen.name), int(lowest.name)
 
@@ -135,7 +128,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """A sweep from the defaults, and the test rows answered with the defaults and with what it chose."""
     folder = make(options.folder / name, name, options)
     begun = time.monotonic()
-    swept = json.loads(slmctl(folder, [], "sweep", "--json", "--no-write", "--budget", options.budget, *options.space))
+    swept = json.loads(slmctl(folder, [], "sweep", "--json", *options.space))
     seconds = round(time.monotonic() - begun, 1)
     model = "adapter" if options.quick else "gguf"
     settings = {"default": [], "swept": [f"{key}={value}" for key, value in swept["chosen"].items()]}
@@ -162,8 +155,6 @@ def rows_of_runs(name: str, runs: dict[str, Any]) -> Iterator[result.Row]:
         yield result.compared(
             f"{name}: {metric}", [ours[what]], [theirs[what]], peer="the defaults", goal=goal, digits=4
         )
-    spent, budget = runs["sweep"]["seconds"], runs["sweep"]["budget_s"]
-    yield result.compared(f"{name}: time of all trials, s", [spent], [budget], peer="budget", goal="<= 1", digits=0)
 
 
 def make(folder: Path, name: str, options: argparse.Namespace) -> Path:

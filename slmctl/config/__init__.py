@@ -45,7 +45,7 @@ from slmctl.config.serve_section import (
     Prices,
     ServeConfig,
 )
-from slmctl.config.yaml_text import listed, write_values
+from slmctl.config.strict_yaml import listed
 
 __all__ = [
     "FILENAME",
@@ -102,5 +102,4 @@ __all__ = [
     "schema",
     "stage_config",
     "table",
-    "write_values",
 ]

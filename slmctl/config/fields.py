@@ -140,4 +140,3 @@ def marks(field: Any) -> list[Any]:
 
 def is_inherited(field: Any) -> bool:
     return any(isinstance(mark, Inherited) for mark in field.metadata)
-

@@ -188,7 +188,8 @@ class Source(Section):
         None, description="name of this source in records and reports; the name of its file when left out"
     )
     conversation_format: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
-        "auto", description="layout of a conversation in a row; auto recognises it by the columns")
+        "auto", description="layout of a conversation in a row; auto recognises it by the columns"
+    )
     input: Text = Field(
         "input",
         description="column of the input, or a template such as '{{ subject }}: {{ body }}'",

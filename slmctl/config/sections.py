@@ -76,9 +76,7 @@ class FinetuneConfig(Section):
         False, description="QLoRA: hold the frozen weights in 4 bits (NF4); on a GPU with unsloth"
     )
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training records")
-    max_steps: int | None = Field(
-        None, ge=1, description="optimizer steps, in place of epochs"
-    )
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, in place of epochs")
     train_share: Annotated[Percent, WhenSet()] = Field(
         1.0, gt=0, description="share of the training records that is used, drawn by a hash of their content"
     )
@@ -86,9 +84,7 @@ class FinetuneConfig(Section):
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
     )
-    warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises"
-    )
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     batch_size: int = Field(16, ge=1, description="records a step, over all processes")
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="parts in which a step's batch is computed (saves memory on a GPU)"
@@ -131,9 +127,7 @@ class MergeConfig(Section):
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
         "base", description="type of the merged weights; base keeps the base's own"
     )
-    max_shard_gb: float = Field(
-        5.0, gt=0, description="largest file of weights in GB; a larger model is split"
-    )
+    max_shard_gb: float = Field(5.0, gt=0, description="largest file of weights in GB; a larger model is split")
 
 
 class QuantizeConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -113,9 +113,7 @@ class ServeConfig(Section):
     max_waiting_requests: int = Field(
         64, ge=0, le=100_000, description="requests that may wait; further ones get 429 at once"
     )
-    context_length: int = Field(
-        2048, ge=128, description="longest prompt with its answer, in tokens"
-    )
+    context_length: int = Field(2048, ge=128, description="longest prompt with its answer, in tokens")
     max_tokens: int = Field(512, ge=1, description="ceiling for the length of one answer, in tokens")
     policy: Path | None = Field(
         None, description="policy artifact of slmctl calibrate, by which answers are kept or escalated"
@@ -141,9 +139,7 @@ class ServeConfig(Section):
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="ceiling for the length of a prompt, in tokens; what the context leaves when left out"
     )
-    max_body_bytes: int = Field(
-        1 << 20, ge=1024, description="ceiling for the body of a request, in bytes"
-    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="ceiling for the body of a request, in bytes")
     keys: SourcePath = Field(Path("runs/.keys/serve.json"), description="file of the API keys that slmctl keys writes")
     requests_per_minute: float | None = Field(
         None, gt=0, description="requests a minute for each key; no limit when left out"
@@ -151,12 +147,8 @@ class ServeConfig(Section):
     concurrency: int | None = Field(
         None, ge=1, description="requests at the same time for each key; no limit when left out"
     )
-    receive_timeout_s: float = Field(
-        10, gt=0, description="seconds that a request has to arrive, head and body"
-    )
-    answer_timeout_s: float = Field(
-        120, gt=0, description="seconds that an answer has, waiting included"
-    )
+    receive_timeout_s: float = Field(10, gt=0, description="seconds that a request has to arrive, head and body")
+    answer_timeout_s: float = Field(120, gt=0, description="seconds that an answer has, waiting included")
     grace_s: float = Field(5, ge=0, description="seconds that running answers get when the server stops")
     cors_origins: list[Text] = Field(
         default_factory=list,

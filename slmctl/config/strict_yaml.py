@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -159,3 +160,18 @@ class StrictYaml:
             return text
         number.raw = text
         return number
+
+
+def listed(text: str) -> list[str]:
+    """The values of `1e-4,[a, b],c`, each as YAML.
+
+    Raises:
+        UsageError: It is not a list of YAML values.
+    """
+    try:
+        values = StrictYaml("").read(f"[{text}]")
+    except UsageError:
+        values = None
+    if not isinstance(values, list) or not values:
+        raise UsageError(f"'{text[:200]}' is not a list of values", hint="such as 2e-4,4e-4,8e-4")
+    return [value if isinstance(value, str) else getattr(value, "raw", json.dumps(value)) for value in values]

@@ -20,7 +20,7 @@ MIN_RECORDS = 20  # of validation: fewer tell too little of two trainings
 
 @dataclass(frozen=True)
 class Measured:
-    """The trials of one candidate on the same share of the records.
+    """The trials of one candidate.
 
     Attributes:
         cost: Sorts candidates, the cheapest first.
@@ -65,15 +65,15 @@ class Gain:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A finalist beside the settings of today.
+    """A candidate beside the settings of today.
 
     Attributes:
         gain: Over the settings of today.
-        bound: The gain that there is at least, with CONFIDENCE over all candidates that were tried.
-        near: It is within one standard error of the best finalist.
+        bound: The gain that there is at least, with CONFIDENCE over all candidates.
+        near: It is within one standard error of the best candidate.
     """
 
-    finalist: Measured
+    candidate: Measured
     gain: Gain
     bound: float
     near: bool
@@ -85,33 +85,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class TrialChoice:
-    """The finalist that is chosen, which is the incumbent unless another one is better by more than chance."""
+    """The candidate that is chosen, which is the incumbent unless another one is better by more than chance."""
 
     chosen: Measured
     incumbent: Measured
     verdicts: Sequence[Verdict]
 
 
-def going_on(trials: Sequence[Measured], count: int) -> list[Measured]:
-    """The best `count` of a rung, the cheaper one first where losses are the same."""
-    return sorted(trials, key=lambda trial: (trial.loss, trial.cost))[:count]
+def choose(incumbent: Measured, challengers: Sequence[Measured]) -> TrialChoice:
+    """The cheapest of the challengers that beat the incumbent and are within one standard error of the best of them.
 
-
-def choose(incumbent: Measured, challengers: Sequence[Measured], tried: int) -> TrialChoice:
-    """The cheapest of the finalists that beat the incumbent and are within one standard error of the best of them.
-
-    The best of many that are equal looks better than it is. So a finalist beats the incumbent only where the lower
-    bound of its gain is above 0 with CONFIDENCE over all candidates together (Bonferroni), which is always more than
+    The best of many that are equal looks better than it is. So a challenger beats the incumbent only where the lower
+    bound of its gain is above 0 with CONFIDENCE over all of them together (Bonferroni), which is always more than
     one standard error.
-
-    Args:
-        incumbent: The settings of today.
-        challengers: The other finalists.
-        tried: Number of candidates beside the incumbent that the finalists were selected from.
     """
     everyone = [incumbent, *challengers]
     noise = seed_variance(everyone)
-    confidence = 1 - (1 - CONFIDENCE) / max(tried, len(challengers), 1)
+    confidence = 1 - (1 - CONFIDENCE) / max(len(challengers), 1)
     gains = {each.name: gain(incumbent, each, noise) for each in challengers}
     better = [each for each in challengers if gains[each.name].bound(confidence) > 0]
     best = min(better or everyone, key=lambda each: each.loss)

@@ -22,10 +22,10 @@ from slmctl.metrics import gates, linear_baseline
 from slmctl.model_files import catalogue, gguf_converter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.catalogue import CatalogueEntry, ModelShape
-from slmctl.pipeline import released, resolve, row_estimate, runner, stage_estimates
+from slmctl.pipeline import released, resolve, row_estimate, runner
 from slmctl.pipeline.resolve import Project
 from slmctl.pipeline.row_estimate import RowEstimate
-from slmctl.pipeline.stage_estimates import TrainingRate, estimate
+from slmctl.pipeline.stage_estimates import estimate
 from slmctl.pipeline.stage_table import STAGES
 from slmctl.pipeline.system_errors import EXTRAS
 from slmctl.releases import registry
@@ -155,9 +155,10 @@ def require(project: Project, names: Sequence[str]) -> None:
     plan(project, names).require()
 
 
-def training_rate(project: Project, rows: RowEstimate, rates: Mapping[str, float]) -> TrainingRate:
-    """The rate of trainings on such rows; `rates` as in `plan`."""
-    return stage_estimates.training_rate(project.config, _shape(project), rows, rates)
+def training_seconds(project: Project, section: config.FinetuneConfig, rates: Mapping[str, float]) -> float | None:
+    """The time of one training with such settings; None where it is not known. `rates` as in `plan`."""
+    settings = project.config.model_copy(update={"finetune": section})
+    return estimate("finetune", settings, _shape(project), row_estimate.of(project), rates).seconds
 
 
 # Stages

@@ -168,31 +168,6 @@ class _Work:
         return cls(own + rows.shared * math.ceil(batch_size / together) / batch_size, piece)
 
 
-@dataclass(frozen=True)
-class TrainingRate:
-    """Time and disk of a training on this machine, as far as they are known before one ran.
-
-    Attributes:
-        row_seconds: Time of a training record; None on a GPU, and where the products of this machine are not measured.
-        rank_bytes: Bytes of an adapter of rank 1; None where the shape of the base is not known.
-    """
-
-    row_seconds: float | None
-    rank_bytes: int | None
-
-
-def training_rate(
-    settings: Config, shape: ModelShape | None, rows: RowEstimate, rates: Mapping[str, float]
-) -> TrainingRate:
-    """The rate of a training on such rows; the other arguments are those of `estimate`."""
-    rate = None if hardware.accelerator() else rates.get(settings.finetune.matmul_dtype)
-    row = _Work.of(settings.finetune.batch_size, rows).row if rows.tokens else 0.0
-    return TrainingRate(
-        shape.training_seconds(rate, usable_cores(), rows=1, tokens=row) if shape and rate and row else None,
-        4 * shape.channels if shape else None,
-    )
-
-
 def _quantize(settings: Config, sizes: _Sizes, rates: Mapping[str, float]) -> StageEstimate:
     """The conversion, then each type with its checks; types below 6 bits are written twice, see `importance_matrix`."""
     shape, kinds = sizes.shape, settings.quantize.types

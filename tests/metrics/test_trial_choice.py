@@ -31,14 +31,11 @@ def measured(
 
 
 def sweep(seed: int, losses: dict[str, float]) -> str:
-    """The candidate that a sweep chooses: all on few rows, then the best two against the first, each with two seeds."""
+    """The candidate that a sweep chooses, each trained with two seeds."""
     random = np.random.default_rng(seed)
     hardness = random.normal(0, 0.2, BLOCKS)  # some records are hard for every model
-    first, *others = losses
-    rung = [measured(random, name, losses[name], hardness, seeds=1) for name in others]
-    finalists = [each.name for each in trial_choice.going_on(rung, 2)]
-    incumbent, *challengers = (measured(random, name, losses[name], hardness) for name in (first, *finalists))
-    return trial_choice.choose(incumbent, challengers, tried=len(others)).chosen.name
+    incumbent, *challengers = (measured(random, name, loss, hardness) for name, loss in losses.items())
+    return trial_choice.choose(incumbent, challengers).chosen.name
 
 
 @pytest.mark.parametrize("freedom", [1, 2.5, 3, 11.8, 400, 1e7])
@@ -64,7 +61,7 @@ def test_of_candidates_as_good_as_the_best_the_cheapest_is_taken() -> None:
     best = measured(random, "best", 0.2, hardness, cost=3)
     like = replace(best, name="like", cost=(1.0,), blocks=[block * [1, 1, 1.002] for block in best.blocks])
     worse = replace(best, name="worse", cost=(0.5,), blocks=[block * [1, 1, 1.6] for block in best.blocks])
-    choice = trial_choice.choose(incumbent, [best, like, worse], tried=3)
+    choice = trial_choice.choose(incumbent, [best, like, worse])
     assert all(verdict.better for verdict in choice.verdicts)
     assert [verdict.near for verdict in choice.verdicts] == [True, True, False]
     assert choice.chosen.name == "like"
@@ -74,10 +71,10 @@ def test_one_seed_and_one_block_tell_nothing() -> None:
     random = np.random.default_rng(0)
     hardness = np.zeros(BLOCKS)
     one_seed = [measured(random, name, loss, hardness, seeds=1) for name, loss in (("today", 0.5), ("other", 0.1))]
-    assert trial_choice.choose(one_seed[0], one_seed[1:], tried=1).chosen.name == "today"
+    assert trial_choice.choose(one_seed[0], one_seed[1:]).chosen.name == "today"
     two = [measured(random, name, loss, hardness) for name, loss in (("today", 0.5), ("other", 0.1))]
     blocks = [replace(each, blocks=[block[:1] for block in each.blocks]) for each in two]
-    (verdict,) = trial_choice.choose(blocks[0], blocks[1:], tried=1).verdicts
+    (verdict,) = trial_choice.choose(blocks[0], blocks[1:]).verdicts
     assert verdict.bound == -math.inf
 
 
