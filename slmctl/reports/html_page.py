@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from slmctl import console
-from slmctl.console import shown
+from slmctl.console import percent, shown
 from slmctl.reports import svg_chart
 
 Tone = Literal["", "good", "warn", "bad"]
@@ -155,6 +156,42 @@ class Page:
     foot: str = ""
 
 
+def write_report(path: Path, template: str, **values: Any) -> None:
+    """Render a template of `templates/report/` with these values to a file, the same bytes for the same values."""
+    css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            titles=[],  # of the sections that have content, which enter it while the page is rendered
+            css=Markup(css),  # noqa: S704 - files of this package, and no text from data
+            js=Markup(js),  # noqa: S704
+            css_hash=_hash(css),
+            js_hash=_hash(js),
+            **values,
+        )
+    )
+    path.write_text(html + "\n", encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read), autoescape=True, finalize=_plain, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"],
+    )  # fmt: skip
+    environment.filters |= {
+        "anchor": anchor, "count": count, "cut": shown, "duration": console.duration, "either": either,
+        "counted": svg_chart.counted, "is_wide": _is_wide, "most_first": most_first, "number": "{:,}".format,
+        "percent": percent, "place": place, "places": places, "size": console.size,
+    }  # fmt: skip
+    environment.globals |= {
+        "Bar": svg_chart.Bar, "bars": svg_chart.bars, "heat": svg_chart.heat, "histogram": svg_chart.histogram,
+        "lines": svg_chart.lines, "stack": svg_chart.stack, "most_rows": ROWS, "page_width": 2 * svg_chart.WIDTH,
+    }  # fmt: skip
+    return environment
+
+
 def write(path: Path, page: Page) -> None:
     """Render a page to a file."""
     path.write_text(render(page), encoding="utf-8")
@@ -178,6 +215,16 @@ def render(page: Page) -> str:
     )
 
 
+def anchor(title: str) -> str:
+    """The id of a section."""
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+
+
+def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names and counts, the largest first, equal ones by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 def count(number: int, noun: str = "") -> str:
     """`10,003`; `1 row`, `3 rows`."""
     return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
@@ -193,6 +240,19 @@ def place(entry: Mapping[str, Any]) -> str:
     return console.place(entry["file"], entry["row"])
 
 
+def places(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The places of rows by file: `tickets.csv lines 17, 90; more.xlsx row 3`."""
+    rows: dict[str, list[int]] = {}
+    for entry in entries:
+        rows.setdefault(entry["file"], []).append(entry["row"])
+    return "; ".join(console.place(file, *some) for file, some in rows.items())
+
+
+def _is_wide(svg: Markup) -> bool:
+    """True for a chart that takes the whole width of the page."""
+    return float(svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]) > svg_chart.WIDTH
+
+
 def _plain(value: Any) -> Any:
     """A value for the template: markup as it is, anything else as one cleaned line; `%` stays beside its number."""
     return value if isinstance(value, Markup) else _APART.sub("\u00a0%", shown(str(value), TEXT))
@@ -203,4 +263,4 @@ def _hash(text: str) -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files("slmctl.templates").joinpath(name).read_text(encoding="utf-8").strip()
+    return resources.files("slmctl.templates").joinpath("report", name).read_text(encoding="utf-8").strip()

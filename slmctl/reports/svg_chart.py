@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -42,6 +42,11 @@ class Bar:
     value: float
     text: str = ""  # what is written beside it
     colour: str = "c1"
+
+
+def counted(counts: Iterable[tuple[str, int]], colour: str = "c1") -> list[Bar]:
+    """A bar for each name and count."""
+    return [Bar(name, number, f"{number:,}", colour) for name, number in counts]
 
 
 @dataclass(frozen=True)

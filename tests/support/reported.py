@@ -22,6 +22,24 @@ HOSTILE = (
 SIDES = ("train", "validation", "calibration", "test")
 
 
+def bare_prepare_facts(**more: Any) -> dict[str, Any]:
+    """The facts of a data set of which there is nothing to say; `more` replaces some."""
+    return {
+        "task": "classify", "rows_in": 0, "train": 0, "validation": 0, "calibration": 0, "test": 0, "rejected": 0,
+        "rejected_by_reason": {}, "max_rejected": 0.1, "labels": {}, "label_typos": [], "cleaning": [],
+        "renamed_labels": [], "swapped": None, "odd_answers": {}, "sensitive": [], "sensitive_rows": 0,
+        "sensitive_searched": [],
+        "duplicates": {"policy": "drop", "near_policy": "keep", "exact": 0, "near": 0, "threshold": 0.85},
+        "conflicts": {"pairs": 0, "rows": 0, "cap": 1.0, "threshold": 0.95, "examples": []},
+        "near_held_out": {"left_out": 0, "threshold": 0.85, "examples": []},
+        "overlap": {"gate": 0.25, "sides": {}, "examples": []}, "splits": {"by": "content"},
+        "tokens": {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}},
+        "sources": [{"file": "a", "form": "csv", "sha256": "0" * 64, "rows_in": 0, "rejected": 0, "shape": "columns",
+                     "split": None}],
+        "examples": {},
+    } | more  # fmt: skip
+
+
 def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> dict[str, Any]:
     """Everything that `prepare` may know; every text in it is one of `names`, or `text`."""
     rules = {"duplicate": 11, "near a held-out row": 9, text: 10}
@@ -31,9 +49,10 @@ def prepare_facts(names: tuple[str, ...] = ("billing", "delivery", "returns"), t
     }
     kept = {side: sum(sides[side] for sides in labels.values()) for side in SIDES}
     return {
-        "project": text, "task": "classify", "base": text, "rows_in": sum(kept.values()) + 30, **kept, "rejected": 30,
+        "task": "classify", "rows_in": sum(kept.values()) + 30, **kept, "rejected": 30,
         "rejected_by_reason": rules,
-        "sources": [{"file": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text, "split": None}],
+        "sources": [{"file": text, "form": text, "sha256": "ab" * 32, "rows_in": 400, "rejected": 30, "shape": text,
+                     "split": None}],
         "splits": {"by": "group", "column": text, "groups": 81, "largest_group": 4},
         "labels": labels, "label_typos": [{"label": text, "count": 3, "likely": names[0], "likely_count": 80}],
         "cleaning": [{"step": text, "rows": 7}, {"step": "whitespace", "rows": 0}],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from rapidfuzz import fuzz
@@ -25,15 +25,18 @@ class Histogram(TypedDict):
     counts: list[int]
 
 
-class TokenFacts(TypedDict, total=False):
-    """Lengths of records in tokens; `longer_than` holds the number of records over each common limit."""
+class TokenFacts(TypedDict):
+    """Lengths of records in tokens; `longer_than` holds the number of records over each common limit.
+
+    `histogram` is there where there are records.
+    """
 
     median: int
     p95: int
     max: int
     total: int
     quantiles: dict[str, int]
-    histogram: Histogram
+    histogram: NotRequired[Histogram]
     longer_than: dict[str, int]
 
 

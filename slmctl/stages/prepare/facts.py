@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class SensitiveFact(TypedDict):
     count: int
 
 
-class DuplicateFacts(TypedDict, total=False):
+class DuplicateFacts(TypedDict):
     """Rows that repeat an earlier one, and the config's policy on them."""
 
     policy: str
@@ -69,7 +69,7 @@ class ConflictExample(TypedDict):
     answers: list[str]
 
 
-class ConflictFacts(TypedDict, total=False):
+class ConflictFacts(TypedDict):
     """Pairs of nearly the same inputs with different answers; `cap` is the best accuracy that they allow, 0 to 1."""
 
     pairs: int
@@ -79,16 +79,21 @@ class ConflictFacts(TypedDict, total=False):
     examples: list[ConflictExample]
 
 
-class NearExample(TypedDict, total=False):
-    """A training row that was left out, and the held-out row that it is near; `side` is that row's split."""
+class OverlapExample(TypedDict):
+    """Two rows that have much in common, one of them held out; `side` is its split."""
 
     row: RowPlace
     near: RowPlace
     side: str
+
+
+class NearExample(OverlapExample):
+    """A training row that was left out, and the held-out row that it is near."""
+
     similarity: float
 
 
-class NearHeldOutFacts(TypedDict, total=False):
+class NearHeldOutFacts(TypedDict):
     """Training rows that were left out as nearly the same as a held-out row."""
 
     left_out: int
@@ -104,12 +109,12 @@ class SplitOverlap(TypedDict):
     too_short: int
 
 
-class OverlapFacts(TypedDict, total=False):
+class OverlapFacts(TypedDict):
     """Overlap of each held-out split with the training rows; `sides` by split, `gate` is the largest share allowed."""
 
     gate: float
     sides: dict[str, SplitOverlap]
-    examples: list[NearExample]
+    examples: list[OverlapExample]
 
 
 class SplitFacts(TypedDict, total=False):
@@ -122,7 +127,7 @@ class SplitFacts(TypedDict, total=False):
     largest_group: int
 
 
-class SourceFacts(TypedDict, total=False):
+class SourceFacts(TypedDict):
     """One source: its hash, its rows, the form of its file, and the conversation format (`shape`) of its rows."""
 
     file: str
@@ -134,8 +139,8 @@ class SourceFacts(TypedDict, total=False):
     split: str | None
 
 
-class PrepareFacts(TypedDict, total=False):
-    """The metrics of a prepared data set, as its manifest holds them; `base` is the name that the report shows."""
+class PrepareFacts(TypedDict):
+    """The metrics of a prepared data set, as its manifest holds them."""
 
     task: str
     rows_in: int
@@ -151,8 +156,8 @@ class PrepareFacts(TypedDict, total=False):
     cleaning: list[CleaningFact]
     renamed_labels: list[RenamedLabel]
     swapped: Swapped | None
-    linear: LinearFacts | None
-    suspects: SuspectFacts | None
+    linear: NotRequired[LinearFacts | None]
+    suspects: NotRequired[SuspectFacts | None]
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
     sensitive_rows: int
@@ -165,7 +170,6 @@ class PrepareFacts(TypedDict, total=False):
     tokens: TokenFacts
     sources: list[SourceFacts]
     examples: dict[str, list[RowPlace]]
-    base: str
 
 
 def collect(

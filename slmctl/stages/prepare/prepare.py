@@ -72,7 +72,8 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
     """
     if labelled is not None:
         config = _with_labels(config, labelled)
-    plan = _plan(config, Base.read(base.path), base.path / "tokenizer.json")
+    model = Base.read(base.path)
+    plan = _plan(config, model, base.path / "tokenizer.json")
     workers = config.workers or len(os.sched_getaffinity(0))
     with RecordTable(out / ".rows") as rows:
         with (
@@ -97,7 +98,7 @@ def run(config: PrepareConfig, *, base: Artifact, out: Path, labelled: Artifact 
                 out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
             )
             collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
-        report_page.write(out, {**collected, "base": Base.read(base.path).name})
+        report_page.write(out, collected, base=model.name)
         if fault is not None:
             raise fault
     console.say(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from support import tiny
+from support.reported import bare_prepare_facts
 
 from slmctl.stages.prepare import report_findings, suspects
 from slmctl.task.records import Record, write_jsonl
@@ -60,10 +61,10 @@ def test_planted_errors_are_found_with_the_label_that_was_there(tmp_path: Path) 
     assert facts["examples"][0]["row"] == {"file": "tickets.csv", "row": int(lines(tmp_path)[0]["id"], 16) + 2}
     words = {word for text, _ in pairs for word in text.split()} - set(tiny.WORDS)
     assert not words & set(json.dumps(facts["examples"]).replace('"', " ").split())  # the manifest holds no text
-    (notice,) = report_findings.notices({"rows_in": 240, "suspects": facts})
+    (notice,) = report_findings.notices(bare_prepare_facts(suspects=facts))
     assert notice.text.startswith(f"{len(named)} labels look wrong: “")
     weak = facts | {"agreement": 0.75}
-    assert not list(report_findings.notices({"rows_in": 240, "suspects": weak}))
+    assert not list(report_findings.notices(bare_prepare_facts(suspects=weak)))
 
 
 def test_clean_labels_are_left_in_peace(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_clean_labels_are_left_in_peace(tmp_path: Path) -> None:
     assert facts is not None
     assert (facts["rows"], facts["measured"], facts["train"]) == (0, 200, 200)
     assert lines(tmp_path) == []
-    assert not list(report_findings.notices({"rows_in": 200, "suspects": facts}))
+    assert not list(report_findings.notices(bare_prepare_facts(suspects=facts)))
 
 
 def test_labels_that_follow_from_nothing_are_not_doubted(tmp_path: Path) -> None:
