@@ -187,7 +187,7 @@ def _environment() -> jinja2.Environment:
     }  # fmt: skip
     environment.globals |= {
         "Bar": svg_chart.Bar, "bars": svg_chart.bars, "heat": svg_chart.heat, "histogram": svg_chart.histogram,
-        "lines": svg_chart.lines, "stack": svg_chart.stack, "most_rows": ROWS, "page_width": 2 * svg_chart.WIDTH,
+        "Notice": Notice, "stack": svg_chart.stack, "most_rows": ROWS, "page_width": 2 * svg_chart.WIDTH,
     }  # fmt: skip
     return environment
 

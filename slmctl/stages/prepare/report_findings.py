@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slmctl.console import percent
 from slmctl.metrics.statistics import wilson
-from slmctl.metrics.thin_labels import THIN, thin
 from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 
+THIN = 20  # training rows of a label; with fewer, what a model learns of it hangs on single rows
 FEW = 10  # test rows of a label below which its own score says next to nothing
 REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
 SOME = 0.01  # share of unusable rows from which a reader should know why
@@ -172,7 +172,7 @@ def _wide_interval(facts: PrepareFacts) -> str:
 
 def _thin_labels(facts: PrepareFacts) -> str:
     rows = _rows_by_label(facts, "train")
-    few = thin(rows)
+    few = _fewer_than(THIN, rows)
     if not few:
         return ""
     names = _first([f"{_quoted(name)} ({rows[name]:,})" for name in few])
@@ -184,7 +184,7 @@ def _thin_labels(facts: PrepareFacts) -> str:
 
 def _few_test_rows(facts: PrepareFacts) -> str:
     rows = _rows_by_label(facts, "test")
-    few = sorted((name for name, many in rows.items() if many < FEW), key=lambda name: (rows[name], name))
+    few = _fewer_than(FEW, rows)
     if not few:
         return ""
     return (
@@ -213,6 +213,11 @@ def _rows_by_label(facts: PrepareFacts, split: str) -> dict[str, int]:
     """The rows that each label has in a split, without labels that may be misspelled."""
     typos = {typo["label"] for typo in facts["label_typos"]}
     return {name: splits[split] for name, splits in facts["labels"].items() if name not in typos}
+
+
+def _fewer_than(limit: int, rows: dict[str, int]) -> list[str]:
+    """The labels with fewer rows, the fewest first."""
+    return sorted((name for name, many in rows.items() if many < limit), key=lambda name: (rows[name], name))
 
 
 def _first(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
         labels=labels,
         conflicting_labels=sorted(Counter(answers).items(), key=lambda item: (-item[1], item[0])),
         findings_of_rules=sorted(
-            facts["sensitive"], key=lambda found: (-found["count"], found["kind"], found["rule"], found["column"])
+            facts["sensitive"], key=lambda entry: (-entry["count"], entry["kind"], entry["rule"], entry["column"])
         ),
         shares={split: report_findings.overlap_share(side) for split, side in facts["overlap"]["sides"].items()},
         margin=lambda rows: f"±{report_findings.margin(rows):.1f}",
