@@ -183,7 +183,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "anchor": anchor, "count": count, "cut": shown, "duration": console.duration, "either": either,
         "counted": svg_chart.counted, "is_wide": _is_wide, "most_first": most_first, "number": "{:,}".format,
-        "percent": percent, "place": place, "places": places, "size": console.size,
+        "percent": percent, "points": points, "place": place, "places": places, "size": console.size,
     }  # fmt: skip
     environment.globals |= {
         "Bar": svg_chart.Bar, "bars": svg_chart.bars, "heat": svg_chart.heat, "histogram": svg_chart.histogram,
@@ -228,6 +228,11 @@ def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 def count(number: int, noun: str = "") -> str:
     """`10,003`; `1 row`, `3 rows`."""
     return f"{number:,}" + (f" {noun}" if noun else "") + ("s" if noun and number != 1 else "")
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * share:+.1f}"
 
 
 def either(number: int, singular: str, plural: str) -> str:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
-from slmctl.reports.evaluation_report import EvaluationReport, MetricDifference, PairEntry, ParticipantEntry, entries_of
-from slmctl.reports.html_page import Tone
+from slmctl.console import percent
+from slmctl.reports.evaluation_report import (
+    CalibrationFigures,
+    ClassFigures,
+    EvaluationReport,
+    MetricDifference,
+    PairEntry,
+    ParticipantEntry,
+    SliceDifference,
+    SliceEntry,
+    entries_of,
+)
+from slmctl.reports.html_page import Tone, points
+from slmctl.reports.scoreboard import UNTUNED
+
+SLICES = 30  # slices with a difference that are listed
 
 TRIVIAL = ("majority", "copy", "empty", "no_call")  # baselines that show how hard the task is; shown where no other is
-IN_WORDS = {
-    "majority": "always answering the most frequent label",
-    "tfidf_logistic": "the linear baseline",
-    "copy": "copying the input",
-    "no_call": "never calling a tool",
-    "empty": "answering nothing",
-}
-
-
-def points(share: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * share:+.1f}"
 
 
 def tone(difference: float, *, real: bool) -> Tone:
@@ -60,14 +62,14 @@ class Difference:
         return f"{points(self.low)} to {points(self.high)}"
 
     @property
-    def long_text(self) -> str:
-        """The difference with its interval and p-value."""
-        return f"{self.text} ({self.span}) {self.chance}"
+    def p_text(self) -> str:
+        """`0.03`; empty where the report holds no p-value."""
+        return "" if self.p is None else f"{self.p:.2g}"
 
-    @property
-    def chance(self) -> str:
-        """`p=0.03`; empty where the report holds no p-value."""
-        return "" if self.p is None else f"p={self.p:.2g}"
+    @classmethod
+    def read(cls, entry: MetricDifference) -> Difference:
+        low, high = entry["interval"]
+        return cls(entry["difference"], low, high, entry.get("p"), entry.get("detectable"))
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,27 @@ class ReportView:
         made = [name for name in self.models if self.entries[name]["kind"] in ("merged", "adapter")]
         return made[-1] if made and made[-1] != self.focus else None
 
+    @cached_property
+    def top(self) -> float:
+        """The highest score of all."""
+        return max(map(self.score, self.entries))
+
     @property
-    def endpoints(self) -> Sequence[str]:
-        return [name for name in self.models if self.entries[name]["kind"] == "endpoint"]
+    def winning_baselines(self) -> int:
+        """The number of baselines that are no worse than the best trained model; their remarks come first."""
+        trained = [self.score(name) for name in self.models if self.entries[name]["kind"] not in UNTUNED]
+        return sum(self.score(name) >= max(trained) for name in self.report["baselines"]) if trained else 0
+
+    @property
+    def other_metrics(self) -> list[str]:
+        """The metrics of any participant, but for the primary one."""
+        names = dict.fromkeys(name for entry in self.entries.values() for name in entry["metrics"])
+        return [name for name in names if name != self.metric]
+
+    @property
+    def endpoint(self) -> str | None:
+        """The first general model behind an endpoint."""
+        return next((name for name in self.models if self.entries[name]["kind"] == "endpoint"), None)
 
     def score(self, name: str) -> float:
         """The primary metric."""
@@ -132,6 +152,11 @@ class ReportView:
     def interval(self, name: str) -> tuple[float, float]:
         low, high = self.entries[name]["interval"]
         return float(low), float(high)
+
+    def span(self, name: str) -> str:
+        """The interval in words: `83.0 % to 92.0 %`."""
+        low, high = self.interval(name)
+        return f"{percent(low)} to {percent(high)}"
 
     def pair(self, first: str, second: str) -> PairEntry | None:
         """The entry of a pair, `second` less `first`, in whichever order the report holds it."""
@@ -152,9 +177,66 @@ class ReportView:
         pair = self.pair(first, second)
         if pair is None or self.metric not in pair["metrics"]:
             return None
-        entry = pair["metrics"][self.metric]
-        low, high = entry["interval"]
-        return Difference(entry["difference"], low, high, entry.get("p"), entry.get("detectable"))
+        return Difference.read(pair["metrics"][self.metric])
+
+    @cached_property
+    def compared(self) -> list[tuple[str, str, Difference, PairEntry]]:
+        """Every pair of competing participants: the second, the first, their difference and their entry."""
+        return [
+            (second, first, difference, pair)
+            for number, second in enumerate(self.competing)
+            for first in self.competing[:number]
+            if (difference := self.difference(first, second)) and (pair := self.pair(first, second))
+        ]
+
+    @cached_property
+    def slice_differences(self) -> list[tuple[str, SliceDifference]]:
+        """Slices on which the focus differs from another model, the smallest p-value first."""
+        entries = [
+            (entry["p_holm"], entry["p"], name, entry)
+            for name in self.competing
+            if self.entries[name]["kind"] != "base" and (pair := self.pair(name, self.focus))
+            for entry in pair["slices"]
+        ]
+        return [(name, entry) for _, _, name, entry in sorted(entries, key=lambda each: each[:3])[:SLICES]]
+
+    @cached_property
+    def beside_release(self) -> list[tuple[str, int, float, float, Difference]]:
+        """Rows, their number, the scores of the focus and of the release, and the difference."""
+        release, focus, metric = self.report["release"], self.focus, self.metric
+        lines, pair, name = [], self.pair(release["name"], focus), release["name"]
+        if pair is not None and metric in pair["metrics"]:
+            lines.append(
+                ("all", pair["n"], self.score(focus), self.score(name), Difference.read(pair["metrics"][metric]))
+            )
+        for title, part in release["rows"].items():
+            if focus in part["differences"]:
+                values, difference = part["values"], Difference.read(part["differences"][focus][metric])
+                lines.append((title, part["n"], values[focus][metric], values[name][metric], difference))
+        return lines
+
+    @cached_property
+    def slices(self) -> list[SliceEntry]:
+        """The slices that the focus answered, the weakest first."""
+        focus = self.focus
+        slices = [entry for entry in self.report["slices"] if focus in entry["values"]]
+        return sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"], entry["name"]))
+
+    def parts(self, key: Literal["per_class", "fields"]) -> list[tuple[str, ClassFigures]]:
+        """The classes or fields of the focus, the lowest F1 first."""
+        parts = self.entries[self.focus].get(key) or {}
+        return sorted(parts.items(), key=lambda part: (part[1]["f1"], -part[1]["support"], part[0]))
+
+    def parts_of_baseline(self, key: Literal["per_class", "fields"]) -> dict[str, ClassFigures]:
+        """The same of the best baseline, unless it is a trivial one."""
+        name = self.baseline
+        return self.entries[name].get(key) or {} if name and name not in TRIVIAL else {}
+
+    @property
+    def calibrations(self) -> list[tuple[str, CalibrationFigures]]:
+        """The calibration of the competing participants that have a confidence."""
+        entries = ((name, self.entries[name].get("calibration")) for name in self.competing)
+        return [(name, calibration) for name, calibration in entries if calibration]
 
 
 def _reversed(metric: MetricDifference) -> MetricDifference:

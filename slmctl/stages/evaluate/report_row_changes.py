@@ -1,4 +1,4 @@
-"""Rows of a report -> a table of those that one model answered right and another did not."""
+"""Rows of a report -> those that one model answered right and another did not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,39 @@ from dataclasses import dataclass
 from slmctl import console
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import RowAnswer, RowEntry
-from slmctl.reports.html_page import Cell, Table, count
+from slmctl.reports.html_page import Cell, count
 
 ROWS = 400  # rows that the page holds
 COLUMNS = 8  # models that the page compares row by row
 
 
 @dataclass(frozen=True)
-class _Changes:
+class ChangedRow:
+    """A row that models answered differently, and the numbers of the choices that it belongs to."""
+
+    cells: list[Cell]
+    choices: list[int]
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """Rows that some models answered right and others wrong.
+
+    Attributes:
+        rows: At most ROWS of `total`.
+        choices: Ordered pairs of models that a reader can choose, in words.
+        texts: True where the rows show their texts.
+    """
+
+    head: list[str]
+    rows: list[ChangedRow]
+    total: int
+    choices: list[str]
+    texts: bool
+
+
+@dataclass(frozen=True)
+class _Pair:
     """Rows that the model `right` answered right and the model `wrong` did not."""
 
     right: str
@@ -24,9 +49,9 @@ class _Changes:
     rows: Sequence[int]  # indices among the differing rows
 
 
-def table(
+def collect(
     rows: Iterable[RowEntry], participants: Sequence[str], names: Sequence[str], labels: Sequence[str]
-) -> Table | None:
+) -> RowChanges | None:
     """The rows that some of `names` answered right and others wrong; None where there are none.
 
     Args:
@@ -45,26 +70,20 @@ def table(
     texts = any("texts" in differing[index] for index in kept)
     files = {row["source"][0] for row in differing}
     where = console.place(min(files)).strip() if len(files) == 1 else "row"
-    lines = [_line(differing[index], places, labels, texts=texts, named=where == "row") for index in kept]
-    here = {index: place for place, index in enumerate(kept)}
+    belongs: dict[int, list[int]] = {index: [] for index in kept}
     choices = []
-    for pair in pairs:
-        listed = [here[index] for index in pair.rows if index in here]
+    for number, pair in enumerate(pairs):
+        listed = [index for index in pair.rows if index in belongs]
+        for index in listed:
+            belongs[index].append(number)
         some = "" if len(listed) == len(pair.rows) else f", {len(listed)} of them listed"
-        choices.append((f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}", listed))
-    note = "✓: right. Other text: the wrong answer. –: not sent."
-    if not texts:
-        note += " Texts are not in the report (evaluate.shown_characters: 200 shows their beginnings)."
+        choices.append(f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}")
+    lines = [
+        ChangedRow(_line(differing[index], places, labels, texts=texts, named=where == "row"), belongs[index])
+        for index in kept
+    ]
     head = [where, *(["input", "reference"] if texts else ["reference"] if labels else []), *names]
-    return Table(
-        "Rows on which the models differ",
-        head,
-        lines,
-        texts=len(head),
-        total=len(differing),
-        note=note,
-        choices=choices,
-    )
+    return RowChanges(head, lines, len(differing), choices, texts)
 
 
 def _right(row: RowEntry, place: int) -> bool | None:
@@ -72,17 +91,17 @@ def _right(row: RowEntry, place: int) -> bool | None:
     return None if answer is None else bool(answer[1])
 
 
-def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]) -> list[_Changes]:
+def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]) -> list[_Pair]:
     """Every ordered pair of models with a differing row."""
     pairs = []
     for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2):
         where = [index for index, row in enumerate(rows) if _right(row, a) and _right(row, b) is False]
         if where:
-            pairs.append(_Changes(right, wrong, where))
+            pairs.append(_Pair(right, wrong, where))
     return pairs
 
 
-def _fair(pairs: Sequence[_Changes], total: int) -> list[int]:
+def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
     """Indices of the rows to show: all, or about equally many of each pair where there are more than ROWS."""
     if total <= ROWS:
         return list(range(total))
@@ -94,16 +113,16 @@ def _fair(pairs: Sequence[_Changes], total: int) -> list[int]:
     return sorted(list(kept)[:ROWS])
 
 
-def _line(row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[str | Cell]:
+def _line(row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[Cell]:
     shown, (file, number) = row.get("texts"), row["source"]
-    line: list[str | Cell] = [console.place(file, number) if named else f"{number:,}"]
+    line = [console.place(file, number) if named else f"{number:,}"]
     if texts:
         hidden = "(sensitive)" if row["sensitive"] else ""
         line.append(shown["input"] if shown else hidden)
     if texts or labels:
         line.append(_label(row["expected"], labels) if labels else shown["expected"] if shown else "")
     answers = shown["answers"] if shown else [None] * len(row["answers"])
-    return line + [_answer(row["answers"][place], answers[place], labels) for place in places]
+    return [*map(Cell, line)] + [_answer(row["answers"][place], answers[place], labels) for place in places]
 
 
 def _answer(answer: RowAnswer | None, text: str | None, labels: Sequence[str]) -> Cell:

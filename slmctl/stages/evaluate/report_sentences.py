@@ -6,10 +6,60 @@ from collections.abc import Iterator
 
 from slmctl.console import percent
 from slmctl.reports.evaluation_report import EvaluationReport
+from slmctl.reports.html_page import Tone, count
 from slmctl.reports.scoreboard import RELEASE, UNTUNED
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
+IN_WORDS = {
+    "majority": "always answering the most frequent label",
+    "tfidf_logistic": "the linear baseline",
+    "copy": "copying the input",
+    "no_call": "never calling a tool",
+    "empty": "answering nothing",
+}
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
+
+
+def headline(view: ReportView) -> tuple[str, Tone]:
+    """The focus against the best baseline, and the verdict; a baseline that wins is named first."""
+    focus, baseline = view.focus, view.baseline
+    done = f"{focus} {_did(view, focus)}"
+    if baseline is None:
+        return done, ""
+    name, difference = IN_WORDS.get(baseline, baseline), view.difference(baseline, focus)
+    if view.score(baseline) >= view.score(focus):
+        more = f"{focus} {percent(view.score(focus))}"
+        wins = "better" if view.score(baseline) > view.score(focus) else "as good"
+        return f"{name[0].upper()}{name[1:]} {_did(view, baseline)}, {more}: the baseline is {wins}, and cheaper", "bad"
+    if difference is not None and not difference.real:
+        theirs = percent(view.score(baseline))
+        return f"{done}, {name} {theirs}: the difference is not significant on so few rows", "warn"
+    gain = 100 * (view.score(focus) - view.score(baseline))
+    return f"{done}, {gain:.1f} points more than {name}", "good"
+
+
+def _did(view: ReportView, name: str) -> str:
+    score, rows = percent(view.score(name)), count(view.entries[name]["n"], "held-out row")
+    match view.metric:
+        case "accuracy":
+            return f"answers {score} of {rows} right"
+        case "exact_match":
+            return f"gets {score} of {rows} exactly right"
+    return f"scores {score} {view.metric} on {rows}"
+
+
+def lead(view: ReportView) -> str:
+    """The focus, and the best model where that is another one."""
+    if len(view.models) == 1:
+        return f"{view.focus} is the model to release."
+    if view.best == view.focus:
+        return f"{view.focus} is the model to release, and the best of {count(len(view.models), 'model')} measured."
+    difference = view.difference(view.focus, view.best)
+    text = f"The best model is {view.best} with {percent(view.score(view.best))}; {view.focus} is the one to release."
+    if difference is None:
+        return text
+    chance = f" (p={difference.p_text})" if difference.p_text else ""
+    return f"{text} The difference {'is significant' if difference.real else 'is not significant'}{chance}."
 
 
 def remarks(report: EvaluationReport) -> list[str]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.reported import evaluate_report, evaluate_rows
+from support.reported import evaluate_opening, evaluate_report, evaluate_rows
 
 from slmctl.reports.evaluation_report import ParticipantEntry, parse_report, parse_rows
-from slmctl.reports.html_page import Chart, Table
-from slmctl.stages.evaluate import report_errors, report_page, report_row_changes
+from slmctl.stages.evaluate import report_charts, report_page, report_row_changes
 from slmctl.stages.evaluate.report_data import ReportView
+from slmctl.stages.evaluate.report_opening import Opening
 
 LABELS = ("billing", "delivery", "returns")
+BARE = Opening("desk 1.0", "", "", "2026-01-02 10:00 UTC")
 
 
 def words(out: Path, report: dict[str, Any], **more: Any) -> str:
     """The page as its text."""
     report_page.write(out / "report.html", report, **more)
-    text = re.sub(r"(?s)<(style|script|svg).*?</\\1>", " ", (out / "report.html").read_text(encoding="utf-8"))
+    text = re.sub(r"(?s)<(style|script|svg).*?</\1>", " ", (out / "report.html").read_text(encoding="utf-8"))
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
@@ -123,18 +125,18 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 500_000
 
 
-def test_the_grid_of_errors_has_what_was_right_on_its_diagonal_and_no_label_last() -> None:
-    section = report_errors.sections(ReportView(evaluate_report()))[0]
-    grid, table = section.blocks
-    assert isinstance(grid, Chart)
-    assert isinstance(table, Table)
-    told = re.findall(r"<title>([^<]* answered as [^<]*)</title>.*?fill-(c[12])", str(grid.svg), re.DOTALL)
-    assert told == [
+def test_the_grid_of_errors_has_what_was_right_on_its_diagonal_and_no_label_last(tmp_path: Path) -> None:
+    confusion = report_charts.confusion(ReportView(evaluate_report()))
+    assert confusion is not None
+    drawn = re.findall(r"<title>([^<]* answered as [^<]*)</title>.*?fill-(c[12])", str(confusion.svg), re.DOTALL)
+    assert drawn == [
         ("billing answered as billing: 36", "c1"), ("billing answered as returns: 4", "c2"),
         ("returns answered as (no label): 2", "c2"),
     ]  # fmt: skip
-    assert list(table.rows) == [["billing", "returns", "4", "66.7 %"], ["returns", "(no label)", "2", "33.3 %"]]
-    assert section.lead == "6 rows wrong, 2 pairs of labels confused."
+    assert confusion.errors == [("billing", "returns", 4), ("returns", "", 2)]
+    text = words(tmp_path, evaluate_report())
+    assert "6 rows wrong, 2 pairs of labels confused." in text
+    assert "billing returns 4 66.7 % returns (no label) 2 33.3 %" in text
 
 
 def test_where_a_machine_never_pays_the_page_says_so(tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_where_a_machine_never_pays_the_page_says_so(tmp_path: Path) -> None:
 
 
 def changes(rows: list[dict[str, Any]], report: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return report_row_changes.table(rows, report["participants"], names, LABELS)
+    return report_row_changes.collect(rows, report["participants"], names, LABELS)
 
 
 def test_the_type_of_a_models_products_stands_by_the_latency(tmp_path: Path) -> None:
@@ -165,17 +167,18 @@ def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:
     table = changes(evaluate_rows(report, LABELS), report, ("tfidf_logistic", "Q8_0", "Q4_K_M"))
     assert len(table.rows) == 20
     assert table.total == 71
-    told = {name.partition(":")[0]: (name, places) for name, places in table.choices}
-    assert told["Q8_0 right, Q4_K_M wrong"][0].endswith("3 rows")
-    assert len(told["Q8_0 right, Q4_K_M wrong"][1]) == 3
-    name, places = told["Q8_0 right, tfidf_logistic wrong"]
-    assert name.endswith(f"71 rows, {len(places)} of them listed")
+    listed = {name.partition(":")[0]: (name, sum(k in row.choices for row in table.rows))
+              for k, name in enumerate(table.choices)}  # fmt: skip
+    name, rows = listed["Q8_0 right, Q4_K_M wrong"]
+    assert (name.endswith("3 rows"), rows) == (True, 3)
+    name, rows = listed["Q8_0 right, tfidf_logistic wrong"]
+    assert name.endswith(f"71 rows, {rows} of them listed")
 
 
 def test_a_sensitive_row_shows_its_place_alone() -> None:
     report = evaluate_report()
     table = changes(evaluate_rows(report, LABELS, "secret words", cut=200), report, ("Q8_0", "Q4_K_M"))
-    lines = {line[0]: [getattr(cell, "text", cell) for cell in line] for line in table.rows}
+    lines = {line.cells[0].text: [cell.text for cell in line.cells] for line in table.rows}
     assert lines["90"][1] == "(sensitive)"
     assert lines["89"][1] == "secret words"
 
@@ -187,8 +190,8 @@ def test_who_was_not_asked_neither_won_nor_lost() -> None:
         row["answers"][report["participants"].index("Q8_0")] = None
     assert changes(rows, report, ("Q8_0", "Q4_K_M")) is None
     table = changes(rows, report, ("adapter", "Q8_0", "Q4_K_M"))
-    assert [name for name, _ in table.choices] == ["adapter right, Q4_K_M wrong: 2 rows"]
-    assert {line[3].text for line in table.rows} == {"–"}
+    assert table.choices == ["adapter right, Q4_K_M wrong: 2 rows"]
+    assert {line.cells[3].text for line in table.rows} == {"–"}
 
 
 def test_answers_that_are_no_labels_are_told_by_score_or_text() -> None:
@@ -196,6 +199,77 @@ def test_answers_that_are_no_labels_are_told_by_score_or_text() -> None:
     rows = evaluate_rows(report, LABELS)
     for row in rows:
         row["answers"] = [[None, right, None, 0.43] for _, right, _, _ in row["answers"]]
-    table = report_row_changes.table(rows, report["participants"], ("Q8_0", "Q4_K_M"), ())
+    table = report_row_changes.collect(rows, report["participants"], ("Q8_0", "Q4_K_M"), ())
     assert table is not None
-    assert [cell.text for cell in table.rows[0][1:]] == ["✓", "✗ 0.43"]  # type: ignore[union-attr]
+    assert [cell.text for cell in table.rows[0].cells[1:]] == ["✓", "✗ 0.43"]
+
+
+# The opening: where a report comes from, and what it means in a day
+
+
+def test_the_page_opens_with_the_project_its_gates_and_its_training(tmp_path: Path) -> None:
+    text = words(tmp_path, evaluate_report(), opening=evaluate_opening())
+    for line in (
+        "Project tickets",
+        "Data tickets.csv: 1,539 rows to train on",
+        "Training 40 steps in 7 min 36 s, validation loss 7.000 to 0.200",
+        "Gates 1 of 2 failed: it is not published",
+        "Gate failed: ece of tickets is 3.1 %.",
+        "Loss of training and validation",
+    ):
+        assert line in text
+    assert text.index("Gate failed") < text.index("Gate passed")
+    assert '<header class="bad">' in (tmp_path / "report.html").read_text()  # whatever the headline says
+
+
+@pytest.mark.parametrize(
+    ("gates", "verdict", "tone"),
+    [
+        ([], "none is set", ""),
+        ([(True, "a")], "the one there is passed", ' class="good"'),
+        ([(True, "a"), (True, "b")], "all 2 passed", ' class="good"'),
+        ([(False, "a")], "1 of 1 failed", ' class="bad"'),
+    ],
+)
+def test_the_verdict_of_the_gates(gates: list[tuple[bool, str]], verdict: str, tone: str, tmp_path: Path) -> None:
+    words(tmp_path, evaluate_report(), opening=replace(BARE, gates=gates))
+    assert f"<dt>Gates</dt><dd{tone}>{verdict}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_day_adds_up_and_escalates_only_where_a_policy_does(tmp_path: Path) -> None:
+    def day(opening: Opening | None) -> str:
+        report_page.write(tmp_path / "report.html", evaluate_report(), opening=opening)
+        match = re.search(r"<desc>(right [^<]*)</desc>", (tmp_path / "report.html").read_text())
+        return match[1] if match else ""
+
+    assert day(None) == "right 88; wrong 12"
+    # of 100, 70 are kept, 2 % of them wrong: 1.4
+    assert day(evaluate_opening()) == "right 69; wrong 1; escalated 30"
+    assert "slmctl calibrate fits one" in words(tmp_path, evaluate_report(), opening=BARE)
+
+
+def test_a_day_has_its_cost_where_prices_are_known(tmp_path: Path) -> None:
+    report = evaluate_report()
+    entry = {"api_per_1000_rows": 0.5, "rows_per_hour": 3600.0, "break_even_rows_per_hour": 100.0}
+    prices = {
+        "machine_per_hour": 0.05, "api_per_million_input_tokens": 1.0, "api_per_million_output_tokens": 1.0,
+        "currency": "EUR", "models": {report["focus"]: entry},
+    }  # fmt: skip
+    text = words(tmp_path, report | {"break_even": prices})
+    assert "Through an API they cost 0.0500 EUR a day" in text
+    assert "1.20 EUR: it is the cheaper one from 2,400 requests a day on" in text
+    assert "With evaluate.prices" in words(tmp_path, report | {"break_even": None})
+
+
+def test_without_a_project_around_it_the_page_says_only_what_the_report_holds(tmp_path: Path) -> None:
+    text = words(tmp_path, evaluate_report())
+    assert '<dl class="facts">' not in (tmp_path / "report.html").read_text()
+    assert "Of 100 requests a day" in text
+    assert "Loss of training" not in text
+
+
+def test_a_text_that_is_neither_right_nor_wrong_has_no_day(tmp_path: Path) -> None:
+    report = evaluate_report() | {"primary_metric": "token_f1", "pairs": {}, "slices": []}
+    for entry in (*report["models"].values(), *report["baselines"].values()):
+        entry["metrics"] = {"token_f1": 0.5}
+    assert "Of 100 requests a day" not in words(tmp_path, report)
