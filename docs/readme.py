@@ -15,6 +15,12 @@ from slmctl import config  # noqa: E402
 from slmctl.cli.main import cli  # noqa: E402
 from slmctl.pipeline import stage_table  # noqa: E402
 
+MOST_USED = (
+    "project", "version", "base", "task.kind", "task.labels", "task.schema", "task.system", "prepare.sources[].path",
+    "prepare.sources[].input", "prepare.sources[].output", "prepare.clean", "prepare.splits.test", "finetune.epochs",
+    "finetune.learning_rate", "finetune.max_length", "quantize.types", "gates[].metric", "gates[].model",
+    "gates[].min", "publish.to",
+)  # fmt: skip
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 
 
@@ -31,12 +37,24 @@ def stages() -> str:
 
 
 def keys() -> str:
-    """The table of config keys."""
-    lines = ["| key | default | what it is |", "|---|---|---|"]
-    for name, default, about in config.table():
-        shown = f"`{default}`" if default not in ("", "required") else default
-        lines.append(f"| `{name}` | {shown} | {about.replace('|', '/')} |")
-    return "\n".join(lines)
+    """Tables of config keys: those that most people set, then the others by section."""
+    rows = {name: (default, about) for name, default, about in config.reference()}
+    tables: dict[str, list[str]] = {"Most used": list(MOST_USED), "The file": []}
+    for name in rows:
+        section = name.partition(".")[0].removesuffix("[]") if "." in name or "[]" in name else "The file"
+        if name not in MOST_USED:
+            tables.setdefault(section, []).append(name)
+    parts = []
+    for title, names in tables.items():
+        if names:
+            parts += [f"## {title}", "", "| key | default | what it is |", "|---|---|---|"]
+            parts += [_row(name, *rows[name]) for name in names] + [""]
+    return "\n".join(parts).rstrip()
+
+
+def _row(name: str, default: str, about: str) -> str:
+    shown = f"`{default}`" if default not in ("", "required") else default
+    return f"| `{name}` | {shown} | {about.replace('|', '/')} |"
 
 
 def help_text() -> str:

@@ -1,7 +1,7 @@
 """`slmctl.yaml`: its sections, strict YAML, recipes and the JSON Schema."""
 
 from slmctl.config.fields import STDIN, Section, is_remote, moment
-from slmctl.config.json_schema import description, schema, table
+from slmctl.config.json_schema import description, reference, schema, table
 from slmctl.config.label_section import LabelConfig, RowReading, Teacher, TeacherPrices
 from slmctl.config.loader import load, parse, resolve_matmul_dtype
 from slmctl.config.prepare_section import (
@@ -96,6 +96,7 @@ __all__ = [
     "moment",
     "parse",
     "recipe",
+    "reference",
     "require_path",
     "resolve_matmul_dtype",
     "restored",

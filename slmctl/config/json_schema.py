@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import (
@@ -11,7 +11,12 @@ from pydantic import (
 )
 
 from slmctl.config.fields import bare_type, is_inherited, named_section_in, section_in
+from slmctl.config.prepare_section import Shares, Source
 from slmctl.config.sections import Config
+from slmctl.config.serve_section import Prices
+
+# Sections that stand in several places, with the one where `reference` shows their keys.
+HOMES: dict[type[BaseModel], str] = {Source: "prepare.sources[]", Shares: "prepare.splits", Prices: "serve.prices"}
 
 
 def schema() -> dict[str, Any]:
@@ -26,8 +31,13 @@ def schema() -> dict[str, Any]:
 
 
 def table() -> Iterator[tuple[str, str, str]]:
-    """Every key of the config as (dotted name, default, help), in order; for docs/config.md."""
-    yield from _table(Config, "")
+    """Every key of the config as (dotted name, default, help), in order."""
+    yield from _table(Config, "", {})
+
+
+def reference() -> Iterator[tuple[str, str, str]]:
+    """`table` for docs/config.md, where a section that stands in several places is shown in one of them."""
+    yield from _table(Config, "", HOMES)
 
 
 def description(key: str) -> str:
@@ -35,7 +45,7 @@ def description(key: str) -> str:
     return next(text for name, _, text in table() if name == key)
 
 
-def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], str]) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
         if is_inherited(field):
             continue
@@ -46,10 +56,13 @@ def _table(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
             yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
         if inner is not None:
-            listed = typing.get_origin(bare_type(field.annotation)) is list
-            yield from _table(inner, dotted + ("[]." if listed else "."))
-        if named is not None:
-            yield from _table(named, f"{dotted}.NAME.")
+            place = dotted + ("[]" if typing.get_origin(bare_type(field.annotation)) is list else "")
+            if homes.get(inner, place) != place:
+                yield place, "", f"{field.description}; keys as {homes[inner]}"
+            else:
+                yield from _table(inner, place + ".", homes)
+        if named is not None and named not in homes:
+            yield from _table(named, f"{dotted}.NAME.", homes)
 
 
 def _sections() -> Iterator[type[BaseModel]]:
